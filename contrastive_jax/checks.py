@@ -1,0 +1,68 @@
+"""Checks of values, as opposed to shapes: labels, margins, embeddings.
+
+A value that is known is checked on the spot. A traced one cannot be: its check costs nothing and
+does nothing unless the caller asks for it by `checkify`, outside of everything else and under one
+`jax.jit`:
+
+    checked = jax.jit(checkify.checkify(step))
+    error, result = checked(*arguments)
+    error.throw()
+
+`step` may be plain, or already mapped over devices by `jax.pmap` or `jax.shard_map`; its arguments
+and results stay as they are, and buffers are donated by this outer `jax.jit`. `error.throw()` waits
+for the step and raises a ValueError for the check that failed. On several devices rows count within
+the share of each; `error.get()`, the message or None, says at which.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import checkify
+from jax.typing import ArrayLike
+
+_RULES: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "a": ("finite", lambda x: abs(x) < math.inf),
+    "b": ("finite", lambda x: abs(x) < math.inf),
+    "labels": ("0 (similar) or 1 (dissimilar)", lambda x: (x == 0) | (x == 1)),
+    "margin": ("above 0 and finite", lambda x: (x > 0) & (x < math.inf)),
+}
+
+
+def check_pairs(a: ArrayLike, b: ArrayLike, labels: ArrayLike, margin: ArrayLike = 1.0) -> None:
+    """Checks that embeddings are finite, labels 0 or 1, and the margin above 0 and finite.
+
+    Args:
+      a: embeddings of the first members, `[B, D]`.
+      b: embeddings of the second members, `[B, D]`.
+      labels: `[B]`.
+      margin: scalar.
+
+    Raises:
+      ValueError: for the first known value that is wrong, naming argument, row and value. Values
+        already on a device are copied to the host for it.
+    """
+    values = {"a": a, "b": b, "labels": labels, "margin": margin}
+    known = {name: x for name, x in values.items() if not isinstance(x, jax.core.Tracer)}
+    for name, x in (values | jax.device_get(known)).items():
+        _check(name, np.asarray(x) if name in known else x)
+
+
+def _check(name: str, x: Any) -> None:
+    expected, rule = _RULES[name]
+    valid = rule(x)
+    if x.size == 0:
+        return
+    first = valid.argmin()
+    message = f"{name} must be {expected}, got {{value}}"
+    details = {"value": x.ravel()[first]}
+    if x.ndim:
+        message += " in row {row}"
+        details["row"] = first // (x.size // x.shape[0])
+    if isinstance(x, jax.core.Tracer):
+        checkify.debug_check(jnp.all(valid), message, **details)
+    elif not valid.all():
+        raise ValueError(message.format(**details))

@@ -1,0 +1,57 @@
+"""Losses of a batch of given pairs."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+from jax.typing import ArrayLike
+
+from contrastive_jax.checks import check_pairs
+from contrastive_jax.distances import euclidean
+from contrastive_jax.losses import contrastive
+
+
+def pair_loss(
+    a: jax.Array,
+    b: jax.Array,
+    labels: jax.Array,
+    *,
+    loss: Callable[..., jax.Array] = contrastive,
+    distance: Callable[[jax.Array, jax.Array], jax.Array] = euclidean,
+    margin: ArrayLike | None = None,
+) -> jax.Array:
+    """Losses of a batch of pairs, one by one.
+
+    Args:
+      a: embeddings of the first members, `[B, D]`.
+      b: embeddings of the second members, `[B, D]`, of the same dtype.
+      labels: 0 for a similar pair, 1 for a dissimilar one, `[B]`; integer, bool or float.
+      loss: scalar function `(distance, label)`, or `(distance, label, margin)` where a margin is
+        given.
+      distance: function of two vectors `[D]` to a scalar. Parameters of its own are bound by
+        `functools.partial`.
+      margin: scalar above 0, passed to `loss` as a keyword; without it `loss` keeps its default.
+        Under `jax.jit` pass it as an argument, and one compilation serves all margins.
+
+    Returns:
+      Losses, `[B]`.
+
+    Raises:
+      AssertionError: if ranks, shapes or dtypes do not fit, or `loss` does not return a scalar.
+      ValueError: if a known label, margin or embedding has a wrong value; `contrastive_jax.checks`
+        says how to check traced ones.
+    """
+    expected = {"custom_message": "expected a: [B, D], b: [B, D], labels: [B], a scalar margin"}
+    margins = {} if margin is None else {"margin": margin}
+    chex.assert_rank([a, b, labels, *margins.values()], [2, 2, 1, *[0] * len(margins)], **expected)
+    chex.assert_equal_shape([a, b], **expected)
+    chex.assert_equal_shape_prefix([a, labels], 1, **expected)
+    chex.assert_type([a, b], float)
+    check_pairs(a, b, labels, **margins)
+
+    def one(a: jax.Array, b: jax.Array, label: jax.Array) -> jax.Array:
+        value = loss(distance(a, b), label, **margins)
+        chex.assert_rank(value, 0, custom_message="loss must return a scalar")
+        return value
+
+    return jax.vmap(one)(a, b, labels)
