@@ -1,0 +1,269 @@
+"""Networks from images to embeddings (Flax NNX).
+
+Each encoder maps `[B, H, W, C]` to `[B, width]`. Images are `uint8`, scaled to [0, 1] on the way in,
+or floating and taken as they are. Parameters are float32; `dtype` is the type of the computation;
+embeddings come out in float32.
+
+On the unit sphere (`normalize=True`) distances lie in [0, 2], so the margin has a meaning of its
+own: random directions lie about sqrt(2) apart, margins from about 0.5 to 1.4 make sense, and a
+margin above 2 can never be met. On raw embeddings (`normalize=False`) the margin only sets a scale:
+the last layer is linear, and scaling its output and the margin by c scales the loss by c^2 and
+changes nothing else, so a larger margin is a larger embedding, not a better one.
+"""
+
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from contrastive_jax.convolution import convolution
+
+_Conv = partial(nnx.Conv, conv_general_dilated=convolution)
+
+
+class MLP(nnx.Module):
+    """Fully connected network with ReLU, for small images and quick ablations."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        width: int = 64,
+        *,
+        hidden: tuple[int, ...] = (512, 256),
+        normalize: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Creates the parameters.
+
+        Args:
+          image_shape: `(H, W, C)` of one image.
+          width: number of entries of an embedding.
+          hidden: width of each hidden layer.
+          normalize: whether embeddings are scaled to unit length.
+          dtype: type of the computation.
+          rngs: source of the initial parameters.
+        """
+        height, width_, channels = _checked(image_shape, width)
+        sizes = (height * width_ * channels, *hidden)
+        self.hidden = nnx.List(
+            [nnx.Linear(i, o, dtype=dtype, rngs=rngs) for i, o in pairwise(sizes)]
+        )
+        self.out = nnx.Linear(sizes[-1], width, dtype=dtype, rngs=rngs)
+        self.normalize, self.dtype = normalize, dtype
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Embeds images `[B, H, W, C]`; returns `[B, width]`."""
+        x = _pixels(images, self.dtype).reshape(images.shape[0], -1)
+        for layer in self.hidden:
+            x = nnx.relu(layer(x))
+        return _embedding(self.out(x), self.normalize)
+
+
+class DrLIM(nnx.Module):
+    """The convolutional network of Hadsell, Chopra and LeCun (2006), section 3.
+
+    15 maps of 6 x 6 kernels, subsampling by two with a trained gain and bias for each map, 30 maps
+    of 9 x 9 kernels, and a full connection to the embedding, with tanh in between. On images below
+    28 x 28 the kernels shrink in proportion, down to 8 x 8 images.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        width: int = 2,
+        *,
+        normalize: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Creates the parameters.
+
+        Args:
+          image_shape: `(H, W, C)` of one image, at least 8 x 8.
+          width: number of entries of an embedding; 2 in the paper.
+          normalize: whether embeddings are scaled to unit length; not in the paper.
+          dtype: type of the computation.
+          rngs: source of the initial parameters.
+        """
+        height, width_, channels = _checked(image_shape, width, smallest=8)
+        side = min(height, width_, 28)
+        first = max(2, round(6 * side / 28))
+        subsampled = [(size - first + 1) // 2 for size in (height, width_)]
+        second = max(1, min(round(9 * side / 28), *subsampled))
+        conv = partial(_Conv, padding="VALID", dtype=dtype, rngs=rngs)
+        self.c1 = conv(channels, 15, (first, first))
+        self.gain = nnx.Param(jnp.ones(15))
+        self.bias = nnx.Param(jnp.zeros(15))
+        self.c3 = conv(15, 30, (second, second))
+        rows, columns = (size - second + 1 for size in subsampled)
+        self.out = nnx.Linear(rows * columns * 30, width, dtype=dtype, rngs=rngs)
+        self.normalize, self.dtype = normalize, dtype
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Embeds images `[B, H, W, C]`; returns `[B, width]`."""
+        x = jnp.tanh(self.c1(_pixels(images, self.dtype)))
+        x = nnx.avg_pool(x, (2, 2), strides=(2, 2))
+        x = jnp.tanh(x * self.gain.astype(x.dtype) + self.bias.astype(x.dtype))
+        x = jnp.tanh(self.c3(x))
+        return _embedding(self.out(x.reshape(x.shape[0], -1)), self.normalize)
+
+
+class ConvNet(nnx.Module):
+    """A small network of strided convolutions, the default for images of 8 x 8 to 64 x 64.
+
+    Every stage halves the image and nothing is pooled: the gradient of max-pooling is the slowest
+    part of such a network on a CPU.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        width: int = 64,
+        *,
+        channels: tuple[int, ...] = (32, 64, 128),
+        hidden: int = 256,
+        normalize: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Creates the parameters.
+
+        Args:
+          image_shape: `(H, W, C)` of one image.
+          width: number of entries of an embedding.
+          channels: maps of each stage.
+          hidden: width of the layer between the last stage and the embedding.
+          normalize: whether embeddings are scaled to unit length.
+          dtype: type of the computation.
+          rngs: source of the initial parameters.
+        """
+        height, width_, channels_in = _checked(image_shape, width)
+        kernels = [(5, 5), *[(3, 3)] * (len(channels) - 1)]
+        self.stages = nnx.List(
+            [
+                _Conv(i, o, kernel, strides=2, dtype=dtype, rngs=rngs)
+                for (i, o), kernel in zip(pairwise((channels_in, *channels)), kernels, strict=True)
+            ]
+        )
+        for _ in channels:
+            height, width_ = -(-height // 2), -(-width_ // 2)
+        self.hidden = nnx.Linear(height * width_ * channels[-1], hidden, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
+        self.normalize, self.dtype = normalize, dtype
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Embeds images `[B, H, W, C]`; returns `[B, width]`."""
+        x = _pixels(images, self.dtype)
+        for stage in self.stages:
+            x = nnx.relu(stage(x))
+        x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
+        return _embedding(self.out(x), self.normalize)
+
+
+class ResNet18(nnx.Module):
+    """ResNet-18 (He et al. 2016) with GroupNorm (Wu and He 2018) in place of batch statistics.
+
+    Group statistics belong to one example, so the embedding of an image depends neither on the
+    batch nor on the number of devices. Images up to 64 x 64 get the 3 x 3 stem used for CIFAR,
+    larger ones the 7 x 7 stem with stride 2 and max-pooling.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        width: int = 128,
+        *,
+        normalize: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Creates the parameters.
+
+        Args:
+          image_shape: `(H, W, C)` of one image.
+          width: number of entries of an embedding.
+          normalize: whether embeddings are scaled to unit length.
+          dtype: type of the computation.
+          rngs: source of the initial parameters.
+        """
+        height, width_, channels = _checked(image_shape, width)
+        self.small = max(height, width_) <= 64
+        kernel, stride = ((3, 3), 1) if self.small else ((7, 7), 2)
+        self.stem = _Conv(
+            channels, 64, kernel, strides=stride, use_bias=False, dtype=dtype, rngs=rngs
+        )
+        self.stem_norm = _group_norm(64, dtype, rngs)
+        plan = [(64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1)]
+        inputs = [64, *[maps for maps, _ in plan[:-1]]]
+        self.blocks = nnx.List(
+            [
+                _ResidualBlock(i, o, stride, dtype=dtype, rngs=rngs)
+                for i, (o, stride) in zip(inputs, plan, strict=True)
+            ]
+        )
+        self.out = nnx.Linear(512, width, dtype=dtype, rngs=rngs)
+        self.normalize, self.dtype = normalize, dtype
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Embeds images `[B, H, W, C]`; returns `[B, width]`."""
+        x = nnx.relu(self.stem_norm(self.stem(_pixels(images, self.dtype))))
+        if not self.small:
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        for block in self.blocks:
+            x = block(x)
+        return _embedding(self.out(x.mean(axis=(1, 2))), self.normalize)
+
+
+class _ResidualBlock(nnx.Module):
+    def __init__(
+        self, channels_in: int, channels: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        conv = partial(_Conv, use_bias=False, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(channels_in, channels, (3, 3), strides=stride)
+        self.norm1 = _group_norm(channels, dtype, rngs)
+        self.conv2 = conv(channels, channels, (3, 3))
+        self.norm2 = _group_norm(channels, dtype, rngs)
+        self.shortcut = (
+            conv(channels_in, channels, (1, 1), strides=stride)
+            if (channels_in, stride) != (channels, 1)
+            else None
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.norm2(self.conv2(nnx.relu(self.norm1(self.conv1(x)))))
+        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+def _group_norm(channels: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    return nnx.GroupNorm(channels, num_groups=32, dtype=dtype, rngs=rngs)
+
+
+def _checked(
+    image_shape: tuple[int, int, int], width: int, smallest: int = 1
+) -> tuple[int, int, int]:
+    if len(image_shape) != 3 or min(image_shape) < 1 or min(image_shape[:2]) < smallest:
+        raise ValueError(
+            f"image_shape must be (height, width, channels) of at least {smallest} x {smallest} "
+            f"pixels, got {tuple(image_shape)}"
+        )
+    if width < 1:
+        raise ValueError(f"width of the embedding must be at least 1, got {width}")
+    return image_shape
+
+
+def _pixels(images: jax.Array, dtype: DTypeLike) -> jax.Array:
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        return images.astype(dtype) / 255
+    return images.astype(dtype)
+
+
+def _embedding(x: jax.Array, normalize: bool) -> jax.Array:
+    x = x.astype(jnp.float32)
+    if not normalize:
+        return x
+    # The bound keeps the gradient of an embedding of zeros finite.
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))

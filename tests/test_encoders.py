@@ -1,0 +1,109 @@
+"""Encoders: shapes, scale, types, gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from contrastive_jax import encoders
+from contrastive_jax.training import split_encoder
+
+ALL = [encoders.MLP, encoders.DrLIM, encoders.ConvNet, encoders.ResNet18]
+SHAPES = [(8, 8, 1), (28, 28, 1), (17, 23, 3)]
+
+
+def _images(shape, count=4):
+    return jax.random.randint(jax.random.key(0), (count, *shape), 0, 256).astype(jnp.uint8)
+
+
+@pytest.mark.parametrize("encoder", ALL)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_embeds_any_image_from_8_by_8_up(encoder, shape):
+    embeddings = encoder(shape, 5, normalize=True, rngs=nnx.Rngs(0))(_images(shape))
+    assert embeddings.shape == (4, 5)
+    assert embeddings.dtype == jnp.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+    assert np.ptp(embeddings, axis=0).min() > 0, "different images, the same embedding"
+
+
+@pytest.mark.parametrize("encoder", ALL)
+def test_raw_embeddings_are_not_scaled(encoder):
+    module = encoder((8, 8, 1), 3, normalize=False, rngs=nnx.Rngs(0))
+    norms = np.linalg.norm(module(_images((8, 8, 1))), axis=1)
+    assert np.abs(norms - 1).min() > 1e-3
+
+
+@pytest.mark.parametrize("encoder", ALL)
+def test_computes_in_bfloat16_with_float32_parameters(encoder):
+    shape = (8, 8, 1)
+    low = encoder(shape, 4, normalize=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    high = encoder(shape, 4, normalize=True, rngs=nnx.Rngs(0))
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(low, nnx.Param))} == {np.dtype("float32")}
+    images = _images(shape)
+    jaxpr = str(jax.make_jaxpr(lambda x: low(x))(images))
+    assert "bf16" in jaxpr
+    assert low(images).dtype == jnp.float32
+    np.testing.assert_allclose(low(images), high(images), atol=0.1)
+
+
+@pytest.mark.parametrize("encoder", ALL)
+def test_integer_images_are_scaled_to_one(encoder):
+    module = encoder((8, 8, 1), 3, rngs=nnx.Rngs(0))
+    images = _images((8, 8, 1))
+    np.testing.assert_allclose(
+        module(images), module(images.astype(jnp.float32) / 255), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("encoder", ALL)
+def test_gradients_reach_every_parameter_and_are_finite_on_blank_images(encoder):
+    encode, params = split_encoder(encoder((8, 8, 1), 3, normalize=True, rngs=nnx.Rngs(0)))
+    weights = jax.random.normal(jax.random.key(1), (4, 3))
+
+    def gradient(images):
+        return jax.grad(lambda p: jnp.vdot(encode(p, images), weights))(params)
+
+    for leaf in jax.tree.leaves(gradient(_images((8, 8, 1)))):
+        assert np.abs(leaf).max() > 0
+    for leaf in jax.tree.leaves(gradient(jnp.zeros((4, 8, 8, 1), jnp.uint8))):
+        assert np.isfinite(leaf).all()
+
+
+def test_an_example_is_embedded_the_same_in_any_batch():
+    images = _images((8, 8, 1), 6)
+    for encoder in ALL:
+        module = encoder((8, 8, 1), 3, rngs=nnx.Rngs(0))
+        np.testing.assert_allclose(module(images)[2:3], module(images[2:3]), rtol=1e-4, atol=1e-5)
+
+
+def test_drlim_has_the_shape_of_the_paper():
+    module = encoders.DrLIM((28, 28, 1), rngs=nnx.Rngs(0))
+    assert module.c1.kernel.shape == (6, 6, 1, 15)
+    assert module.c3.kernel.shape == (9, 9, 15, 30)
+    assert module.out.kernel.shape == (3 * 3 * 30, 2)
+
+
+def test_resnet18_has_eighteen_layers():
+    module = encoders.ResNet18((32, 32, 3), 128, rngs=nnx.Rngs(0))
+    kernels = [
+        path for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param)) if path[-1] == "kernel"
+    ]
+    assert len([path for path in kernels if "shortcut" not in path]) == 18
+
+
+def test_the_same_seed_gives_the_same_parameters():
+    first, second = (
+        nnx.state(encoders.ConvNet((8, 8, 1), rngs=nnx.Rngs(3)), nnx.Param) for _ in range(2)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize("encoder", ALL)
+def test_wrong_shapes_are_refused(encoder):
+    with pytest.raises(ValueError, match=r"image_shape .* got \(28, 28\)"):
+        encoder((28, 28), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="width of the embedding .* got 0"):
+        encoder((28, 28, 1), 0, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"at least 8 x 8 pixels, got \(7, 9, 1\)"):
+        encoders.DrLIM((7, 9, 1), rngs=nnx.Rngs(0))
