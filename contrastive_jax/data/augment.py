@@ -1,0 +1,23 @@
+"""Random changes to one image that leave its class alone; batches by `vmap` over keys and images."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def flip(key: jax.Array, image: jax.Array) -> jax.Array:
+    """Mirrors an image `[H, W, C]` left to right, every other time."""
+    chex.assert_rank(image, 3)
+    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+
+def shift(key: jax.Array, image: jax.Array, pixels: int = 1) -> jax.Array:
+    """Moves an image `[H, W, C]` by up to `pixels` in either direction, filling with zeros."""
+    chex.assert_rank(image, 3)
+    padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
+    row, column = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
+    return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)

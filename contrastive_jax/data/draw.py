@@ -1,0 +1,111 @@
+"""Pairs drawn from class labels, on the device and as a function of a key alone."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+
+class ClassIndex(NamedTuple):
+    """Examples by class. Classes without examples are left out, and the pairable come first."""
+
+    members: jax.Array
+    """Positions of all examples, those of a class side by side, `[N]`."""
+    start: jax.Array
+    """Where each class begins in `members`, `[C]`."""
+    count: jax.Array
+    """Number of its examples, `[C]`."""
+    pairable: jax.Array
+    """Number of classes that have two examples or more, and so can give a similar pair."""
+
+
+def index_by_class(classes: ArrayLike, similar_fraction: float = 0.5) -> ClassIndex:
+    """Sorts examples by class, once, for `draw_pairs`.
+
+    Args:
+      classes: an integer for each example, `[N]`.
+      similar_fraction: the share of similar pairs that will be drawn, to check that it can be.
+
+    Returns:
+      The index.
+
+    Raises:
+      ValueError: if there are no examples, or the classes can not give such pairs: similar ones
+        need a class with two examples, dissimilar ones need two classes.
+    """
+    classes = np.asarray(classes)
+    if classes.ndim != 1 or not np.issubdtype(classes.dtype, np.integer):
+        raise ValueError(
+            f"classes must be integers of shape [N], got {classes.dtype} {list(classes.shape)}"
+        )
+    if not 0 <= similar_fraction <= 1:
+        raise ValueError(f"similar_fraction must be in [0, 1], got {similar_fraction}")
+    if classes.size == 0:
+        raise ValueError("no examples to draw pairs from: classes is empty")
+    names, dense, count = np.unique(classes, return_inverse=True, return_counts=True)
+    if len(names) == 1 and similar_fraction < 1:
+        raise ValueError(
+            f"dissimilar pairs need two classes, and every example is of class {names[0]}; draw "
+            "similar pairs alone with similar_fraction 1"
+        )
+    if count.max() == 1 and similar_fraction > 0:
+        raise ValueError(
+            f"similar pairs need a class with two examples, and all {len(names)} classes have one; "
+            "draw dissimilar pairs alone with similar_fraction 0"
+        )
+    # Single examples last, so that a class for a similar pair is any of the first `pairable`.
+    order = np.argsort(count == 1, kind="stable")
+    rank = np.argsort(order)
+    members = np.argsort(rank[dense], kind="stable")
+    count = count[order]
+    return ClassIndex(
+        *(jnp.asarray(x, jnp.int32) for x in (members, np.cumsum(count) - count, count)),
+        jnp.asarray((count > 1).sum(), jnp.int32),
+    )
+
+
+def draw_pairs(
+    key: jax.Array, index: ClassIndex, batch_size: int, similar_fraction: ArrayLike
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws a batch of pairs, with replacement from one pair to the next.
+
+    Classes are balanced whatever their sizes: a similar pair is of any class with two examples, a
+    dissimilar one of any two classes, each as likely as the other, and every member of a class is
+    as likely. No example is paired with itself. The k-th pair is similar where the whole part of
+    `k * similar_fraction` grows, so that every batch, and every part of it, has its share.
+
+    Args:
+      key: of this batch; the batch is a function of it.
+      index: of the examples.
+      batch_size: number of pairs, B.
+      similar_fraction: share of similar pairs, in [0, 1]; may be traced.
+
+    Returns:
+      Positions of the first and of the second members and labels (0 similar, 1 dissimilar), int32,
+      `[B]` each.
+    """
+    chex.assert_rank(similar_fraction, 0)
+    keys = jax.random.split(key, 4)
+    # A float32 product such as 10 * 0.1 may fall just short of the whole number it stands for.
+    steps = jnp.floor(jnp.arange(batch_size + 1) * jnp.float32(similar_fraction) + 1e-4)
+    similar = steps[1:] > steps[:-1]
+
+    def below(key: jax.Array, bound: ArrayLike) -> jax.Array:
+        return jax.random.randint(key, (batch_size,), 0, bound)
+
+    classes = index.count.shape[0]
+    first = below(keys[0], jnp.where(similar, index.pairable, classes))
+    # Counting on from the first by 1 to n - 1 reaches each of the others alike.
+    other = (first + 1 + below(keys[1], max(classes - 1, 1))) % classes
+    second = jnp.where(similar, first, other)
+    i = below(keys[2], index.count[first])
+    step = below(keys[3], index.count[second] - similar)
+    j = jnp.where(similar, (i + 1 + step) % index.count[second], step)
+    return (
+        index.members[index.start[first] + i],
+        index.members[index.start[second] + j],
+        1 - similar.astype(jnp.int32),
+    )

@@ -1,0 +1,38 @@
+"""Dividing examples: a part held out, and classes held out."""
+
+import numpy as np
+
+
+def hold_out(classes: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Holds out a fraction of every class.
+
+    Args:
+      classes: an integer for each example, `[N]`.
+      fraction: share to hold out, in (0, 1), rounded class by class. At least one example of each
+        class is kept, and a class of four or more gives at least two, so that it has a pair.
+      seed: of the choice.
+
+    Returns:
+      Positions of the kept and of the held-out examples, in ascending order.
+
+    Raises:
+      ValueError: if the fraction is not in (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction to hold out must be in (0, 1), got {fraction}")
+    generator = np.random.default_rng(seed)
+    held = np.zeros(len(classes), bool)
+    for c in np.unique(classes):
+        members = generator.permutation(np.flatnonzero(classes == c))
+        least = 2 if len(members) >= 4 else 0
+        held[members[: min(max(round(fraction * len(members)), least), len(members) - 1)]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def seen_classes(number: int) -> np.ndarray:
+    """Which classes are trained on where classes are split: the first half, rounded up, `[C]` bool.
+
+    References:
+      Oh Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, 2016.
+    """
+    return np.arange(number) < (number + 1) // 2

@@ -1,0 +1,51 @@
+"""Pairs from the host, for images that do not fit on the device."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from contrastive_jax.data.draw import ClassIndex, draw_pairs
+
+
+def stream_pairs(
+    images: np.ndarray,
+    index: ClassIndex,
+    *,
+    seed: int,
+    batch_size: int,
+    similar_fraction: float,
+    start_step: int = 0,
+    threads: int = 4,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Gathers batches ahead of time, in threads (Grain), the same that are drawn on the device.
+
+    Args:
+      images: `[N, H, W, C]`, in memory or mapped into it.
+      index: of their classes.
+      seed: of the pairs.
+      batch_size: pairs in a batch, B.
+      similar_fraction: share of similar pairs.
+      start_step: step of the first batch, where a run is resumed.
+      threads: how many gather.
+
+    Yields:
+      First members, second members, `[B, H, W, C]` each, and labels `[B]`, without end.
+    """
+    import grain
+
+    cpu = jax.local_devices(backend="cpu")[0]
+    index = jax.device_put(index, cpu)
+
+    @jax.jit
+    def draw(step: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        return draw_pairs(key, index, batch_size, similar_fraction)
+
+    def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        i, j, labels = jax.device_get(draw(jax.device_put(np.int32(step), cpu)))
+        return images[i], images[j], labels
+
+    steps = grain.MapDataset.range(start_step, np.iinfo(np.int32).max)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    yield from steps.map(batch).to_iter_dataset(options)
