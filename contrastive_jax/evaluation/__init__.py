@@ -1,0 +1,8 @@
+"""How good an embedding is, on pairs (`verification`) and on neighbours (`retrieval`).
+
+Both work in float64 on the host, with ties resolved exactly, and take NumPy or JAX arrays.
+"""
+
+from contrastive_jax.evaluation import retrieval, verification
+
+__all__ = ["retrieval", "verification"]

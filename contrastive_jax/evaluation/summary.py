@@ -1,0 +1,77 @@
+"""All figures of an embedding on a test set, from embeddings and classes."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contrastive_jax import distances
+from contrastive_jax.data.draw import draw_pairs, index_by_class
+from contrastive_jax.evaluation.retrieval import retrieval
+from contrastive_jax.evaluation.verification import best_threshold, verification
+
+
+class Summary(NamedTuple):
+    """Figures on test, and the test pairs they come from."""
+
+    figures: dict[str, float]
+    distances: np.ndarray
+    labels: np.ndarray
+    threshold: float
+
+
+def summarize(
+    validation: np.ndarray,
+    validation_classes: np.ndarray,
+    test: np.ndarray,
+    test_classes: np.ndarray,
+    *,
+    distance: Callable[[jax.Array, jax.Array], jax.Array] = distances.euclidean,
+    pairs: int = 50_000,
+    seed: int = 0,
+) -> Summary:
+    """Verification and retrieval on test, with the threshold chosen on validation.
+
+    Half of the pairs are similar and classes are balanced, in both sets; they depend on the seed
+    alone. Retrieval ranks by the Euclidean distance.
+
+    Args:
+      validation: embeddings or flat images, `[N, D]`.
+      validation_classes: `[N]` integers.
+      test: `[M, D]`.
+      test_classes: `[M]` integers.
+      distance: between two rows, for verification.
+      pairs: how many to draw from each set.
+      seed: of the pairs.
+
+    Returns:
+      The figures of `verification` and `retrieval` in one dictionary, the distances and labels of
+      the test pairs, and the threshold.
+
+    Raises:
+      ValueError: if a set has less than two classes or no class with two members.
+    """
+    threshold = best_threshold(
+        *_drawn_distances(validation, validation_classes, distance, pairs, seed)
+    )
+    between, labels = _drawn_distances(test, test_classes, distance, pairs, seed)
+    figures = verification(between, labels, threshold) | retrieval(test, test_classes)
+    return Summary(figures, between, labels, threshold)
+
+
+def _drawn_distances(
+    points: np.ndarray,
+    classes: np.ndarray,
+    distance: Callable[[jax.Array, jax.Array], jax.Array],
+    pairs: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    i, j, labels = draw_pairs(jax.random.key(seed), index_by_class(classes), pairs, 0.5)
+    points = jnp.asarray(points, jnp.float32)
+    # A block at a time: the pairs of raw images would fill the memory of a small machine.
+    between = jax.lax.map(
+        lambda pair: distance(points[pair[0]], points[pair[1]]), (i, j), batch_size=1000
+    )
+    return np.asarray(between), np.asarray(labels)

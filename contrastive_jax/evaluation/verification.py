@@ -1,0 +1,275 @@
+"""Verification: are two examples the same? Figures from distances of pairs and their labels.
+
+A pair is accepted as similar when its distance is at most a threshold. Two rates describe a
+threshold: TAR, the fraction of similar pairs accepted, and FAR, the fraction of dissimilar pairs
+accepted. Pairs at equal distance are accepted together, so that no figure depends on their order.
+
+Everywhere `distances` is [N], finite, and `labels` is [N], 0 for similar and 1 for dissimilar,
+both present. scikit-learn's labels are the other way round: its positive class (1) is similar
+here, and its score is minus the distance.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+class ROC(NamedTuple):
+    """Receiver operating characteristic: thresholds and the rates at each, all [T], ascending."""
+
+    thresholds: Floats
+    far: Floats
+    tar: Floats
+
+
+def roc_curve(distances: ArrayLike, labels: ArrayLike) -> ROC:
+    """Returns FAR and TAR at -inf, where no pair is accepted, and at every distinct distance.
+
+    Args:
+      distances: [N], small for similar pairs.
+      labels: [N], 0 similar, 1 dissimilar; both present.
+
+    Raises:
+      ValueError: shapes other than [N], a distance that is not finite, a label outside {0, 1},
+        or pairs of one label only.
+    """
+    thresholds, similar, dissimilar = _accepted(*_pairs(distances, labels))
+    return ROC(thresholds, dissimilar / dissimilar[-1], similar / similar[-1])
+
+
+def roc_auc(distances: ArrayLike, labels: ArrayLike) -> float:
+    """Area under the ROC curve, in [0, 1]: how often a similar pair is closer than a dissimilar.
+
+    A tie between the two counts half. Args and Raises as in `roc_curve`.
+    """
+    _, far, tar = roc_curve(distances, labels)
+    return float(np.trapezoid(tar, far))
+
+
+def equal_error_rate(distances: ArrayLike, labels: ArrayLike) -> float:
+    """Error rate, in [0, 1], at which FAR equals FRR = 1 - TAR.
+
+    The crossing is interpolated linearly on the polyline through the points of the ROC curve.
+    Args and Raises as in `roc_curve`.
+    """
+    _, far, tar = roc_curve(distances, labels)
+    return float(np.interp(1.0, far + tar, far))
+
+
+def tar_at_far(distances: ArrayLike, labels: ArrayLike, far: float) -> float:
+    """Largest TAR, in [0, 1], among thresholds whose FAR is at most `far`; no interpolation.
+
+    A `far` below 1 / (number of dissimilar pairs) allows no false accept at all. The result is
+    then the fraction of similar pairs closer than every dissimilar one: well defined, but resting
+    on a single dissimilar pair.
+
+    Args:
+      distances: [N], small for similar pairs.
+      labels: [N], 0 similar, 1 dissimilar; both present.
+      far: the false accept rate allowed, in [0, 1].
+
+    Raises:
+      ValueError: as in `roc_curve`, or `far` outside [0, 1].
+    """
+    if not 0 <= far <= 1:
+        raise ValueError(f"far must lie in [0, 1], got {far}.")
+    curve = roc_curve(distances, labels)
+    return float(curve.tar[np.searchsorted(curve.far, far, side="right") - 1])
+
+
+def average_precision(distances: ArrayLike, labels: ArrayLike) -> float:
+    """Precision of the accepted pairs averaged over the steps of recall, in (0, 1].
+
+    Similar is the positive class. The sum is (R_t - R_{t-1}) P_t over the distinct distances t,
+    without interpolation, the definition of scikit-learn's `average_precision_score`.
+    Args and Raises as in `roc_curve`.
+    """
+    _, similar, dissimilar = _accepted(*_pairs(distances, labels))
+    precision = similar[1:] / (similar + dissimilar)[1:]
+    return float(np.diff(similar) @ precision / similar[-1])
+
+
+def best_threshold(distances: ArrayLike, labels: ArrayLike) -> float:
+    """Threshold with the highest accuracy on these pairs, halfway between two distances.
+
+    Among equally accurate thresholds it is the smallest, the one that accepts fewest pairs. Where
+    accepting nothing is best it lies just below the smallest distance, where accepting everything
+    is best, on the largest. Choose it on validation pairs, judge it on test pairs.
+    Args and Raises as in `roc_curve`.
+    """
+    return _best_threshold(*_pairs(distances, labels))
+
+
+def accuracy_at(distances: ArrayLike, labels: ArrayLike, threshold: float) -> float:
+    """Fraction, in [0, 1], of pairs told right: similar and accepted, or neither.
+
+    Args:
+      distances: [N], small for similar pairs.
+      labels: [N], 0 similar, 1 dissimilar; both present.
+      threshold: pairs at this distance or closer are accepted; chosen on other pairs than these.
+
+    Raises:
+      ValueError: as in `roc_curve`, or a NaN threshold.
+    """
+    if np.isnan(threshold):
+        raise ValueError("threshold must be a number, got NaN.")
+    return _accuracy(*_pairs(distances, labels), threshold)
+
+
+def kfold_accuracy(
+    distances: ArrayLike, labels: ArrayLike, folds: int | ArrayLike = 10, *, seed: int = 0
+) -> tuple[float, float]:
+    """Accuracy as Labeled Faces in the Wild reports it: mean and standard error over folds.
+
+    Each fold is judged at the `best_threshold` of all the others.
+
+    Args:
+      distances: [N], small for similar pairs.
+      labels: [N], 0 similar, 1 dissimilar; both present.
+      folds: the number K of folds, into which the pairs are dealt at random with equal shares of
+        each label (to within one pair); or the fold of each pair, [N] integers, where a benchmark
+        prescribes them.
+      seed: of the random deal.
+
+    Returns:
+      The mean accuracy, in [0, 1], and its standard error: the standard deviation of the K
+      accuracies (with K - 1 degrees of freedom) over the square root of K.
+
+    Raises:
+      ValueError: as in `roc_curve`, fewer than two folds, fewer pairs of a label than folds,
+        folds that are not integers of shape [] or [N], or a fold that holds all pairs of a label.
+
+    References:
+      Huang, Ramesh, Berg and Learned-Miller (2007), "Labeled Faces in the Wild: A Database for
+      Studying Face Recognition in Unconstrained Environments", the protocol of View 2.
+    """
+    distances, similar = _pairs(distances, labels)
+    fold = _fold_of_each(similar, np.asarray(folds), seed)
+    accuracies = []
+    for name in np.unique(fold):
+        held_out = fold == name
+        threshold = _best_threshold(distances[~held_out], similar[~held_out])
+        accuracies.append(_accuracy(distances[held_out], similar[held_out], threshold))
+    return float(np.mean(accuracies)), float(np.std(accuracies, ddof=1) / len(accuracies) ** 0.5)
+
+
+def verification(
+    distances: ArrayLike, labels: ArrayLike, threshold: float, folds: int | ArrayLike = 10
+) -> dict[str, float]:
+    """All the figures of this module for one set of pairs.
+
+    Args:
+      distances: [N], small for similar pairs.
+      labels: [N], 0 similar, 1 dissimilar; both present.
+      threshold: for `accuracy`; it must have been chosen on other pairs (validation), by
+        `best_threshold` or otherwise.
+      folds: for the k-fold accuracy, as in `kfold_accuracy`.
+
+    Returns:
+      `auc`, `eer`, `tar_at_far_0.1`, `tar_at_far_0.01`, `tar_at_far_0.001`, `average_precision`,
+      `accuracy`, `kfold_accuracy` and `kfold_standard_error`.
+
+    Raises:
+      ValueError: as in `accuracy_at` and `kfold_accuracy`.
+    """
+    accuracy = accuracy_at(distances, labels, threshold)
+    kfold_mean, kfold_error = kfold_accuracy(distances, labels, folds)
+    return {
+        "auc": roc_auc(distances, labels),
+        "eer": equal_error_rate(distances, labels),
+        **{f"tar_at_far_{far}": tar_at_far(distances, labels, far) for far in (0.1, 0.01, 0.001)},
+        "average_precision": average_precision(distances, labels),
+        "accuracy": accuracy,
+        "kfold_accuracy": kfold_mean,
+        "kfold_standard_error": kfold_error,
+    }
+
+
+def _accepted(distances: Floats, similar: Bools) -> tuple[Floats, Floats, Floats]:
+    """Thresholds, and how many similar and how many dissimilar pairs each accepts."""
+    thresholds, inverse = np.unique(distances, return_inverse=True)
+    counts = [np.bincount(inverse[kind], minlength=len(thresholds)) for kind in (similar, ~similar)]
+    similar_accepted, dissimilar_accepted = (np.append(0.0, np.cumsum(count)) for count in counts)
+    return np.append(-np.inf, thresholds), similar_accepted, dissimilar_accepted
+
+
+def _best_threshold(distances: Floats, similar: Bools) -> float:
+    thresholds, similar_accepted, dissimilar_accepted = _accepted(distances, similar)
+    # Accuracy is this difference plus a constant.
+    best = int(np.argmax(similar_accepted - dissimilar_accepted))
+    if best == len(thresholds) - 1:
+        return float(thresholds[best])
+    below_next = np.nextafter(thresholds[best + 1], -np.inf)
+    if best == 0:
+        return float(below_next)
+    # The mean of two adjacent floats may round to the upper one, which must not be accepted.
+    return float(min((thresholds[best] + thresholds[best + 1]) / 2, below_next))
+
+
+def _accuracy(distances: Floats, similar: Bools, threshold: float) -> float:
+    return float(np.mean((distances <= threshold) == similar))
+
+
+def _fold_of_each(similar: Bools, folds: NDArray[Any], seed: int) -> NDArray[np.integer[Any]]:
+    """The fold of each pair, [N], as given or dealt."""
+    if not np.issubdtype(folds.dtype, np.integer) or folds.shape not in ((), similar.shape):
+        raise ValueError(
+            f"folds must be an integer, or one for each of the {len(similar)} pairs, "
+            f"got {folds.dtype} of shape {folds.shape}."
+        )
+    number = int(folds) if folds.ndim == 0 else len(np.unique(folds))
+    if number < 2:
+        raise ValueError(f"folds must be at least 2, got {number}.")
+    if folds.ndim == 1:
+        for name in np.unique(folds):
+            if len(np.unique(similar[folds != name])) < 2:
+                raise ValueError(
+                    f"fold {name} holds all pairs of a label, which leaves none to choose its "
+                    "threshold from."
+                )
+        return folds
+    if min(np.sum(similar), np.sum(~similar)) < number:
+        raise ValueError(
+            f"{number} folds need at least {number} similar and {number} dissimilar pairs, "
+            f"got {np.sum(similar)} and {np.sum(~similar)}."
+        )
+    shuffled = np.random.default_rng(seed).permutation(len(similar))
+    by_label = shuffled[np.argsort(similar[shuffled], kind="stable")]
+    dealt = np.empty(len(similar), int)
+    dealt[by_label] = np.arange(len(similar)) % number
+    return dealt
+
+
+def _pairs(distances: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
+    """Checked distances and which pairs are similar."""
+    distances, labels = np.asarray(distances, np.float64), np.asarray(labels)
+    if distances.ndim != 1 or distances.shape != labels.shape:
+        raise ValueError(
+            "distances and labels must both be [N], one entry a pair, "
+            f"got shapes {distances.shape} and {labels.shape}."
+        )
+    wrong = np.flatnonzero(~np.isfinite(distances))
+    if len(wrong):
+        row = wrong[0]
+        raise ValueError(
+            f"distances must be finite, got {distances[row]} in row {row} "
+            f"({len(wrong)} of {len(distances)} rows)."
+        )
+    wrong = np.flatnonzero((labels != 0) & (labels != 1))
+    if len(wrong):
+        row = wrong[0]
+        raise ValueError(
+            f"labels must be 0 (similar) or 1 (dissimilar), got {labels[row]} in row {row} "
+            f"({len(wrong)} of {len(labels)} rows)."
+        )
+    similar = labels == 0
+    if similar.all() or not similar.any():
+        raise ValueError(
+            "both similar (0) and dissimilar (1) pairs are needed, got "
+            f"{np.sum(similar)} similar and {np.sum(~similar)} dissimilar."
+        )
+    return distances, similar
