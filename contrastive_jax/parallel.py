@@ -1,0 +1,120 @@
+"""A step over several devices, by `jax.pmap` or by `jax.shard_map`."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import checkify
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from contrastive_jax.training import AXIS
+
+Strategy = Literal["pmap", "shard_map"]
+
+
+class Parallel(NamedTuple):
+    """A mapped step and the three ways data goes to and from its devices."""
+
+    step: Callable[..., Any]
+    """Like the step it was made from, on arguments placed by the functions below."""
+    replicate: Callable[[Any], Any]
+    """Puts a copy of each array on every device."""
+    shard: Callable[[Any], Any]
+    """Spreads the rows of each array over the devices."""
+    fetch: Callable[[Any], Any]
+    """One copy on the host of the state that a step returned."""
+
+
+def _checked(mapped: Callable[..., Any]) -> Callable[..., Any]:
+    call = jax.jit(checkify.checkify(mapped), donate_argnums=0)
+
+    def step(*arguments: Any) -> Any:
+        error, result = call(*arguments)
+        if message := error.get():
+            raise ValueError(message)
+        return result
+
+    return step
+
+
+def _to_host(tree: Any) -> Any:
+    # On a CPU what `device_get` returns may share the buffer, which the next step overwrites.
+    return jax.tree.map(np.array, jax.device_get(tree))
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    # From a copy, as donating a buffer that the caller's array shares would delete that array.
+    return jax.device_put(_to_host(tree), sharding)
+
+
+def parallel(
+    step: Callable[..., Any],
+    strategy: Strategy,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    sharded: tuple[int, ...] = (),
+    check_values: bool = False,
+) -> Parallel:
+    """Runs a step written against `training.AXIS` on every device at once.
+
+    The first argument, the state, is donated: its buffers hold the new state.
+
+    Args:
+      step: from a state and further arguments to a new state and metrics, equal on all devices.
+      strategy: `"pmap"` or `"shard_map"`. The numbers are the same. Under `pmap` arrays carry a
+        leading axis of devices, under `shard_map` they are global arrays on a mesh.
+      devices: all local devices by default.
+      sharded: positions of the arguments whose rows are spread over the devices; the others are
+        replicated.
+      check_values: whether the checks of `contrastive_jax.checks` run inside the step. Every call
+        then waits for its result.
+
+    Returns:
+      The mapped step and its placement functions. Metrics come back as they are, states by `fetch`.
+
+    Raises:
+      ValueError: if the strategy is unknown; from the step, the first check that failed.
+    """
+    devices = list(devices or jax.local_devices())
+    mesh = Mesh(np.array(devices), (AXIS,))
+    replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
+
+    if strategy == "shard_map":
+
+        def mapped(*arguments: Any) -> Any:
+            specs = tuple(
+                PartitionSpec(AXIS) if k in sharded else PartitionSpec()
+                for k in range(len(arguments))
+            )
+            # Without check_vma a gradient is that of the device's own pairs, as under pmap and
+            # vmap; with it the sum over devices would already be in, and the step's mean wrong.
+            return jax.shard_map(
+                step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+            )(*arguments)
+
+        return Parallel(
+            step=_checked(mapped) if check_values else jax.jit(mapped, donate_argnums=0),
+            replicate=lambda tree: _put(tree, replicated),
+            shard=lambda tree: _put(tree, split),
+            fetch=_to_host,
+        )
+    if strategy == "pmap":
+        mapped_ = partial(jax.pmap, step, axis_name=AXIS, devices=devices, out_axes=(0, None))
+        return Parallel(
+            step=_checked(mapped_()) if check_values else mapped_(donate_argnums=0),
+            replicate=lambda tree: _put(
+                jax.tree.map(
+                    lambda x: np.broadcast_to(x, (len(devices), *np.shape(x))), _to_host(tree)
+                ),
+                split,
+            ),
+            shard=lambda tree: _put(
+                jax.tree.map(lambda x: x.reshape(len(devices), -1, *np.shape(x)[1:]), tree), split
+            ),
+            fetch=lambda state: _to_host(
+                jax.tree.map(lambda x: x.addressable_data(0).squeeze(0), state)
+            ),
+        )
+    raise ValueError(f"strategy must be 'pmap' or 'shard_map', got {strategy!r}")

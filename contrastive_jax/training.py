@@ -1,0 +1,396 @@
+"""The training step, written once against an axis name, and the loop that takes it.
+
+`jax.pmap` and `jax.shard_map` (`contrastive_jax.parallel`) and `jax.vmap(axis_name=AXIS)` all run
+this step, and agree.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.typing import ArrayLike
+
+from contrastive_jax import distances, losses
+from contrastive_jax.data.augment import Augment
+from contrastive_jax.data.draw import ClassIndex, draw_pairs
+from contrastive_jax.pairs import pair_loss
+
+AXIS = "devices"
+
+Params = Any
+Metrics = dict[str, jax.Array]
+Encode = Callable[[Params, jax.Array], jax.Array]
+
+
+class TrainState(NamedTuple):
+    """What a step changes, and all that a checkpoint holds."""
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+
+
+class Pairs(NamedTuple):
+    """Images of the first and of the second members, `[B, H, W, C]` each, and labels `[B]`."""
+
+    first: jax.Array
+    second: jax.Array
+    labels: jax.Array
+
+
+class Source(NamedTuple):
+    """A data set on the device, `[N, H, W, C]`, and its examples by class."""
+
+    images: jax.Array
+    index: ClassIndex
+
+
+class Numbers(NamedTuple):
+    """Hyper-parameters that are data to a step: another value never compiles again."""
+
+    margin: ArrayLike
+    seed: ArrayLike
+    similar_fraction: ArrayLike = 0.5
+
+
+PairStep = Callable[[TrainState, Pairs, Numbers], tuple[TrainState, Metrics]]
+DrawnStep = Callable[[TrainState, Source, Numbers], tuple[TrainState, Metrics]]
+
+
+def split_encoder(encoder: nnx.Module) -> tuple[Encode, Params]:
+    """Splits an encoder into a pure function and its parameters.
+
+    Args:
+      encoder: a module from images `[B, H, W, C]` to embeddings `[B, D]`.
+
+    Returns:
+      `encode(params, images)` and `params`.
+
+    Raises:
+      ValueError: if the encoder holds variables that are not parameters. Batch statistics would
+        depend on how the batch is spread over devices, dropout on a key that no step passes on.
+    """
+    graphdef, params, rest = nnx.split(encoder, nnx.Param, ...)
+    if rest:
+        kinds = sorted({type(variable).__name__ for _, variable in nnx.to_flat_state(rest)})
+        raise ValueError(
+            f"{type(encoder).__name__} holds variables other than parameters: {', '.join(kinds)}; "
+            "normalise by group or layer instead of by batch, and leave dropout out"
+        )
+
+    def encode(params: Params, images: jax.Array) -> jax.Array:
+        embeddings: jax.Array = nnx.merge(graphdef, params)(images)
+        return embeddings
+
+    return encode, params
+
+
+def make_optimizer(
+    learning_rate: float,
+    steps: int,
+    *,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW with linear warm-up, cosine decay to zero and clipping by the global norm.
+
+    Args:
+      learning_rate: its peak, reached after the warm-up.
+      steps: number of steps, the warm-up included; the rate is 0 after the last.
+      warmup_steps: steps over which the rate grows from 0.
+      weight_decay: decoupled decay (Loshchilov and Hutter 2019), of matrices and kernels alone.
+      clip_norm: largest norm of the gradient of all parameters together.
+
+    Returns:
+      The optimiser.
+
+    Raises:
+      ValueError: if the warm-up is not shorter than the training.
+    """
+    if not 0 <= warmup_steps < steps:
+        raise ValueError(
+            f"warmup_steps must be at least 0 and below steps, got {warmup_steps} of {steps}"
+        )
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, steps)
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(
+            schedule,
+            weight_decay=weight_decay,
+            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        ),
+    )
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def make_pair_step(
+    encode: Encode,
+    optimizer: optax.GradientTransformation,
+    *,
+    loss: Callable[..., jax.Array] = losses.contrastive,
+    distance: Callable[..., jax.Array] = distances.euclidean,
+    augment: Augment | None = None,
+    microbatches: int = 1,
+) -> PairStep:
+    """Makes the step on given pairs, of which each device along `AXIS` holds an equal share.
+
+    Args:
+      encode: from parameters and images to embeddings.
+      optimizer: applied to the gradient of the mean loss over the pairs of all devices.
+      loss: scalar function of distance, label and margin.
+      distance: between two embeddings.
+      augment: from a key and an image to an image, applied to both members of every pair.
+      microbatches: parts that a device takes its pairs in, one after another. The numbers stay the
+        same to rounding. More parts take less memory, and on a CPU less time, while a part fills
+        the caches (about 64 images of 28 x 28).
+
+    Returns:
+      `step(state, pairs, numbers) -> (state, metrics)`. Metrics are those of the global batch, before
+      the update: `loss`, `similar_distance` and `dissimilar_distance` (means; NaN where the batch
+      has no such pair), `active_fraction` (dissimilar pairs whose loss is not zero) and
+      `gradient_norm`.
+    """
+
+    def step(state: TrainState, pairs: Pairs, numbers: Numbers) -> tuple[TrainState, Metrics]:
+        share = len(pairs.labels)
+        if share % microbatches:
+            raise ValueError(
+                f"the pairs of a device must be a multiple of microbatches, got {share} pairs and "
+                f"{microbatches} microbatches"
+            )
+
+        def mean_loss(params: Params, part: tuple[Pairs, jax.Array]) -> tuple[jax.Array, Metrics]:
+            (first, second, labels), keys = part
+            images = jnp.concatenate([first, second])
+            if augment is not None:
+                images = jax.vmap(augment)(keys.T.reshape(-1), images)
+            a, b = jnp.split(encode(params, images), 2)
+            values = pair_loss(a, b, labels, loss=loss, distance=distance, margin=numbers.margin)
+            return jnp.mean(values), _sums(jax.vmap(distance)(a, b), values, labels)
+
+        def add(total: Any, part: tuple[Pairs, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient_of(state.params, part)), None
+
+        gradient_of = jax.value_and_grad(mean_loss, has_aux=True)
+        whole = (pairs, _keys(numbers.seed, state.step, share))
+        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), whole)
+        nothing = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(gradient_of, state.params, jax.tree.map(lambda x: x[0], parts)),
+        )
+        ((value, sums), gradient), _ = jax.lax.scan(add, nothing, parts)
+        # Shares and parts are equal, so the mean of means is the mean over the global batch.
+        value, gradient = jax.tree.map(
+            lambda x: x / microbatches, jax.lax.pmean((value, gradient), AXIS)
+        )
+        sums = jax.lax.psum(sums, AXIS)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": value,
+            "similar_distance": sums["similar_distance"] / sums["similar"],
+            "dissimilar_distance": sums["dissimilar_distance"] / sums["dissimilar"],
+            "active_fraction": sums["active"] / sums["dissimilar"],
+            "gradient_norm": optax.tree.norm(gradient),
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step
+
+
+def _keys(seed: ArrayLike, step: jax.Array, share: int) -> jax.Array:
+    """Keys `[share, 2]` of the images of this device's pairs, however the batch is spread."""
+    pair = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
+    of_step = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), 1)
+    return jax.vmap(lambda k: jax.random.split(jax.random.fold_in(of_step, k)))(pair)
+
+
+def _sums(distance: jax.Array, values: jax.Array, labels: jax.Array) -> Metrics:
+    dissimilar = labels.astype(jnp.float32)
+    similar = 1 - dissimilar
+    return {
+        "similar": jnp.sum(similar),
+        "dissimilar": jnp.sum(dissimilar),
+        "similar_distance": jnp.sum(similar * distance),
+        "dissimilar_distance": jnp.sum(dissimilar * distance),
+        "active": jnp.sum(dissimilar * (values > 0)),
+    }
+
+
+def make_drawn_step(pair_step: PairStep, batch_size: int) -> DrawnStep:
+    """Makes the step that draws its pairs on the device, so that the host never waits.
+
+    Every device draws the pairs of the global batch, which costs next to nothing, and takes its own
+    share: the batch depends on the seed and the step alone, not on the number of devices.
+
+    Args:
+      pair_step: the step on given pairs.
+      batch_size: pairs in the global batch, a multiple of the number of devices.
+
+    Returns:
+      `step(state, source, numbers) -> (state, metrics)`.
+
+    Raises:
+      ValueError: when traced, if the batch can not be shared equally.
+    """
+
+    def step(state: TrainState, source: Source, numbers: Numbers) -> tuple[TrainState, Metrics]:
+        drawn = draw_pairs(
+            jax.random.fold_in(jax.random.key(numbers.seed), state.step),
+            source.index,
+            batch_size,
+            numbers.similar_fraction,
+        )
+        share, remainder = divmod(batch_size, jax.lax.axis_size(AXIS))
+        if remainder:
+            raise ValueError(
+                f"batch_size must be a multiple of the number of devices, got {batch_size} pairs "
+                f"for {jax.lax.axis_size(AXIS)} devices"
+            )
+        start = jax.lax.axis_index(AXIS) * share
+        i, j, labels = (jax.lax.dynamic_slice_in_dim(x, start, share) for x in drawn)
+        return pair_step(state, Pairs(source.images[i], source.images[j], labels), numbers)
+
+    return step
+
+
+def repeated(step: DrawnStep, count: int) -> DrawnStep:
+    """Makes one call of `count` steps by `lax.scan`; metrics are stacked, `[count]` each."""
+
+    def call(state: TrainState, source: Source, numbers: Numbers) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda state, _: step(state, source, numbers), state, length=count)
+
+    return call
+
+
+def train(
+    advance: Callable[[TrainState], tuple[TrainState, Metrics]],
+    state: TrainState,
+    *,
+    start: int,
+    steps: int,
+    window: int,
+    steps_per_call: int = 1,
+    batch_size: int,
+) -> Iterator[tuple[TrainState, list[dict[str, float]]]]:
+    """Trains from step `start` to step `steps`, handing the state back after each window.
+
+    Calls are dispatched without waiting for their results; only the end of a window does. The state
+    handed back is consumed by the next window, so whoever keeps it must copy it.
+
+    Args:
+      advance: one call of a step.
+      state: at step `start`; given up to the loop.
+      start: steps already taken.
+      steps: steps to take in all.
+      window: steps between two states handed back; the last window may be shorter.
+      steps_per_call: steps of one call of `advance`.
+      batch_size: pairs in the global batch, for the rate.
+
+    Yields:
+      The state and a record for each step of the window: `step` (counted from 1), the metrics and
+      `pairs_per_second` (of the whole window).
+
+    Raises:
+      ValueError: if windows or steps are not whole calls.
+      FloatingPointError: if the loss or the norm of its gradient is NaN or infinite, naming the
+        first such step. No state of that window is handed back.
+    """
+    for name, value in (("window", window), ("steps", steps), ("start", start)):
+        if value % steps_per_call:
+            raise ValueError(
+                f"{name} must be a multiple of steps_per_call, got {value} and {steps_per_call}"
+            )
+    while start < steps:
+        stop = min(start - start % window + window, steps)
+        began = time.perf_counter()
+        calls = []
+        for _ in range(start, stop, steps_per_call):
+            state, metrics = advance(state)
+            calls.append(metrics)
+        fetched = jax.device_get(calls)
+        seconds = time.perf_counter() - began
+        columns = {
+            name: np.concatenate([np.atleast_1d(call[name]) for call in fetched])
+            for name in fetched[0]
+        }
+        finite = np.isfinite(columns["loss"]) & np.isfinite(columns["gradient_norm"])
+        if not finite.all():
+            bad = int(np.argmin(finite))
+            raise FloatingPointError(
+                f"step {start + bad + 1}: loss {columns['loss'][bad]}, gradient norm "
+                f"{columns['gradient_norm'][bad]}; lower the learning rate, or find the cause with "
+                "value checks on (--check_values)"
+            )
+        rate = batch_size * (stop - start) / seconds
+        yield (
+            state,
+            [
+                {"step": start + k + 1}
+                | {name: float(column[k]) for name, column in columns.items()}
+                | {"pairs_per_second": rate}
+                for k in range(stop - start)
+            ],
+        )
+        start = stop
+
+
+def warn_inverted(similar_distance: float, dissimilar_distance: float) -> None:
+    """Warns that similar pairs stay farther apart than dissimilar ones.
+
+    Once may be chance. Where it stays so, the labels are almost always inverted: here 0 is similar
+    and 1 dissimilar, in other libraries often the other way round.
+
+    Args:
+      similar_distance: mean distance of similar pairs over a window of steps.
+      dissimilar_distance: that of dissimilar pairs.
+    """
+    warnings.warn(
+        f"similar pairs stay farther apart (mean distance {similar_distance:.3f}) than dissimilar "
+        f"ones ({dissimilar_distance:.3f}); are the labels inverted? Here 0 is similar and 1 "
+        "dissimilar",
+        stacklevel=2,
+    )
+
+
+def embed(
+    encode: Encode, params: Params, images: np.ndarray, *, batch_size: int = 500
+) -> np.ndarray:
+    """Embeds images batch by batch, with one compilation.
+
+    Args:
+      encode: from parameters and images to embeddings.
+      params: of the encoder.
+      images: `[N, H, W, C]`.
+      batch_size: images to a call; the last batch is padded.
+
+    Returns:
+      Embeddings, `[N, D]`, float32.
+
+    Raises:
+      ValueError: if there are no images.
+    """
+    if len(images) == 0:
+        raise ValueError("no images to embed")
+    batch_size = min(batch_size, len(images))
+    call = jax.jit(encode)
+    padding = math.ceil(len(images) / batch_size) * batch_size - len(images)
+    parts = []
+    for begin in range(0, len(images), batch_size):
+        batch = images[begin : begin + batch_size]
+        if len(batch) < batch_size:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], padding, axis=0)])
+        parts.append(call(params, jax.device_put(batch)))
+    return np.concatenate(jax.device_get(parts))[: len(images)]

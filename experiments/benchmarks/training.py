@@ -1,0 +1,217 @@
+"""Training the same ConvNet on pairs, here and in PyTorch with its DataLoader: pairs per second.
+
+    pip install -e '.[bench]'
+    python -m experiments.benchmarks.training
+
+Both sides train the same network on the same images (random bytes of Fashion-MNIST's shapes) with
+the same loss, batch, optimiser and clipping, in turn within one process. PyTorch is given its best
+of two memory formats and of loading in the process or in workers, found beforehand. A ratio is that
+of two neighbouring rounds; the table shows medians.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from flax import nnx
+
+from contrastive_jax import training
+from contrastive_jax.data import index_by_class
+from contrastive_jax.encoders import ConvNet
+from contrastive_jax.parallel import parallel
+
+SHAPE = (28, 28, 1)
+CLASSES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the benchmark."""
+
+    batch_size: int = 128
+    """Pairs in a batch."""
+    steps: int = 100
+    """Steps of a round."""
+    rounds: int = 7
+    """Rounds of either side."""
+    threads: int | None = None
+    """Threads of PyTorch; as many as this process has cores by default, as XLA takes."""
+    results: Path | None = None
+    """File to write the figures to, as JSON."""
+
+
+class PairDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
+    """Pairs drawn one at a time: half similar, classes balanced, never an example with itself."""
+
+    def __init__(self, images: torch.Tensor, classes: np.ndarray, length: int):
+        self.images, self.length = images, length
+        self.members = [np.flatnonzero(classes == c) for c in range(CLASSES)]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        label = k % 2
+        first = int(np.random.randint(CLASSES))
+        second = (first + label * int(np.random.randint(1, CLASSES))) % CLASSES
+        ours, theirs = self.members[first], self.members[second]
+        i = int(np.random.randint(len(ours)))
+        j = int(np.random.randint(len(theirs) - (1 - label)))
+        j += int(label == 0 and j >= i)
+        return self.images[ours[i]], self.images[theirs[j]], label
+
+
+class TorchConvNet(torch.nn.Module):
+    """`contrastive_jax.encoders.ConvNet`, layer for layer; padding as XLA's SAME."""
+
+    def __init__(self, encoder: ConvNet):
+        super().__init__()
+        self.paddings = []
+        stages = []
+        size = SHAPE[0]
+        for stage in encoder.stages:
+            kernel, stride = stage.kernel_size[0], stage.strides
+            out = -(-size // stride)
+            total = max((out - 1) * stride + kernel - size, 0)
+            self.paddings.append((total // 2, total - total // 2) * 2)
+            stages.append(
+                torch.nn.Conv2d(stage.in_features, stage.out_features, kernel, stride)
+            )
+            size = out
+        self.stages = torch.nn.ModuleList(stages)
+        self.hidden = torch.nn.Linear(encoder.hidden.in_features, encoder.hidden.out_features)
+        self.out = torch.nn.Linear(encoder.out.in_features, encoder.out.out_features)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.float() / 255
+        for padding, stage in zip(self.paddings, self.stages, strict=True):
+            # An even padding goes to the convolution itself, which is quicker than a pad before it.
+            even = padding[0] == padding[1]
+            stage.padding = (padding[0], padding[0]) if even else (0, 0)
+            x = F.relu(stage(x if even else F.pad(x, padding)))
+        x = F.relu(self.hidden(x.flatten(1)))
+        return F.normalize(self.out(x))
+
+
+def torch_side(
+    config: Config, images: np.ndarray, classes: np.ndarray, *, channels_last: bool, workers: int
+) -> Callable[[int], float]:
+    """A function that takes some steps in PyTorch and returns pairs per second."""
+    encoder = ConvNet(SHAPE, rngs=nnx.Rngs(0))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    net = TorchConvNet(encoder).to(memory_format=layout)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
+    pairs = PairDataset(
+        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), classes, 10**9
+    )
+    loader = torch.utils.data.DataLoader(
+        pairs,
+        batch_size=config.batch_size,
+        sampler=torch.utils.data.SequentialSampler(pairs),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        # A fork of a process with XLA's threads may hang.
+        multiprocessing_context="forkserver" if workers else None,
+    )
+    batches: Iterator[list[torch.Tensor]] = iter(loader)
+
+    def take(steps: int) -> float:
+        began = time.perf_counter()
+        for _ in range(steps):
+            first, second, labels = next(batches)
+            stacked = torch.cat([first, second]).contiguous(memory_format=layout)
+            a, b = net(stacked).split(config.batch_size)
+            distance = (a - b).square().sum(1).add(1e-12).sqrt()
+            loss = torch.where(labels == 0, distance**2, F.relu(1.4 - distance) ** 2).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+        loss.item()
+        return config.batch_size * steps / (time.perf_counter() - began)
+
+    return take
+
+
+def our_side(config: Config, images: np.ndarray, classes: np.ndarray) -> Callable[[int], float]:
+    """A function that takes some steps here and returns pairs per second."""
+    encode, params = training.split_encoder(ConvNet(SHAPE, rngs=nnx.Rngs(0)))
+    optimizer = training.make_optimizer(1e-3, 10**6, weight_decay=0.1)
+    step = training.make_drawn_step(training.make_pair_step(encode, optimizer, microbatches=4), config.batch_size)
+    placed = parallel(step, "shard_map", jax.devices()[:1])
+    state, source, numbers = placed.replicate(
+        (
+            training.init_state(params, optimizer),
+            training.Source(images, index_by_class(classes)),
+            training.Numbers(1.4, 0),
+        )
+    )
+
+    def take(steps: int) -> float:
+        nonlocal state
+        windows = training.train(
+            lambda state: placed.step(state, source, numbers),
+            state,
+            start=0,
+            steps=steps,
+            window=steps,
+            batch_size=config.batch_size,
+        )
+        state, records = next(windows)
+        return records[-1]["pairs_per_second"]
+
+    return take
+
+
+def main(config: Config) -> None:
+    """Runs the benchmark and prints a table."""
+    threads = config.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (60_000, *SHAPE), dtype=np.uint8)
+    classes = generator.integers(0, CLASSES, 60_000)
+
+    variants = {}
+    for channels_last in (False, True):
+        for workers in (0, 2):
+            take = torch_side(
+                config, images, classes, channels_last=channels_last, workers=workers
+            )
+            take(20)
+            variants[channels_last, workers] = take(config.steps), take
+    (channels_last, workers), (_, theirs) = max(variants.items(), key=lambda item: item[1][0])
+    del variants
+
+    ours = our_side(config, images, classes)
+    ours(20)
+    rows = [(ours(config.steps), theirs(config.steps)) for _ in range(config.rounds)]
+    ratio = statistics.median(a / b for a, b in rows)
+    mine, peer = (statistics.median(column) for column in zip(*rows, strict=True))
+    layout = "channels last" if channels_last else "contiguous"
+    print(f"{platform.machine()}, {threads} threads, jax {jax.__version__}, torch {torch.__version__}")
+    print("| training ConvNet on pairs | pairs per second |")
+    print("| --- | ---: |")
+    print(f"| contrastive_jax | {mine:,.0f} |")
+    print(f"| PyTorch ({layout}, {workers} workers) | {peer:,.0f} |")
+    print(f"ratio {ratio:.2f}, from {min(a / b for a, b in rows):.2f} to {max(a / b for a, b in rows):.2f}")
+    if config.results:
+        config.results.write_text(
+            json.dumps(
+                {"threads": threads, "ours": mine, "torch": peer, "ratio": ratio}, indent=2
+            )
+            + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__, use_underscores=True))

@@ -1,0 +1,446 @@
+"""Trains a siamese encoder on pairs, evaluates it on held-out data and draws what it learned.
+
+    python -m experiments.train                          # digits, under a minute
+    python -m experiments.train --dataset fashion_mnist  # under ten minutes on two cores
+"""
+
+import dataclasses
+import itertools
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from flax import nnx
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from contrastive_jax import checkpoints, distances, encoders, losses, plots, runs, training
+from contrastive_jax.data import Dataset, augment, index_by_class, load, stream_pairs
+from contrastive_jax.evaluation.retrieval import nearest_neighbours, retrieval
+from contrastive_jax.evaluation.summary import Summary, summarize
+from contrastive_jax.evaluation.verification import roc_curve
+from contrastive_jax.parallel import Strategy, parallel
+
+ENCODERS = {
+    "mlp": encoders.MLP,
+    "drlim": encoders.DrLIM,
+    "convnet": encoders.ConvNet,
+    "resnet18": encoders.ResNet18,
+}
+DISTANCES = {
+    "euclidean": distances.euclidean,
+    "squared_euclidean": distances.squared_euclidean,
+    "cosine": distances.cosine,
+    "angular": distances.angular,
+    "manhattan": distances.manhattan,
+    "chebyshev": distances.chebyshev,
+}
+# Found on validation.
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {"steps": 1500, "flip": False, "shift": 0},
+    "mnist": {"steps": 5000, "flip": False, "shift": 1},
+    "fashion_mnist": {"steps": 10_000, "flip": True, "shift": 1},
+}
+BEST_BY = "validation/map_at_r"
+SHOWN = (
+    "loss",
+    "similar_distance",
+    "dissimilar_distance",
+    "active_fraction",
+    "pairs_per_second",
+)
+# Means over this many windows in a row are no longer chance.
+INVERTED_WINDOWS = 3
+TITLES = {
+    "precision_at_1": "precision at 1",
+    "r_precision": "R-precision",
+    "map_at_r": "MAP@R",
+    "mean_reciprocal_rank": "mean reciprocal rank",
+    "recall_at_5": "recall at 5",
+    "recall_at_10": "recall at 10",
+    "auc": "pair ROC AUC",
+    "average_precision": "pair average precision",
+    "eer": "equal error rate",
+    "tar_at_far_0.1": "TAR at FAR 0.1",
+    "tar_at_far_0.01": "TAR at FAR 0.01",
+    "tar_at_far_0.001": "TAR at FAR 0.001",
+    "accuracy": "accuracy at the validation threshold",
+    "kfold_accuracy": "10-fold accuracy",
+}
+# Options that may differ when a run is resumed: they do not change the numbers.
+FREE = {"resume", "overwrite", "name", "runs", "keep", "check_values", "data_dir", "tfds_dir"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of a run."""
+
+    dataset: str = "digits"
+    """digits, fashion_mnist, mnist, or any name in tensorflow-datasets with images and labels."""
+    data_dir: Path | None = None
+    """Folder of the raw IDX files of fashion_mnist or mnist; Debian's by default."""
+    tfds_dir: Path | None = None
+    """Folder of prepared data sets; that of tensorflow-datasets by default."""
+    image_size: int | None = None
+    """Side to which images are scaled; needed where they differ in size."""
+    split_classes: bool = False
+    """Train on the first half of the classes and test on the other half, never seen."""
+
+    encoder: Literal["mlp", "drlim", "convnet", "resnet18"] = "convnet"
+    """Network from images to embeddings."""
+    width: int = 64
+    """Number of entries of an embedding."""
+    normalize: bool = True
+    """Scale embeddings to unit length: distances lie in [0, 2] and the margin has a meaning."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the computation; auto is bfloat16 on accelerators and float32 on a CPU."""
+
+    distance: Literal[
+        "euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "chebyshev"
+    ] = "euclidean"
+    """Distance of the loss and of verification; retrieval ranks by the Euclidean distance."""
+    margin: float = 1.4
+    """Distance beyond which a dissimilar pair costs nothing; on the unit sphere below 2."""
+    similar_fraction: float = 0.5
+    """Share of similar pairs in a batch."""
+    flip: bool | None = None
+    """Mirror training images at random; by default unless the data set is of digits."""
+    shift: int | None = None
+    """Move training images at random by up to so many pixels; 0 on digits and 1 elsewhere."""
+
+    batch_size: int = 128
+    """Pairs in a batch, over all devices."""
+    microbatches: int | None = None
+    """Parts that a device takes its pairs in; by default 1, and on a CPU parts of 32 pairs."""
+    steps: int | None = None
+    """Training steps; by default 1,500 on digits, 5,000 on mnist, 10,000 elsewhere."""
+    learning_rate: float = 2e-3
+    """Peak of the learning rate: linear warm-up, then cosine decay to zero."""
+    warmup: float = 0.02
+    """Share of the steps over which the learning rate grows."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices and kernels."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+    seed: int = 0
+    """Seed of parameters and pairs; the same seed gives the same numbers."""
+
+    parallel: Strategy = "shard_map"
+    """How a step runs over devices; the numbers are the same."""
+    devices: int | None = None
+    """Number of devices; all by default."""
+    steps_per_call: int | None = None
+    """Steps of one compiled call; 1 on a CPU and log_every on accelerators by default."""
+    data_on: Literal["device", "host"] = "device"
+    """Where images live: on the device, or on the host (streamed) when they do not fit there."""
+    check_values: bool = False
+    """Check labels, margin and embeddings inside the compiled step; slower."""
+
+    log_every: int = 100
+    """Steps between two updates of the progress bar and of the metrics on disk."""
+    validate_every: int = 500
+    """Steps between two validations, each with a checkpoint; a multiple of log_every."""
+    keep: int = 2
+    """Checkpoints to keep besides the best by validation."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    name: str | None = None
+    """Folder of this run; by default dataset-encoder-N with the first free N."""
+    resume: bool = False
+    """Go on with the run of this name from its last checkpoint."""
+    overwrite: bool = False
+    """Replace the run of this name."""
+
+
+def main(config: Config) -> Path:
+    """Runs an experiment and returns its folder."""
+    began = time.perf_counter()
+    devices = jax.devices()[: config.devices]
+    on_cpu = devices[0].platform == "cpu"
+    recipe = {
+        key: default if getattr(config, key) is None else getattr(config, key)
+        for key, default in RECIPES.get(config.dataset, RECIPES["fashion_mnist"]).items()
+    }
+    steps = recipe["steps"]
+    dtype = {"auto": "float32" if on_cpu else "bfloat16"}.get(config.dtype, config.dtype)
+    # XLA computes convolutions inside a loop on a CPU by an unoptimised path.
+    steps_per_call = config.steps_per_call or (1 if on_cpu else config.log_every)
+    share = config.batch_size // len(devices)
+    fits = share // 32 if share % 32 == 0 else 1
+    microbatches = config.microbatches or (max(fits, 1) if on_cpu else 1)
+    options = dataclasses.asdict(config) | recipe
+    options |= {
+        "dtype": dtype,
+        "microbatches": microbatches,
+        "steps_per_call": steps_per_call,
+        "devices": len(devices),
+    }
+    _check(options)
+
+    # Data
+    data = load(
+        config.dataset,
+        data_dir=config.data_dir,
+        tfds_dir=config.tfds_dir,
+        image_size=config.image_size,
+        split_classes=config.split_classes,
+    )
+    index = index_by_class(data.train.classes, config.similar_fraction)
+
+    # Encoder, optimiser, step
+    encoder = ENCODERS[config.encoder](
+        data.train.images.shape[1:],
+        config.width,
+        normalize=config.normalize,
+        dtype=dtype,
+        rngs=nnx.Rngs(config.seed),
+    )
+    encode, params = training.split_encoder(encoder)
+    optimizer = training.make_optimizer(
+        config.learning_rate,
+        steps,
+        warmup_steps=int(config.warmup * steps),
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+    step = training.make_pair_step(
+        encode,
+        optimizer,
+        distance=DISTANCES[config.distance],
+        augment=_augment(recipe["flip"], recipe["shift"]),
+        microbatches=microbatches,
+    )
+    state = training.init_state(params, optimizer)
+
+    folder = _folder(config, options)
+    print(f"{folder}: {data.name}, {len(data.train.classes):,} training images, {steps:,} steps")
+    with (
+        checkpoints.open_checkpoints(
+            folder / "checkpoints", keep=config.keep, best_by=BEST_BY
+        ) as saved,
+        SummaryWriter(str(folder / "tensorboard")) as events,
+    ):
+        start = saved.latest_step() or 0
+        if start:
+            state = checkpoints.restore(saved, start, jax.device_get(state))
+        runs.truncate_metrics(folder, start)
+
+        # Devices
+        numbers = training.Numbers(config.margin, config.seed, config.similar_fraction)
+        if config.data_on == "device":
+            drawn = training.make_drawn_step(step, config.batch_size)
+            call = drawn if steps_per_call == 1 else training.repeated(drawn, steps_per_call)
+            placed = parallel(call, config.parallel, devices, check_values=config.check_values)
+            source = placed.replicate(training.Source(data.train.images, index))
+            arguments = itertools.repeat(source)
+        else:
+            placed = parallel(
+                step, config.parallel, devices, sharded=(1,), check_values=config.check_values
+            )
+            pairs = stream_pairs(
+                data.train.images,
+                index,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                similar_fraction=config.similar_fraction,
+                start_step=start,
+            )
+            arguments = (placed.shard(training.Pairs(*batch)) for batch in pairs)
+        state, numbers = placed.replicate((state, numbers))
+
+        # Training
+        windows = training.train(
+            lambda state: placed.step(state, next(arguments), numbers),
+            state,
+            start=start,
+            steps=steps,
+            window=config.log_every,
+            steps_per_call=steps_per_call,
+            batch_size=config.batch_size,
+        )
+        inverted = 0
+        with tqdm(total=steps, initial=start, unit="step", disable=None) as bar:
+            for state, records in windows:
+                runs.write_metrics(folder, events, records)
+                last = records[-1]
+                means = {key: np.mean([record[key] for record in records]) for key in SHOWN}
+                bar.update(last["step"] - bar.n)
+                bar.set_postfix_str(
+                    "loss {loss:.4f}, similar {similar_distance:.2f}, dissimilar "
+                    "{dissimilar_distance:.2f}, active {active_fraction:.0%}, "
+                    "{pairs_per_second:,.0f} pairs/s".format(**means)
+                )
+                far = means["similar_distance"] > means["dissimilar_distance"]
+                inverted = inverted + 1 if far else 0
+                if inverted == INVERTED_WINDOWS:
+                    training.warn_inverted(means["similar_distance"], means["dissimilar_distance"])
+                if last["step"] % config.validate_every and last["step"] != steps:
+                    continue
+                one = placed.fetch(state)
+                embeddings = training.embed(encode, one.params, data.validation.images)
+                figures = retrieval(embeddings, data.validation.classes)
+                validation = {f"validation/{key}": value for key, value in figures.items()}
+                runs.write_metrics(folder, events, [{"step": last["step"]} | validation])
+                checkpoints.save(saved, last["step"], one, validation)
+
+        # Evaluation, by the best state on validation
+        best = saved.best_step()
+        params = checkpoints.restore(saved, best, placed.fetch(state)).params
+        embedded = {
+            split: training.embed(encode, params, getattr(data, split).images)
+            for split in ("validation", "test")
+        }
+    _report(config, folder, data, embedded, options | {"best_step": best})
+    print(f"{folder} is complete after {time.perf_counter() - began:.0f} s")
+    return folder
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Checks what options say together, before any data is read."""
+    for name in ("margin", "batch_size", "steps", "learning_rate", "clip_norm", "log_every"):
+        if not 0 < options[name] < np.inf:
+            raise ValueError(f"--{name} must be above 0, got {options[name]}")
+    if not 0 <= options["similar_fraction"] <= 1:
+        raise ValueError(f"--similar_fraction must be in [0, 1], got {options['similar_fraction']}")
+    if not 0 <= options["warmup"] < 1:
+        raise ValueError(f"--warmup must be in [0, 1), got {options['warmup']}")
+    for name, unit in (
+        ("batch_size", "devices"),
+        ("validate_every", "log_every"),
+        ("log_every", "steps_per_call"),
+        ("steps", "steps_per_call"),
+    ):
+        if options[name] % options[unit]:
+            raise ValueError(
+                f"--{name} must be a multiple of --{unit}, got {options[name]} and {options[unit]}"
+            )
+    if options["data_on"] == "host" and options["steps_per_call"] != 1:
+        raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
+    if options["resume"] and not options["name"]:
+        raise ValueError("--resume needs the --name of the run")
+    if options["resume"] and options["overwrite"]:
+        raise ValueError("--resume and --overwrite exclude each other")
+
+
+def _augment(mirror: bool, pixels: int) -> augment.Augment | None:
+    if not mirror and not pixels:
+        return None
+
+    def change(key: jax.Array, image: jax.Array) -> jax.Array:
+        first, second = jax.random.split(key)
+        image = augment.shift(first, image, pixels) if pixels else image
+        return augment.flip(second, image) if mirror else image
+
+    return change
+
+
+def _folder(config: Config, options: dict[str, Any]) -> Path:
+    options = json.loads(json.dumps(options, default=str))
+    if config.resume:
+        folder = config.runs / str(config.name)
+        runs.check_resumable(folder, options, FREE)
+        return folder
+    if config.overwrite and config.name:
+        shutil.rmtree(config.runs / config.name, ignore_errors=True)
+    return runs.create_run(
+        config.runs, config.name, f"{config.dataset}-{config.encoder}".replace("/", "-"), options
+    )
+
+
+def _report(
+    config: Config,
+    folder: Path,
+    data: Dataset,
+    embedded: dict[str, np.ndarray],
+    options: dict[str, Any],
+) -> None:
+    """Writes the figures on test, as numbers and as pictures, beside those of raw pixels."""
+    test, validation = data.test, data.validation
+
+    def summary(of_validation: np.ndarray, of_test: np.ndarray) -> Summary:
+        return summarize(
+            of_validation,
+            validation.classes,
+            of_test,
+            test.classes,
+            distance=DISTANCES[config.distance],
+        )
+
+    pixels = [split.images.reshape(len(split.images), -1) / 255.0 for split in (validation, test)]
+    summaries = {
+        "embedding": summary(embedded["validation"], embedded["test"]),
+        "raw pixels": summary(*pixels),
+    }
+    table = _table(summaries)
+    print(table)
+    (folder / "results.md").write_text(table + "\n")
+    (folder / "results.json").write_text(
+        json.dumps(
+            {name: one.figures for name, one in summaries.items()}
+            | {"best_step": options["best_step"]},
+            indent=2,
+        )
+        + "\n"
+    )
+    np.savez(folder / "embeddings.npz", embeddings=embedded["test"], classes=test.classes)
+
+    learned = summaries["embedding"]
+    neighbours = nearest_neighbours(embedded["test"], k=8).indices
+    figures = {
+        "loss": plots.loss_curve(losses.contrastive, config.margin),
+        "distances": plots.distance_histograms(
+            learned.distances, learned.labels, margin=config.margin, threshold=learned.threshold
+        ),
+        "roc": plots.roc(
+            {
+                f"{name} (AUC {one.figures['auc']:.3f})": roc_curve(one.distances, one.labels)[1:]
+                for name, one in summaries.items()
+            }
+        ),
+        "map": plots.embedding_map(
+            embedded["test"], test.classes, images=test.images, class_names=data.class_names
+        ),
+        "map_classes": plots.embedding_map(
+            embedded["test"], test.classes, class_names=data.class_names
+        ),
+        "gallery": plots.gallery(
+            test.images,
+            test.classes,
+            neighbours,
+            _instructive(neighbours, test.classes),
+            class_names=data.class_names,
+        ),
+        "training": plots.training_curves(runs.read_metrics(folder), margin=config.margin),
+    }
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        plots.save(figure, folder / "figures" / f"{name}.png")
+
+
+def _instructive(neighbours: np.ndarray, classes: np.ndarray, count: int = 4) -> np.ndarray:
+    """Queries for the gallery: some with the right nearest neighbour and some with a wrong one."""
+    right = classes[neighbours[:, 0]] == classes
+    shuffled = np.random.default_rng(0).permutation(len(classes))
+    return np.concatenate(
+        [shuffled[right[shuffled]][:count], shuffled[~right[shuffled]][:count]]
+    )
+
+
+def _table(summaries: dict[str, Summary]) -> str:
+    rows = [["on test", *summaries], ["---", *["---:"] * len(summaries)]]
+    for key, title in TITLES.items():
+        rows.append([title, *[f"{one.figures[key]:.4f}" for one in summaries.values()]])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__, use_underscores=True))
+    except (FileExistsError, FileNotFoundError, FloatingPointError, ValueError) as error:
+        sys.exit(f"error: {error}" + "".join(f"\n{note}" for note in getattr(error, "__notes__", ())))

@@ -1,0 +1,354 @@
+"""The step against an independent one, over devices, in scans; the loop; the optimiser."""
+
+import warnings
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from contrastive_jax import losses, training
+from contrastive_jax.data import draw_pairs, index_by_class
+from contrastive_jax.data.augment import flip, shift
+from contrastive_jax.encoders import MLP, ConvNet
+from contrastive_jax.parallel import parallel
+
+BATCH = 16
+NUMBERS = training.Numbers(margin=1.2, seed=3)
+
+
+@pytest.fixture(scope="module")
+def source():
+    generator = np.random.default_rng(0)
+    classes = np.arange(60) % 5
+    images = generator.integers(0, 60, (60, 8, 8, 1)) + 40 * classes[:, None, None, None]
+    return training.Source(images.astype(np.uint8), index_by_class(classes))
+
+
+@pytest.fixture(scope="module")
+def model():
+    encode, params = training.split_encoder(ConvNet((8, 8, 1), 4, rngs=nnx.Rngs(0)))
+    optimizer = training.make_optimizer(1e-3, steps=100, warmup_steps=5, weight_decay=0.1)
+    return encode, optimizer, training.init_state(params, optimizer)
+
+
+def _run(step, state, source, *, strategy="shard_map", devices=1, calls=20):
+    placed = parallel(step, strategy, jax.devices()[:devices])
+    state, source, numbers = (placed.replicate(x) for x in (state, source, NUMBERS))
+    losses = []
+    for _ in range(calls):
+        state, metrics = placed.step(state, source, numbers)
+        losses.append(np.atleast_1d(metrics["loss"]))
+    return np.concatenate(losses), placed.fetch(state)
+
+
+def _assert_close(got, want, tolerance=1e-5):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, want
+    )
+
+
+def test_a_step_is_the_formula_and_adam_written_out(source):
+    """One step of a linear encoder against float64 NumPy."""
+    generator = np.random.default_rng(1)
+    weights = generator.normal(size=(64, 3))
+    rate, margin = 0.01, 4.0
+    optimizer = training.make_optimizer(rate, steps=10, warmup_steps=0, clip_norm=1e9)
+    state = training.init_state({"w": jnp.asarray(weights, jnp.float32)}, optimizer)
+
+    def encode(params, images):
+        return (images.reshape(len(images), -1) / 255.0) @ params["w"]
+
+    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
+    numbers = training.Numbers(margin=margin, seed=5)
+    placed = parallel(step, "shard_map", jax.devices()[:1])
+    new, metrics = placed.step(*(placed.replicate(x) for x in (state, source, numbers)))
+
+    i, j, labels = draw_pairs(
+        jax.random.fold_in(jax.random.key(5), 0), source.index, BATCH, numbers.similar_fraction
+    )
+    flat = np.asarray(source.images, np.float64).reshape(60, -1) / 255
+    difference = flat[np.asarray(i)] - flat[np.asarray(j)]
+    labels = np.asarray(labels)
+    distance = np.linalg.norm(difference @ weights, axis=1)
+    hinge = np.maximum(0, margin - distance)
+    value = np.mean((1 - labels) * distance**2 + labels * hinge**2)
+    # d L / d D, then d D / d W = (x_i - x_j) (x_i - x_j)^T W / D.
+    slope = (2 * (1 - labels) * distance - 2 * labels * hinge) / distance / BATCH
+    gradient = (difference * slope[:, None]).T @ (difference @ weights)
+    # The first step of Adam moves every entry by the rate, against the sign of its gradient.
+    expected = weights - rate * gradient / (np.abs(gradient) + 1e-8)
+
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"], np.linalg.norm(gradient), rtol=1e-4)
+    np.testing.assert_allclose(metrics["similar_distance"], distance[labels == 0].mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["dissimilar_distance"], distance[labels == 1].mean(), rtol=1e-5
+    )
+    np.testing.assert_allclose(metrics["active_fraction"], (hinge[labels == 1] > 0).mean())
+    np.testing.assert_allclose(placed.fetch(new).params["w"], expected, rtol=1e-4, atol=1e-6)
+    assert placed.fetch(new).step == 1
+
+
+@pytest.mark.parametrize("augment", [None, flip])
+def test_eight_devices_equal_one(source, model, augment):
+    encode, optimizer, state = model
+    step = training.make_drawn_step(
+        training.make_pair_step(encode, optimizer, augment=augment), BATCH
+    )
+    want = _run(step, state, source)
+    assert want[0][-5:].mean() < want[0][:5].mean(), "it does not learn"
+    for strategy, devices in [("shard_map", 8), ("pmap", 8), ("pmap", 1), ("shard_map", 2)]:
+        _assert_close(_run(step, state, source, strategy=strategy, devices=devices), want)
+
+
+def test_vmap_runs_the_same_step(source, model):
+    encode, optimizer, state = model
+    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
+    mapped = jax.jit(
+        jax.vmap(step, in_axes=None, out_axes=0, axis_name=training.AXIS, axis_size=4)
+    )
+    values = []
+    for _ in range(20):
+        states, metrics = mapped(state, source, NUMBERS)
+        state = jax.tree.map(lambda x: x[0], states)
+        values.append(metrics["loss"][0])
+    _assert_close((np.array(values), state), _run(step, model[2], source))
+
+
+def test_many_steps_to_a_call_equal_one_step_to_a_call(source, model):
+    encode, optimizer, state = model
+    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
+    want = _run(step, state, source)
+    _assert_close(_run(training.repeated(step, 5), state, source, calls=4), want)
+
+
+def test_microbatches_equal_the_whole_batch(source, model):
+    encode, optimizer, state = model
+    make = partial(training.make_pair_step, encode, optimizer, augment=shift)
+    want = _run(training.make_drawn_step(make(), BATCH), state, source)
+    got = _run(training.make_drawn_step(make(microbatches=4), BATCH), state, source)
+    _assert_close(got, want)
+    with pytest.raises(ValueError, match="16 pairs and 3 microbatches"):
+        _run(training.make_drawn_step(make(microbatches=3), BATCH), state, source)
+
+
+def test_given_pairs_equal_drawn_ones(source, model):
+    encode, optimizer, state = model
+    pair_step = training.make_pair_step(encode, optimizer)
+    want = _run(training.make_drawn_step(pair_step, BATCH), state, source)
+    for strategy in ("pmap", "shard_map"):
+        placed = parallel(pair_step, strategy, jax.devices()[:4], sharded=(1,))
+        moved, numbers = placed.replicate(state), placed.replicate(NUMBERS)
+        values = []
+        for step in range(20):
+            i, j, labels = draw_pairs(
+                jax.random.fold_in(jax.random.key(NUMBERS.seed), step), source.index, BATCH, 0.5
+            )
+            pairs = training.Pairs(source.images[i], source.images[j], labels)
+            moved, metrics = placed.step(moved, placed.shard(pairs), numbers)
+            values.append(metrics["loss"])
+        _assert_close((np.array(values), placed.fetch(moved)), want)
+
+
+def test_another_margin_or_fraction_compiles_nothing(source, model):
+    encode, optimizer, state = model
+    traces = []
+
+    def counted(distance, label, margin):
+        traces.append(1)
+        return losses.contrastive(distance, label, margin)
+
+    step = training.make_drawn_step(
+        training.make_pair_step(encode, optimizer, loss=counted), BATCH
+    )
+    placed = parallel(step, "shard_map", jax.devices()[:1])
+    state, data = placed.replicate(state), placed.replicate(source)
+    seen = []
+    for k in range(10):
+        numbers = placed.replicate(training.Numbers(0.1 + 0.1 * k, k, 0.1 + 0.05 * k))
+        state, metrics = placed.step(state, data, numbers)
+        seen.append(float(metrics["loss"]))
+        if k == 0:
+            traced = len(traces)
+    assert len(traces) == traced
+    assert len(set(seen)) == 10
+
+
+def test_no_implicit_transfer_in_the_loop(source, model):
+    encode, optimizer, state = model
+    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
+    for strategy in ("pmap", "shard_map"):
+        placed = parallel(step, strategy, jax.devices()[:2])
+        arguments = [placed.replicate(x) for x in (state, source, NUMBERS)]
+        with jax.transfer_guard("disallow"):
+            moved, _ = placed.step(*arguments)
+            placed.step(moved, *arguments[1:])
+
+
+def test_a_batch_that_does_not_divide_is_refused(source, model):
+    encode, optimizer, state = model
+    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), 12)
+    with pytest.raises(ValueError, match="got 12 pairs for 8 devices"):
+        _run(step, state, source, devices=8, calls=1)
+
+
+def test_an_unknown_strategy_is_refused():
+    with pytest.raises(ValueError, match="'pmap' or 'shard_map', got 'xmap'"):
+        parallel(lambda state: state, "xmap")
+
+
+def test_value_checks_in_the_step_name_what_is_wrong(source, model):
+    encode, optimizer, state = model
+    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
+    for strategy in ("pmap", "shard_map"):
+        placed = parallel(step, strategy, jax.devices()[:2], check_values=True)
+        data = placed.replicate(source)
+        good, _ = placed.step(placed.replicate(state), data, placed.replicate(NUMBERS))
+        _assert_close(placed.fetch(good), _run(step, state, source, calls=1)[1])
+        with pytest.raises(ValueError, match=r"margin must be above 0 and finite, got -1"):
+            placed.step(good, data, placed.replicate(NUMBERS._replace(margin=-1.0)))
+        broken = state._replace(params=jax.tree.map(lambda p: p * np.nan, state.params))
+        with pytest.raises(ValueError, match="a must be finite, got nan in row 0"):
+            placed.step(placed.replicate(broken), data, placed.replicate(NUMBERS))
+
+
+def test_split_encoder_refuses_batch_statistics_and_dropout():
+    class Normed(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(4, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(x)
+
+    with pytest.raises(ValueError, match="Normed holds variables other than parameters: BatchStat"):
+        training.split_encoder(Normed(nnx.Rngs(0)))
+
+
+def _rate_at(optimizer, step):
+    params = {"w": jnp.ones((2, 2))}
+    state = optimizer.init(params)
+    for _ in range(step + 1):
+        updates, state = optimizer.update({"w": jnp.full((2, 2), 0.1)}, state, params)
+    return -float(updates["w"][0, 0])
+
+
+def test_learning_rate_warms_up_and_decays_to_zero():
+    optimizer = training.make_optimizer(0.5, steps=20, warmup_steps=10)
+    # A constant gradient makes every step of Adam as long as the rate.
+    np.testing.assert_allclose(_rate_at(optimizer, 0), 0, atol=1e-6)
+    np.testing.assert_allclose(_rate_at(optimizer, 5), 0.25, rtol=1e-3)
+    np.testing.assert_allclose(_rate_at(optimizer, 10), 0.5, rtol=1e-3)
+    np.testing.assert_allclose(_rate_at(optimizer, 15), 0.25, rtol=1e-3)
+    np.testing.assert_allclose(_rate_at(optimizer, 20), 0, atol=1e-6)
+    with pytest.raises(ValueError, match="got 20 of 20"):
+        training.make_optimizer(0.5, steps=20, warmup_steps=20)
+
+
+def test_weight_decay_leaves_biases_alone_and_clipping_bounds_the_gradient():
+    optimizer = training.make_optimizer(0.5, steps=20, weight_decay=0.1)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(nothing, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], 0)
+    huge = jax.tree.map(lambda p: 1e6 * p, params)
+    _, state = optimizer.update(huge, optimizer.init(params), params)
+    first_moment = optax.tree.get(state, "mu")
+    # After one step it is a tenth of the clipped gradient, whose norm is 1.
+    np.testing.assert_allclose(optax.tree.norm(first_moment), 0.1, rtol=1e-5)
+
+
+def _fake_advance(nan_at=None, per_call=1):
+    def advance(state):
+        steps = state + 1 + np.arange(per_call)
+        loss = np.where(steps == nan_at, np.nan, 1.0 / steps)
+        return state + per_call, {"loss": loss, "gradient_norm": np.ones(per_call)}
+
+    return advance
+
+
+@pytest.mark.parametrize(
+    ("start", "steps", "window", "per_call", "ends"),
+    [(0, 10, 4, 1, [4, 8, 10]), (5, 10, 4, 1, [8, 10]), (0, 8, 4, 2, [4, 8]), (10, 10, 4, 1, [])],
+)
+def test_windows_and_records(start, steps, window, per_call, ends):
+    loop = training.train(
+        _fake_advance(per_call=per_call),
+        start,
+        start=start,
+        steps=steps,
+        window=window,
+        steps_per_call=per_call,
+        batch_size=7,
+    )
+    states, records = [], []
+    for state, window_records in loop:
+        states.append(state)
+        records += window_records
+    assert states == ends
+    assert [record["step"] for record in records] == list(range(start + 1, steps + 1))
+    for record in records:
+        np.testing.assert_allclose(record["loss"], 1 / record["step"])
+        assert record["pairs_per_second"] > 0
+
+
+def test_nan_stops_the_loop_and_names_the_step():
+    loop = training.train(
+        _fake_advance(nan_at=7), 0, start=0, steps=12, window=4, batch_size=1
+    )
+    assert next(loop)[0] == 4
+    with pytest.raises(FloatingPointError, match="step 7: loss nan"):
+        next(loop)
+
+
+def test_windows_must_be_whole_calls():
+    loop = training.train(
+        _fake_advance(), 0, start=0, steps=12, window=5, steps_per_call=2, batch_size=1
+    )
+    with pytest.raises(ValueError, match="window must be a multiple of steps_per_call, got 5 and 2"):
+        next(loop)
+
+
+def test_inverted_labels_are_warned_of():
+    with pytest.warns(UserWarning, match="are the labels inverted"):
+        training.warn_inverted(1.5, 0.5)
+
+
+def test_embed_pads_the_last_batch_and_keeps_the_order():
+    images = np.arange(7 * 4, dtype=np.uint8).reshape(7, 2, 2, 1)
+    module = MLP((2, 2, 1), 3, rngs=nnx.Rngs(0))
+    encode, params = training.split_encoder(module)
+    for batch_size in (1, 3, 7, 100):
+        np.testing.assert_allclose(
+            training.embed(encode, params, images, batch_size=batch_size),
+            module(jnp.asarray(images)),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+    with pytest.raises(ValueError, match="no images to embed"):
+        training.embed(encode, params, images[:0])
+
+
+def test_augmentations_keep_what_they_should():
+    image = jnp.arange(1, 10, dtype=jnp.uint8).reshape(3, 3, 1)
+    keys = jax.random.split(jax.random.key(0), 200)
+    flipped = np.asarray(jax.vmap(lambda k: flip(k, image))(keys))
+    mirrored = (flipped == np.asarray(image)[:, ::-1]).all((1, 2, 3))
+    assert ((flipped == np.asarray(image)).all((1, 2, 3)) ^ mirrored).all()
+    assert 70 < mirrored.sum() < 130
+    moved = np.asarray(jax.vmap(lambda k: shift(k, image, pixels=1))(keys))
+    padded = np.pad(np.asarray(image), ((1, 1), (1, 1), (0, 0)))
+    windows = {padded[r : r + 3, c : c + 3].tobytes() for r in range(3) for c in range(3)}
+    assert {one.tobytes() for one in moved} == windows
+
+
+def test_nothing_warns_in_a_good_step(source, model):
+    encode, optimizer, state = model
+    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _run(step, state, source, calls=2)
