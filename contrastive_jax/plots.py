@@ -88,7 +88,7 @@ def loss_curve(
         axes.plot(distance, values, label=f"{name} (Y = {label})", **style)
     _mark(axes, margin, f"margin {margin:g}")
     axes.set(xlabel="distance D", ylabel="loss L(D, Y)", xlim=(0, None), ylim=(0, None))
-    axes.legend(loc="upper center")
+    axes.legend(loc="upper left")
     return figure
 
 
@@ -128,10 +128,12 @@ def distance_histograms(
             axes.stairs(density, edges, fill=True, alpha=0.25, color=style["color"])
             axes.stairs(density, edges, label=f"{name} pairs", linewidth=1.5, **style)
     axes.set(xlabel="distance", ylabel="density", xlim=(0, edges[-1]), ylim=(0, None))
-    heights = iter((0.97, 0.86))
-    for value, name in ((threshold, "threshold"), (margin, "margin")):
-        if value is not None:
-            _mark(axes, value, f"{name} {value:.2f}", height=next(heights))
+    if margin is not None:
+        _mark(axes, margin, f"margin {margin:.2f}")
+    if threshold is not None:
+        # On the side away from the margin.
+        left = margin is None or threshold <= margin
+        _mark(axes, threshold, f"threshold {threshold:.2f}", left=left)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
     return figure
 
@@ -252,31 +254,30 @@ def _plane(embeddings: np.ndarray) -> tuple[np.ndarray, str, str]:
 
 
 def _thumbnails(
-    axes: Axes, points: np.ndarray, images: np.ndarray, colors: Sequence[str], side: int = 26
+    axes: Axes, points: np.ndarray, images: np.ndarray, colors: Sequence[str], side: int = 30
 ) -> None:
-    """Draws in each cell of a grid the example nearest to its centre."""
+    """Draws images on a grid, each in the free cell nearest to its point and not far from it."""
     low = np.array([axes.get_xlim()[0], axes.get_ylim()[0]])
     span = np.array([axes.get_xlim()[1], axes.get_ylim()[1]]) - low
-    cell = (points - low) / span * side
-    away = np.abs(cell - np.floor(cell) - 0.5).max(1)
-    taken = set()
     box = axes.get_window_extent()
-    pixels = min(box.width, box.height) / side * 0.86
-    for k in np.argsort(away, kind="stable"):
-        where = tuple(np.floor(cell[k]).astype(int))
-        if where in taken:
+    zoom = 0.9 * min(box.width, box.height) / side / max(images.shape[1:3])
+    zoom *= 72 / axes.figure.get_dpi()
+    free = np.ones((side, side), bool)
+    cells = np.stack(np.indices(free.shape), -1) + 0.5
+    # In an order of their own, lest the classes that come first take the room of the others.
+    for k in np.random.default_rng(0).permutation(len(points)):
+        away = np.square(cells - (points[k] - low) / span * side).sum(-1)
+        away[~free] = np.inf
+        where = np.unravel_index(away.argmin(), free.shape)
+        if away[where] > 2.5**2:
             continue
-        taken.add(where)
-        tint = _tinted(images[k], colors[k])
-        zoom = pixels / max(images[k].shape[:2]) * 72 / axes.figure.get_dpi()
-        centre = low + (np.array(where) + 0.5) / side * span
+        free[where] = False
         axes.add_artist(
             AnnotationBbox(
-                OffsetImage(tint, zoom=zoom, interpolation="nearest"),
-                tuple(centre),
-                frameon=True,
+                OffsetImage(_tinted(images[k], colors[k]), zoom=zoom, interpolation="nearest"),
+                tuple(low + cells[where] / side * span),
                 pad=0.0,
-                bboxprops={"edgecolor": colors[k], "linewidth": 1.0},
+                bboxprops={"edgecolor": colors[k], "linewidth": 0.8},
             )
         )
 
@@ -366,7 +367,7 @@ def training_curves(
     figure = Figure(figsize=(9, 6), layout="constrained")
     (top_left, top_right), (low_left, low_right) = figure.subplots(2, 2, sharex=True)
     _curve(top_left, records, "loss", "training", SIMILAR)
-    top_left.set(ylabel="loss", ylim=(0, None))
+    top_left.set(ylabel="loss", yscale="log")
     _curve(top_right, records, "similar_distance", "similar pairs", SIMILAR)
     _curve(top_right, records, "dissimilar_distance", "dissimilar pairs", DISSIMILAR)
     if margin is not None:
@@ -402,10 +403,11 @@ def _curve(
     if not found:
         return
     steps, values = (np.array(column) for column in zip(*found, strict=True))
-    width = max(len(values) // 50, 1)
-    smooth = np.convolve(values, np.ones(width) / width, mode="valid")
     axes.plot(steps, values, color=style["color"], alpha=0.2, linewidth=0.8)
-    axes.plot(steps[width - 1 :], smooth, label=name, **style)
+    width = max(len(values) // 100, 1)
+    whole = len(values) // width * width
+    steps, values = (x[:whole].reshape(-1, width).mean(1) for x in (steps, values))
+    axes.plot(steps, values, label=name, **style)
 
 
 def _one(width: float, height: float) -> tuple[Figure, Axes]:
@@ -413,15 +415,17 @@ def _one(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _mark(axes: Axes, x: float, text: str, height: float = 0.97) -> None:
+def _mark(axes: Axes, x: float, text: str, *, left: bool = False) -> None:
     axes.axvline(x, **_MARK)
     axes.annotate(
         text,
-        (x, height),
+        (x, 0.97),
         xycoords=("data", "axes fraction"),
-        xytext=(4, 0),
+        xytext=(-4 if left else 4, 0),
         textcoords="offset points",
+        ha="right" if left else "left",
         va="top",
         fontsize=9.5,
         color="#333333",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )
