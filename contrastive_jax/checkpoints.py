@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 State = TypeVar("State")
 
 
-def open_checkpoints(
-    folder: str | Path, *, keep: int = 2, best_by: str
-) -> ocp.CheckpointManager:
+def open_checkpoints(folder: str | Path, *, keep: int = 2, best_by: str) -> ocp.CheckpointManager:
     """Opens the checkpoints of a run, creating the folder where there is none.
 
     A checkpoint is written beside its final name and renamed when whole, so a run killed at any
@@ -71,4 +70,12 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, like: State) -> State
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     restored: State = checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
+    for (path, got), want in zip(
+        jax.tree_util.tree_leaves_with_path(restored), jax.tree.leaves(like), strict=True
+    ):
+        if np.shape(got) != np.shape(want):
+            raise ValueError(
+                f"checkpoint {step} holds {jax.tree_util.keystr(path)} of shape {np.shape(got)}, "
+                f"expected {np.shape(want)}: it is of another encoder"
+            )
     return restored

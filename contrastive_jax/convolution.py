@@ -1,4 +1,4 @@
-"""Convolution for `flax.nnx.Conv` that is quick on a CPU as well, in a loop and under `vmap` too."""
+"""Convolution for `flax.nnx.Conv` that is quick on a CPU too, in loops and under `vmap` as well."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -73,9 +73,7 @@ def convolution(
     dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
     if dilated or feature_group_count != 1:
         return by_xla(lhs, rhs)
-    patches, _ = jax.eval_shape(
-        lambda x, k: _by_patches(x, k, window_strides, padding), lhs, rhs
-    )
+    patches, _ = jax.eval_shape(lambda x, k: _by_patches(x, k, window_strides, padding), lhs, rhs)
     if patches.size * patches.dtype.itemsize > _MAX_PATCH_BYTES:
         return by_xla(lhs, rhs)
     result: jax.Array = jax.lax.platform_dependent(lhs, rhs, cpu=by_patches, default=by_xla)

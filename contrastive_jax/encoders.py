@@ -1,8 +1,8 @@
 """Networks from images to embeddings (Flax NNX).
 
-Each encoder maps `[B, H, W, C]` to `[B, width]`. Images are `uint8`, scaled to [0, 1] on the way in,
-or floating and taken as they are. Parameters are float32; `dtype` is the type of the computation;
-embeddings come out in float32.
+Each encoder maps `[B, H, W, C]` to `[B, width]`. Images are `uint8`, scaled to [0, 1] on the way
+in, or floating and taken as they are. Parameters are float32; `dtype` is the type of the
+computation; embeddings come out in float32.
 
 On the unit sphere (`normalize=True`) distances lie in [0, 2], so the margin has a meaning of its
 own: random directions lie about sqrt(2) apart, margins from about 0.5 to 1.4 make sense, and a
@@ -47,8 +47,8 @@ class MLP(nnx.Module):
           dtype: type of the computation.
           rngs: source of the initial parameters.
         """
-        height, width_, channels = _checked(image_shape, width)
-        sizes = (height * width_ * channels, *hidden)
+        rows, columns, channels = _checked(image_shape, width)
+        sizes = (rows * columns * channels, *hidden)
         self.hidden = nnx.List(
             [nnx.Linear(i, o, dtype=dtype, rngs=rngs) for i, o in pairwise(sizes)]
         )
@@ -89,10 +89,10 @@ class DrLIM(nnx.Module):
           dtype: type of the computation.
           rngs: source of the initial parameters.
         """
-        height, width_, channels = _checked(image_shape, width, smallest=8)
-        side = min(height, width_, 28)
+        rows, columns, channels = _checked(image_shape, width, smallest=8)
+        side = min(rows, columns, 28)
         first = max(2, round(6 * side / 28))
-        subsampled = [(size - first + 1) // 2 for size in (height, width_)]
+        subsampled = [(size - first + 1) // 2 for size in (rows, columns)]
         second = max(1, min(round(9 * side / 28), *subsampled))
         conv = partial(_Conv, padding="VALID", dtype=dtype, rngs=rngs)
         self.c1 = conv(channels, 15, (first, first))
@@ -124,7 +124,7 @@ class ConvNet(nnx.Module):
         image_shape: tuple[int, int, int],
         width: int = 64,
         *,
-        channels: tuple[int, ...] = (32, 64, 128),
+        channels: tuple[int, ...] | None = None,
         hidden: int = 256,
         normalize: bool = True,
         dtype: DTypeLike = jnp.float32,
@@ -135,13 +135,16 @@ class ConvNet(nnx.Module):
         Args:
           image_shape: `(H, W, C)` of one image.
           width: number of entries of an embedding.
-          channels: maps of each stage.
+          channels: maps of each stage; by default 32, 64 and 128, and below 16 pixels, where a third
+            stage would leave a single pixel, 64 and 128.
           hidden: width of the layer between the last stage and the embedding.
           normalize: whether embeddings are scaled to unit length.
           dtype: type of the computation.
           rngs: source of the initial parameters.
         """
-        height, width_, channels_in = _checked(image_shape, width)
+        rows, columns, channels_in = _checked(image_shape, width)
+        if channels is None:
+            channels = (32, 64, 128) if min(rows, columns) >= 16 else (64, 128)
         kernels = [(5, 5), *[(3, 3)] * (len(channels) - 1)]
         self.stages = nnx.List(
             [
@@ -150,8 +153,8 @@ class ConvNet(nnx.Module):
             ]
         )
         for _ in channels:
-            height, width_ = -(-height // 2), -(-width_ // 2)
-        self.hidden = nnx.Linear(height * width_ * channels[-1], hidden, dtype=dtype, rngs=rngs)
+            rows, columns = -(-rows // 2), -(-columns // 2)
+        self.hidden = nnx.Linear(rows * columns * channels[-1], hidden, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
         self.normalize, self.dtype = normalize, dtype
 
@@ -190,8 +193,8 @@ class ResNet18(nnx.Module):
           dtype: type of the computation.
           rngs: source of the initial parameters.
         """
-        height, width_, channels = _checked(image_shape, width)
-        self.small = max(height, width_) <= 64
+        rows, columns, channels = _checked(image_shape, width)
+        self.small = max(rows, columns) <= 64
         kernel, stride = ((3, 3), 1) if self.small else ((7, 7), 2)
         self.stem = _Conv(
             channels, 64, kernel, strides=stride, use_bias=False, dtype=dtype, rngs=rngs

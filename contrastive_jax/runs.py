@@ -1,12 +1,12 @@
 """The folder of a run: its configuration, and its metrics as they come.
 
-    runs/NAME/config.json      every option of the run
-              metrics.jsonl    a line for each training step and each validation
-              tensorboard/     the same as events
-              checkpoints/     the last few states and the best
-              results.json     figures on test, and results.md as a table
-              embeddings.npz   test embeddings and classes
-              figures/         PNG
+runs/NAME/config.json      every option of the run
+          metrics.jsonl    a line for each training step and each validation
+          tensorboard/     the same as events
+          checkpoints/     the last few states and the best
+          results.json     figures on test, and results.md as a table
+          embeddings.npz   test embeddings and classes
+          figures/         PNG
 """
 
 import itertools

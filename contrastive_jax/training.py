@@ -25,6 +25,7 @@ from contrastive_jax.pairs import pair_loss
 AXIS = "devices"
 
 Params = Any
+Array = jax.Array | np.ndarray
 Metrics = dict[str, jax.Array]
 Encode = Callable[[Params, jax.Array], jax.Array]
 
@@ -40,16 +41,16 @@ class TrainState(NamedTuple):
 class Pairs(NamedTuple):
     """Images of the first and of the second members, `[B, H, W, C]` each, and labels `[B]`."""
 
-    first: jax.Array
-    second: jax.Array
-    labels: jax.Array
+    first: Array
+    second: Array
+    labels: Array
 
 
 class Source(NamedTuple):
     """A data set on the device, `[N, H, W, C]`, and its examples by class."""
 
-    images: jax.Array
-    index: ClassIndex
+    images: Array
+    by_class: ClassIndex
 
 
 class Numbers(NamedTuple):
@@ -77,7 +78,8 @@ def split_encoder(encoder: nnx.Module) -> tuple[Encode, Params]:
       ValueError: if the encoder holds variables that are not parameters. Batch statistics would
         depend on how the batch is spread over devices, dropout on a key that no step passes on.
     """
-    graphdef, params, rest = nnx.split(encoder, nnx.Param, ...)
+    graphdef, *states = nnx.split(encoder, nnx.Param, ...)
+    params, rest = states
     if rest:
         kinds = sorted({type(variable).__name__ for _, variable in nnx.to_flat_state(rest)})
         raise ValueError(
@@ -157,9 +159,9 @@ def make_pair_step(
         the caches (about 64 images of 28 x 28).
 
     Returns:
-      `step(state, pairs, numbers) -> (state, metrics)`. Metrics are those of the global batch, before
-      the update: `loss`, `similar_distance` and `dissimilar_distance` (means; NaN where the batch
-      has no such pair), `active_fraction` (dissimilar pairs whose loss is not zero) and
+      `step(state, pairs, numbers) -> (state, metrics)`. Metrics are those of the global batch,
+      before the update: `loss`, `similar_distance` and `dissimilar_distance` (means; NaN where the
+      batch has no such pair), `active_fraction` (dissimilar pairs whose loss is not zero) and
       `gradient_norm`.
     """
 
@@ -172,7 +174,7 @@ def make_pair_step(
             )
 
         def mean_loss(params: Params, part: tuple[Pairs, jax.Array]) -> tuple[jax.Array, Metrics]:
-            (first, second, labels), keys = part
+            (first, second, labels), keys = jax.tree.map(jnp.asarray, part)
             images = jnp.concatenate([first, second])
             if augment is not None:
                 images = jax.vmap(augment)(keys.T.reshape(-1), images)
@@ -249,7 +251,7 @@ def make_drawn_step(pair_step: PairStep, batch_size: int) -> DrawnStep:
     def step(state: TrainState, source: Source, numbers: Numbers) -> tuple[TrainState, Metrics]:
         drawn = draw_pairs(
             jax.random.fold_in(jax.random.key(numbers.seed), state.step),
-            source.index,
+            source.by_class,
             batch_size,
             numbers.similar_fraction,
         )

@@ -1,7 +1,7 @@
 """Trains a siamese encoder on pairs, evaluates it on held-out data and draws what it learned.
 
-    python -m experiments.train                          # digits, under a minute
-    python -m experiments.train --dataset fashion_mnist  # under ten minutes on two cores
+python -m experiments.train                          # digits, under a minute
+python -m experiments.train --dataset fashion_mnist  # under ten minutes on two cores
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +44,7 @@ DISTANCES = {
 }
 # Found on validation.
 RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {"steps": 1500, "flip": False, "shift": 0},
+    "digits": {"steps": 1500, "flip": False, "shift": 1},
     "mnist": {"steps": 5000, "flip": False, "shift": 1},
     "fashion_mnist": {"steps": 10_000, "flip": True, "shift": 1},
 }
@@ -112,7 +113,7 @@ class Config:
     flip: bool | None = None
     """Mirror training images at random; by default unless the data set is of digits."""
     shift: int | None = None
-    """Move training images at random by up to so many pixels; 0 on digits and 1 elsewhere."""
+    """Move training images at random by up to so many pixels; 1 by default."""
 
     batch_size: int = 128
     """Pairs in a batch, over all devices."""
@@ -161,7 +162,11 @@ class Config:
 def main(config: Config) -> Path:
     """Runs an experiment and returns its folder."""
     began = time.perf_counter()
-    devices = jax.devices()[: config.devices]
+    devices = jax.devices()
+    if config.devices is not None:
+        if not 0 < config.devices <= len(devices):
+            raise ValueError(f"--devices must be from 1 to {len(devices)}, got {config.devices}")
+        devices = devices[: config.devices]
     on_cpu = devices[0].platform == "cpu"
     recipe = {
         key: default if getattr(config, key) is None else getattr(config, key)
@@ -224,7 +229,9 @@ def main(config: Config) -> Path:
         checkpoints.open_checkpoints(
             folder / "checkpoints", keep=config.keep, best_by=BEST_BY
         ) as saved,
-        SummaryWriter(str(folder / "tensorboard")) as events,
+        SummaryWriter(
+            str(folder / "tensorboard"), purge_step=(saved.latest_step() or 0) + 1
+        ) as events,
     ):
         start = saved.latest_step() or 0
         if start:
@@ -238,7 +245,7 @@ def main(config: Config) -> Path:
             call = drawn if steps_per_call == 1 else training.repeated(drawn, steps_per_call)
             placed = parallel(call, config.parallel, devices, check_values=config.check_values)
             source = placed.replicate(training.Source(data.train.images, index))
-            arguments = itertools.repeat(source)
+            arguments: Iterator[Any] = itertools.repeat(source)
         else:
             placed = parallel(
                 step, config.parallel, devices, sharded=(1,), check_values=config.check_values
@@ -265,29 +272,37 @@ def main(config: Config) -> Path:
             batch_size=config.batch_size,
         )
         inverted = 0
-        with tqdm(total=steps, initial=start, unit="step", disable=None) as bar:
-            for state, records in windows:
-                runs.write_metrics(folder, events, records)
-                last = records[-1]
-                means = {key: np.mean([record[key] for record in records]) for key in SHOWN}
-                bar.update(last["step"] - bar.n)
-                bar.set_postfix_str(
-                    "loss {loss:.4f}, similar {similar_distance:.2f}, dissimilar "
-                    "{dissimilar_distance:.2f}, active {active_fraction:.0%}, "
-                    "{pairs_per_second:,.0f} pairs/s".format(**means)
-                )
-                far = means["similar_distance"] > means["dissimilar_distance"]
-                inverted = inverted + 1 if far else 0
-                if inverted == INVERTED_WINDOWS:
-                    training.warn_inverted(means["similar_distance"], means["dissimilar_distance"])
-                if last["step"] % config.validate_every and last["step"] != steps:
-                    continue
-                one = placed.fetch(state)
-                embeddings = training.embed(encode, one.params, data.validation.images)
-                figures = retrieval(embeddings, data.validation.classes)
-                validation = {f"validation/{key}": value for key, value in figures.items()}
-                runs.write_metrics(folder, events, [{"step": last["step"]} | validation])
-                checkpoints.save(saved, last["step"], one, validation)
+        try:
+            with tqdm(total=steps, initial=start, unit="step", disable=None) as bar:
+                for state, records in windows:
+                    runs.write_metrics(folder, events, records)
+                    now = int(records[-1]["step"])
+                    means = {
+                        key: float(np.mean([record[key] for record in records])) for key in SHOWN
+                    }
+                    bar.update(now - bar.n)
+                    bar.set_postfix_str(
+                        "loss {loss:.4f}, similar {similar_distance:.2f}, dissimilar "
+                        "{dissimilar_distance:.2f}, active {active_fraction:.0%}, "
+                        "{pairs_per_second:,.0f} pairs/s".format(**means)
+                    )
+                    far = means["similar_distance"] > means["dissimilar_distance"]
+                    inverted = inverted + 1 if far else 0
+                    if inverted == INVERTED_WINDOWS:
+                        training.warn_inverted(
+                            means["similar_distance"], means["dissimilar_distance"]
+                        )
+                    if now % config.validate_every and now != steps:
+                        continue
+                    one = placed.fetch(state)
+                    embeddings = training.embed(encode, one.params, data.validation.images)
+                    figures = retrieval(embeddings, data.validation.classes)
+                    validation = {f"validation/{key}": value for key, value in figures.items()}
+                    runs.write_metrics(folder, events, [{"step": now} | validation])
+                    checkpoints.save(saved, now, one, validation)
+        except FloatingPointError as error:
+            error.add_note(f"the last good checkpoint is of step {saved.latest_step() or 0}")
+            raise
 
         # Evaluation, by the best state on validation
         best = saved.best_step()
@@ -303,7 +318,8 @@ def main(config: Config) -> Path:
 
 def _check(options: dict[str, Any]) -> None:
     """Checks what options say together, before any data is read."""
-    for name in ("margin", "batch_size", "steps", "learning_rate", "clip_norm", "log_every"):
+    positive = "margin batch_size steps learning_rate clip_norm log_every validate_every keep"
+    for name in positive.split():
         if not 0 < options[name] < np.inf:
             raise ValueError(f"--{name} must be above 0, got {options[name]}")
     if not 0 <= options["similar_fraction"] <= 1:
@@ -322,8 +338,11 @@ def _check(options: dict[str, Any]) -> None:
             )
     if options["data_on"] == "host" and options["steps_per_call"] != 1:
         raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
-    if options["resume"] and not options["name"]:
-        raise ValueError("--resume needs the --name of the run")
+    if options["width"] < 2:
+        raise ValueError(f"--width must be at least 2, got {options['width']}")
+    for name in ("resume", "overwrite"):
+        if options[name] and not options["name"]:
+            raise ValueError(f"--{name} needs the --name of the run")
     if options["resume"] and options["overwrite"]:
         raise ValueError("--resume and --overwrite exclude each other")
 
@@ -346,7 +365,7 @@ def _folder(config: Config, options: dict[str, Any]) -> Path:
         folder = config.runs / str(config.name)
         runs.check_resumable(folder, options, FREE)
         return folder
-    if config.overwrite and config.name:
+    if config.overwrite:
         shutil.rmtree(config.runs / config.name, ignore_errors=True)
     return runs.create_run(
         config.runs, config.name, f"{config.dataset}-{config.encoder}".replace("/", "-"), options
@@ -427,9 +446,7 @@ def _instructive(neighbours: np.ndarray, classes: np.ndarray, count: int = 4) ->
     """Queries for the gallery: some with the right nearest neighbour and some with a wrong one."""
     right = classes[neighbours[:, 0]] == classes
     shuffled = np.random.default_rng(0).permutation(len(classes))
-    return np.concatenate(
-        [shuffled[right[shuffled]][:count], shuffled[~right[shuffled]][:count]]
-    )
+    return np.concatenate([shuffled[right[shuffled]][:count], shuffled[~right[shuffled]][:count]])
 
 
 def _table(summaries: dict[str, Summary]) -> str:
@@ -443,4 +460,6 @@ if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__, use_underscores=True))
     except (FileExistsError, FileNotFoundError, FloatingPointError, ValueError) as error:
-        sys.exit(f"error: {error}" + "".join(f"\n{note}" for note in getattr(error, "__notes__", ())))
+        sys.exit(
+            f"error: {error}" + "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+        )

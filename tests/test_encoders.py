@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_parameters():
 def test_wrong_shapes_are_refused(encoder):
     with pytest.raises(ValueError, match=r"image_shape .* got \(28, 28\)"):
         encoder((28, 28), rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="width of the embedding .* got 0"):
+    with pytest.raises(ValueError, match=r"width of the embedding .* got 0"):
         encoder((28, 28, 1), 0, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"at least 8 x 8 pixels, got \(7, 9, 1\)"):
         encoders.DrLIM((7, 9, 1), rngs=nnx.Rngs(0))

@@ -68,7 +68,7 @@ def test_a_step_is_the_formula_and_adam_written_out(source):
     new, metrics = placed.step(*(placed.replicate(x) for x in (state, source, numbers)))
 
     i, j, labels = draw_pairs(
-        jax.random.fold_in(jax.random.key(5), 0), source.index, BATCH, numbers.similar_fraction
+        jax.random.fold_in(jax.random.key(5), 0), source.by_class, BATCH, numbers.similar_fraction
     )
     flat = np.asarray(source.images, np.float64).reshape(60, -1) / 255
     difference = flat[np.asarray(i)] - flat[np.asarray(j)]
@@ -108,9 +108,7 @@ def test_eight_devices_equal_one(source, model, augment):
 def test_vmap_runs_the_same_step(source, model):
     encode, optimizer, state = model
     step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
-    mapped = jax.jit(
-        jax.vmap(step, in_axes=None, out_axes=0, axis_name=training.AXIS, axis_size=4)
-    )
+    mapped = jax.jit(jax.vmap(step, in_axes=None, out_axes=0, axis_name=training.AXIS, axis_size=4))
     values = []
     for _ in range(20):
         states, metrics = mapped(state, source, NUMBERS)
@@ -146,7 +144,7 @@ def test_given_pairs_equal_drawn_ones(source, model):
         values = []
         for step in range(20):
             i, j, labels = draw_pairs(
-                jax.random.fold_in(jax.random.key(NUMBERS.seed), step), source.index, BATCH, 0.5
+                jax.random.fold_in(jax.random.key(NUMBERS.seed), step), source.by_class, BATCH, 0.5
             )
             pairs = training.Pairs(source.images[i], source.images[j], labels)
             moved, metrics = placed.step(moved, placed.shard(pairs), numbers)
@@ -162,9 +160,7 @@ def test_another_margin_or_fraction_compiles_nothing(source, model):
         traces.append(1)
         return losses.contrastive(distance, label, margin)
 
-    step = training.make_drawn_step(
-        training.make_pair_step(encode, optimizer, loss=counted), BATCH
-    )
+    step = training.make_drawn_step(training.make_pair_step(encode, optimizer, loss=counted), BATCH)
     placed = parallel(step, "shard_map", jax.devices()[:1])
     state, data = placed.replicate(state), placed.replicate(source)
     seen = []
@@ -297,9 +293,7 @@ def test_windows_and_records(start, steps, window, per_call, ends):
 
 
 def test_nan_stops_the_loop_and_names_the_step():
-    loop = training.train(
-        _fake_advance(nan_at=7), 0, start=0, steps=12, window=4, batch_size=1
-    )
+    loop = training.train(_fake_advance(nan_at=7), 0, start=0, steps=12, window=4, batch_size=1)
     assert next(loop)[0] == 4
     with pytest.raises(FloatingPointError, match="step 7: loss nan"):
         next(loop)
@@ -309,7 +303,9 @@ def test_windows_must_be_whole_calls():
     loop = training.train(
         _fake_advance(), 0, start=0, steps=12, window=5, steps_per_call=2, batch_size=1
     )
-    with pytest.raises(ValueError, match="window must be a multiple of steps_per_call, got 5 and 2"):
+    with pytest.raises(
+        ValueError, match="window must be a multiple of steps_per_call, got 5 and 2"
+    ):
         next(loop)
 
 

@@ -1,4 +1,4 @@
-"""Random changes to one image that leave its class alone; batches by `vmap` over keys and images."""
+"""Random changes to one image that keep its class; batches by `vmap` over keys and images."""
 
 from collections.abc import Callable
 

@@ -111,7 +111,7 @@ def _rows(examples: Examples, rows: np.ndarray) -> Examples:
 def _builder(name: str, data_dir: Path | None, tfds_dir: Path | None) -> Any:
     import tensorflow_datasets as tfds
 
-    options = {"data_dir": tfds_dir, "file_format": "array_record"}
+    options: dict[str, Any] = {"data_dir": tfds_dir, "file_format": "array_record"}
     if name == "digits":
         from contrastive_jax.data.digits import DigitsSklearn
 
@@ -151,8 +151,8 @@ def _image_and_label(name: str, features: Any) -> tuple[str, str]:
         if usual in found or len(found) == 1:
             return usual if usual in found else found[0]
         raise ValueError(
-            f"{name} has {len(found)} features of type {kind.__name__}, expected one, or one called "
-            f"{usual!r}; its features are {', '.join(map(str, features))}"
+            f"{name} has {len(found)} features of type {kind.__name__}, expected one, or one "
+            f"called {usual!r}; its features are {', '.join(map(str, features))}"
         )
 
     return only(tfds.features.Image, "image"), only(tfds.features.ClassLabel, "label")

@@ -14,12 +14,12 @@ class ClassIndex(NamedTuple):
 
     members: jax.Array
     """Positions of all examples, those of a class side by side, `[N]`."""
-    start: jax.Array
+    starts: jax.Array
     """Where each class begins in `members`, `[C]`."""
-    count: jax.Array
+    sizes: jax.Array
     """Number of its examples, `[C]`."""
     pairable: jax.Array
-    """Number of classes that have two examples or more, and so can give a similar pair."""
+    """Number of classes with two examples or more, which alone can give a similar pair."""
 
 
 def index_by_class(classes: ArrayLike, similar_fraction: float = 0.5) -> ClassIndex:
@@ -62,8 +62,10 @@ def index_by_class(classes: ArrayLike, similar_fraction: float = 0.5) -> ClassIn
     members = np.argsort(rank[dense], kind="stable")
     count = count[order]
     return ClassIndex(
-        *(jnp.asarray(x, jnp.int32) for x in (members, np.cumsum(count) - count, count)),
-        jnp.asarray((count > 1).sum(), jnp.int32),
+        members=jnp.asarray(members, jnp.int32),
+        starts=jnp.asarray(np.cumsum(count) - count, jnp.int32),
+        sizes=jnp.asarray(count, jnp.int32),
+        pairable=jnp.asarray((count > 1).sum(), jnp.int32),
     )
 
 
@@ -96,16 +98,16 @@ def draw_pairs(
     def below(key: jax.Array, bound: ArrayLike) -> jax.Array:
         return jax.random.randint(key, (batch_size,), 0, bound)
 
-    classes = index.count.shape[0]
+    classes = index.sizes.shape[0]
     first = below(keys[0], jnp.where(similar, index.pairable, classes))
     # Counting on from the first by 1 to n - 1 reaches each of the others alike.
     other = (first + 1 + below(keys[1], max(classes - 1, 1))) % classes
     second = jnp.where(similar, first, other)
-    i = below(keys[2], index.count[first])
-    step = below(keys[3], index.count[second] - similar)
-    j = jnp.where(similar, (i + 1 + step) % index.count[second], step)
+    i = below(keys[2], index.sizes[first])
+    step = below(keys[3], index.sizes[second] - similar)
+    j = jnp.where(similar, (i + 1 + step) % index.sizes[second], step)
     return (
-        index.members[index.start[first] + i],
-        index.members[index.start[second] + j],
+        index.members[index.starts[first] + i],
+        index.members[index.starts[second] + j],
         1 - similar.astype(jnp.int32),
     )

@@ -100,8 +100,8 @@ def find_idx(name: str, data_dir: Path | None) -> dict[str, Path]:
     return found
 
 
-class _Idx(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Images and classes from four IDX files, whose digest names the folder they are prepared in."""
+class _Idx(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Images and classes from IDX files, whose digest names the folder they are prepared in."""
 
     VERSION = tfds.core.Version("1.0.0")
     data_set: str

@@ -69,9 +69,9 @@ def _drawn_distances(
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     i, j, labels = draw_pairs(jax.random.key(seed), index_by_class(classes), pairs, 0.5)
-    points = jnp.asarray(points, jnp.float32)
+    rows = jnp.asarray(points, jnp.float32)
     # A block at a time: the pairs of raw images would fill the memory of a small machine.
     between = jax.lax.map(
-        lambda pair: distance(points[pair[0]], points[pair[1]]), (i, j), batch_size=1000
+        lambda pair: distance(rows[pair[0]], rows[pair[1]]), (i, j), batch_size=1000
     )
     return np.asarray(between), np.asarray(labels)

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -55,18 +56,19 @@ class PairDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor, int
 
     def __init__(self, images: torch.Tensor, classes: np.ndarray, length: int):
         self.images, self.length = images, length
-        self.members = [np.flatnonzero(classes == c) for c in range(CLASSES)]
+        self.members = [np.flatnonzero(classes == c).tolist() for c in range(CLASSES)]
+        self.below = random.Random(0).randrange
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         label = k % 2
-        first = int(np.random.randint(CLASSES))
-        second = (first + label * int(np.random.randint(1, CLASSES))) % CLASSES
+        first = self.below(CLASSES)
+        second = (first + label * (1 + self.below(CLASSES - 1))) % CLASSES
         ours, theirs = self.members[first], self.members[second]
-        i = int(np.random.randint(len(ours)))
-        j = int(np.random.randint(len(theirs) - (1 - label)))
+        i = self.below(len(ours))
+        j = self.below(len(theirs) - (1 - label))
         j += int(label == 0 and j >= i)
         return self.images[ours[i]], self.images[theirs[j]], label
 
@@ -80,13 +82,12 @@ class TorchConvNet(torch.nn.Module):
         stages = []
         size = SHAPE[0]
         for stage in encoder.stages:
-            kernel, stride = stage.kernel_size[0], stage.strides
+            kernel, _, channels_in, channels = stage.kernel.shape
+            stride = 2
             out = -(-size // stride)
             total = max((out - 1) * stride + kernel - size, 0)
             self.paddings.append((total // 2, total - total // 2) * 2)
-            stages.append(
-                torch.nn.Conv2d(stage.in_features, stage.out_features, kernel, stride)
-            )
+            stages.append(torch.nn.Conv2d(channels_in, channels, kernel, stride))
             size = out
         self.stages = torch.nn.ModuleList(stages)
         self.hidden = torch.nn.Linear(encoder.hidden.in_features, encoder.hidden.out_features)
@@ -111,9 +112,7 @@ def torch_side(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net = TorchConvNet(encoder).to(memory_format=layout)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
-    pairs = PairDataset(
-        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), classes, 10**9
-    )
+    pairs = PairDataset(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), classes, 10**9)
     loader = torch.utils.data.DataLoader(
         pairs,
         batch_size=config.batch_size,
@@ -147,7 +146,9 @@ def our_side(config: Config, images: np.ndarray, classes: np.ndarray) -> Callabl
     """A function that takes some steps here and returns pairs per second."""
     encode, params = training.split_encoder(ConvNet(SHAPE, rngs=nnx.Rngs(0)))
     optimizer = training.make_optimizer(1e-3, 10**6, weight_decay=0.1)
-    step = training.make_drawn_step(training.make_pair_step(encode, optimizer, microbatches=4), config.batch_size)
+    step = training.make_drawn_step(
+        training.make_pair_step(encode, optimizer, microbatches=4), config.batch_size
+    )
     placed = parallel(step, "shard_map", jax.devices()[:1])
     state, source, numbers = placed.replicate(
         (
@@ -184,9 +185,7 @@ def main(config: Config) -> None:
     variants = {}
     for channels_last in (False, True):
         for workers in (0, 2):
-            take = torch_side(
-                config, images, classes, channels_last=channels_last, workers=workers
-            )
+            take = torch_side(config, images, classes, channels_last=channels_last, workers=workers)
             take(20)
             variants[channels_last, workers] = take(config.steps), take
     (channels_last, workers), (_, theirs) = max(variants.items(), key=lambda item: item[1][0])
@@ -195,20 +194,21 @@ def main(config: Config) -> None:
     ours = our_side(config, images, classes)
     ours(20)
     rows = [(ours(config.steps), theirs(config.steps)) for _ in range(config.rounds)]
-    ratio = statistics.median(a / b for a, b in rows)
+    ratios = [a / b for a, b in rows]
+    ratio = statistics.median(ratios)
     mine, peer = (statistics.median(column) for column in zip(*rows, strict=True))
     layout = "channels last" if channels_last else "contiguous"
-    print(f"{platform.machine()}, {threads} threads, jax {jax.__version__}, torch {torch.__version__}")
+    print(
+        f"{platform.machine()}, {threads} threads, jax {jax.__version__}, torch {torch.__version__}"
+    )
     print("| training ConvNet on pairs | pairs per second |")
     print("| --- | ---: |")
     print(f"| contrastive_jax | {mine:,.0f} |")
     print(f"| PyTorch ({layout}, {workers} workers) | {peer:,.0f} |")
-    print(f"ratio {ratio:.2f}, from {min(a / b for a, b in rows):.2f} to {max(a / b for a, b in rows):.2f}")
+    print(f"ratio {ratio:.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
     if config.results:
         config.results.write_text(
-            json.dumps(
-                {"threads": threads, "ours": mine, "torch": peer, "ratio": ratio}, indent=2
-            )
+            json.dumps({"threads": threads, "ours": mine, "torch": peer, "ratio": ratio}, indent=2)
             + "\n"
         )
 

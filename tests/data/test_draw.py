@@ -1,0 +1,119 @@
+"""Pairs: truth of their labels, share, balance, and what can not be drawn."""
+
+from fractions import Fraction
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contrastive_jax.data import draw_pairs, index_by_class
+
+PROFILE = settings(deadline=None, max_examples=40, derandomize=True)
+
+
+def _draw(classes, batch, fraction, seed=0):
+    index = index_by_class(classes, fraction)
+    return [np.asarray(x) for x in draw_pairs(jax.random.key(seed), index, batch, fraction)]
+
+
+@PROFILE
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=2, max_size=6).filter(lambda s: max(s) > 1),
+    batch=st.integers(1, 40),
+    tenths=st.integers(0, 10),
+    seed=st.integers(0, 1000),
+)
+def test_labels_tell_the_truth(sizes, batch, tenths, seed):
+    generator = np.random.default_rng(seed)
+    # Class numbers with gaps, in no order.
+    classes = generator.permutation(np.repeat(3 * np.arange(len(sizes)) + 1, sizes))
+    i, j, labels = _draw(classes, batch, tenths / 10, seed)
+    assert i.shape == j.shape == labels.shape == (batch,)
+    assert ((i >= 0) & (i < len(classes)) & (j >= 0) & (j < len(classes))).all()
+    assert (i != j).all()
+    np.testing.assert_array_equal(labels, classes[i] != classes[j])
+    similar = (labels == 0).cumsum()
+    for k in range(batch):
+        assert similar[k] == int(Fraction(tenths, 10) * (k + 1))
+
+
+def test_classes_and_members_are_balanced_whatever_their_sizes():
+    sizes = np.array([1, 2, 30, 300])
+    classes = np.repeat(np.arange(4), sizes)
+    batch = 24_000
+    i, j, labels = _draw(classes, batch, 0.5)
+    similar, dissimilar = labels == 0, labels == 1
+
+    def assert_uniform(values, number):
+        counts = np.bincount(values, minlength=number)
+        expected = len(values) / number
+        # Six standard deviations of a binomial count.
+        assert np.abs(counts - expected).max() < 6 * np.sqrt(expected)
+
+    # Class 0 has one example and can give no similar pair.
+    assert (classes[i][similar] > 0).all()
+    assert_uniform(classes[i][similar] - 1, 3)
+    ordered = 4 * classes[i][dissimilar] + classes[j][dissimilar]
+    assert_uniform(np.unique(ordered, return_inverse=True)[1], 12)
+    for members in (i, j):
+        assert_uniform(members[dissimilar & (classes[members] == 2)] - 3, 30)
+        assert_uniform(members[similar & (classes[members] == 2)] - 3, 30)
+    inside = similar & (classes[i] == 2)
+    assert_uniform((j - i)[inside] % 30 - 1, 29)
+
+
+def test_a_function_of_key_and_step_alone():
+    classes = np.arange(50) % 7
+    first, second = (_draw(classes, 32, 0.5, seed=4) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+    index = index_by_class(classes)
+    compiled = jax.jit(draw_pairs, static_argnums=2)(jax.random.key(4), index, 32, 0.5)
+    for a, b in zip(first, compiled, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (first[0] != _draw(classes, 32, 0.5, seed=5)[0]).any()
+
+
+def test_the_share_is_traced():
+    index = index_by_class(np.arange(20) % 4)
+    draw = jax.jit(draw_pairs, static_argnums=2)
+    draw(jax.random.key(0), index, 20, 0.5)
+    compiled = draw._cache_size()
+    for tenths in range(11):
+        _, _, labels = draw(jax.random.key(0), index, 20, tenths / 10)
+        assert (np.asarray(labels) == 0).sum() == 2 * tenths
+    assert draw._cache_size() == compiled
+
+
+def test_a_batch_larger_than_the_data_repeats_it():
+    classes = np.array([0, 0, 1])
+    i, j, labels = _draw(classes, 1000, 0.5)
+    assert set(zip(i[labels == 0], j[labels == 0], strict=True)) == {(0, 1), (1, 0)}
+    assert set(zip(i[labels == 1], j[labels == 1], strict=True)) == {(0, 2), (1, 2), (2, 0), (2, 1)}
+
+
+def test_one_class_gives_similar_pairs_alone():
+    with pytest.raises(ValueError, match="every example is of class 7"):
+        index_by_class(np.full(5, 7))
+    i, j, labels = _draw(np.full(5, 7), 100, 1.0)
+    assert (labels == 0).all()
+    assert (i != j).all()
+
+
+def test_single_examples_give_dissimilar_pairs_alone():
+    with pytest.raises(ValueError, match="all 5 classes have one"):
+        index_by_class(np.arange(5))
+    i, j, labels = _draw(np.arange(5), 100, 0.0)
+    assert (labels == 1).all()
+    assert (i != j).all()
+
+
+def test_wrong_input_is_refused():
+    with pytest.raises(ValueError, match="classes is empty"):
+        index_by_class(np.zeros(0, np.int32))
+    with pytest.raises(ValueError, match=r"got float64 \[3\]"):
+        index_by_class(np.zeros(3))
+    with pytest.raises(ValueError, match=r"similar_fraction must be in \[0, 1\], got 1.5"):
+        index_by_class(np.arange(4) % 2, 1.5)

@@ -1,0 +1,247 @@
+"""The command: from nothing to figures, killed and resumed, and every way to use it wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from contrastive_jax import checkpoints, training
+from experiments import train
+
+ROOT = Path(train.__file__).parent.parent
+SMALL = {
+    "encoder": "mlp",
+    "width": 8,
+    "steps": 60,
+    "log_every": 10,
+    "validate_every": 20,
+    "batch_size": 16,
+    "devices": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture
+def config(tmp_path, prepared):
+    def make(**options):
+        return train.Config(**(SMALL | {"runs": tmp_path, "tfds_dir": prepared} | options))
+
+    return make
+
+
+def _params(folder, step=60):
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.restore(folder / "checkpoints" / str(step) / "default")["params"]
+
+
+def test_a_run_leaves_all_that_it_promises(config):
+    folder = train.main(config(encoder="convnet", steps=300, validate_every=100, log_every=50))
+    options = json.loads((folder / "config.json").read_text())
+    assert options["margin"] == 1.4
+    assert options["steps"] == 300
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    trained = [record for record in records if "loss" in record]
+    assert [record["step"] for record in trained] == list(range(1, 301))
+    validated = [record for record in records if "validation/map_at_r" in record]
+    assert [record["step"] for record in validated] == [100, 200, 300]
+    assert trained[-1]["loss"] < 0.5 * trained[0]["loss"]
+    assert list((folder / "tensorboard").iterdir())
+    with np.load(folder / "embeddings.npz") as saved:
+        assert saved["embeddings"].shape == (450, 8)
+        assert saved["classes"].shape == (450,)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["embedding"]["precision_at_1"] > 0.9
+    assert results["embedding"]["map_at_r"] > results["raw pixels"]["map_at_r"] + 0.1
+    table = (folder / "results.md").read_text()
+    assert f"{results['embedding']['precision_at_1']:.4f}" in table
+    figures = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert figures == {
+        "loss",
+        "distances",
+        "roc",
+        "map",
+        "map_classes",
+        "gallery",
+        "training",
+    }
+
+
+def test_killed_and_resumed_is_uninterrupted(config, tmp_path):
+    whole = train.main(config(name="whole"))
+    arguments = [
+        f"--{key}={value}" for key, value in (SMALL | {"runs": tmp_path, "name": "killed"}).items()
+    ]
+    command = [sys.executable, "-m", "experiments.train", *arguments]
+    command += ["--tfds_dir", str(config().tfds_dir)]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "killed" / "checkpoints" / "20").exists():
+            assert time.monotonic() < deadline, "no checkpoint within two minutes"
+            assert process.poll() is None, "ended before it could be killed"
+            time.sleep(0.001)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "killed" / "results.json").exists()
+    subprocess.run([*command, "--resume"], cwd=ROOT, env=environment, check=True)
+
+    jax.tree.map(np.testing.assert_array_equal, _params(tmp_path / "killed"), _params(whole))
+    metrics = [
+        [
+            {key: value for key, value in json.loads(line).items() if key != "pairs_per_second"}
+            for line in (folder / "metrics.jsonl").read_text().splitlines()
+        ]
+        for folder in (whole, tmp_path / "killed")
+    ]
+    assert metrics[0] == metrics[1]
+    assert (tmp_path / "killed" / "results.json").read_text() == (
+        whole / "results.json"
+    ).read_text()
+
+
+def test_both_ways_over_devices_and_both_places_of_data_give_the_same(config):
+    want = _params(train.main(config(steps=20)), 20)
+    for options in (
+        {"parallel": "pmap", "devices": 8},
+        {"parallel": "shard_map", "devices": 8},
+        {"data_on": "host", "devices": 4},
+        {"data_on": "host", "devices": 2, "parallel": "pmap"},
+        {"steps_per_call": 10},
+        {"check_values": True},
+    ):
+        got = _params(train.main(config(steps=20, **options)), 20)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config, monkeypatch, tmp_path):
+    make = training.make_pair_step
+
+    def breaking(*args, **kwargs):
+        step = make(*args, **kwargs)
+
+        def broken(state, pairs, numbers):
+            state, metrics = step(state, pairs, numbers)
+            nan = jax.numpy.where(state.step >= 34, np.nan, 1.0)
+            params = jax.tree.map(lambda p: p * nan, state.params)
+            return state._replace(params=params), metrics
+
+        return broken
+
+    monkeypatch.setattr(training, "make_pair_step", breaking)
+    with pytest.raises(FloatingPointError, match="step 35: loss nan") as error:
+        train.main(config(name="nan"))
+    assert error.value.__notes__ == ["the last good checkpoint is of step 20"]
+    with checkpoints.open_checkpoints(
+        tmp_path / "nan" / "checkpoints", best_by=train.BEST_BY
+    ) as saved:
+        assert saved.all_steps() == [20]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(_params(tmp_path / "nan", 20)))
+
+
+def test_inverted_labels_are_warned_of(config, monkeypatch):
+    make = training.make_pair_step
+
+    def inverted(*args, **kwargs):
+        step = make(*args, **kwargs)
+        return lambda state, pairs, numbers: step(
+            state, pairs._replace(labels=1 - pairs.labels), numbers
+        )
+
+    monkeypatch.setattr(training, "make_pair_step", inverted)
+    with pytest.warns(UserWarning, match="are the labels inverted"):
+        train.main(config(encoder="convnet"))
+
+
+def test_class_splits_train_and_test(config):
+    folder = train.main(config(split_classes=True, steps=20))
+    with np.load(folder / "embeddings.npz") as saved:
+        assert set(saved["classes"]) == {5, 6, 7, 8, 9}
+
+
+def test_a_folder_is_never_overwritten_without_being_told(config, tmp_path):
+    folder = train.main(config(name="mine", steps=20))
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        train.main(config(name="mine", steps=20))
+    with pytest.raises(ValueError, match=r"margin was 1\.4 and is now 0\.5"):
+        train.main(config(name="mine", steps=20, resume=True, margin=0.5))
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    train.main(config(name="mine", steps=20, margin=0.5, overwrite=True))
+    assert json.loads((folder / "config.json").read_text())["margin"] == 0.5
+    assert train.main(config(steps=20)).name == "digits-mlp-1"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"margin": 0.0}, "--margin must be above 0, got 0.0"),
+        ({"margin": float("nan")}, "--margin must be above 0, got nan"),
+        ({"steps": -5}, "--steps must be above 0, got -5"),
+        ({"similar_fraction": 1.5}, r"--similar_fraction must be in \[0, 1\], got 1.5"),
+        ({"warmup": 1.0}, r"--warmup must be in \[0, 1\), got 1.0"),
+        ({"validate_every": 15}, "--validate_every must be a multiple of --log_every, got 15"),
+        ({"batch_size": 12, "devices": 8}, "--batch_size must be a multiple of --devices"),
+        ({"steps_per_call": 7}, "--log_every must be a multiple of --steps_per_call"),
+        ({"data_on": "host", "steps_per_call": 10}, "give --steps_per_call 1"),
+        ({"resume": True}, "--resume needs the --name"),
+        ({"overwrite": True}, "--overwrite needs the --name"),
+        ({"resume": True, "overwrite": True, "name": "x"}, "exclude each other"),
+        ({"devices": 99}, "--devices must be from 1 to 8, got 99"),
+        ({"devices": 0}, "--devices must be from 1 to 8, got 0"),
+        ({"keep": 0}, "--keep must be above 0, got 0"),
+        ({"width": 1}, "--width must be at least 2, got 1"),
+        ({"dataset": "digitz"}, "unknown data set 'digitz'; close to it: digits"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(config, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train.main(config(**options))
+    assert list(tmp_path.iterdir()) == []
+
+
+def _command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.train", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_explains_every_option_with_its_default():
+    shown = _command("--help")
+    assert shown.returncode == 0
+    for field in train.Config.__dataclass_fields__:
+        assert f"--{field}" in shown.stdout
+    assert "default: 1.4" in shown.stdout
+
+
+def test_unknown_options_and_encoders_list_the_known():
+    option = _command("--margn", "1.0")
+    assert option.returncode != 0
+    assert "--margin" in option.stdout + option.stderr
+    encoder = _command("--encoder", "vgg")
+    assert encoder.returncode != 0
+    assert all(name in encoder.stdout + encoder.stderr for name in train.ENCODERS)
+
+
+def test_errors_are_one_line(tmp_path):
+    shown = _command("--runs", str(tmp_path), "--dataset", "fashion_mnist", "--data_dir", "nowhere")
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("error: fashion_mnist needs train-images-idx3-ubyte.gz")
+    assert "Traceback" not in shown.stderr
