@@ -135,8 +135,8 @@ class ConvNet(nnx.Module):
         Args:
           image_shape: `(H, W, C)` of one image.
           width: number of entries of an embedding.
-          channels: maps of each stage; by default 32, 64 and 128, and below 16 pixels, where a third
-            stage would leave a single pixel, 64 and 128.
+          channels: maps of each stage; by default 32, 64 and 128, and below 16 pixels, where a
+            third stage would leave a single one, 64 and 128.
           hidden: width of the layer between the last stage and the embedding.
           normalize: whether embeddings are scaled to unit length.
           dtype: type of the computation.

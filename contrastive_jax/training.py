@@ -39,17 +39,22 @@ class TrainState(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Images of the first and of the second members, `[B, H, W, C]` each, and labels `[B]`."""
+    """Images `[B, H, W, C]` and classes `[B]` of the first and of the second members.
+
+    Where only labels are known, zeros and the labels serve as classes.
+    """
 
     first: Array
     second: Array
-    labels: Array
+    first_classes: Array
+    second_classes: Array
 
 
 class Source(NamedTuple):
-    """A data set on the device, `[N, H, W, C]`, and its examples by class."""
+    """A data set on the device: images `[N, H, W, C]`, classes `[N]`, and examples by class."""
 
     images: Array
+    classes: Array
     by_class: ClassIndex
 
 
@@ -59,6 +64,7 @@ class Numbers(NamedTuple):
     margin: ArrayLike
     seed: ArrayLike
     similar_fraction: ArrayLike = 0.5
+    """Share of similar pairs: of those drawn, and of the weight where groups are compared."""
 
 
 PairStep = Callable[[TrainState, Pairs, Numbers], tuple[TrainState, Metrics]]
@@ -144,6 +150,7 @@ def make_pair_step(
     loss: Callable[..., jax.Array] = losses.contrastive,
     distance: Callable[..., jax.Array] = distances.euclidean,
     augment: Augment | None = None,
+    group: int = 1,
     microbatches: int = 1,
 ) -> PairStep:
     """Makes the step on given pairs, of which each device along `AXIS` holds an equal share.
@@ -154,6 +161,10 @@ def make_pair_step(
       loss: scalar function of distance, label and margin.
       distance: between two embeddings.
       augment: from a key and an image to an image, applied to both members of every pair.
+      group: pairs whose members are compared across. With 1 the loss is the mean over the given
+        pairs. With G > 1 every first member of a group is compared with every second one, G^2 pairs
+        for the cost of encoding G; similar and dissimilar pairs are averaged apart in each group
+        and weighted by `similar_fraction`.
       microbatches: parts that a device takes its pairs in, one after another. The numbers stay the
         same to rounding. More parts take less memory, and on a CPU less time, while a part fills
         the caches (about 64 images of 28 x 28).
@@ -166,21 +177,25 @@ def make_pair_step(
     """
 
     def step(state: TrainState, pairs: Pairs, numbers: Numbers) -> tuple[TrainState, Metrics]:
-        share = len(pairs.labels)
-        if share % microbatches:
+        share = len(pairs.first_classes)
+        if share % (microbatches * group):
             raise ValueError(
-                f"the pairs of a device must be a multiple of microbatches, got {share} pairs and "
-                f"{microbatches} microbatches"
+                f"the pairs of a device must be a multiple of microbatches times group, got {share} "
+                f"pairs, {microbatches} microbatches and groups of {group}"
             )
 
         def mean_loss(params: Params, part: tuple[Pairs, jax.Array]) -> tuple[jax.Array, Metrics]:
-            (first, second, labels), keys = jax.tree.map(jnp.asarray, part)
+            (first, second, *classes), keys = jax.tree.map(jnp.asarray, part)
             images = jnp.concatenate([first, second])
             if augment is not None:
                 images = jax.vmap(augment)(keys.T.reshape(-1), images)
-            a, b = jnp.split(encode(params, images), 2)
+            members = [*jnp.split(encode(params, images), 2), *classes]
+            a, b, first_classes, second_classes = _across(group, members)
+            labels = (first_classes != second_classes).astype(jnp.int32)
             values = pair_loss(a, b, labels, loss=loss, distance=distance, margin=numbers.margin)
-            return jnp.mean(values), _sums(jax.vmap(distance)(a, b), values, labels)
+            weights = _weights(labels.reshape(-1, group**2), numbers.similar_fraction)
+            value = jnp.mean(values if group == 1 else values * weights.ravel())
+            return value, _sums(jax.vmap(distance)(a, b), values, labels)
 
         def add(total: Any, part: tuple[Pairs, jax.Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient_of(state.params, part)), None
@@ -210,6 +225,25 @@ def make_pair_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
+
+
+def _across(group: int, members: list[jax.Array]) -> list[jax.Array]:
+    """Repeats first and second members `[B, ...]` so that those of a group meet: `[B * group]`."""
+    spread = []
+    for k, member in enumerate(members):
+        grouped = member.reshape(-1, group, *member.shape[1:])
+        axis = 2 - k % 2
+        met = jnp.repeat(jnp.expand_dims(grouped, axis), group, axis)
+        spread.append(met.reshape(-1, *member.shape[1:]))
+    return spread
+
+
+def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
+    """Weights of mean 1 in each row, similar ones adding up to their share of it."""
+    similar = 1 - labels.astype(jnp.float32)
+    share = similar_fraction * similar / jnp.maximum(similar.sum(1, keepdims=True), 1)
+    rest = (1 - similar_fraction) * labels / jnp.maximum(labels.sum(1, keepdims=True), 1)
+    return labels.shape[1] * (share + rest)
 
 
 def _keys(seed: ArrayLike, step: jax.Array, share: int) -> jax.Array:
@@ -262,8 +296,9 @@ def make_drawn_step(pair_step: PairStep, batch_size: int) -> DrawnStep:
                 f"for {jax.lax.axis_size(AXIS)} devices"
             )
         start = jax.lax.axis_index(AXIS) * share
-        i, j, labels = (jax.lax.dynamic_slice_in_dim(x, start, share) for x in drawn)
-        return pair_step(state, Pairs(source.images[i], source.images[j], labels), numbers)
+        i, j, _ = (jax.lax.dynamic_slice_in_dim(x, start, share) for x in drawn)
+        images, classes = jnp.asarray(source.images), jnp.asarray(source.classes)
+        return pair_step(state, Pairs(images[i], images[j], classes[i], classes[j]), numbers)
 
     return step
 

@@ -44,9 +44,15 @@ DISTANCES = {
 }
 # Found on validation.
 RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {"steps": 1500, "flip": False, "shift": 1},
-    "mnist": {"steps": 5000, "flip": False, "shift": 1},
-    "fashion_mnist": {"steps": 10_000, "flip": True, "shift": 1},
+    "digits": {"steps": 1500, "flip": False, "shift": 1, "group": 32, "similar_fraction": 0.05},
+    "mnist": {"steps": 3000, "flip": False, "shift": 1, "group": 32, "similar_fraction": 0.05},
+    "fashion_mnist": {
+        "steps": 8000,
+        "flip": True,
+        "shift": 1,
+        "group": 32,
+        "similar_fraction": 0.05,
+    },
 }
 BEST_BY = "validation/map_at_r"
 SHOWN = (
@@ -108,8 +114,11 @@ class Config:
     """Distance of the loss and of verification; retrieval ranks by the Euclidean distance."""
     margin: float = 1.4
     """Distance beyond which a dissimilar pair costs nothing; on the unit sphere below 2."""
-    similar_fraction: float = 0.5
-    """Share of similar pairs in a batch."""
+    similar_fraction: float | None = None
+    """Share of similar pairs, in number and, in groups, in weight; 0.05 by default."""
+    group: int | None = None
+    """Pairs whose members are compared across, G^2 pairs for the cost of G; 1 compares the drawn
+    pairs alone. 32 by default."""
     flip: bool | None = None
     """Mirror training images at random; by default unless the data set is of digits."""
     shift: int | None = None
@@ -196,7 +205,7 @@ def main(config: Config) -> Path:
         image_size=config.image_size,
         split_classes=config.split_classes,
     )
-    index = index_by_class(data.train.classes, config.similar_fraction)
+    index = index_by_class(data.train.classes, recipe["similar_fraction"])
 
     # Encoder, optimiser, step
     encoder = ENCODERS[config.encoder](
@@ -219,6 +228,7 @@ def main(config: Config) -> Path:
         optimizer,
         distance=DISTANCES[config.distance],
         augment=_augment(recipe["flip"], recipe["shift"]),
+        group=recipe["group"],
         microbatches=microbatches,
     )
     state = training.init_state(params, optimizer)
@@ -239,12 +249,12 @@ def main(config: Config) -> Path:
         runs.truncate_metrics(folder, start)
 
         # Devices
-        numbers = training.Numbers(config.margin, config.seed, config.similar_fraction)
+        numbers = training.Numbers(config.margin, config.seed, recipe["similar_fraction"])
         if config.data_on == "device":
             drawn = training.make_drawn_step(step, config.batch_size)
             call = drawn if steps_per_call == 1 else training.repeated(drawn, steps_per_call)
             placed = parallel(call, config.parallel, devices, check_values=config.check_values)
-            source = placed.replicate(training.Source(data.train.images, index))
+            source = placed.replicate(training.Source(*data.train, index))
             arguments: Iterator[Any] = itertools.repeat(source)
         else:
             placed = parallel(
@@ -252,10 +262,10 @@ def main(config: Config) -> Path:
             )
             pairs = stream_pairs(
                 data.train.images,
-                index,
+                data.train.classes,
                 seed=config.seed,
                 batch_size=config.batch_size,
-                similar_fraction=config.similar_fraction,
+                similar_fraction=recipe["similar_fraction"],
                 start_step=start,
             )
             arguments = (placed.shard(training.Pairs(*batch)) for batch in pairs)
@@ -366,7 +376,7 @@ def _folder(config: Config, options: dict[str, Any]) -> Path:
         runs.check_resumable(folder, options, FREE)
         return folder
     if config.overwrite:
-        shutil.rmtree(config.runs / config.name, ignore_errors=True)
+        shutil.rmtree(config.runs / str(config.name), ignore_errors=True)
     return runs.create_run(
         config.runs, config.name, f"{config.dataset}-{config.encoder}".replace("/", "-"), options
     )
@@ -458,8 +468,19 @@ def _table(summaries: dict[str, Summary]) -> str:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__, use_underscores=True))
-    except (FileExistsError, FileNotFoundError, FloatingPointError, ValueError) as error:
-        sys.exit(
-            f"error: {error}" + "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+        main(
+            tyro.cli(
+                Config,
+                prog="python -m experiments.train",
+                description=str(__doc__).splitlines()[0],
+                use_underscores=True,
+            )
         )
+    except (
+        FileExistsError,
+        FileNotFoundError,
+        FloatingPointError,
+        ImportError,
+        ValueError,
+    ) as error:
+        sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]))

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from sklearn.datasets import load_digits
 
 from contrastive_jax import losses, training
 from contrastive_jax.data import draw_pairs, index_by_class
@@ -16,22 +17,22 @@ from contrastive_jax.data.augment import flip, shift
 from contrastive_jax.encoders import MLP, ConvNet
 from contrastive_jax.parallel import parallel
 
-BATCH = 16
+BATCH = 32
 NUMBERS = training.Numbers(margin=1.2, seed=3)
 
 
 @pytest.fixture(scope="module")
 def source():
-    generator = np.random.default_rng(0)
-    classes = np.arange(60) % 5
-    images = generator.integers(0, 60, (60, 8, 8, 1)) + 40 * classes[:, None, None, None]
-    return training.Source(images.astype(np.uint8), index_by_class(classes))
+    digits = load_digits()
+    images = np.round(digits.images[:200, ..., None] * 255 / 16).astype(np.uint8)
+    classes = digits.target[:200].astype(np.int32)
+    return training.Source(images, classes, index_by_class(classes))
 
 
 @pytest.fixture(scope="module")
 def model():
-    encode, params = training.split_encoder(ConvNet((8, 8, 1), 4, rngs=nnx.Rngs(0)))
-    optimizer = training.make_optimizer(1e-3, steps=100, warmup_steps=5, weight_decay=0.1)
+    encode, params = training.split_encoder(ConvNet((8, 8, 1), 16, rngs=nnx.Rngs(0)))
+    optimizer = training.make_optimizer(2e-3, steps=1500, warmup_steps=30, weight_decay=0.1)
     return encode, optimizer, training.init_state(params, optimizer)
 
 
@@ -70,7 +71,7 @@ def test_a_step_is_the_formula_and_adam_written_out(source):
     i, j, labels = draw_pairs(
         jax.random.fold_in(jax.random.key(5), 0), source.by_class, BATCH, numbers.similar_fraction
     )
-    flat = np.asarray(source.images, np.float64).reshape(60, -1) / 255
+    flat = np.asarray(source.images, np.float64).reshape(200, -1) / 255
     difference = flat[np.asarray(i)] - flat[np.asarray(j)]
     labels = np.asarray(labels)
     distance = np.linalg.norm(difference @ weights, axis=1)
@@ -101,7 +102,7 @@ def test_eight_devices_equal_one(source, model, augment):
     )
     want = _run(step, state, source)
     assert want[0][-5:].mean() < want[0][:5].mean(), "it does not learn"
-    for strategy, devices in [("shard_map", 8), ("pmap", 8), ("pmap", 1), ("shard_map", 2)]:
+    for strategy, devices in [("shard_map", 8), ("pmap", 8), ("pmap", 1)]:
         _assert_close(_run(step, state, source, strategy=strategy, devices=devices), want)
 
 
@@ -130,7 +131,7 @@ def test_microbatches_equal_the_whole_batch(source, model):
     want = _run(training.make_drawn_step(make(), BATCH), state, source)
     got = _run(training.make_drawn_step(make(microbatches=4), BATCH), state, source)
     _assert_close(got, want)
-    with pytest.raises(ValueError, match="16 pairs and 3 microbatches"):
+    with pytest.raises(ValueError, match="32 pairs, 3 microbatches and groups of 1"):
         _run(training.make_drawn_step(make(microbatches=3), BATCH), state, source)
 
 
@@ -139,14 +140,15 @@ def test_given_pairs_equal_drawn_ones(source, model):
     pair_step = training.make_pair_step(encode, optimizer)
     want = _run(training.make_drawn_step(pair_step, BATCH), state, source)
     for strategy in ("pmap", "shard_map"):
-        placed = parallel(pair_step, strategy, jax.devices()[:4], sharded=(1,))
+        placed = parallel(pair_step, strategy, jax.devices(), sharded=(1,))
         moved, numbers = placed.replicate(state), placed.replicate(NUMBERS)
         values = []
         for step in range(20):
             i, j, labels = draw_pairs(
                 jax.random.fold_in(jax.random.key(NUMBERS.seed), step), source.by_class, BATCH, 0.5
             )
-            pairs = training.Pairs(source.images[i], source.images[j], labels)
+            images = source.images
+            pairs = training.Pairs(images[i], images[j], np.zeros(BATCH, np.int32), labels)
             moved, metrics = placed.step(moved, placed.shard(pairs), numbers)
             values.append(metrics["loss"])
         _assert_close((np.array(values), placed.fetch(moved)), want)
@@ -348,3 +350,42 @@ def test_nothing_warns_in_a_good_step(source, model):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _run(step, state, source, calls=2)
+
+
+@pytest.mark.parametrize("group", [2, 4])
+def test_groups_compare_every_first_with_every_second_member(source, group):
+    """The loss of a linear encoder in groups, written out in float64."""
+    weights = np.random.default_rng(1).normal(size=(64, 3))
+    optimizer = training.make_optimizer(0.01, steps=10)
+    state = training.init_state({"w": jnp.asarray(weights, jnp.float32)}, optimizer)
+
+    def encode(params, images):
+        return (images.reshape(len(images), -1) / 255.0) @ params["w"]
+
+    step = training.make_drawn_step(
+        training.make_pair_step(encode, optimizer, group=group, microbatches=2), BATCH
+    )
+    numbers = training.Numbers(margin=4.0, seed=5, similar_fraction=0.25)
+    i, j, _ = draw_pairs(
+        jax.random.fold_in(jax.random.key(5), 0), source.by_class, BATCH, numbers.similar_fraction
+    )
+    flat = np.asarray(source.images, np.float64).reshape(200, -1) / 255 @ weights
+    values, active, dissimilar = [], 0, 0
+    for start in range(0, BATCH, group):
+        similar_losses, dissimilar_losses = [], []
+        for k in np.asarray(i)[start : start + group]:
+            for m in np.asarray(j)[start : start + group]:
+                distance = np.linalg.norm(flat[k] - flat[m])
+                if source.classes[k] == source.classes[m]:
+                    similar_losses.append(distance**2)
+                else:
+                    dissimilar_losses.append(max(0, 4.0 - distance) ** 2)
+        value = 0.25 * np.mean(similar_losses) if similar_losses else 0.0
+        values.append(value + 0.75 * np.mean(dissimilar_losses))
+        active += np.count_nonzero(dissimilar_losses)
+        dissimilar += len(dissimilar_losses)
+    for devices in (1, 2):
+        placed = parallel(step, "shard_map", jax.devices()[:devices])
+        _, metrics = placed.step(*(placed.replicate(x) for x in (state, source, numbers)))
+        np.testing.assert_allclose(metrics["loss"], np.mean(values), rtol=1e-5)
+        np.testing.assert_allclose(metrics["active_fraction"], active / dissimilar, rtol=1e-5)

@@ -5,24 +5,24 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from contrastive_jax.data.draw import ClassIndex, draw_pairs
+from contrastive_jax.data.draw import draw_pairs, index_by_class
 
 
 def stream_pairs(
     images: np.ndarray,
-    index: ClassIndex,
+    classes: np.ndarray,
     *,
     seed: int,
     batch_size: int,
     similar_fraction: float,
     start_step: int = 0,
     threads: int = 4,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Gathers batches ahead of time, in threads (Grain), the same that are drawn on the device.
 
     Args:
       images: `[N, H, W, C]`, in memory or mapped into it.
-      index: of their classes.
+      classes: `[N]` integers.
       seed: of the pairs.
       batch_size: pairs in a batch, B.
       similar_fraction: share of similar pairs.
@@ -30,21 +30,25 @@ def stream_pairs(
       threads: how many gather.
 
     Yields:
-      First members, second members, `[B, H, W, C]` each, and labels `[B]`, without end.
+      Images `[B, H, W, C]` of the first and of the second members, and classes `[B]` of both,
+      without end.
+
+    Raises:
+      ValueError: as `index_by_class`.
     """
     import grain
 
     cpu = jax.local_devices(backend="cpu")[0]
-    index = jax.device_put(index, cpu)
+    index = jax.device_put(index_by_class(classes, similar_fraction), cpu)
 
     @jax.jit
     def draw(step: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         key = jax.random.fold_in(jax.random.key(seed), step)
         return draw_pairs(key, index, batch_size, similar_fraction)
 
-    def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        i, j, labels = jax.device_get(draw(jax.device_put(np.int32(step), cpu)))
-        return images[i], images[j], labels
+    def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        i, j, _ = jax.device_get(draw(jax.device_put(np.int32(step), cpu)))
+        return images[i], images[j], classes[i], classes[j]
 
     steps = grain.MapDataset.range(start_step, np.iinfo(np.int32).max)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

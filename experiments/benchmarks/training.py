@@ -153,7 +153,7 @@ def our_side(config: Config, images: np.ndarray, classes: np.ndarray) -> Callabl
     state, source, numbers = placed.replicate(
         (
             training.init_state(params, optimizer),
-            training.Source(images, index_by_class(classes)),
+            training.Source(images, classes, index_by_class(classes)),
             training.Numbers(1.4, 0),
         )
     )

@@ -11,14 +11,16 @@ from contrastive_jax.data import draw_pairs, index_by_class, stream_pairs
 def test_the_stream_is_what_the_device_draws_from_any_step_on():
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (30, 4, 4, 1), dtype=np.uint8)
-    index = index_by_class(np.arange(30) % 4)
+    classes = np.arange(30) % 4
+    index = index_by_class(classes)
     for start in (0, 5):
         stream = stream_pairs(
-            images, index, seed=3, batch_size=8, similar_fraction=0.25, start_step=start
+            images, classes, seed=3, batch_size=8, similar_fraction=0.25, start_step=start
         )
-        for step, (first, second, labels) in enumerate(itertools.islice(stream, 7), start):
+        for step, (first, second, *both) in enumerate(itertools.islice(stream, 7), start):
             key = jax.random.fold_in(jax.random.key(3), step)
-            i, j, expected = draw_pairs(key, index, 8, 0.25)
+            i, j, labels = draw_pairs(key, index, 8, 0.25)
             np.testing.assert_array_equal(first, images[i])
             np.testing.assert_array_equal(second, images[j])
-            np.testing.assert_array_equal(labels, expected)
+            np.testing.assert_array_equal(both, [classes[i], classes[j]])
+            np.testing.assert_array_equal(both[0] != both[1], labels)
