@@ -1,94 +1,136 @@
-"""Figures of a loss, an embedding and a run. Every function returns a `matplotlib` figure.
+"""Figures of a loss, an embedding and a run. Every function returns a matplotlib `Figure`.
 
-Similar is blue and drawn in full lines, dissimilar is vermilion and dashed, in every figure, so that
-they also differ in grey. Colours are those of Okabe and Ito (2008).
+Similar is blue and drawn in full lines, dissimilar is vermilion and dashed, in every figure, so
+that they differ in grey as well. All colours are those of Okabe and Ito (2008) or derived from
+them. Nothing touches `pyplot`: figures need no display, and are freed as other objects are.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import jax
-import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-from numpy.typing import ArrayLike
+from matplotlib.markers import MarkerStyle
+from matplotlib.patches import Rectangle
+from matplotlib.path import Path as Outline
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import ArrayLike, NDArray
 
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, YELLOW, BLACK = (
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
     "#0072B2",
     "#D55E00",
     "#009E73",
     "#CC79A7",
     "#E69F00",
     "#56B4E9",
-    "#F0E442",
     "#000000",
 )
-SIMILAR: dict[str, Any] = {"color": BLUE, "linestyle": "-"}
-DISSIMILAR: dict[str, Any] = {"color": VERMILION, "linestyle": "--"}
-_MARK: dict[str, Any] = {"color": "#555555", "linewidth": 1, "linestyle": ":"}
-# Ten classes: seven colours told apart by anyone, then three of them darker or lighter.
-_CLASSES = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK, "#B8A900", "#7F4A9E", "#8C8C8C")
+# Ten classes: colours told apart by anyone, then a dark yellow, a dark purple and a grey.
+_CLASSES = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK, "#B8A900", "#6A3D9A", "#8C8C8C")
 _MARKERS = "os^Dv<>Pp*"
-_STYLE = {
-    "font.size": 11,
+_PAIRS: tuple[tuple[int, str, dict[str, Any]], ...] = (
+    (0, "similar", {"color": BLUE, "linestyle": "-"}),
+    (1, "dissimilar", {"color": VERMILION, "linestyle": "--"}),
+)
+# Blue and vermilion are taken by the two kinds of pairs.
+_LINES: tuple[dict[str, Any], ...] = (
+    {"color": GREEN, "linestyle": "-"},
+    {"color": PURPLE, "linestyle": "--"},
+    {"color": BLACK, "linestyle": "-."},
+    {"color": ORANGE, "linestyle": ":"},
+)
+_MARK: dict[str, Any] = {"color": "#333333", "linewidth": 1.2, "linestyle": ":"}
+_VALIDATION = {
+    "validation/precision_at_1": "precision at 1",
+    "validation/map_at_r": "MAP@R",
+    "validation/r_precision": "R-precision",
+    "validation/roc_auc": "pair ROC AUC",
+}
+_STYLE: dict[str, Any] = {
+    "figure.dpi": 150,
+    "font.family": "DejaVu Sans",
+    "font.size": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#E5E5E5",
     "axes.axisbelow": True,
+    "grid.color": "#E5E5E5",
     "lines.linewidth": 2,
     "legend.frameon": False,
-    "figure.dpi": 150,
-    "savefig.dpi": 150,
-    "savefig.bbox": "tight",
+    "legend.handlelength": 2.6,
     "svg.hashsalt": "contrastive_jax",
 }
 
+Array = NDArray[Any]
 P = ParamSpec("P")
 
 
 def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context(_STYLE):
-            return draw(*args, **kwargs)
+        with style.context(["default", _STYLE]):
+            figure = draw(*args, **kwargs)
+            for axes in figure.axes:
+                axes.tick_params(which="both", labelsize=10)
+            # Ticks come into being at the first draw, and take the style of that moment.
+            figure.draw_without_rendering()
+        return figure
 
     return drawn
 
 
-def save(figure: Figure, path: Any) -> None:
-    """Writes a figure to a file whose ending names the format, tightly cropped."""
-    with mpl.rc_context(_STYLE):
-        figure.savefig(path)
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a figure to a file, whose ending names the format; the same figure, the same bytes."""
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    with style.context(["default", _STYLE]):
+        figure.savefig(path, metadata=undated.get(Path(path).suffix))
 
 
 @_styled
 def loss_curve(
     loss: Callable[..., jax.Array], margin: float, *, max_distance: float | None = None
 ) -> Figure:
-    """The loss of a similar and of a dissimilar pair over their distance, with the margin marked.
+    """Draws the loss of a similar and of a dissimilar pair over their distance.
 
     Args:
-      loss: scalar function of distance, label and margin.
-      margin: in the unit of the distance.
-      max_distance: end of the axis; one and a half margins by default.
+      loss: scalar function `(distance, label, margin)`.
+      margin: in the unit of the distance, above 0; marked.
+      max_distance: end of the axis, above 0; one and a half margins by default.
 
     Returns:
       The figure.
+
+    Raises:
+      ValueError: if `margin` or `max_distance` is not above 0 and finite, or `loss` does not return
+        a scalar.
     """
-    distance = jnp.linspace(0.0, max_distance or 1.5 * margin, 301)
-    figure, axes = _one(6.4, 3.8)
-    for label, style, name in ((0, SIMILAR, "similar"), (1, DISSIMILAR, "dissimilar")):
-        values = jax.vmap(lambda d, label=label: loss(d, label, margin))(distance)
-        axes.plot(distance, values, label=f"{name} (Y = {label})", **style)
-    _mark(axes, margin, f"margin {margin:g}")
-    axes.set(xlabel="distance D", ylabel="loss L(D, Y)", xlim=(0, None), ylim=(0, None))
-    axes.legend(loc="upper left")
+    end = 1.5 * margin if max_distance is None else max_distance
+    for name, value in (("margin", margin), ("max_distance", end)):
+        if not 0 < value < np.inf:
+            raise ValueError(f"{name} must be above 0 and finite, got {value}")
+    distance = np.linspace(0.0, end, 301, dtype=np.float32)
+    figure, axes = _one_panel(6, 3.7)
+    for label, kind, line in _PAIRS:
+        values = np.asarray(jax.vmap(loss, (0, None, None))(distance, label, margin))
+        if values.shape != distance.shape:
+            raise ValueError(f"loss must return a scalar, got shape {values.shape[1:]}")
+        axes.plot(distance, values, label=f"{kind} (Y = {label})", **line)
+    axes.set(xlabel="distance D", ylabel="loss L(D, Y)", xlim=(0, end))
+    if np.nanmin([line.get_ydata() for line in axes.lines]) >= 0:
+        axes.set_ylim(bottom=0)
+    _mark(axes, {"margin": margin})
+    _legend(axes)
     return figure
 
 
@@ -100,70 +142,98 @@ def distance_histograms(
     margin: float | None = None,
     threshold: float | None = None,
 ) -> Figure:
-    """Densities of the distances of similar and of dissimilar pairs.
+    """Draws the densities of the distances of similar and of dissimilar pairs.
 
     Args:
-      distances: `[N]`.
+      distances: `[N]`, finite.
       labels: 0 similar, 1 dissimilar, `[N]`.
-      margin: marked if given.
-      threshold: the chosen one, marked if given.
+      margin: of the loss; marked if given.
+      threshold: up to which pairs are taken for similar; marked if given.
+
+    Returns:
+      The figure. Each density integrates to one.
+
+    Raises:
+      ValueError: if shapes differ, there are no pairs, a distance, the margin or the threshold is
+        not finite, or a label is neither 0 nor 1.
+    """
+    distances, labels = np.asarray(distances), np.asarray(labels)
+    if distances.shape != labels.shape or distances.ndim != 1 or not distances.size:
+        raise ValueError(
+            "distances and labels must be [N] alike and not empty, got shapes "
+            f"{distances.shape} and {labels.shape}"
+        )
+    _check_rows("distances", distances, np.isfinite(distances), "finite")
+    _check_rows("labels", labels, (labels == 0) | (labels == 1), "0 (similar) or 1 (dissimilar)")
+    marks = {"threshold": threshold, "margin": margin}
+    given = {name: float(value) for name, value in marks.items() if value is not None}
+    for name, value in given.items():
+        if not np.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+    low = min([0.0, distances.min(), *given.values()])
+    edges = np.linspace(low, max([distances.max(), *given.values(), low + 1e-6]), 61)
+    figure, axes = _one_panel(6, 3.7)
+    for label, kind, line in _PAIRS:
+        chosen = distances[labels == label]
+        if chosen.size:
+            density, _ = np.histogram(chosen, edges, density=True)
+            axes.stairs(density, edges, fill=True, alpha=0.25, color=line["color"])
+            axes.stairs(density, edges, label=f"{kind} pairs", linewidth=1.6, **line)
+    room = 0.02 * (edges[-1] - edges[0])
+    axes.set(
+        xlabel="distance",
+        ylabel="density (per unit of distance)",
+        xlim=(edges[0] - (room if low < 0 else 0), edges[-1] + room),
+        ylim=(0, None),
+    )
+    _mark(axes, given)
+    _legend(axes)
+    return figure
+
+
+@_styled
+def roc(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, logarithmic: bool = True) -> Figure:
+    """Draws receiver operating characteristics, several to compare.
+
+    Args:
+      curves: false and true accept rates, `[T]` each, ascending in [0, 1], by the name that the
+        legend shows.
+      logarithmic: whether the false accept rate has a logarithmic axis, down to the decade of its
+        smallest value above 0. It shows the strict thresholds, where good embeddings differ.
 
     Returns:
       The figure.
 
     Raises:
-      ValueError: if the two differ in shape or are empty.
+      ValueError: if there is no curve, or one is not two ascending rates of one shape `[T]`.
     """
-    distances, labels = np.asarray(distances), np.asarray(labels)
-    if distances.shape != labels.shape or distances.ndim != 1 or distances.size == 0:
-        raise ValueError(
-            f"distances and labels must be [N] alike, got {distances.shape} and {labels.shape}"
-        )
-    figure, axes = _one(6.4, 3.8)
-    edges = np.linspace(0, max(distances.max(), margin or 0, 1e-9), 61)
-    for label, style, name in ((0, SIMILAR, "similar"), (1, DISSIMILAR, "dissimilar")):
-        chosen = distances[labels == label]
-        if chosen.size:
-            density, _ = np.histogram(chosen, edges, density=True)
-            axes.stairs(density, edges, fill=True, alpha=0.25, color=style["color"])
-            axes.stairs(density, edges, label=f"{name} pairs", linewidth=1.5, **style)
-    axes.set(xlabel="distance", ylabel="density", xlim=(0, edges[-1]), ylim=(0, None))
-    if margin is not None:
-        _mark(axes, margin, f"margin {margin:.2f}")
-    if threshold is not None:
-        # On the side away from the margin.
-        left = margin is None or threshold <= margin
-        _mark(axes, threshold, f"threshold {threshold:.2f}", left=left)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
-    return figure
-
-
-@_styled
-def roc(curves: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
-    """True against false accept rates, the latter on a logarithmic axis down to 1e-4.
-
-    Args:
-      curves: `(far, tar)` by name, such as that of an embedding and that of raw pixels.
-
-    Returns:
-      The figure.
-    """
-    figure, axes = _one(6.4, 4.2)
-    styles = ("-", "--", "-.", ":")
+    if not curves:
+        raise ValueError("curves must hold at least one, got none")
+    figure, axes = _one_panel(6, 4.4)
+    smallest = 0.1
     for k, (name, (far, tar)) in enumerate(curves.items()):
-        color, style = (BLUE, ORANGE, GREEN, PURPLE)[k % 4], styles[k % 4]
-        shown = np.maximum(np.asarray(far), 1e-9)
-        axes.plot(shown, tar, label=name, color=color, linestyle=style, drawstyle="steps-post")
-    chance = np.logspace(-4, 0, 50)
-    axes.plot(chance, chance, label="chance", color="#999999", linewidth=1, linestyle=":")
+        far, tar = np.asarray(far, np.float64), np.asarray(tar, np.float64)
+        if far.shape != tar.shape or far.ndim != 1 or not far.size:
+            raise ValueError(f"curve {name!r} must be two [T], got {far.shape} and {tar.shape}")
+        for rate in (far, tar):
+            if not (rate[0] >= 0 and rate[-1] <= 1 and np.all(np.diff(rate) >= 0)):
+                raise ValueError(f"the rates of curve {name!r} must ascend within [0, 1]")
+        smallest = min(smallest, far[far > 0].min(initial=1))
+        line = _LINES[k % len(_LINES)]
+        # A rate of zero has no logarithm: it lies beyond the left end of the axis.
+        shown = np.maximum(far, 1e-12) if logarithmic else far
+        axes.plot(shown, tar, label=name, drawstyle="steps-post", **line)
+    low = 10.0 ** np.floor(np.log10(smallest)) if logarithmic else 0
+    chance = np.geomspace(low, 1, 200) if logarithmic else np.array([0, 1])
+    axes.plot(chance, chance, label="chance", color="#8C8C8C", linewidth=1.2, linestyle=(0, (1, 2)))
     axes.set(
-        xscale="log",
-        xlim=(1e-4, 1),
+        xscale="log" if logarithmic else "linear",
+        xlim=(low, 1),
         ylim=(0, 1.02),
-        xlabel="false accept rate (dissimilar pairs below the threshold)",
-        ylabel="true accept rate",
+        xlabel="false accept rate (share of dissimilar pairs accepted)",
+        ylabel="true accept rate (share of similar pairs)",
     )
-    axes.legend(loc="best")
+    axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
     return figure
 
 
@@ -175,120 +245,164 @@ def embedding_map(
     images: ArrayLike | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Figure:
-    """A map of embeddings in the plane; those wider than two by their principal components.
+    """Draws embeddings in the plane, by their first two principal components if wider than two.
+
+    Both axes have one scale, so that distances can be compared. The name of a class stands beside
+    the median of its examples, joined to it by a line; where there is no room for all, the title
+    says how many are named.
 
     Args:
-      embeddings: `[N, D]`, D at least 2.
-      classes: `[N]` integers.
-      images: `[N, H, W, C]`; drawn as thumbnails, as many as find room, instead of dots.
-      class_names: name of each class number.
+      embeddings: `[N, D]`, finite, N and D at least 2.
+      classes: `[N]` integers. More than ten share colours, never both colour and marker up to 100.
+      images: `[N, H, W, C]`, C 1 or 3; integers to 255 or floats to 1. If given, thumbnails framed
+        in the colour of the class stand for dots, as many as find room in the cells of a grid, each
+        in its own cell or one beside it. Grey ones are drawn in ink of that colour.
+      class_names: name of each class number; the number itself by default.
 
     Returns:
       The figure.
 
     Raises:
-      ValueError: if shapes do not fit.
+      ValueError: if shapes do not fit, an embedding is not finite, a class has no name, or pixels
+        are out of range.
     """
     embeddings, classes = np.asarray(embeddings, np.float64), np.asarray(classes)
-    if embeddings.ndim != 2 or embeddings.shape[1] < 2 or classes.shape != embeddings.shape[:1]:
+    if embeddings.ndim != 2 or min(embeddings.shape) < 2:
         raise ValueError(
-            "embeddings must be [N, D] with D at least 2 and classes [N], got "
-            f"{embeddings.shape} and {classes.shape}"
+            f"embeddings must be [N, D] with N and D at least 2, got shape {embeddings.shape}"
         )
+    _check_rows("embeddings", embeddings, np.isfinite(embeddings), "finite")
+    names = _names(classes, class_names, len(embeddings))
+    names = {c: _shortened(name, 0.95, 9.5) for c, name in names.items()}
+    if images is not None:
+        images = _checked_images(images, len(embeddings))
+    color = {c: _CLASSES[k % 10] for k, c in enumerate(names)}
+    marker = {c: _MARKERS[(k + k // 10) % 10] for k, c in enumerate(names)}
+
     points, x_label, y_label = _plane(embeddings)
-    figure, axes = _one(7.2, 6.4)
-    present = np.unique(classes)
-    names = {c: class_names[c] if class_names is not None else str(c) for c in present}
-    color = {c: _CLASSES[k % 10] for k, c in enumerate(present)}
-    few = len(present) <= 10
     low, high = points.min(0), points.max(0)
-    margin = 0.04 * np.maximum(high - low, 1e-9)
-    axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
-    axes.set_ylim(low[1] - margin[1], high[1] + margin[1])
+    extent = np.maximum(high - low, 1e-6 * np.max(high - low) or 1.0)
+    columns, rows = 25, int(np.ceil(25 * np.clip(extent[1] / extent[0], 0.6, 1)))
+    cell = 1.08 * max(extent[0] / columns, extent[1] / rows)
+    corner = (low + high - cell * np.array([columns, rows])) / 2
+    with_legend = images is None and len(names) <= 10
+    figure, axes = _one_panel(7, 0.65 + 6.2 * rows / columns + 0.5 * with_legend)
+    axes.set_box_aspect(rows / columns)
+    axes.set(
+        xlabel=x_label,
+        ylabel=y_label,
+        xlim=(corner[0], corner[0] + cell * columns),
+        ylim=(corner[1], corner[1] + cell * rows),
+    )
     if images is None:
-        for k, c in enumerate(present):
-            axes.scatter(
-                *points[classes == c].T,
-                s=14 if len(points) < 2000 else 6,
-                color=color[c],
-                marker=_MARKERS[k % 10 if few else k // 10 % 10],
-                alpha=0.6,
-                linewidths=0,
-            )
-    else:
-        _thumbnails(axes, points, np.asarray(images), [color[c] for c in classes])
-    if few:
-        handles = [
-            Line2D(
-                [],
-                [],
-                color=color[c],
-                marker="s" if images is not None else _MARKERS[k],
-                linestyle="",
-                label=names[c],
-            )
-            for k, c in enumerate(present)
-        ]
-        axes.legend(
-            handles=handles,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.1),
-            ncols=5,
-            columnspacing=1.2,
-            handletextpad=0.2,
+        # In random order, or the last class would cover the others.
+        order = np.random.default_rng(0).permutation(len(points))
+        dots = axes.scatter(
+            points[order, 0],
+            points[order, 1],
+            s=float(np.clip(12_000 / len(points), 7, 28)),
+            c=[color[c] for c in classes[order]],
+            alpha=0.7,
+            linewidths=0,
+            rasterized=True,
         )
-    axes.set(xlabel=x_label, ylabel=y_label)
+        dots.set_paths([_outline(marker[c]) for c in classes[order]])
+    else:
+        taken = _declutter((points - corner) / cell, columns, rows)
+        pictures = _pictures(images[list(taken.values())])
+        for (place, k), picture in zip(taken.items(), pictures, strict=True):
+            edge = color[classes[k]]
+            if images.shape[-1] == 1:
+                # Somewhat darker than the frame, as thin strokes look lighter.
+                picture = 1 - (1 - picture) * (1 - 0.8 * np.array(to_rgb(edge)))
+            x, y = corner + cell * (np.array(place) + 0.06)
+            _framed(axes, picture, x, y, 0.88 * cell, edgecolor=edge)
+    if with_legend:
+        handles = [
+            Line2D([], [], color=color[c], marker=marker[c], linestyle="", label=name)
+            for c, name in names.items()
+        ]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=5, fontsize=9.5, handlelength=1
+        )
+    medians = [np.median(points[classes == c], 0) for c in names]
+    _place_names(figure, np.array(medians), list(names.values()), list(color.values()))
     return figure
 
 
-def _plane(embeddings: np.ndarray) -> tuple[np.ndarray, str, str]:
+def _plane(embeddings: Array) -> tuple[Array, str, str]:
     if embeddings.shape[1] == 2:
         return embeddings, "embedding, first entry", "embedding, second entry"
     centred = embeddings - embeddings.mean(0)
     _, scale, axes = np.linalg.svd(centred, full_matrices=False)
     # The sign of a component is arbitrary: let its largest entry be positive.
     axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
-    share = scale**2 / max((scale**2).sum(), 1e-300)
-    labels = [f"principal component {k + 1} ({share[k]:.0%} of variance)" for k in range(2)]
+    share = 100 * scale**2 / max(np.sum(scale**2), 1e-300)
+    labels = [f"principal component {k + 1} ({share[k]:.0f} % of variance)" for k in range(2)]
     return centred @ axes[:2].T, labels[0], labels[1]
 
 
-def _thumbnails(
-    axes: Axes, points: np.ndarray, images: np.ndarray, colors: Sequence[str], side: int = 30
-) -> None:
-    """Draws images on a grid, each in the free cell nearest to its point and not far from it."""
-    low = np.array([axes.get_xlim()[0], axes.get_ylim()[0]])
-    span = np.array([axes.get_xlim()[1], axes.get_ylim()[1]]) - low
-    box = axes.get_window_extent()
-    zoom = 0.9 * min(box.width, box.height) / side / max(images.shape[1:3])
-    zoom *= 72 / axes.figure.get_dpi()
-    free = np.ones((side, side), bool)
-    cells = np.stack(np.indices(free.shape), -1) + 0.5
-    # In an order of their own, lest the classes that come first take the room of the others.
-    for k in np.random.default_rng(0).permutation(len(points)):
-        away = np.square(cells - (points[k] - low) / span * side).sum(-1)
-        away[~free] = np.inf
-        where = np.unravel_index(away.argmin(), free.shape)
-        if away[where] > 2.5**2:
+def _outline(marker: str) -> Outline:
+    shape = MarkerStyle(marker)
+    return shape.get_path().transformed(shape.get_transform())
+
+
+def _declutter(places: Array, columns: int, rows: int) -> dict[tuple[int, int], int]:
+    """Which example goes into each cell of a grid: into its own, or failing that one beside it.
+
+    Places are counted in cells from the lower left corner, `[N, 2]`.
+    """
+    own = np.floor(places).astype(int)
+    central_first = np.argsort(np.abs(places - own - 0.5).max(1), kind="stable").tolist()
+    shifts = sorted(itertools.product((-1, 0, 1), repeat=2), key=lambda s: s[0] ** 2 + s[1] ** 2)
+    taken: dict[tuple[int, int], int] = {}
+    placed = set()
+    for shift, k in itertools.product(shifts, central_first):
+        column, row = (own[k] + shift).tolist()
+        inside = 0 <= column < columns and 0 <= row < rows
+        if inside and k not in placed and (column, row) not in taken:
+            taken[column, row] = k
+            placed.add(k)
+    return taken
+
+
+def _place_names(figure: Figure, places: Array, names: Sequence[str], edges: Sequence[str]) -> None:
+    """Writes names beside their places, where they cover neither a place nor another name."""
+    figure.draw_without_rendering()  # Only now is the layout known.
+    (axes,) = figure.axes
+    size, reach = (9, 96) if len(names) <= 20 else (7, 48)
+    scale = 72 / figure.dpi
+    low, high = axes.get_window_extent().get_points() * scale
+    centres = axes.transData.transform(places) * scale
+    steps = np.arange(-reach, reach + 1, 3)
+    offsets = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+    offsets = offsets[np.argsort((offsets**2).sum(1), kind="stable")]
+    # Boxes to keep clear of, as lower left and upper right corners; a place needs a dot's room.
+    taken = [(centre - 3, centre + 3) for centre in centres]
+    for place, centre, name, edge in zip(places, centres, names, edges, strict=True):
+        half = np.array([_text_width(name, size) + 6, size + 6]) / 2
+        near, far = centre + offsets - half, centre + offsets + half
+        free = (near >= low).all(1) & (far <= high).all(1)
+        for other in taken:
+            free &= (near > other[1]).any(1) | (far < other[0]).any(1)
+        if not free.any():
             continue
-        free[where] = False
-        axes.add_artist(
-            AnnotationBbox(
-                OffsetImage(_tinted(images[k], colors[k]), zoom=zoom, interpolation="nearest"),
-                tuple(low + cells[where] / side * span),
-                pad=0.0,
-                bboxprops={"edgecolor": colors[k], "linewidth": 0.8},
-            )
+        first = int(free.argmax())
+        taken.append((near[first], far[first]))
+        axes.annotate(
+            name,
+            place,
+            offsets[first],
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=size,
+            bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": edge, "alpha": 0.9},
+            arrowprops={"arrowstyle": "-", "color": edge, "shrinkA": 0, "shrinkB": 0},
         )
-
-
-def _tinted(image: np.ndarray, color: str) -> np.ndarray:
-    """Grey images are drawn in ink of the class's colour on white, others as they are."""
-    scaled = image / 255 if np.issubdtype(image.dtype, np.integer) else np.clip(image, 0, 1)
-    if image.shape[-1] == 3:
-        return scaled
-    ink = np.array(mpl.colors.to_rgb(color))
-    return 1 - scaled[..., :1] * (1 - ink)
+    named = len(taken) - len(places)
+    if named < len(names):
+        axes.set_title(f"{named} of {len(names)} classes named", loc="right", fontsize=9)
 
 
 @_styled
@@ -300,49 +414,75 @@ def gallery(
     *,
     class_names: Sequence[str] | None = None,
 ) -> Figure:
-    """Queries and their nearest neighbours; right ones ticked in blue, wrong ones crossed out.
+    """Draws queries beside their nearest neighbours, with right and wrong ones marked.
+
+    A neighbour of the query's class has a blue frame and a tick on a disc, one of another class a
+    dashed vermilion frame and a cross on a square.
 
     Args:
-      images: `[N, H, W, C]`.
+      images: `[N, H, W, C]`, C 1 or 3; integers to 255 or floats to 1. Grey ones with black borders
+        are drawn inverted, as ink on paper.
       classes: `[N]` integers.
       neighbours: positions of the nearest neighbours of every example, nearest first, `[N, K]`.
-      queries: which examples to show, `[Q]`.
-      class_names: name of each class number.
+      queries: positions of the examples to show, `[Q]`.
+      class_names: name of each class number; the number itself by default.
 
     Returns:
-      The figure.
+      The figure, a row for each query.
 
     Raises:
-      ValueError: if shapes do not fit.
+      ValueError: if shapes do not fit, a position or a pixel is out of range, or a class has no
+        name.
     """
-    images, classes = np.asarray(images), np.asarray(classes)
-    neighbours, queries = np.asarray(neighbours), np.asarray(queries)
-    if images.ndim != 4 or neighbours.ndim != 2 or not (
-        len(images) == len(classes) == len(neighbours)
-    ):
+    classes, neighbours, queries = (np.asarray(x) for x in (classes, neighbours, queries))
+    names = _names(classes, class_names, len(classes))
+    images = _checked_images(images, len(classes))
+    if neighbours.ndim != 2 or len(neighbours) != len(classes) or not neighbours.size:
         raise ValueError(
-            "images [N, H, W, C], classes [N] and neighbours [N, K] must fit, got "
-            f"{images.shape}, {classes.shape} and {neighbours.shape}"
+            f"neighbours must be [N, K] with N = {len(classes)}, got shape {neighbours.shape}"
         )
-    columns = neighbours.shape[1] + 1
-    figure = Figure(figsize=(1.05 * columns, 1.3 * len(queries)), layout="constrained")
-    grid = np.atleast_2d(figure.subplots(len(queries), columns, squeeze=False))
-    for row, query in zip(grid, queries, strict=True):
-        for column, (axes, k) in enumerate(zip(row, [query, *neighbours[query]], strict=True)):
-            grey = images.shape[-1] == 1
-            axes.imshow(images[k].squeeze(-1) if grey else images[k], cmap="gray_r")
-            axes.set(xticks=[], yticks=[])
-            axes.grid(False)
-            right = classes[k] == classes[query]
-            name = class_names[classes[k]] if class_names is not None else str(classes[k])
-            color = BLACK if column == 0 else BLUE if right else VERMILION
-            mark = "" if column == 0 else "✓ " if right else "✗ "
-            axes.set_xlabel(mark + name, color=color, fontsize=8.5, labelpad=2)
-            for spine in axes.spines.values():
-                spine.set(visible=True, color=color, linewidth=2)
-                spine.set_linestyle("-" if right else "--")
-    for column, axes in enumerate(grid[0]):
-        axes.set_title("query" if column == 0 else str(column), fontsize=9.5)
+    if queries.ndim != 1 or not queries.size:
+        raise ValueError(f"queries must be [Q] and not empty, got shape {queries.shape}")
+    for name, positions in (("neighbours", neighbours), ("queries", queries)):
+        inside = np.isin(positions, np.arange(len(classes)))
+        _check_rows(name, positions, inside, f"positions from 0 to {len(classes) - 1}")
+    shown = np.column_stack([queries, neighbours[queries]])
+
+    # One axes over the whole figure, in inches from the upper left corner.
+    side, gap, line, edge = 0.78, 0.1, 0.24, 0.12
+    lefts = [edge + k * (side + gap) + (gap if k else 0) for k in range(shown.shape[1])]
+    tops = [edge + 2 * line + k * (side + line) for k in range(len(shown))]
+    width, height = max(lefts[-1] + side + edge, 3), tops[-1] + side + 2.5 * line
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+
+    def write(x: float, y: float, text: str, ha: str = "center", **style: Any) -> None:
+        axes.text(x, y, text, ha=ha, va="center", **{"fontsize": 9, **style})
+
+    def badge(x: float, y: float, right: bool) -> None:
+        shape, color = ("circle", BLUE) if right else ("square", VERMILION)
+        box = {"boxstyle": f"{shape},pad=0.2", "facecolor": color, "edgecolor": "white"}
+        write(x, y, "✓" if right else "✗", color="white", fontsize=8, bbox=box)
+
+    write(lefts[0] + side / 2, edge + 1.5 * line, "query")
+    write((lefts[1] + lefts[-1] + side) / 2, edge + line / 2, "nearest neighbours")
+    for k, left in enumerate(lefts[1:], 1):
+        write(left + side / 2, edge + 1.5 * line, str(k))
+    short = {c: _shortened(name, side + gap / 2, 8) for c, name in names.items()}
+    pictures = _pictures(images[shown.ravel()]).reshape(*shown.shape, *images.shape[1:3], 3)
+    for (row, column), k in np.ndenumerate(shown):
+        x, y = lefts[column], tops[row]
+        right = bool(classes[k] == classes[queries[row]])
+        color = BLACK if column == 0 else BLUE if right else VERMILION
+        frame = {"edgecolor": color, "linewidth": 2, "linestyle": "-" if right else "--"}
+        _framed(axes, pictures[row, column], x, y, side, **frame)
+        write(x + side / 2, y + side + line / 2, short[classes[k]], fontsize=8)
+        if column:
+            badge(x + side - 0.09, y + 0.09, right)
+    for x, right, text in ((edge, True, "same class"), (edge + 1.3, False, "another class")):
+        badge(x + 0.09, height - edge - line / 2, right)
+        write(x + 0.24, height - edge - line / 2, text, ha="left")
     return figure
 
 
@@ -350,46 +490,64 @@ def gallery(
 def training_curves(
     records: Sequence[Mapping[str, float]], *, margin: float | None = None
 ) -> Figure:
-    """Loss, distances, active pairs and validation figures over the steps of a run.
+    """Draws loss, distances, active pairs and validation figures over the steps of a run.
+
+    Training values are drawn faint, and over them their means over a window of a fiftieth of the
+    run, centred so that they do not lag behind.
 
     Args:
-      records: lines of `metrics.jsonl`, each with its `step`.
-      margin: marked among the distances if given.
+      records: lines of `metrics.jsonl` in order, each with its `step`; of training with `loss`,
+        `similar_distance`, `dissimilar_distance` and `active_fraction`, of validation with
+        `validation/precision_at_1` and the like. What is missing or not finite is left out.
+      margin: of the loss; marked among the distances if given.
 
     Returns:
       The figure.
 
     Raises:
-      ValueError: if there are no records.
+      ValueError: if there are no records, or one has no step.
     """
     if not records:
-        raise ValueError("no records to draw")
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    (top_left, top_right), (low_left, low_right) = figure.subplots(2, 2, sharex=True)
-    _curve(top_left, records, "loss", "training", SIMILAR)
-    top_left.set(ylabel="loss", yscale="log")
-    _curve(top_right, records, "similar_distance", "similar pairs", SIMILAR)
-    _curve(top_right, records, "dissimilar_distance", "dissimilar pairs", DISSIMILAR)
+        raise ValueError("records must hold at least one, got none")
+    for row, record in enumerate(records):
+        if "step" not in record:
+            raise ValueError(f"each record must have a step, row {row} has {sorted(record)}")
+    figure = Figure(figsize=(8, 6.4), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    (loss, distance), (active, validation) = figure.subplots(2, 2, sharex=True)
+    _curve(loss, records, "loss", "loss", {"color": BLACK})
+    values = np.concatenate([line.get_ydata() for line in loss.lines] or [[0]])
+    if values.min() > 0:
+        loss.set_yscale("log")
+    loss.set_ylabel("loss, mean of the batch")
+    for _, kind, line in _PAIRS:
+        _curve(distance, records, f"{kind}_distance", f"{kind} pairs", line)
     if margin is not None:
-        top_right.axhline(margin, label="margin", **_MARK)
-    top_right.set(ylabel="mean distance", ylim=(0, None))
-    _curve(low_left, records, "active_fraction", "active", DISSIMILAR)
-    low_left.set(ylabel="dissimilar pairs with a loss", xlabel="step", ylim=(0, 1.02))
-    low_left.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-    for key, name, color, style in (
-        ("validation/precision_at_1", "precision at 1", BLUE, "-"),
-        ("validation/r_precision", "R-precision", GREEN, "-."),
-        ("validation/map_at_r", "MAP@R", PURPLE, "--"),
-    ):
-        found = [(record["step"], record[key]) for record in records if key in record]
-        if found:
-            low_right.plot(
-                *zip(*found, strict=True), label=name, color=color, linestyle=style, marker="."
-            )
-    low_right.set(ylabel="on validation", xlabel="step", ylim=(None, 1))
-    for axes in (top_right, low_right):
-        axes.legend(loc="best")
+        distance.axhline(margin, label=f"margin {margin:g}", **_MARK)
+    distance.set_ylabel("distance, mean of the batch")
+    _curve(active, records, "active_fraction", "active", _PAIRS[1][2])
+    active.set_ylabel("active dissimilar pairs")
+    active.set_ylim(0, 1.02)
+    active.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    for (key, name), line in zip(_VALIDATION.items(), _LINES, strict=True):
+        steps, values = _series(records, key)
+        if len(steps):
+            validation.plot(steps, values, label=name, marker="o", markersize=4, **line)
+    validation.set_ylabel("on validation")
+    for axes in (active, validation):
+        axes.set_xlabel("step")
+    for axes in (loss, distance, active, validation):
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center")
+        elif axes in (distance, validation):
+            _legend(axes, above=0.98)
     return figure
+
+
+def _series(records: Sequence[Mapping[str, float]], key: str) -> tuple[Array, Array]:
+    found = [(record["step"], record[key]) for record in records if key in record]
+    steps, values = np.array(found, np.float64).reshape(-1, 2).T
+    finite = np.isfinite(values)
+    return steps[finite], values[finite]
 
 
 def _curve(
@@ -397,35 +555,113 @@ def _curve(
     records: Sequence[Mapping[str, float]],
     key: str,
     name: str,
-    style: Mapping[str, Any],
+    line: Mapping[str, Any],
 ) -> None:
-    found = [(record["step"], record[key]) for record in records if key in record]
-    if not found:
+    steps, values = _series(records, key)
+    if not len(steps):
         return
-    steps, values = (np.array(column) for column in zip(*found, strict=True))
-    axes.plot(steps, values, color=style["color"], alpha=0.2, linewidth=0.8)
-    width = max(len(values) // 100, 1)
-    whole = len(values) // width * width
-    steps, values = (x[:whole].reshape(-1, width).mean(1) for x in (steps, values))
-    axes.plot(steps, values, label=name, **style)
+    position = np.arange(len(values))
+    half = len(values) // 100
+    first, last = np.maximum(position - half, 0), np.minimum(position + half + 1, len(values))
+    total = np.concatenate([[0], np.cumsum(values)])
+    smooth = (total[last] - total[first]) / (last - first)
+    axes.plot(steps, values, color=line["color"], alpha=0.25, linewidth=0.8, rasterized=True)
+    axes.plot(steps, smooth, label=name, **line)
 
 
-def _one(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height))
+def _one_panel(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _mark(axes: Axes, x: float, text: str, *, left: bool = False) -> None:
-    axes.axvline(x, **_MARK)
-    axes.annotate(
-        text,
-        (x, 0.97),
-        xycoords=("data", "axes fraction"),
-        xytext=(-4 if left else 4, 0),
-        textcoords="offset points",
-        ha="right" if left else "left",
-        va="top",
-        fontsize=9.5,
-        color="#333333",
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-    )
+def _mark(axes: Axes, marks: Mapping[str, float]) -> None:
+    """Marks up to two values on the horizontal axis; names close ones to the outer sides."""
+    in_order = sorted(marks.items(), key=lambda mark: mark[1])
+    close = len(marks) == 2 and in_order[1][1] - in_order[0][1] < 0.3 * axes.viewLim.width
+    sides = ("right", "left") if close else ("center", "center")
+    for (name, x), side in zip(in_order, sides, strict=False):
+        axes.axvline(x, **_MARK)
+        axes.annotate(
+            f"{name} {x:.3g}",
+            (x, 1),
+            {"center": (0, 2), "right": (-2, 2), "left": (2, 2)}[side],
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha=side,
+            va="bottom",
+            fontsize=9.5,
+        )
+
+
+def _legend(axes: Axes, above: float = 1.07) -> None:
+    """Puts the legend above the axes, where it covers nothing, and above the names of marks."""
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, above), ncols=2, fontsize=9.5)
+
+
+def _names(classes: Array, class_names: Sequence[str] | None, rows: int) -> dict[int, str]:
+    """The name of each class present, in ascending order of its number."""
+    if classes.shape != (rows,) or not np.issubdtype(classes.dtype, np.integer) or not rows:
+        raise ValueError(
+            f"classes must be [{rows}] integers, one a row, got {classes.dtype} of shape "
+            f"{classes.shape}"
+        )
+    present = np.unique(classes).tolist()
+    if class_names is None:
+        return {c: str(c) for c in present}
+    if present[0] < 0 or present[-1] >= len(class_names):
+        raise ValueError(
+            f"class_names must name classes {present[0]} to {present[-1]}, got {len(class_names)}"
+        )
+    return {c: class_names[c] for c in present}
+
+
+def _shortened(name: str, width: float, size: float) -> str:
+    """As much of a name as `width` inches hold at this size in points."""
+    shown = name
+    for length in range(len(name) - 1, 0, -1):
+        if _text_width(shown, size) <= 72 * width:
+            break
+        shown = name[:length].rstrip() + "…"
+    return shown
+
+
+def _text_width(text: str, size: float) -> float:
+    """Width in points, known without a figure."""
+    font = FontProperties(size=size)
+    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
+
+
+def _checked_images(images: ArrayLike, rows: int) -> Array:
+    images = np.asarray(images)
+    if images.ndim != 4 or len(images) != rows or images.shape[-1] not in (1, 3):
+        raise ValueError(f"images must be [{rows}, H, W, 1 or 3], got shape {images.shape}")
+    return images
+
+
+def _pictures(images: Array) -> Array:
+    """Images as RGB in [0, 1]; grey ones with black borders inverted, as ink on paper."""
+    pixels = images / 255 if np.issubdtype(images.dtype, np.integer) else images
+    if not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise ValueError(
+            f"images must be integers from 0 to 255 or floats from 0 to 1, got {images.dtype} from "
+            f"{images.min()} to {images.max()}"
+        )
+    if images.shape[-1] == 3:
+        return pixels
+    borders = np.concatenate([pixels[:, [0, -1]].ravel(), pixels[:, :, [0, -1]].ravel()])
+    return np.repeat(1 - pixels if np.median(borders) == 0 else pixels, 3, axis=-1)
+
+
+def _framed(axes: Axes, picture: Array, x: float, y: float, side: float, **line: Any) -> None:
+    """Draws a picture in a framed square, given its corner of the smallest coordinates."""
+    width, height = side * np.array(picture.shape[1::-1]) / max(picture.shape[:2])
+    left, low = x + (side - width) / 2, y + (side - height) / 2
+    bounds = (low + height, low) if axes.yaxis_inverted() else (low, low + height)
+    axes.imshow(picture, extent=(left, left + width, *bounds), aspect="auto", zorder=2)
+    axes.add_patch(Rectangle((x, y), side, side, fill=False, zorder=3, **line))
+
+
+def _check_rows(name: str, values: Array, valid: Array, expected: str) -> None:
+    if not valid.all():
+        wrong = tuple(np.argwhere(~valid)[0])
+        raise ValueError(f"{name} must be {expected}, got {values[wrong]} in row {wrong[0]}")

@@ -180,8 +180,8 @@ def make_pair_step(
         share = len(pairs.first_classes)
         if share % (microbatches * group):
             raise ValueError(
-                f"the pairs of a device must be a multiple of microbatches times group, got {share} "
-                f"pairs, {microbatches} microbatches and groups of {group}"
+                "the pairs of a device must be a multiple of microbatches times group, got "
+                f"{share} pairs, {microbatches} microbatches and groups of {group}"
             )
 
         def mean_loss(params: Params, part: tuple[Pairs, jax.Array]) -> tuple[jax.Array, Metrics]:
@@ -240,9 +240,11 @@ def _across(group: int, members: list[jax.Array]) -> list[jax.Array]:
 
 def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
     """Weights of mean 1 in each row, similar ones adding up to their share of it."""
-    similar = 1 - labels.astype(jnp.float32)
-    share = similar_fraction * similar / jnp.maximum(similar.sum(1, keepdims=True), 1)
-    rest = (1 - similar_fraction) * labels / jnp.maximum(labels.sum(1, keepdims=True), 1)
+    fraction = jnp.asarray(similar_fraction, jnp.float32)
+    dissimilar = labels.astype(jnp.float32)
+    similar = 1 - dissimilar
+    share = fraction * similar / jnp.maximum(similar.sum(1, keepdims=True), 1)
+    rest = (1 - fraction) * dissimilar / jnp.maximum(dissimilar.sum(1, keepdims=True), 1)
     return labels.shape[1] * (share + rest)
 
 

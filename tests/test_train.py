@@ -164,9 +164,7 @@ def test_inverted_labels_are_warned_of(config, monkeypatch):
 
     def inverted(*args, **kwargs):
         step = make(*args, **kwargs)
-        return lambda state, pairs, numbers: step(
-            state, _relabelled(pairs), numbers
-        )
+        return lambda state, pairs, numbers: step(state, _relabelled(pairs), numbers)
 
     monkeypatch.setattr(training, "make_pair_step", inverted)
     with pytest.warns(UserWarning, match="are the labels inverted"):

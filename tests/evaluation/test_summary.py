@@ -36,8 +36,6 @@ def test_the_threshold_is_of_validation_and_no_other():
 def test_distances_are_those_asked_for():
     (validation, c1), (test, c2) = _points(1.0, 0), _points(1.0, 1)
     plain = summarize(validation, c1, test, c2, pairs=500)
-    squared = summarize(
-        validation, c1, test, c2, pairs=500, distance=distances.squared_euclidean
-    )
+    squared = summarize(validation, c1, test, c2, pairs=500, distance=distances.squared_euclidean)
     np.testing.assert_allclose(squared.distances, plain.distances**2, rtol=1e-5)
     np.testing.assert_allclose(squared.figures["auc"], plain.figures["auc"], atol=1e-9)
