@@ -48,16 +48,21 @@ def _params(folder, step=60):
 
 
 def test_a_run_leaves_all_that_it_promises(config):
-    folder = train.main(config(encoder="convnet", steps=300, validate_every=100, log_every=50))
+    folder = train.main(
+        config(encoder="convnet", group=8, steps=300, validate_every=100, log_every=50)
+    )
     options = json.loads((folder / "config.json").read_text())
-    assert options["margin"] == 1.4
+    assert options["margin"] == 1.2
     assert options["steps"] == 300
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     trained = [record for record in records if "loss" in record]
     assert [record["step"] for record in trained] == list(range(1, 301))
     validated = [record for record in records if "validation/map_at_r" in record]
     assert [record["step"] for record in validated] == [100, 200, 300]
-    assert trained[-1]["loss"] < 0.5 * trained[0]["loss"]
+    first, last = (
+        np.mean([record["loss"] for record in part]) for part in (trained[:20], trained[-20:])
+    )
+    assert last < 0.5 * first
     assert list((folder / "tensorboard").iterdir())
     with np.load(folder / "embeddings.npz") as saved:
         assert saved["embeddings"].shape == (450, 8)
@@ -115,7 +120,9 @@ def test_killed_and_resumed_is_uninterrupted(config, tmp_path):
 
 
 def test_both_ways_over_devices_and_both_places_of_data_give_the_same(config):
-    want = _params(train.main(config(steps=20)), 20)
+    # Adam makes whole steps of gradients that are all rounding; a small rate keeps those small.
+    common = {"steps": 20, "learning_rate": 1e-3, "warmup": 0.5, "encoder": "convnet"}
+    want = _params(train.main(config(**common)), 20)
     for options in (
         {"parallel": "pmap", "devices": 8},
         {"parallel": "shard_map", "devices": 8},
@@ -124,7 +131,7 @@ def test_both_ways_over_devices_and_both_places_of_data_give_the_same(config):
         {"steps_per_call": 10},
         {"check_values": True},
     ):
-        got = _params(train.main(config(steps=20, **options)), 20)
+        got = _params(train.main(config(**(common | options))), 20)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
 
 
@@ -168,7 +175,7 @@ def test_inverted_labels_are_warned_of(config, monkeypatch):
 
     monkeypatch.setattr(training, "make_pair_step", inverted)
     with pytest.warns(UserWarning, match="are the labels inverted"):
-        train.main(config(encoder="convnet", group=1))
+        train.main(config(group=1, learning_rate=1e-4, batch_size=64))
 
 
 def test_class_splits_train_and_test(config):
@@ -182,7 +189,7 @@ def test_a_folder_is_never_overwritten_without_being_told(config, tmp_path):
     before = (folder / "metrics.jsonl").read_bytes()
     with pytest.raises(FileExistsError, match="--overwrite"):
         train.main(config(name="mine", steps=20))
-    with pytest.raises(ValueError, match=r"margin was 1\.4 and is now 0\.5"):
+    with pytest.raises(ValueError, match=r"margin was 1\.2 and is now 0\.5"):
         train.main(config(name="mine", steps=20, resume=True, margin=0.5))
     assert (folder / "metrics.jsonl").read_bytes() == before
     train.main(config(name="mine", steps=20, margin=0.5, overwrite=True))
@@ -233,7 +240,7 @@ def test_help_explains_every_option_with_its_default():
     assert shown.returncode == 0
     for field in train.Config.__dataclass_fields__:
         assert f"--{field}" in shown.stdout
-    assert "default: 1.4" in shown.stdout
+    assert "default: 1.2" in shown.stdout
 
 
 def test_unknown_options_and_encoders_list_the_known():
