@@ -49,7 +49,14 @@ def _params(folder, step=60):
 
 def test_a_run_leaves_all_that_it_promises(config):
     folder = train.main(
-        config(encoder="convnet", group=8, steps=300, validate_every=100, log_every=50)
+        config(
+            encoder="convnet",
+            batch_size=64,
+            group=8,
+            steps=300,
+            validate_every=100,
+            log_every=50,
+        )
     )
     options = json.loads((folder / "config.json").read_text())
     assert options["margin"] == 1.2

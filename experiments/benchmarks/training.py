@@ -4,20 +4,22 @@
     python -m experiments.benchmarks.training
 
 Both sides train the same network on the same images (random bytes of Fashion-MNIST's shapes) with
-the same loss, batch, optimiser and clipping, in turn within one process. PyTorch is given its best
-of two memory formats and of loading in the process or in workers, found beforehand. A ratio is that
-of two neighbouring rounds; the table shows medians.
+the same loss, batch, optimiser and clipping, in turn within one process: once on the images as they
+are and once shifted and mirrored at random, as `experiments.train` does. PyTorch's data set hands
+out float tensors one by one, as data sets for its DataLoader do; it is given its best of two memory
+formats and of loading in the process or in workers, found beforehand. A ratio is that of two
+neighbouring rounds; the table shows medians.
 """
 
 import dataclasses
 import json
 import os
-import platform
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,7 +29,7 @@ import tyro
 from flax import nnx
 
 from contrastive_jax import training
-from contrastive_jax.data import index_by_class
+from contrastive_jax.data import augment, index_by_class
 from contrastive_jax.encoders import ConvNet
 from contrastive_jax.parallel import parallel
 
@@ -54,8 +56,8 @@ class Config:
 class PairDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
     """Pairs drawn one at a time: half similar, classes balanced, never an example with itself."""
 
-    def __init__(self, images: torch.Tensor, classes: np.ndarray, length: int):
-        self.images, self.length = images, length
+    def __init__(self, images: torch.Tensor, classes: np.ndarray, length: int, *, change: bool):
+        self.images, self.length, self.change = images, length, change
         self.members = [np.flatnonzero(classes == c).tolist() for c in range(CLASSES)]
         self.below = random.Random(0).randrange
 
@@ -70,7 +72,15 @@ class PairDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor, int
         i = self.below(len(ours))
         j = self.below(len(theirs) - (1 - label))
         j += int(label == 0 and j >= i)
-        return self.images[ours[i]], self.images[theirs[j]], label
+        return self.image(ours[i]), self.image(theirs[j]), label
+
+    def image(self, k: int) -> torch.Tensor:
+        image = self.images[k].float() / 255
+        if self.change:
+            row, column = self.below(3), self.below(3)
+            image = F.pad(image, (1, 1, 1, 1))[:, row : row + SHAPE[0], column : column + SHAPE[1]]
+            image = image.flip(-1) if self.below(2) else image
+        return image
 
 
 class TorchConvNet(torch.nn.Module):
@@ -94,7 +104,7 @@ class TorchConvNet(torch.nn.Module):
         self.out = torch.nn.Linear(encoder.out.in_features, encoder.out.out_features)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.float() / 255
+        x = images
         for padding, stage in zip(self.paddings, self.stages, strict=True):
             # An even padding goes to the convolution itself, which is quicker than a pad before it.
             even = padding[0] == padding[1]
@@ -105,14 +115,22 @@ class TorchConvNet(torch.nn.Module):
 
 
 def torch_side(
-    config: Config, images: np.ndarray, classes: np.ndarray, *, channels_last: bool, workers: int
+    config: Config,
+    images: np.ndarray,
+    classes: np.ndarray,
+    *,
+    change: bool,
+    channels_last: bool,
+    workers: int,
 ) -> Callable[[int], float]:
     """A function that takes some steps in PyTorch and returns pairs per second."""
     encoder = ConvNet(SHAPE, rngs=nnx.Rngs(0))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net = TorchConvNet(encoder).to(memory_format=layout)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
-    pairs = PairDataset(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), classes, 10**9)
+    pairs = PairDataset(
+        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), classes, 10**9, change=change
+    )
     loader = torch.utils.data.DataLoader(
         pairs,
         batch_size=config.batch_size,
@@ -142,13 +160,16 @@ def torch_side(
     return take
 
 
-def our_side(config: Config, images: np.ndarray, classes: np.ndarray) -> Callable[[int], float]:
+def our_side(
+    config: Config, images: np.ndarray, classes: np.ndarray, *, change: bool
+) -> Callable[[int], float]:
     """A function that takes some steps here and returns pairs per second."""
     encode, params = training.split_encoder(ConvNet(SHAPE, rngs=nnx.Rngs(0)))
     optimizer = training.make_optimizer(1e-3, 10**6, weight_decay=0.1)
-    step = training.make_drawn_step(
-        training.make_pair_step(encode, optimizer, microbatches=4), config.batch_size
+    pair_step = training.make_pair_step(
+        encode, optimizer, augment=shift_and_flip if change else None, microbatches=4
     )
+    step = training.make_drawn_step(pair_step, config.batch_size)
     placed = parallel(step, "shard_map", jax.devices()[:1])
     state, source, numbers = placed.replicate(
         (
@@ -174,6 +195,49 @@ def our_side(config: Config, images: np.ndarray, classes: np.ndarray) -> Callabl
     return take
 
 
+def shift_and_flip(key: jax.Array, image: jax.Array) -> jax.Array:
+    """What the other side does to an image."""
+    first, second = jax.random.split(key)
+    return augment.flip(second, augment.shift(first, image, 1))
+
+
+def compare(
+    config: Config, images: np.ndarray, classes: np.ndarray, *, change: bool
+) -> dict[str, Any]:
+    """Rates of both sides, taken in turn, and their ratio."""
+    variants = {}
+    for channels_last in (False, True):
+        for workers in (0, 2):
+            take = torch_side(
+                config,
+                images,
+                classes,
+                change=change,
+                channels_last=channels_last,
+                workers=workers,
+            )
+            take(20)
+            variants[channels_last, workers] = take(config.steps), take
+    (channels_last, workers), (_, theirs) = max(variants.items(), key=lambda item: item[1][0])
+    del variants
+
+    ours = our_side(config, images, classes, change=change)
+    ours(20)
+    rows = [(ours(config.steps), theirs(config.steps)) for _ in range(config.rounds)]
+    ratios = [a / b for a, b in rows]
+    mine, peer = (statistics.median(column) for column in zip(*rows, strict=True))
+    return {
+        "images": "shifted and mirrored" if change else "as they are",
+        "contrastive_jax": round(mine),
+        "PyTorch": round(peer),
+        "ratio": round(statistics.median(ratios), 2),
+        "lowest": round(min(ratios), 2),
+        "highest": round(max(ratios), 2),
+        "PyTorch's best": f"{'channels last' if channels_last else 'contiguous'}, "
+        f"{workers} workers",
+    }
+
+
 def main(config: Config) -> None:
     """Runs the benchmark and prints a table."""
     threads = config.threads or len(os.sched_getaffinity(0))
@@ -181,37 +245,15 @@ def main(config: Config) -> None:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (60_000, *SHAPE), dtype=np.uint8)
     classes = generator.integers(0, CLASSES, 60_000)
-
-    variants = {}
-    for channels_last in (False, True):
-        for workers in (0, 2):
-            take = torch_side(config, images, classes, channels_last=channels_last, workers=workers)
-            take(20)
-            variants[channels_last, workers] = take(config.steps), take
-    (channels_last, workers), (_, theirs) = max(variants.items(), key=lambda item: item[1][0])
-    del variants
-
-    ours = our_side(config, images, classes)
-    ours(20)
-    rows = [(ours(config.steps), theirs(config.steps)) for _ in range(config.rounds)]
-    ratios = [a / b for a, b in rows]
-    ratio = statistics.median(ratios)
-    mine, peer = (statistics.median(column) for column in zip(*rows, strict=True))
-    layout = "channels last" if channels_last else "contiguous"
-    print(
-        f"{platform.machine()}, {threads} threads, jax {jax.__version__}, torch {torch.__version__}"
-    )
-    print("| training ConvNet on pairs | pairs per second |")
-    print("| --- | ---: |")
-    print(f"| contrastive_jax | {mine:,.0f} |")
-    print(f"| PyTorch ({layout}, {workers} workers) | {peer:,.0f} |")
-    print(f"ratio {ratio:.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
+    rows = [compare(config, images, classes, change=change) for change in (False, True)]
+    print(f"{threads} threads, jax {jax.__version__}, torch {torch.__version__}, pairs per second")
+    print("| " + " | ".join(rows[0]) + " |")
+    print("| " + " | ".join(["---"] * len(rows[0])) + " |")
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
     if config.results:
-        config.results.write_text(
-            json.dumps({"threads": threads, "ours": mine, "torch": peer, "ratio": ratio}, indent=2)
-            + "\n"
-        )
+        config.results.write_text(json.dumps({"threads": threads, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__, use_underscores=True))
+    main(tyro.cli(Config, description=str(__doc__).splitlines()[0], use_underscores=True))
