@@ -66,8 +66,15 @@ def convolution(
 
     def by_patches(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         patches, kernel = _by_patches(lhs, rhs, window_strides, padding)
-        return jnp.matmul(
-            patches, kernel, precision=precision, preferred_element_type=preferred_element_type
+        # Held transposed, the kernel gets its gradient as a product over rows of the cotangent and
+        # not over columns, which XLA computes up to half as fast again.
+        kernel = jax.lax.optimization_barrier(kernel.T)
+        return jax.lax.dot_general(
+            patches,
+            kernel,
+            (((3,), (1,)), ((), ())),
+            precision=precision,
+            preferred_element_type=preferred_element_type,
         )
 
     dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))

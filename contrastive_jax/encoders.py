@@ -135,7 +135,7 @@ class ConvNet(nnx.Module):
         Args:
           image_shape: `(H, W, C)` of one image.
           width: number of entries of an embedding.
-          channels: maps of each stage; by default 32, 64 and 128, and below 16 pixels, where a
+          channels: maps of each stage; by default 16, 32 and 64, and below 16 pixels, where a
             third stage would leave a single one, 64 and 128.
           hidden: width of the layer between the last stage and the embedding.
           normalize: whether embeddings are scaled to unit length.
@@ -144,7 +144,7 @@ class ConvNet(nnx.Module):
         """
         rows, columns, channels_in = _checked(image_shape, width)
         if channels is None:
-            channels = (32, 64, 128) if min(rows, columns) >= 16 else (64, 128)
+            channels = (16, 32, 64) if min(rows, columns) >= 16 else (64, 128)
         kernels = [(5, 5), *[(3, 3)] * (len(channels) - 1)]
         self.stages = nnx.List(
             [

@@ -184,12 +184,10 @@ def make_pair_step(
                 f"{share} pairs, {microbatches} microbatches and groups of {group}"
             )
 
-        def mean_loss(params: Params, part: tuple[Pairs, jax.Array]) -> tuple[jax.Array, Metrics]:
-            (first, second, *classes), keys = jax.tree.map(jnp.asarray, part)
-            images = jnp.concatenate([first, second])
-            if augment is not None:
-                images = jax.vmap(augment)(keys.T.reshape(-1), images)
-            members = [*jnp.split(encode(params, images), 2), *classes]
+        def mean_loss(params: Params, part: Pairs) -> tuple[jax.Array, Metrics]:
+            first, second, *classes = part
+            embeddings = encode(params, jnp.concatenate([first, second]))
+            members = [*jnp.split(embeddings, 2), *classes]
             a, b, first_classes, second_classes = _across(group, members)
             labels = (first_classes != second_classes).astype(jnp.int32)
             values = pair_loss(a, b, labels, loss=loss, distance=distance, margin=numbers.margin)
@@ -197,12 +195,16 @@ def make_pair_step(
             value = jnp.mean(values if group == 1 else values * weights.ravel())
             return value, _sums(jax.vmap(distance)(a, b), values, labels)
 
-        def add(total: Any, part: tuple[Pairs, jax.Array]) -> tuple[Any, None]:
+        def add(total: Any, part: Pairs) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient_of(state.params, part)), None
 
         gradient_of = jax.value_and_grad(mean_loss, has_aux=True)
-        whole = (pairs, _keys(numbers.seed, state.step, share))
-        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), whole)
+        pairs = jax.tree.map(jnp.asarray, pairs)
+        if augment is not None:
+            keys = _keys(numbers.seed, state.step, share)
+            changed = (jax.vmap(augment)(k, x) for k, x in zip(keys.T, pairs[:2], strict=True))
+            pairs = Pairs(*changed, *pairs[2:])
+        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), pairs)
         nothing = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
             jax.eval_shape(gradient_of, state.params, jax.tree.map(lambda x: x[0], parts)),
