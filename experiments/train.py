@@ -7,6 +7,7 @@ python -m experiments.train --dataset fashion_mnist  # under ten minutes on two 
 import dataclasses
 import itertools
 import json
+import math
 import shutil
 import sys
 import time
@@ -47,7 +48,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "digits": {"steps": 1500, "flip": False, "shift": 1, "group": 32, "similar_fraction": 0.5},
     "mnist": {"steps": 3000, "flip": False, "shift": 1, "group": 32, "similar_fraction": 0.05},
     "fashion_mnist": {
-        "steps": 10_000,
+        "steps": 20_000,
         "flip": True,
         "shift": 1,
         "group": 32,
@@ -119,7 +120,7 @@ class Config:
     digits and 0.05 elsewhere."""
     group: int | None = None
     """Pairs whose members are compared across, G^2 pairs for the cost of G; 1 compares the drawn
-    pairs alone. 32 by default."""
+    pairs alone. 32 by default, less where a device has fewer pairs."""
     flip: bool | None = None
     """Mirror training images at random; by default unless the data set is of digits."""
     shift: int | None = None
@@ -130,7 +131,7 @@ class Config:
     microbatches: int | None = None
     """Parts that a device takes its pairs in; by default 1, and on a CPU parts of 32 pairs."""
     steps: int | None = None
-    """Training steps; by default 1,500 on digits, 3,000 on mnist, 10,000 elsewhere."""
+    """Training steps; by default 1,500 on digits, 3,000 on mnist, 20,000 elsewhere."""
     learning_rate: float = 4e-3
     """Peak of the learning rate: linear warm-up, then cosine decay to zero."""
     warmup: float = 0.02
@@ -185,10 +186,16 @@ def main(config: Config) -> Path:
     steps = recipe["steps"]
     dtype = {"auto": "float32" if on_cpu else "bfloat16"}.get(config.dtype, config.dtype)
     # XLA computes convolutions inside a loop on a CPU by an unoptimised path.
-    steps_per_call = config.steps_per_call or (1 if on_cpu else config.log_every)
+    steps_per_call = 1 if on_cpu else config.log_every
+    if config.steps_per_call is not None:
+        steps_per_call = config.steps_per_call
     share = config.batch_size // len(devices)
     fits = share // 32 if share % 32 == 0 else 1
-    microbatches = config.microbatches or (max(fits, 1) if on_cpu else 1)
+    microbatches = max(fits, 1) if on_cpu else 1
+    if config.microbatches is not None:
+        microbatches = config.microbatches
+    if config.group is None:
+        recipe["group"] = math.gcd(recipe["group"], share // max(microbatches, 1)) or 1
     options = dataclasses.asdict(config) | recipe
     options |= {
         "dtype": dtype,
@@ -329,7 +336,10 @@ def main(config: Config) -> Path:
 
 def _check(options: dict[str, Any]) -> None:
     """Checks what options say together, before any data is read."""
-    positive = "margin batch_size steps learning_rate clip_norm log_every validate_every keep"
+    positive = (
+        "margin batch_size steps learning_rate clip_norm log_every validate_every keep group "
+        "microbatches steps_per_call"
+    )
     for name in positive.split():
         if not 0 < options[name] < np.inf:
             raise ValueError(f"--{name} must be above 0, got {options[name]}")
@@ -347,6 +357,13 @@ def _check(options: dict[str, Any]) -> None:
             raise ValueError(
                 f"--{name} must be a multiple of --{unit}, got {options[name]} and {options[unit]}"
             )
+    share, parts = options["batch_size"] // options["devices"], options["microbatches"]
+    if share % (parts * options["group"]):
+        raise ValueError(
+            "the pairs of a device (--batch_size over --devices) must be a multiple of "
+            f"--microbatches times --group, got {share} pairs, {parts} microbatches and groups of "
+            f"{options['group']}"
+        )
     if options["data_on"] == "host" and options["steps_per_call"] != 1:
         raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
     if options["width"] < 2:

@@ -65,7 +65,16 @@ def load(
       ValueError: if the name is unknown, the set has no images or labels, its images differ in
         size and no `image_size` is given, files are broken, or a split ends up empty.
     """
-    builder = _builder(name, data_dir, tfds_dir)
+    try:
+        builder = _builder(name, data_dir, tfds_dir)
+    except ValueError as error:
+        if "format is already set" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} was prepared in {tfds_dir or 'the folder of tensorflow-datasets'} in a format "
+            "that is read with TensorFlow alone; name another folder with --tfds_dir to prepare it "
+            "anew"
+        ) from error
     image, label = _image_and_label(name, builder.info.features)
     _prepare(name, builder)
     names = tuple(builder.info.features[label].names)
@@ -176,13 +185,7 @@ def _read(
 ) -> Examples:
     import tensorflow_datasets as tfds
 
-    try:
-        source = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
-    except NotImplementedError as error:
-        raise ImportError(
-            f"{name} in {builder.data_dir} was prepared in a format that only TensorFlow reads; "
-            "remove that folder, or name another with --tfds_dir, to prepare it anew"
-        ) from error
+    source = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
     channels = builder.info.features[image].shape[-1]
     decode = _decoder(channels, image_size)
     rows = source.__getitems__(range(len(source)))

@@ -57,6 +57,14 @@ def test_other_files_are_not_taken_for_those_prepared_before(raw, tmp_path):
     assert (data.test.classes == 0).all()
 
 
+def test_a_set_prepared_in_a_format_that_needs_tensorflow_says_so(tmp_path):
+    load("digits", tfds_dir=tmp_path)
+    (info,) = tmp_path.rglob("dataset_info.json")
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError, match=r"digits was prepared in .* TensorFlow .*--tfds_dir"):
+        load("digits", tfds_dir=tmp_path)
+
+
 def test_a_missing_file_is_named_with_where_and_how(raw, tmp_path):
     (raw / "t10k-images-idx3-ubyte.gz").unlink()
     with pytest.raises(FileNotFoundError) as error:
