@@ -185,7 +185,7 @@ def make_pair_step(
             )
 
         def mean_loss(params: Params, part: Pairs) -> tuple[jax.Array, Metrics]:
-            first, second, *classes = part
+            first, second, *classes = jax.tree.map(jnp.asarray, part)
             embeddings = encode(params, jnp.concatenate([first, second]))
             members = [*jnp.split(embeddings, 2), *classes]
             a, b, first_classes, second_classes = _across(group, members)
@@ -199,12 +199,13 @@ def make_pair_step(
             return jax.tree.map(jnp.add, total, gradient_of(state.params, part)), None
 
         gradient_of = jax.value_and_grad(mean_loss, has_aux=True)
-        pairs = jax.tree.map(jnp.asarray, pairs)
+        first, second, *classes = jax.tree.map(jnp.asarray, pairs)
         if augment is not None:
             keys = _keys(numbers.seed, state.step, share)
-            changed = (jax.vmap(augment)(k, x) for k, x in zip(keys.T, pairs[:2], strict=True))
-            pairs = Pairs(*changed, *pairs[2:])
-        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), pairs)
+            first, second = map(jax.vmap(augment), keys.T, (first, second))
+        parts = jax.tree.map(
+            lambda x: x.reshape(microbatches, -1, *x.shape[1:]), Pairs(first, second, *classes)
+        )
         nothing = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
             jax.eval_shape(gradient_of, state.params, jax.tree.map(lambda x: x[0], parts)),

@@ -254,9 +254,11 @@ def test_help_explains_every_option_with_its_default():
 
 
 def test_unknown_options_and_encoders_list_the_known():
-    option = _command("--margn", "1.0")
-    assert option.returncode != 0
-    assert "--margin" in option.stdout + option.stderr
+    with pytest.raises(ValueError, match="unknown option --margn; close to it: --margin") as error:
+        train.parse(["--margn", "1.0"])
+    for field in train.Config.__dataclass_fields__:
+        assert f"--{field}" in str(error.value)
+    assert train.parse(["--margin", "0.7", "--no_normalize"]).margin == 0.7
     encoder = _command("--encoder", "vgg")
     assert encoder.returncode != 0
     assert all(name in encoder.stdout + encoder.stderr for name in train.ENCODERS)
