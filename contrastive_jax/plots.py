@@ -55,7 +55,6 @@ _VALIDATION = {
     "validation/precision_at_1": "precision at 1",
     "validation/map_at_r": "MAP@R",
     "validation/r_precision": "R-precision",
-    "validation/roc_auc": "pair ROC AUC",
 }
 _STYLE: dict[str, Any] = {
     "figure.dpi": 150,
@@ -528,7 +527,7 @@ def training_curves(
     active.set_ylabel("active dissimilar pairs")
     active.set_ylim(0, 1.02)
     active.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    for (key, name), line in zip(_VALIDATION.items(), _LINES, strict=True):
+    for (key, name), line in zip(_VALIDATION.items(), _LINES, strict=False):
         steps, values = _series(records, key)
         if len(steps):
             validation.plot(steps, values, label=name, marker="o", markersize=4, **line)

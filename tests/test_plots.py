@@ -60,7 +60,7 @@ def _records(steps=300):
             "pairs_per_second": 1000.0,
         }
         if step % 100 == 0:
-            names = ("precision_at_1", "map_at_r", "r_precision", "roc_auc")
+            names = ("precision_at_1", "map_at_r", "r_precision")
             yield {"step": step} | {f"validation/{name}": rng.random() for name in names}
 
 
@@ -706,15 +706,15 @@ def test_training_curves_smooth_over_the_raw_values():
     assert names == ["similar pairs", "dissimilar pairs", "margin 1.4"]
     assert loss.get_yscale() == "log"
 
-    keys = ("precision_at_1", "map_at_r", "r_precision", "roc_auc")
+    keys = ("precision_at_1", "map_at_r", "r_precision")
     names = [text.get_text() for text in validation.get_legend().get_texts()]
-    assert names == ["precision at 1", "MAP@R", "R-precision", "pair ROC AUC"]
+    assert names == ["precision at 1", "MAP@R", "R-precision"]
     for line, key in zip(validation.lines, keys, strict=True):
         np.testing.assert_array_equal(line.get_xdata(), [100, 200, 300, 400])
         expected = [r[f"validation/{key}"] for r in records if f"validation/{key}" in r]
         np.testing.assert_array_equal(line.get_ydata(), expected)
     looks = {(line.get_color(), line.get_linestyle()) for line in validation.lines}
-    assert len(looks) == len({look[1] for look in looks}) == 4
+    assert len(looks) == len({look[1] for look in looks}) == 3
 
 
 def test_training_curves_leave_out_what_is_missing():
