@@ -28,6 +28,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "a": ("finite", lambda x: abs(x) < math.inf),
     "b": ("finite", lambda x: abs(x) < math.inf),
     "labels": ("0 (similar) or 1 (dissimilar)", lambda x: (x == 0) | (x == 1)),
+    "label": ("0 (similar) or 1 (dissimilar)", lambda x: (x == 0) | (x == 1)),
     "margin": ("above 0 and finite", lambda x: (x > 0) & (x < math.inf)),
 }
 
@@ -49,6 +50,21 @@ def check_pairs(a: ArrayLike, b: ArrayLike, labels: ArrayLike, margin: ArrayLike
     known = {name: x for name, x in values.items() if not isinstance(x, jax.core.Tracer)}
     for name, x in (values | jax.device_get(known)).items():
         _check(name, np.asarray(x) if name in known else x)
+
+
+def check_known(label: ArrayLike, margin: ArrayLike) -> None:
+    """Checks the label and the margin of one pair where they are known, and nothing where traced.
+
+    Args:
+      label: scalar.
+      margin: scalar.
+
+    Raises:
+      ValueError: if the label is neither 0 nor 1, or the margin not above 0 and finite.
+    """
+    for name, x in (("label", label), ("margin", margin)):
+        if not isinstance(x, jax.core.Tracer):
+            _check(name, np.asarray(x))
 
 
 def _check(name: str, x: Any) -> None:

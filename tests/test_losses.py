@@ -30,6 +30,23 @@ def test_worked_values(distance, label, margin, expected):
         assert (value.shape, value.dtype) == ((), np.float32)
 
 
+@pytest.mark.parametrize(
+    ("label", "margin", "message"),
+    [
+        (2, 1.0, r"label must be 0 \(similar\) or 1 \(dissimilar\), got 2"),
+        (0.5, 1.0, "label must be 0"),
+        (float("nan"), 1.0, "label must be 0"),
+        (1, 0.0, "margin must be above 0 and finite, got 0.0"),
+        (1, -1, "margin must be above 0"),
+        (jnp.int32(1), jnp.float32(jnp.inf), "margin must be above 0"),
+    ],
+)
+def test_wrong_values_are_refused_where_known(label, margin, message):
+    with pytest.raises(ValueError, match=message):
+        contrastive(0.5, label, margin)
+    jax.jit(lambda *arguments: contrastive(*arguments))(0.5, label, margin)
+
+
 def test_margin_is_one_by_default():
     np.testing.assert_allclose(contrastive(0.25, 1), 0.5625)
 

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from contrastive_jax.checks import check_known
+
 
 def contrastive(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 1.0) -> jax.Array:
     """Contrastive loss, `(1 - label) distance^2 + label max(0, margin - distance)^2`.
@@ -27,6 +29,8 @@ def contrastive(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 1.0) 
 
     Raises:
       AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
+      ValueError: if a known label is neither 0 nor 1, or a known margin not above 0 and finite;
+        `contrastive_jax.checks` says how to check traced ones.
 
     References:
       Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006,
@@ -35,5 +39,6 @@ def contrastive(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 1.0) 
     distance = jnp.asarray(distance)
     chex.assert_rank([distance, label, margin], 0, custom_message="map a batch by jax.vmap")
     chex.assert_type(distance, float)
+    check_known(label, margin)
     label, margin = jnp.asarray(label, distance.dtype), jnp.asarray(margin, distance.dtype)
     return (1 - label) * distance**2 + label * jnp.maximum(0, margin - distance) ** 2
