@@ -1,4 +1,9 @@
-"""A step over several devices, by `jax.pmap` or by `jax.shard_map`."""
+"""A step over several devices, by `jax.pmap` or by `jax.shard_map`.
+
+Virtual CPU devices hold a thread of XLA's pool each while they wait for one another, and the pool
+has one to a core. With more devices than cores set the environment variable `PJRT_NPROC` to several
+times their number before JAX starts, or they may wait for ever.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -9,6 +9,7 @@ import difflib
 import itertools
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -190,6 +191,10 @@ class Config:
 def main(config: Config) -> Path:
     """Runs an experiment and returns its folder."""
     began = time.perf_counter()
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        # Virtual devices that wait for each other hold threads of XLA's pool, one to a core by
+        # default: more devices than cores would wait for ever.
+        os.environ.setdefault("PJRT_NPROC", "64")
     devices = jax.devices()
     if config.devices is not None:
         if not 0 < config.devices <= len(devices):

@@ -245,6 +245,22 @@ def _command(*arguments):
     )
 
 
+@pytest.mark.parametrize("strategy", ["pmap", "shard_map"])
+def test_defaults_run_on_eight_virtual_devices(tmp_path, prepared, strategy):
+    environment = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
+    command = "-m experiments.train --encoder mlp --steps 100 --validate_every 100 --name eight"
+    folders = ["--runs", str(tmp_path), "--tfds_dir", str(prepared), "--parallel", strategy]
+    subprocess.run(
+        [sys.executable, *command.split(), *folders],
+        cwd=ROOT,
+        env=environment | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        check=True,
+        timeout=300,
+    )
+    options = json.loads((tmp_path / "eight" / "config.json").read_text())
+    assert (options["devices"], options["group"]) == (8, 16)
+
+
 def test_help_explains_every_option_with_its_default():
     shown = _command("--help")
     assert shown.returncode == 0
