@@ -24,12 +24,24 @@ import numpy as np
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-_RULES: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "a": ("finite", lambda x: abs(x) < math.inf),
-    "b": ("finite", lambda x: abs(x) < math.inf),
-    "labels": ("0 (similar) or 1 (dissimilar)", lambda x: (x == 0) | (x == 1)),
-    "label": ("0 (similar) or 1 (dissimilar)", lambda x: (x == 0) | (x == 1)),
+_Rule = tuple[str, Callable[[Any], Any]]
+
+_FINITE: _Rule = ("finite", lambda x: abs(x) < math.inf)
+_LABEL: _Rule = ("0 (similar) or 1 (dissimilar)", lambda x: (x == 0) | (x == 1))
+_CLASS: _Rule = ("at least 0, or -1 for a row to ignore", lambda x: x >= -1)
+_WEIGHT: _Rule = ("at least 0 and finite", lambda x: (x >= 0) & (x < math.inf))
+_RULES: dict[str, _Rule] = {
+    "a": _FINITE,
+    "b": _FINITE,
+    "labels": _LABEL,
+    "label": _LABEL,
     "margin": ("above 0 and finite", lambda x: (x > 0) & (x < math.inf)),
+    "embeddings": _FINITE,
+    "classes": _CLASS,
+    "weights": _WEIGHT,
+    "references": _FINITE,
+    "reference_classes": _CLASS,
+    "reference_weights": _WEIGHT,
 }
 
 
@@ -46,7 +58,20 @@ def check_pairs(a: ArrayLike, b: ArrayLike, labels: ArrayLike, margin: ArrayLike
       ValueError: for the first known value that is wrong, naming argument, row and value. Values
         already on a device are copied to the host for it.
     """
-    values = {"a": a, "b": b, "labels": labels, "margin": margin}
+    check_values(a=a, b=b, labels=labels, margin=margin)
+
+
+def check_values(**values: ArrayLike) -> None:
+    """Checks arguments of the library by their names.
+
+    Args:
+      **values: embeddings (`a`, `b`, `embeddings`, `references`), which must be finite; `labels`, 0
+        or 1; `margin`, above 0 and finite; `classes` and `reference_classes`, at least -1;
+        `weights` and `reference_weights`, at least 0 and finite.
+
+    Raises:
+      ValueError: for the first known value that is wrong, naming argument, row and value.
+    """
     known = {name: x for name, x in values.items() if not isinstance(x, jax.core.Tracer)}
     for name, x in (values | jax.device_get(known)).items():
         _check(name, np.asarray(x) if name in known else x)

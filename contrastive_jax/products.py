@@ -1,0 +1,101 @@
+"""Distances that follow from the inner product of two points, and so from a matrix product."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from contrastive_jax import distances
+
+
+class Product(NamedTuple):
+    """How a distance follows from a product of points."""
+
+    points: Callable[..., jax.Array] | None
+    """From vectors `[N, D]` and the parameters of the distance to points `[N, E]`; None where the
+    vectors are the points."""
+    of: Callable[[jax.Array], jax.Array]
+    """From the squared distance of two points, or from their product, to the distance."""
+    squared: bool
+    """Whether `of` takes the squared distance."""
+    on_sphere: bool = False
+    """Whether points have length 1, or 0 where a vector has no direction."""
+    bends_at_antipodes: bool = False
+    """Whether the distance has a corner where the squared distance is 4."""
+
+
+def as_product(distance: Callable[..., jax.Array]) -> tuple[Product | None, dict[str, Any]]:
+    """Recognises the distances of `contrastive_jax.distances` that come from a product.
+
+    Args:
+      distance: between two vectors; `mahalanobis` with its factor bound by `functools.partial`.
+
+    Returns:
+      The product, or None, and the bound parameters of the distance by name.
+    """
+    if isinstance(distance, functools.partial):
+        if distance.func is distances.mahalanobis and [*distance.keywords] == ["factor"]:
+            return (None if distance.args else _MAHALANOBIS), dict(distance.keywords)
+        return None, {}
+    return _PRODUCTS.get(distance), {}
+
+
+def is_symmetric(distance: Callable[..., jax.Array]) -> bool:
+    """Whether a distance is known to be the same in both directions."""
+    while isinstance(distance, functools.partial):
+        distance = distance.func
+    return getattr(distances, getattr(distance, "__name__", ""), None) is distance
+
+
+@jax.custom_jvp
+def _root(square: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.maximum(square, 0))
+
+
+@_root.defjvp
+def _root_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    root = _root(primals[0])
+    return root, jnp.where(root > 0, 0.5 / root, 0) * tangents[0]
+
+
+@jax.custom_jvp
+def _arc(square: jax.Array) -> jax.Array:
+    """The angle that a chord of this squared length subtends on the unit sphere."""
+    return 2 * jnp.arcsin(jnp.sqrt(jnp.clip(square, 0, 4)) / 2)
+
+
+@_arc.defjvp
+def _arc_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (square,) = primals
+    slope = square * (4 - square)
+    return _arc(square), jnp.where(slope > 0, lax.rsqrt(slope), 0) * tangents[0]
+
+
+def _directions(x: jax.Array) -> jax.Array:
+    size = lax.stop_gradient(jnp.max(jnp.abs(x), axis=1, keepdims=True))
+    # As `distances.cosine` does: so short a vector counts as one without direction.
+    none = size < 8 * math.sqrt(np.finfo(x.dtype).tiny)
+    scaled = x / jnp.where(none, 1, size)
+    square = jnp.sum(scaled * scaled, axis=1, keepdims=True)
+    return jnp.where(none, 0, scaled * lax.rsqrt(jnp.where(none, 1, square)))
+
+
+def _mapped(x: jax.Array, factor: jax.Array) -> jax.Array:
+    return jnp.matmul(x, factor.astype(x.dtype).T, precision=lax.Precision.HIGHEST)
+
+
+_MAHALANOBIS = Product(_mapped, _root, squared=True)
+_PRODUCTS: dict[Callable[..., jax.Array], Product] = {
+    distances.euclidean: Product(None, _root, squared=True),
+    distances.squared_euclidean: Product(None, lambda square: square, squared=True),
+    distances.cosine: Product(_directions, lambda square: square / 2, True, on_sphere=True),
+    distances.angular: Product(
+        _directions, _arc, squared=True, on_sphere=True, bends_at_antipodes=True
+    ),
+    distances.negative_dot: Product(None, lambda product: -product, squared=False),
+}
