@@ -1,0 +1,349 @@
+"""The loss over all pairs of a batch, in memory linear in its size."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from contrastive_jax.checks import check_values
+from contrastive_jax.distances import euclidean
+from contrastive_jax.losses import contrastive
+from contrastive_jax.products import as_product, is_symmetric
+from contrastive_jax.streaming import Side, pair_sums
+from contrastive_jax.tiles import Parameters, Sums, Task
+
+Reduction = Literal["mean", "balanced", "active", "sum"]
+Method = Literal["one_walk", "autodiff"]
+
+_REDUCTIONS = ("mean", "balanced", "active", "sum")
+_METHODS = ("one_walk", "autodiff")
+
+
+def all_pairs_loss(
+    embeddings: jax.Array,
+    classes: jax.Array,
+    references: jax.Array | None = None,
+    reference_classes: jax.Array | None = None,
+    *,
+    loss: Callable[..., jax.Array] = contrastive,
+    distance: Callable[[jax.Array, jax.Array], jax.Array] = euclidean,
+    margin: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    weights: jax.Array | None = None,
+    reference_weights: jax.Array | None = None,
+    axis_name: Any = None,
+    tile: int | None = None,
+    precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+    method: Method = "one_walk",
+) -> jax.Array:
+    """Loss over all pairs of a batch, or over all pairs between a batch and references.
+
+    Two rows are a similar pair (label 0) if they are of one class, and a dissimilar one (label 1)
+    if not. In one set a row is not paired with itself, and every pair counts in both orders. The
+    B x B matrix is never built: the pairs are walked tile by tile. Where the gradient is asked for,
+    loss and gradient come out of one walk; `loss` and `distance` are differentiated inside it.
+
+    *Precision.* Euclidean, squared Euclidean, cosine, angular, Mahalanobis distance and negative
+    dot product of `contrastive_jax.distances` use matrix products. The distance of two points that
+    lie close would lose digits there, so close pairs are done again: pairs of one class by a
+    product of their differences from one member of it, the remaining ones by the distance itself.
+    The relative error of a distance stays below 1e-4 in float32, from 1e-6 to 2 on unit vectors and
+    likewise on longer ones. The squares of the entries must neither over- nor underflow: norms lie
+    within 1e-15 and 1e15 in float32. Any other distance is computed pair by pair, as `pair_loss`
+    does.
+
+    *Derivatives.* Gradients, by embeddings, references, the margin and whatever `loss` and
+    `distance` close over, are exact; weights are constants. Forward mode and second derivatives
+    need `method="autodiff"`.
+
+    *Devices.* With an axis name, of `jax.pmap`, `jax.shard_map` or `jax.vmap`, each device passes
+    its own rows and the pairs are those of all rows together, which visit each other in a ring. The
+    loss returned is that of the global batch, the same on every device, and its gradient by a
+    device's rows is that of the global loss: differentiate inside the mapped function. What is
+    shared by the devices, such as the parameters of an encoder or a learned margin, gets from each
+    device the part of its own rows: add these up (`lax.psum`), do not average them. Under
+    `jax.shard_map` with its default `check_vma=True` JAX has added them up already.
+
+    Args:
+      embeddings: `[B, D]`, floating.
+      classes: `[B]`, integers from 0; rows of class -1 are ignored, whatever they hold.
+      references: a second set, `[R, D]` of the same dtype: proxies, a memory bank.
+      reference_classes: `[R]`.
+      loss: scalar function `(distance, label)`, or `(distance, label, margin)` where a margin is
+        given.
+      distance: function of two vectors `[D]` to a scalar; the first is of `embeddings`. In one set
+        it may differ with the order, which takes twice the time of one of
+        `contrastive_jax.distances`, known not to. Parameters are bound by `functools.partial`.
+      margin: scalar above 0, passed to `loss` as a keyword; without it `loss` keeps its default.
+        Under `jax.jit` pass it as an argument, and one compilation serves all margins.
+      reduction: `"mean"` over all pairs; `"balanced"`, the mean over similar plus the mean over
+        dissimilar pairs, so that the few similar ones are not drowned; `"active"`, the same over
+        the pairs whose loss is not 0, the default of pytorch-metric-learning; `"sum"`. A mean over
+        no pairs is 0.
+      weights: `[B]`, at least 0; a pair weighs the product of those of its rows.
+      reference_weights: `[R]`.
+      axis_name: of the devices that share the batch.
+      tile: rows and columns of a tile, a multiple of 8; by default 512 on a CPU and 2048 elsewhere.
+      precision: of matrix products. The default keeps a GPU from TF32, which loses the digits that
+        small distances need.
+      method: `"one_walk"`, or `"autodiff"`, which goes row by row through the scalar functions as
+        they are, slower, still in linear memory, and can be differentiated any number of times and
+        in any mode; on one device.
+
+    Returns:
+      Loss, a scalar. It is NaN if an embedding that counts is not finite.
+
+    Raises:
+      AssertionError: if ranks, shapes or dtypes do not fit, or `loss` or `distance` does not return
+        a scalar.
+      ValueError: if an option is not one of those above, or a known value is wrong;
+        `contrastive_jax.checks` says how to check traced ones.
+
+    References:
+      Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006,
+      eq. 1: the sum over all pairs. Musgrave, Belongie and Lim, PyTorch Metric Learning, 2020: the
+      mean over active pairs.
+    """
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+    sums = _sums(
+        (embeddings, classes, weights),
+        (references, reference_classes, reference_weights),
+        loss=loss,
+        distance=distance,
+        margin=margin,
+        axis_name=axis_name,
+        tile=tile,
+        precision=precision,
+        method=method,
+        by_label=reduction in ("balanced", "active"),
+        active=reduction == "active",
+    )
+    if reduction == "sum":
+        return sums.loss[0]
+    counts = sums.active if reduction == "active" else sums.pairs
+    return jnp.sum(sums.loss / jnp.where(counts > 0, counts, 1))
+
+
+def all_pairs_sums(
+    embeddings: jax.Array,
+    classes: jax.Array,
+    references: jax.Array | None = None,
+    reference_classes: jax.Array | None = None,
+    *,
+    loss: Callable[..., jax.Array] = contrastive,
+    distance: Callable[[jax.Array, jax.Array], jax.Array] = euclidean,
+    margin: ArrayLike | None = None,
+    weights: jax.Array | None = None,
+    reference_weights: jax.Array | None = None,
+    axis_name: Any = None,
+    tile: int | None = None,
+    precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+    method: Method = "one_walk",
+) -> Sums:
+    """Sums over the similar and over the dissimilar pairs, for reductions of one's own.
+
+    Arguments and errors are those of `all_pairs_loss`.
+
+    Returns:
+      `loss`, the sums of losses, `pairs` and `active`, the numbers of pairs and of those whose loss
+      is not 0 (with weights, their sums); `[2]` each, of similar and of dissimilar pairs. `loss` is
+      differentiable.
+    """
+    return _sums(
+        (embeddings, classes, weights),
+        (references, reference_classes, reference_weights),
+        loss=loss,
+        distance=distance,
+        margin=margin,
+        axis_name=axis_name,
+        tile=tile,
+        precision=precision,
+        method=method,
+        by_label=True,
+        active=True,
+    )
+
+
+class _WithMargin(NamedTuple):
+    """A loss with its margin as a third argument; equal for equal losses, so compiled once."""
+
+    loss: Callable[..., jax.Array]
+
+    def __call__(
+        self, distance: jax.Array, label: jax.Array, margin: jax.Array, *parameters: jax.Array
+    ) -> jax.Array:
+        return self.loss(distance, label, *parameters, margin=margin)
+
+
+class _Swapped(NamedTuple):
+    """A distance in the other direction; equal for equal distances."""
+
+    distance: Callable[..., jax.Array]
+
+    def __call__(self, a: jax.Array, b: jax.Array, *parameters: jax.Array) -> jax.Array:
+        return self.distance(b, a, *parameters)
+
+
+def _sums(
+    rows: tuple[Any, Any, Any],
+    columns: tuple[Any, Any, Any],
+    *,
+    loss: Callable[..., jax.Array],
+    distance: Callable[..., jax.Array],
+    margin: ArrayLike | None,
+    axis_name: Any,
+    tile: int | None,
+    precision: lax.PrecisionLike,
+    method: Method,
+    by_label: bool,
+    active: bool,
+) -> Sums:
+    if method not in _METHODS:
+        raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
+    if method == "autodiff" and axis_name is not None:
+        raise ValueError("method 'autodiff' runs on one device: it takes no axis_name")
+    if tile is None:
+        tile = 512 if jax.default_backend() == "cpu" else 2048
+    if tile < 8 or tile % 8:
+        raise ValueError(f"tile must be a multiple of 8 and above 0, got {tile}")
+    x = _side("", *rows)
+    y = None if columns[0] is None else _side("reference_", *columns)
+    if y is None and any(column is not None for column in columns):
+        raise ValueError("reference_classes and reference_weights need references")
+    if y is not None:
+        chex.assert_equal_shape_suffix(
+            [x.vectors, y.vectors], 1, custom_message="embeddings and references: [B, D], [R, D]"
+        )
+        chex.assert_type(y.vectors, x.vectors.dtype)
+    dtype = jnp.promote_types(x.vectors.dtype, jnp.float32)
+    if margin is not None:
+        chex.assert_rank(margin, 0, custom_message="margin must be a scalar")
+        check_values(margin=margin)
+
+    product, bound = as_product(distance)
+    if bound:
+        distance = distance.func  # type: ignore[attr-defined]
+    of_distance = tuple(jnp.asarray(value) for value in bound.values())
+    of_pair: Any = loss if margin is None else _WithMargin(loss)
+    of_loss: tuple[jax.Array, ...] = () if margin is None else (jnp.asarray(margin, dtype),)
+    both_ways = y is None and not is_symmetric(distance)
+    # Only their shapes count, and along which axes of a mesh they differ.
+    vector = jnp.sum(x.vectors[:1].astype(dtype), axis=0)
+    scalar, label = jnp.sum(vector), jnp.sum(x.classes[:1]).astype(jnp.int32)
+    distance, closed = _hoisted("distance", distance, (vector, vector, *of_distance))
+    of_distance += closed
+    of_pair, closed = _hoisted("loss", of_pair, (scalar, label, *of_loss))
+    of_loss += closed
+
+    task = Task(
+        loss=of_pair,
+        distances=(distance, cast(Any, _Swapped(distance))) if both_ways else (distance,),
+        product=product,
+        by_label=by_label,
+        active=active,
+        tile=tile,
+        precision=precision,
+        axis_name=axis_name,
+    )
+    parameters = Parameters(of_loss, of_distance)
+    return (pair_sums if method == "one_walk" else _by_autodiff)(task, x, y, parameters)
+
+
+def _side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:
+    name = "references" if prefix else "embeddings"
+    expected = {"custom_message": f"expected {name}: [N, D], {prefix}classes: [N] and weights: [N]"}
+    if classes is None:
+        raise ValueError(f"{name} need {prefix}classes")
+    vectors, classes = jnp.asarray(vectors), jnp.asarray(classes)
+    given = [] if weights is None else [jnp.asarray(weights)]
+    chex.assert_rank([vectors, classes, *given], [2, 1, *[1] * len(given)], **expected)
+    chex.assert_equal_shape_prefix([vectors, classes, *given], 1, **expected)
+    chex.assert_type(vectors, float)
+    chex.assert_type(classes, int)
+    chex.assert_axis_dimension_gt(vectors, 1, 0)
+    check_values(
+        **{
+            f"{prefix}classes": classes,
+            name: jnp.where((classes == -1)[:, None], 0, vectors),
+            **{f"{prefix}weights": weight for weight in given},
+        }
+    )
+    # Derived from the classes, so that under `jax.shard_map` they differ where those do.
+    ones = (classes == classes).astype(jnp.promote_types(vectors.dtype, jnp.float32))
+    return Side(vectors, classes, given[0] if given else ones)
+
+
+def _hoisted(
+    name: str, function: Callable[..., jax.Array], examples: tuple[jax.Array, ...]
+) -> tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]:
+    """Turns traced values that a function closes over into arguments after its own."""
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
+    if getattr(shape, "shape", None) != ():
+        raise AssertionError(f"{name} must return a scalar, got {shape}")
+    if not any(isinstance(value, jax.core.Tracer) for value in closed.consts):
+        return function, ()
+
+    def hoisted(*arguments: jax.Array) -> jax.Array:
+        own, values = arguments[: len(examples)], arguments[len(examples) :]
+        result: jax.Array = jax.core.eval_jaxpr(closed.jaxpr, values, *own)[0]
+        return result
+
+    return hoisted, tuple(closed.consts)
+
+
+def _by_autodiff(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Sums:
+    """The sums row by row, by transformations of the scalar functions alone."""
+    columns = x if y is None else y
+    dtype = jnp.promote_types(x.vectors.dtype, jnp.float32)
+    x, columns = (
+        Side(
+            jnp.where((side.classes < 0)[:, None], 0, side.vectors).astype(dtype),
+            side.classes,
+            lax.stop_gradient(jnp.where(side.classes < 0, 0, side.weights).astype(dtype)),
+        )
+        for side in (x, columns)
+    )
+    kinds = 2 if task.by_label else 1
+
+    def of_row(row: Side, weights: jax.Array) -> Sums:
+        stand_in = columns.vectors[jnp.argmax(weights > 0)]
+        labels = (row.classes != columns.classes).astype(jnp.int32)
+
+        def one(b: jax.Array, label: jax.Array, weight: jax.Array) -> jax.Array:
+            b = jnp.where(weight > 0, b, stand_in)
+            # Both orders of a pair are met, each from one of its rows.
+            distance = task.distances[0](row.vectors, b, *parameters.distance)
+            return task.loss(distance, label, *parameters.loss)
+
+        losses = jax.vmap(one)(columns.vectors, labels, weights).astype(dtype)
+
+        def total(values: jax.Array) -> jax.Array:
+            kind = labels if kinds == 2 else 0 * labels
+            return jnp.stack([jnp.sum(jnp.where(kind == k, values, 0)) for k in range(kinds)])
+
+        return Sums(
+            total(jnp.where(weights > 0, weights * losses, 0)),
+            total(weights),
+            total(jnp.where(losses != 0, weights, 0)),
+        )
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def add_row(sums: Sums, numbered: tuple[jax.Array, Side]) -> tuple[Sums, None]:
+        place, row = numbered
+        weights = row.weights * columns.weights
+        if y is None:
+            weights = jnp.where(jnp.arange(len(weights)) == place, 0, weights)
+        # A row without partners has none to stand in for itself either.
+        more = lax.cond(jnp.any(weights > 0), of_row, lambda *_: nothing, row, weights)
+        return jax.tree.map(jnp.add, sums, more), None
+
+    zero = jnp.zeros(kinds, dtype) + jnp.sum(x.vectors * 0) + jnp.sum(columns.vectors * 0)
+    nothing = jax.tree.map(jnp.zeros_like, Sums(zero, zero, zero))
+    start = Sums(zero, zero * 0, zero * 0)
+    return lax.scan(add_row, start, (jnp.arange(len(x.weights)), x))[0]

@@ -1,0 +1,374 @@
+"""The walk over all pairs of two sets, tile by tile, that gives sums and gradients at once.
+
+Rows are sorted by class and cut into blocks; a tile is a block of rows against a block of columns
+(`contrastive_jax.tiles`). Of each tile only sums are kept, and for the gradient what its pairs add
+to rows and columns, so that memory grows with the number of rows and not with that of pairs. One
+set against itself takes the tiles on and above the diagonal. Over devices blocks visit each other.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from contrastive_jax.tiles import (
+    Carry,
+    Gradient,
+    Parameters,
+    Rows,
+    Sums,
+    Task,
+    Wanted,
+    add_tile,
+    added,
+    block_of,
+    no_gradient,
+    points_of,
+)
+
+
+class Side(NamedTuple):
+    """The rows on one side of the pairs."""
+
+    vectors: jax.Array
+    """`[N, D]`."""
+    classes: jax.Array
+    """`[N]`, -1 where a row is to be ignored."""
+    weights: jax.Array
+    """`[N]`."""
+
+
+@partial(jax.jit, static_argnames="task")
+def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Sums:
+    """Sums over all pairs of a row of `x` and one of `y`, or of two different rows of `x`.
+
+    Every pair of two rows of `x` counts in both orders. With an axis name the rows of all devices
+    along it are paired; each device gets the sums over all pairs and the gradient of its own rows.
+
+    Args:
+      task: what is summed.
+      x: rows.
+      y: columns; None for those of `x`.
+      parameters: of the loss and of the distance.
+
+    Returns:
+      The sums, of which the first can be differentiated once, in reverse mode, by vectors and
+      parameters.
+    """
+
+    # A pair of rows is met once and counts in both orders.
+    times = 2 if y is None and len(task.distances) == 1 else 1
+    kinds = 2 if task.by_label else 1
+
+    @jax.custom_vjp
+    def sums(x: Side, y: Side | None, parameters: Parameters) -> Sums:
+        result, *_ = _walk(task, x, y, parameters, Wanted(False, False, False))
+        return cast(Sums, jax.tree.map(lambda total: times * total, result))
+
+    def forward(x: Side, y: Side | None, parameters: Parameters) -> Any:
+        marked = x, y, parameters
+        is_mark = lambda leaf: hasattr(leaf, "perturbed")  # noqa: E731
+        of_x, of_y, of = jax.tree.map(lambda mark: mark.perturbed, marked, is_leaf=is_mark)
+        x, y, parameters = jax.tree.map(lambda mark: mark.value, marked, is_leaf=is_mark)
+        # The gradient of parameters that make the points comes through that of the points.
+        through = task.product is not None and any(of.distance)
+        rows = of_x.vectors or through
+        columns = rows if y is None else of_y.vectors or through
+        wanted = Wanted(rows, columns, parameters=any(jax.tree.leaves(of)))
+        result, *gradients = _walk(task, x, y, parameters, wanted)
+        # Residuals keep one structure, whatever is wanted: a compiled program is used again where
+        # something else is. So what is not wanted is empty, and dtypes are those of empty arrays.
+        empty = jnp.zeros((0, 0, 0), x.vectors.dtype)
+        of_x, of_y = (empty if gradient is None else gradient for gradient in gradients[:2])
+        of_parameters = gradients[2] or (jax.tree.map(jnp.zeros_like, parameters),) * kinds
+        residuals = of_x, of_y, of_parameters, x.vectors[:0], (x if y is None else y).vectors[:0]
+        return jax.tree.map(lambda total: times * total, result), residuals
+
+    def backward(residuals: Any, cotangent: Sums) -> Any:
+        of_x, of_y, of_parameters, *like = residuals
+        slope = times * cotangent.loss
+
+        def of_side(gradient: jax.Array, like: jax.Array) -> Side | None:
+            if not len(gradient):
+                return None
+            of_vectors = jnp.einsum("k,knd->nd", slope, gradient).astype(like.dtype)
+            return Side(of_vectors, None, None)  # type: ignore[arg-type]
+
+        def of_parameter(*parts: jax.Array) -> jax.Array:
+            return sum((s * part for s, part in zip(slope, parts, strict=True)), start=0 * parts[0])
+
+        return (
+            of_side(of_x, like[0]),
+            of_side(of_y, like[1]),
+            jax.tree.map(of_parameter, *of_parameters),
+        )
+
+    sums.defvjp(forward, backward, symbolic_zeros=True)
+    arguments = x, y, parameters
+    axes = frozenset[Any]().union(*map(_axes, jax.tree.leaves(arguments)))
+    return sums(*_varying(arguments, axes))
+
+
+def _walk(
+    task: Task, x: Side, y: Side | None, parameters: Parameters, wanted: Wanted
+) -> tuple[Sums, jax.Array | None, jax.Array | None, tuple[Parameters, ...]]:
+    """Sums over the pairs of all devices, and the gradients of them, `[K, N, D]` and K times."""
+    axis = task.axis_name
+    kinds = 2 if task.by_label else 1
+    sides = [_sorted(task, side, parameters) for side in (x, y) if side is not None]
+    orders = [order for _, order in sides]
+    centre = _centre(task, [rows for rows, _ in sides])
+    rows, *others = [_measured(task, side, centre) for side, _ in sides]
+    add = partial(_add_tiles, task, centre, parameters, wanted)
+
+    def nothing(rows: Rows) -> Gradient:
+        return no_gradient(task, rows, kinds)
+
+    zero = jnp.zeros(kinds, rows.norms.dtype)
+    carry = Carry(
+        Sums(zero, zero, zero),
+        nothing(rows) if wanted.rows and y is not None else None,
+        nothing((rows, *others)[-1]) if wanted.columns else None,
+        tuple(jax.tree.map(jnp.zeros_like, parameters) for _ in range(kinds))
+        if wanted.parameters
+        else (),
+    )
+    carry = _varying(carry, _axes(rows.norms))
+    if y is None:
+        carry = add(rows, None, carry)
+        if axis is not None:
+            carry = _ring(task, rows, carry, add, nothing if wanted.rows else None)
+        gradients = [carry.columns]
+    elif axis is None:
+        carry = add(rows, others[0], carry)
+        gradients = [carry.rows, carry.columns]
+    else:
+        devices = lax.axis_size(axis)
+
+        def turn(_: Any, state: Any) -> Any:
+            visitor, carry = state
+            carry = add(rows, visitor, carry)
+            visitor, columns = _passed_on((visitor, carry.columns), axis, 1)
+            return visitor, carry._replace(columns=columns)
+
+        _, carry = lax.fori_loop(0, devices, turn, (others[0], carry))
+        gradients = [carry.rows, carry.columns]
+
+    # A NaN or an infinity shows, whatever the loss makes of its distances.
+    bad = sum(jnp.sum(side.vectors * 0) for side in (rows, *others))
+    sums = carry.sums._replace(loss=carry.sums.loss + bad)
+    if axis is not None:
+        sums = lax.psum(sums, axis)
+    of_sides: list[jax.Array | None] = []
+    of_parameters = carry.parameters
+    for side, order, gradient in zip((rows, *others), orders, gradients, strict=True):
+        if gradient is None:
+            of_sides.append(None)
+            continue
+        of_vectors, more = _finished(task, side, gradient, centre, parameters)
+        if wanted.parameters and more:
+            of_parameters = tuple(
+                p._replace(distance=jax.tree.map(jnp.add, p.distance, m))
+                for p, m in zip(of_parameters, more, strict=True)
+            )
+        of_sides.append(jnp.take(of_vectors, jnp.argsort(order), axis=1))
+    return sums, of_sides[0], of_sides[1] if y is not None else None, of_parameters
+
+
+def _ring(
+    task: Task,
+    rows: Rows,
+    carry: Carry,
+    add: Callable[..., Carry],
+    nothing: Callable[[Rows], Gradient] | None,
+) -> Carry:
+    """Adds the pairs with the rows of other devices, which visit by half a turn of the ring.
+
+    A pair of devices meets once, and the visitor carries home what it gains. Where their number is
+    even those opposite meet twice: there each takes every other tile, as on a chessboard.
+    """
+    axis = task.axis_name
+    devices, index = lax.axis_size(axis), lax.axis_index(axis)
+    gained = None if nothing is None else _varying(nothing(rows), _axes(rows.norms))
+
+    def turn(step: jax.Array, state: Any) -> Any:
+        visitor, gained, carry = state
+        visitor, gained = _passed_on((visitor, gained), axis, 1)
+        opposite = 2 * step == devices
+        met = add(
+            rows,
+            visitor,
+            carry._replace(rows=carry.columns, columns=gained),
+            stride=jnp.where(opposite, 2, 1),
+            colour=jnp.where(opposite, index // (devices // 2 or 1), 0),
+        )
+        return visitor, met.columns, met._replace(columns=met.rows, rows=None)
+
+    turns = devices // 2
+    _, gained, carry = lax.fori_loop(1, turns + 1, turn, (rows, gained, carry))
+    gained = _passed_on(gained, axis, -turns)
+    return carry._replace(columns=jax.tree.map(jnp.add, carry.columns, gained))
+
+
+def _passed_on(tree: Any, axis: Any, steps: int) -> Any:
+    devices = lax.axis_size(axis)
+    route = [(i, (i + steps) % devices) for i in range(devices)]
+    return jax.tree.map(lambda x: lax.ppermute(x, axis, route), tree)
+
+
+def _axes(x: jax.Array) -> frozenset[Any]:
+    """The axes of a mesh along which `jax.shard_map` knows an array to differ."""
+    aval = jax.typeof(x)
+    axes: frozenset[Any] = aval.mat.varying if hasattr(aval, "mat") else aval.vma
+    return axes
+
+
+def _varying(tree: Any, axes: frozenset[Any]) -> Any:
+    """Marks arrays as differing along all of these axes, as the results of a loop must be."""
+
+    def one(x: jax.Array) -> jax.Array:
+        missing = tuple(axes - _axes(x))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(one, tree)
+
+
+def _sorted(task: Task, side: Side, parameters: Parameters) -> tuple[Rows, jax.Array]:
+    """Rows by class, and for each sorted row its place before, padding included."""
+    count = len(side.classes)
+    blocks = -(-count // task.tile) or 1
+    block = -(-count // (8 * blocks)) * 8 or 8
+    padding = blocks * block - count
+    ignored = (side.classes < 0) | (side.weights == 0)
+    last = np.iinfo(np.int32).max
+    classes = jnp.where(ignored, last, side.classes.astype(jnp.int32))
+    order = jnp.argsort(classes, stable=True)
+    vectors = side.vectors.astype(jnp.promote_types(side.vectors.dtype, jnp.float32))
+    # What is ignored may hold anything, NaN included.
+    vectors = jnp.where(ignored[:, None], 0, vectors)[order]
+    weights = jnp.where(ignored, 0, side.weights.astype(vectors.dtype))[order]
+    zeros = jnp.zeros(blocks * block, vectors.dtype)
+    rows = Rows(
+        vectors=jnp.pad(vectors, ((0, padding), (0, 0))),
+        points=None,
+        norms=zeros,
+        blur=zeros,
+        classes=jnp.pad(classes[order], (0, padding), constant_values=last),
+        weights=jnp.pad(weights, (0, padding)),
+    )
+    if task.product and task.product.points:
+        rows = rows._replace(points=task.product.points(rows.vectors, *parameters.distance))
+    return rows, order
+
+
+def _centre(task: Task, sides: list[Rows]) -> jax.Array | None:
+    """The mean point: the less far out the points, the more digits a product keeps."""
+    if not (task.product and task.product.squared):
+        return None
+    total: Any = sum(jnp.sum(points_of(rows), axis=0) for rows in sides)
+    count: Any = sum(jnp.sum(rows.weights > 0) for rows in sides)
+    if task.axis_name is not None:
+        total, count = lax.psum((total, count), task.axis_name)
+    centre: jax.Array = total / jnp.maximum(count, 1)
+    return centre
+
+
+def _measured(task: Task, rows: Rows, centre: jax.Array | None) -> Rows:
+    if centre is None:
+        return rows
+    points = points_of(rows)
+    norms = jnp.sum((points - centre) ** 2, axis=1)
+    if task.product and task.product.on_sphere:
+        # A vector without direction is perpendicular to every other, and its square 2.
+        norms += jnp.all(points == 0, axis=1)
+    if rows.points is None:
+        return rows._replace(norms=norms)
+    # Of the distance of two points that were rounded, eps^0.5 is then known.
+    return rows._replace(
+        norms=norms, blur=64 * np.finfo(norms.dtype).eps * jnp.sum(points * points, axis=1)
+    )
+
+
+def _finished(
+    task: Task,
+    rows: Rows,
+    gradient: Gradient,
+    centre: jax.Array | None,
+    parameters: Parameters,
+) -> tuple[jax.Array, list[Any]]:
+    """The gradient of the vectors, and of the parameters of the points."""
+    if gradient.points is None:
+        return jnp.swapaxes(gradient.vectors, 1, 2), []
+    of_points = jnp.swapaxes(gradient.points, 1, 2)
+    if centre is not None:
+        of_points += gradient.scale[..., None] * (points_of(rows) - centre)
+    if task.product is None or task.product.points is None:
+        return of_points, []
+    _, pull = jax.vjp(task.product.points, rows.vectors, *parameters.distance)
+    pulled = [pull(one) for one in of_points]
+    of_vectors = jnp.stack([one[0] for one in pulled]) + jnp.swapaxes(gradient.vectors, 1, 2)
+    return of_vectors, [tuple(one[1:]) for one in pulled]
+
+
+def _add_tiles(
+    task: Task,
+    centre: jax.Array | None,
+    parameters: Parameters,
+    wanted: Wanted,
+    x: Rows,
+    y: Rows | None,
+    carry: Carry,
+    *,
+    stride: jax.Array | int = 1,
+    colour: jax.Array | int = 0,
+) -> Carry:
+    """Adds the pairs of `x` and `y`, or of the rows of `x`, which are columns then.
+
+    Of each row of tiles those from `(row + colour) % stride` on, by `stride`.
+    """
+    columns = x if y is None else y
+    height, width = (_block_size(task, rows) for rows in (x, columns))
+    tiles = len(columns.norms) // width
+    kinds = len(carry.sums.loss)
+
+    def add_row(i: jax.Array, carry: Carry) -> Carry:
+        top = i * height
+        block = block_of(x, top, height)
+        first = i if y is None else (i + colour) % stride
+        across = None
+        if centre is not None:
+            # The barrier keeps the transposition out of the products, of which that over the rows
+            # of a tile is slow on a CPU.
+            across = lax.optimization_barrier(points_of(block) - centre).T
+
+        def add_column(k: jax.Array, carry: Carry) -> Carry:
+            left = (first + k * stride) * width
+            other = block_of(columns, left, width)
+            above = top if y is None else None
+            return add_tile(
+                task, centre, parameters, wanted, block, across, other, above, left, carry
+            )
+
+        # Summed by rows of tiles first: a sum of many tiles one by one would lose digits.
+        sums = jax.tree.map(jnp.zeros_like, carry.sums)
+        of_block = no_gradient(task, block, kinds, transposed=False) if wanted.rows else None
+        inner = carry._replace(sums=sums, rows=_varying(of_block, _axes(x.norms)))
+        inner = lax.fori_loop(0, (tiles - first + stride - 1) // stride, add_column, inner)
+        carry = inner._replace(sums=jax.tree.map(jnp.add, carry.sums, inner.sums), rows=carry.rows)
+        if inner.rows is None:
+            return carry
+        flipped = jax.tree.map(lambda g: jnp.swapaxes(g, 1, 2) if g.ndim == 3 else g, inner.rows)
+        if y is None:
+            return carry._replace(columns=added(carry.columns, flipped, top))
+        return carry._replace(rows=added(carry.rows, flipped, top))
+
+    return cast(Carry, lax.fori_loop(0, len(x.norms) // height, add_row, carry))
+
+
+def _block_size(task: Task, rows: Rows) -> int:
+    count = len(rows.norms)
+    return count // (-(-count // task.tile))

@@ -1,0 +1,431 @@
+"""What the pairs of one tile add to sums and gradients: a block of rows against another.
+
+Where a distance follows from a product of points, a tile is a matrix product, the loss and its
+derivative W entry by entry, and two products of W with the points; the two are left out where W is
+zero. Pairs of points that lie close, measured against their distance from the centre of all, lose
+digits in such a product. They are taken out of it and done again:
+
+- those of one class as a product of their differences from the first row of that class, which are
+  exact and as small as the class is compact;
+- what is still too close, and close pairs of different classes, by the distance itself, as are all
+  pairs of a distance that does not follow from a product.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from contrastive_jax.products import Product
+
+# Entries of the differences between vectors that are held at once where a distance is computed
+# pair by pair.
+_DIFFERENCES = 2**19
+
+
+class Task(NamedTuple):
+    """What is summed over pairs: all that a program is compiled for."""
+
+    loss: Callable[..., jax.Array]
+    """Of a distance, a label and the parameters of the loss."""
+    distances: tuple[Callable[..., jax.Array], ...]
+    """Of two vectors and the parameters of the distance; two where the directions differ."""
+    product: Product | None
+    by_label: bool
+    """Whether similar and dissimilar pairs are summed apart."""
+    active: bool
+    """Whether active pairs are counted, which takes another pass over each tile."""
+    tile: int
+    precision: lax.PrecisionLike
+    axis_name: Any
+
+
+class Parameters(NamedTuple):
+    """Of the loss and of the distance."""
+
+    loss: tuple[jax.Array, ...]
+    distance: tuple[jax.Array, ...]
+
+
+class Sums(NamedTuple):
+    """Weighted sums over pairs, `[K]`: over all, or over the similar and over the dissimilar."""
+
+    loss: jax.Array
+    pairs: jax.Array
+    """Of ones."""
+    active: jax.Array
+    """Of ones, over pairs whose loss is not 0; 0 where they are not counted."""
+
+
+class Rows(NamedTuple):
+    """Rows sorted by class, ignored ones last with weight 0, up to a whole number of blocks."""
+
+    vectors: jax.Array
+    points: jax.Array | None
+    """None where the vectors are the points."""
+    norms: jax.Array
+    """Squared distances of the points from the centre."""
+    blur: jax.Array
+    """Squared distance below which a point is a blur for having been rounded; 0 where exact."""
+    classes: jax.Array
+    weights: jax.Array
+
+
+class Gradient(NamedTuple):
+    """What pairs add to the gradient of rows, for each kind of pair.
+
+    `[K, ., N]` of all rows, `[K, N, .]` of a block of rows.
+    """
+
+    points: Any
+    scale: Any
+    """`[K, N]`: how much of the points themselves, less the centre, is to be added."""
+    vectors: Any
+
+
+class Wanted(NamedTuple):
+    rows: bool
+    columns: bool
+    parameters: bool
+
+
+class Carry(NamedTuple):
+    sums: Sums
+    rows: Gradient | None
+    columns: Gradient | None
+    parameters: tuple[Parameters, ...]
+
+
+def add_tile(
+    task: Task,
+    centre: jax.Array | None,
+    parameters: Parameters,
+    wanted: Wanted,
+    x: Rows,
+    across: jax.Array | None,
+    y: Rows,
+    top: jax.Array | None,
+    left: jax.Array,
+    carry: Carry,
+) -> Carry:
+    """Adds the pairs of a block `x`, its points transposed beside it, and a block `y`.
+
+    The rows of `y` begin at `left`. Where those of `x` are of the same set they begin at `top`.
+    """
+    product = task.product
+
+    def labelled() -> tuple[jax.Array, jax.Array]:
+        """Labels and weights of pairs."""
+        labels = (x.classes[:, None] != y.classes).astype(jnp.int32)
+        weights = x.weights[:, None] * y.weights
+        if top is not None:
+            before = (top + jnp.arange(len(x.norms)))[:, None] < left + jnp.arange(len(y.norms))
+            weights = jnp.where(before, weights, 0)
+        return labels, weights
+
+    by_pairs = partial(_add_by_pairs, task, parameters, wanted, x.vectors, y.vectors, left)
+    if product is None:
+        return by_pairs(*labelled(), carry)
+    by_product = partial(_add_by_product, task, parameters, wanted, left)
+    if centre is None or across is None:
+        u, v = points_of(x), points_of(y)
+        return by_product(u, u.T, v, _inner(task, u, v), *labelled(), carry)
+
+    u, v = points_of(x) - centre, points_of(y) - centre
+    inner = _inner(task, u, v)
+    # The error of a square is a few times the rounding of the norms it is the difference of.
+    least = 8 * math.sqrt(np.finfo(x.norms.dtype).eps)
+
+    def squares() -> tuple[jax.Array, jax.Array]:
+        """Squared distances, and by how much they exceed what a product can tell from zero."""
+        norms = x.norms[:, None] + y.norms
+        square = norms - 2 * inner
+        unsure = least * norms
+        if product.points is not None:
+            unsure += x.blur[:, None] + y.blur
+        excess = square - unsure
+        if product.bends_at_antipodes:
+            excess = jnp.minimum(excess, 4 - square - unsure)
+        return square, excess
+
+    def add_plain(carry: Carry) -> Carry:
+        return by_product(u, across, v, squares()[0], None, None, carry)
+
+    def add_any(carry: Carry) -> Carry:
+        square, excess = squares()
+        labels, weights = labelled()
+        excess = jnp.where(weights > 0, excess, 1)
+        weights = jnp.where(excess < 0, 0, weights)
+        carry = by_product(u, across, v, square, labels, weights, carry)
+        return cast(Carry, _when(jnp.min(jnp.min(excess, axis=0)) < 0, add_close, carry))
+
+    def add_close(carry: Carry) -> Carry:
+        # Measured again: to hand over whole tiles would slow down those that have nothing close.
+        labels, weights = labelled()
+        weights = jnp.where(squares()[1] < 0, weights, 0)
+        first = points_of(x)[jnp.searchsorted(x.classes, x.classes)]
+        same = jnp.minimum(jnp.searchsorted(x.classes, y.classes), len(first) - 1)
+        u, v = points_of(x) - first, points_of(y) - points_of(x)[same]
+        own = jnp.sum(u * u, axis=1)[:, None] + jnp.sum(v * v, axis=1)
+        square = own - 2 * _inner(task, u, v)
+        good = (labels == 0) & (square >= least * own + (x.blur[:, None] + y.blur))
+        if product.bends_at_antipodes:
+            good &= square < 2
+        kept = jnp.where(good, weights, 0)
+        carry = by_product(u, u.T, v, square, labels, kept, carry, direct=True)
+        return by_pairs(labels, jnp.where(good, 0, weights), carry)
+
+    apart = (x.classes[-1] < y.classes[0]) | (y.classes[-1] < x.classes[0])
+    plain = apart & jnp.all(x.weights == 1) & jnp.all(y.weights == 1)
+    plain &= ~(jnp.min(jnp.min(squares()[1], axis=0)) < 0)
+    carry = _when(plain, add_plain, carry)
+    return cast(Carry, _when(~plain, add_any, carry))
+
+
+def _inner(task: Task, u: jax.Array, v: jax.Array) -> jax.Array:
+    return lax.dot_general(u, v, (((1,), (1,)), ((), ())), precision=task.precision)
+
+
+def _add_by_product(
+    task: Task,
+    parameters: Parameters,
+    wanted: Wanted,
+    left: jax.Array,
+    u: jax.Array,
+    across: jax.Array,
+    v: jax.Array,
+    values: jax.Array,
+    labels: jax.Array | None,
+    weights: jax.Array | None,
+    carry: Carry,
+    *,
+    direct: bool = False,
+) -> Carry:
+    """Adds pairs of points of which the squared distance, or the product, is known.
+
+    Without labels and weights all are dissimilar and of weight 1. `direct` adds the whole gradient
+    at once, for points other than those of the rows.
+    """
+    of, squared = task.product.of, task.product.squared  # type: ignore[union-attr]
+
+    def losses(values: jax.Array, parameters: tuple[jax.Array, ...]) -> jax.Array:
+        def one(value: jax.Array, label: jax.Array) -> jax.Array:
+            return task.loss(of(value), label, *parameters)
+
+        label = jnp.int32(1) if labels is None else labels
+        axes = None if labels is None else 0
+        return jax.vmap(jax.vmap(one, (0, axes)), (0, axes))(values, label).astype(values.dtype)
+
+    if weights is not None:
+        # Nothing infinite may come from pairs that do not count.
+        values = jnp.where(weights > 0, values, 1)
+    if not any(wanted):
+        return _counted(task, carry, losses(values, parameters.loss), labels, weights)
+    found, pull = jax.vjp(losses, values, parameters.loss)
+    carry = _counted(task, carry, found, labels, weights)
+    kinds = range(len(carry.sums.loss)) if labels is not None else [len(carry.sums.loss) - 1]
+    ones = jnp.ones_like(found) if weights is None else weights
+    rows, columns, of_parameters = carry.rows, carry.columns, list(carry.parameters)
+    if wanted.parameters:
+        for k in kinds:
+            _, more = pull(_of_kind(k, len(carry.sums.loss), labels, ones))
+            old = of_parameters[k]
+            of_parameters[k] = old._replace(loss=jax.tree.map(jnp.add, old.loss, more))
+    carry = carry._replace(parameters=tuple(of_parameters))
+    if not (wanted.rows or wanted.columns):
+        return carry
+    slopes, _ = pull(ones)
+    if squared:
+        slopes = 2 * slopes
+    dot = partial(lax.dot, precision=task.precision)
+    sign = -1 if squared else 1
+
+    def add(k: int, slope: jax.Array, state: Any) -> Any:
+        rows, columns = state
+        if rows is not None:
+            points = sign * dot(slope, v)
+            scale = jnp.sum(slope, axis=1)
+            if direct:
+                points += scale[:, None] * u
+            rows = rows._replace(points=rows.points.at[k].add(points))
+            if squared and not direct:
+                rows = rows._replace(scale=rows.scale.at[k].add(scale))
+        if columns is not None:
+            points = sign * dot(across, slope)
+            scale = jnp.sum(slope, axis=0)
+            if direct:
+                points += scale * v.T
+            columns = columns._replace(points=_added_to(columns.points, k, points, left))
+            if squared and not direct:
+                columns = columns._replace(scale=_added_to(columns.scale, k, scale, left))
+        return rows, columns
+
+    for k in kinds:
+        slope = _of_kind(k, len(carry.sums.loss), labels, slopes)
+        largest = jnp.max(jnp.max(jnp.abs(slope), axis=0))
+        rows, columns = _when(largest != 0, partial(add, k, slope), (rows, columns))
+    return carry._replace(rows=rows, columns=columns)
+
+
+def _add_by_pairs(
+    task: Task,
+    parameters: Parameters,
+    wanted: Wanted,
+    x: jax.Array,
+    y: jax.Array,
+    left: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    carry: Carry,
+) -> Carry:
+    """Adds pairs by their distance itself, some rows at a time, and only rows that have any."""
+    (height, size), width = x.shape, len(y)
+    step = 1
+    while height % (2 * step) == 0 and 2 * step * width * size <= _DIFFERENCES:
+        step *= 2
+    kinds = len(carry.sums.loss)
+    exact = task.product is not None and task.product.points is None
+
+    def add(start: jax.Array, carry: Carry) -> Carry:
+        part, some_labels, some = block_of((x, labels, weights), start, step)
+        # In place of a pair that does not count stands one that does: a distance need not have a
+        # derivative between a vector and itself.
+        spare = jnp.argmax(some > 0)
+        stand_in = part[spare // width], y[spare % width]
+
+        def losses(part: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
+            def one(a: jax.Array, b: jax.Array, label: jax.Array, weight: jax.Array) -> jax.Array:
+                a = jnp.where(weight > 0, a, stand_in[0])
+                b = jnp.where(weight > 0, b, stand_in[1])
+                return jnp.stack(
+                    [
+                        task.loss(distance(a, b, *parameters.distance), label, *parameters.loss)
+                        for distance in task.distances
+                    ]
+                )
+
+            over_columns = jax.vmap(one, (None, 0, 0, 0))
+            values = jax.vmap(over_columns, (0, None, 0, 0))(part, y, some_labels, some)
+            return jnp.moveaxis(values, -1, 0).astype(weights.dtype)
+
+        if any(wanted):
+            found, pull = jax.vjp(losses, part, y, parameters)
+        else:
+            found = losses(part, y, parameters)
+        for values in found:
+            carry = _counted(task, carry, values, some_labels, some)
+        if not any(wanted):
+            return carry
+        rows, columns, of_parameters = carry.rows, carry.columns, list(carry.parameters)
+        for k in range(kinds):
+            kind = _of_kind(k, kinds, some_labels, some)
+            of_part, of_y, more = pull(jnp.broadcast_to(kind, found.shape))
+            if rows is not None:
+                old = rows.points if exact else rows.vectors
+                now = old.at[k].set(added(old[k].T, of_part.T, start).T)
+                rows = rows._replace(**{"points" if exact else "vectors": now})
+            if columns is not None:
+                old = columns.points if exact else columns.vectors
+                now = _added_to(old, k, of_y.T, left)
+                columns = columns._replace(**{"points" if exact else "vectors": now})
+            if wanted.parameters:
+                of_parameters[k] = jax.tree.map(jnp.add, of_parameters[k], more)
+        return carry._replace(rows=rows, columns=columns, parameters=tuple(of_parameters))
+
+    def next_part(state: Any) -> Any:
+        left_over, carry = state
+        part = jnp.argmax(left_over)
+        return left_over.at[part].set(False), add(part * step, carry)
+
+    some = jnp.any(weights.reshape(height // step, -1) > 0, axis=1)
+    return lax.while_loop(lambda state: jnp.any(state[0]), next_part, (some, carry))[1]
+
+
+def _of_kind(k: int, kinds: int, labels: jax.Array | None, values: jax.Array) -> jax.Array:
+    return values if kinds == 1 or labels is None else jnp.where(labels == k, values, 0)
+
+
+def _added_to(whole: jax.Array, k: int, part: jax.Array, start: jax.Array) -> jax.Array:
+    """Adds to some of the last positions of `whole[k]`, in place."""
+    begin: tuple[Any, ...] = (k, *[0] * (whole.ndim - 2), start)
+    now = lax.dynamic_slice(whole, begin, (1, *part.shape))
+    return lax.dynamic_update_slice(whole, now + part, begin)
+
+
+def _counted(
+    task: Task,
+    carry: Carry,
+    losses: jax.Array,
+    labels: jax.Array | None,
+    weights: jax.Array | None,
+) -> Carry:
+    """Adds losses to the sums; without labels and weights as of dissimilar pairs of weight 1."""
+    kinds = len(carry.sums.loss)
+
+    def total(values: jax.Array) -> jax.Array:
+        # By columns first: a sum over all entries at once is not vectorised on a CPU.
+        return jnp.stack(
+            [
+                jnp.sum(jnp.sum(_of_kind(k, kinds, labels, values), axis=0))
+                if labels is not None or k == kinds - 1
+                else jnp.zeros((), values.dtype)
+                for k in range(kinds)
+            ]
+        )
+
+    if weights is None:
+        weights = jnp.ones_like(losses)
+    more = Sums(
+        loss=total(jnp.where(weights > 0, weights * losses, 0)),
+        pairs=total(weights),
+        active=total(jnp.where(losses != 0, weights, 0)) if task.active else jnp.zeros(kinds),
+    )
+    return carry._replace(sums=jax.tree.map(jnp.add, carry.sums, more))
+
+
+def points_of(rows: Rows) -> jax.Array:
+    return rows.vectors if rows.points is None else rows.points
+
+
+def no_gradient(task: Task, rows: Rows, kinds: int, transposed: bool = True) -> Gradient:
+    def zeros(*shape: int) -> jax.Array:
+        return jnp.zeros((kinds, *(shape if transposed else shape[::-1])), rows.norms.dtype)
+
+    count, size = rows.vectors.shape
+    product = task.product
+    return Gradient(
+        points=zeros(points_of(rows).shape[1], count) if product else None,
+        scale=zeros(count) if product and product.squared else None,
+        vectors=None if product and product.points is None else zeros(size, count),
+    )
+
+
+def block_of(tree: Any, start: jax.Array, size: int, axis: int = 0) -> Any:
+    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size, axis), tree)
+
+
+def added(whole: Any, part: Any, start: jax.Array) -> Any:
+    """Adds to some of the last positions of arrays."""
+
+    def one(whole: jax.Array, part: jax.Array) -> jax.Array:
+        axis = whole.ndim - 1
+        now = lax.dynamic_slice_in_dim(whole, start, part.shape[-1], axis)
+        return lax.dynamic_update_slice_in_dim(whole, now + part, start, axis)
+
+    return jax.tree.map(one, whole, part)
+
+
+def _when(condition: jax.Array, change: Callable[[Any], Any], state: Any) -> Any:
+    """`change(state)` where the condition holds.
+
+    A loop and not `lax.cond`, which under `vmap` computes both branches for all: so mapped, nothing
+    is computed where the condition holds for none.
+    """
+    return lax.while_loop(
+        lambda s: s[0], lambda s: (s[0] & False, change(s[1])), (condition, state)
+    )[1]
