@@ -15,7 +15,7 @@ from contrastive_jax.distances import euclidean
 from contrastive_jax.losses import contrastive
 from contrastive_jax.products import as_product, is_symmetric
 from contrastive_jax.streaming import Side, pair_sums
-from contrastive_jax.tiles import Parameters, Sums, Task
+from contrastive_jax.tiles import Parameters, Sums, Task, axes_of, varying
 
 Reduction = Literal["mean", "balanced", "active", "sum"]
 Method = Literal["one_walk", "autodiff"]
@@ -67,7 +67,8 @@ def all_pairs_loss(
     device's rows is that of the global loss: differentiate inside the mapped function. What is
     shared by the devices, such as the parameters of an encoder or a learned margin, gets from each
     device the part of its own rows: add these up (`lax.psum`), do not average them. Under
-    `jax.shard_map` with its default `check_vma=True` JAX has added them up already.
+    `jax.shard_map` with its default `check_vma=True` JAX has added them up already; what `loss` or
+    `distance` closes over must be marked as varying there (`jax.lax.pcast`).
 
     Args:
       embeddings: `[B, D]`, floating.
@@ -233,9 +234,11 @@ def _sums(
     of_pair: Any = loss if margin is None else _WithMargin(loss)
     of_loss: tuple[jax.Array, ...] = () if margin is None else (jnp.asarray(margin, dtype),)
     both_ways = y is None and not is_symmetric(distance)
-    # Only their shapes count, and along which axes of a mesh they differ.
-    vector = jnp.sum(x.vectors[:1].astype(dtype), axis=0)
-    scalar, label = jnp.sum(vector), jnp.sum(x.classes[:1]).astype(jnp.int32)
+    # Of these only shapes count, and along which axes of a mesh they differ.
+    axes = frozenset[Any]().union(*map(axes_of, jax.tree.leaves((x, y, of_distance, of_loss))))
+    vector, scalar, label = varying(
+        (jnp.zeros(x.vectors.shape[1:], dtype), jnp.zeros((), dtype), jnp.int32(0)), axes
+    )
     distance, closed = _hoisted("distance", distance, (vector, vector, *of_distance))
     of_distance += closed
     of_pair, closed = _hoisted("loss", of_pair, (scalar, label, *of_loss))
@@ -288,6 +291,15 @@ def _hoisted(
         raise AssertionError(f"{name} must return a scalar, got {shape}")
     if not any(isinstance(value, jax.core.Tracer) for value in closed.consts):
         return function, ()
+    axes = axes_of(examples[0])
+    for value in closed.consts:
+        # A collective of JAX's own would else stand inside of loops that end at different times.
+        if missing := axes - axes_of(value):
+            raise ValueError(
+                f"{name} closes over a value {jax.typeof(value)} that is the same along "
+                f"{', '.join(map(str, missing))}, where the embeddings differ; close over "
+                f"jax.lax.pcast(value, {tuple(missing)}, to='varying') instead"
+            )
 
     def hoisted(*arguments: jax.Array) -> jax.Array:
         own, values = arguments[: len(examples)], arguments[len(examples) :]

@@ -25,9 +25,11 @@ from contrastive_jax.tiles import (
     Wanted,
     add_tile,
     added,
+    axes_of,
     block_of,
     no_gradient,
     points_of,
+    varying,
 )
 
 
@@ -109,8 +111,8 @@ def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Su
 
     sums.defvjp(forward, backward, symbolic_zeros=True)
     arguments = x, y, parameters
-    axes = frozenset[Any]().union(*map(_axes, jax.tree.leaves(arguments)))
-    return sums(*_varying(arguments, axes))
+    axes = frozenset[Any]().union(*map(axes_of, jax.tree.leaves(arguments)))
+    return sums(*varying(arguments, axes))
 
 
 def _walk(
@@ -137,7 +139,7 @@ def _walk(
         if wanted.parameters
         else (),
     )
-    carry = _varying(carry, _axes(rows.norms))
+    carry = varying(carry, axes_of(rows.vectors))
     if y is None:
         carry = add(rows, None, carry)
         if axis is not None:
@@ -193,7 +195,7 @@ def _ring(
     """
     axis = task.axis_name
     devices, index = lax.axis_size(axis), lax.axis_index(axis)
-    gained = None if nothing is None else _varying(nothing(rows), _axes(rows.norms))
+    gained = None if nothing is None else varying(nothing(rows), axes_of(rows.vectors))
 
     def turn(step: jax.Array, state: Any) -> Any:
         visitor, gained, carry = state
@@ -218,23 +220,6 @@ def _passed_on(tree: Any, axis: Any, steps: int) -> Any:
     devices = lax.axis_size(axis)
     route = [(i, (i + steps) % devices) for i in range(devices)]
     return jax.tree.map(lambda x: lax.ppermute(x, axis, route), tree)
-
-
-def _axes(x: jax.Array) -> frozenset[Any]:
-    """The axes of a mesh along which `jax.shard_map` knows an array to differ."""
-    aval = jax.typeof(x)
-    axes: frozenset[Any] = aval.mat.varying if hasattr(aval, "mat") else aval.vma
-    return axes
-
-
-def _varying(tree: Any, axes: frozenset[Any]) -> Any:
-    """Marks arrays as differing along all of these axes, as the results of a loop must be."""
-
-    def one(x: jax.Array) -> jax.Array:
-        missing = tuple(axes - _axes(x))
-        return lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(one, tree)
 
 
 def _sorted(task: Task, side: Side, parameters: Parameters) -> tuple[Rows, jax.Array]:
@@ -262,7 +247,7 @@ def _sorted(task: Task, side: Side, parameters: Parameters) -> tuple[Rows, jax.A
     )
     if task.product and task.product.points:
         rows = rows._replace(points=task.product.points(rows.vectors, *parameters.distance))
-    return rows, order
+    return varying(rows, axes_of(rows.vectors)), order
 
 
 def _centre(task: Task, sides: list[Rows]) -> jax.Array | None:
@@ -356,7 +341,7 @@ def _add_tiles(
         # Summed by rows of tiles first: a sum of many tiles one by one would lose digits.
         sums = jax.tree.map(jnp.zeros_like, carry.sums)
         of_block = no_gradient(task, block, kinds, transposed=False) if wanted.rows else None
-        inner = carry._replace(sums=sums, rows=_varying(of_block, _axes(x.norms)))
+        inner = carry._replace(**varying({"sums": sums, "rows": of_block}, axes_of(x.vectors)))
         inner = lax.fori_loop(0, (tiles - first + stride - 1) // stride, add_column, inner)
         carry = inner._replace(sums=jax.tree.map(jnp.add, carry.sums, inner.sums), rows=carry.rows)
         if inner.rows is None:

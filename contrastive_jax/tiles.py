@@ -217,7 +217,7 @@ def _add_by_product(
         def one(value: jax.Array, label: jax.Array) -> jax.Array:
             return task.loss(of(value), label, *parameters)
 
-        label = jnp.int32(1) if labels is None else labels
+        label = varying(jnp.int32(1), axes_of(values)) if labels is None else labels
         axes = None if labels is None else 0
         return jax.vmap(jax.vmap(one, (0, axes)), (0, axes))(values, label).astype(values.dtype)
 
@@ -429,3 +429,20 @@ def _when(condition: jax.Array, change: Callable[[Any], Any], state: Any) -> Any
     return lax.while_loop(
         lambda s: s[0], lambda s: (s[0] & False, change(s[1])), (condition, state)
     )[1]
+
+
+def axes_of(x: jax.Array) -> frozenset[Any]:
+    """The axes of a mesh along which `jax.shard_map` knows an array to differ."""
+    aval = jax.typeof(x)
+    axes: frozenset[Any] = aval.mat.varying if hasattr(aval, "mat") else aval.vma
+    return axes
+
+
+def varying(tree: Any, axes: frozenset[Any]) -> Any:
+    """Marks arrays as differing along all of these axes, as the results of a loop must be."""
+
+    def one(x: jax.Array) -> jax.Array:
+        missing = tuple(axes - axes_of(x))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(one, tree)
