@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,9 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from contrastive_jax import distances, losses
+from contrastive_jax.all_pairs import all_pairs_sums
 from contrastive_jax.data.augment import Augment
-from contrastive_jax.data.draw import ClassIndex, draw_pairs
+from contrastive_jax.data.draw import ClassIndex, draw_balanced, draw_pairs
 from contrastive_jax.pairs import pair_loss
 
 AXIS = "devices"
@@ -50,6 +52,13 @@ class Pairs(NamedTuple):
     second_classes: Array
 
 
+class Batch(NamedTuple):
+    """Images `[B, H, W, C]` and classes `[B]`, -1 where an image is to be ignored."""
+
+    images: Array
+    classes: Array
+
+
 class Source(NamedTuple):
     """A data set on the device: images `[N, H, W, C]`, classes `[N]`, and examples by class."""
 
@@ -68,6 +77,7 @@ class Numbers(NamedTuple):
 
 
 PairStep = Callable[[TrainState, Pairs, Numbers], tuple[TrainState, Metrics]]
+BatchStep = Callable[[TrainState, Batch, Numbers], tuple[TrainState, Metrics]]
 DrawnStep = Callable[[TrainState, Source, Numbers], tuple[TrainState, Metrics]]
 
 
@@ -215,19 +225,101 @@ def make_pair_step(
         value, gradient = jax.tree.map(
             lambda x: x / microbatches, jax.lax.pmean((value, gradient), AXIS)
         )
-        sums = jax.lax.psum(sums, AXIS)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {
-            "loss": value,
-            "similar_distance": sums["similar_distance"] / sums["similar"],
-            "dissimilar_distance": sums["dissimilar_distance"] / sums["dissimilar"],
-            "active_fraction": sums["active"] / sums["dissimilar"],
-            "gradient_norm": optax.tree.norm(gradient),
-        }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return _updated(optimizer, state, value, gradient, jax.lax.psum(sums, AXIS))
 
     return step
+
+
+def make_all_pairs_step(
+    encode: Encode,
+    optimizer: optax.GradientTransformation,
+    *,
+    loss: Callable[..., jax.Array] = losses.contrastive,
+    distance: Callable[..., jax.Array] = distances.euclidean,
+    augment: Augment | None = None,
+    microbatches: int = 1,
+) -> BatchStep:
+    """Makes the step on all pairs of a batch, of which each device along `AXIS` holds a share.
+
+    The loss is the mean over similar pairs times `similar_fraction` plus the mean over dissimilar
+    ones times the rest, over the pairs of the global batch (`contrastive_jax.all_pairs_sums`).
+
+    Args:
+      encode: from parameters and images to embeddings.
+      optimizer: applied to the gradient of the loss.
+      loss: scalar function of distance, label and margin.
+      distance: between two embeddings.
+      augment: from a key and an image to an image.
+      microbatches: parts that a device encodes its images in, one after another.
+
+    Returns:
+      `step(state, batch, numbers) -> (state, metrics)`, with the metrics of `make_pair_step`.
+    """
+
+    def step(state: TrainState, batch: Batch, numbers: Numbers) -> tuple[TrainState, Metrics]:
+        images, classes = map(jnp.asarray, batch)
+        share = len(classes)
+        if share % microbatches:
+            raise ValueError(
+                f"the images of a device must be a multiple of microbatches, got {share} images "
+                f"and {microbatches} microbatches"
+            )
+        if augment is not None:
+            images = jax.vmap(augment)(_keys(numbers.seed, state.step, share)[:, 0], images)
+        parts = images.reshape(microbatches, -1, *images.shape[1:])
+        sums_of = partial(all_pairs_sums, distance=distance, axis_name=AXIS)
+
+        def value_of(params: Params) -> tuple[jax.Array, Any]:
+            embeddings = jax.lax.map(partial(encode, params), parts)
+            embeddings = embeddings.reshape(share, -1)
+            sums = sums_of(embeddings, classes, loss=loss, margin=numbers.margin)
+            means = sums.loss / jnp.maximum(sums.pairs, 1)
+            fraction = jnp.asarray(numbers.similar_fraction, means.dtype)
+            return fraction * means[0] + (1 - fraction) * means[1], (sums, embeddings)
+
+        # Each device has the gradient of its own rows alone, so parameters take the sum.
+        gradient_of = jax.value_and_grad(value_of, has_aux=True)
+        (value, (sums, embeddings)), gradient = gradient_of(state.params)
+        distance_sums = sums_of(embeddings, classes, loss=_distance_itself).loss
+        return _updated(
+            optimizer,
+            state,
+            value,
+            jax.lax.psum(gradient, AXIS),
+            {
+                "similar": sums.pairs[0],
+                "dissimilar": sums.pairs[1],
+                "similar_distance": distance_sums[0],
+                "dissimilar_distance": distance_sums[1],
+                "active": sums.active[1],
+            },
+        )
+
+    return step
+
+
+def _distance_itself(distance: jax.Array, label: jax.Array) -> jax.Array:
+    return distance
+
+
+def _updated(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    value: jax.Array,
+    gradient: Params,
+    sums: Metrics,
+) -> tuple[TrainState, Metrics]:
+    """The state after a step, and what the step is to report."""
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+        "loss": value,
+        "similar_distance": sums["similar_distance"] / sums["similar"],
+        "dissimilar_distance": sums["dissimilar_distance"] / sums["dissimilar"],
+        "active_fraction": sums["active"] / sums["dissimilar"],
+        "gradient_norm": optax.tree.norm(gradient),
+    }
+    return TrainState(state.step + 1, params, opt_state), metrics
 
 
 def _across(group: int, members: list[jax.Array]) -> list[jax.Array]:
@@ -252,7 +344,7 @@ def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
 
 
 def _keys(seed: ArrayLike, step: jax.Array, share: int) -> jax.Array:
-    """Keys `[share, 2]` of the images of this device's pairs, however the batch is spread."""
+    """Keys `[share, 2]` of the rows of this device, two each, however the batch is spread."""
     pair = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
     of_step = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), 1)
     return jax.vmap(lambda k: jax.random.split(jax.random.fold_in(of_step, k)))(pair)
@@ -294,18 +386,49 @@ def make_drawn_step(pair_step: PairStep, batch_size: int) -> DrawnStep:
             batch_size,
             numbers.similar_fraction,
         )
-        share, remainder = divmod(batch_size, jax.lax.axis_size(AXIS))
-        if remainder:
-            raise ValueError(
-                f"batch_size must be a multiple of the number of devices, got {batch_size} pairs "
-                f"for {jax.lax.axis_size(AXIS)} devices"
-            )
-        start = jax.lax.axis_index(AXIS) * share
-        i, j, _ = (jax.lax.dynamic_slice_in_dim(x, start, share) for x in drawn)
+        i, j, _ = _share(drawn, "pairs")
         images, classes = jnp.asarray(source.images), jnp.asarray(source.classes)
         return pair_step(state, Pairs(images[i], images[j], classes[i], classes[j]), numbers)
 
     return step
+
+
+def make_balanced_step(batch_step: BatchStep, classes: int, examples: int) -> DrawnStep:
+    """Makes the step that draws P classes and K examples of each on the device.
+
+    Args:
+      batch_step: the step on all pairs of a batch.
+      classes: in a batch, P.
+      examples: of each class, K; P times K a multiple of the number of devices.
+
+    Returns:
+      `step(state, source, numbers) -> (state, metrics)`, on a batch that depends on the seed and
+      the step alone.
+
+    Raises:
+      ValueError: when traced, if the batch can not be shared equally or the data has fewer classes.
+    """
+
+    def step(state: TrainState, source: Source, numbers: Numbers) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
+        drawn = draw_balanced(key, source.by_class, classes, examples)
+        positions, numbers_of_classes = _share(drawn, "images")
+        images = jnp.asarray(source.images)
+        return batch_step(state, Batch(images[positions], numbers_of_classes), numbers)
+
+    return step
+
+
+def _share(drawn: tuple[jax.Array, ...], kind: str) -> tuple[jax.Array, ...]:
+    """The part of a batch that this device takes."""
+    share, remainder = divmod(len(drawn[0]), jax.lax.axis_size(AXIS))
+    if remainder:
+        raise ValueError(
+            f"batch_size must be a multiple of the number of devices, got {len(drawn[0])} {kind} "
+            f"for {jax.lax.axis_size(AXIS)} devices"
+        )
+    start = jax.lax.axis_index(AXIS) * share
+    return tuple(jax.lax.dynamic_slice_in_dim(x, start, share) for x in drawn)
 
 
 def repeated(step: DrawnStep, count: int) -> DrawnStep:

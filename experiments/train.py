@@ -126,6 +126,8 @@ class Config:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the computation; auto is bfloat16 on accelerators and float32 on a CPU."""
 
+    objective: Literal["pairs", "all_pairs"] = "pairs"
+    """Compare drawn pairs, or all images of a batch of some classes with some examples of each."""
     distance: Literal[
         "euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "chebyshev"
     ] = "euclidean"
@@ -133,8 +135,8 @@ class Config:
     margin: float = 1.2
     """Distance beyond which a dissimilar pair costs nothing; on the unit sphere below 2."""
     similar_fraction: float | None = None
-    """Share of similar pairs, in number and, in groups, in weight; by default 0.3 on
-    digits and 0.05 elsewhere."""
+    """Share of similar pairs, in number and, in groups and with all_pairs, in weight; by default
+    0.3 on digits and 0.05 elsewhere."""
     group: int | None = None
     """Pairs whose members are compared across, G^2 pairs for the cost of G; 1 compares the drawn
     pairs alone. 32 by default, less where a device has fewer pairs."""
@@ -144,7 +146,10 @@ class Config:
     """Move training images at random by up to so many pixels; 1 by default."""
 
     batch_size: int = 128
-    """Pairs in a batch, over all devices."""
+    """Pairs in a batch, over all devices; with all_pairs half the number of images."""
+    batch_classes: int | None = None
+    """Classes in a batch of all_pairs; by default the largest number up to 32 that divides the
+    images."""
     microbatches: int | None = None
     """Parts that a device takes its pairs in; by default 1, and on a CPU parts of 32 pairs."""
     steps: int | None = None
@@ -218,6 +223,8 @@ def main(config: Config) -> Path:
         microbatches = config.microbatches
     if config.group is None:
         recipe["group"] = math.gcd(recipe["group"], share // max(microbatches, 1)) or 1
+    if config.objective == "all_pairs" and config.group is None:
+        recipe["group"] = 1
     options = dataclasses.asdict(config) | recipe
     options |= {
         "dtype": dtype,
@@ -236,6 +243,7 @@ def main(config: Config) -> Path:
         split_classes=config.split_classes,
     )
     index = index_by_class(data.train.classes, recipe["similar_fraction"])
+    classes, examples = _balance(config, len(index.sizes))
 
     # Encoder, optimiser, step
     encoder = ENCODERS[config.encoder](
@@ -253,14 +261,17 @@ def main(config: Config) -> Path:
         weight_decay=recipe["weight_decay"],
         clip_norm=config.clip_norm,
     )
-    step = training.make_pair_step(
-        encode,
-        optimizer,
-        distance=DISTANCES[config.distance],
-        augment=_augment(recipe["flip"], recipe["shift"]),
-        group=recipe["group"],
-        microbatches=microbatches,
-    )
+    shared: dict[str, Any] = {
+        "distance": DISTANCES[config.distance],
+        "augment": _augment(recipe["flip"], recipe["shift"]),
+        "microbatches": microbatches,
+    }
+    if config.objective == "all_pairs":
+        batch_step = training.make_all_pairs_step(encode, optimizer, **shared)
+        drawn = training.make_balanced_step(batch_step, classes, examples)
+    else:
+        pair_step = training.make_pair_step(encode, optimizer, group=recipe["group"], **shared)
+        drawn = training.make_drawn_step(pair_step, config.batch_size)
     state = training.init_state(params, optimizer)
 
     folder = _folder(config, options)
@@ -281,14 +292,13 @@ def main(config: Config) -> Path:
         # Devices
         numbers = training.Numbers(config.margin, config.seed, recipe["similar_fraction"])
         if config.data_on == "device":
-            drawn = training.make_drawn_step(step, config.batch_size)
             call = drawn if steps_per_call == 1 else training.repeated(drawn, steps_per_call)
             placed = parallel(call, config.parallel, devices, check_values=config.check_values)
             source = placed.replicate(training.Source(*data.train, index))
             arguments: Iterator[Any] = itertools.repeat(source)
         else:
             placed = parallel(
-                step, config.parallel, devices, sharded=(1,), check_values=config.check_values
+                pair_step, config.parallel, devices, sharded=(1,), check_values=config.check_values
             )
             pairs = stream_pairs(
                 data.train.images,
@@ -302,6 +312,9 @@ def main(config: Config) -> Path:
         state, numbers = placed.replicate((state, numbers))
 
         # Training
+        pairs_in_batch = config.batch_size
+        if config.objective == "all_pairs":
+            pairs_in_batch = classes * examples * (classes * examples - 1) // 2
         windows = training.train(
             lambda state: placed.step(state, next(arguments), numbers),
             state,
@@ -309,7 +322,7 @@ def main(config: Config) -> Path:
             steps=steps,
             window=config.log_every,
             steps_per_call=steps_per_call,
-            batch_size=config.batch_size,
+            batch_size=pairs_in_batch,
         )
         inverted = 0
         try:
@@ -386,6 +399,13 @@ def _check(options: dict[str, Any]) -> None:
             f"--microbatches times --group, got {share} pairs, {parts} microbatches and groups of "
             f"{options['group']}"
         )
+    if options["objective"] == "pairs" and options["batch_classes"] is not None:
+        raise ValueError("--batch_classes needs --objective all_pairs")
+    if options["objective"] == "all_pairs":
+        if options["group"] != 1:
+            raise ValueError("--objective all_pairs compares all images: leave --group out")
+        if options["data_on"] == "host":
+            raise ValueError("--objective all_pairs draws on the device: leave --data_on device")
     if options["data_on"] == "host" and options["steps_per_call"] != 1:
         raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
     if options["width"] < 2:
@@ -395,6 +415,20 @@ def _check(options: dict[str, Any]) -> None:
             raise ValueError(f"--{name} needs the --name of the run")
     if options["resume"] and options["overwrite"]:
         raise ValueError("--resume and --overwrite exclude each other")
+
+
+def _balance(config: Config, known: int) -> tuple[int, int]:
+    """Classes in a batch of all pairs, and examples of each."""
+    images = 2 * config.batch_size
+    classes = config.batch_classes
+    if classes is None:
+        classes = max(count for count in range(1, min(32, known) + 1) if images % count == 0)
+    if config.objective == "all_pairs" and (not 1 < classes <= known or images % classes):
+        raise ValueError(
+            f"--batch_classes must be from 2 to {known}, the classes of the training data, and "
+            f"divide the {images} images of a batch (twice --batch_size), got {classes}"
+        )
+    return classes, images // classes
 
 
 def _augment(mirror: bool, pixels: int) -> augment.Augment | None:

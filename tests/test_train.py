@@ -142,6 +142,15 @@ def test_both_ways_over_devices_and_both_places_of_data_give_the_same(config):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
 
 
+def test_all_pairs_of_a_batch_are_an_objective(config):
+    options = {"objective": "all_pairs", "group": None, "batch_size": 32, "steps": 200}
+    folder = train.main(config(**options, width=16, validate_every=100, check_values=True))
+    results = json.loads((folder / "results.json").read_text())
+    assert results["embedding"]["map_at_r"] > results["raw pixels"]["map_at_r"] + 0.1
+    with pytest.raises(ValueError, match=r"--batch_classes must be from 2 to 10, .* got 11"):
+        train.main(config(**options, batch_classes=11))
+
+
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config, monkeypatch, tmp_path):
     make = training.make_pair_step
 
@@ -225,6 +234,9 @@ def test_a_folder_is_never_overwritten_without_being_told(config, tmp_path):
         ({"group": 0}, "--group must be above 0, got 0"),
         ({"microbatches": 0}, "--microbatches must be above 0, got 0"),
         ({"group": 5}, "multiple of --microbatches times --group, got 16 pairs, 1 microbatches"),
+        ({"batch_classes": 4, "group": 1}, "--batch_classes needs --objective all_pairs"),
+        ({"objective": "all_pairs", "group": 2}, "leave --group out"),
+        ({"objective": "all_pairs", "group": None, "data_on": "host"}, "leave --data_on device"),
         ({"width": 1}, "--width must be at least 2, got 1"),
         ({"dataset": "digitz"}, "unknown data set 'digitz'; close to it: digits"),
     ],

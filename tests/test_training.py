@@ -12,7 +12,7 @@ from flax import nnx
 from sklearn.datasets import load_digits
 
 from contrastive_jax import losses, training
-from contrastive_jax.data import draw_pairs, index_by_class
+from contrastive_jax.data import draw_balanced, draw_pairs, index_by_class
 from contrastive_jax.data.augment import flip, shift
 from contrastive_jax.encoders import MLP, DrLIM
 from contrastive_jax.parallel import parallel
@@ -392,3 +392,64 @@ def test_groups_compare_every_first_with_every_second_member(source, group):
         _, metrics = placed.step(*(placed.replicate(x) for x in (state, source, numbers)))
         np.testing.assert_allclose(metrics["loss"], np.mean(values), rtol=1e-5)
         np.testing.assert_allclose(metrics["active_fraction"], active / dissimilar, rtol=1e-5)
+
+
+def test_all_pairs_of_a_batch_are_the_formula(source):
+    """The loss of a linear encoder over all pairs of a balanced batch, written out in float64."""
+    weights = np.random.default_rng(1).normal(size=(64, 3))
+    optimizer = training.make_optimizer(0.01, steps=10, clip_norm=1e9)
+    state = training.init_state({"w": jnp.asarray(weights, jnp.float32)}, optimizer)
+
+    def encode(params, images):
+        return (images.reshape(len(images), -1) / 255.0) @ params["w"]
+
+    step = training.make_balanced_step(
+        training.make_all_pairs_step(encode, optimizer, microbatches=2), classes=4, examples=5
+    )
+    numbers = training.Numbers(margin=4.0, seed=5, similar_fraction=0.25)
+    positions, classes = draw_balanced(
+        jax.random.fold_in(jax.random.key(5), 0), source.by_class, 4, 5
+    )
+    flat = np.asarray(source.images, np.float64)[np.asarray(positions)].reshape(20, -1) / 255
+    i, j = np.triu_indices(20, 1)
+    difference = flat[i] - flat[j]
+    similar = np.asarray(classes)[i] == np.asarray(classes)[j]
+    distance = np.linalg.norm(difference @ weights, axis=1)
+    hinge = np.maximum(0, 4.0 - distance)
+    value = 0.25 * (distance[similar] ** 2).mean() + 0.75 * (hinge[~similar] ** 2).mean()
+    share = np.where(similar, 0.25 / similar.sum(), 0.75 / (~similar).sum())
+    slope = share * np.where(similar, 2 * distance, -2 * hinge) / distance
+    gradient = (difference * slope[:, None]).T @ (difference @ weights)
+
+    for devices in (1, 2):
+        placed = parallel(step, "shard_map", jax.devices()[:devices])
+        _, metrics = placed.step(*(placed.replicate(x) for x in (state, source, numbers)))
+        np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+        np.testing.assert_allclose(metrics["gradient_norm"], np.linalg.norm(gradient), rtol=1e-4)
+        for name, mean in [
+            ("similar_distance", distance[similar].mean()),
+            ("dissimilar_distance", distance[~similar].mean()),
+            ("active_fraction", (hinge[~similar] > 0).mean()),
+        ]:
+            np.testing.assert_allclose(metrics[name], mean, rtol=1e-5, err_msg=name)
+
+
+def test_all_pairs_on_eight_devices_equal_one(source, model):
+    encode, optimizer, state = model
+    step = training.make_balanced_step(
+        training.make_all_pairs_step(encode, optimizer, augment=flip), classes=8, examples=4
+    )
+    want = _run(step, state, source)
+    assert want[0][-5:].mean() < want[0][:5].mean(), "it does not learn"
+    for strategy in ("shard_map", "pmap"):
+        _assert_close(_run(step, state, source, strategy=strategy, devices=8), want)
+
+
+def test_all_pairs_that_do_not_divide_are_refused(source, model):
+    encode, optimizer, state = model
+    step = training.make_balanced_step(training.make_all_pairs_step(encode, optimizer), 3, 3)
+    with pytest.raises(ValueError, match="9 images for 2 devices"):
+        _run(step, state, source, devices=2)
+    parts = training.make_all_pairs_step(encode, optimizer, microbatches=2)
+    with pytest.raises(ValueError, match="9 images and 2 microbatches"):
+        _run(training.make_balanced_step(parts, 3, 3), state, source)

@@ -1,7 +1,7 @@
-"""Labelled images, and the pairs drawn from them."""
+"""Labelled images, and the pairs and batches drawn from them."""
 
 from contrastive_jax.data.datasets import Dataset, Examples, load
-from contrastive_jax.data.draw import ClassIndex, draw_pairs, index_by_class
+from contrastive_jax.data.draw import ClassIndex, draw_balanced, draw_pairs, index_by_class
 from contrastive_jax.data.splits import hold_out, seen_classes
 from contrastive_jax.data.stream import stream_pairs
 
@@ -9,6 +9,7 @@ __all__ = [
     "ClassIndex",
     "Dataset",
     "Examples",
+    "draw_balanced",
     "draw_pairs",
     "hold_out",
     "index_by_class",

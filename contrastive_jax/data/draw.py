@@ -1,4 +1,4 @@
-"""Pairs drawn from class labels, on the device and as a function of a key alone."""
+"""Batches drawn from class labels, on the device and as a function of a key alone."""
 
 from typing import NamedTuple
 
@@ -111,3 +111,50 @@ def draw_pairs(
         index.members[index.starts[second] + j],
         1 - similar.astype(jnp.int32),
     )
+
+
+def draw_balanced(
+    key: jax.Array, index: ClassIndex, classes: int, examples: int
+) -> tuple[jax.Array, jax.Array]:
+    """Draws a batch of P classes and K examples of each, none of them twice.
+
+    Every set of P classes is as likely, and within a class every set of K members (Floyd's
+    sampling: Bentley and Floyd, Programming Pearls: A Sample of Brilliance, 1987). Of a class with
+    fewer members all are taken, and the places left are marked.
+
+    Args:
+      key: of this batch; the batch is a function of it.
+      index: of the examples.
+      classes: number of classes, P.
+      examples: number of examples of each, K.
+
+    Returns:
+      Positions of the examples and numbers of their classes, int32, `[P * K]` each, those of a
+      class side by side. The number is -1 where a class had too few members, and the position then
+      that of another example.
+
+    Raises:
+      ValueError: if there are fewer than P classes.
+    """
+    known = index.sizes.shape[0]
+    if not 0 < classes <= known or examples < 1:
+        raise ValueError(
+            f"a batch must have from 1 to {known} classes, as many as the data, and at least 1 "
+            f"example of each, got {classes} classes and {examples} examples"
+        )
+    of_classes, of_examples = jax.random.split(key)
+    chosen = jax.random.permutation(of_classes, known)[:classes].astype(jnp.int32)
+    sizes = index.sizes[chosen]
+
+    def add(taken: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
+        last = sizes - examples + k
+        drawn = jax.random.randint(jax.random.fold_in(of_examples, k), sizes.shape, 0, last + 1)
+        seen = jnp.any(taken == drawn[:, None], axis=1)
+        member = jnp.where(last < 0, -1, jnp.where(seen, last, drawn))
+        return taken.at[:, k].set(member), None
+
+    nothing = jnp.full((classes, examples), -1, jnp.int32)
+    members, _ = jax.lax.scan(add, nothing, jnp.arange(examples))
+    positions = index.members[index.starts[chosen][:, None] + jnp.maximum(members, 0)]
+    numbers = jnp.where(members < 0, -1, chosen[:, None])
+    return positions.ravel(), numbers.ravel()

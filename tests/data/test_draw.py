@@ -1,4 +1,4 @@
-"""Pairs: truth of their labels, share, balance, and what can not be drawn."""
+"""Batches: truth of their labels, share, balance, and what can not be drawn."""
 
 from fractions import Fraction
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrastive_jax.data import draw_pairs, index_by_class
+from contrastive_jax.data import draw_balanced, draw_pairs, index_by_class
 
 PROFILE = settings(deadline=None, max_examples=40, derandomize=True)
 
@@ -117,3 +117,46 @@ def test_wrong_input_is_refused():
         index_by_class(np.zeros(3))
     with pytest.raises(ValueError, match=r"similar_fraction must be in \[0, 1\], got 1.5"):
         index_by_class(np.arange(4) % 2, 1.5)
+
+
+@PROFILE
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5).filter(lambda s: max(s) > 1),
+    examples=st.integers(1, 8),
+    seed=st.integers(0, 1000),
+)
+def test_balanced_batches_hold_nothing_twice(sizes, examples, seed):
+    generator = np.random.default_rng(seed)
+    classes = generator.permutation(np.repeat(3 * np.arange(len(sizes)) + 1, sizes))
+    index = index_by_class(classes, 1.0)
+    count = 1 + seed % len(sizes)
+    positions, numbers = map(
+        np.asarray, draw_balanced(jax.random.key(seed), index, count, examples)
+    )
+    assert positions.shape == numbers.shape == (count * examples,)
+    kept = numbers >= 0
+    assert len(set(positions[kept])) == kept.sum()
+    for of_class in np.split(np.arange(count * examples), count):
+        real = of_class[kept[of_class]]
+        names = set(classes[positions[real]])
+        assert len(names) == len(set(numbers[real])) == 1
+        assert len(real) == min(examples, (classes == names.pop()).sum())
+    assert len(set(numbers[kept])) == count
+
+
+def test_balanced_batches_take_each_class_and_member_alike():
+    classes = np.repeat([0, 1, 2], [2, 5, 9])
+    index = index_by_class(classes)
+    keys = jax.random.split(jax.random.key(0), 6000)
+    positions, numbers = jax.vmap(lambda key: draw_balanced(key, index, 2, 3))(keys)
+    kept = np.asarray(numbers) >= 0
+    drawn = np.bincount(np.asarray(positions)[kept], minlength=16)
+    # Two of three classes; of a class of n members min(3, n) are taken.
+    expected = np.repeat([4000, 4000 * 3 / 5, 4000 * 3 / 9], [2, 5, 9])
+    np.testing.assert_allclose(drawn, expected, rtol=0.08)
+
+
+def test_balanced_batches_of_too_many_classes_are_refused():
+    index = index_by_class(np.repeat([0, 1], 4))
+    with pytest.raises(ValueError, match=r"from 1 to 2 classes, .* got 3 classes and 2 examples"):
+        draw_balanced(jax.random.key(0), index, 3, 2)
