@@ -24,7 +24,7 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Rectangle
 from matplotlib.path import Path as Outline
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
@@ -539,6 +539,48 @@ def training_curves(
             axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center")
         elif axes in (distance, validation):
             _legend(axes, above=0.98)
+    return figure
+
+
+@_styled
+def growth(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) -> Figure:
+    """Draws time and memory over the size of a batch, both axes logarithmic.
+
+    Args:
+      curves: sizes, seconds and bytes, `[S]` each and above 0, by the name that the legend shows.
+
+    Returns:
+      The figure, with a line of the slope of B^2 beside the times and of B beside the memory.
+
+    Raises:
+      ValueError: if there is no curve, or one is not three `[S]` of numbers above 0.
+    """
+    if not curves:
+        raise ValueError("curves must hold at least one, got none")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    titles = ("seconds", "additional memory (MB)")
+    for k, (name, curve) in enumerate(curves.items()):
+        sizes, seconds, memory = (np.asarray(part, np.float64) for part in curve)
+        if not (sizes.shape == seconds.shape == memory.shape and sizes.ndim == 1 and sizes.size):
+            shapes = f"{sizes.shape}, {seconds.shape} and {memory.shape}"
+            raise ValueError(f"curve {name!r} must be three [S], got {shapes}")
+        if min(sizes.min(), seconds.min(), memory.min()) <= 0:
+            raise ValueError(f"sizes, seconds and bytes of curve {name!r} must be above 0")
+        line = (*_LINES, {"color": BLUE, "linestyle": "-"})[k % 5]
+        for axes, values in zip(panels, (seconds, memory / 1e6), strict=True):
+            axes.plot(sizes, values, label=name, marker=_MARKERS[k], markersize=4.5, **line)
+    for axes, title, power in zip(panels, titles, (2, 1), strict=True):
+        first = axes.lines[0]
+        sizes, values = (np.asarray(part, np.float64) for part in first.get_data())
+        guide = 0.4 * values[-1] * (sizes / sizes[-1]) ** power
+        label = "slope of B²" if power == 2 else "slope of B"
+        axes.plot(sizes, guide, label=label, color="#8C8C8C", linewidth=1.2, linestyle=(0, (1, 2)))
+        axes.set(yscale="log", xlabel="rows of the batch, B", ylabel=title)
+        axes.set_xscale("log", base=2)
+        axes.margins(x=0.1)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.legend(loc="best", fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
     return figure
 
 

@@ -93,6 +93,14 @@ def _roc(**kwargs):
     return plots.roc(curves, **kwargs)
 
 
+def _curves():
+    sizes = 2.0 ** np.arange(10, 17)
+    return {
+        f"contender {k}": (sizes, 10.0**-k * sizes**2, 100 * sizes**power)
+        for k, power in enumerate((2, 1, 1), start=6)
+    }
+
+
 LONG = [f"an exceedingly long name of class {k}" for k in range(100)]
 FIGURES = {
     "loss": lambda: plots.loss_curve(_contrastive, 1.0),
@@ -115,6 +123,7 @@ FIGURES = {
     "gallery of rgb": lambda: _gallery((12, 16, 3), names=LONG),
     "smallest gallery": lambda: _gallery((8, 8, 1), 1, queries=(0,)),
     "training": lambda: plots.training_curves(list(_records()), margin=1.4),
+    "growth": lambda: plots.growth(_curves()),
     "training without validation": lambda: plots.training_curves([{"step": 1, "loss": 0.0}]),
 }
 
@@ -678,6 +687,34 @@ def test_gallery_rejects(change, message):
 
 
 # Training
+
+
+def test_growth_draws_each_contender_beside_the_slopes():
+    time, memory = plots.growth(_curves()).axes
+    for axes, part, power in ((time, 1, 2), (memory, 2, 1)):
+        *drawn, guide = axes.lines
+        assert axes.get_xscale() == axes.get_yscale() == "log"
+        for line, (name, curve) in zip(drawn, _curves().items(), strict=True):
+            assert line.get_label() == name
+            np.testing.assert_array_equal(line.get_xdata(), curve[0])
+            np.testing.assert_allclose(line.get_ydata(), curve[part] / (1e6 if part == 2 else 1))
+        x, y = guide.get_data()
+        np.testing.assert_allclose(y[-1] / y[0], (x[-1] / x[0]) ** power)
+    looks = {(line.get_color(), line.get_linestyle()) for line in time.lines}
+    assert len(looks) == 4
+
+
+@pytest.mark.parametrize(
+    ("curves", "message"),
+    [
+        ({}, "at least one"),
+        ({"a": ([1, 2], [1], [1, 2])}, "curve 'a' must be three"),
+        ({"a": ([1], [0], [1])}, "of curve 'a' must be above 0"),
+    ],
+)
+def test_growth_rejects(curves, message):
+    with pytest.raises(ValueError, match=message):
+        plots.growth(curves)
 
 
 def test_training_curves_smooth_over_the_raw_values():
