@@ -1,5 +1,6 @@
 """The loss over all pairs of a batch, in memory linear in its size."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
@@ -14,7 +15,7 @@ from contrastive_jax.checks import check_values
 from contrastive_jax.distances import euclidean
 from contrastive_jax.losses import contrastive
 from contrastive_jax.products import as_product, is_symmetric
-from contrastive_jax.streaming import Side, pair_sums
+from contrastive_jax.streaming import Side, kept, pair_sums
 from contrastive_jax.tiles import Parameters, Sums, Task, axes_of, varying
 
 Reduction = Literal["mean", "balanced", "active", "sum"]
@@ -55,11 +56,13 @@ def all_pairs_loss(
     The relative error of a distance stays below 1e-4 in float32, from 1e-6 to 2 on unit vectors and
     likewise on longer ones. The squares of the entries must neither over- nor underflow: norms lie
     within 1e-15 and 1e15 in float32. Any other distance is computed pair by pair, as `pair_loss`
-    does.
+    does, and so are pairs of different classes that are closer than a twentieth of what the batch
+    extends to: where most are, the walk takes as long as for such a distance.
 
     *Derivatives.* Gradients, by embeddings, references, the margin and whatever `loss` and
     `distance` close over, are exact; weights are constants. Forward mode and second derivatives
-    need `method="autodiff"`.
+    need `method="autodiff"`. Called outside of `jax.jit`, a loss or distance that is not a function
+    of a module, but a lambda, a closure or a `functools.partial`, is compiled anew at each call.
 
     *Devices.* With an axis name, of `jax.pmap`, `jax.shard_map` or `jax.vmap`, each device passes
     its own rows and the pairs are those of all rows together, which visit each other in a ring. The
@@ -211,8 +214,8 @@ def _sums(
         raise ValueError("method 'autodiff' runs on one device: it takes no axis_name")
     if tile is None:
         tile = 512 if jax.default_backend() == "cpu" else 2048
-    if tile < 8 or tile % 8:
-        raise ValueError(f"tile must be a multiple of 8 and above 0, got {tile}")
+    if not isinstance(tile, int) or tile < 8 or tile % 8:
+        raise ValueError(f"tile must be a whole multiple of 8 and above 0, got {tile}")
     x = _side("", *rows)
     y = None if columns[0] is None else _side("reference_", *columns)
     if y is None and any(column is not None for column in columns):
@@ -221,7 +224,9 @@ def _sums(
         chex.assert_equal_shape_suffix(
             [x.vectors, y.vectors], 1, custom_message="embeddings and references: [B, D], [R, D]"
         )
-        chex.assert_type(y.vectors, x.vectors.dtype)
+        chex.assert_type(
+            y.vectors, x.vectors.dtype, custom_message="references are not of embeddings' dtype"
+        )
     dtype = jnp.promote_types(x.vectors.dtype, jnp.float32)
     if margin is not None:
         chex.assert_rank(margin, 0, custom_message="margin must be a scalar")
@@ -263,6 +268,10 @@ def _side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:
     expected = {"custom_message": f"expected {name}: [N, D], {prefix}classes: [N] and weights: [N]"}
     if classes is None:
         raise ValueError(f"{name} need {prefix}classes")
+    if isinstance(classes, jax.core.Tracer) and jnp.issubdtype(classes.dtype, jnp.unsignedinteger):
+        classes = classes.astype(jnp.int32)
+    # Before they become arrays of JAX, which may be narrower.
+    check_values(**{f"{prefix}classes": classes})
     vectors, classes = jnp.asarray(vectors), jnp.asarray(classes)
     given = [] if weights is None else [jnp.asarray(weights)]
     chex.assert_rank([vectors, classes, *given], [2, 1, *[1] * len(given)], **expected)
@@ -270,62 +279,75 @@ def _side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:
     chex.assert_type(vectors, float)
     chex.assert_type(classes, int)
     chex.assert_axis_dimension_gt(vectors, 1, 0)
-    check_values(
-        **{
-            f"{prefix}classes": classes,
-            name: jnp.where((classes == -1)[:, None], 0, vectors),
-            **{f"{prefix}weights": weight for weight in given},
-        }
-    )
+    if jnp.issubdtype(classes.dtype, jnp.unsignedinteger):
+        classes = classes.astype(jnp.int32)
     # Derived from the classes, so that under `jax.shard_map` they differ where those do.
     ones = (classes == classes).astype(jnp.promote_types(vectors.dtype, jnp.float32))
-    return Side(vectors, classes, given[0] if given else ones)
+    side = Side(vectors, classes, given[0] if given else ones)
+    values = {f"{prefix}weights": weight for weight in given} | {name: kept(side).vectors}
+    check_values(**values)
+    return side
 
 
 def _hoisted(
     name: str, function: Callable[..., jax.Array], examples: tuple[jax.Array, ...]
 ) -> tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]:
-    """Turns traced values that a function closes over into arguments after its own."""
+    """Turns traced values that a function closes over into arguments after its own.
+
+    A function that may hold a state of its own becomes a new one, so that no program compiled for
+    an earlier state is taken for it.
+    """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
-    if getattr(shape, "shape", None) != ():
-        raise AssertionError(f"{name} must return a scalar, got {shape}")
-    if not any(isinstance(value, jax.core.Tracer) for value in closed.consts):
-        return function, ()
+    if getattr(shape, "shape", None) != () or not jnp.isrealobj(shape):
+        raise AssertionError(f"{name} must return a real scalar, got {shape}")
+    consts = closed.consts
+    traced = [k for k, value in enumerate(consts) if isinstance(value, jax.core.Tracer)]
+    if not traced:
+        return (function if _is_stateless(function) else lambda *a: function(*a)), ()
     axes = axes_of(examples[0])
-    for value in closed.consts:
+    for k in traced:
         # A collective of JAX's own would else stand inside of loops that end at different times.
-        if missing := axes - axes_of(value):
+        if missing := axes - axes_of(consts[k]):
             raise ValueError(
-                f"{name} closes over a value {jax.typeof(value)} that is the same along "
+                f"{name} closes over a value {jax.typeof(consts[k])} that is the same along "
                 f"{', '.join(map(str, missing))}, where the embeddings differ; close over "
                 f"jax.lax.pcast(value, {tuple(missing)}, to='varying') instead"
             )
+    # Of the constants only those that are known may be kept.
+    jaxpr, own_count = closed.jaxpr, len(examples)
+    known = [None if k in traced else value for k, value in enumerate(consts)]
 
     def hoisted(*arguments: jax.Array) -> jax.Array:
-        own, values = arguments[: len(examples)], arguments[len(examples) :]
-        result: jax.Array = jax.core.eval_jaxpr(closed.jaxpr, values, *own)[0]
+        own, values = arguments[:own_count], list(known)
+        for k, value in zip(traced, arguments[own_count:], strict=True):
+            values[k] = value
+        result: jax.Array = jax.core.eval_jaxpr(jaxpr, values, *own)[0]
         return result
 
-    return hoisted, tuple(closed.consts)
+    return hoisted, tuple(consts[k] for k in traced)
+
+
+def _is_stateless(function: Any) -> bool:
+    """Whether a function is one of a module, which holds nothing."""
+    while isinstance(function, _WithMargin | _Swapped):
+        (function,) = function
+    return inspect.isfunction(function) and function.__closure__ is None
 
 
 def _by_autodiff(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Sums:
     """The sums row by row, by transformations of the scalar functions alone."""
-    columns = x if y is None else y
-    dtype = jnp.promote_types(x.vectors.dtype, jnp.float32)
     x, columns = (
-        Side(
-            jnp.where((side.classes < 0)[:, None], 0, side.vectors).astype(dtype),
-            side.classes,
-            lax.stop_gradient(jnp.where(side.classes < 0, 0, side.weights).astype(dtype)),
-        )
-        for side in (x, columns)
+        side._replace(weights=lax.stop_gradient(side.weights))
+        for side in (kept(x), kept(x if y is None else y))
     )
+    dtype = x.vectors.dtype
     kinds = 2 if task.by_label else 1
 
     def of_row(row: Side, weights: jax.Array) -> Sums:
-        stand_in = columns.vectors[jnp.argmax(weights > 0)]
         labels = (row.classes != columns.classes).astype(jnp.int32)
+        spare = jnp.argmax(weights > 0)
+        stand_in = columns.vectors[spare]
+        their_labels = jnp.where(weights > 0, labels, labels[spare])
 
         def one(b: jax.Array, label: jax.Array, weight: jax.Array) -> jax.Array:
             b = jnp.where(weight > 0, b, stand_in)
@@ -333,7 +355,7 @@ def _by_autodiff(task: Task, x: Side, y: Side | None, parameters: Parameters) ->
             distance = task.distances[0](row.vectors, b, *parameters.distance)
             return task.loss(distance, label, *parameters.loss)
 
-        losses = jax.vmap(one)(columns.vectors, labels, weights).astype(dtype)
+        losses = jax.vmap(one)(columns.vectors, their_labels, weights).astype(dtype)
 
         def total(values: jax.Array) -> jax.Array:
             kind = labels if kinds == 2 else 0 * labels
@@ -358,4 +380,6 @@ def _by_autodiff(task: Task, x: Side, y: Side | None, parameters: Parameters) ->
     zero = jnp.zeros(kinds, dtype) + jnp.sum(x.vectors * 0) + jnp.sum(columns.vectors * 0)
     nothing = jax.tree.map(jnp.zeros_like, Sums(zero, zero, zero))
     start = Sums(zero, zero * 0, zero * 0)
+    if not (len(x.weights) and len(columns.weights)):
+        return start
     return lax.scan(add_row, start, (jnp.arange(len(x.weights)), x))[0]

@@ -28,7 +28,10 @@ _Rule = tuple[str, Callable[[Any], Any]]
 
 _FINITE: _Rule = ("finite", lambda x: abs(x) < math.inf)
 _LABEL: _Rule = ("0 (similar) or 1 (dissimilar)", lambda x: (x == 0) | (x == 1))
-_CLASS: _Rule = ("at least 0, or -1 for a row to ignore", lambda x: x >= -1)
+_CLASS: _Rule = (
+    "from 0 to 2^31 - 1, or -1 for a row to ignore",
+    lambda x: (x >= -1) & (x <= np.iinfo(np.int32).max),
+)
 _WEIGHT: _Rule = ("at least 0 and finite", lambda x: (x >= 0) & (x < math.inf))
 _RULES: dict[str, _Rule] = {
     "a": _FINITE,

@@ -27,6 +27,8 @@ class Product(NamedTuple):
     """Whether points have length 1, or 0 where a vector has no direction."""
     bends_at_antipodes: bool = False
     """Whether the distance has a corner where the squared distance is 4."""
+    linear: bool = False
+    """Whether points are linear in the vectors, by factors that are the parameters."""
 
 
 def as_product(distance: Callable[..., jax.Array]) -> tuple[Product | None, dict[str, Any]]:
@@ -39,10 +41,12 @@ def as_product(distance: Callable[..., jax.Array]) -> tuple[Product | None, dict
       The product, or None, and the bound parameters of the distance by name.
     """
     if isinstance(distance, functools.partial):
-        if distance.func is distances.mahalanobis and [*distance.keywords] == ["factor"]:
-            return (None if distance.args else _MAHALANOBIS), dict(distance.keywords)
+        factor_alone = not distance.args and [*distance.keywords] == ["factor"]
+        if distance.func is distances.mahalanobis and factor_alone:
+            return _MAHALANOBIS, dict(distance.keywords)
         return None, {}
-    return _PRODUCTS.get(distance), {}
+    # By identity, as a user's distance need not be hashable.
+    return next((product for known, product in _PRODUCTS if known is distance), None), {}
 
 
 def is_symmetric(distance: Callable[..., jax.Array]) -> bool:
@@ -89,13 +93,14 @@ def _mapped(x: jax.Array, factor: jax.Array) -> jax.Array:
     return jnp.matmul(x, factor.astype(x.dtype).T, precision=lax.Precision.HIGHEST)
 
 
-_MAHALANOBIS = Product(_mapped, _root, squared=True)
-_PRODUCTS: dict[Callable[..., jax.Array], Product] = {
-    distances.euclidean: Product(None, _root, squared=True),
-    distances.squared_euclidean: Product(None, lambda square: square, squared=True),
-    distances.cosine: Product(_directions, lambda square: square / 2, True, on_sphere=True),
-    distances.angular: Product(
-        _directions, _arc, squared=True, on_sphere=True, bends_at_antipodes=True
+_MAHALANOBIS = Product(_mapped, _root, squared=True, linear=True)
+_PRODUCTS: tuple[tuple[Callable[..., jax.Array], Product], ...] = (
+    (distances.euclidean, Product(None, _root, squared=True)),
+    (distances.squared_euclidean, Product(None, lambda square: square, squared=True)),
+    (distances.cosine, Product(_directions, lambda square: square / 2, True, on_sphere=True)),
+    (
+        distances.angular,
+        Product(_directions, _arc, squared=True, on_sphere=True, bends_at_antipodes=True),
     ),
-    distances.negative_dot: Product(None, lambda product: -product, squared=False),
-}
+    (distances.negative_dot, Product(None, lambda product: -product, squared=False)),
+)

@@ -17,6 +17,7 @@ from jax import lax
 
 from contrastive_jax.tiles import (
     Carry,
+    Context,
     Gradient,
     Parameters,
     Rows,
@@ -28,9 +29,13 @@ from contrastive_jax.tiles import (
     axes_of,
     block_of,
     no_gradient,
+    plus,
     points_of,
     varying,
 )
+
+# Rows whose median is the centre of all.
+_SAMPLE = 64
 
 
 class Side(NamedTuple):
@@ -86,13 +91,18 @@ def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Su
         # something else is. So what is not wanted is empty, and dtypes are those of empty arrays.
         empty = jnp.zeros((0, 0, 0), x.vectors.dtype)
         of_x, of_y = (empty if gradient is None else gradient for gradient in gradients[:2])
-        of_parameters = gradients[2] or (jax.tree.map(jnp.zeros_like, parameters),) * kinds
-        residuals = of_x, of_y, of_parameters, x.vectors[:0], (x if y is None else y).vectors[:0]
+        none = varying(jax.tree.map(_zeros, parameters), axes_of(x.vectors))
+        of_parameters = gradients[2] or (none,) * kinds
+        like = x.vectors[:0], (x if y is None else y).vectors[:0], jax.tree.map(_empty, parameters)
+        residuals = of_x, of_y, of_parameters, like
         return jax.tree.map(lambda total: times * total, result), residuals
 
     def backward(residuals: Any, cotangent: Sums) -> Any:
-        of_x, of_y, of_parameters, *like = residuals
-        slope = times * cotangent.loss
+        of_x, of_y, of_parameters, like = residuals
+        slope = cotangent.loss
+        if isinstance(slope, jax.custom_derivatives.SymbolicZero):
+            slope = jnp.zeros(kinds)
+        slope = times * slope
 
         def of_side(gradient: jax.Array, like: jax.Array) -> Side | None:
             if not len(gradient):
@@ -100,13 +110,16 @@ def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Su
             of_vectors = jnp.einsum("k,knd->nd", slope, gradient).astype(like.dtype)
             return Side(of_vectors, None, None)  # type: ignore[arg-type]
 
-        def of_parameter(*parts: jax.Array) -> jax.Array:
-            return sum((s * part for s, part in zip(slope, parts, strict=True)), start=0 * parts[0])
+        def of_parameter(like: jax.Array | None, *parts: jax.Array) -> jax.Array | None:
+            if like is None:
+                return None
+            terms = [s * part for s, part in zip(slope, parts, strict=True)]
+            return jnp.asarray(sum(terms), like.dtype)
 
         return (
             of_side(of_x, like[0]),
             of_side(of_y, like[1]),
-            jax.tree.map(of_parameter, *of_parameters),
+            jax.tree.map(of_parameter, like[2], *of_parameters, is_leaf=lambda x: x is None),
         )
 
     sums.defvjp(forward, backward, symbolic_zeros=True)
@@ -115,17 +128,30 @@ def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Su
     return sums(*varying(arguments, axes))
 
 
+def _zeros(parameter: jax.Array) -> jax.Array:
+    """Where its gradient is added up: in float32 at least, and for an integer or a key, nothing."""
+    if not jnp.issubdtype(parameter.dtype, jnp.inexact):
+        return jnp.zeros(())
+    return jnp.zeros(parameter.shape, jnp.promote_types(parameter.dtype, jnp.float32))
+
+
+def _empty(parameter: jax.Array) -> jax.Array | None:
+    """Of its dtype; None for an integer or a key, which have no gradient."""
+    inexact = jnp.issubdtype(parameter.dtype, jnp.inexact)
+    return jnp.zeros((0,), parameter.dtype) if inexact else None
+
+
 def _walk(
     task: Task, x: Side, y: Side | None, parameters: Parameters, wanted: Wanted
 ) -> tuple[Sums, jax.Array | None, jax.Array | None, tuple[Parameters, ...]]:
     """Sums over the pairs of all devices, and the gradients of them, `[K, N, D]` and K times."""
     axis = task.axis_name
     kinds = 2 if task.by_label else 1
-    sides = [_sorted(task, side, parameters) for side in (x, y) if side is not None]
+    sides = [_sorted(task, side) for side in (x, y) if side is not None]
     orders = [order for _, order in sides]
-    centre = _centre(task, [rows for rows, _ in sides])
-    rows, *others = [_measured(task, side, centre) for side, _ in sides]
-    add = partial(_add_tiles, task, centre, parameters, wanted)
+    context = Context(task, parameters, wanted, None, None)
+    (rows, *others), context = _measured(context, [rows for rows, _ in sides])
+    add = partial(_add_tiles, context)
 
     def nothing(rows: Rows) -> Gradient:
         return no_gradient(task, rows, kinds)
@@ -135,9 +161,7 @@ def _walk(
         Sums(zero, zero, zero),
         nothing(rows) if wanted.rows and y is not None else None,
         nothing((rows, *others)[-1]) if wanted.columns else None,
-        tuple(jax.tree.map(jnp.zeros_like, parameters) for _ in range(kinds))
-        if wanted.parameters
-        else (),
+        tuple(jax.tree.map(_zeros, parameters) for _ in range(kinds)) if wanted.parameters else (),
     )
     carry = varying(carry, axes_of(rows.vectors))
     if y is None:
@@ -161,7 +185,7 @@ def _walk(
         gradients = [carry.rows, carry.columns]
 
     # A NaN or an infinity shows, whatever the loss makes of its distances.
-    bad = sum(jnp.sum(side.vectors * 0) for side in (rows, *others))
+    bad = sum(jnp.sum(side.vectors * 0) + jnp.sum(side.weights * 0) for side in (rows, *others))
     sums = carry.sums._replace(loss=carry.sums.loss + bad)
     if axis is not None:
         sums = lax.psum(sums, axis)
@@ -171,10 +195,10 @@ def _walk(
         if gradient is None:
             of_sides.append(None)
             continue
-        of_vectors, more = _finished(task, side, gradient, centre, parameters)
+        of_vectors, more = _finished(context, side, gradient)
         if wanted.parameters and more:
             of_parameters = tuple(
-                p._replace(distance=jax.tree.map(jnp.add, p.distance, m))
+                p._replace(distance=jax.tree.map(plus, p.distance, m))
                 for p, m in zip(of_parameters, more, strict=True)
             )
         of_sides.append(jnp.take(of_vectors, jnp.argsort(order), axis=1))
@@ -222,70 +246,99 @@ def _passed_on(tree: Any, axis: Any, steps: int) -> Any:
     return jax.tree.map(lambda x: lax.ppermute(x, axis, route), tree)
 
 
-def _sorted(task: Task, side: Side, parameters: Parameters) -> tuple[Rows, jax.Array]:
-    """Rows by class, and for each sorted row its place before, padding included."""
+def kept(side: Side) -> Side:
+    """Rows in float32 at least, with zeros where they are to be ignored, whatever they hold."""
+    ignored = (side.classes < 0) | (side.weights == 0)
+    dtype = jnp.promote_types(side.vectors.dtype, jnp.float32)
+    return Side(
+        jnp.where(ignored[:, None], 0, side.vectors.astype(dtype)),
+        jnp.where(ignored, -1, side.classes),
+        jnp.where(ignored, 0, side.weights.astype(dtype)),
+    )
+
+
+def _sorted(task: Task, side: Side) -> tuple[Rows, jax.Array]:
+    """Rows by class, and for each sorted row its place before."""
     count = len(side.classes)
     blocks = -(-count // task.tile) or 1
     block = -(-count // (8 * blocks)) * 8 or 8
     padding = blocks * block - count
-    ignored = (side.classes < 0) | (side.weights == 0)
+    vectors, classes, weights = kept(side)
     last = np.iinfo(np.int32).max
-    classes = jnp.where(ignored, last, side.classes.astype(jnp.int32))
+    classes = jnp.where(classes < 0, last, classes.astype(jnp.int32))
     order = jnp.argsort(classes, stable=True)
-    vectors = side.vectors.astype(jnp.promote_types(side.vectors.dtype, jnp.float32))
-    # What is ignored may hold anything, NaN included.
-    vectors = jnp.where(ignored[:, None], 0, vectors)[order]
-    weights = jnp.where(ignored, 0, side.weights.astype(vectors.dtype))[order]
     zeros = jnp.zeros(blocks * block, vectors.dtype)
     rows = Rows(
-        vectors=jnp.pad(vectors, ((0, padding), (0, 0))),
+        vectors=jnp.pad(vectors[order], ((0, padding), (0, 0))),
         points=None,
         norms=zeros,
         blur=zeros,
         classes=jnp.pad(classes[order], (0, padding), constant_values=last),
-        weights=jnp.pad(weights, (0, padding)),
+        weights=jnp.pad(weights[order], (0, padding)),
     )
-    if task.product and task.product.points:
-        rows = rows._replace(points=task.product.points(rows.vectors, *parameters.distance))
     return varying(rows, axes_of(rows.vectors)), order
 
 
-def _centre(task: Task, sides: list[Rows]) -> jax.Array | None:
-    """The mean point: the less far out the points, the more digits a product keeps."""
-    if not (task.product and task.product.squared):
-        return None
-    total: Any = sum(jnp.sum(points_of(rows), axis=0) for rows in sides)
-    count: Any = sum(jnp.sum(rows.weights > 0) for rows in sides)
-    if task.axis_name is not None:
-        total, count = lax.psum((total, count), task.axis_name)
-    centre: jax.Array = total / jnp.maximum(count, 1)
-    return centre
+def _measured(context: Context, sides: list[Rows]) -> tuple[list[Rows], Context]:
+    """The rows with their points and how far those are from a centre, and the context with it."""
+    task, parameters = context.task, context.parameters
+    product = task.product
+    if product is None:
+        return sides, context
+    if product.linear:
+        context = context._replace(origin=_centre(task, sides))
+    if product.points is not None:
+        sides = [
+            rows._replace(points=_points(context, rows.vectors, *parameters.distance))
+            for rows in sides
+        ]
+    if not product.squared:
+        return sides, context
+    centre = _centre(task, sides)
+    measured = []
+    for rows in sides:
+        points = points_of(rows)
+        rows = rows._replace(norms=jnp.sum((points - centre) ** 2, axis=1))
+        if product.on_sphere:
+            # A vector without direction is perpendicular to every other, and its square 2.
+            rows = rows._replace(norms=rows.norms + jnp.all(points == 0, axis=1))
+        if product.points is not None:
+            # Points rounded by eps times their size are known to eps^0.5 from eps^0.5 of it on.
+            size = jnp.sum(points * points, axis=1)
+            if product.linear:
+                size = jnp.sum((rows.vectors - cast(jax.Array, context.origin)) ** 2, axis=1)
+                size *= sum(
+                    jnp.sum(factor.astype(size.dtype) ** 2) for factor in parameters.distance
+                )
+            rows = rows._replace(blur=64 * np.finfo(points.dtype).eps * size)
+        measured.append(rows)
+    return measured, context._replace(centre=centre)
 
 
-def _measured(task: Task, rows: Rows, centre: jax.Array | None) -> Rows:
-    if centre is None:
-        return rows
-    points = points_of(rows)
-    norms = jnp.sum((points - centre) ** 2, axis=1)
-    if task.product and task.product.on_sphere:
-        # A vector without direction is perpendicular to every other, and its square 2.
-        norms += jnp.all(points == 0, axis=1)
-    if rows.points is None:
-        return rows._replace(norms=norms)
-    # Of the distance of two points that were rounded, eps^0.5 is then known.
-    return rows._replace(
-        norms=norms, blur=64 * np.finfo(norms.dtype).eps * jnp.sum(points * points, axis=1)
-    )
+def _points(context: Context, vectors: jax.Array, *of_distance: jax.Array) -> jax.Array:
+    if context.origin is not None:
+        vectors = vectors - context.origin
+    points: jax.Array = context.task.product.points(vectors, *of_distance)  # type: ignore[union-attr, misc]
+    return points
 
 
-def _finished(
-    task: Task,
-    rows: Rows,
-    gradient: Gradient,
-    centre: jax.Array | None,
-    parameters: Parameters,
-) -> tuple[jax.Array, list[Any]]:
+def _centre(task: Task, sides: list[Rows]) -> jax.Array:
+    """A point in the middle: the less far out the others, the more digits a product keeps.
+
+    It is the median of some rows, as a mean would follow a single row that lies far away.
+    """
+    some = []
+    for rows in sides:
+        count = jnp.sum(rows.weights > 0)
+        places = (jnp.arange(_SAMPLE) * count) // _SAMPLE
+        some.append(points_of(rows)[places])
+    centre = jnp.median(jnp.concatenate(some), axis=0)
+    return centre if task.axis_name is None else lax.pmean(centre, task.axis_name)
+
+
+def _finished(context: Context, rows: Rows, gradient: Gradient) -> tuple[jax.Array, list[Any]]:
     """The gradient of the vectors, and of the parameters of the points."""
+    task, parameters, centre = context.task, context.parameters, context.centre
     if gradient.points is None:
         return jnp.swapaxes(gradient.vectors, 1, 2), []
     of_points = jnp.swapaxes(gradient.points, 1, 2)
@@ -293,17 +346,14 @@ def _finished(
         of_points += gradient.scale[..., None] * (points_of(rows) - centre)
     if task.product is None or task.product.points is None:
         return of_points, []
-    _, pull = jax.vjp(task.product.points, rows.vectors, *parameters.distance)
+    _, pull = jax.vjp(partial(_points, context), rows.vectors, *parameters.distance)
     pulled = [pull(one) for one in of_points]
     of_vectors = jnp.stack([one[0] for one in pulled]) + jnp.swapaxes(gradient.vectors, 1, 2)
     return of_vectors, [tuple(one[1:]) for one in pulled]
 
 
 def _add_tiles(
-    task: Task,
-    centre: jax.Array | None,
-    parameters: Parameters,
-    wanted: Wanted,
+    context: Context,
     x: Rows,
     y: Rows | None,
     carry: Carry,
@@ -315,6 +365,7 @@ def _add_tiles(
 
     Of each row of tiles those from `(row + colour) % stride` on, by `stride`.
     """
+    task, wanted, centre = context.task, context.wanted, context.centre
     columns = x if y is None else y
     height, width = (_block_size(task, rows) for rows in (x, columns))
     tiles = len(columns.norms) // width
@@ -334,9 +385,7 @@ def _add_tiles(
             left = (first + k * stride) * width
             other = block_of(columns, left, width)
             above = top if y is None else None
-            return add_tile(
-                task, centre, parameters, wanted, block, across, other, above, left, carry
-            )
+            return add_tile(context, block, across, other, above, left, carry)
 
         # Summed by rows of tiles first: a sum of many tiles one by one would lose digits.
         sums = jax.tree.map(jnp.zeros_like, carry.sums)

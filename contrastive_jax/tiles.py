@@ -89,12 +89,28 @@ class Gradient(NamedTuple):
 
 
 class Wanted(NamedTuple):
+    """Of what the gradient is asked for."""
+
     rows: bool
     columns: bool
     parameters: bool
 
 
+class Context(NamedTuple):
+    """What stays the same through a walk."""
+
+    task: Task
+    parameters: Parameters
+    wanted: Wanted
+    origin: jax.Array | None
+    """Of the vectors, where points are linear in them and taken from it."""
+    centre: jax.Array | None
+    """Of the points, where squared distances are taken from it."""
+
+
 class Carry(NamedTuple):
+    """What a walk adds to."""
+
     sums: Sums
     rows: Gradient | None
     columns: Gradient | None
@@ -102,10 +118,7 @@ class Carry(NamedTuple):
 
 
 def add_tile(
-    task: Task,
-    centre: jax.Array | None,
-    parameters: Parameters,
-    wanted: Wanted,
+    context: Context,
     x: Rows,
     across: jax.Array | None,
     y: Rows,
@@ -117,6 +130,7 @@ def add_tile(
 
     The rows of `y` begin at `left`. Where those of `x` are of the same set they begin at `top`.
     """
+    task, centre = context.task, context.centre
     product = task.product
 
     def labelled() -> tuple[jax.Array, jax.Array]:
@@ -128,10 +142,10 @@ def add_tile(
             weights = jnp.where(before, weights, 0)
         return labels, weights
 
-    by_pairs = partial(_add_by_pairs, task, parameters, wanted, x.vectors, y.vectors, left)
+    by_pairs = partial(_add_by_pairs, context, x.vectors, y.vectors, left)
     if product is None:
         return by_pairs(*labelled(), carry)
-    by_product = partial(_add_by_product, task, parameters, wanted, left)
+    by_product = partial(_add_by_product, context, left)
     if centre is None or across is None:
         u, v = points_of(x), points_of(y)
         return by_product(u, u.T, v, _inner(task, u, v), *labelled(), carry)
@@ -168,12 +182,19 @@ def add_tile(
         # Measured again: to hand over whole tiles would slow down those that have nothing close.
         labels, weights = labelled()
         weights = jnp.where(squares()[1] < 0, weights, 0)
-        first = points_of(x)[jnp.searchsorted(x.classes, x.classes)]
-        same = jnp.minimum(jnp.searchsorted(x.classes, y.classes), len(first) - 1)
-        u, v = points_of(x) - first, points_of(y) - points_of(x)[same]
+        rows, columns = (x.vectors, y.vectors) if product.linear else (points_of(x), points_of(y))
+        first = jnp.searchsorted(x.classes, x.classes)
+        same = jnp.minimum(jnp.searchsorted(x.classes, y.classes), len(rows) - 1)
+        u, v = rows - rows[first], columns - rows[same]
+        if product.linear and product.points is not None:
+            u, v = (product.points(w, *context.parameters.distance) for w in (u, v))
         own = jnp.sum(u * u, axis=1)[:, None] + jnp.sum(v * v, axis=1)
         square = own - 2 * _inner(task, u, v)
-        good = (labels == 0) & (square >= least * own + (x.blur[:, None] + y.blur))
+        known = least * own
+        if product.points is not None and not product.linear:
+            known += x.blur[:, None] + y.blur
+        # Not where both are 0: such points may coincide, or differ by less than has a square.
+        good = (labels == 0) & (square > known)
         if product.bends_at_antipodes:
             good &= square < 2
         kept = jnp.where(good, weights, 0)
@@ -192,9 +213,7 @@ def _inner(task: Task, u: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _add_by_product(
-    task: Task,
-    parameters: Parameters,
-    wanted: Wanted,
+    context: Context,
     left: jax.Array,
     u: jax.Array,
     across: jax.Array,
@@ -211,9 +230,12 @@ def _add_by_product(
     Without labels and weights all are dissimilar and of weight 1. `direct` adds the whole gradient
     at once, for points other than those of the rows.
     """
+    task, parameters, wanted, *_ = context
     of, squared = task.product.of, task.product.squared  # type: ignore[union-attr]
 
-    def losses(values: jax.Array, parameters: tuple[jax.Array, ...]) -> jax.Array:
+    def losses(
+        parameters: tuple[jax.Array, ...], values: jax.Array, labels: jax.Array | None
+    ) -> jax.Array:
         def one(value: jax.Array, label: jax.Array) -> jax.Array:
             return task.loss(of(value), label, *parameters)
 
@@ -221,27 +243,40 @@ def _add_by_product(
         axes = None if labels is None else 0
         return jax.vmap(jax.vmap(one, (0, axes)), (0, axes))(values, label).astype(values.dtype)
 
-    if weights is not None:
-        # Nothing infinite may come from pairs that do not count.
-        values = jnp.where(weights > 0, values, 1)
     if not any(wanted):
-        return _counted(task, carry, losses(values, parameters.loss), labels, weights)
-    found, pull = jax.vjp(losses, values, parameters.loss)
+        found = losses(parameters.loss, values, labels)
+        return _counted(task, carry, found, labels, weights)
+    found, pull = jax.vjp(lambda values: losses(parameters.loss, values, labels), values)
     carry = _counted(task, carry, found, labels, weights)
-    kinds = range(len(carry.sums.loss)) if labels is not None else [len(carry.sums.loss) - 1]
-    ones = jnp.ones_like(found) if weights is None else weights
-    rows, columns, of_parameters = carry.rows, carry.columns, list(carry.parameters)
+    count = len(carry.sums.loss)
+    kinds = range(count) if labels is not None else [count - 1]
     if wanted.parameters:
+        of_parameters = list(carry.parameters)
+        counting, their_labels = values, labels
+        if weights is not None and labels is not None:
+            # In place of a pair that does not count stands one that does, as its loss may have no
+            # derivative.
+            spare = jnp.argmax(weights > 0)
+            counting = jnp.where(weights > 0, values, values.ravel()[spare])
+            their_labels = jnp.where(weights > 0, labels, labels.ravel()[spare])
+        _, pull_parameters = jax.vjp(lambda p: losses(p, counting, their_labels), parameters.loss)
         for k in kinds:
-            _, more = pull(_of_kind(k, len(carry.sums.loss), labels, ones))
+            ones = jnp.ones_like(found) if weights is None else weights
+            kind = _of_kind(k, count, labels, ones)
+            (more,) = pull_parameters(kind)
+            # Without any pair that counts there is none to stand in either.
+            add_parameter = partial(plus, where=jnp.any(kind > 0))
             old = of_parameters[k]
-            of_parameters[k] = old._replace(loss=jax.tree.map(jnp.add, old.loss, more))
-    carry = carry._replace(parameters=tuple(of_parameters))
+            of_parameters[k] = old._replace(loss=jax.tree.map(add_parameter, old.loss, more))
+        carry = carry._replace(parameters=tuple(of_parameters))
     if not (wanted.rows or wanted.columns):
         return carry
-    slopes, _ = pull(ones)
+    (slopes,) = pull(jnp.ones_like(found) if weights is None else weights)
+    if weights is not None:
+        slopes = jnp.where(weights > 0, slopes, 0)
     if squared:
         slopes = 2 * slopes
+    rows, columns = carry.rows, carry.columns
     dot = partial(lax.dot, precision=task.precision)
     sign = -1 if squared else 1
 
@@ -266,16 +301,14 @@ def _add_by_product(
         return rows, columns
 
     for k in kinds:
-        slope = _of_kind(k, len(carry.sums.loss), labels, slopes)
+        slope = _of_kind(k, count, labels, slopes)
         largest = jnp.max(jnp.max(jnp.abs(slope), axis=0))
         rows, columns = _when(largest != 0, partial(add, k, slope), (rows, columns))
     return carry._replace(rows=rows, columns=columns)
 
 
 def _add_by_pairs(
-    task: Task,
-    parameters: Parameters,
-    wanted: Wanted,
+    context: Context,
     x: jax.Array,
     y: jax.Array,
     left: jax.Array,
@@ -284,6 +317,7 @@ def _add_by_pairs(
     carry: Carry,
 ) -> Carry:
     """Adds pairs by their distance itself, some rows at a time, and only rows that have any."""
+    task, parameters, wanted, *_ = context
     (height, size), width = x.shape, len(y)
     step = 1
     while height % (2 * step) == 0 and 2 * step * width * size <= _DIFFERENCES:
@@ -294,9 +328,10 @@ def _add_by_pairs(
     def add(start: jax.Array, carry: Carry) -> Carry:
         part, some_labels, some = block_of((x, labels, weights), start, step)
         # In place of a pair that does not count stands one that does: a distance need not have a
-        # derivative between a vector and itself.
+        # derivative between a vector and itself, nor a loss where they are equal.
         spare = jnp.argmax(some > 0)
         stand_in = part[spare // width], y[spare % width]
+        their_labels = jnp.where(some > 0, some_labels, some_labels.ravel()[spare])
 
         def losses(part: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
             def one(a: jax.Array, b: jax.Array, label: jax.Array, weight: jax.Array) -> jax.Array:
@@ -310,7 +345,7 @@ def _add_by_pairs(
                 )
 
             over_columns = jax.vmap(one, (None, 0, 0, 0))
-            values = jax.vmap(over_columns, (0, None, 0, 0))(part, y, some_labels, some)
+            values = jax.vmap(over_columns, (0, None, 0, 0))(part, y, their_labels, some)
             return jnp.moveaxis(values, -1, 0).astype(weights.dtype)
 
         if any(wanted):
@@ -334,7 +369,7 @@ def _add_by_pairs(
                 now = _added_to(old, k, of_y.T, left)
                 columns = columns._replace(**{"points" if exact else "vectors": now})
             if wanted.parameters:
-                of_parameters[k] = jax.tree.map(jnp.add, of_parameters[k], more)
+                of_parameters[k] = jax.tree.map(plus, of_parameters[k], more)
         return carry._replace(rows=rows, columns=columns, parameters=tuple(of_parameters))
 
     def next_part(state: Any) -> Any:
@@ -344,6 +379,11 @@ def _add_by_pairs(
 
     some = jnp.any(weights.reshape(height // step, -1) > 0, axis=1)
     return lax.while_loop(lambda state: jnp.any(state[0]), next_part, (some, carry))[1]
+
+
+def plus(total: jax.Array, more: jax.Array, where: jax.Array | bool = True) -> jax.Array:
+    """Adds to a gradient; an integer or a key has none, and its total stays."""
+    return total if more.dtype == jax.dtypes.float0 else total + jnp.where(where, more, 0)
 
 
 def _of_kind(k: int, kinds: int, labels: jax.Array | None, values: jax.Array) -> jax.Array:
@@ -378,12 +418,13 @@ def _counted(
             ]
         )
 
+    zeros = jnp.zeros_like(carry.sums.active)
     if weights is None:
         weights = jnp.ones_like(losses)
     more = Sums(
         loss=total(jnp.where(weights > 0, weights * losses, 0)),
         pairs=total(weights),
-        active=total(jnp.where(losses != 0, weights, 0)) if task.active else jnp.zeros(kinds),
+        active=total(jnp.where(losses != 0, weights, 0)) if task.active else zeros,
     )
     return carry._replace(sums=jax.tree.map(jnp.add, carry.sums, more))
 

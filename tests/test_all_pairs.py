@@ -679,15 +679,20 @@ def test_wrong_input():
         (AssertionError, "int", (x, c.astype(float)), {}),
         (AssertionError, "float", (x.astype(int), c), {}),
         (AssertionError, "references", (x, c, x[:, :2], c), {}),
-        (AssertionError, "loss must return a scalar", (x, c), {"loss": lambda d, y: d[None]}),
-        (AssertionError, "distance must return a scalar", (x, c), {"distance": lambda a, b: a}),
+        (AssertionError, "loss must return a real scalar", (x, c), {"loss": lambda d, y: d[None]}),
+        (
+            AssertionError,
+            "distance must return a real scalar",
+            (x, c),
+            {"distance": lambda a, b: a},
+        ),
         (ValueError, "references need reference_classes", (x, c, x), {}),
         (ValueError, "need references", (x, c), {"reference_classes": c}),
         (ValueError, "reduction must be one of mean", (x, c), {"reduction": "none"}),
         (ValueError, "method must be one of", (x, c), {"method": "fast"}),
-        (ValueError, "tile must be a multiple of 8", (x, c), {"tile": 12}),
+        (ValueError, "tile must be a whole multiple of 8", (x, c), {"tile": 12}),
         (ValueError, "margin must be above 0", (x, c), {"margin": -1.0}),
-        (ValueError, "classes must be at least 0, or -1 .* row 2", (x, below), {}),
+        (ValueError, r"classes must be from 0 to .* row 2", (x, below), {}),
         (ValueError, "weights must be at least 0", (x, c), {"weights": np.full(6, -1.0)}),
         (ValueError, "one device", (x, c), {"method": "autodiff", "axis_name": "i"}),
     ]:
@@ -719,3 +724,128 @@ def test_given_pairs_and_all_pairs_agree():
     i, j = np.nonzero(~np.eye(12, dtype=bool))
     given = pair_loss(x[i], x[j], (c[i] != c[j]).astype(int), margin=2.0).mean()
     np.testing.assert_allclose(all_pairs_loss(x, c, margin=2.0), given, rtol=1e-5)
+
+
+def test_a_loss_with_a_state_is_not_taken_for_what_it_was():
+    x, c = _batch(18, 10, 3)
+
+    class Scaled:
+        scale = 1.0
+
+        def __call__(self, distance, label):
+            return self.scale * distance
+
+        def __eq__(self, other):  # and so without a hash
+            return self is other
+
+    loss = Scaled()
+    before = all_pairs_loss(x, c, loss=loss, tile=8)
+    loss.scale = 10.0
+    np.testing.assert_allclose(all_pairs_loss(x, c, loss=loss, tile=8), 10 * before, rtol=1e-6)
+
+
+def test_pairs_that_do_not_count_leave_no_trace():
+    """Losses without a derivative at the distances that stand in for pairs that do not count."""
+    x, _ = _batch(19, 20, 3)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    twice = x.copy()
+    twice[1] = twice[0]
+    alike = np.arange(20) // 4
+    ignoring = np.where(np.arange(20) == 7, -1, alike)
+
+    def likelihood(distance, label, margin):
+        p = (1 - distance / margin) / 2
+        return jnp.where(label == 0, -jnp.log(p), -jnp.log1p(-p))
+
+    def coulomb(distance, label, margin):
+        return jnp.where(label == 0, distance**2, margin / jnp.where(label == 0, 1, distance))
+
+    def root(distance, label, margin):
+        return margin * jnp.sqrt(distance) * (1 - label)
+
+    for x_, c_, loss, distance in [
+        (x, np.arange(20), likelihood, distances.negative_dot),
+        (x, alike, likelihood, distances.negative_dot),
+        (twice, alike, coulomb, distances.manhattan),
+        (twice, ignoring, coulomb, distances.euclidean),
+        (twice, alike, root, distances.euclidean),
+    ]:
+        one, other = (
+            jax.value_and_grad(
+                lambda x, m, c=c_, loss=loss, d=distance, method=method: all_pairs_loss(
+                    x, c, loss=loss, distance=d, margin=m, tile=8, method=method
+                ),
+                (0, 1),
+            )(x_, 2.0)
+            for method in ("one_walk", "autodiff")
+        )
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            assert np.isfinite(a).all()
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * abs(b).max())
+
+
+def test_parameters_of_any_type():
+    x, c = _batch(20, 300, 8)
+
+    def with_scale(scale, count=5):
+        loss = lambda d, y: jnp.where(count > 3, scale.astype(jnp.float32) * d, d)  # noqa: E731
+        return all_pairs_loss(x, c, loss=loss, tile=16)
+
+    single = jax.grad(with_scale)(jnp.float32(1))
+    half = jax.grad(with_scale)(jnp.bfloat16(1))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(float(half), single, rtol=2**-8)
+    np.testing.assert_allclose(jax.jit(jax.grad(with_scale))(jnp.float32(1), 5), single, rtol=1e-5)
+    with jax.checking_leaks():
+        jax.jit(jax.grad(with_scale))(jnp.float32(1), 5)
+
+
+def test_single_precision_where_double_is_on():
+    x, c = _batch(21, 20, 3)
+    with jax.enable_x64(True):
+        for reduction in REDUCTIONS:
+            value = all_pairs_loss(jnp.asarray(x), c, reduction=reduction, tile=8)
+            assert value.dtype == np.float32
+            np.testing.assert_allclose(value, _expected(x, c, reduction=reduction), rtol=1e-5)
+
+
+def test_classes_of_any_integer_type():
+    x, c = _batch(22, 20, 3)
+    want = _expected(x, c)
+    for dtype in (np.int8, np.uint8, np.uint32, np.int64):
+        np.testing.assert_allclose(all_pairs_loss(x, c.astype(dtype), tile=8), want, rtol=1e-5)
+    large = np.where(c == 0, 5, 2**32 + 5)
+    with pytest.raises(ValueError, match="classes must be from 0 to"):
+        all_pairs_loss(x, large)
+
+
+def test_a_metric_that_cancels_an_offset():
+    rng = np.random.default_rng(0)
+    factor = rng.standard_normal((4, 8))
+    factor = (factor - factor.mean(1, keepdims=True)).astype(np.float32)
+    x = (1000 + 0.01 * rng.standard_normal((40, 8))).astype(np.float32)
+    c = np.arange(40)
+    c[20] = 0
+    true = np.linalg.norm(factor.astype(float) @ (x[0].astype(float) - x[20]))
+    value = all_pairs_loss(
+        x,
+        c,
+        loss=lambda d, y: jnp.where(y == 0, d, 0),
+        distance=functools.partial(distances.mahalanobis, factor=factor),
+        reduction="sum",
+        tile=8,
+    )
+    np.testing.assert_allclose(value / 2, true, rtol=1e-4)
+
+
+def test_sums_without_a_gradient():
+    x, c = _batch(23, 12, 3)
+    gradient = jax.grad(lambda x: all_pairs_sums(x, c, tile=8).pairs.sum())(x)
+    assert (np.asarray(gradient) == 0).all()
+
+
+def test_no_rows():
+    x, c = _batch(24, 5, 3)
+    for method in ("one_walk", "autodiff"):
+        assert all_pairs_loss(x[:0], c[:0], method=method) == 0
+        assert all_pairs_loss(x, c, x[:0], c[:0], method=method) == 0
