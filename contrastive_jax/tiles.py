@@ -40,6 +40,8 @@ class Task(NamedTuple):
     """Whether similar and dissimilar pairs are summed apart."""
     active: bool
     """Whether active pairs are counted, which takes another pass over each tile."""
+    exact: bool
+    """Whether close pairs are measured again."""
     tile: int
     precision: lax.PrecisionLike
     axis_name: Any
@@ -167,16 +169,31 @@ def add_tile(
             excess = jnp.minimum(excess, 4 - square - unsure)
         return square, excess
 
-    def add_plain(carry: Carry) -> Carry:
+    def any_close() -> jax.Array:
+        """Whether a square exceeds too little, in one pass over the products."""
+        # By columns: of a square below `least` times the norms, the product exceeds the norms.
+        a, b = (0.5 * ((1 - least) * rows.norms - rows.blur) for rows in (x, y))
+        close = jnp.any(jnp.max(inner - a[:, None], axis=0) > b)
+        if product.bends_at_antipodes:
+            a, b = (0.5 * ((1 + least) * rows.norms + rows.blur) for rows in (x, y))
+            close |= jnp.any(jnp.max(a[:, None] - inner, axis=0) > 2 - b)
+        return close
+
+    def add_apart(carry: Carry) -> Carry:
         return by_product(u, across, v, squares()[0], None, None, carry)
+
+    def add_plain(carry: Carry) -> Carry:
+        return by_product(u, across, v, squares()[0], labelled()[0], None, carry)
 
     def add_any(carry: Carry) -> Carry:
         square, excess = squares()
         labels, weights = labelled()
-        excess = jnp.where(weights > 0, excess, 1)
+        excess = jnp.where((weights > 0) & task.exact, excess, 1)
         weights = jnp.where(excess < 0, 0, weights)
         carry = by_product(u, across, v, square, labels, weights, carry)
-        return cast(Carry, _when(jnp.min(jnp.min(excess, axis=0)) < 0, add_close, carry))
+        if not task.exact:
+            return carry
+        return cast(Carry, _when(jnp.min(excess) < 0, add_close, carry))
 
     def add_close(carry: Carry) -> Carry:
         # Measured again: to hand over whole tiles would slow down those that have nothing close.
@@ -201,10 +218,16 @@ def add_tile(
         carry = by_product(u, u.T, v, square, labels, kept, carry, direct=True)
         return by_pairs(labels, jnp.where(good, 0, weights), carry)
 
+    # Most tiles need less than all of this: none of their pairs is close, weighs other than 1 or is
+    # of a row with itself, and in most of those all are dissimilar.
+    plain = jnp.all(x.weights == 1) & jnp.all(y.weights == 1)
+    if task.exact:
+        plain &= ~any_close()
+    if top is not None:
+        plain &= top != left
     apart = (x.classes[-1] < y.classes[0]) | (y.classes[-1] < x.classes[0])
-    plain = apart & jnp.all(x.weights == 1) & jnp.all(y.weights == 1)
-    plain &= ~(jnp.min(jnp.min(squares()[1], axis=0)) < 0)
-    carry = _when(plain, add_plain, carry)
+    carry = _when(plain & apart, add_apart, carry)
+    carry = _when(plain & ~apart, add_plain, carry)
     return cast(Carry, _when(~plain, add_any, carry))
 
 
@@ -302,8 +325,8 @@ def _add_by_product(
 
     for k in kinds:
         slope = _of_kind(k, count, labels, slopes)
-        largest = jnp.max(jnp.max(jnp.abs(slope), axis=0))
-        rows, columns = _when(largest != 0, partial(add, k, slope), (rows, columns))
+        weighs = jnp.max(jnp.abs(slope)) != 0
+        rows, columns = _when(weighs, partial(add, k, slope), (rows, columns))
     return carry._replace(rows=rows, columns=columns)
 
 
@@ -408,10 +431,9 @@ def _counted(
     kinds = len(carry.sums.loss)
 
     def total(values: jax.Array) -> jax.Array:
-        # By columns first: a sum over all entries at once is not vectorised on a CPU.
         return jnp.stack(
             [
-                jnp.sum(jnp.sum(_of_kind(k, kinds, labels, values), axis=0))
+                jnp.sum(_of_kind(k, kinds, labels, values))
                 if labels is not None or k == kinds - 1
                 else jnp.zeros((), values.dtype)
                 for k in range(kinds)
