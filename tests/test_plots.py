@@ -134,7 +134,7 @@ def _texts(figure):
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
-            room = 1e-6 * (high - low)
+            room = 1e-6 * (low if axis.get_scale() == "log" else high - low)
             beyond |= {
                 tick.label1
                 for tick in (*axis.majorTicks, *axis.minorTicks)
