@@ -247,9 +247,9 @@ def _sums(
     of_loss: tuple[jax.Array, ...] = () if margin is None else (jnp.asarray(margin, dtype),)
     both_ways = y is None and not is_symmetric(distance)
     # Of these only shapes count, and along which axes of a mesh they differ.
-    axes = frozenset[Any]().union(*map(axes_of, jax.tree.leaves((x, y, of_distance, of_loss))))
     vector, scalar, label = varying(
-        (jnp.zeros(x.vectors.shape[1:], dtype), jnp.zeros((), dtype), jnp.int32(0)), axes
+        (jnp.zeros(x.vectors.shape[1:], dtype), jnp.zeros((), dtype), jnp.int32(0)),
+        axes_of((x, y, of_distance, of_loss)),
     )
     distance, closed = _hoisted("distance", distance, (vector, vector, *of_distance))
     of_distance += closed
@@ -337,8 +337,8 @@ def _hoisted(
 
 def _is_stateless(function: Any) -> bool:
     """Whether a function is one of a module, which holds nothing."""
-    while isinstance(function, _WithMargin | _Swapped):
-        (function,) = function
+    if isinstance(function, _WithMargin):
+        function = function.loss
     return inspect.isfunction(function) and function.__closure__ is None
 
 

@@ -124,8 +124,7 @@ def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Su
 
     sums.defvjp(forward, backward, symbolic_zeros=True)
     arguments = x, y, parameters
-    axes = frozenset[Any]().union(*map(axes_of, jax.tree.leaves(arguments)))
-    return sums(*varying(arguments, axes))
+    return sums(*varying(arguments, axes_of(arguments)))
 
 
 def _zeros(parameter: jax.Array) -> jax.Array:
@@ -153,21 +152,18 @@ def _walk(
     (rows, *others), context = _measured(context, [rows for rows, _ in sides])
     add = partial(_add_tiles, context)
 
-    def nothing(rows: Rows) -> Gradient:
-        return no_gradient(task, rows, kinds)
-
     zero = jnp.zeros(kinds, rows.norms.dtype)
     carry = Carry(
         Sums(zero, zero, zero),
-        nothing(rows) if wanted.rows and y is not None else None,
-        nothing((rows, *others)[-1]) if wanted.columns else None,
+        no_gradient(task, rows, kinds) if wanted.rows and y is not None else None,
+        no_gradient(task, (rows, *others)[-1], kinds) if wanted.columns else None,
         tuple(jax.tree.map(_zeros, parameters) for _ in range(kinds)) if wanted.parameters else (),
     )
     carry = varying(carry, axes_of(rows.vectors))
     if y is None:
         carry = add(rows, None, carry)
         if axis is not None:
-            carry = _ring(task, rows, carry, add, nothing if wanted.rows else None)
+            carry = _ring(task, rows, carry, add)
         gradients = [carry.columns]
     elif axis is None:
         carry = add(rows, others[0], carry)
@@ -205,13 +201,7 @@ def _walk(
     return sums, of_sides[0], of_sides[1] if y is not None else None, of_parameters
 
 
-def _ring(
-    task: Task,
-    rows: Rows,
-    carry: Carry,
-    add: Callable[..., Carry],
-    nothing: Callable[[Rows], Gradient] | None,
-) -> Carry:
+def _ring(task: Task, rows: Rows, carry: Carry, add: Callable[..., Carry]) -> Carry:
     """Adds the pairs with the rows of other devices, which visit by half a turn of the ring.
 
     A pair of devices meets once, and the visitor carries home what it gains. Where their number is
@@ -219,7 +209,8 @@ def _ring(
     """
     axis = task.axis_name
     devices, index = lax.axis_size(axis), lax.axis_index(axis)
-    gained = None if nothing is None else varying(nothing(rows), axes_of(rows.vectors))
+    # A visitor begins with nothing, and like the rows at home with None where none is wanted.
+    gained = varying(jax.tree.map(jnp.zeros_like, carry.columns), axes_of(rows.vectors))
 
     def turn(step: jax.Array, state: Any) -> Any:
         visitor, gained, carry = state

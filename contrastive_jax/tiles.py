@@ -494,11 +494,11 @@ def _when(condition: jax.Array, change: Callable[[Any], Any], state: Any) -> Any
     )[1]
 
 
-def axes_of(x: jax.Array) -> frozenset[Any]:
-    """The axes of a mesh along which `jax.shard_map` knows an array to differ."""
-    aval = jax.typeof(x)
-    axes: frozenset[Any] = aval.mat.varying if hasattr(aval, "mat") else aval.vma
-    return axes
+def axes_of(tree: Any) -> frozenset[Any]:
+    """The axes of a mesh along which `jax.shard_map` knows some array to differ."""
+    avals = [jax.typeof(x) for x in jax.tree.leaves(tree)]
+    axes = [aval.mat.varying if hasattr(aval, "mat") else aval.vma for aval in avals]
+    return frozenset[Any]().union(*axes)
 
 
 def varying(tree: Any, axes: frozenset[Any]) -> Any:
