@@ -4,9 +4,15 @@ A pair loss is a scalar function of a distance and a label; everything else is a
 it. Label 0 is similar, 1 is dissimilar, everywhere.
 
     distances       distances between two vectors, with safe gradients
-    losses          losses of a distance and a label
+    losses          the losses: of a pair, of an anchor, of proxies
     pair_loss       a batch of given pairs
     all_pairs_loss  all pairs of a batch, or of a batch and references
+    anchor_loss     losses of an anchor and all its pairs
+    proxy_loss      losses of embeddings and learned proxies of classes
+    statistics      what an anchor keeps of its pairs
+    mining          which pairs count
+    memory          embeddings of earlier batches as references
+    regularizers    of embeddings, whatever their classes
     encoders        networks from images to embeddings
     data            labelled images and the pairs drawn from them
     training        the step, the optimiser, the loop
@@ -17,7 +23,18 @@ it. Label 0 is similar, 1 is dissimilar, everywhere.
 
 from contrastive_jax import distances, losses
 from contrastive_jax.all_pairs import all_pairs_loss, all_pairs_sums
+from contrastive_jax.anchor_loss import anchor_loss, anchor_statistics
 from contrastive_jax.pairs import pair_loss
+from contrastive_jax.proxy_loss import proxy_loss
 
-__all__ = ["all_pairs_loss", "all_pairs_sums", "distances", "losses", "pair_loss"]
+__all__ = [
+    "all_pairs_loss",
+    "all_pairs_sums",
+    "anchor_loss",
+    "anchor_statistics",
+    "distances",
+    "losses",
+    "pair_loss",
+    "proxy_loss",
+]
 __version__ = "0.1.0.dev0"

@@ -219,6 +219,56 @@ def _sums(
         raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
     if method == "autodiff" and axis_name is not None:
         raise ValueError("method 'autodiff' runs on one device: it takes no axis_name")
+    of_loss: tuple[jax.Array, ...] = ()
+    of_pair: Any = loss
+    if margin is not None:
+        chex.assert_rank(margin, 0, custom_message="margin must be a scalar")
+        check_values(margin=margin)
+        dtype = jnp.promote_types(jnp.asarray(rows[0]).dtype, jnp.float32)
+        of_pair, of_loss = _WithMargin(loss), (jnp.asarray(margin, dtype),)
+    task, x, y, of_distance, (scalar, label) = prepared(
+        rows,
+        columns,
+        distance=distance,
+        axis_name=axis_name,
+        exact=exact,
+        tile=tile,
+        precision=precision,
+        shared=of_loss,
+    )
+    of_pair, closed = hoisted("loss", of_pair, (scalar, label, *of_loss), real_scalar)
+    task = task._replace(loss=of_pair, by_label=by_label, active=active)
+    parameters = Parameters((*of_loss, *closed), of_distance)
+    return (pair_sums if method == "one_walk" else _by_autodiff)(task, x, y, parameters)
+
+
+def prepared(
+    rows: tuple[Any, Any, Any],
+    columns: tuple[Any, Any, Any],
+    *,
+    distance: Callable[..., jax.Array],
+    axis_name: Any,
+    exact: bool,
+    tile: int | None,
+    precision: lax.PrecisionLike,
+    shared: Any = (),
+) -> tuple[Task, Side, Side | None, tuple[jax.Array, ...], tuple[jax.Array, jax.Array]]:
+    """Checks what a walk over pairs is given, and makes a task of it that lacks a loss.
+
+    Args:
+      rows: vectors, classes and weights.
+      columns: the same of the references; None each for one set.
+      distance: between two vectors.
+      axis_name: of the devices that share the rows.
+      exact: whether close pairs are measured again.
+      tile: rows and columns of a tile, or None.
+      precision: of matrix products.
+      shared: what else goes in, of which only the axes that it differs along count.
+
+    Returns:
+      The task, rows, columns, the parameters of the distance, and examples of a distance and a
+      label as a loss will get them.
+    """
     if tile is None:
         tile = 512 if jax.default_backend() == "cpu" else 2048
     if not isinstance(tile, int) or tile < 8 or tile % 8:
@@ -235,40 +285,31 @@ def _sums(
             y.vectors, x.vectors.dtype, custom_message="references are not of embeddings' dtype"
         )
     dtype = jnp.promote_types(x.vectors.dtype, jnp.float32)
-    if margin is not None:
-        chex.assert_rank(margin, 0, custom_message="margin must be a scalar")
-        check_values(margin=margin)
-
     product, bound = as_product(distance)
     if bound:
         distance = distance.func  # type: ignore[attr-defined]
     of_distance = tuple(jnp.asarray(value) for value in bound.values())
-    of_pair: Any = loss if margin is None else _WithMargin(loss)
-    of_loss: tuple[jax.Array, ...] = () if margin is None else (jnp.asarray(margin, dtype),)
     both_ways = y is None and not is_symmetric(distance)
     # Of these only shapes count, and along which axes of a mesh they differ.
     vector, scalar, label = varying(
         (jnp.zeros(x.vectors.shape[1:], dtype), jnp.zeros((), dtype), jnp.int32(0)),
-        axes_of((x, y, of_distance, of_loss)),
+        axes_of((x, y, of_distance, shared)),
     )
-    distance, closed = _hoisted("distance", distance, (vector, vector, *of_distance))
+    examples = vector, vector, *of_distance
+    distance, closed = hoisted("distance", distance, examples, real_scalar)
     of_distance += closed
-    of_pair, closed = _hoisted("loss", of_pair, (scalar, label, *of_loss))
-    of_loss += closed
-
     task = Task(
-        loss=of_pair,
+        loss=distance,
         distances=(distance, cast(Any, _Swapped(distance))) if both_ways else (distance,),
         product=product,
-        by_label=by_label,
-        active=active,
+        by_label=False,
+        active=False,
         exact=exact,
         tile=tile,
         precision=precision,
         axis_name=axis_name,
     )
-    parameters = Parameters(of_loss, of_distance)
-    return (pair_sums if method == "one_walk" else _by_autodiff)(task, x, y, parameters)
+    return task, x, y, of_distance, (scalar, label)
 
 
 def _side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:
@@ -297,17 +338,34 @@ def _side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:
     return side
 
 
-def _hoisted(
-    name: str, function: Callable[..., jax.Array], examples: tuple[jax.Array, ...]
-) -> tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]:
+def real_scalar(name: str, shape: Any) -> None:
+    """Checks what a loss or a distance returns."""
+    if getattr(shape, "shape", None) != () or not jnp.isrealobj(shape):
+        raise AssertionError(f"{name} must return a real scalar, got {shape}")
+
+
+def hoisted(
+    name: str,
+    function: Callable[..., Any],
+    examples: tuple[Any, ...],
+    check: Callable[[str, Any], None],
+) -> tuple[Callable[..., Any], tuple[jax.Array, ...]]:
     """Turns traced values that a function closes over into arguments after its own.
 
     A function that may hold a state of its own becomes a new one, so that no program compiled for
     an earlier state is taken for it.
+
+    Args:
+      name: of the function, for errors.
+      function: of arrays or trees of them.
+      examples: its arguments.
+      check: takes the name and the shape of what the function returns.
+
+    Returns:
+      The function with further arguments, and the values of these.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
-    if getattr(shape, "shape", None) != () or not jnp.isrealobj(shape):
-        raise AssertionError(f"{name} must return a real scalar, got {shape}")
+    check(name, shape)
     consts = closed.consts
     traced = [k for k, value in enumerate(consts) if isinstance(value, jax.core.Tracer)]
     if not traced:
@@ -324,15 +382,15 @@ def _hoisted(
     # Of the constants only those that are known may be kept.
     jaxpr, own_count = closed.jaxpr, len(examples)
     known = [None if k in traced else value for k, value in enumerate(consts)]
+    tree = jax.tree.structure(shape)
 
-    def hoisted(*arguments: jax.Array) -> jax.Array:
+    def with_values(*arguments: Any) -> Any:
         own, values = arguments[:own_count], list(known)
         for k, value in zip(traced, arguments[own_count:], strict=True):
             values[k] = value
-        result: jax.Array = jax.core.eval_jaxpr(jaxpr, values, *own)[0]
-        return result
+        return jax.tree.unflatten(tree, jax.core.eval_jaxpr(jaxpr, values, *jax.tree.leaves(own)))
 
-    return hoisted, tuple(consts[k] for k in traced)
+    return with_values, tuple(consts[k] for k in traced)
 
 
 def _is_stateless(function: Any) -> bool:
@@ -361,7 +419,8 @@ def _by_autodiff(task: Task, x: Side, y: Side | None, parameters: Parameters) ->
             b = jnp.where(weight > 0, b, stand_in)
             # Both orders of a pair are met, each from one of its rows.
             distance = task.distances[0](row.vectors, b, *parameters.distance)
-            return task.loss(distance, label, *parameters.loss)
+            value: jax.Array = task.loss(distance, label, *parameters.loss)
+            return value
 
         losses = jax.vmap(one)(columns.vectors, their_labels, weights).astype(dtype)
 

@@ -27,6 +27,7 @@ from jax.typing import ArrayLike
 _Rule = tuple[str, Callable[[Any], Any]]
 
 _FINITE: _Rule = ("finite", lambda x: abs(x) < math.inf)
+_ABOVE_ZERO: _Rule = ("above 0 and finite", lambda x: (x > 0) & (x < math.inf))
 _LABEL: _Rule = ("0 (similar) or 1 (dissimilar)", lambda x: (x == 0) | (x == 1))
 _CLASS: _Rule = (
     "from 0 to 2^31 - 1, or -1 for a row to ignore",
@@ -38,7 +39,10 @@ _RULES: dict[str, _Rule] = {
     "b": _FINITE,
     "labels": _LABEL,
     "label": _LABEL,
-    "margin": ("above 0 and finite", lambda x: (x > 0) & (x < math.inf)),
+    "margin": _ABOVE_ZERO,
+    "temperature": _ABOVE_ZERO,
+    "scale": _ABOVE_ZERO,
+    "threshold": _ABOVE_ZERO,
     "embeddings": _FINITE,
     "classes": _CLASS,
     "weights": _WEIGHT,
@@ -80,17 +84,16 @@ def check_values(**values: ArrayLike) -> None:
         _check(name, np.asarray(x) if name in known else x)
 
 
-def check_known(label: ArrayLike, margin: ArrayLike) -> None:
-    """Checks the label and the margin of one pair where they are known, and nothing where traced.
+def check_known(**values: ArrayLike) -> None:
+    """Checks the label and the numbers of one pair where they are known, and nothing where traced.
 
     Args:
-      label: scalar.
-      margin: scalar.
+      **values: scalars: `label`, 0 or 1; `margin`, `temperature`, `threshold`, above 0 and finite.
 
     Raises:
-      ValueError: if the label is neither 0 nor 1, or the margin not above 0 and finite.
+      ValueError: for the first known value that is wrong, naming it.
     """
-    for name, x in (("label", label), ("margin", margin)):
+    for name, x in values.items():
         if not isinstance(x, jax.core.Tracer):
             _check(name, np.asarray(x))
 

@@ -27,6 +27,7 @@ __all__ = [
     "minkowski",
     "negative_dot",
     "poincare",
+    "signal_to_noise",
     "squared_euclidean",
 ]
 
@@ -258,6 +259,31 @@ def negative_dot(a: ArrayLike, b: ArrayLike) -> jax.Array:
     """
     a, b = _vectors(a, b)
     return -jnp.sum(a * b)
+
+
+def signal_to_noise(a: ArrayLike, b: ArrayLike) -> jax.Array:
+    """Inverse signal-to-noise ratio, `var(a - b) / var(a)` over the entries: not symmetric.
+
+    Args:
+      a: anchor, the signal, `[D]`.
+      b: what is compared with it, `[D]`, of the same dtype.
+
+    Returns:
+      A number in [0, inf). An anchor whose entries are all equal carries no signal: infinity, or 0
+      if `a - b` carries none either, with derivatives 0.
+
+    Raises:
+      AssertionError: if `a` and `b` are not floating-point vectors of one shape and dtype.
+
+    References:
+      Yuan et al., Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning, 2019,
+      eq. 3.
+    """
+    a, b = _vectors(a, b)
+    noise, signal = jnp.var(a - b), jnp.var(a)
+    none = signal == 0
+    ratio = noise / jnp.where(none, 1, signal)
+    return jnp.where(none, jnp.where(noise > 0, jnp.inf, 0), ratio)
 
 
 def _vectors(a: ArrayLike, b: ArrayLike) -> tuple[jax.Array, jax.Array]:

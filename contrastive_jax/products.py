@@ -53,6 +53,8 @@ def is_symmetric(distance: Callable[..., jax.Array]) -> bool:
     """Whether a distance is known to be the same in both directions."""
     while isinstance(distance, functools.partial):
         distance = distance.func
+    if distance is distances.signal_to_noise:
+        return False
     return getattr(distances, getattr(distance, "__name__", ""), None) is distance
 
 

@@ -28,7 +28,9 @@ from contrastive_jax.tiles import (
     added,
     axes_of,
     block_of,
+    kept_at,
     no_gradient,
+    nothing_kept,
     plus,
     points_of,
     varying,
@@ -77,10 +79,7 @@ def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Su
         return cast(Sums, jax.tree.map(lambda total: times * total, result))
 
     def forward(x: Side, y: Side | None, parameters: Parameters) -> Any:
-        marked = x, y, parameters
-        is_mark = lambda leaf: hasattr(leaf, "perturbed")  # noqa: E731
-        of_x, of_y, of = jax.tree.map(lambda mark: mark.perturbed, marked, is_leaf=is_mark)
-        x, y, parameters = jax.tree.map(lambda mark: mark.value, marked, is_leaf=is_mark)
+        (x, y, parameters), (of_x, of_y, of) = of_marks((x, y, parameters))
         # The gradient of parameters that make the points comes through that of the points.
         through = task.product is not None and any(of.distance)
         rows = of_x.vectors or through
@@ -93,7 +92,11 @@ def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Su
         of_x, of_y = (empty if gradient is None else gradient for gradient in gradients[:2])
         none = varying(jax.tree.map(_zeros, parameters), axes_of(x.vectors))
         of_parameters = gradients[2] or (none,) * kinds
-        like = x.vectors[:0], (x if y is None else y).vectors[:0], jax.tree.map(_empty, parameters)
+        like = (
+            x.vectors[:0],
+            (x if y is None else y).vectors[:0],
+            jax.tree.map(empty_like, parameters),
+        )
         residuals = of_x, of_y, of_parameters, like
         return jax.tree.map(lambda total: times * total, result), residuals
 
@@ -127,6 +130,13 @@ def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Su
     return sums(*varying(arguments, axes_of(arguments)))
 
 
+def of_marks(marked: Any) -> tuple[Any, Any]:
+    """Values, and whether their gradient is asked for, of arguments with symbolic zeros."""
+    is_mark = lambda leaf: hasattr(leaf, "perturbed")  # noqa: E731
+    values = jax.tree.map(lambda mark: mark.value, marked, is_leaf=is_mark)
+    return values, jax.tree.map(lambda mark: mark.perturbed, marked, is_leaf=is_mark)
+
+
 def _zeros(parameter: jax.Array) -> jax.Array:
     """Where its gradient is added up: in float32 at least, and for an integer or a key, nothing."""
     if not jnp.issubdtype(parameter.dtype, jnp.inexact):
@@ -134,7 +144,7 @@ def _zeros(parameter: jax.Array) -> jax.Array:
     return jnp.zeros(parameter.shape, jnp.promote_types(parameter.dtype, jnp.float32))
 
 
-def _empty(parameter: jax.Array) -> jax.Array | None:
+def empty_like(parameter: jax.Array) -> jax.Array | None:
     """Of its dtype; None for an integer or a key, which have no gradient."""
     inexact = jnp.issubdtype(parameter.dtype, jnp.inexact)
     return jnp.zeros((0,), parameter.dtype) if inexact else None
@@ -144,61 +154,85 @@ def _walk(
     task: Task, x: Side, y: Side | None, parameters: Parameters, wanted: Wanted
 ) -> tuple[Sums, jax.Array | None, jax.Array | None, tuple[Parameters, ...]]:
     """Sums over the pairs of all devices, and the gradients of them, `[K, N, D]` and K times."""
-    axis = task.axis_name
-    kinds = 2 if task.by_label else 1
-    sides = [_sorted(task, side) for side in (x, y) if side is not None]
-    orders = [order for _, order in sides]
-    context = Context(task, parameters, wanted, None, None)
-    (rows, *others), context = _measured(context, [rows for rows, _ in sides])
-    add = partial(_add_tiles, context)
+    sides, orders, context = arranged(task, (x, y), parameters, wanted)
+    carry = walked(context, sides, nothing_added(context, sides))
+    # A NaN or an infinity shows, whatever the loss makes of its distances.
+    bad = sum(jnp.sum(side.vectors * 0) + jnp.sum(side.weights * 0) for side in sides)
+    sums = carry.sums._replace(loss=carry.sums.loss + bad)
+    if task.axis_name is not None:
+        sums = lax.psum(sums, task.axis_name)
+    of_sides, of_parameters = gradients(context, sides, orders, carry)
+    return sums, of_sides[0], of_sides[1] if y is not None else None, of_parameters
 
-    zero = jnp.zeros(kinds, rows.norms.dtype)
+
+def arranged(
+    task: Task, given: tuple[Side, Side | None], parameters: Parameters, wanted: Wanted
+) -> tuple[list[Rows], list[jax.Array], Context]:
+    """Rows sorted and measured, of one side or of two, their places before, and what they share."""
+    sides = [_sorted(task, side) for side in given if side is not None]
+    rows, context = _measured(Context(task, parameters, wanted, None, None), [s for s, _ in sides])
+    return rows, [order for _, order in sides], context
+
+
+def nothing_added(context: Context, sides: list[Rows]) -> Carry:
+    """What a walk begins with."""
+    task, parameters, wanted, *_ = context
+    kinds = 2 if task.by_label else 1
+    rows, columns = sides[0], sides[-1]
+    dtype = rows.norms.dtype
+    one_set = len(sides) == 1
+    zero = jnp.zeros(kinds, dtype)
     carry = Carry(
         Sums(zero, zero, zero),
-        no_gradient(task, rows, kinds) if wanted.rows and y is not None else None,
-        no_gradient(task, (rows, *others)[-1], kinds) if wanted.columns else None,
+        no_gradient(task, rows, kinds) if wanted.rows and not one_set else None,
+        no_gradient(task, columns, kinds) if wanted.columns else None,
         tuple(jax.tree.map(_zeros, parameters) for _ in range(kinds)) if wanted.parameters else (),
+        None if one_set else nothing_kept(task, len(rows.norms), dtype),
+        nothing_kept(task, len(rows.norms), dtype) if one_set else None,
     )
-    carry = varying(carry, axes_of(rows.vectors))
-    if y is None:
+    return cast(Carry, varying(carry, axes_of(rows.vectors)))
+
+
+def walked(context: Context, sides: list[Rows], carry: Carry) -> Carry:
+    """What the pairs of all devices add; of one set it is the columns that gain."""
+    task = context.task
+    axis = task.axis_name
+    add = partial(add_tiles, context)
+    rows = sides[0]
+    if len(sides) == 1:
         carry = add(rows, None, carry)
-        if axis is not None:
-            carry = _ring(task, rows, carry, add)
-        gradients = [carry.columns]
-    elif axis is None:
-        carry = add(rows, others[0], carry)
-        gradients = [carry.rows, carry.columns]
-    else:
-        devices = lax.axis_size(axis)
+        return carry if axis is None else _ring(task, rows, carry, add)
+    if axis is None:
+        return add(rows, sides[1], carry)
 
-        def turn(_: Any, state: Any) -> Any:
-            visitor, carry = state
-            carry = add(rows, visitor, carry)
-            visitor, columns = _passed_on((visitor, carry.columns), axis, 1)
-            return visitor, carry._replace(columns=columns)
+    def turn(_: Any, state: Any) -> Any:
+        visitor, carry = state
+        carry = add(rows, visitor, carry)
+        visitor, columns = _passed_on((visitor, carry.columns), axis, 1)
+        return visitor, carry._replace(columns=columns)
 
-        _, carry = lax.fori_loop(0, devices, turn, (others[0], carry))
-        gradients = [carry.rows, carry.columns]
+    return cast(Carry, lax.fori_loop(0, lax.axis_size(axis), turn, (sides[1], carry))[1])
 
-    # A NaN or an infinity shows, whatever the loss makes of its distances.
-    bad = sum(jnp.sum(side.vectors * 0) + jnp.sum(side.weights * 0) for side in (rows, *others))
-    sums = carry.sums._replace(loss=carry.sums.loss + bad)
-    if axis is not None:
-        sums = lax.psum(sums, axis)
+
+def gradients(
+    context: Context, sides: list[Rows], orders: list[jax.Array], carry: Carry
+) -> tuple[list[jax.Array | None], tuple[Parameters, ...]]:
+    """Of each side the gradient of its vectors, in their order before, and that of parameters."""
+    gained = [carry.columns] if len(sides) == 1 else [carry.rows, carry.columns]
     of_sides: list[jax.Array | None] = []
     of_parameters = carry.parameters
-    for side, order, gradient in zip((rows, *others), orders, gradients, strict=True):
+    for side, order, gradient in zip(sides, orders, gained, strict=True):
         if gradient is None:
             of_sides.append(None)
             continue
         of_vectors, more = _finished(context, side, gradient)
-        if wanted.parameters and more:
+        if context.wanted.parameters and more:
             of_parameters = tuple(
                 p._replace(distance=jax.tree.map(plus, p.distance, m))
                 for p, m in zip(of_parameters, more, strict=True)
             )
         of_sides.append(jnp.take(of_vectors, jnp.argsort(order), axis=1))
-    return sums, of_sides[0], of_sides[1] if y is not None else None, of_parameters
+    return of_sides, of_parameters
 
 
 def _ring(task: Task, rows: Rows, carry: Carry, add: Callable[..., Carry]) -> Carry:
@@ -210,7 +244,11 @@ def _ring(task: Task, rows: Rows, carry: Carry, add: Callable[..., Carry]) -> Ca
     axis = task.axis_name
     devices, index = lax.axis_size(axis), lax.axis_index(axis)
     # A visitor begins with nothing, and like the rows at home with None where none is wanted.
-    gained = varying(jax.tree.map(jnp.zeros_like, carry.columns), axes_of(rows.vectors))
+    gained = (
+        jax.tree.map(jnp.zeros_like, carry.columns),
+        nothing_kept(task, len(rows.norms), rows.norms.dtype),
+    )
+    gained = varying(gained, axes_of(rows.vectors))
 
     def turn(step: jax.Array, state: Any) -> Any:
         visitor, gained, carry = state
@@ -219,16 +257,25 @@ def _ring(task: Task, rows: Rows, carry: Carry, add: Callable[..., Carry]) -> Ca
         met = add(
             rows,
             visitor,
-            carry._replace(rows=carry.columns, columns=gained),
+            carry._replace(
+                rows=carry.columns,
+                columns=gained[0],
+                rows_kept=carry.columns_kept,
+                columns_kept=gained[1],
+            ),
             stride=jnp.where(opposite, 2, 1),
             colour=jnp.where(opposite, index // (devices // 2 or 1), 0),
         )
-        return visitor, met.columns, met._replace(columns=met.rows, rows=None)
+        home = met._replace(rows=None, columns=met.rows, rows_kept=None, columns_kept=met.rows_kept)
+        return visitor, (met.columns, met.columns_kept), home
 
     turns = devices // 2
     _, gained, carry = lax.fori_loop(1, turns + 1, turn, (rows, gained, carry))
-    gained = _passed_on(gained, axis, -turns)
-    return carry._replace(columns=jax.tree.map(jnp.add, carry.columns, gained))
+    gradient, kept_there = _passed_on(gained, axis, -turns)
+    return carry._replace(
+        columns=jax.tree.map(jnp.add, carry.columns, gradient),
+        columns_kept=kept_at(task.statistics or (), carry.columns_kept, kept_there, 0),
+    )
 
 
 def _passed_on(tree: Any, axis: Any, steps: int) -> Any:
@@ -266,8 +313,14 @@ def _sorted(task: Task, side: Side) -> tuple[Rows, jax.Array]:
         blur=zeros,
         classes=jnp.pad(classes[order], (0, padding), constant_values=last),
         weights=jnp.pad(weights[order], (0, padding)),
+        places=_first_place(task, blocks * block) + jnp.arange(blocks * block, dtype=jnp.int32),
     )
     return varying(rows, axes_of(rows.vectors)), order
+
+
+def _first_place(task: Task, count: int) -> jax.Array | int:
+    """Place of the first row of this device among those of all."""
+    return 0 if task.axis_name is None else lax.axis_index(task.axis_name) * count
 
 
 def _measured(context: Context, sides: list[Rows]) -> tuple[list[Rows], Context]:
@@ -343,7 +396,7 @@ def _finished(context: Context, rows: Rows, gradient: Gradient) -> tuple[jax.Arr
     return of_vectors, [tuple(one[1:]) for one in pulled]
 
 
-def _add_tiles(
+def add_tiles(
     context: Context,
     x: Rows,
     y: Rows | None,
@@ -381,9 +434,19 @@ def _add_tiles(
         # Summed by rows of tiles first: a sum of many tiles one by one would lose digits.
         sums = jax.tree.map(jnp.zeros_like, carry.sums)
         of_block = no_gradient(task, block, kinds, transposed=False) if wanted.rows else None
-        inner = carry._replace(**varying({"sums": sums, "rows": of_block}, axes_of(x.vectors)))
+        of_rows = nothing_kept(task, height, block.norms.dtype)
+        begun = {"sums": sums, "rows": of_block, "rows_kept": of_rows}
+        inner = carry._replace(**varying(begun, axes_of(x.vectors)))
         inner = lax.fori_loop(0, (tiles - first + stride - 1) // stride, add_column, inner)
-        carry = inner._replace(sums=jax.tree.map(jnp.add, carry.sums, inner.sums), rows=carry.rows)
+        carry = inner._replace(
+            sums=jax.tree.map(jnp.add, carry.sums, inner.sums),
+            rows=carry.rows,
+            rows_kept=carry.rows_kept,
+        )
+        whole = "columns_kept" if y is None else "rows_kept"
+        if task.statistics:
+            kept_now = kept_at(task.statistics, getattr(carry, whole), inner.rows_kept, top)
+            carry = carry._replace(**{whole: kept_now})
         if inner.rows is None:
             return carry
         flipped = jax.tree.map(lambda g: jnp.swapaxes(g, 1, 2) if g.ndim == 3 else g, inner.rows)

@@ -14,7 +14,7 @@ digits in such a product. They are taken out of it and done again:
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 
 from contrastive_jax.products import Product
+from contrastive_jax.statistics import Kind, is_statistic, kept_of_tile, merged, none_kept
 
 # Entries of the differences between vectors that are held at once where a distance is computed
 # pair by pair.
@@ -31,8 +32,9 @@ _DIFFERENCES = 2**19
 class Task(NamedTuple):
     """What is summed over pairs: all that a program is compiled for."""
 
-    loss: Callable[..., jax.Array]
-    """Of a distance, a label and the parameters of the loss."""
+    loss: Callable[..., Any]
+    """Of a distance, a label and the parameters of the loss. With anchors it takes before those the
+    place of the other row and what is known of the anchor."""
     distances: tuple[Callable[..., jax.Array], ...]
     """Of two vectors and the parameters of the distance; two where the directions differ."""
     product: Product | None
@@ -45,6 +47,13 @@ class Task(NamedTuple):
     tile: int
     precision: lax.PrecisionLike
     axis_name: Any
+    anchors: Literal["none", "rows", "both"] = "none"
+    """Whether a pair is seen from an anchor: from none, from its row, or from either side."""
+    statistics: tuple[Kind, ...] | None = None
+    """Kinds of the statistics that `loss` returns, which are kept for the anchors; None where it
+    returns a loss."""
+    similar_alone: bool = False
+    """Whether dissimilar pairs add nothing."""
 
 
 class Parameters(NamedTuple):
@@ -76,6 +85,10 @@ class Rows(NamedTuple):
     """Squared distance below which a point is a blur for having been rounded; 0 where exact."""
     classes: jax.Array
     weights: jax.Array
+    places: jax.Array
+    """Which of the rows of all devices each is."""
+    anchors: Any = ()
+    """What is known of each row as an anchor."""
 
 
 class Gradient(NamedTuple):
@@ -117,6 +130,9 @@ class Carry(NamedTuple):
     rows: Gradient | None
     columns: Gradient | None
     parameters: tuple[Parameters, ...]
+    rows_kept: Any = None
+    """Of each statistic what is kept for the rows, `[N]`."""
+    columns_kept: Any = None
 
 
 def add_tile(
@@ -132,6 +148,24 @@ def add_tile(
 
     The rows of `y` begin at `left`. Where those of `x` are of the same set they begin at `top`.
     """
+    apart = (x.classes[-1] < y.classes[0]) | (y.classes[-1] < x.classes[0])
+    add = partial(_add_tile, context, x, across, y, top, left, apart)
+    if context.task.similar_alone:
+        return cast(Carry, _when(~apart, add, carry))
+    return add(carry)
+
+
+def _add_tile(
+    context: Context,
+    x: Rows,
+    across: jax.Array | None,
+    y: Rows,
+    top: jax.Array | None,
+    left: jax.Array,
+    apart: jax.Array,
+    carry: Carry,
+) -> Carry:
+    """Adds the pairs of a tile, of which `apart` says whether no two are of one class."""
     task, centre = context.task, context.centre
     product = task.product
 
@@ -142,12 +176,14 @@ def add_tile(
         if top is not None:
             before = (top + jnp.arange(len(x.norms)))[:, None] < left + jnp.arange(len(y.norms))
             weights = jnp.where(before, weights, 0)
+        if task.similar_alone:
+            weights = jnp.where(labels == 0, weights, 0)
         return labels, weights
 
-    by_pairs = partial(_add_by_pairs, context, x.vectors, y.vectors, left)
+    by_pairs = partial(_add_by_pairs, context, x, y, left)
     if product is None:
         return by_pairs(*labelled(), carry)
-    by_product = partial(_add_by_product, context, left)
+    by_product = partial(_add_by_product, context, x, y, left)
     if centre is None or across is None:
         u, v = points_of(x), points_of(y)
         return by_product(u, u.T, v, _inner(task, u, v), *labelled(), carry)
@@ -225,7 +261,6 @@ def add_tile(
         plain &= ~any_close()
     if top is not None:
         plain &= top != left
-    apart = (x.classes[-1] < y.classes[0]) | (y.classes[-1] < x.classes[0])
     carry = _when(plain & apart, add_apart, carry)
     carry = _when(plain & ~apart, add_plain, carry)
     return cast(Carry, _when(~plain, add_any, carry))
@@ -235,8 +270,37 @@ def _inner(task: Task, u: jax.Array, v: jax.Array) -> jax.Array:
     return lax.dot_general(u, v, (((1,), (1,)), ((), ())), precision=task.precision)
 
 
+def _seen(
+    task: Task,
+    distances: list[jax.Array],
+    label: jax.Array,
+    of_row: Any,
+    of_column: Any,
+    parameters: tuple[jax.Array, ...],
+) -> list[Any]:
+    """What the loss makes of a pair, once for each side that it is seen from apart."""
+    if task.anchors == "none":
+        return [task.loss(distance, label, *parameters) for distance in distances]
+    (row, as_row), (column, as_column) = of_row, of_column
+    seen = [task.loss(distances[0], label, column, as_row, *parameters)]
+    if task.anchors == "both":
+        seen.append(task.loss(distances[-1], label, row, as_column, *parameters))
+    return seen
+
+
+def _seen_over(one: Callable[..., Any], x: Rows, y: Rows, labels: Any, *of: Any) -> Any:
+    """Maps a function of a label, of what is known of both rows, and of further entries."""
+    label_axis = None if labels is None else 0
+    label = varying(jnp.int32(1), axes_of((x.weights, *of))) if labels is None else labels
+    over_columns = jax.vmap(one, (label_axis, None, 0, *[0] * len(of)))
+    over_rows = jax.vmap(over_columns, (label_axis, 0, None, *[0] * len(of)))
+    return over_rows(label, (x.places, x.anchors), (y.places, y.anchors), *of)
+
+
 def _add_by_product(
     context: Context,
+    x: Rows,
+    y: Rows,
     left: jax.Array,
     u: jax.Array,
     across: jax.Array,
@@ -256,21 +320,26 @@ def _add_by_product(
     task, parameters, wanted, *_ = context
     of, squared = task.product.of, task.product.squared  # type: ignore[union-attr]
 
-    def losses(
-        parameters: tuple[jax.Array, ...], values: jax.Array, labels: jax.Array | None
-    ) -> jax.Array:
-        def one(value: jax.Array, label: jax.Array) -> jax.Array:
-            return task.loss(of(value), label, *parameters)
+    def seen(parameters: tuple[jax.Array, ...], values: jax.Array, labels: Any) -> list[Any]:
+        def one(label: Any, of_row: Any, of_column: Any, value: Any) -> list[Any]:
+            return _seen(task, [of(value)], label, of_row, of_column, parameters)
 
-        label = varying(jnp.int32(1), axes_of(values)) if labels is None else labels
-        axes = None if labels is None else 0
-        return jax.vmap(jax.vmap(one, (0, axes)), (0, axes))(values, label).astype(values.dtype)
+        found: list[Any] = _seen_over(one, x, y, labels, values)
+        return found
 
+    def losses(parameters: tuple[jax.Array, ...], values: jax.Array, labels: Any) -> jax.Array:
+        found = seen(parameters, values, labels)
+        return cast(jax.Array, sum(found[1:], found[0])).astype(values.dtype)
+
+    if task.statistics is not None:
+        counts = None if weights is None else weights > 0
+        return _kept(carry, seen(parameters.loss, values, labels), counts, x, y, left)
     if not any(wanted):
         found = losses(parameters.loss, values, labels)
         return _counted(task, carry, found, labels, weights)
     found, pull = jax.vjp(lambda values: losses(parameters.loss, values, labels), values)
-    carry = _counted(task, carry, found, labels, weights)
+    if task.anchors == "none":
+        carry = _counted(task, carry, found, labels, weights)
     count = len(carry.sums.loss)
     kinds = range(count) if labels is not None else [count - 1]
     if wanted.parameters:
@@ -330,10 +399,51 @@ def _add_by_product(
     return carry._replace(rows=rows, columns=columns)
 
 
+def _kept(
+    carry: Carry,
+    seen: list[Any],
+    counts: jax.Array | None,
+    x: Rows,
+    y: Rows,
+    left: jax.Array,
+    top: jax.Array | int = 0,
+) -> Carry:
+    """Keeps the statistics of a tile, for its rows and, where they are anchors too, its columns."""
+    sides = (carry.rows_kept, 1, y.places, top), (carry.columns_kept, 0, x.places, left)
+    now = []
+    for tree, (kept, axis, places, start) in zip(seen, sides, strict=False):
+        statistics = jax.tree.leaves(tree, is_leaf=is_statistic)
+        more = [kept_of_tile(statistic, counts, axis, places) for statistic in statistics]
+        now.append(kept_at(tuple(s.kind for s in statistics), kept, more, start))
+    return carry._replace(
+        rows_kept=now[0], columns_kept=now[1] if len(now) > 1 else carry.columns_kept
+    )
+
+
+def kept_at(kinds: tuple[Kind, ...], whole: Any, part: Any, start: jax.Array | int) -> Any:
+    """Merges what is kept of some rows into what is kept of all."""
+    result = []
+    for kind, old, new in zip(kinds, whole, part, strict=True):
+        size = len(new[0])
+        both = merged(kind, block_of(old, start, size), new)
+        result.append(
+            tuple(
+                lax.dynamic_update_slice_in_dim(o, b, start, 0)
+                for o, b in zip(old, both, strict=True)
+            )
+        )
+    return tuple(result)
+
+
+def nothing_kept(task: Task, count: int, dtype: Any) -> Any:
+    """Of each statistic what is kept before any pair."""
+    return tuple(none_kept(kind, (count,), dtype) for kind in task.statistics or ())
+
+
 def _add_by_pairs(
     context: Context,
-    x: jax.Array,
-    y: jax.Array,
+    rows: Rows,
+    columns: Rows,
     left: jax.Array,
     labels: jax.Array,
     weights: jax.Array,
@@ -341,6 +451,7 @@ def _add_by_pairs(
 ) -> Carry:
     """Adds pairs by their distance itself, some rows at a time, and only rows that have any."""
     task, parameters, wanted, *_ = context
+    x, y = rows.vectors, columns.vectors
     (height, size), width = x.shape, len(y)
     step = 1
     while height % (2 * step) == 0 and 2 * step * width * size <= _DIFFERENCES:
@@ -349,51 +460,59 @@ def _add_by_pairs(
     exact = task.product is not None and task.product.points is None
 
     def add(start: jax.Array, carry: Carry) -> Carry:
-        part, some_labels, some = block_of((x, labels, weights), start, step)
+        of_rows, some_labels, some = block_of((rows, labels, weights), start, step)
+        part = of_rows.vectors
         # In place of a pair that does not count stands one that does: a distance need not have a
         # derivative between a vector and itself, nor a loss where they are equal.
         spare = jnp.argmax(some > 0)
         stand_in = part[spare // width], y[spare % width]
         their_labels = jnp.where(some > 0, some_labels, some_labels.ravel()[spare])
 
-        def losses(part: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
-            def one(a: jax.Array, b: jax.Array, label: jax.Array, weight: jax.Array) -> jax.Array:
+        def seen(part: jax.Array, y: jax.Array, parameters: Parameters) -> list[Any]:
+            def one(label: Any, of_row: Any, of_column: Any, weight: Any) -> list[Any]:
+                (row, (a, as_row)), (column, (b, as_column)) = of_row, of_column
                 a = jnp.where(weight > 0, a, stand_in[0])
                 b = jnp.where(weight > 0, b, stand_in[1])
-                return jnp.stack(
-                    [
-                        task.loss(distance(a, b, *parameters.distance), label, *parameters.loss)
-                        for distance in task.distances
-                    ]
-                )
+                found = [distance(a, b, *parameters.distance) for distance in task.distances]
+                known = (row, as_row), (column, as_column)
+                return _seen(task, found, label, *known, parameters.loss)
 
-            over_columns = jax.vmap(one, (None, 0, 0, 0))
-            values = jax.vmap(over_columns, (0, None, 0, 0))(part, y, their_labels, some)
-            return jnp.moveaxis(values, -1, 0).astype(weights.dtype)
+            with_vectors = (
+                of_rows._replace(anchors=(part, of_rows.anchors)),
+                columns._replace(anchors=(y, columns.anchors)),
+            )
+            found: list[Any] = _seen_over(one, *with_vectors, their_labels, some)
+            return found
 
+        def losses(part: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
+            return jnp.stack(seen(part, y, parameters)).astype(weights.dtype)
+
+        if task.statistics is not None:
+            return _kept(carry, seen(part, y, parameters), some > 0, of_rows, columns, left, start)
         if any(wanted):
             found, pull = jax.vjp(losses, part, y, parameters)
         else:
             found = losses(part, y, parameters)
-        for values in found:
-            carry = _counted(task, carry, values, some_labels, some)
+        if task.anchors == "none":
+            for values in found:
+                carry = _counted(task, carry, values, some_labels, some)
         if not any(wanted):
             return carry
-        rows, columns, of_parameters = carry.rows, carry.columns, list(carry.parameters)
+        of_row, of_column, of_parameters = carry.rows, carry.columns, list(carry.parameters)
         for k in range(kinds):
             kind = _of_kind(k, kinds, some_labels, some)
             of_part, of_y, more = pull(jnp.broadcast_to(kind, found.shape))
-            if rows is not None:
-                old = rows.points if exact else rows.vectors
+            if of_row is not None:
+                old = of_row.points if exact else of_row.vectors
                 now = old.at[k].set(added(old[k].T, of_part.T, start).T)
-                rows = rows._replace(**{"points" if exact else "vectors": now})
-            if columns is not None:
-                old = columns.points if exact else columns.vectors
+                of_row = of_row._replace(**{"points" if exact else "vectors": now})
+            if of_column is not None:
+                old = of_column.points if exact else of_column.vectors
                 now = _added_to(old, k, of_y.T, left)
-                columns = columns._replace(**{"points" if exact else "vectors": now})
+                of_column = of_column._replace(**{"points" if exact else "vectors": now})
             if wanted.parameters:
                 of_parameters[k] = jax.tree.map(plus, of_parameters[k], more)
-        return carry._replace(rows=rows, columns=columns, parameters=tuple(of_parameters))
+        return carry._replace(rows=of_row, columns=of_column, parameters=tuple(of_parameters))
 
     def next_part(state: Any) -> Any:
         left_over, carry = state
@@ -468,7 +587,7 @@ def no_gradient(task: Task, rows: Rows, kinds: int, transposed: bool = True) -> 
     )
 
 
-def block_of(tree: Any, start: jax.Array, size: int, axis: int = 0) -> Any:
+def block_of(tree: Any, start: jax.Array | int, size: int, axis: int = 0) -> Any:
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size, axis), tree)
 
 

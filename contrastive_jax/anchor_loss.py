@@ -1,0 +1,280 @@
+"""Losses that look at an anchor against all others, in memory linear in the batch."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from contrastive_jax.all_pairs import hoisted, prepared, real_scalar
+from contrastive_jax.anchors import Stage, shared_total
+from contrastive_jax.anchors import anchor_statistics as _anchor_statistics
+from contrastive_jax.distances import cosine
+from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
+from contrastive_jax.statistics import OfSimilar, is_statistic
+from contrastive_jax.streaming import Side, kept
+from contrastive_jax.tiles import Parameters, Task, axes_of, varying
+from contrastive_jax.triples import Triples, triple_sums
+
+AnchorReduction = Literal["mean", "active", "sum"]
+
+_REDUCTIONS = ("mean", "active", "sum")
+
+
+def anchor_loss(
+    embeddings: jax.Array,
+    classes: jax.Array,
+    references: jax.Array | None = None,
+    reference_classes: jax.Array | None = None,
+    *,
+    loss: AnchorLoss | TripleLoss,
+    distance: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    data: tuple[Any, ...] = (),
+    reduction: AnchorReduction = "mean",
+    axis_name: Any = None,
+    exact: bool = True,
+    tile: int | None = None,
+    precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+) -> jax.Array:
+    """Loss of a batch in which every row is an anchor for all others, or for references.
+
+    The B x B matrix is never built. Of each anchor the statistics that its loss is made of are kept
+    in one walk over tiles of pairs, and one more adds up the gradient; see
+    `contrastive_jax.all_pairs_loss` for how tiles, close pairs and devices are dealt with, which is
+    the same here. `contrastive_jax.losses` lists the losses.
+
+    With an axis name every device passes its own rows, of embeddings and of references, and gets
+    the loss of the global batch and its gradient by its own rows. What the devices share gets from
+    each the part of its own: add these up (`lax.psum`).
+
+    Args:
+      embeddings: anchors, `[B, D]`, floating.
+      classes: `[B]`, integers from 0; rows of class -1 are ignored, whatever they hold.
+      references: what anchors are compared with, `[R, D]`; by default the other embeddings.
+      reference_classes: `[R]`.
+      loss: one of `contrastive_jax.losses`, or one's own.
+      distance: of two vectors; that of the loss by default.
+      data: what an `AnchorLoss` is to know of each anchor beside, trees of floating `[B]`.
+      reduction: `"mean"` as the loss defines it, over anchors or over pairs; `"active"`, the same
+        over anchors whose loss is not 0; `"sum"` of the values. A mean over nothing is 0.
+      axis_name: of the devices that share the batch.
+      exact: whether close pairs are measured again.
+      tile: rows and columns of a tile, a multiple of 8.
+      precision: of matrix products.
+
+    Returns:
+      Loss, a scalar, NaN if an embedding that counts is not finite. It can be differentiated once,
+      in reverse mode, by embeddings, references, data and whatever the loss closes over.
+
+    Raises:
+      AssertionError: if ranks, shapes or dtypes do not fit, or the functions of the loss do not
+        return statistics and means of scalars.
+      ValueError: if an option is not one of those above, or a known value is wrong.
+    """
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+    if not isinstance(loss, AnchorLoss | TripleLoss):
+        raise ValueError(
+            f"loss must be an AnchorLoss or a TripleLoss, got {loss!r}; a function of a distance "
+            "and a label is for all_pairs_loss, and a factory such as losses.supcon is to be called"
+        )
+    if isinstance(loss, TripleLoss) and data:
+        raise ValueError("a TripleLoss takes no data")
+    task, x, y, of_distance, examples = prepared(
+        (embeddings, classes, None),
+        (references, reference_classes, None),
+        distance=loss.distance if distance is None else distance,
+        axis_name=axis_name,
+        exact=exact,
+        tile=tile,
+        precision=precision,
+        shared=data,
+    )
+    sums_of: Any = _anchor_sums if isinstance(loss, AnchorLoss) else _triple_sums
+    # A NaN or an infinity shows, whatever the loss makes of its distances.
+    bad = sum(jnp.sum(kept(side).vectors * 0) for side in (x, y) if side is not None)
+    total = jnp.zeros((), examples[0].dtype)
+    known = (data,) if isinstance(loss, AnchorLoss) else ()
+    for sums in sums_of(task, loss, x, y, of_distance, examples, *known):
+        value, count, active = shared_total((sums[0] + bad, *sums[1:]), axis_name)
+        count = active if reduction == "active" else count
+        total += value if reduction == "sum" else value / jnp.where(count > 0, count, 1)
+    return total
+
+
+def anchor_statistics(
+    embeddings: jax.Array,
+    classes: jax.Array,
+    references: jax.Array | None = None,
+    reference_classes: jax.Array | None = None,
+    *,
+    statistics: tuple[Callable[..., Any], ...],
+    distance: Callable[[jax.Array, jax.Array], jax.Array] = cosine,
+    data: tuple[Any, ...] = (),
+    axis_name: Any = None,
+    exact: bool = True,
+    tile: int | None = None,
+    precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+) -> tuple[Any, ...]:
+    """Statistics that every row keeps of its pairs with all others, or with references.
+
+    Arguments and errors are those of `anchor_loss`.
+
+    Args:
+      embeddings: anchors, `[B, D]`, floating.
+      classes: `[B]`.
+      references: `[R, D]`.
+      reference_classes: `[R]`.
+      statistics: functions of a distance, a label, data and earlier results, as in `AnchorLoss`.
+      distance: of two vectors.
+      data: trees of floating `[B]`.
+      axis_name: of the devices that share the batch.
+      exact: whether close pairs are measured again.
+      tile: rows and columns of a tile.
+      precision: of matrix products.
+
+    Returns:
+      For each function the tree it returns, of `[B]`; what no pair adds to for rows of class -1.
+    """
+    task, x, y, of_distance, examples = prepared(
+        (embeddings, classes, None),
+        (references, reference_classes, None),
+        distance=distance,
+        axis_name=axis_name,
+        exact=exact,
+        tile=tile,
+        precision=precision,
+        shared=data,
+    )
+    return _found(task, statistics, x, y, data, of_distance, examples)[0]
+
+
+def _anchor_sums(
+    task: Task,
+    loss: AnchorLoss,
+    x: Side,
+    y: Side | None,
+    of_distance: tuple[jax.Array, ...],
+    examples: tuple[jax.Array, jax.Array],
+    data: tuple[Any, ...],
+) -> list[tuple[jax.Array, ...]]:
+    """For each mean its sums over the anchors of this device."""
+    found, of_row = _found(task, loss.statistics, x, y, data, of_distance, examples)
+    _check_means("loss", jax.eval_shape(loss.loss, *of_row))
+    counts = kept(x).classes >= 0
+    # In place of an anchor that does not count stands one that does: of no pairs a loss may have no
+    # derivative.
+    spare = jnp.argmax(counts)
+    known = jax.tree.map(lambda leaf: jnp.where(counts, leaf, leaf[spare]), (*data, *found))
+    means = jax.vmap(loss.loss)(*known)
+    return [
+        tuple(jnp.sum(jnp.where(counts, one, 0)) for one in _three(mean))
+        for mean in ([means] if isinstance(means, Mean) else means)
+    ]
+
+
+def _triple_sums(
+    task: Task,
+    loss: TripleLoss,
+    x: Side,
+    y: Side | None,
+    of_distance: tuple[jax.Array, ...],
+    examples: tuple[jax.Array, jax.Array],
+) -> list[tuple[jax.Array, ...]]:
+    """The sums over the anchors of this device and their positives."""
+    scalar = examples[0]
+    stages, values, of_row = _stages(loss.statistics, (*examples, scalar))
+    function, of_loss = hoisted("loss", loss.loss, of_row, _check_one_mean)
+    row = varying(jnp.zeros(x.vectors.shape[1:], scalar.dtype), axes_of(scalar))
+    of_two = []
+    for name, given in (("joined", loss.joined), ("to_positive", loss.to_positive)):
+        if given is not None:
+            given, closed = hoisted(name, given, (row, row), lambda *_: None)
+            if closed:
+                raise ValueError(f"{name} must not close over traced values")
+        of_two.append(given)
+    at_once = loss.at_once if loss.joined is None else 1
+    triples = Triples(_Three(function), stages, of_two[0], of_two[1], at_once)
+    return [triple_sums(task, triples, x, y, of_loss, Parameters(values, of_distance))]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Three:
+    """A loss that returns value, count and active; equal for equal losses, so compiled once."""
+
+    loss: Callable[..., Mean]
+
+    def __call__(self, *arguments: Any) -> tuple[jax.Array, ...]:
+        return _three(self.loss(*arguments))
+
+
+def _three(mean: Mean) -> tuple[jax.Array, ...]:
+    """Value, count and active, of which but the first is differentiated."""
+    count, active = mean.count, mean.active
+    if active is None:
+        active = jnp.where(mean.value != 0, count, 0)
+    dtype = jnp.asarray(mean.value).dtype
+    return mean.value, *(lax.stop_gradient(jnp.asarray(one, dtype)) for one in (count, active))
+
+
+def _found(
+    task: Task,
+    statistics: tuple[Callable[..., Any], ...],
+    x: Side,
+    y: Side | None,
+    data: tuple[Any, ...],
+    of_distance: tuple[jax.Array, ...],
+    examples: tuple[jax.Array, jax.Array],
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The results of all functions, and what is known of one anchor, as an example."""
+    for leaf in jax.tree.leaves(data):
+        chex.assert_shape(leaf, x.classes.shape, custom_message="data must be trees of [B]")
+        chex.assert_type(leaf, float)
+    axes = axes_of(examples)
+    data = varying(jax.tree.map(lambda leaf: jnp.asarray(leaf, examples[0].dtype), data), axes)
+    of_row = jax.tree.map(lambda leaf: jnp.zeros_like(examples[0]), data)
+    stages, values, of_row = _stages(statistics, (*examples, *of_row))
+    found = _anchor_statistics(task, stages, x, y, data, Parameters(values, of_distance))
+    return found, of_row
+
+
+def _stages(
+    statistics: tuple[Callable[..., Any], ...], examples: tuple[Any, ...]
+) -> tuple[tuple[Stage, ...], tuple[jax.Array, ...], tuple[Any, ...]]:
+    """Stages with the values that they close over, and an example of what is known after them."""
+    stages: list[Stage] = []
+    values: tuple[jax.Array, ...] = ()
+    scalar = examples[0]
+    for function in statistics:
+        similar_alone = isinstance(function, OfSimilar)
+        function, closed = hoisted("statistics", function, examples, _check_statistics)
+        stages.append(Stage(function, len(closed), similar_alone))
+        values += closed
+        shape = jax.eval_shape(partial(function), *examples, *closed)
+        found = jax.tree.map(lambda _: jnp.zeros_like(scalar), shape, is_leaf=is_statistic)
+        examples = (*examples, found)
+    return tuple(stages), values, examples[2:]
+
+
+def _check_statistics(name: str, shape: Any) -> None:
+    for leaf in jax.tree.leaves(shape, is_leaf=is_statistic):
+        if not is_statistic(leaf) or leaf.value.shape or leaf.where.shape:
+            raise AssertionError(
+                f"{name} must return a tree of contrastive_jax.statistics of scalars, got {leaf}"
+            )
+
+
+def _check_means(name: str, shape: Any) -> None:
+    means = [shape] if isinstance(shape, Mean) else shape
+    for mean in means if isinstance(means, tuple | list) else [means]:
+        _check_one_mean(name, mean)
+
+
+def _check_one_mean(name: str, shape: Any) -> None:
+    if not isinstance(shape, Mean) or any(one.shape for one in jax.tree.leaves(shape)):
+        raise AssertionError(f"{name} must return a Mean of scalars, got {shape}")
+    real_scalar(name, shape.value)

@@ -1,0 +1,318 @@
+"""Statistics that anchors keep of their pairs, and the gradient of what is made of them.
+
+One walk over the tiles keeps them (`contrastive_jax.statistics`); statistics that depend on earlier
+ones take a walk each. What the loss of an anchor makes of its statistics is ordinary JAX. Its
+derivatives by them weigh the pairs, and one more walk adds up the gradient: a pair adds to a sum
+its value, to a log-sum-exp its share of it, to an extreme its value if it is the one.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from contrastive_jax.statistics import Statistic, is_statistic, result
+from contrastive_jax.streaming import (
+    Side,
+    arranged,
+    empty_like,
+    gradients,
+    nothing_added,
+    of_marks,
+    walked,
+)
+from contrastive_jax.tiles import Parameters, Task, Wanted, axes_of, varying
+
+
+class Stage(NamedTuple):
+    """Statistics of pairs that are kept in one walk."""
+
+    function: Callable[..., Any]
+    """Of a distance, a label, what is known of the anchor, and parameters of its own, to a tree of
+    statistics."""
+    parameters: int
+    """How many of its own."""
+    similar_alone: bool = False
+    """Whether dissimilar pairs add nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Collected:
+    """What a pair adds in the walk of a stage."""
+
+    stages: tuple[Stage, ...]
+    place: int
+    slopes: bool
+    """Whether to add, to each sum, its derivatives by what is known."""
+
+    def __call__(
+        self, distance: jax.Array, label: jax.Array, other: Any, known: Any, *parameters: Any
+    ) -> Any:
+        def of(known: Any) -> Any:
+            return _stage(self.stages, self.place, distance, label, known, parameters)
+
+        found = of(known)
+        if not self.slopes:
+            return found, ()
+
+        def sums(known: Any) -> list[jax.Array]:
+            return [one.value for one in _flat(of(known)) if one.kind == "sum"]
+
+        where = [one.where for one in _flat(found) if one.kind == "sum"]
+        if not where or not jax.tree.leaves(known):
+            return found, [known] * len(where)
+        slopes = [
+            jax.tree.map(lambda slope, w=w: Statistic("sum", slope, w), of_known)
+            for w, of_known in zip(where, jax.jacrev(sums)(known), strict=True)
+        ]
+        return found, slopes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weighed:
+    """A function of a pair whose derivatives are those of the loss by that pair."""
+
+    stages: tuple[Stage, ...]
+
+    def __call__(
+        self, distance: jax.Array, label: jax.Array, other: Any, anchor: Any, *parameters: Any
+    ) -> jax.Array:
+        known, weighed = anchor
+        first = len(known) - len(self.stages)
+        added = jnp.zeros_like(distance)
+        for k, of_stage in enumerate(weighed):
+            before = lax.stop_gradient(known[: first + k])
+            found = _flat(_stage(self.stages, k, distance, label, before, parameters))
+            for one, (weight, at) in zip(found, of_stage, strict=True):
+                where, value = one.where & (weight != 0), one.value
+                if one.kind in ("max", "min"):
+                    where &= other == at
+                elif one.kind == "log_sum_exp":
+                    # No pair exceeds the whole, but one that does not count may.
+                    value = jnp.exp(jnp.minimum(jnp.where(where, value - at, 0), 1))
+                added += jnp.where(where, weight * value, 0)
+        return added
+
+
+def _stage(
+    stages: tuple[Stage, ...],
+    index: int,
+    distance: jax.Array,
+    label: jax.Array,
+    known: tuple[Any, ...],
+    parameters: tuple[Any, ...],
+) -> Any:
+    start = sum(stage.parameters for stage in stages[:index])
+    own = parameters[start : start + stages[index].parameters]
+    return stages[index].function(distance, label, *known, *own)
+
+
+def _flat(tree: Any) -> list[Statistic]:
+    return jax.tree.leaves(tree, is_leaf=is_statistic)
+
+
+@partial(jax.jit, static_argnames=("task", "stages"))
+def anchor_statistics(
+    task: Task,
+    stages: tuple[Stage, ...],
+    x: Side,
+    y: Side | None,
+    data: tuple[Any, ...],
+    parameters: Parameters,
+) -> tuple[Any, ...]:
+    """Statistics over the pairs of each row of `x` with the rows of `y`, or with the others of `x`.
+
+    With an axis name the rows of all devices along it are paired, and each device keeps the
+    statistics of its own.
+
+    Args:
+      task: how the pairs are walked.
+      stages: what is kept, one walk each.
+      x: anchors, `[N]` rows.
+      y: columns; None for the other rows of `x`.
+      data: what is known of each anchor before, trees of `[N]`.
+      parameters: of the stages one after the other, and of the distance.
+
+    Returns:
+      For each stage its statistics, `[N]` each. They can be differentiated once, in reverse mode,
+      by vectors, data and parameters; of log-sum-exps and extremes not by what was known before.
+    """
+    one_set = y is None
+    task = task._replace(anchors="both" if one_set else "rows")
+
+    def walk_stages(
+        x: Side, y: Side | None, data: Any, parameters: Parameters, slopes: bool
+    ) -> Any:
+        nothing = Wanted(False, False, False)
+        sides, orders, context = arranged(task, (x, y), parameters, nothing)
+        rows, *others = sides
+        known = jax.tree.map(partial(_sorted_like, rows.norms, orders[0]), data)
+        all_kept, all_slopes = [], []
+        for k in range(len(stages)):
+            collected = _Collected(stages, k, slopes)
+            of_row = jax.tree.map(lambda leaf: leaf[0], known)
+            scalar, label = rows.norms[0], jnp.int32(0)
+            shape = jax.eval_shape(
+                partial(collected), scalar, label, label, of_row, *parameters.loss
+            )
+            statistics, tree = jax.tree.flatten(shape, is_leaf=is_statistic)
+            kinds = tuple(one.kind for one in statistics)
+            now = context._replace(
+                task=task._replace(
+                    loss=collected, statistics=kinds, similar_alone=stages[k].similar_alone
+                )
+            )
+            begun = [rows._replace(anchors=known), *others]
+            carry = walked(now, begun, nothing_added(now, begun))
+            of_anchors = carry.columns_kept if one_set else carry.rows_kept
+            values = [result(kind, one) for kind, one in zip(kinds, of_anchors, strict=True)]
+            found, of_slopes = jax.tree.unflatten(tree, values)
+            known = (*known, found)
+            # Of an extreme the place, of a log-sum-exp its value: what tells the part of a pair.
+            all_kept.append(
+                [
+                    one[1] if kind in ("max", "min") else jnp.where(jnp.isinf(value), 0, value)
+                    for kind, one, value in zip(kinds, of_anchors, values, strict=True)
+                ][: len(_flat_values(found))]
+            )
+            all_slopes.append(of_slopes)
+        found = jax.tree.map(partial(_given_like, orders[0]), known[len(data) :])
+        return found, (known, all_kept, all_slopes)
+
+    @jax.custom_vjp
+    def statistics_of(x: Side, y: Side | None, data: Any, parameters: Parameters) -> Any:
+        return walk_stages(x, y, data, parameters, False)[0]
+
+    def forward(x: Side, y: Side | None, data: Any, parameters: Parameters) -> Any:
+        (x, y, data, parameters), (of_x, of_y, _, of) = of_marks((x, y, data, parameters))
+        through = task.product is not None and any(of.distance)
+        rows = of_x.vectors or through
+        columns = rows if y is None else of_y.vectors or through
+        wanted = Wanted(rows, columns, any(jax.tree.leaves(of)))
+        found, state = walk_stages(x, y, data, parameters, True)
+        # What is wanted has to be told in shapes, as residuals are arrays.
+        flags = tuple(jnp.zeros(int(flag)) for flag in wanted)
+        return found, (x, y, data, parameters, state, flags)
+
+    def backward(residuals: Any, cotangents: Any) -> Any:
+        x, y, data, parameters, (known, all_kept, all_slopes), flags = residuals
+        wanted = Wanted(*[len(flag) > 0 for flag in flags])
+        sides, orders, context = arranged(task, (x, y), parameters, wanted)
+        rows, *others = sides
+        counts = rows.weights > 0
+
+        def sorted_weight(cotangent: Any, like: jax.Array) -> jax.Array:
+            if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+                cotangent = jnp.zeros(len(x.classes), like.dtype)
+            return jnp.where(counts, _sorted_like(rows.norms, orders[0], cotangent), 0)
+
+        is_zero = lambda leaf: isinstance(leaf, jax.custom_derivatives.SymbolicZero)  # noqa: E731
+        weights = jax.tree.map(sorted_weight, cotangents, known[len(data) :], is_leaf=is_zero)
+        weights = (*jax.tree.map(jnp.zeros_like, known[: len(data)]), *weights)
+        # What sums are by what was known before them, from the last stage to the first.
+        for k in reversed(range(len(stages))):
+            place = len(data) + k
+            of_row = jax.tree.map(lambda leaf: leaf[0], known[:place])
+            shape = jax.eval_shape(
+                partial(_Collected(stages, k, False)),
+                rows.norms[0],
+                jnp.int32(0),
+                jnp.int32(0),
+                of_row,
+                *parameters.loss,
+            )[0]
+            sums = [
+                weight
+                for one, weight in zip(_flat(shape), _flat_values(weights[place]), strict=True)
+                if one.kind == "sum"
+            ]
+            for weight, slopes in zip(sums, all_slopes[k], strict=True):
+                more = jax.tree.map(lambda slope, w=weight: w * slope, slopes)
+                weights = (*jax.tree.map(jnp.add, weights[:place], more), *weights[place:])
+        of_data = jax.tree.map(
+            lambda weight, like: _given_like(orders[0], weight).astype(like.dtype),
+            weights[: len(data)],
+            data,
+        )
+        weighed = tuple(
+            tuple(zip(_flat_values(weight), at, strict=True))
+            for weight, at in zip(weights[len(data) :], all_kept, strict=True)
+        )
+        begun = [rows._replace(anchors=(known, weighed)), *others]
+        context = context._replace(task=task._replace(loss=_Weighed(stages)))
+        none = jax.tree.map(lambda p: None, parameters)
+        of_sides: list[Any] = [None] * len(sides)
+        of_parameters = none
+        if any(wanted):
+            carry = walked(context, begun, nothing_added(context, begun))
+            of_sides, found = gradients(context, begun, orders, carry)
+            if wanted.parameters:
+                like = jax.tree.map(empty_like, parameters)
+                of_parameters = jax.tree.map(
+                    lambda like, one: None if like is None else one.astype(like.dtype),
+                    like,
+                    found[0],
+                    is_leaf=lambda leaf: leaf is None,
+                )
+
+        def of_side(gradient: Any, side: Side) -> Any:
+            if gradient is None:
+                return None
+            return Side(gradient[0].astype(side.vectors.dtype), None, None)  # type: ignore[arg-type]
+
+        of_y = None if y is None else of_side(of_sides[1], y)
+        return of_side(of_sides[0], x), of_y, of_data, of_parameters
+
+    statistics_of.defvjp(forward, backward, symbolic_zeros=True)
+    arguments = x, y, data, parameters
+    return cast(tuple[Any, ...], statistics_of(*varying(arguments, axes_of(arguments))))
+
+
+def _flat_values(tree: Any) -> list[jax.Array]:
+    return jax.tree.leaves(tree)
+
+
+def _sorted_like(norms: jax.Array, order: jax.Array, values: jax.Array) -> jax.Array:
+    """Values of rows as given, in the order of the sorted rows and padded as they are."""
+    padding = [(0, len(norms) - len(order))] + [(0, 0)] * (values.ndim - 1)
+    return jnp.pad(values[order], padding)
+
+
+def _given_like(order: jax.Array, values: jax.Array) -> jax.Array:
+    """Values of sorted rows, in the order of the rows as given."""
+    return jnp.take(values, jnp.argsort(order), axis=0)
+
+
+def shared_total(values: Any, axis_name: Any) -> Any:
+    """Sums over the devices whose gradient on each is that of its own part.
+
+    Every device computes the same loss of such sums. What JAX makes of the gradient of `lax.psum`
+    would count it once for each of them.
+
+    Args:
+      values: tree of arrays.
+      axis_name: of the devices; None for one.
+
+    Returns:
+      The tree of sums.
+    """
+    if axis_name is None:
+        return values
+
+    @jax.custom_vjp
+    def added(values: Any) -> Any:
+        return lax.psum(values, axis_name)
+
+    def forward(values: Any) -> Any:
+        return added(values), None
+
+    def backward(_: Any, cotangents: Any) -> Any:
+        return (varying(cotangents, axes),)
+
+    added.defvjp(forward, backward)
+    axes = axes_of(values)
+    return added(values)

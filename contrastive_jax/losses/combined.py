@@ -1,0 +1,80 @@
+"""Losses made of losses."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax.typing import ArrayLike
+
+from contrastive_jax.distances import euclidean
+from contrastive_jax.losses.kinds import AnchorLoss, Mean
+from contrastive_jax.statistics import total
+
+
+def of_pairs(
+    loss: Callable[..., jax.Array], distance: Callable[..., jax.Array] = euclidean
+) -> AnchorLoss:
+    """Makes an anchor's loss of a pair's: the mean over all pairs.
+
+    By itself `all_pairs_loss` is quicker; this is for `weighted_sum`.
+
+    Args:
+      loss: scalar function `(distance, label)`.
+      distance: of two vectors.
+
+    Returns:
+      Loss for `anchor_loss`.
+    """
+
+    def statistics(distance: jax.Array, label: jax.Array) -> Any:
+        value = loss(distance, label)
+        return total(value), total(1.0), total(1.0, value != 0)
+
+    return AnchorLoss(lambda found: Mean(*found), (statistics,), distance)
+
+
+def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
+    """Adds up losses, each with its mean, in the walks of the longest of them.
+
+    Args:
+      *terms: weights and losses of one distance. Weights may be traced. The losses know no data.
+
+    Returns:
+      Loss for `anchor_loss`.
+
+    Raises:
+      ValueError: if there are no terms, or a loss is not an `AnchorLoss`, or distances differ: add
+        up the results of several calls of `anchor_loss` then.
+    """
+    if not terms:
+        raise ValueError("weighted_sum needs at least one pair of a weight and a loss")
+    losses = [loss for _, loss in terms]
+    for loss in losses:
+        if not isinstance(loss, AnchorLoss):
+            raise ValueError(f"weighted_sum adds up losses of the kind AnchorLoss, got {loss!r}")
+        if loss.distance is not losses[0].distance:
+            raise ValueError(
+                "losses that share a walk must have one distance, got "
+                f"{losses[0].distance!r} and {loss.distance!r}; loss._replace(distance=...) "
+                "changes it"
+            )
+
+    def of_walk(place: int, distance: jax.Array, label: jax.Array, *found: Any) -> dict[int, Any]:
+        return {
+            k: loss.statistics[place](distance, label, *[earlier[k] for earlier in found])
+            for k, loss in enumerate(losses)
+            if place < len(loss.statistics)
+        }
+
+    def loss_of(*found: Any) -> tuple[Mean, ...]:
+        means = []
+        for k, (weight, loss) in enumerate(terms):
+            result = loss.loss(*[one[k] for one in found[: len(loss.statistics)]])
+            for mean in [result] if isinstance(result, Mean) else result:
+                means.append(mean._replace(value=weight * mean.value))
+        return tuple(means)
+
+    walks = max(len(loss.statistics) for loss in losses)
+    statistics = tuple(partial(of_walk, place) for place in range(walks))
+    return AnchorLoss(loss_of, statistics, losses[0].distance)

@@ -1,0 +1,65 @@
+"""Losses that are made of what an anchor keeps of its pairs."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from contrastive_jax.distances import cosine
+
+
+class Mean(NamedTuple):
+    """What an anchor adds to a mean: the batch has the sum of values over the sum of counts."""
+
+    value: Any
+    count: Any
+    active: Any = None
+    """Count of what is not 0, for the mean over that; `count` where `value` is not 0 by default."""
+
+
+class AnchorLoss(NamedTuple):
+    """A loss by what an anchor keeps of its pairs; the functions in it are of one pair or anchor.
+
+    Each function of `statistics` takes a distance, a label (0 similar, 1 dissimilar), the data of
+    the anchor where there is any, and the results of the functions before it; it returns a tree of
+    `contrastive_jax.statistics`. `loss` takes data and results and returns a `Mean`, or a tuple of
+    them, of which the batch has the sum.
+
+    Every function takes a walk over the pairs. A later one may depend on an earlier one;
+    derivatives by what an earlier one found are taken in sums, not in log-sum-exps and extremes.
+    """
+
+    loss: Callable[..., Any]
+    statistics: tuple[Any, ...]
+    distance: Callable[..., jax.Array] = cosine
+    """Where the caller names none."""
+
+
+class TripleLoss(NamedTuple):
+    """A loss of an anchor, one of its positives, and what the anchor keeps of its pairs.
+
+    As `AnchorLoss`, but for each positive of the anchor, whose distance all functions know as their
+    datum. It takes as many walks as the largest class has rows, `at_once` of them together.
+    """
+
+    loss: Callable[..., Mean]
+    statistics: tuple[Any, ...]
+    distance: Callable[..., jax.Array] = cosine
+    """Where the caller names none."""
+    joined: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    """From the vectors of anchor and positive to one whose distances from the other rows are taken
+    in place of the anchor's. Its statistics must be of dissimilar pairs alone."""
+    to_positive: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    """Distance of anchor and positive; by default as of all pairs."""
+    at_once: int = 4
+    """Positives of an anchor that share a walk; 1 where `joined` is given."""
+
+
+class ProxyLoss(NamedTuple):
+    """A loss of embeddings and the proxies of classes, for `contrastive_jax.proxy_loss`."""
+
+    loss: AnchorLoss
+    anchors: Literal["embeddings", "proxies"] = "embeddings"
+    to_class: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    """Distance of an embedding `[D]` and the centres of a class `[K, D]`, where a class is met as a
+    whole."""

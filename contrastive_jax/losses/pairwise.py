@@ -1,0 +1,295 @@
+"""Losses of one pair: a distance and a label, for `pair_loss` and `all_pairs_loss`."""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from contrastive_jax.checks import check_known
+
+
+def contrastive(
+    distance: ArrayLike,
+    label: ArrayLike,
+    margin: ArrayLike = 1.0,
+    positive_margin: ArrayLike = 0.0,
+) -> jax.Array:
+    """Contrastive loss, `(1 - label) distance^2 + label max(0, margin - distance)^2`.
+
+    Similar pairs are pulled together, dissimilar ones pushed apart until they are `margin` apart.
+    On unnormalised embeddings the margin only sets the unit of length. On the unit sphere Euclidean
+    distances lie in [0, 2], those of random pairs near `sqrt(2)`: margins from 0.5 to 1.5 make
+    sense, and above 2 no dissimilar pair is ever far enough.
+
+    *When.* The one to begin with: one number to choose, and embeddings whose distances mean
+    something by themselves, as verification by a threshold needs.
+
+    Args:
+      distance: scalar, at least 0.
+      label: scalar, 0 for a similar pair and 1 for a dissimilar one; integer, bool or float.
+      margin: scalar above 0, in the unit of `distance`. It may be traced: another margin is no
+        reason to compile again.
+      positive_margin: scalar, at least 0 and below `margin`: similar pairs so close are left alone.
+
+    Returns:
+      Loss in [0, inf), of the dtype of `distance`. With `distances.euclidean` its gradient by the
+      first vector is `2 (a - b)` exactly for a similar pair, and 0 for a dissimilar pair that
+      coincides, which has no direction to be pushed in.
+
+    Raises:
+      AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
+      ValueError: if a known label is neither 0 nor 1, or a known margin not above 0 and finite;
+        `contrastive_jax.checks` says how to check traced ones.
+
+    References:
+      Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006,
+      eq. 4, which has the same labels and halves both terms.
+    """
+    distance, label, margin = _checked(distance, label, margin)
+    similar = _beyond(distance, positive_margin)
+    return (1 - label) * similar**2 + label * jnp.maximum(0, margin - distance) ** 2
+
+
+def contrastive_halved(
+    distance: ArrayLike,
+    label: ArrayLike,
+    margin: ArrayLike = 1.0,
+    positive_margin: ArrayLike = 0.0,
+) -> jax.Array:
+    """Contrastive loss as first published: half of `contrastive`, in value and gradient.
+
+    *When.* To repeat published figures without changing their learning rate.
+
+    Args:
+      distance: scalar, at least 0.
+      label: scalar, 0 similar, 1 dissimilar.
+      margin: scalar above 0, in the unit of `distance`.
+      positive_margin: scalar in [0, `margin`).
+
+    Returns:
+      Loss in [0, inf).
+
+    Raises:
+      AssertionError: as `contrastive`.
+      ValueError: as `contrastive`.
+
+    References:
+      Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006,
+      eq. 4.
+    """
+    return 0.5 * contrastive(distance, label, margin, positive_margin)
+
+
+def contrastive_linear(
+    distance: ArrayLike,
+    label: ArrayLike,
+    margin: ArrayLike = 1.0,
+    positive_margin: ArrayLike = 0.0,
+) -> jax.Array:
+    """Contrastive loss without squares, `(1 - label) distance + label max(0, margin - distance)`.
+
+    *When.* Similar pairs hold outliers or wrong labels, which squares would follow. With
+    `distances.signal_to_noise` it is the signal-to-noise ratio contrastive loss.
+
+    Args:
+      distance: scalar, at least 0.
+      label: scalar, 0 similar, 1 dissimilar.
+      margin: scalar above 0, in the unit of `distance`.
+      positive_margin: scalar in [0, `margin`): similar pairs so close are left alone.
+
+    Returns:
+      Loss in [0, inf).
+
+    Raises:
+      AssertionError: as `contrastive`.
+      ValueError: as `contrastive`.
+
+    References:
+      Musgrave, Belongie and Lim, PyTorch Metric Learning, 2020, ContrastiveLoss, which is averaged
+      over active pairs (`reduction="active"`). Yuan et al., Signal-to-Noise Ratio: A Robust
+      Distance Metric for Deep Metric Learning, 2019, eq. 7.
+    """
+    distance, label, margin = _checked(distance, label, margin)
+    similar = _beyond(distance, positive_margin)
+    return (1 - label) * similar + label * jnp.maximum(0, margin - distance)
+
+
+def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 0.0) -> jax.Array:
+    """Cosine embedding loss, `1 - s` if similar and `max(0, s - margin)` if not, `s` the cosine.
+
+    *When.* Embeddings are compared by cosine, and unrelated ones need be no more than
+    perpendicular.
+
+    Args:
+      distance: scalar, `distances.cosine`, which is `1 - s`, in [0, 2].
+      label: scalar, 0 similar, 1 dissimilar; PyTorch has 1 and -1 in their place.
+      margin: scalar in [-1, 1), a cosine: dissimilar pairs below it are left alone.
+
+    Returns:
+      Loss in [0, 2].
+
+    Raises:
+      AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
+      ValueError: if a known label is neither 0 nor 1.
+
+    References:
+      PyTorch, torch.nn.CosineEmbeddingLoss.
+    """
+    distance, label, margin = _checked(distance, label, margin, above_zero=False)
+    return (1 - label) * distance + label * jnp.maximum(0, 1 - distance - margin)
+
+
+def sentence_contrastive(
+    distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 0.5
+) -> jax.Array:
+    """Contrastive loss of sentence-transformers: `contrastive_halved` with a margin of 0.5.
+
+    Labels are those of this library. In sentence-transformers label 1 is similar: pass `1 - label`.
+
+    *When.* A sentence encoder is to be compared with one trained there.
+
+    Args:
+      distance: scalar, `distances.cosine` there.
+      label: scalar, 0 similar, 1 dissimilar.
+      margin: scalar above 0; below 2 for the cosine distance.
+
+    Returns:
+      Loss in [0, inf).
+
+    Raises:
+      AssertionError: as `contrastive`.
+      ValueError: as `contrastive`.
+
+    References:
+      Reimers and Gurevych, Sentence-BERT, 2019, and its library's ContrastiveLoss.
+    """
+    return contrastive_halved(distance, label, margin)
+
+
+def sigmoid(
+    distance: ArrayLike,
+    label: ArrayLike,
+    temperature: ArrayLike = 10.0,
+    bias: ArrayLike = -10.0,
+) -> jax.Array:
+    """Sigmoid loss, `-log sigmoid(z (temperature s + bias))`, `z` 1 if similar and -1 if not.
+
+    Every pair is a question of its own, answered by a logistic regression on the cosine `s`.
+    Temperature and bias are learned: bind them by a closure, or pass them on through
+    `all_pairs_loss`, which gives their gradients.
+
+    *When.* Images and texts, or large batches over many devices, without a softmax over them.
+
+    Args:
+      distance: scalar, `distances.cosine`, which is `1 - s`, in [0, 2].
+      label: scalar, 0 similar, 1 dissimilar.
+      temperature: scalar above 0; the paper learns its logarithm, from `log 10`.
+      bias: scalar; -10 begins where almost all pairs are dissimilar.
+
+    Returns:
+      Loss in (0, inf).
+
+    Raises:
+      AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
+      ValueError: if a known label is neither 0 nor 1, or a known temperature not above 0.
+
+    References:
+      Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, sec. 3.2, with the sum over
+      pairs divided by the number of images.
+    """
+    distance, label, temperature = _checked(distance, label, temperature, name="temperature")
+    logit = temperature * (1 - distance) + jnp.asarray(bias, distance.dtype)
+    return jax.nn.softplus((2 * label - 1) * logit)
+
+
+def logistic(
+    distance: ArrayLike,
+    label: ArrayLike,
+    threshold: ArrayLike = 1.0,
+    scale: ArrayLike = 1.0,
+) -> jax.Array:
+    """Logistic loss of a threshold, `log(1 + exp(z scale (distance - threshold)))`.
+
+    `z` is 1 if similar and -1 if not. A soft margin on both sides of the threshold.
+
+    *When.* Pairs are to be verified by a threshold that is known, or learned along.
+
+    Args:
+      distance: scalar, at least 0.
+      label: scalar, 0 similar, 1 dissimilar.
+      threshold: scalar above 0, in the unit of `distance`, where both kinds cost `log 2`.
+      scale: scalar above 0, how steep the change is.
+
+    Returns:
+      Loss in (0, inf).
+
+    Raises:
+      AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
+      ValueError: if a known label is neither 0 nor 1, or a known threshold not above 0.
+
+    References:
+      Hu, Lu and Tan, Discriminative Deep Metric Learning for Face Verification in the Wild, 2014,
+      eq. 6 and 7, of squared distances there and divided by the scale.
+    """
+    distance, label, threshold = _checked(distance, label, threshold, name="threshold")
+    scale = jnp.asarray(scale, distance.dtype)
+    return jax.nn.softplus((1 - 2 * label) * scale * (distance - threshold))
+
+
+def margin_based(
+    distance: ArrayLike,
+    label: ArrayLike,
+    margin: ArrayLike = 0.2,
+    boundary: ArrayLike = 1.2,
+) -> jax.Array:
+    """Margin based loss, `max(0, margin + z (distance - boundary))`, `z` 1 if similar, -1 if not.
+
+    Similar pairs are to be closer than `boundary - margin`, dissimilar ones farther than
+    `boundary + margin`. `losses.margin_by_class` learns a boundary for each class.
+
+    *When.* Classes that vary much in themselves; with pairs drawn by distance
+    (`mining.distance_weighted`).
+
+    Args:
+      distance: scalar, at least 0.
+      label: scalar, 0 similar, 1 dissimilar.
+      margin: scalar above 0, in the unit of `distance`.
+      boundary: scalar above `margin`; may be learned.
+
+    Returns:
+      Loss in [0, inf).
+
+    Raises:
+      AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
+      ValueError: if a known label is neither 0 nor 1, or a known margin not above 0.
+
+    References:
+      Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017,
+      eq. 4.
+    """
+    distance, label, margin = _checked(distance, label, margin)
+    beyond = distance - jnp.asarray(boundary, distance.dtype)
+    return jnp.maximum(0, margin + (1 - 2 * label) * beyond)
+
+
+def _checked(
+    distance: ArrayLike,
+    label: ArrayLike,
+    margin: ArrayLike,
+    *,
+    name: str = "margin",
+    above_zero: bool = True,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Checks what is known, and gives all of them the dtype of the distance."""
+    distance = jnp.asarray(distance)
+    chex.assert_rank([distance, label, margin], 0, custom_message="map a batch by jax.vmap")
+    chex.assert_type(distance, float)
+    check_known(label=label, **({name: margin} if above_zero else {}))
+    return distance, jnp.asarray(label, distance.dtype), jnp.asarray(margin, distance.dtype)
+
+
+def _beyond(distance: jax.Array, margin: ArrayLike) -> jax.Array:
+    """By how much a distance exceeds a margin; itself where that is the number 0."""
+    if isinstance(margin, int | float) and margin == 0:
+        return distance
+    return jnp.maximum(0, distance - jnp.asarray(margin, distance.dtype))

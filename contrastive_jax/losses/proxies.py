@@ -1,0 +1,209 @@
+"""Losses of embeddings and learned proxies of the classes, for `proxy_loss`."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from contrastive_jax.checks import check_known
+from contrastive_jax.losses.directions import turned, unit
+from contrastive_jax.losses.kinds import AnchorLoss, Mean, ProxyLoss
+from contrastive_jax.losses.softmax import nca
+from contrastive_jax.statistics import log_sum_exp, smallest
+
+
+def normalized_softmax(temperature: ArrayLike = 0.05) -> ProxyLoss:
+    """Normalised softmax: classification by the cosine with the proxy of each class.
+
+    `-log softmax(s / temperature)` at the class of the anchor; the mean over anchors.
+
+    *When.* The simplest proxy loss, hard to beat with many classes.
+
+    Args:
+      temperature: above 0; 0.05 in the paper. May be traced.
+
+    Returns:
+      Loss in [0, inf) for `proxy_loss`.
+
+    Raises:
+      ValueError: if a known temperature is not above 0.
+
+    References:
+      Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, 2019, eq. 3.
+    """
+    check_known(temperature=temperature)
+    return ProxyLoss(nca(1 / temperature)._replace(distance=AnchorLoss._field_defaults["distance"]))
+
+
+def proxy_nca(temperature: ArrayLike = 1 / 9) -> ProxyLoss:
+    """ProxyNCA++: the probability of the own proxy by squared distances on the unit sphere.
+
+    `-log softmax(-d / temperature)` at the class of the anchor, over all proxies, its own included;
+    the mean over anchors.
+
+    *When.* As `normalized_softmax`, which it equals at half the temperature; here with the paper's.
+
+    Args:
+      temperature: above 0; 1/9 in the paper. May be traced.
+
+    Returns:
+      Loss in [0, inf) for `proxy_loss`.
+
+    Raises:
+      ValueError: if a known temperature is not above 0.
+
+    References:
+      Teh, DeVries and Taylor, ProxyNCA++: Revisiting and Revitalizing Proxy Neighborhood Component
+      Analysis, 2020, eq. 6.
+    """
+    check_known(temperature=temperature)
+    # A squared distance on the unit sphere is twice a cosine distance.
+    return normalized_softmax(temperature / 2)
+
+
+def cosface(margin: ArrayLike = 0.35, scale: ArrayLike = 64.0) -> ProxyLoss:
+    """CosFace: the cosine with the own proxy must win by a margin.
+
+    `-log softmax` of `scale (s - margin)` for the own class and `scale s` for the others; the mean
+    over anchors. Of several proxies of a class the nearest counts as its own.
+
+    *When.* Many classes, and identities never seen in training are to be told apart.
+
+    Args:
+      margin: cosine in [0, 2); 0.35 in the paper.
+      scale: above 0; 30 to 64.
+
+    Returns:
+      Loss in [0, inf) for `proxy_loss`.
+
+    Raises:
+      ValueError: if a known scale is not above 0.
+
+    References:
+      Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, 2018, eq. 4.
+    """
+    return _with_margin(lambda distance: 1 - distance - margin, scale)
+
+
+def arcface(margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> ProxyLoss:
+    """ArcFace: the angle to the own proxy must win by a margin.
+
+    As `cosface` with `cos(theta + margin)` for the own class. Where `theta + margin` exceeds pi,
+    `cos(theta) - margin sin(margin)` takes its place, as the cosine would rise again.
+
+    *When.* As `cosface`; the margin is the same at every angle.
+
+    Args:
+      margin: angle in radians, in [0, pi); 0.5 in the paper.
+      scale: above 0; 64 in the paper.
+
+    Returns:
+      Loss in [0, inf) for `proxy_loss`.
+
+    Raises:
+      ValueError: if a known scale is not above 0.
+
+    References:
+      Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019, eq. 3.
+    """
+
+    def own(distance: jax.Array) -> jax.Array:
+        turns = 1 - distance < jnp.cos(math.pi - margin)
+        return jnp.where(turns, 1 - distance - margin * jnp.sin(margin), turned(distance, margin))
+
+    return _with_margin(own, scale)
+
+
+def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
+    """Proxy-Anchor: each proxy is an anchor for all embeddings of the batch.
+
+    `log(1 + sum_p exp(-alpha (s_p - margin)))`, the mean over proxies with a positive, plus
+    `log(1 + sum_n exp(alpha (s_n + margin)))`, the mean over all proxies, `s` the cosine.
+
+    *When.* Fast convergence with many classes, while the embeddings of a batch still see each
+    other.
+
+    Args:
+      margin: cosine in [0, 1); 0.1 in the paper.
+      alpha: above 0; 32 in the paper.
+
+    Returns:
+      Loss in [0, inf) for `proxy_loss`.
+
+    Raises:
+      ValueError: if a known `alpha` is not above 0.
+
+    References:
+      Kim et al., Proxy Anchor Loss for Deep Metric Learning, 2020, eq. 4.
+    """
+    check_known(scale=alpha)
+
+    def statistics(distance: jax.Array, label: jax.Array) -> Any:
+        s = 1 - distance
+        return (
+            log_sum_exp(alpha * (margin - s), label == 0),
+            log_sum_exp(alpha * (s + margin), label == 1),
+        )
+
+    def loss(found: Any) -> tuple[Mean, Mean]:
+        positives, negatives = found
+        return (
+            Mean(jax.nn.softplus(positives), positives > -jnp.inf),
+            Mean(jax.nn.softplus(negatives), 1.0),
+        )
+
+    return ProxyLoss(AnchorLoss(loss, (statistics,)), anchors="proxies")
+
+
+def soft_triple(
+    margin: ArrayLike = 0.01, scale: ArrayLike = 20.0, gamma: ArrayLike = 0.1
+) -> ProxyLoss:
+    """SoftTriple: classification with several centres of each class, softly chosen.
+
+    The similarity to a class is that to its centres `w_k`, weighed by `softmax(x.w_k / gamma)`;
+    then as `cosface`. Proxies are `[C, K, D]`; pairs of an embedding and a class are computed one
+    by one, without a matrix product. `regularizers.centers` merges centres that are not needed.
+
+    *When.* Classes that have several modes.
+
+    Args:
+      margin: cosine in [0, 2); 0.01 in the paper.
+      scale: above 0; 20 in the paper.
+      gamma: above 0, temperature of the choice; 0.1 in the paper.
+
+    Returns:
+      Loss in [0, inf) for `proxy_loss`.
+
+    Raises:
+      ValueError: if a known scale or `gamma` is not above 0.
+
+    References:
+      Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019, eq. 7 and
+      8.
+    """
+    check_known(temperature=gamma)
+    one = _with_margin(lambda distance: 1 - distance - margin, scale)
+
+    def to_class(anchor: jax.Array, centers: jax.Array) -> jax.Array:
+        similarities = jnp.sum(unit(anchor) * unit(centers), axis=-1)
+        return 1 - jnp.sum(jax.nn.softmax(similarities / gamma) * similarities)
+
+    return one._replace(to_class=to_class)
+
+
+def _with_margin(own: Any, scale: ArrayLike) -> ProxyLoss:
+    """Softmax over classes of scaled cosines, that of the own class being changed before."""
+    check_known(scale=scale)
+
+    def statistics(distance: jax.Array, label: jax.Array) -> Any:
+        return smallest(distance, label == 0), log_sum_exp(scale * (1 - distance), label == 1)
+
+    def loss(found: Any) -> Mean:
+        distance, others = found
+        known = jnp.isfinite(distance)
+        value = jax.nn.softplus(others - scale * own(jnp.where(known, distance, 0)))
+        return Mean(jnp.where(known, value, 0), known)
+
+    return ProxyLoss(AnchorLoss(loss, (statistics,)))

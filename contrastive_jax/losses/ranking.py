@@ -1,0 +1,103 @@
+"""Losses that approximate the average precision of an anchor's ranking."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from contrastive_jax.checks import check_known
+from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
+from contrastive_jax.statistics import total
+
+
+def fast_ap(bins: int = 10) -> AnchorLoss:
+    """FastAP, `1 - AP` by histograms of distances with soft bins.
+
+    Squared Euclidean distances on the unit sphere fall into `bins + 1` bins over [0, 4], shared
+    linearly between the two nearest; the precision at a bin is that of all distances up to it. The
+    mean over anchors that have a positive.
+
+    *When.* The order of a long ranking is the goal, and batches are large.
+
+    Args:
+      bins: number of intervals, at least 1; 10 in the paper.
+
+    Returns:
+      Loss in [0, 1] for `anchor_loss`; with the cosine distance alone.
+
+    Raises:
+      ValueError: if `bins` is below 1.
+
+    References:
+      Cakir et al., Deep Metric Learning to Rank, 2019, eq. 5 to 8.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+
+    def statistics(distance: jax.Array, label: jax.Array) -> Any:
+        # In units of a bin; twice the cosine distance is the squared Euclidean one.
+        place = distance * (bins / 2)
+        shares = [jax.nn.relu(1 - jnp.abs(place - k)) for k in range(bins + 1)]
+        positives = [total(share, label == 0) for share in shares]
+        return positives, [total(share) for share in shares], total(1.0, label == 0)
+
+    def loss(found: Any) -> Mean:
+        positives, everything, count = found
+        positives, everything = jnp.stack(positives), jnp.stack(everything)
+        seen, below = jnp.cumsum(everything), jnp.cumsum(positives)
+        some = seen > 0
+        gained = jnp.where(some, positives * below / jnp.where(some, seen, 1), 0)
+        known = count > 0
+        value = 1 - jnp.sum(gained) / jnp.maximum(count, 1)
+        return Mean(jnp.where(known, value, 0), known)
+
+    return AnchorLoss(loss, (statistics,))
+
+
+def smooth_ap(temperature: ArrayLike = 0.01, *, include_query: bool = False) -> TripleLoss:
+    """Smooth-AP, `1 - AP` with a sigmoid for each comparison of two distances.
+
+    The rank of a positive is 1 plus the sum of `sigmoid((d_p - d_j) / temperature)` over the others
+    `j`; its precision is its rank among positives over that among all. The mean over anchors that
+    have a positive. A walk over all pairs for every four examples of the largest class.
+
+    *When.* Average precision itself is the goal and batches hold several examples of each class.
+
+    Args:
+      temperature: above 0, in the unit of the distance; 0.01 in the paper, for cosines. The lower,
+        the closer to AP and the rarer a gradient.
+      include_query: whether the anchor itself, at distance 0, is retrieved as one more positive, as
+        in the authors' code and in pytorch-metric-learning. It lifts every AP.
+
+    Returns:
+      Loss in [0, 1) for `anchor_loss`.
+
+    Raises:
+      ValueError: if a known temperature is not above 0.
+
+    References:
+      Brown et al., Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval, 2020, eq. 6.
+    """
+    check_known(temperature=temperature)
+
+    def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Any:
+        before, similar = jax.nn.sigmoid((positive - distance) / temperature), label == 0
+        found = [total(before), total(before, similar), total(1.0, similar)]
+        if include_query:
+            nearer = jax.nn.sigmoid(-distance / temperature)
+            found += [total(nearer), total(nearer, similar)]
+        return tuple(found)
+
+    def loss(positive: jax.Array, found: Any) -> Mean:
+        everything, positives, count, *of_query = found
+        # The positive is among those that are compared with it, and adds a half to either sum.
+        if not include_query:
+            return Mean((1 - (0.5 + positives) / (0.5 + everything)) / count, 1 / count)
+        query = 0.5 + jax.nn.sigmoid(positive / temperature)
+        value = 1 - (query + positives) / (query + everything)
+        # The query counts once, and so by a part with each of its positives.
+        value += (1 - (1 + of_query[1]) / (1 + of_query[0])) / count
+        return Mean(value / (count + 1), 1 / count)
+
+    return TripleLoss(loss, (statistics,))

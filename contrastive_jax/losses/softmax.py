@@ -1,0 +1,188 @@
+"""Losses that ask which of its pairs an anchor is similar to: a softmax over distances."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from contrastive_jax.checks import check_known
+from contrastive_jax.distances import negative_dot, squared_euclidean
+from contrastive_jax.losses.kinds import AnchorLoss, Mean
+from contrastive_jax.statistics import OfSimilar, Statistic, log_sum_exp, total
+
+
+def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
+    """NT-Xent, also InfoNCE: which of the negatives and one positive is the positive?
+
+    `-log(exp(s_p / t) / (exp(s_p / t) + sum_n exp(s_n / t)))`, `s` the cosine, for each positive
+    `p` of an anchor; the mean over positive pairs. Other positives are not in the denominator.
+
+    Two views of B images: embed both, `classes = jnp.tile(jnp.arange(B), 2)`. Two modalities, of
+    which row i belongs to row i: `classes = jnp.arange(B)`, and the mean of
+    `anchor_loss(x, classes, y, classes, loss=ntxent())` and of the same with x and y exchanged.
+
+    *When.* Pairs without class labels (two views, two modalities), and large batches.
+
+    Args:
+      temperature: above 0, in the unit of the distance; 0.05 to 0.5 for cosines. May be traced.
+
+    Returns:
+      Loss in [0, inf) for `anchor_loss`. An anchor without negatives has loss 0.
+
+    Raises:
+      ValueError: if a known temperature is not above 0.
+
+    References:
+      Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018, eq. 4.
+      Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020,
+      eq. 1.
+    """
+    check_known(temperature=temperature)
+
+    def negatives(distance: jax.Array, label: jax.Array) -> Statistic:
+        return log_sum_exp(-distance / temperature, label == 1)
+
+    def positives(distance: jax.Array, label: jax.Array, negatives: jax.Array) -> Any:
+        return total(jax.nn.softplus(negatives + distance / temperature)), total(1.0)
+
+    def loss(negatives: jax.Array, positives: Any) -> Mean:
+        return Mean(*positives)
+
+    return AnchorLoss(loss, (negatives, OfSimilar(positives)))
+
+
+def supcon(
+    temperature: ArrayLike = 0.1, *, log: Literal["outside", "inside"] = "outside"
+) -> AnchorLoss:
+    """Supervised contrastive loss: the positives of an anchor in a softmax over all others.
+
+    With the logarithm outside of the sum, `-1/|P| sum_p log(exp(s_p / t) / sum_a exp(s_a / t))`,
+    `s` the cosine; inside, `-log(1/|P| sum_p exp(s_p / t) / sum_a exp(s_a / t))`. The mean over
+    anchors that have a positive.
+
+    *When.* Class labels and several examples of each class in a batch; the strongest default where
+    only retrieval counts. Outside trains better (the paper's table 1).
+
+    Args:
+      temperature: above 0, in the unit of the distance; 0.05 to 0.5 for cosines. May be traced.
+      log: where the logarithm stands.
+
+    Returns:
+      Loss in [0, inf) for `anchor_loss`.
+
+    Raises:
+      ValueError: if a known temperature is not above 0, or `log` is neither.
+
+    References:
+      Khosla et al., Supervised Contrastive Learning, 2020, eq. 2 (outside) and 3 (inside).
+    """
+    check_known(temperature=temperature)
+    if log not in ("outside", "inside"):
+        raise ValueError(f"log must be 'outside' or 'inside', got {log!r}")
+
+    def statistics(distance: jax.Array, label: jax.Array) -> Any:
+        logit, similar = -distance / temperature, label == 0
+        of_positives = (total if log == "outside" else log_sum_exp)(logit, similar)
+        return log_sum_exp(logit), of_positives, total(1.0, similar)
+
+    def loss(found: Any) -> Mean:
+        everything, of_positives, count = found
+        known, some = count > 0, jnp.maximum(count, 1)
+        of_positives = jnp.where(known, of_positives, 0)
+        mean = of_positives / some if log == "outside" else of_positives - jnp.log(some)
+        return Mean(jnp.where(known, jnp.where(known, everything, 0) - mean, 0), known)
+
+    return AnchorLoss(loss, (statistics,))
+
+
+def decoupled(temperature: ArrayLike = 0.1) -> AnchorLoss:
+    """Decoupled contrastive loss: NT-Xent without the positive in the denominator.
+
+    `-s_p / t + log sum_n exp(s_n / t)`, `s` the cosine; the mean over positive pairs of anchors
+    that have a negative.
+
+    *When.* Small batches, where the positive in NT-Xent's denominator weakens its own gradient.
+
+    Args:
+      temperature: above 0, in the unit of the distance; 0.05 to 0.5 for cosines. May be traced.
+
+    Returns:
+      Loss in (-inf, inf) for `anchor_loss`.
+
+    Raises:
+      ValueError: if a known temperature is not above 0.
+
+    References:
+      Yeh et al., Decoupled Contrastive Learning, 2022, eq. 5.
+    """
+    check_known(temperature=temperature)
+
+    def statistics(distance: jax.Array, label: jax.Array) -> Any:
+        logit, similar = -distance / temperature, label == 0
+        return log_sum_exp(logit, ~similar), total(logit, similar), total(1.0, similar)
+
+    def loss(found: Any) -> Mean:
+        negatives, positives, count = found
+        known = negatives > -jnp.inf
+        count = jnp.where(known, count, 0)
+        value = count * jnp.where(known, negatives, 0) - positives
+        return Mean(jnp.where(known, value, 0), count)
+
+    return AnchorLoss(loss, (statistics,))
+
+
+def n_pair() -> AnchorLoss:
+    """N-pair loss, `log(1 + sum_n exp(a.n - a.p))`; the mean over positive pairs.
+
+    The paper gives each class one anchor and one positive, and the negatives of an anchor are the
+    positives of other classes: pass anchors and positives as two sets. Lengths are not normalised;
+    add `regularizers.embedding_norm`, as the paper does.
+
+    *When.* Unnormalised embeddings and many classes with two examples each; else `ntxent`, which is
+    the same on the unit sphere with a temperature.
+
+    Returns:
+      Loss in [0, inf) for `anchor_loss`.
+
+    References:
+      Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016, eq. 8.
+    """
+    return ntxent(1.0)._replace(distance=negative_dot)
+
+
+def nca(scale: ArrayLike = 1.0) -> AnchorLoss:
+    """Neighbourhood components analysis: how probable is a neighbour of the same class?
+
+    `-log sum_p softmax(-scale d)_p` over all others, `d` the squared Euclidean distance; the mean
+    over anchors that have a positive.
+
+    *When.* Nearest-neighbour classification is the goal and a class may lie in several places.
+
+    Args:
+      scale: above 0, inverse unit of the distance. On the unit sphere squared distances lie in
+        [0, 4] and a scale from 5 to 30 tells them apart. May be traced.
+
+    Returns:
+      Loss in [0, inf) for `anchor_loss`.
+
+    Raises:
+      ValueError: if a known scale is not above 0.
+
+    References:
+      Goldberger et al., Neighbourhood Components Analysis, 2004, eq. 1 and 2, with the logarithm of
+      sec. 2.
+    """
+    check_known(scale=scale)
+
+    def statistics(distance: jax.Array, label: jax.Array) -> Any:
+        logit = scale * -distance
+        return log_sum_exp(logit), log_sum_exp(logit, label == 0)
+
+    def loss(found: Any) -> Mean:
+        everything, of_positives = found
+        known = of_positives > -jnp.inf
+        value = jnp.where(known, everything, 0) - jnp.where(known, of_positives, 0)
+        return Mean(jnp.where(known, value, 0), known)
+
+    return AnchorLoss(loss, (statistics,), squared_euclidean)

@@ -1,0 +1,211 @@
+"""Losses that weigh the pairs of an anchor against each other, each by how hard it is."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from contrastive_jax.checks import check_known
+from contrastive_jax.distances import euclidean
+from contrastive_jax.losses.directions import turned
+from contrastive_jax.losses.kinds import AnchorLoss, Mean
+from contrastive_jax.statistics import OfSimilar, Statistic, log_sum_exp, total
+
+
+def lifted(margin: ArrayLike = 1.0, positive_margin: ArrayLike = 0.0) -> AnchorLoss:
+    """Generalised lifted structure loss: a soft farthest positive against a soft nearest negative.
+
+    `max(0, log sum_p exp(d_p - positive_margin) + log sum_n exp(margin - d_n))`, a log-sum-exp of
+    nothing being 0; the mean over all anchors.
+
+    *When.* A smooth stand-in for the hardest triplet of each anchor, in large batches.
+
+    Args:
+      margin: in the unit of the distance; 0.5 to 1 on the unit sphere. May be traced.
+      positive_margin: in the same unit; a shift of the sum, as one of `margin` is.
+
+    Returns:
+      Loss in [0, inf) for `anchor_loss`.
+
+    References:
+      Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, 2016, eq. 4;
+      Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017,
+      eq. 8.
+    """
+
+    def statistics(distance: jax.Array, label: jax.Array) -> Any:
+        return (
+            log_sum_exp(distance - positive_margin, label == 0),
+            log_sum_exp(margin - distance, label == 1),
+        )
+
+    def loss(found: Any) -> Mean:
+        positives, negatives = (jnp.where(jnp.isneginf(one), 0, one) for one in found)
+        return Mean(jax.nn.relu(positives + negatives), 1.0)
+
+    return AnchorLoss(loss, (statistics,), euclidean)
+
+
+def multi_similarity(
+    alpha: ArrayLike = 2.0, beta: ArrayLike = 50.0, base: ArrayLike = 0.5
+) -> AnchorLoss:
+    """Multi-similarity loss: pairs weigh by their own similarity and by that of the others.
+
+    `log(1 + sum_p exp(-alpha (s_p - base))) / alpha` plus
+    `log(1 + sum_n exp(beta (s_n - base))) / beta`, `s` the cosine; the mean over all anchors.
+
+    *When.* Class labels and several examples of each class; a strong default beside `supcon`. The
+    paper mines pairs first: `mining.multi_similarity`.
+
+    Args:
+      alpha: above 0, sharpness among positives.
+      beta: above 0, sharpness among negatives.
+      base: cosine in (-1, 1) that positives are to exceed and negatives to stay below.
+
+    Returns:
+      Loss in [0, inf) for `anchor_loss`; with the cosine distance alone.
+
+    Raises:
+      ValueError: if a known number is not in its range.
+
+    References:
+      Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019,
+      eq. 15.
+    """
+    check_known(scale=alpha)
+    check_known(scale=beta)
+
+    def statistics(distance: jax.Array, label: jax.Array) -> Any:
+        above = 1 - distance - base
+        return log_sum_exp(alpha * -above, label == 0), log_sum_exp(beta * above, label == 1)
+
+    def loss(found: Any) -> Mean:
+        positives, negatives = (jax.nn.softplus(one) for one in found)
+        return Mean(positives / alpha + negatives / beta, 1.0)
+
+    return AnchorLoss(loss, (statistics,))
+
+
+def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
+    """Circle loss: every pair is pushed as hard as it is away from its optimum.
+
+    `log(1 + sum_n exp(scale w_n (s_n - margin)) sum_p exp(-scale w_p (s_p - 1 + margin)))` with
+    weights `w_n = max(0, s_n + margin)` and `w_p = max(0, 1 + margin - s_p)` that are not
+    differentiated, `s` the cosine; the mean over anchors with a positive and a negative whose loss
+    is not 0.
+
+    *When.* Class labels and several examples of each class, where positives and negatives differ
+    much in how far they have come.
+
+    Args:
+      margin: in (0, 1), a cosine: positives are to exceed `1 - margin`, negatives to stay below
+        `margin`.
+      scale: above 0.
+
+    Returns:
+      Loss in [0, inf) for `anchor_loss`; with the cosine distance alone.
+
+    Raises:
+      ValueError: if a known number is not in its range.
+
+    References:
+      Sun et al., Circle Loss: A Unified Perspective of Pair Similarity Optimization, 2020, eq. 8.
+    """
+    check_known(margin=margin, scale=scale)
+
+    def statistics(distance: jax.Array, label: jax.Array) -> Any:
+        s = 1 - distance
+        of_positive = lax.stop_gradient(jax.nn.relu(1 + margin - s))
+        of_negative = lax.stop_gradient(jax.nn.relu(s + margin))
+        return (
+            log_sum_exp(scale * of_positive * (1 - margin - s), label == 0),
+            log_sum_exp(scale * of_negative * (s - margin), label == 1),
+        )
+
+    def loss(found: Any) -> Mean:
+        known = jnp.isfinite(found[0]) & jnp.isfinite(found[1])
+        both = sum(jnp.where(known, one, 0) for one in found)
+        value = jnp.where(known, jax.nn.softplus(both), 0)
+        return Mean(value, value != 0)
+
+    return AnchorLoss(loss, (statistics,))
+
+
+def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLoss:
+    """Tuplet margin loss: a positive against all negatives, its angle less a slack.
+
+    `log(1 + sum_n exp(scale (s_n - cos(theta_p - margin))))`, `s` the cosine and `theta` the angle;
+    the mean over positive pairs.
+
+    *When.* As `ntxent` with labels, where hard positives would be overfitted: the slack leaves
+    those within `margin` alone.
+
+    Args:
+      margin: angle in radians, from 0; 0.1 in the paper.
+      scale: above 0.
+
+    Returns:
+      Loss in [0, inf) for `anchor_loss`; with the cosine distance alone.
+
+    Raises:
+      ValueError: if a known number is not in its range.
+
+    References:
+      Yu and Tao, Deep Metric Learning with Tuplet Margin Loss, 2019, eq. 5.
+    """
+    check_known(scale=scale)
+
+    def negatives(distance: jax.Array, label: jax.Array) -> Statistic:
+        return log_sum_exp(scale * (1 - distance), label == 1)
+
+    def positives(distance: jax.Array, label: jax.Array, negatives: jax.Array) -> Any:
+        cosine = turned(distance, 0 - margin)
+        return total(jax.nn.softplus(negatives - scale * cosine)), total(1.0)
+
+    def loss(negatives: jax.Array, positives: Any) -> Mean:
+        return Mean(*positives)
+
+    return AnchorLoss(loss, (negatives, OfSimilar(positives)))
+
+
+def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
+    """Margin based loss with a boundary for each anchor, as `losses.margin_based` for each pair.
+
+    The boundary of each anchor is passed as data, `anchor_loss(..., data=(boundaries[classes],))`,
+    and has a gradient: learned by class, it grows where a class is wide. Pairs count as often as
+    they are in a triplet of anchor, positive and negative; the mean over those that are not 0.
+
+    *When.* As `losses.margin_based`, with labels.
+
+    Args:
+      margin: above 0, in the unit of the distance.
+
+    Returns:
+      Loss in [0, inf) for `anchor_loss`.
+
+    Raises:
+      ValueError: if a known margin is not above 0.
+
+    References:
+      Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017,
+      eq. 4, with the weights and the mean of pytorch-metric-learning's MarginLoss.
+    """
+    check_known(margin=margin)
+
+    def statistics(distance: jax.Array, label: jax.Array, boundary: jax.Array) -> Any:
+        kinds = []
+        for sign, where in ((1, label == 0), (-1, label == 1)):
+            value = jax.nn.relu(margin + sign * (distance - boundary))
+            kinds.append((total(value, where), total(1.0, where & (value > 0)), total(1.0, where)))
+        return kinds
+
+    def loss(boundary: jax.Array, found: Any) -> Mean:
+        (positive, active_positive, positives), (negative, active_negative, negatives) = found
+        return Mean(
+            negatives * positive + positives * negative,
+            negatives * active_positive + positives * active_negative,
+        )
+
+    return AnchorLoss(loss, (statistics,), euclidean)

@@ -1,0 +1,169 @@
+"""Losses of triplets: an anchor, a positive and a negative."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from contrastive_jax.checks import check_known
+from contrastive_jax.distances import cosine, euclidean, negative_dot
+from contrastive_jax.losses.directions import unit
+from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
+from contrastive_jax.statistics import Statistic, largest, log_sum_exp, smallest, total
+
+
+def triplet_hard(margin: ArrayLike = 0.2, *, smooth: bool = False) -> AnchorLoss:
+    """Triplet loss of the farthest positive and the nearest negative of each anchor.
+
+    `max(0, d_p - d_n + margin)`, or `log(1 + exp(d_p - d_n + margin))`; the mean over anchors that
+    have both.
+
+    *When.* Clean labels and batches of a few classes with some examples each; begins hard, and
+    collapses where labels are noisy or the rate is high: then `triplet_semi_hard`.
+
+    Args:
+      margin: above 0, in the unit of the distance; 0.05 to 0.5 on the unit sphere.
+      smooth: whether a triplet beyond the margin still pulls; also with margin 0 then.
+
+    Returns:
+      Loss in [0, inf) for `anchor_loss`.
+
+    Raises:
+      ValueError: if a known margin is not above 0.
+
+    References:
+      Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017,
+      eq. 5, and sec. 3.2 for the soft margin.
+    """
+    _check(margin, smooth)
+
+    def statistics(distance: jax.Array, label: jax.Array) -> Any:
+        return largest(distance, label == 0), smallest(distance, label == 1)
+
+    def loss(found: Any) -> Mean:
+        known = jnp.isfinite(found[0]) & jnp.isfinite(found[1])
+        positive, negative = (jnp.where(known, one, 0) for one in found)
+        value = _hinge(positive - negative + margin, smooth)
+        return Mean(jnp.where(known, value, 0), known)
+
+    return AnchorLoss(loss, (statistics,), euclidean)
+
+
+def triplet_semi_hard(margin: ArrayLike = 0.2) -> TripleLoss:
+    """Triplet loss of each positive pair and the nearest negative that is farther off.
+
+    Where there is none, the farthest negative takes its place. `max(0, d_p - d_n + margin)`; the
+    mean over positive pairs whose anchor has a negative. A walk over all pairs for every four
+    examples of the largest class.
+
+    *When.* The triplet loss that trains without care: negatives inside the positive, which pull an
+    embedding together at the start, are left out.
+
+    Args:
+      margin: above 0, in the unit of the distance; 0.05 to 0.5 on the unit sphere.
+
+    Returns:
+      Loss in [0, inf) for `anchor_loss`.
+
+    Raises:
+      ValueError: if a known margin is not above 0.
+
+    References:
+      Schroff, Kalenichenko and Philbin, FaceNet, 2015, eq. 3 and 4.
+    """
+    check_known(margin=margin)
+
+    def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Any:
+        farther = (label == 1) & (distance > positive)
+        return smallest(distance, farther), largest(distance, label == 1)
+
+    def loss(positive: jax.Array, found: Any) -> Mean:
+        farther, farthest = found
+        negative = jnp.where(jnp.isfinite(farther), farther, farthest)
+        known = jnp.isfinite(negative)
+        value = jax.nn.relu(positive - jnp.where(known, negative, 0) + margin)
+        return Mean(jnp.where(known, value, 0), known)
+
+    return TripleLoss(loss, (statistics,), euclidean)
+
+
+def triplet_all(margin: ArrayLike = 0.2, *, smooth: bool = False) -> TripleLoss:
+    """Triplet loss of all triplets, `max(0, d_p - d_n + margin)`.
+
+    The mean over triplets, or over those whose loss is not 0 with `reduction="active"` (batch all
+    of the paper). A walk over all pairs for every four examples of the largest class; memory stays
+    linear in the batch, though triplets grow with its cube.
+
+    *When.* Few and noisy examples, of which none is to be trusted alone.
+
+    Args:
+      margin: above 0, in the unit of the distance; 0.05 to 0.5 on the unit sphere.
+      smooth: `log(1 + exp(.))` in place of `max(0, .)`; also with margin 0 then.
+
+    Returns:
+      Loss in [0, inf) for `anchor_loss`.
+
+    Raises:
+      ValueError: if a known margin is not above 0.
+
+    References:
+      Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017,
+      eq. 6.
+    """
+    _check(margin, smooth)
+
+    def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Any:
+        value, negative = _hinge(positive - distance + margin, smooth), label == 1
+        return total(value, negative), total(1.0, negative), total(1.0, negative & (value > 0))
+
+    def loss(positive: jax.Array, found: Any) -> Mean:
+        return Mean(*found)
+
+    return TripleLoss(loss, (statistics,), euclidean)
+
+
+def angular(alpha: ArrayLike = 0.7) -> TripleLoss:
+    """Angular loss: the angle at the negative in the triangle that it makes with a positive pair.
+
+    `log(1 + sum_n exp(4 tan(alpha)^2 (a + p).n - 2 (1 + tan(alpha)^2) a.p))` for each positive
+    pair, `a` and `p` of unit length; the mean over positive pairs. A walk over all pairs for every
+    example of the largest class.
+
+    *When.* Classes of different spread, as the angle does not depend on scale; the paper adds it to
+    `n_pair`.
+
+    Args:
+      alpha: angle in radians, in (0, pi / 2); 0.6 to 1 in the paper.
+
+    Returns:
+      Loss in [0, inf) for `anchor_loss`; the paper has negatives of unit length too.
+
+    Raises:
+      ValueError: if a known angle is not above 0.
+
+    References:
+      Wang et al., Deep Metric Learning with Angular Loss, 2017, eq. 7 and 8.
+    """
+    check_known(scale=alpha)
+    slope = jnp.tan(alpha) ** 2
+
+    def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Statistic:
+        return log_sum_exp(-4 * slope * distance, label == 1)
+
+    def loss(positive: jax.Array, negatives: jax.Array) -> Mean:
+        return Mean(jax.nn.softplus(negatives - 2 * (1 + slope) * (1 - positive)), 1.0)
+
+    def joined(anchor: jax.Array, positive: jax.Array) -> jax.Array:
+        return unit(anchor) + unit(positive)
+
+    return TripleLoss(loss, (statistics,), negative_dot, joined, cosine)
+
+
+def _check(margin: ArrayLike, smooth: bool) -> None:
+    if not smooth:
+        check_known(margin=margin)
+
+
+def _hinge(violation: jax.Array, smooth: bool) -> jax.Array:
+    return jax.nn.softplus(violation) if smooth else jax.nn.relu(violation)
