@@ -21,7 +21,7 @@ it. Label 0 is similar, 1 is dissimilar, everywhere.
     plots           figures
 """
 
-from contrastive_jax import distances, losses
+from contrastive_jax import distances, losses, memory, mining, regularizers, statistics
 from contrastive_jax.all_pairs import all_pairs_loss, all_pairs_sums
 from contrastive_jax.anchor_loss import anchor_loss, anchor_statistics
 from contrastive_jax.pairs import pair_loss
@@ -34,7 +34,11 @@ __all__ = [
     "anchor_statistics",
     "distances",
     "losses",
+    "memory",
+    "mining",
     "pair_loss",
     "proxy_loss",
+    "regularizers",
+    "statistics",
 ]
 __version__ = "0.1.0.dev0"

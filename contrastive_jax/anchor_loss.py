@@ -80,7 +80,8 @@ def anchor_loss(
     if not isinstance(loss, AnchorLoss | TripleLoss):
         raise ValueError(
             f"loss must be an AnchorLoss or a TripleLoss, got {loss!r}; a function of a distance "
-            "and a label is for all_pairs_loss, and a factory such as losses.supcon is to be called"
+            "and a label is for all_pairs_loss, a ProxyLoss for proxy_loss, and a factory such as "
+            "losses.supcon is to be called"
         )
     if isinstance(loss, TripleLoss) and data:
         raise ValueError("a TripleLoss takes no data")
@@ -172,7 +173,7 @@ def _anchor_sums(
     known = jax.tree.map(lambda leaf: jnp.where(counts, leaf, leaf[spare]), (*data, *found))
     means = jax.vmap(loss.loss)(*known)
     return [
-        tuple(jnp.sum(jnp.where(counts, one, 0)) for one in _three(mean))
+        tuple(jnp.sum(jnp.where(counts, one, 0)) for one in three(mean))
         for mean in ([means] if isinstance(means, Mean) else means)
     ]
 
@@ -209,10 +210,10 @@ class _Three:
     loss: Callable[..., Mean]
 
     def __call__(self, *arguments: Any) -> tuple[jax.Array, ...]:
-        return _three(self.loss(*arguments))
+        return three(self.loss(*arguments))
 
 
-def _three(mean: Mean) -> tuple[jax.Array, ...]:
+def three(mean: Mean) -> tuple[jax.Array, ...]:
     """Value, count and active, of which but the first is differentiated."""
     count, active = mean.count, mean.active
     if active is None:

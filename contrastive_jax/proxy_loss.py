@@ -1,14 +1,20 @@
 """Losses of embeddings and learned proxies of their classes."""
 
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax.anchor_loss import AnchorReduction, anchor_loss
-from contrastive_jax.losses.kinds import AnchorLoss, ProxyLoss
+from contrastive_jax.anchor_loss import AnchorReduction, anchor_loss, three
+from contrastive_jax.anchors import shared_total
+from contrastive_jax.losses.directions import unit
+from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, ProxyLoss
+from contrastive_jax.memory import own_share
+
+# Cosines that are held at once.
+_COSINES = 2**20
 
 
 def proxy_loss(
@@ -16,7 +22,7 @@ def proxy_loss(
     classes: jax.Array,
     proxies: jax.Array,
     *,
-    loss: ProxyLoss | AnchorLoss,
+    loss: ProxyLoss | CentersLoss | AnchorLoss,
     reduction: AnchorReduction = "mean",
     axis_name: Any = None,
     **options: Any,
@@ -34,7 +40,8 @@ def proxy_loss(
       loss: one of the proxy losses of `contrastive_jax.losses`, or any `AnchorLoss`.
       reduction: as in `anchor_loss`.
       axis_name: of the devices that share the batch.
-      **options: `distance`, `exact`, `tile` and `precision` of `anchor_loss`.
+      **options: `distance`, `exact`, `tile` and `precision` of `anchor_loss`; of a `CentersLoss`
+        `precision` alone.
 
     Returns:
       Loss, a scalar.
@@ -45,8 +52,13 @@ def proxy_loss(
     """
     if isinstance(loss, AnchorLoss):
         loss = ProxyLoss(loss)
-    if not isinstance(loss, ProxyLoss):
-        raise ValueError(f"loss must be a ProxyLoss or an AnchorLoss, got {loss!r}")
+    if not isinstance(loss, ProxyLoss | CentersLoss):
+        raise ValueError(
+            f"loss must be a ProxyLoss, a CentersLoss or an AnchorLoss, got {loss!r}; a factory "
+            "such as losses.arcface is to be called"
+        )
+    if reduction not in ("mean", "active", "sum"):
+        raise ValueError(f"reduction must be one of mean, active, sum, got {reduction!r}")
     embeddings, proxies = jnp.asarray(embeddings), jnp.asarray(proxies)
     expected = {"custom_message": "expected embeddings: [B, D] and proxies: [C, D] or [C, K, D]"}
     chex.assert_rank([embeddings, proxies], [2, {2, 3}], **expected)
@@ -55,33 +67,56 @@ def proxy_loss(
         raise ValueError(
             f"classes must be below {len(proxies)}, the number of proxies, got {jnp.max(classes)}"
         )
-    proxies = proxies if proxies.ndim == 3 else proxies[:, None]
-    numbers = jnp.arange(len(proxies))
-    size = proxies.shape[1:]
-    if loss.to_class is None:
-        numbers = jnp.repeat(numbers, size[0])
-        rows = proxies.reshape(-1, size[1])
-    else:
-        # A class is met as a whole: its centres one after the other, and the embedding as often.
-        rows = proxies.reshape(len(proxies), -1)
-        embeddings = jnp.tile(embeddings, (1, size[0]))
-        to_class = loss.to_class
-
-        def distance(a: jax.Array, b: jax.Array) -> jax.Array:
-            return to_class(a.reshape(size)[0], b.reshape(size))
-
-        options = {"distance": distance} | options
+    if isinstance(loss, CentersLoss):
+        return _of_centers(embeddings, classes, proxies, loss, reduction, axis_name, **options)
+    rows = proxies.reshape(-1, proxies.shape[-1])
+    numbers = jnp.arange(len(rows)) // (len(rows) // len(proxies))
     if axis_name is not None:
-        devices = lax.axis_size(axis_name)
-        share = -(-len(rows) // devices)
-        padding = share * devices - len(rows)
-        rows = jnp.pad(rows, ((0, padding), (0, 0)))
-        numbers = jnp.pad(numbers, (0, padding), constant_values=-1)
-        start = lax.axis_index(axis_name) * share
-        rows, numbers = (lax.dynamic_slice_in_dim(a, start, share) for a in (rows, numbers))
+        rows, numbers = own_share((rows, numbers), axis_name)
     sets = (embeddings, classes), (rows, numbers)
     if loss.anchors == "proxies":
         sets = sets[1], sets[0]
     return anchor_loss(
         *sets[0], *sets[1], loss=loss.loss, reduction=reduction, axis_name=axis_name, **options
     )
+
+
+def _of_centers(
+    embeddings: jax.Array,
+    classes: jax.Array,
+    proxies: jax.Array,
+    loss: CentersLoss,
+    reduction: AnchorReduction,
+    axis_name: Any,
+    *,
+    precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+) -> jax.Array:
+    """Loss of rows that meet the centres of all classes at once, some rows at a time."""
+    proxies = proxies if proxies.ndim == 3 else proxies[:, None]
+    dtype = jnp.promote_types(embeddings.dtype, jnp.float32)
+    centers = unit(proxies.astype(dtype)).reshape(-1, proxies.shape[-1])
+    height = max(1, min(len(embeddings), _COSINES // len(centers)))
+    padding = -len(embeddings) % height
+    counts = jnp.asarray(classes) >= 0
+    rows = jnp.where(counts[:, None], embeddings.astype(dtype), 0)
+    rows = jnp.pad(rows, ((0, padding), (0, 0))).reshape(-1, height, rows.shape[1])
+    classes = jnp.pad(jnp.where(counts, classes, -1), (0, padding), constant_values=-1)
+
+    @jax.checkpoint
+    def of_block(block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        rows, classes = block
+        cosines = jnp.matmul(unit(rows), centers.T, precision=precision)
+        cosines = cosines.reshape(len(rows), *proxies.shape[:2])
+        known = classes >= 0
+        means = three(jax.vmap(loss.loss)(cosines, jnp.maximum(classes, 0)))
+        means = jax.tree.map(lambda one: jnp.broadcast_to(one, known.shape), means)
+        return tuple(jnp.sum(jnp.where(known, one, 0)) for one in means)
+
+    sums = lax.map(of_block, (rows, classes.reshape(-1, height)))
+    value, count, active = shared_total(tuple(jnp.sum(one) for one in sums), axis_name)
+    # A NaN shows, whatever the loss makes of it.
+    value += shared_total(jnp.sum(rows * 0), axis_name)
+    if reduction == "sum":
+        return cast(jax.Array, value)
+    count = active if reduction == "active" else count
+    return cast(jax.Array, value / jnp.where(count > 0, count, 1))

@@ -47,7 +47,7 @@ of a distance and a label, or an `AnchorLoss` or `TripleLoss` of `contrastive_ja
 """
 
 from contrastive_jax.losses.combined import of_pairs, weighted_sum
-from contrastive_jax.losses.kinds import AnchorLoss, Mean, ProxyLoss, TripleLoss
+from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, Mean, ProxyLoss, TripleLoss
 from contrastive_jax.losses.pairwise import (
     contrastive,
     contrastive_halved,
@@ -79,6 +79,7 @@ from contrastive_jax.losses.triplet import angular, triplet_all, triplet_hard, t
 
 __all__ = [
     "AnchorLoss",
+    "CentersLoss",
     "Mean",
     "ProxyLoss",
     "TripleLoss",

@@ -60,6 +60,12 @@ class ProxyLoss(NamedTuple):
 
     loss: AnchorLoss
     anchors: Literal["embeddings", "proxies"] = "embeddings"
-    to_class: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    """Distance of an embedding `[D]` and the centres of a class `[K, D]`, where a class is met as a
-    whole."""
+
+
+class CentersLoss(NamedTuple):
+    """A loss of an embedding and several centres of each class, for `contrastive_jax.proxy_loss`.
+
+    `loss` takes the cosines of the embedding with all centres `[C, K]` and its class.
+    """
+
+    loss: Callable[[jax.Array, jax.Array], Mean]

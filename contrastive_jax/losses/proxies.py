@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from contrastive_jax.checks import check_known
-from contrastive_jax.losses.directions import turned, unit
-from contrastive_jax.losses.kinds import AnchorLoss, Mean, ProxyLoss
+from contrastive_jax.losses.directions import turned
+from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, Mean, ProxyLoss
 from contrastive_jax.losses.softmax import nca
 from contrastive_jax.statistics import log_sum_exp, smallest
 
@@ -159,12 +159,11 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
 
 def soft_triple(
     margin: ArrayLike = 0.01, scale: ArrayLike = 20.0, gamma: ArrayLike = 0.1
-) -> ProxyLoss:
+) -> CentersLoss:
     """SoftTriple: classification with several centres of each class, softly chosen.
 
     The similarity to a class is that to its centres `w_k`, weighed by `softmax(x.w_k / gamma)`;
-    then as `cosface`. Proxies are `[C, K, D]`; pairs of an embedding and a class are computed one
-    by one, without a matrix product. `regularizers.centers` merges centres that are not needed.
+    then as `cosface`. Proxies are `[C, K, D]`; `regularizers.centers` merges those not needed.
 
     *When.* Classes that have several modes.
 
@@ -183,14 +182,14 @@ def soft_triple(
       Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019, eq. 7 and
       8.
     """
-    check_known(temperature=gamma)
-    one = _with_margin(lambda distance: 1 - distance - margin, scale)
+    check_known(scale=scale, temperature=gamma)
 
-    def to_class(anchor: jax.Array, centers: jax.Array) -> jax.Array:
-        similarities = jnp.sum(unit(anchor) * unit(centers), axis=-1)
-        return 1 - jnp.sum(jax.nn.softmax(similarities / gamma) * similarities)
+    def loss(cosines: jax.Array, own: jax.Array) -> Mean:
+        to_class = jnp.sum(jax.nn.softmax(cosines / gamma) * cosines, axis=1)
+        to_class -= margin * (jnp.arange(len(cosines)) == own)
+        return Mean(-jax.nn.log_softmax(scale * to_class)[own], 1.0)
 
-    return one._replace(to_class=to_class)
+    return CentersLoss(loss)
 
 
 def _with_margin(own: Any, scale: ArrayLike) -> ProxyLoss:

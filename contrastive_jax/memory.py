@@ -1,0 +1,152 @@
+"""Cross-batch memory: embeddings of earlier batches as references.
+
+A ring buffer of the embeddings of the last batches, kept in the state of the training. A loss takes
+it as the second set, then the batch goes in:
+
+    others = memory.references(bank, step, max_age=1000)
+    value = anchor_loss(x, classes, loss=loss) + anchor_loss(x, classes, *others, loss=loss)
+    bank = memory.push(bank, x, classes, step)
+
+Wang et al., Cross-Batch Memory for Embedding Learning, 2020, sec. 3.3.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Memory(NamedTuple):
+    """Embeddings of earlier batches, the same on every device."""
+
+    embeddings: jax.Array
+    """`[M, D]`."""
+    classes: jax.Array
+    """`[M]`, -1 where nothing is kept yet."""
+    steps: jax.Array
+    """`[M]`, the step in which each was kept."""
+    place: jax.Array
+    """Where the next goes."""
+
+
+def empty(size: int, width: int, dtype: Any = jnp.float32) -> Memory:
+    """A memory of nothing.
+
+    Args:
+      size: embeddings to hold, M.
+      width: entries of an embedding, D.
+      dtype: of the embeddings.
+
+    Returns:
+      The memory.
+
+    Raises:
+      ValueError: if a size is not above 0.
+    """
+    if size < 1 or width < 1:
+        raise ValueError(f"size and width must be above 0, got {size} and {width}")
+    return Memory(
+        jnp.zeros((size, width), dtype),
+        jnp.full(size, -1, jnp.int32),
+        jnp.zeros(size, jnp.int32),
+        jnp.zeros((), jnp.int32),
+    )
+
+
+def push(
+    memory: Memory,
+    embeddings: jax.Array,
+    classes: jax.Array,
+    step: jax.Array | int,
+    *,
+    axis_name: Any = None,
+) -> Memory:
+    """Keeps a batch in place of the oldest embeddings.
+
+    Args:
+      memory: to add to.
+      embeddings: `[B, D]`; not differentiated.
+      classes: `[B]`; rows of class -1 take a place and are ignored later.
+      step: number of the batch.
+      axis_name: of the devices that share the batch; all their rows are kept on each.
+
+    Returns:
+      The memory after it.
+
+    Raises:
+      AssertionError: if shapes do not fit.
+      ValueError: if the batch of all devices is larger than the memory.
+    """
+    size, width = memory.embeddings.shape
+    chex.assert_shape(embeddings, (None, width))
+    chex.assert_shape(classes, (len(embeddings),))
+    embeddings = lax.stop_gradient(embeddings).astype(memory.embeddings.dtype)
+    classes = classes.astype(jnp.int32)
+    if axis_name is not None:
+        embeddings, classes = _gathered((embeddings, classes), axis_name)
+    count = len(classes)
+    if count > size:
+        raise ValueError(f"a memory of {size} embeddings can not keep a batch of {count}")
+    places = (memory.place + jnp.arange(count)) % size
+    return Memory(
+        memory.embeddings.at[places].set(embeddings),
+        memory.classes.at[places].set(classes),
+        memory.steps.at[places].set(jnp.asarray(step, jnp.int32)),
+        (memory.place + count) % size,
+    )
+
+
+def references(
+    memory: Memory,
+    step: jax.Array | int,
+    *,
+    max_age: jax.Array | int | None = None,
+    axis_name: Any = None,
+) -> tuple[jax.Array, jax.Array]:
+    """What the memory holds, as `references` and `reference_classes` of a loss.
+
+    Args:
+      memory: what was kept.
+      step: number of the batch that is compared with it.
+      max_age: steps after which an embedding, made by an encoder of long ago, is ignored.
+      axis_name: of the devices that share the batch; each takes its part, and the loss is of all.
+
+    Returns:
+      Embeddings `[R, D]` and classes `[R]`, -1 where they are to be ignored; R is M, or the share
+      of a device in it.
+    """
+    embeddings, classes = memory.embeddings, memory.classes
+    if max_age is not None:
+        classes = jnp.where(step - memory.steps > max_age, -1, classes)
+    if axis_name is None:
+        return embeddings, classes
+    return own_share((embeddings, classes), axis_name)
+
+
+def own_share(rows: tuple[jax.Array, jax.Array], axis_name: Any) -> tuple[jax.Array, jax.Array]:
+    """The part of this device in vectors and classes that all hold, with class -1 as padding."""
+    vectors, classes = rows
+    devices = lax.axis_size(axis_name)
+    share = -(-len(classes) // devices)
+    padding = share * devices - len(classes)
+    vectors = jnp.pad(vectors, ((0, padding), (0, 0)))
+    classes = jnp.pad(classes, (0, padding), constant_values=-1)
+    start = lax.axis_index(axis_name) * share
+    return (
+        lax.dynamic_slice_in_dim(vectors, start, share),
+        lax.dynamic_slice_in_dim(classes, start, share),
+    )
+
+
+def _gathered(tree: Any, axis_name: Any) -> Any:
+    """The rows of all devices, known to be the same on each, as those of `all_gather` are not."""
+    devices, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
+
+    def one(rows: jax.Array) -> jax.Array:
+        everywhere = jnp.zeros((devices, *rows.shape), rows.dtype).at[index].set(rows)
+        total: jax.Array = lax.psum(everywhere, axis_name)
+        return total.reshape(-1, *rows.shape[1:])
+
+    return jax.tree.map(one, tree)

@@ -1,0 +1,284 @@
+"""Mining: which pairs of an anchor count, as weights inside the walk over all pairs.
+
+Each function takes a pair loss, a function of a distance and a label, and gives a loss for
+`anchor_loss`; an anchor for which it finds nothing adds nothing. What is chosen is not
+differentiated, only the loss of it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from contrastive_jax.all_pairs import Reduction, all_pairs_loss
+from contrastive_jax.anchor_loss import anchor_statistics
+from contrastive_jax.checks import check_known
+from contrastive_jax.distances import cosine, euclidean
+from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
+from contrastive_jax.losses.pairwise import contrastive, margin_based
+from contrastive_jax.statistics import Statistic, largest, log_sum_exp, smallest, total
+from contrastive_jax.tiles import axes_of, varying
+
+__all__ = [
+    "distance_weighted",
+    "easy_positive",
+    "hard",
+    "multi_similarity",
+    "online_hard_loss",
+    "semi_hard",
+]
+
+PairLoss = Callable[[jax.Array, jax.Array], jax.Array]
+Distance = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def hard(loss: PairLoss = contrastive, distance: Distance = euclidean) -> AnchorLoss:
+    """The farthest positive and the nearest negative of each anchor.
+
+    Args:
+      loss: of a distance and a label.
+      distance: of two vectors.
+
+    Returns:
+      Loss for `anchor_loss`: the mean over the pairs found.
+
+    References:
+      Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017,
+      eq. 5.
+    """
+    return _of_extremes(largest, loss, distance)
+
+
+def easy_positive(loss: PairLoss = contrastive, distance: Distance = euclidean) -> AnchorLoss:
+    """The nearest positive and the nearest negative of each anchor.
+
+    Classes that lie in several places need not be pulled into one.
+
+    Args:
+      loss: of a distance and a label.
+      distance: of two vectors.
+
+    Returns:
+      Loss for `anchor_loss`: the mean over the pairs found.
+
+    References:
+      Xuan, Stylianou and Pless, Improved Embeddings with Easy Positive Triplet Mining, 2020,
+      sec. 3.
+    """
+    return _of_extremes(smallest, loss, distance)
+
+
+def _of_extremes(
+    of_positives: Callable[..., Statistic], loss: PairLoss, distance: Distance
+) -> AnchorLoss:
+    def statistics(distance: jax.Array, label: jax.Array) -> Any:
+        return of_positives(distance, label == 0), smallest(distance, label == 1)
+
+    def of_anchor(found: Any) -> Mean:
+        return _of_two(loss, *found)
+
+    return AnchorLoss(of_anchor, (statistics,), distance)
+
+
+def semi_hard(
+    loss: PairLoss = contrastive, distance: Distance = euclidean, *, margin: ArrayLike = math.inf
+) -> TripleLoss:
+    """Each positive, and the nearest negative that is farther off than it, by less than a margin.
+
+    Args:
+      loss: of a distance and a label.
+      distance: of two vectors.
+      margin: above 0, in the unit of the distance. Positives that have no such negative are left
+        out with it.
+
+    Returns:
+      Loss for `anchor_loss`: the mean over the pairs found. A walk over all pairs for every four
+      examples of the largest class.
+
+    References:
+      Schroff, Kalenichenko and Philbin, FaceNet, 2015, eq. 4.
+    """
+
+    def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Statistic:
+        semi_hard = (label == 1) & (distance > positive) & (distance < positive + margin)
+        return smallest(distance, semi_hard)
+
+    def of_triple(positive: jax.Array, negative: jax.Array) -> Mean:
+        found = _of_two(loss, positive, negative)
+        known = jnp.isfinite(negative)
+        return Mean(*(jnp.where(known, one, 0) for one in found[:2]))
+
+    return TripleLoss(of_triple, (statistics,), distance)
+
+
+def _of_two(loss: PairLoss, positive: jax.Array, negative: jax.Array) -> Mean:
+    """Loss of a positive and a negative where they were found."""
+    value, count = jnp.zeros_like(positive), jnp.zeros_like(positive)
+    for label, distance in enumerate((positive, negative)):
+        known = jnp.isfinite(distance)
+        value += jnp.where(known, loss(jnp.where(known, distance, 1), jnp.int32(label)), 0)
+        count += known
+    return Mean(value, count)
+
+
+def multi_similarity(
+    loss: PairLoss = contrastive, distance: Distance = cosine, *, epsilon: ArrayLike = 0.1
+) -> AnchorLoss:
+    """Negatives nearer than the farthest positive, and positives farther than the nearest negative.
+
+    Both with a slack of `epsilon`.
+
+    Args:
+      loss: of a distance and a label.
+      distance: of two vectors.
+      epsilon: in the unit of the distance; 0.1 in the paper, for cosines.
+
+    Returns:
+      Loss for `anchor_loss`: the mean over the pairs found.
+
+    References:
+      Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019,
+      eq. 11 and 12.
+    """
+
+    def extremes(distance: jax.Array, label: jax.Array) -> Any:
+        return largest(distance, label == 0), smallest(distance, label == 1)
+
+    def mined(distance: jax.Array, label: jax.Array, found: Any) -> Any:
+        farthest, nearest = found
+        near, far = distance < farthest + epsilon, distance > nearest - epsilon
+        where = jnp.where(label == 1, near, far)
+        return total(loss(distance, label), where), total(1.0, where)
+
+    def of_anchor(_: Any, found: Any) -> Mean:
+        return Mean(*found)
+
+    return AnchorLoss(of_anchor, (extremes, mined), distance)
+
+
+def distance_weighted(
+    loss: PairLoss = margin_based,
+    *,
+    dimension: int,
+    cutoff: float = 0.5,
+    largest: float = 1.4,
+) -> AnchorLoss:
+    """All positives, and negatives in expectation of a draw that is even over distances.
+
+    On a sphere of many dimensions random pairs lie near `sqrt(2)`; negatives weigh by the inverse
+    of the density of their distance. Where the paper draws one for each positive, here the mean
+    over such draws is taken, which needs no key and has no variance.
+
+    Args:
+      loss: of a distance and a label.
+      dimension: of the embeddings, which are of unit length; at least 3.
+      cutoff: distances below weigh as this one, as noise would rule else.
+      largest: negatives farther off are left out, as a loss would be 0 there.
+
+    Returns:
+      Loss for `anchor_loss`: the mean over positives of their loss and that of a negative; with the
+      Euclidean distance alone.
+
+    Raises:
+      ValueError: if `dimension` is below 3, or not `0 < cutoff < largest <= 2`.
+
+    References:
+      Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017,
+      eq. 1 to 3.
+    """
+    if dimension < 3:
+        raise ValueError(f"dimension must be at least 3, got {dimension}")
+    if not 0 < cutoff < largest <= 2:
+        raise ValueError(f"expected 0 < cutoff < largest <= 2, got {cutoff} and {largest}")
+
+    def log_weight(distance: jax.Array) -> jax.Array:
+        distance = jnp.clip(distance, cutoff, largest)
+        height = jnp.maximum(1 - distance**2 / 4, 1e-6)
+        return (2 - dimension) * jnp.log(distance) + (3 - dimension) / 2 * jnp.log(height)
+
+    def weights(distance: jax.Array, label: jax.Array) -> Any:
+        drawn = (label == 1) & (distance < largest)
+        return log_sum_exp(log_weight(distance), drawn), total(1.0, label == 0)
+
+    def weighted(distance: jax.Array, label: jax.Array, found: Any) -> Any:
+        whole, positives = found
+        share = jnp.exp(jnp.minimum(log_weight(distance) - whole, 0))
+        value, share = loss(distance, label), lax.stop_gradient(share)
+        drawn = (label == 1) & (distance < largest) & (whole > -jnp.inf)
+        return (
+            total(value, label == 0),
+            total(positives * jnp.where(drawn, share, 0) * value, drawn),
+        )
+
+    def of_anchor(first: Any, found: Any) -> Mean:
+        return Mean(sum(found), first[1])
+
+    return AnchorLoss(of_anchor, (weights, weighted), euclidean)
+
+
+def online_hard_loss(
+    embeddings: jax.Array,
+    classes: jax.Array,
+    references: jax.Array | None = None,
+    reference_classes: jax.Array | None = None,
+    *,
+    loss: PairLoss = contrastive,
+    distance: Distance = cosine,
+    margin: ArrayLike = 0.5,
+    reduction: Reduction = "sum",
+    axis_name: Any = None,
+    **options: Any,
+) -> jax.Array:
+    """Loss of the hard pairs of a batch: similar ones farther apart than the nearest dissimilar.
+
+    And dissimilar ones closer than the farthest similar, both over the whole batch. Sentence-
+    transformers' OnlineContrastiveLoss does so with the pairs it is given, and with label 1 for
+    similar ones.
+
+    Args:
+      embeddings: `[B, D]`, floating.
+      classes: `[B]`, integers from 0; rows of class -1 are ignored.
+      references: `[R, D]`.
+      reference_classes: `[R]`.
+      loss: of a distance, a label and a margin.
+      distance: of two vectors.
+      margin: above 0, in the unit of the distance.
+      reduction: as in `all_pairs_loss`; means but that over active pairs count all pairs, hard or
+        not. Every pair of one set counts in both orders.
+      axis_name: of the devices that share the batch.
+      **options: `exact`, `tile` and `precision` of `all_pairs_loss`.
+
+    Returns:
+      Loss, a scalar; 0 where there is no hard pair.
+
+    Raises:
+      AssertionError: as `all_pairs_loss`.
+      ValueError: as `all_pairs_loss`.
+
+    References:
+      Reimers and Gurevych, Sentence-BERT, 2019, and its library's OnlineContrastiveLoss.
+    """
+    check_known(margin=margin)
+    sets = (embeddings, classes, references, reference_classes)
+    options |= {"distance": distance, "axis_name": axis_name}
+    constant: list[Any] = [one if one is None else lax.stop_gradient(one) for one in sets]
+    ((farthest, nearest),) = anchor_statistics(*constant, statistics=(_extremes,), **options)
+    farthest, nearest = jnp.max(farthest, initial=-jnp.inf), jnp.min(nearest, initial=jnp.inf)
+    if axis_name is not None:
+        axes = axes_of((farthest, nearest))
+        farthest, nearest = lax.pmax(farthest, axis_name), -lax.pmax(-nearest, axis_name)
+        farthest, nearest = varying((farthest, nearest), axes)
+
+    def of_hard(distance: jax.Array, label: jax.Array, margin: jax.Array) -> jax.Array:
+        is_hard = jnp.where(label == 1, distance < farthest, distance > nearest)
+        return jnp.where(is_hard, loss(distance, label, margin), 0)  # type: ignore[call-arg]
+
+    return all_pairs_loss(*sets, loss=of_hard, margin=margin, reduction=reduction, **options)
+
+
+def _extremes(distance: jax.Array, label: jax.Array) -> Any:
+    return largest(distance, label == 0), smallest(distance, label == 1)

@@ -1,0 +1,204 @@
+"""Penalties on a batch of embeddings, whatever their classes; add them to a loss.
+
+All leave out rows of class -1 where classes are given, and with an axis name are those of the
+global batch: each device gets the same value, and the gradient by its own rows.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from contrastive_jax.anchor_loss import anchor_loss
+from contrastive_jax.anchors import shared_total
+from contrastive_jax.distances import euclidean
+from contrastive_jax.losses.directions import unit
+from contrastive_jax.losses.kinds import AnchorLoss, Mean
+from contrastive_jax.statistics import smallest
+
+__all__ = ["centers", "covariance", "embedding_norm", "koleo", "variance"]
+
+
+def embedding_norm(
+    embeddings: jax.Array, classes: jax.Array | None = None, *, axis_name: Any = None
+) -> jax.Array:
+    """Mean squared length, for losses of inner products, which grow with it.
+
+    Args:
+      embeddings: `[B, D]`, floating.
+      classes: `[B]`, of which only -1 counts: rows to ignore.
+      axis_name: of the devices that share the batch.
+
+    Returns:
+      A number in [0, inf); 0 of no rows.
+
+    Raises:
+      AssertionError: if ranks, shapes or dtypes do not fit.
+
+    References:
+      Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016, sec. 3.2.3.
+    """
+    embeddings, counts = _counted(embeddings, classes)
+    total: jax.Array
+    total, count = shared_total((jnp.sum(embeddings**2), jnp.sum(counts)), axis_name)
+    return total / jnp.maximum(lax.stop_gradient(count), 1)
+
+
+def koleo(
+    embeddings: jax.Array, classes: jax.Array | None = None, *, axis_name: Any = None
+) -> jax.Array:
+    """Kozachenko-Leonenko regulariser, `-mean(log(distance to the nearest other))`, on the sphere.
+
+    It spreads embeddings evenly. Nearest neighbours are found in one walk over the pairs, without a
+    B x B array.
+
+    Args:
+      embeddings: `[B, D]`, floating, scaled to unit length here.
+      classes: `[B]`, of which only -1 counts: rows to ignore.
+      axis_name: of the devices that share the batch.
+
+    Returns:
+      A number above `-log 2`; 0 of fewer than two rows. Rows that coincide count as 1e-8 apart, and
+      have no gradient.
+
+    Raises:
+      AssertionError: if ranks, shapes or dtypes do not fit.
+
+    References:
+      Sablayrolles et al., Spreading Vectors for Similarity Search, 2019, eq. 3.
+    """
+    embeddings, counts = _counted(embeddings, classes)
+    numbers = jnp.where(counts > 0, 0, -1)
+    return anchor_loss(unit(embeddings), numbers, loss=_KOLEO, axis_name=axis_name)
+
+
+def _nearest(distance: jax.Array, label: jax.Array) -> Any:
+    return smallest(distance)
+
+
+def _log_distance(nearest: jax.Array) -> Mean:
+    known, apart = jnp.isfinite(nearest), nearest > 1e-8
+    value = -jnp.log(jnp.where(known & apart, nearest, 1e-8))
+    return Mean(jnp.where(known, value, 0), known)
+
+
+_KOLEO = AnchorLoss(_log_distance, (_nearest,), euclidean)
+
+
+def variance(
+    embeddings: jax.Array,
+    classes: jax.Array | None = None,
+    *,
+    target: float = 1.0,
+    eps: float = 1e-4,
+    axis_name: Any = None,
+) -> jax.Array:
+    """VICReg's variance term: each entry is to vary over the batch.
+
+    `mean_d max(0, target - sqrt(var_d + eps))`.
+
+    Args:
+      embeddings: `[B, D]`, floating.
+      classes: `[B]`, of which only -1 counts: rows to ignore.
+      target: standard deviation to reach.
+      eps: above 0, keeps the root's derivative finite.
+      axis_name: of the devices that share the batch.
+
+    Returns:
+      A number in [0, target); 0 of fewer than two rows.
+
+    Raises:
+      AssertionError: if ranks, shapes or dtypes do not fit.
+
+    References:
+      Bardes, Ponce and LeCun, VICReg, 2022, eq. 1 and 2.
+    """
+    centred, count = _centred(embeddings, classes, axis_name)
+    square = shared_total(jnp.sum(centred**2, axis=0), axis_name) / jnp.maximum(count - 1, 1)
+    value = jnp.mean(jax.nn.relu(target - jnp.sqrt(square + eps)))
+    return jnp.where(count > 1, value, 0)
+
+
+def covariance(
+    embeddings: jax.Array, classes: jax.Array | None = None, *, axis_name: Any = None
+) -> jax.Array:
+    """VICReg's covariance term: different entries are to vary independently.
+
+    The sum of the squared off-diagonal entries of the covariance matrix, over D.
+
+    Args:
+      embeddings: `[B, D]`, floating.
+      classes: `[B]`, of which only -1 counts: rows to ignore.
+      axis_name: of the devices that share the batch.
+
+    Returns:
+      A number in [0, inf); 0 of fewer than two rows.
+
+    Raises:
+      AssertionError: if ranks, shapes or dtypes do not fit.
+
+    References:
+      Bardes, Ponce and LeCun, VICReg, 2022, eq. 3 and 4.
+    """
+    centred, count = _centred(embeddings, classes, axis_name)
+    product = jnp.matmul(centred.T, centred, precision=lax.Precision.HIGHEST)
+    matrix = shared_total(product, axis_name) / jnp.maximum(count - 1, 1)
+    size = len(matrix)
+    return jnp.sum(jnp.where(jnp.eye(size, dtype=bool), 0, matrix) ** 2) / size
+
+
+def centers(proxies: jax.Array) -> jax.Array:
+    """SoftTriple's regulariser: centres of a class that are not needed merge.
+
+    The mean over pairs of centres of one class of `sqrt(2 - 2 w_k.w_l)`, over all classes.
+
+    Args:
+      proxies: `[C, K, D]`, floating, scaled to unit length here.
+
+    Returns:
+      A number in [0, 2]; 0 with one centre a class. Centres that coincide have no gradient.
+
+    Raises:
+      AssertionError: if ranks or dtypes do not fit.
+
+    References:
+      Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019, eq. 9.
+    """
+    chex.assert_rank(proxies, 3, custom_message="expected proxies: [C, K, D]")
+    chex.assert_type(proxies, float)
+    rows, columns = jnp.triu_indices(proxies.shape[1], 1)
+    if not len(rows):
+        return jnp.zeros((), proxies.dtype)
+    directions = unit(proxies)
+    between = jax.vmap(jax.vmap(euclidean))(directions[:, rows], directions[:, columns])
+    return jnp.mean(between)
+
+
+def _counted(embeddings: jax.Array, classes: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Embeddings in float32 at least, zero where they are to be ignored, and which count."""
+    embeddings = jnp.asarray(embeddings)
+    chex.assert_rank(embeddings, 2, custom_message="expected embeddings: [B, D]")
+    chex.assert_type(embeddings, float)
+    embeddings = embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32))
+    if classes is None:
+        # Derived from the embeddings, so that under `jax.shard_map` it differs where they do.
+        return embeddings, jnp.ones_like(embeddings[:, 0])
+    classes = jnp.asarray(classes)
+    chex.assert_equal_shape_prefix([embeddings, classes], 1)
+    counts = (classes >= 0).astype(embeddings.dtype)
+    return jnp.where(counts[:, None] > 0, embeddings, 0), counts
+
+
+def _centred(
+    embeddings: jax.Array, classes: jax.Array | None, axis_name: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Embeddings less their mean over all devices, and the number of them."""
+    embeddings, counts = _counted(embeddings, classes)
+    total, count = jnp.sum(embeddings, axis=0), jnp.sum(counts)
+    if axis_name is not None:
+        # Of the mean the derivative vanishes: what is centred adds up to 0.
+        total, count = lax.psum((lax.stop_gradient(total), count), axis_name)
+    mean = lax.stop_gradient(total) / jnp.maximum(count, 1)
+    return jnp.where(counts[:, None] > 0, embeddings - mean, 0), lax.stop_gradient(count)
