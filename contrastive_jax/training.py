@@ -38,6 +38,8 @@ class TrainState(NamedTuple):
     step: jax.Array
     params: Params
     opt_state: optax.OptState
+    memory: Any = ()
+    """Embeddings of earlier batches (`contrastive_jax.memory`), where a loss takes them."""
 
 
 class Pairs(NamedTuple):
@@ -211,7 +213,7 @@ def make_pair_step(
         gradient_of = jax.value_and_grad(mean_loss, has_aux=True)
         first, second, *classes = jax.tree.map(jnp.asarray, pairs)
         if augment is not None:
-            keys = _keys(numbers.seed, state.step, share)
+            keys = keys_of_rows(numbers.seed, state.step, share)
             first, second = map(jax.vmap(augment), keys.T, (first, second))
         parts = jax.tree.map(
             lambda x: x.reshape(microbatches, -1, *x.shape[1:]), Pairs(first, second, *classes)
@@ -225,7 +227,7 @@ def make_pair_step(
         value, gradient = jax.tree.map(
             lambda x: x / microbatches, jax.lax.pmean((value, gradient), AXIS)
         )
-        return _updated(optimizer, state, value, gradient, jax.lax.psum(sums, AXIS))
+        return updated(optimizer, state, value, gradient, jax.lax.psum(sums, AXIS))
 
     return step
 
@@ -265,7 +267,7 @@ def make_all_pairs_step(
                 f"and {microbatches} microbatches"
             )
         if augment is not None:
-            images = jax.vmap(augment)(_keys(numbers.seed, state.step, share)[:, 0], images)
+            images = jax.vmap(augment)(keys_of_rows(numbers.seed, state.step, share)[:, 0], images)
         parts = images.reshape(microbatches, -1, *images.shape[1:])
         sums_of = partial(all_pairs_sums, distance=distance, axis_name=AXIS)
 
@@ -281,7 +283,7 @@ def make_all_pairs_step(
         gradient_of = jax.value_and_grad(value_of, has_aux=True)
         (value, (sums, embeddings)), gradient = gradient_of(state.params)
         distance_sums = sums_of(embeddings, classes, loss=_distance_itself).loss
-        return _updated(
+        return updated(
             optimizer,
             state,
             value,
@@ -302,7 +304,7 @@ def _distance_itself(distance: jax.Array, label: jax.Array) -> jax.Array:
     return distance
 
 
-def _updated(
+def updated(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     value: jax.Array,
@@ -316,10 +318,11 @@ def _updated(
         "loss": value,
         "similar_distance": sums["similar_distance"] / sums["similar"],
         "dissimilar_distance": sums["dissimilar_distance"] / sums["dissimilar"],
-        "active_fraction": sums["active"] / sums["dissimilar"],
         "gradient_norm": optax.tree.norm(gradient),
     }
-    return TrainState(state.step + 1, params, opt_state), metrics
+    if "active" in sums:
+        metrics["active_fraction"] = sums["active"] / sums["dissimilar"]
+    return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
 def _across(group: int, members: list[jax.Array]) -> list[jax.Array]:
@@ -343,7 +346,7 @@ def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
     return labels.shape[1] * (share + rest)
 
 
-def _keys(seed: ArrayLike, step: jax.Array, share: int) -> jax.Array:
+def keys_of_rows(seed: ArrayLike, step: jax.Array, share: int) -> jax.Array:
     """Keys `[share, 2]` of the rows of this device, two each, however the batch is spread."""
     pair = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
     of_step = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), 1)

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -24,12 +24,23 @@ from flax import nnx
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from contrastive_jax import checkpoints, distances, encoders, losses, plots, runs, training
+from contrastive_jax import (
+    checkpoints,
+    distances,
+    encoders,
+    losses,
+    memory,
+    plots,
+    runs,
+    training,
+)
 from contrastive_jax.data import Dataset, augment, index_by_class, load, stream_pairs
 from contrastive_jax.evaluation.retrieval import nearest_neighbours, retrieval
 from contrastive_jax.evaluation.summary import Summary, summarize
 from contrastive_jax.evaluation.verification import roc_curve
+from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss_step
 from contrastive_jax.parallel import Strategy, parallel
+from experiments import loss_table
 
 ENCODERS = {
     "mlp": encoders.MLP,
@@ -126,14 +137,32 @@ class Config:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the computation; auto is bfloat16 on accelerators and float32 on a CPU."""
 
-    objective: Literal["pairs", "all_pairs"] = "pairs"
-    """Compare drawn pairs, or all images of a batch of some classes with some examples of each."""
-    distance: Literal[
-        "euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "chebyshev"
-    ] = "euclidean"
-    """Distance of the loss and of verification; retrieval ranks by the Euclidean distance."""
-    margin: float = 1.2
-    """Distance beyond which a dissimilar pair costs nothing; on the unit sphere below 2."""
+    loss: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="NAME",
+            help="The loss. contrastive is of drawn pairs or of all pairs of a batch, the others "
+            "are of whole batches, with numbers of their own: " + ", ".join(loss_table.NAMES) + ".",
+        ),
+    ] = "contrastive"
+    loss_options: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Numbers of the loss in place of those it is trained with, as `temperature 0.1`."""
+    memory: int = 0
+    """Embeddings of earlier batches that a batch is compared with too (XBM); not with proxies."""
+    max_age: int = 1000
+    """Steps after which the memory ignores an embedding."""
+    objective: Literal["auto", "pairs", "all_pairs"] = "auto"
+    """Compare drawn pairs, or all images of a batch of some classes with some examples of each;
+    auto is pairs for the contrastive loss and all_pairs for the others."""
+    distance: (
+        Literal["euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "chebyshev"]
+        | None
+    ) = None
+    """Distance of the contrastive loss and of verification, euclidean by default; retrieval ranks
+    by the Euclidean distance. Other losses have their own."""
+    margin: float | None = None
+    """Distance beyond which a dissimilar pair costs nothing, 1.2 by default; on the unit sphere
+    below 2. Of other losses that have a margin, this."""
     similar_fraction: float | None = None
     """Share of similar pairs, in number and, in groups and with all_pairs, in weight; by default
     0.3 on digits and 0.05 elsewhere."""
@@ -196,6 +225,7 @@ class Config:
 def main(config: Config) -> Path:
     """Runs an experiment and returns its folder."""
     began = time.perf_counter()
+    config = _resolved(config)
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         # Virtual devices that wait for each other hold threads of XLA's pool, one to a core by
         # default: more devices than cores would wait for ever.
@@ -261,18 +291,43 @@ def main(config: Config) -> Path:
         weight_decay=recipe["weight_decay"],
         clip_norm=config.clip_norm,
     )
+    built = None
+    distance = DISTANCES[config.distance or "euclidean"]
+    if config.loss != "contrastive":
+        built = loss_table.build(
+            config.loss,
+            config.loss_options,
+            classes=loss_table.classes_of(data.train.classes),
+            width=config.width,
+            similar_fraction=recipe["similar_fraction"],
+            seed=config.seed,
+        )
+        distance = built.distance
     shared: dict[str, Any] = {
-        "distance": DISTANCES[config.distance],
+        "distance": distance,
         "augment": _augment(recipe["flip"], recipe["shift"]),
         "microbatches": microbatches,
     }
+    if built is not None:
+        of_loss = training.make_optimizer(
+            built.learning_rate, steps, warmup_steps=int(config.warmup * steps)
+        )
+        optimizer = make_learned_optimizer(optimizer, of_loss)
+        params = Learned(params, built.params)
     if config.objective == "all_pairs":
-        batch_step = training.make_all_pairs_step(encode, optimizer, **shared)
+        if built is None:
+            batch_step = training.make_all_pairs_step(encode, optimizer, **shared)
+        else:
+            batch_step = make_loss_step(
+                encode, optimizer, built.value_of, max_age=config.max_age, **shared
+            )
         drawn = training.make_balanced_step(batch_step, classes, examples)
     else:
         pair_step = training.make_pair_step(encode, optimizer, group=recipe["group"], **shared)
         drawn = training.make_drawn_step(pair_step, config.batch_size)
     state = training.init_state(params, optimizer)
+    if config.memory:
+        state = state._replace(memory=memory.empty(config.memory, config.width))
 
     folder = _folder(config, options)
     print(f"{folder}: {data.name}, {len(data.train.classes):,} training images, {steps:,} steps")
@@ -290,7 +345,7 @@ def main(config: Config) -> Path:
         runs.truncate_metrics(folder, start)
 
         # Devices
-        numbers = training.Numbers(config.margin, config.seed, recipe["similar_fraction"])
+        numbers = training.Numbers(config.margin or 1.0, config.seed, recipe["similar_fraction"])
         if config.data_on == "device":
             call = drawn if steps_per_call == 1 else training.repeated(drawn, steps_per_call)
             placed = parallel(call, config.parallel, devices, check_values=config.check_values)
@@ -331,13 +386,15 @@ def main(config: Config) -> Path:
                     runs.write_metrics(folder, events, records)
                     now = int(records[-1]["step"])
                     means = {
-                        key: float(np.mean([record[key] for record in records])) for key in SHOWN
+                        key: float(np.mean([record[key] for record in records]))
+                        for key in SHOWN
+                        if key in records[0]
                     }
                     bar.update(now - bar.n)
                     bar.set_postfix_str(
                         "loss {loss:.4f}, similar {similar_distance:.2f}, dissimilar "
-                        "{dissimilar_distance:.2f}, active {active_fraction:.0%}, "
-                        "{pairs_per_second:,.0f} pairs/s".format(**means)
+                        "{dissimilar_distance:.2f}, {pairs_per_second:,.0f} pairs/s".format(**means)
+                        + (f", active {means['active_fraction']:.0%}" if built is None else "")
                     )
                     far = means["similar_distance"] > means["dissimilar_distance"]
                     inverted = inverted + 1 if far else 0
@@ -348,7 +405,9 @@ def main(config: Config) -> Path:
                     if now % config.validate_every and now != steps:
                         continue
                     one = placed.fetch(state)
-                    embeddings = training.embed(encode, one.params, data.validation.images)
+                    embeddings = training.embed(
+                        encode, of_encoder(one.params), data.validation.images
+                    )
                     figures = retrieval(embeddings, data.validation.classes)
                     validation = {f"validation/{key}": value for key, value in figures.items()}
                     runs.write_metrics(folder, events, [{"step": now} | validation])
@@ -359,23 +418,65 @@ def main(config: Config) -> Path:
 
         # Evaluation, by the best state on validation
         best = saved.best_step()
-        params = checkpoints.restore(saved, best, placed.fetch(state)).params
+        params = of_encoder(checkpoints.restore(saved, best, placed.fetch(state)).params)
         embedded = {
             split: training.embed(encode, params, getattr(data, split).images)
             for split in ("validation", "test")
         }
-    _report(config, folder, data, embedded, options | {"best_step": best})
+    _report(config, distance, folder, data, embedded, options | {"best_step": best})
     print(f"{folder} is complete after {time.perf_counter() - began:.0f} s")
     return folder
+
+
+def of_encoder(params: Any) -> Any:
+    """The parameters of the encoder, of those that a loss may have some among."""
+    return params.encoder if isinstance(params, Learned) else params
+
+
+def _resolved(config: Config) -> Config:
+    """Options whose defaults depend on the loss, filled in."""
+    if config.loss == "contrastive":
+        if config.loss_options or config.memory:
+            raise ValueError("--loss contrastive takes --margin alone, and no --memory")
+        return dataclasses.replace(
+            config,
+            objective="pairs" if config.objective == "auto" else config.objective,
+            distance=config.distance or "euclidean",
+            margin=1.2 if config.margin is None else config.margin,
+        )
+    if config.loss not in loss_table.NAMES:
+        close = difflib.get_close_matches(config.loss, loss_table.NAMES, n=3)
+        raise ValueError(
+            f"unknown loss {config.loss}; "
+            + (f"close to it: {', '.join(close)}; " if close else "")
+            + f"known: {', '.join(loss_table.NAMES)}"
+        )
+    if config.objective == "pairs" or config.distance is not None or config.data_on == "host":
+        raise ValueError(
+            f"--loss {config.loss} is of whole batches drawn on the device and has a distance of "
+            "its own: leave --objective, --distance and --data_on out"
+        )
+    options = dict(config.loss_options)
+    if config.margin is not None:
+        options["margin"] = config.margin
+    known = loss_table.options_of(config.loss)
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"{config.loss} has no {option}; its numbers are {', '.join(known) or 'none'}"
+            )
+    return dataclasses.replace(config, objective="all_pairs", loss_options=options, margin=None)
 
 
 def _check(options: dict[str, Any]) -> None:
     """Checks what options say together, before any data is read."""
     positive = (
-        "margin batch_size steps learning_rate clip_norm log_every validate_every keep group "
-        "microbatches steps_per_call"
+        "margin max_age batch_size steps learning_rate clip_norm log_every validate_every keep "
+        "group microbatches steps_per_call"
     )
     for name in positive.split():
+        if options[name] is None:
+            continue
         if not 0 < options[name] < np.inf:
             raise ValueError(f"--{name} must be above 0, got {options[name]}")
     if not 0 <= options["similar_fraction"] <= 1:
@@ -408,6 +509,11 @@ def _check(options: dict[str, Any]) -> None:
             raise ValueError("--objective all_pairs draws on the device: leave --data_on device")
     if options["data_on"] == "host" and options["steps_per_call"] != 1:
         raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
+    if options["memory"] and options["memory"] < 2 * options["batch_size"]:
+        raise ValueError(
+            f"--memory must be 0 or at least the {2 * options['batch_size']} images of a batch "
+            f"(twice --batch_size), got {options['memory']}"
+        )
     if options["width"] < 2:
         raise ValueError(f"--width must be at least 2, got {options['width']}")
     for name in ("resume", "overwrite"):
@@ -458,6 +564,7 @@ def _folder(config: Config, options: dict[str, Any]) -> Path:
 
 def _report(
     config: Config,
+    distance: Any,
     folder: Path,
     data: Dataset,
     embedded: dict[str, np.ndarray],
@@ -472,7 +579,7 @@ def _report(
             validation.classes,
             of_test,
             test.classes,
-            distance=DISTANCES[config.distance],
+            distance=distance,
         )
 
     pixels = [split.images.reshape(len(split.images), -1) / 255.0 for split in (validation, test)]
@@ -496,7 +603,6 @@ def _report(
     learned = summaries["embedding"]
     neighbours = nearest_neighbours(embedded["test"], k=8).indices
     figures = {
-        "loss": plots.loss_curve(losses.contrastive, config.margin),
         "distances": plots.distance_histograms(
             learned.distances, learned.labels, margin=config.margin, threshold=learned.threshold
         ),
@@ -521,6 +627,8 @@ def _report(
         ),
         "training": plots.training_curves(runs.read_metrics(folder), margin=config.margin),
     }
+    if config.loss == "contrastive" and config.margin is not None:
+        figures["loss"] = plots.loss_curve(losses.contrastive, config.margin)
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
         plots.save(figure, folder / "figures" / f"{name}.png")

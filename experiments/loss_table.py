@@ -1,0 +1,249 @@
+"""The losses that `--loss` knows by name, with the settings that they are trained with."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contrastive_jax import anchor_loss, distances, losses, mining, proxy_loss, regularizers
+from contrastive_jax.all_pairs import all_pairs_sums
+from contrastive_jax.anchors import shared_total
+from contrastive_jax.training import AXIS
+
+Value = Callable[..., jax.Array]
+
+
+class Setting(NamedTuple):
+    """A loss and how it is trained."""
+
+    make: Callable[..., Any]
+    """A pair loss itself, or what makes a loss of its options."""
+    options: dict[str, float]
+    """Numbers found on validation of the digits; others of `make` are its own."""
+    distance: Callable[..., jax.Array] | None = None
+    """Of pair losses."""
+    learning_rate: float = 0.0
+    """Of the parameters of the loss, where it has some."""
+
+
+class Built(NamedTuple):
+    """A loss ready to be trained."""
+
+    value_of: Value
+    """Of embeddings, classes, parameters of the loss and references or None; see `loss_step`."""
+    params: Any
+    """Parameters of the loss, `()` where it has none."""
+    learning_rate: float
+    """Of these."""
+    distance: Callable[..., jax.Array]
+    """Of verification and of what is recorded."""
+
+
+_PAIRS = {
+    "contrastive": Setting(losses.contrastive, {"margin": 1.2}, distances.euclidean),
+    "contrastive_halved": Setting(losses.contrastive_halved, {"margin": 1.2}, distances.euclidean),
+    "contrastive_linear": Setting(losses.contrastive_linear, {"margin": 1.2}, distances.euclidean),
+    "cosine_embedding": Setting(losses.cosine_embedding, {"margin": 0.3}, distances.cosine),
+    "sentence_contrastive": Setting(losses.sentence_contrastive, {"margin": 0.8}, distances.cosine),
+    "sigmoid": Setting(losses.sigmoid, {}, distances.cosine, 1e-2),
+    "logistic": Setting(losses.logistic, {"threshold": 1.0, "scale": 10.0}, distances.euclidean),
+    "margin_based": Setting(
+        losses.margin_based, {"margin": 0.2, "boundary": 0.9}, distances.euclidean
+    ),
+    "signal_to_noise": Setting(
+        losses.contrastive_linear, {"margin": 1.5}, distances.signal_to_noise
+    ),
+}
+_ANCHORS = {
+    "ntxent": Setting(losses.ntxent, {"temperature": 0.1}),
+    "supcon": Setting(losses.supcon, {"temperature": 0.1}),
+    "supcon_inside": Setting(partial(losses.supcon, log="inside"), {"temperature": 0.1}),
+    "decoupled": Setting(losses.decoupled, {"temperature": 0.1}),
+    "n_pair": Setting(losses.n_pair, {}),
+    "nca": Setting(losses.nca, {"scale": 8.0}),
+    "lifted": Setting(losses.lifted, {"margin": 1.0}),
+    "multi_similarity": Setting(losses.multi_similarity, {"beta": 20.0}),
+    "circle": Setting(losses.circle, {"margin": 0.4, "scale": 32.0}),
+    "tuplet_margin": Setting(losses.tuplet_margin, {"scale": 32.0}),
+    "margin_by_class": Setting(losses.margin_by_class, {}, learning_rate=1e-2),
+    "triplet_hard": Setting(losses.triplet_hard, {"margin": 0.2}),
+    "triplet_semi_hard": Setting(losses.triplet_semi_hard, {"margin": 0.2}),
+    "triplet_all": Setting(losses.triplet_all, {"margin": 0.2}),
+    "angular": Setting(losses.angular, {}),
+    "fast_ap": Setting(losses.fast_ap, {}),
+    "smooth_ap": Setting(losses.smooth_ap, {"temperature": 0.05}),
+    "mined_hard": Setting(mining.hard, {"margin": 1.2}),
+    "mined_semi_hard": Setting(mining.semi_hard, {"margin": 1.2}),
+    "mined_easy_positive": Setting(mining.easy_positive, {"margin": 1.2}),
+    "mined_multi_similarity": Setting(mining.multi_similarity, {"margin": 0.8}),
+    "mined_distance_weighted": Setting(mining.distance_weighted, {}),
+}
+_PROXIES = {
+    "normalized_softmax": Setting(losses.normalized_softmax, {}, learning_rate=1e-2),
+    "proxy_nca": Setting(losses.proxy_nca, {}, learning_rate=1e-2),
+    "proxy_anchor": Setting(losses.proxy_anchor, {}, learning_rate=1e-2),
+    "cosface": Setting(losses.cosface, {"scale": 32.0}, learning_rate=1e-2),
+    "arcface": Setting(losses.arcface, {"scale": 32.0}, learning_rate=1e-2),
+    "soft_triple": Setting(losses.soft_triple, {}, learning_rate=1e-2),
+}
+_BATCH = {
+    "online_hard": Setting(mining.online_hard_loss, {"margin": 0.8}, distances.cosine),
+}
+NAMES = (*_PAIRS, *_ANCHORS, *_PROXIES, *_BATCH)
+
+# Centres of a class for SoftTriple, and how strongly those not needed are merged.
+_CENTERS = 4
+_MERGE = 0.1
+
+
+def options_of(name: str) -> dict[str, float]:
+    """The numbers of a loss that may be set, with what they are by default."""
+    setting = _setting(name)
+    if name.startswith("mined_"):
+        return dict(setting.options)
+    parameters = inspect.signature(setting.make).parameters.values()
+    known = {p.name: p.default for p in parameters if isinstance(p.default, int | float)}
+    known = {key: value for key, value in known.items() if not isinstance(value, bool)}
+    return known | setting.options
+
+
+def build(
+    name: str,
+    options: dict[str, float],
+    *,
+    classes: int,
+    width: int,
+    similar_fraction: float,
+    seed: int,
+) -> Built:
+    """Makes a loss of the table.
+
+    Args:
+      name: one of `NAMES`.
+      options: numbers in place of its settings.
+      classes: number of classes of the training data.
+      width: entries of an embedding.
+      similar_fraction: weight of similar pairs in pair losses.
+      seed: of proxies.
+
+    Returns:
+      The loss.
+    """
+    setting = _setting(name)
+    given = setting.options | options
+    rate = setting.learning_rate
+    if name in _PAIRS:
+        distance = setting.distance or distances.euclidean
+        params: Any = ()
+        if name == "sigmoid":
+            params = {
+                "log_temperature": jnp.log(jnp.float32(given.get("temperature", 10.0))),
+                "bias": jnp.float32(given.get("bias", -10.0)),
+            }
+        value_of = partial(_pair_value, setting.make, given, distance, similar_fraction)
+        return Built(value_of, params, rate, distance)
+    if name in _BATCH:
+        value_of = partial(_batch_value, setting.make, given)
+        return Built(value_of, (), rate, setting.distance or distances.cosine)
+    if name in _PROXIES:
+        key = jax.random.key(seed)
+        shape = (classes, _CENTERS, width) if name == "soft_triple" else (classes, width)
+        proxies = jax.random.normal(key, shape)
+        proxies /= jnp.linalg.norm(proxies, axis=-1, keepdims=True)
+        value_of = partial(_proxy_value, setting.make(**given))
+        return Built(value_of, proxies, rate, distances.cosine)
+    if name == "margin_by_class":
+        boundaries = jnp.full(classes, 0.9)
+        value_of = partial(_bounded_value, setting.make(**given))
+        return Built(value_of, boundaries, rate, distances.euclidean)
+    loss = _mined(name, setting, given, width) if name.startswith("mined_") else None
+    loss = loss or setting.make(**given)
+    return Built(partial(_anchor_value, loss), (), rate, loss.distance)
+
+
+def _setting(name: str) -> Setting:
+    return (_PAIRS | _ANCHORS | _PROXIES | _BATCH)[name]
+
+
+def _mined(name: str, setting: Setting, given: dict[str, float], width: int) -> Any:
+    if name == "mined_distance_weighted":
+        pair = partial(losses.margin_based, **{"boundary": 0.9} | given)
+        return setting.make(pair, dimension=width)
+    pair = partial(losses.contrastive, **given)
+    distance = distances.cosine if name == "mined_multi_similarity" else distances.euclidean
+    return setting.make(pair, distance)
+
+
+def _pair_value(
+    loss: Callable[..., jax.Array],
+    options: dict[str, float],
+    distance: Callable[..., jax.Array],
+    similar_fraction: float,
+    embeddings: jax.Array,
+    classes: jax.Array,
+    params: Any,
+    references: Any,
+) -> jax.Array:
+    """Means over similar and over dissimilar pairs, weighed by the fraction."""
+    learned: dict[str, Any] = dict(options)
+    if params:
+        learned = {"temperature": jnp.exp(params["log_temperature"]), "bias": params["bias"]}
+
+    def of_pair(distance: jax.Array, label: jax.Array) -> jax.Array:
+        return loss(distance, label, **learned)
+
+    sums = all_pairs_sums(
+        embeddings, classes, *references or (), loss=of_pair, distance=distance, axis_name=AXIS
+    )
+    means = sums.loss / jnp.maximum(sums.pairs, 1)
+    return similar_fraction * means[0] + (1 - similar_fraction) * means[1]
+
+
+def _batch_value(
+    loss: Callable[..., jax.Array],
+    options: dict[str, float],
+    embeddings: jax.Array,
+    classes: jax.Array,
+    params: Any,
+    references: Any,
+) -> jax.Array:
+    return loss(
+        embeddings, classes, *references or (), reduction="active", axis_name=AXIS, **options
+    )
+
+
+def _anchor_value(
+    loss: Any, embeddings: jax.Array, classes: jax.Array, params: Any, references: Any
+) -> jax.Array:
+    return anchor_loss(embeddings, classes, *references or (), loss=loss, axis_name=AXIS)
+
+
+def _bounded_value(
+    loss: Any, embeddings: jax.Array, classes: jax.Array, params: Any, references: Any
+) -> jax.Array:
+    boundary = params[jnp.maximum(classes, 0)]
+    return anchor_loss(
+        embeddings, classes, *references or (), loss=loss, data=(boundary,), axis_name=AXIS
+    )
+
+
+def _proxy_value(
+    loss: Any, embeddings: jax.Array, classes: jax.Array, params: Any, references: Any
+) -> jax.Array:
+    if references is not None:
+        return jnp.zeros(())
+    value = proxy_loss(embeddings, classes, params, loss=loss, axis_name=AXIS)
+    if isinstance(loss, losses.CentersLoss):
+        # Every device computes the same, of which each adds its part to the gradient.
+        part = regularizers.centers(params) / jax.lax.axis_size(AXIS)
+        value += _MERGE * shared_total(part, AXIS)
+    return value
+
+
+def classes_of(labels: np.ndarray) -> int:
+    """Number of classes, counted from 0 to the largest label."""
+    return int(labels.max()) + 1
