@@ -269,8 +269,9 @@ def signal_to_noise(a: ArrayLike, b: ArrayLike) -> jax.Array:
       b: what is compared with it, `[D]`, of the same dtype.
 
     Returns:
-      A number in [0, inf). An anchor whose entries are all equal carries no signal: infinity, or 0
-      if `a - b` carries none either, with derivatives 0.
+      A number in [0, 1 / eps], eps that of the dtype, beyond which no ratio can be told. An anchor
+      whose entries are all equal carries no signal: 1 / eps, or 0 if `a - b` carries none either,
+      with derivatives 0.
 
     Raises:
       AssertionError: if `a` and `b` are not floating-point vectors of one shape and dtype.
@@ -280,10 +281,15 @@ def signal_to_noise(a: ArrayLike, b: ArrayLike) -> jax.Array:
       eq. 3.
     """
     a, b = _vectors(a, b)
-    noise, signal = jnp.var(a - b), jnp.var(a)
+    return noise_over_signal(jnp.var(a - b), jnp.var(a))
+
+
+def noise_over_signal(noise: jax.Array, signal: jax.Array) -> jax.Array:
+    """The ratio of two variances, at most 1 / eps, and that where the second alone is 0."""
     none = signal == 0
     ratio = noise / jnp.where(none, 1, signal)
-    return jnp.where(none, jnp.where(noise > 0, jnp.inf, 0), ratio)
+    most = 1 / np.finfo(ratio.dtype).eps
+    return jnp.where(none, jnp.where(noise > 0, most, 0), jnp.minimum(ratio, most))
 
 
 def _vectors(a: ArrayLike, b: ArrayLike) -> tuple[jax.Array, jax.Array]:

@@ -19,7 +19,7 @@ class Product(NamedTuple):
     points: Callable[..., jax.Array] | None
     """From vectors `[N, D]` and the parameters of the distance to points `[N, E]`; None where the
     vectors are the points."""
-    of: Callable[[jax.Array], jax.Array]
+    of: Callable[..., jax.Array]
     """From the squared distance of two points, or from their product, to the distance."""
     squared: bool
     """Whether `of` takes the squared distance."""
@@ -29,6 +29,8 @@ class Product(NamedTuple):
     """Whether the distance has a corner where the squared distance is 4."""
     linear: bool = False
     """Whether points are linear in the vectors, by factors that are the parameters."""
+    by_anchor: bool = False
+    """Whether `of` takes the squared length of the first point too."""
 
 
 def as_product(distance: Callable[..., jax.Array]) -> tuple[Product | None, dict[str, Any]]:
@@ -91,6 +93,11 @@ def _directions(x: jax.Array) -> jax.Array:
     return jnp.where(none, 0, scaled * lax.rsqrt(jnp.where(none, 1, square)))
 
 
+def _signals(x: jax.Array) -> jax.Array:
+    """Points whose squared length is the variance of the entries of a vector."""
+    return (x - jnp.mean(x, axis=1, keepdims=True)) / math.sqrt(x.shape[1])
+
+
 def _mapped(x: jax.Array, factor: jax.Array) -> jax.Array:
     return jnp.matmul(x, factor.astype(x.dtype).T, precision=lax.Precision.HIGHEST)
 
@@ -103,6 +110,10 @@ _PRODUCTS: tuple[tuple[Callable[..., jax.Array], Product], ...] = (
     (
         distances.angular,
         Product(_directions, _arc, squared=True, on_sphere=True, bends_at_antipodes=True),
+    ),
+    (
+        distances.signal_to_noise,
+        Product(_signals, distances.noise_over_signal, squared=True, by_anchor=True),
     ),
     (distances.negative_dot, Product(None, lambda product: -product, squared=False)),
 )

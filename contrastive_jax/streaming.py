@@ -339,9 +339,14 @@ def _measured(context: Context, sides: list[Rows]) -> tuple[list[Rows], Context]
     if not product.squared:
         return sides, context
     centre = _centre(task, sides)
+    if product.by_anchor:
+        # What a squared length adds to the gradient of a point is along the point itself.
+        centre = jnp.zeros_like(centre)
     measured = []
     for rows in sides:
         points = points_of(rows)
+        if product.by_anchor:
+            rows = rows._replace(squares=jnp.sum(points * points, axis=1))
         rows = rows._replace(norms=jnp.sum((points - centre) ** 2, axis=1))
         if product.on_sphere:
             # A vector without direction is perpendicular to every other, and its square 2.

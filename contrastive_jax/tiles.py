@@ -89,6 +89,8 @@ class Rows(NamedTuple):
     """Which of the rows of all devices each is."""
     anchors: Any = ()
     """What is known of each row as an anchor."""
+    squares: jax.Array | None = None
+    """Squared lengths of the points, where a distance is by them."""
 
 
 class Gradient(NamedTuple):
@@ -319,43 +321,54 @@ def _add_by_product(
     """
     task, parameters, wanted, *_ = context
     of, squared = task.product.of, task.product.squared  # type: ignore[union-attr]
+    given: tuple[jax.Array, ...] = (values,)
+    if x.squares is not None and y.squares is not None:
+        given += tuple(
+            jnp.broadcast_to(of_rows, values.shape) for of_rows in (x.squares[:, None], y.squares)
+        )
 
-    def seen(parameters: tuple[jax.Array, ...], values: jax.Array, labels: Any) -> list[Any]:
-        def one(label: Any, of_row: Any, of_column: Any, value: Any) -> list[Any]:
-            return _seen(task, [of(value)], label, of_row, of_column, parameters)
+    def seen(parameters: tuple[jax.Array, ...], given: Any, labels: Any) -> list[Any]:
+        def one(label: Any, of_row: Any, of_column: Any, value: Any, *squares: Any) -> list[Any]:
+            sides = squares[: len(task.distances)]
+            distances = [of(value, side) for side in sides] if sides else [of(value)]
+            return _seen(task, distances, label, of_row, of_column, parameters)
 
-        found: list[Any] = _seen_over(one, x, y, labels, values)
+        found: list[Any] = _seen_over(one, x, y, labels, *given)
         return found
 
-    def losses(parameters: tuple[jax.Array, ...], values: jax.Array, labels: Any) -> jax.Array:
-        found = seen(parameters, values, labels)
-        return cast(jax.Array, sum(found[1:], found[0])).astype(values.dtype)
+    def losses(parameters: tuple[jax.Array, ...], given: Any, labels: Any) -> list[jax.Array]:
+        return [loss.astype(values.dtype) for loss in seen(parameters, given, labels)]
+
+    def counted(carry: Carry, found: list[jax.Array]) -> Carry:
+        for one in found if task.anchors == "none" else []:
+            carry = _counted(task, carry, one, labels, weights)
+        return carry
+
+    # A loss that is seen from both sides weighs the same from each.
+    whole = jnp.ones_like(values) if weights is None else weights
 
     if task.statistics is not None:
         counts = None if weights is None else weights > 0
-        return _kept(carry, seen(parameters.loss, values, labels), counts, x, y, left)
+        return _kept(carry, seen(parameters.loss, given, labels), counts, x, y, left)
     if not any(wanted):
-        found = losses(parameters.loss, values, labels)
-        return _counted(task, carry, found, labels, weights)
-    found, pull = jax.vjp(lambda values: losses(parameters.loss, values, labels), values)
-    if task.anchors == "none":
-        carry = _counted(task, carry, found, labels, weights)
+        return counted(carry, losses(parameters.loss, given, labels))
+    found, pull = jax.vjp(lambda *given: losses(parameters.loss, given, labels), *given)
+    carry = counted(carry, found)
     count = len(carry.sums.loss)
     kinds = range(count) if labels is not None else [count - 1]
     if wanted.parameters:
         of_parameters = list(carry.parameters)
-        counting, their_labels = values, labels
+        counting, their_labels = given, labels
         if weights is not None and labels is not None:
             # In place of a pair that does not count stands one that does, as its loss may have no
             # derivative.
             spare = jnp.argmax(weights > 0)
-            counting = jnp.where(weights > 0, values, values.ravel()[spare])
+            counting = tuple(jnp.where(weights > 0, one, one.ravel()[spare]) for one in given)
             their_labels = jnp.where(weights > 0, labels, labels.ravel()[spare])
         _, pull_parameters = jax.vjp(lambda p: losses(p, counting, their_labels), parameters.loss)
         for k in kinds:
-            ones = jnp.ones_like(found) if weights is None else weights
-            kind = _of_kind(k, count, labels, ones)
-            (more,) = pull_parameters(kind)
+            kind = _of_kind(k, count, labels, whole)
+            (more,) = pull_parameters([kind] * len(found))
             # Without any pair that counts there is none to stand in either.
             add_parameter = partial(plus, where=jnp.any(kind > 0))
             old = of_parameters[k]
@@ -363,11 +376,11 @@ def _add_by_product(
         carry = carry._replace(parameters=tuple(of_parameters))
     if not (wanted.rows or wanted.columns):
         return carry
-    (slopes,) = pull(jnp.ones_like(found) if weights is None else weights)
+    slopes, *by_squares = pull([whole] * len(found))
     if weights is not None:
-        slopes = jnp.where(weights > 0, slopes, 0)
+        slopes, *by_squares = (jnp.where(weights > 0, one, 0) for one in (slopes, *by_squares))
     if squared:
-        slopes = 2 * slopes
+        slopes, *by_squares = (2 * one for one in (slopes, *by_squares))
     rows, columns = carry.rows, carry.columns
     dot = partial(lax.dot, precision=task.precision)
     sign = -1 if squared else 1
@@ -380,7 +393,10 @@ def _add_by_product(
             if direct:
                 points += scale[:, None] * u
             rows = rows._replace(points=rows.points.at[k].add(points))
-            if squared and not direct:
+            scale = jnp.zeros_like(scale) if direct else scale
+            if by_squares:
+                scale += jnp.sum(_of_kind(k, count, labels, by_squares[0]), axis=1)
+            if squared and (by_squares or not direct):
                 rows = rows._replace(scale=rows.scale.at[k].add(scale))
         if columns is not None:
             points = sign * dot(across, slope)
@@ -388,7 +404,10 @@ def _add_by_product(
             if direct:
                 points += scale * v.T
             columns = columns._replace(points=_added_to(columns.points, k, points, left))
-            if squared and not direct:
+            scale = jnp.zeros_like(scale) if direct else scale
+            if by_squares:
+                scale += jnp.sum(_of_kind(k, count, labels, by_squares[1]), axis=0)
+            if squared and (by_squares or not direct):
                 columns = columns._replace(scale=_added_to(columns.scale, k, scale, left))
         return rows, columns
 

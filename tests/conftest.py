@@ -3,6 +3,15 @@
 import os
 
 import jax
+import pytest
 
 os.environ.setdefault("PJRT_NPROC", "64")
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Compiles without optimising, which does not pay for programs that run for milliseconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -1,0 +1,227 @@
+"""The losses of one pair against their formulas in float64."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def hinge(x):
+    return max(0.0, x)
+
+
+def softplus(x):
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+# For each its formula of a similar and of a dissimilar pair, and the ranges of its numbers.
+FORMULAS = {
+    "contrastive": (
+        lambda d, margin, positive_margin: hinge(d - positive_margin) ** 2,
+        lambda d, margin, positive_margin: hinge(margin - d) ** 2,
+        {"margin": (0.5, 2), "positive_margin": (0, 0.5)},
+    ),
+    "contrastive_halved": (
+        lambda d, margin, positive_margin: hinge(d - positive_margin) ** 2 / 2,
+        lambda d, margin, positive_margin: hinge(margin - d) ** 2 / 2,
+        {"margin": (0.5, 2), "positive_margin": (0, 0.5)},
+    ),
+    "contrastive_linear": (
+        lambda d, margin, positive_margin: hinge(d - positive_margin),
+        lambda d, margin, positive_margin: hinge(margin - d),
+        {"margin": (0.5, 2), "positive_margin": (0, 0.5)},
+    ),
+    "cosine_embedding": (
+        lambda d, margin: d,
+        lambda d, margin: hinge(1 - d - margin),
+        {"margin": (-1, 1)},
+    ),
+    "sentence_contrastive": (
+        lambda d, margin: d**2 / 2,
+        lambda d, margin: hinge(margin - d) ** 2 / 2,
+        {"margin": (0.1, 2)},
+    ),
+    "sigmoid": (
+        lambda d, temperature, bias: softplus(-(temperature * (1 - d) + bias)),
+        lambda d, temperature, bias: softplus(temperature * (1 - d) + bias),
+        {"temperature": (0.1, 20), "bias": (-20, 20)},
+    ),
+    "logistic": (
+        lambda d, threshold, scale: softplus(scale * (d - threshold)),
+        lambda d, threshold, scale: softplus(scale * (threshold - d)),
+        {"threshold": (0.1, 2), "scale": (0.1, 20)},
+    ),
+    "margin_based": (
+        lambda d, margin, boundary: hinge(margin + d - boundary),
+        lambda d, margin, boundary: hinge(margin + boundary - d),
+        {"margin": (0.1, 0.5), "boundary": (0.5, 1.5)},
+    ),
+}
+VALUE_AND_SLOPE = {name: jax.jit(jax.value_and_grad(getattr(losses, name))) for name in FORMULAS}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(data=st.data(), distance=st.floats(0, 2, width=32), label=st.sampled_from([0, 1]))
+def test_formulas(name, data, distance, label):
+    *formulas, ranges = FORMULAS[name]
+    numbers = {key: np.float32(data.draw(st.floats(*ends), key)) for key, ends in ranges.items()}
+    exact = {key: float(value) for key, value in numbers.items()}
+    value, slope = VALUE_AND_SLOPE[name](np.float32(distance), label, **numbers)
+    np.testing.assert_allclose(value, formulas[label](distance, **exact), rtol=2e-5, atol=2e-6)
+
+    step = 1e-6
+    below, above = (formulas[label](distance + h, **exact) for h in (-step, step))
+    at = formulas[label](distance, **exact)
+    kink = abs((above - at) - (at - below)) > 1e-4 * step
+    if not kink:
+        np.testing.assert_allclose(slope, (above - below) / (2 * step), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_wrong_labels_and_numbers_are_refused(name):
+    loss = getattr(losses, name)
+    with pytest.raises(ValueError, match="label must be 0"):
+        loss(0.5, 2)
+    with pytest.raises(AssertionError, match=r"jax\.vmap"):
+        loss(np.zeros(3, np.float32), 0)
+    for number in ("margin", "temperature", "threshold"):
+        if number in FORMULAS[name][2] and name != "cosine_embedding":
+            with pytest.raises(ValueError, match=f"{number} must be above 0"):
+                loss(0.5, 0, **{number: -1.0})
+
+
+def test_temperature_and_bias_are_learned():
+    """Of the sigmoid loss over all pairs, against the formula differentiated by hand."""
+    rng = np.random.default_rng(0)
+    x, c = rng.standard_normal((20, 5)), rng.integers(0, 4, 20)
+
+    def value(temperature, bias):
+        def loss(distance, label):
+            return losses.sigmoid(distance, label, temperature, bias)
+
+        return all_pairs_loss(
+            jnp.float32(x), c, loss=loss, distance=distances.cosine, reduction="sum"
+        )
+
+    found, slopes = jax.value_and_grad(value, (0, 1))(5.0, -3.0)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    s = unit @ unit.T
+    z = np.where(c[:, None] == c, 1, -1)
+    others = ~np.eye(20, dtype=bool)
+    logit = z * (5 * s - 3)
+    share = 1 / (1 + np.exp(logit))
+    np.testing.assert_allclose(found, np.logaddexp(0, -logit)[others].sum(), rtol=1e-5)
+    np.testing.assert_allclose(slopes[0], -(z * s * share)[others].sum(), rtol=1e-4)
+    np.testing.assert_allclose(slopes[1], -(z * share)[others].sum(), rtol=1e-4)
+
+
+def test_signal_to_noise():
+    a, b = np.random.default_rng(0).standard_normal((2, 9))
+    want = np.var(a - b) / np.var(a)
+    np.testing.assert_allclose(
+        distances.signal_to_noise(jnp.float32(a), jnp.float32(b)), want, rtol=1e-6
+    )
+    flat = np.ones(9, np.float32)
+    assert distances.signal_to_noise(flat, np.float32(b)) == 2.0**23
+    assert distances.signal_to_noise(flat, 2 * flat) == 0
+    gradient = jax.grad(distances.signal_to_noise, (0, 1))(flat, 2 * flat)
+    np.testing.assert_array_equal(gradient, np.zeros((2, 9)))
+
+
+@jax.jit
+@functools.partial(jax.value_and_grad, argnums=(0, 1))
+def _signal_to_noise_loss(x, margin, c):
+    return all_pairs_loss(
+        x,
+        c,
+        loss=losses.contrastive_linear,
+        distance=distances.signal_to_noise,
+        margin=margin,
+        reduction="balanced",
+        tile=8,
+    )
+
+
+def _signal_to_noise_expected(x, margin, c):
+    kinds = [[], []]
+    for i in np.flatnonzero(c >= 0):
+        for j in np.flatnonzero(c >= 0):
+            noise, signal = np.var(x[i] - x[j]), np.var(x[i])
+            ratio = min(noise / signal, 2.0**23) if signal > 0 else 2.0**23 * (noise > 0)
+            if i != j and c[i] == c[j]:
+                kinds[0].append(ratio)
+            elif i != j:
+                kinds[1].append(max(0.0, margin - ratio))
+    return sum(np.mean(kind) if kind else 0.0 for kind in kinds)
+
+
+@pytest.mark.parametrize("kind", ["random", "clusters", "duplicates", "one_class", "offset"])
+def test_signal_to_noise_is_met_in_both_directions(kind):
+    """By products, with a derivative by the anchor's own signal."""
+    rng = np.random.default_rng(1)
+    x, c = rng.standard_normal((20, 6)), rng.integers(0, 4, 20)
+    c[5] = -1
+    if kind == "clusters":
+        x = rng.standard_normal((4, 6))[c % 4] + 1e-3 * x
+    elif kind == "duplicates":
+        x[10:] = x[:10]
+        c[10:15] = c[:5]
+    elif kind == "one_class":
+        c[:] = 0
+    elif kind == "offset":
+        x += 3
+    x, margin = np.float32(x), 1.5
+    value, (gradient, by_margin) = _signal_to_noise_loss(x, margin, c)
+    x = x.astype(float)
+    want = functools.partial(_signal_to_noise_expected, c=c)
+    np.testing.assert_allclose(value, want(x, margin), rtol=2e-5)
+    if kind == "duplicates":
+        assert np.isfinite(gradient).all()
+        return
+    way = rng.standard_normal(x.shape) * (1e-3 if kind == "clusters" else 1)
+    h = 1e-5
+    slope = (want(x + h * way, margin) - want(x - h * way, margin)) / (2 * h)
+    np.testing.assert_allclose(np.sum(gradient * way), slope, rtol=1e-4, atol=1e-7)
+    slope = (want(x, margin + h) - want(x, margin - h)) / (2 * h)
+    np.testing.assert_allclose(by_margin, slope, rtol=1e-4, atol=1e-7)
+
+
+def test_signal_to_noise_of_rows_without_a_signal_is_finite():
+    x = np.float32([[0, 0, 0], [2, 2, 2], [1, 2, 3], [3, 1, 0]])
+    c = np.array([0, 0, 1, 1])
+    value, (gradient, _) = _signal_to_noise_loss(x, 1.5, c)
+    np.testing.assert_allclose(value, _signal_to_noise_expected(x.astype(float), 1.5, c), rtol=1e-5)
+    assert np.isfinite(gradient).all()
+    assert np.isfinite(anchor_loss(x, c, loss=losses.supcon(), distance=distances.signal_to_noise))
+
+
+def test_signal_to_noise_of_anchors_and_two_sets_is_that_of_pairs_one_by_one():
+    rng = np.random.default_rng(2)
+    sets = [np.float32(rng.standard_normal((12, 5))), rng.integers(0, 3, 12)]
+    sets += [np.float32(rng.standard_normal((9, 5))), rng.integers(0, 3, 9)]
+
+    def by_pairs(a, b):
+        return distances.signal_to_noise(a, b)
+
+    for known in (sets[:2], sets):
+        found, want = (
+            jax.value_and_grad(
+                lambda x, distance=distance, known=known: anchor_loss(
+                    x, *known[1:], loss=losses.triplet_hard(0.5), distance=distance, tile=8
+                )
+            )(known[0])
+            for distance in (distances.signal_to_noise, by_pairs)
+        )
+        assert want[0] > 0
+        np.testing.assert_allclose(found[0], want[0], rtol=1e-5)
+        np.testing.assert_allclose(found[1], want[1], rtol=1e-4, atol=1e-5)
