@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_values
+from contrastive_jax.checks import check_pair_loss, check_values
 from contrastive_jax.distances import euclidean
 from contrastive_jax.losses import contrastive
 from contrastive_jax.products import as_product, is_symmetric
@@ -217,6 +217,7 @@ def _sums(
 ) -> Sums:
     if method not in _METHODS:
         raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
+    check_pair_loss(loss)
     if method == "autodiff" and axis_name is not None:
         raise ValueError("method 'autodiff' runs on one device: it takes no axis_name")
     of_loss: tuple[jax.Array, ...] = ()
@@ -236,7 +237,8 @@ def _sums(
         precision=precision,
         shared=of_loss,
     )
-    of_pair, closed = hoisted("loss", of_pair, (scalar, label, *of_loss), real_scalar)
+    examples = scalar, label, *varying(of_loss, axes_of(scalar))
+    of_pair, closed = hoisted("loss", of_pair, examples, real_scalar)
     task = task._replace(loss=of_pair, by_label=by_label, active=active)
     parameters = Parameters((*of_loss, *closed), of_distance)
     return (pair_sums if method == "one_walk" else _by_autodiff)(task, x, y, parameters)
@@ -273,8 +275,8 @@ def prepared(
         tile = 512 if jax.default_backend() == "cpu" else 2048
     if not isinstance(tile, int) or tile < 8 or tile % 8:
         raise ValueError(f"tile must be a whole multiple of 8 and above 0, got {tile}")
-    x = _side("", *rows)
-    y = None if columns[0] is None else _side("reference_", *columns)
+    x = checked_side("", *rows)
+    y = None if columns[0] is None else checked_side("reference_", *columns)
     if y is None and any(column is not None for column in columns):
         raise ValueError("reference_classes and reference_weights need references")
     if y is not None:
@@ -312,7 +314,8 @@ def prepared(
     return task, x, y, of_distance, (scalar, label)
 
 
-def _side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:
+def checked_side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:
+    """The rows of a set, checked; those of references have a prefix in the names of errors."""
     name = "references" if prefix else "embeddings"
     expected = {"custom_message": f"expected {name}: [N, D], {prefix}classes: [N] and weights: [N]"}
     if classes is None:

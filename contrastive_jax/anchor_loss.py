@@ -47,6 +47,8 @@ def anchor_loss(
     `contrastive_jax.all_pairs_loss` for how tiles, close pairs and devices are dealt with, which is
     the same here. `contrastive_jax.losses` lists the losses.
 
+    Call it under `jax.jit`: outside, every call compiles its loss anew.
+
     With an axis name every device passes its own rows, of embeddings and of references, and gets
     the loss of the global batch and its gradient by its own rows. What the devices share gets from
     each the part of its own: add these up (`lax.psum`).
@@ -57,7 +59,7 @@ def anchor_loss(
       references: what anchors are compared with, `[R, D]`; by default the other embeddings.
       reference_classes: `[R]`.
       loss: one of `contrastive_jax.losses`, or one's own.
-      distance: of two vectors; that of the loss by default.
+      distance: of two vectors; that of the loss by default, which some losses insist on.
       data: what an `AnchorLoss` is to know of each anchor beside, trees of floating `[B]`.
       reduction: `"mean"` as the loss defines it, over anchors or over pairs; `"active"`, the same
         over anchors whose loss is not 0; `"sum"` of the values. A mean over nothing is 0.
@@ -73,7 +75,8 @@ def anchor_loss(
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit, or the functions of the loss do not
         return statistics and means of scalars.
-      ValueError: if an option is not one of those above, or a known value is wrong.
+      ValueError: if an option is not one of those above, a known value is wrong, or the loss would
+        need a derivative that is not taken (see `losses.AnchorLoss`).
     """
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
@@ -83,8 +86,19 @@ def anchor_loss(
             "and a label is for all_pairs_loss, a ProxyLoss for proxy_loss, and a factory such as "
             "losses.supcon is to be called"
         )
+    if not isinstance(data, tuple):
+        raise ValueError(f"data must be a tuple of trees of [B], got {type(data).__name__}")
     if isinstance(loss, TripleLoss) and data:
         raise ValueError("a TripleLoss takes no data")
+    if isinstance(loss, AnchorLoss) and loss.needs and len(data) != len(loss.needs):
+        raise ValueError(
+            f"the loss needs data: a tuple of {' and '.join(loss.needs)}, got {len(data)} entries"
+        )
+    if loss.fixed and distance not in (None, loss.distance):
+        raise ValueError(
+            f"the formula of this loss is of {_name(loss.distance)} distances alone, got "
+            f"{_name(distance)}"
+        )
     task, x, y, of_distance, examples = prepared(
         (embeddings, classes, None),
         (references, reference_classes, None),
@@ -105,6 +119,10 @@ def anchor_loss(
         count = active if reduction == "active" else count
         total += value if reduction == "sum" else value / jnp.where(count > 0, count, 1)
     return total
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__name__", function))
 
 
 def anchor_statistics(
@@ -253,12 +271,44 @@ def _stages(
     for function in statistics:
         similar_alone = isinstance(function, OfSimilar)
         function, closed = hoisted("statistics", function, examples, _check_statistics)
+        _check_known_alone(partial(function), examples, closed)
         stages.append(Stage(function, len(closed), similar_alone))
         values += closed
         shape = jax.eval_shape(partial(function), *examples, *closed)
         found = jax.tree.map(lambda _: jnp.zeros_like(scalar), shape, is_leaf=is_statistic)
         examples = (*examples, found)
     return tuple(stages), values, examples[2:]
+
+
+def _check_known_alone(
+    function: Callable[..., Any], examples: tuple[Any, ...], closed: tuple[jax.Array, ...]
+) -> None:
+    """Refuses an extreme or a log-sum-exp whose derivative by what is known would be left out."""
+
+    @jax.custom_jvp
+    def probe(value: jax.Array) -> jax.Array:
+        return value
+
+    def of_probe(primals: Any, tangents: Any) -> Any:
+        if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
+            raise ValueError(
+                "the value of a log-sum-exp, a largest or a smallest has a derivative by the data "
+                "of the anchor, by an earlier result or by the distance of the positive, which is "
+                "not taken: take that part out of the statistic and into the loss, or stop its "
+                "gradient (jax.lax.stop_gradient)"
+            )
+        return primals[0], tangents[0]
+
+    probe.defjvp(of_probe, symbolic_zeros=True)
+
+    def values(known: tuple[Any, ...]) -> list[jax.Array]:
+        found = function(*examples[:2], *known, *closed)
+        statistics = jax.tree.leaves(found, is_leaf=is_statistic)
+        return [probe(one.value) for one in statistics if one.kind != "sum"]
+
+    known = examples[2:]
+    if jax.tree.leaves(known):
+        jax.eval_shape(lambda known: jax.jvp(values, (known,), (known,)), known)
 
 
 def _check_statistics(name: str, shape: Any) -> None:

@@ -25,7 +25,7 @@ from contrastive_jax.streaming import (
     of_marks,
     walked,
 )
-from contrastive_jax.tiles import Parameters, Task, Wanted, axes_of, varying
+from contrastive_jax.tiles import Parameters, Rows, Task, Wanted, axes_of, varying
 
 
 class Stage(NamedTuple):
@@ -155,7 +155,7 @@ def anchor_statistics(
         for k in range(len(stages)):
             collected = _Collected(stages, k, slopes)
             of_row = jax.tree.map(lambda leaf: leaf[0], known)
-            scalar, label = rows.norms[0], jnp.int32(0)
+            scalar, label = _example(rows)
             shape = jax.eval_shape(
                 partial(collected), scalar, label, label, of_row, *parameters.loss
             )
@@ -217,14 +217,9 @@ def anchor_statistics(
         for k in reversed(range(len(stages))):
             place = len(data) + k
             of_row = jax.tree.map(lambda leaf: leaf[0], known[:place])
-            shape = jax.eval_shape(
-                partial(_Collected(stages, k, False)),
-                rows.norms[0],
-                jnp.int32(0),
-                jnp.int32(0),
-                of_row,
-                *parameters.loss,
-            )[0]
+            scalar, label = _example(rows)
+            collected = partial(_Collected(stages, k, False))
+            shape = jax.eval_shape(collected, scalar, label, label, of_row, *parameters.loss)[0]
             sums = [
                 weight
                 for one, weight in zip(_flat(shape), _flat_values(weights[place]), strict=True)
@@ -270,6 +265,12 @@ def anchor_statistics(
     statistics_of.defvjp(forward, backward, symbolic_zeros=True)
     arguments = x, y, data, parameters
     return cast(tuple[Any, ...], statistics_of(*varying(arguments, axes_of(arguments))))
+
+
+def _example(rows: Rows) -> tuple[jax.Array, jax.Array]:
+    """A distance and a label, or the place of a row, as pairs of these rows have them."""
+    scalar = rows.norms[0]
+    return scalar, varying(jnp.int32(0), axes_of(scalar))
 
 
 def _flat_values(tree: Any) -> list[jax.Array]:

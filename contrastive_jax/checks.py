@@ -43,6 +43,11 @@ _RULES: dict[str, _Rule] = {
     "temperature": _ABOVE_ZERO,
     "scale": _ABOVE_ZERO,
     "threshold": _ABOVE_ZERO,
+    "alpha": _ABOVE_ZERO,
+    "beta": _ABOVE_ZERO,
+    "gamma": _ABOVE_ZERO,
+    "epsilon": _ABOVE_ZERO,
+    "eps": _ABOVE_ZERO,
     "embeddings": _FINITE,
     "classes": _CLASS,
     "weights": _WEIGHT,
@@ -88,7 +93,8 @@ def check_known(**values: ArrayLike) -> None:
     """Checks the label and the numbers of one pair where they are known, and nothing where traced.
 
     Args:
-      **values: scalars: `label`, 0 or 1; `margin`, `temperature`, `threshold`, above 0 and finite.
+      **values: scalars: `label`, 0 or 1; `margin`, `temperature`, `threshold` and other numbers of
+        losses, above 0 and finite.
 
     Raises:
       ValueError: for the first known value that is wrong, naming it.
@@ -96,6 +102,38 @@ def check_known(**values: ArrayLike) -> None:
     for name, x in values.items():
         if not isinstance(x, jax.core.Tracer):
             _check(name, np.asarray(x))
+
+
+def check_range(low: float, high: float, **values: ArrayLike) -> None:
+    """Checks that numbers are in `[low, high)` where they are known, and nothing where traced.
+
+    Args:
+      low: the least.
+      high: above all; may be infinite.
+      **values: scalars.
+
+    Raises:
+      ValueError: for the first known number that is not in the range, naming it.
+    """
+    for name, x in values.items():
+        if not isinstance(x, jax.core.Tracer) and not low <= np.asarray(x) < high:
+            raise ValueError(f"{name} must be in [{low:.5g}, {high:.5g}), got {x}")
+
+
+def check_pair_loss(loss: Any) -> None:
+    """Checks that a loss is a function, as losses of anchors and proxies are not.
+
+    Args:
+      loss: of a distance and a label.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    if not callable(loss):
+        raise ValueError(
+            f"loss must be a function of a distance and a label, got {loss!r}; an AnchorLoss or a "
+            "TripleLoss is for anchor_loss, a ProxyLoss for proxy_loss"
+        )
 
 
 def _check(name: str, x: Any) -> None:

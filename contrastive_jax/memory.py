@@ -45,8 +45,8 @@ def empty(size: int, width: int, dtype: Any = jnp.float32) -> Memory:
     Raises:
       ValueError: if a size is not above 0.
     """
-    if size < 1 or width < 1:
-        raise ValueError(f"size and width must be above 0, got {size} and {width}")
+    if not (isinstance(size, int) and isinstance(width, int) and min(size, width) > 0):
+        raise ValueError(f"size and width must be whole and above 0, got {size} and {width}")
     return Memory(
         jnp.zeros((size, width), dtype),
         jnp.full(size, -1, jnp.int32),
@@ -76,12 +76,13 @@ def push(
       The memory after it.
 
     Raises:
-      AssertionError: if shapes do not fit.
+      AssertionError: if shapes or dtypes do not fit.
       ValueError: if the batch of all devices is larger than the memory.
     """
     size, width = memory.embeddings.shape
     chex.assert_shape(embeddings, (None, width))
     chex.assert_shape(classes, (len(embeddings),))
+    chex.assert_type([embeddings, classes], [float, int])
     embeddings = lax.stop_gradient(embeddings).astype(memory.embeddings.dtype)
     classes = classes.astype(jnp.int32)
     if axis_name is not None:

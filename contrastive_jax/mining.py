@@ -16,11 +16,18 @@ from jax.typing import ArrayLike
 
 from contrastive_jax.all_pairs import Reduction, all_pairs_loss
 from contrastive_jax.anchor_loss import anchor_statistics
-from contrastive_jax.checks import check_known
+from contrastive_jax.checks import check_known, check_pair_loss, check_range
 from contrastive_jax.distances import cosine, euclidean
 from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
 from contrastive_jax.losses.pairwise import contrastive, margin_based
-from contrastive_jax.statistics import Statistic, largest, log_sum_exp, smallest, total
+from contrastive_jax.statistics import (
+    Statistic,
+    is_statistic,
+    largest,
+    log_sum_exp,
+    smallest,
+    total,
+)
 from contrastive_jax.tiles import axes_of, varying
 
 __all__ = [
@@ -46,6 +53,9 @@ def hard(loss: PairLoss = contrastive, distance: Distance = euclidean) -> Anchor
     Returns:
       Loss for `anchor_loss`: the mean over the pairs found.
 
+    Raises:
+      ValueError: if `loss` is not a function.
+
     References:
       Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017,
       eq. 5.
@@ -65,6 +75,9 @@ def easy_positive(loss: PairLoss = contrastive, distance: Distance = euclidean) 
     Returns:
       Loss for `anchor_loss`: the mean over the pairs found.
 
+    Raises:
+      ValueError: if `loss` is not a function.
+
     References:
       Xuan, Stylianou and Pless, Improved Embeddings with Easy Positive Triplet Mining, 2020,
       sec. 3.
@@ -75,6 +88,8 @@ def easy_positive(loss: PairLoss = contrastive, distance: Distance = euclidean) 
 def _of_extremes(
     of_positives: Callable[..., Statistic], loss: PairLoss, distance: Distance
 ) -> AnchorLoss:
+    check_pair_loss(loss)
+
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         return of_positives(distance, label == 0), smallest(distance, label == 1)
 
@@ -99,9 +114,15 @@ def semi_hard(
       Loss for `anchor_loss`: the mean over the pairs found. A walk over all pairs for every four
       examples of the largest class.
 
+    Raises:
+      ValueError: if `loss` is not a function, or a known margin not above 0.
+
     References:
       Schroff, Kalenichenko and Philbin, FaceNet, 2015, eq. 4.
     """
+
+    check_pair_loss(loss)
+    check_range(0, math.inf, **({} if margin is math.inf else {"margin": margin}))
 
     def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Statistic:
         semi_hard = (label == 1) & (distance > positive) & (distance < positive + margin)
@@ -126,38 +147,63 @@ def _of_two(loss: PairLoss, positive: jax.Array, negative: jax.Array) -> Mean:
 
 
 def multi_similarity(
-    loss: PairLoss = contrastive, distance: Distance = cosine, *, epsilon: ArrayLike = 0.1
+    loss: PairLoss | AnchorLoss = contrastive,
+    distance: Distance = cosine,
+    *,
+    epsilon: ArrayLike = 0.1,
 ) -> AnchorLoss:
     """Negatives nearer than the farthest positive, and positives farther than the nearest negative.
 
     Both with a slack of `epsilon`.
 
     Args:
-      loss: of a distance and a label.
+      loss: of a distance and a label; or an `AnchorLoss` of one walk, such as
+        `losses.multi_similarity()`, which then knows of the pairs found alone.
       distance: of two vectors.
       epsilon: in the unit of the distance; 0.1 in the paper, for cosines.
 
     Returns:
       Loss for `anchor_loss`: the mean over the pairs found.
 
+    Raises:
+      ValueError: if `loss` is not a function.
+
     References:
       Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019,
       eq. 11 and 12.
     """
 
+    if not isinstance(loss, AnchorLoss):
+        check_pair_loss(loss)
+    check_range(0, math.inf, epsilon=epsilon)
+
     def extremes(distance: jax.Array, label: jax.Array) -> Any:
         return largest(distance, label == 0), smallest(distance, label == 1)
 
-    def mined(distance: jax.Array, label: jax.Array, found: Any) -> Any:
+    def is_mined(distance: jax.Array, label: jax.Array, found: Any) -> jax.Array:
         farthest, nearest = found
         near, far = distance < farthest + epsilon, distance > nearest - epsilon
-        where = jnp.where(label == 1, near, far)
-        return total(loss(distance, label), where), total(1.0, where)
+        return jnp.where(label == 1, near, far)
 
-    def of_anchor(_: Any, found: Any) -> Mean:
-        return Mean(*found)
+    def of_pair(distance: jax.Array, label: jax.Array) -> Any:
+        return total(loss(distance, label)), total(1.0)  # type: ignore[operator]
 
-    return AnchorLoss(of_anchor, (extremes, mined), distance)
+    of_mined: Callable[..., Any] = of_pair
+    of_anchor: Callable[..., Any] = lambda found: Mean(*found)  # noqa: E731
+    if isinstance(loss, AnchorLoss):
+        if len(loss.statistics) != 1 or loss.needs:
+            raise ValueError("the AnchorLoss of mined pairs must take one walk and no data")
+        (of_mined,), of_anchor = loss.statistics, loss.loss
+
+    def mined(distance: jax.Array, label: jax.Array, found: Any) -> Any:
+        where = is_mined(distance, label, found)
+        return jax.tree.map(
+            lambda one: Statistic(one.kind, one.value, one.where & where),
+            of_mined(distance, label),
+            is_leaf=is_statistic,
+        )
+
+    return AnchorLoss(lambda _, found: of_anchor(found), (extremes, mined), distance)
 
 
 def distance_weighted(
@@ -184,12 +230,14 @@ def distance_weighted(
       Euclidean distance alone.
 
     Raises:
-      ValueError: if `dimension` is below 3, or not `0 < cutoff < largest <= 2`.
+      ValueError: if `loss` is not a function, `dimension` is below 3, or not
+        `0 < cutoff < largest <= 2`.
 
     References:
       Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017,
       eq. 1 to 3.
     """
+    check_pair_loss(loss)
     if dimension < 3:
         raise ValueError(f"dimension must be at least 3, got {dimension}")
     if not 0 < cutoff < largest <= 2:
@@ -226,7 +274,7 @@ def online_hard_loss(
     references: jax.Array | None = None,
     reference_classes: jax.Array | None = None,
     *,
-    loss: PairLoss = contrastive,
+    loss: Callable[..., jax.Array] = contrastive,
     distance: Distance = cosine,
     margin: ArrayLike = 0.5,
     reduction: Reduction = "sum",
@@ -237,14 +285,15 @@ def online_hard_loss(
 
     And dissimilar ones closer than the farthest similar, both over the whole batch. Sentence-
     transformers' OnlineContrastiveLoss does so with the pairs it is given, and with label 1 for
-    similar ones.
+    similar ones; of a batch with at most one pair of a kind it takes a mean in place of the
+    extreme, where here none is hard without pairs of both kinds.
 
     Args:
       embeddings: `[B, D]`, floating.
       classes: `[B]`, integers from 0; rows of class -1 are ignored.
       references: `[R, D]`.
       reference_classes: `[R]`.
-      loss: of a distance, a label and a margin.
+      loss: of a distance and a label, with `margin` as a keyword.
       distance: of two vectors.
       margin: above 0, in the unit of the distance.
       reduction: as in `all_pairs_loss`; means but that over active pairs count all pairs, hard or
@@ -268,6 +317,7 @@ def online_hard_loss(
     constant: list[Any] = [one if one is None else lax.stop_gradient(one) for one in sets]
     ((farthest, nearest),) = anchor_statistics(*constant, statistics=(_extremes,), **options)
     farthest, nearest = jnp.max(farthest, initial=-jnp.inf), jnp.min(nearest, initial=jnp.inf)
+    farthest, nearest = lax.stop_gradient((farthest, nearest))
     if axis_name is not None:
         axes = axes_of((farthest, nearest))
         farthest, nearest = lax.pmax(farthest, axis_name), -lax.pmax(-nearest, axis_name)
@@ -275,7 +325,7 @@ def online_hard_loss(
 
     def of_hard(distance: jax.Array, label: jax.Array, margin: jax.Array) -> jax.Array:
         is_hard = jnp.where(label == 1, distance < farthest, distance > nearest)
-        return jnp.where(is_hard, loss(distance, label, margin), 0)  # type: ignore[call-arg]
+        return jnp.where(is_hard, loss(distance, label, margin=margin), 0)
 
     return all_pairs_loss(*sets, loss=of_hard, margin=margin, reduction=reduction, **options)
 

@@ -6,7 +6,7 @@ import chex
 import jax
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_pairs
+from contrastive_jax.checks import check_pair_loss, check_pairs
 from contrastive_jax.distances import euclidean
 from contrastive_jax.losses import contrastive
 
@@ -41,6 +41,7 @@ def pair_loss(
       ValueError: if a known label, margin or embedding has a wrong value; `contrastive_jax.checks`
         says how to check traced ones.
     """
+    check_pair_loss(loss)
     expected = {"custom_message": "expected a: [B, D], b: [B, D], labels: [B], a scalar margin"}
     margins = {} if margin is None else {"margin": margin}
     chex.assert_rank([a, b, labels, *margins.values()], [2, 2, 1, *[0] * len(margins)], **expected)

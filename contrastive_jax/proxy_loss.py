@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from contrastive_jax.all_pairs import checked_side
 from contrastive_jax.anchor_loss import AnchorReduction, anchor_loss, three
 from contrastive_jax.anchors import shared_total
 from contrastive_jax.losses.directions import unit
@@ -48,7 +49,8 @@ def proxy_loss(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
-      ValueError: as `anchor_loss`, and if a known class has no proxy.
+      ValueError: as `anchor_loss`, and if a known class has no proxy or an option is not one of
+        those above.
     """
     if isinstance(loss, AnchorLoss):
         loss = ProxyLoss(loss)
@@ -59,15 +61,22 @@ def proxy_loss(
         )
     if reduction not in ("mean", "active", "sum"):
         raise ValueError(f"reduction must be one of mean, active, sum, got {reduction!r}")
-    embeddings, proxies = jnp.asarray(embeddings), jnp.asarray(proxies)
+    embeddings, classes, _ = checked_side("", embeddings, classes, None)
+    proxies = jnp.asarray(proxies)
     expected = {"custom_message": "expected embeddings: [B, D] and proxies: [C, D] or [C, K, D]"}
-    chex.assert_rank([embeddings, proxies], [2, {2, 3}], **expected)
-    chex.assert_equal(embeddings.shape[-1], proxies.shape[-1])
+    chex.assert_rank(proxies, {2, 3}, **expected)
+    chex.assert_equal_shape_suffix([embeddings, proxies], 1, **expected)
+    chex.assert_type(
+        proxies, embeddings.dtype, custom_message="proxies are not of embeddings' dtype"
+    )
     if not isinstance(classes, jax.core.Tracer) and jnp.max(classes, initial=-1) >= len(proxies):
         raise ValueError(
             f"classes must be below {len(proxies)}, the number of proxies, got {jnp.max(classes)}"
         )
     if isinstance(loss, CentersLoss):
+        if {*options} - {"precision"}:
+            wrong = ", ".join(sorted({*options} - {"precision"}))
+            raise ValueError(f"a CentersLoss meets all centres at once and takes no {wrong}")
         return _of_centers(embeddings, classes, proxies, loss, reduction, axis_name, **options)
     rows = proxies.reshape(-1, proxies.shape[-1])
     numbers = jnp.arange(len(rows)) // (len(rows) // len(proxies))
@@ -97,7 +106,7 @@ def _of_centers(
     centers = unit(proxies.astype(dtype)).reshape(-1, proxies.shape[-1])
     height = max(1, min(len(embeddings), _COSINES // len(centers)))
     padding = -len(embeddings) % height
-    counts = jnp.asarray(classes) >= 0
+    counts = (classes >= 0) & (classes < len(proxies))
     rows = jnp.where(counts[:, None], embeddings.astype(dtype), 0)
     rows = jnp.pad(rows, ((0, padding), (0, 0))).reshape(-1, height, rows.shape[1])
     classes = jnp.pad(jnp.where(counts, classes, -1), (0, padding), constant_values=-1)

@@ -13,6 +13,7 @@ from jax import lax
 
 from contrastive_jax.anchor_loss import anchor_loss
 from contrastive_jax.anchors import shared_total
+from contrastive_jax.checks import check_known
 from contrastive_jax.distances import euclidean
 from contrastive_jax.losses.directions import unit
 from contrastive_jax.losses.kinds import AnchorLoss, Mean
@@ -111,10 +112,12 @@ def variance(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
+      ValueError: if `eps` is not above 0.
 
     References:
       Bardes, Ponce and LeCun, VICReg, 2022, eq. 1 and 2.
     """
+    check_known(eps=eps)
     centred, count = _centred(embeddings, classes, axis_name)
     square = shared_total(jnp.sum(centred**2, axis=0), axis_name) / jnp.maximum(count - 1, 1)
     value = jnp.mean(jax.nn.relu(target - jnp.sqrt(square + eps)))
@@ -152,13 +155,13 @@ def covariance(
 def centers(proxies: jax.Array) -> jax.Array:
     """SoftTriple's regulariser: centres of a class that are not needed merge.
 
-    The mean over pairs of centres of one class of `sqrt(2 - 2 w_k.w_l)`, over all classes.
+    Half the mean over pairs of centres of one class of `sqrt(2 - 2 w_k.w_l)`, over all classes.
 
     Args:
       proxies: `[C, K, D]`, floating, scaled to unit length here.
 
     Returns:
-      A number in [0, 2]; 0 with one centre a class. Centres that coincide have no gradient.
+      A number in [0, 1]; 0 with one centre a class. Centres that coincide have no gradient.
 
     Raises:
       AssertionError: if ranks or dtypes do not fit.
@@ -173,7 +176,8 @@ def centers(proxies: jax.Array) -> jax.Array:
         return jnp.zeros((), proxies.dtype)
     directions = unit(proxies)
     between = jax.vmap(jax.vmap(euclidean))(directions[:, rows], directions[:, columns])
-    return jnp.mean(between)
+    # The paper divides the sum over pairs by their number in both orders.
+    return jnp.mean(between) / 2
 
 
 def _counted(embeddings: jax.Array, classes: jax.Array | None) -> tuple[jax.Array, jax.Array]:

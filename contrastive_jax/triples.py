@@ -212,8 +212,13 @@ def _some(
     sums = [jnp.zeros((), x.vectors.dtype)] * 3
     for column, counts in enumerate(valid):
         each = known[column], *[stage[column] for stage in found]
+        # Where no anchor has so many positives, ones stand in: statistics of no pairs may have no
+        # derivative.
         spared = jax.tree.map(
-            lambda leaf, counts=counts: jnp.where(counts, leaf, leaf[jnp.argmax(counts)]), each
+            lambda leaf, counts=counts: jnp.where(
+                counts, leaf, jnp.where(jnp.any(counts), leaf[jnp.argmax(counts)], 1)
+            ),
+            each,
         )
         means = jax.vmap(lambda *known: triples.loss(*known, *of_loss))(*spared)
         sums = [

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
+from contrastive_jax.checks import check_pair_loss
 from contrastive_jax.distances import euclidean
 from contrastive_jax.losses.kinds import AnchorLoss, Mean
 from contrastive_jax.statistics import total
@@ -25,7 +26,11 @@ def of_pairs(
 
     Returns:
       Loss for `anchor_loss`.
+
+    Raises:
+      ValueError: if `loss` is not a function.
     """
+    check_pair_loss(loss)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         value = loss(distance, label)
@@ -47,12 +52,21 @@ def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
       ValueError: if there are no terms, or a loss is not an `AnchorLoss`, or distances differ: add
         up the results of several calls of `anchor_loss` then.
     """
-    if not terms:
-        raise ValueError("weighted_sum needs at least one pair of a weight and a loss")
+    if not terms or not all(isinstance(term, tuple) and len(term) == 2 for term in terms):
+        raise ValueError(
+            f"weighted_sum needs at least one pair of a weight and a loss, got {terms!r}"
+        )
     losses = [loss for _, loss in terms]
     for loss in losses:
         if not isinstance(loss, AnchorLoss):
-            raise ValueError(f"weighted_sum adds up losses of the kind AnchorLoss, got {loss!r}")
+            raise ValueError(
+                f"weighted_sum adds up losses of the kind AnchorLoss, got {loss!r}; of_pairs makes "
+                "one of a pair loss"
+            )
+        if loss.needs:
+            raise ValueError(
+                "weighted_sum adds up losses that need no data; add this one by itself"
+            )
         if loss.distance is not losses[0].distance:
             raise ValueError(
                 "losses that share a walk must have one distance, got "

@@ -25,21 +25,27 @@ class AnchorLoss(NamedTuple):
     `contrastive_jax.statistics`. `loss` takes data and results and returns a `Mean`, or a tuple of
     them, of which the batch has the sum.
 
-    Every function takes a walk over the pairs. A later one may depend on an earlier one;
-    derivatives by what an earlier one found are taken in sums, not in log-sum-exps and extremes.
+    Every function takes a walk over the pairs. A later one may depend on data and on earlier ones;
+    derivatives by these are taken in sums. A log-sum-exp or an extreme may depend on them too, in
+    which pairs it is of, but a value that has a derivative by them is refused.
     """
 
     loss: Callable[..., Any]
     statistics: tuple[Any, ...]
     distance: Callable[..., jax.Array] = cosine
     """Where the caller names none."""
+    fixed: bool = False
+    """Whether the formula is of that distance alone."""
+    needs: tuple[str, ...] = ()
+    """What the data are, for errors."""
 
 
 class TripleLoss(NamedTuple):
     """A loss of an anchor, one of its positives, and what the anchor keeps of its pairs.
 
     As `AnchorLoss`, but for each positive of the anchor, whose distance all functions know as their
-    datum. It takes as many walks as the largest class has rows, `at_once` of them together.
+    datum, with what is said there of derivatives. It takes as many walks as the largest class has
+    rows, `at_once` of them together.
     """
 
     loss: Callable[..., Mean]
@@ -53,6 +59,8 @@ class TripleLoss(NamedTuple):
     """Distance of anchor and positive; by default as of all pairs."""
     at_once: int = 4
     """Positives of an anchor that share a walk; 1 where `joined` is given."""
+    fixed: bool = False
+    """Whether the formula is of that distance alone."""
 
 
 class ProxyLoss(NamedTuple):

@@ -1,11 +1,13 @@
 """Losses of one pair: a distance and a label, for `pair_loss` and `all_pairs_loss`."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_known
+from contrastive_jax.checks import check_known, check_range
 
 
 def contrastive(
@@ -38,15 +40,16 @@ def contrastive(
 
     Raises:
       AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
-      ValueError: if a known label is neither 0 nor 1, or a known margin not above 0 and finite;
-        `contrastive_jax.checks` says how to check traced ones.
+      ValueError: if a known label is neither 0 nor 1, a known margin not above 0 and finite, or a
+        known `positive_margin` not in its range; `contrastive_jax.checks` says how to check traced
+        ones.
 
     References:
       Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006,
       eq. 4, which has the same labels and halves both terms.
     """
     distance, label, margin = _checked(distance, label, margin)
-    similar = _beyond(distance, positive_margin)
+    similar = _beyond(distance, positive_margin, margin)
     return (1 - label) * similar**2 + label * jnp.maximum(0, margin - distance) ** 2
 
 
@@ -107,10 +110,11 @@ def contrastive_linear(
     References:
       Musgrave, Belongie and Lim, PyTorch Metric Learning, 2020, ContrastiveLoss, which is averaged
       over active pairs (`reduction="active"`). Yuan et al., Signal-to-Noise Ratio: A Robust
-      Distance Metric for Deep Metric Learning, 2019, eq. 7.
+      Distance Metric for Deep Metric Learning, 2019, whose penalty on the mean of the entries is
+      left out.
     """
     distance, label, margin = _checked(distance, label, margin)
-    similar = _beyond(distance, positive_margin)
+    similar = _beyond(distance, positive_margin, margin)
     return (1 - label) * similar + label * jnp.maximum(0, margin - distance)
 
 
@@ -130,11 +134,12 @@ def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 
 
     Raises:
       AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
-      ValueError: if a known label is neither 0 nor 1.
+      ValueError: if a known label is neither 0 nor 1, or a known margin not in its range.
 
     References:
       PyTorch, torch.nn.CosineEmbeddingLoss.
     """
+    check_range(-1, 1, margin=margin)
     distance, label, margin = _checked(distance, label, margin, above_zero=False)
     return (1 - label) * distance + label * jnp.maximum(0, 1 - distance - margin)
 
@@ -225,12 +230,13 @@ def logistic(
 
     Raises:
       AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
-      ValueError: if a known label is neither 0 nor 1, or a known threshold not above 0.
+      ValueError: if a known label is neither 0 nor 1, or a known threshold or scale not above 0.
 
     References:
       Hu, Lu and Tan, Discriminative Deep Metric Learning for Face Verification in the Wild, 2014,
       eq. 6 and 7, of squared distances there and divided by the scale.
     """
+    check_known(scale=scale)
     distance, label, threshold = _checked(distance, label, threshold, name="threshold")
     scale = jnp.asarray(scale, distance.dtype)
     return jax.nn.softplus((1 - 2 * label) * scale * (distance - threshold))
@@ -288,8 +294,10 @@ def _checked(
     return distance, jnp.asarray(label, distance.dtype), jnp.asarray(margin, distance.dtype)
 
 
-def _beyond(distance: jax.Array, margin: ArrayLike) -> jax.Array:
-    """By how much a distance exceeds a margin; itself where that is the number 0."""
-    if isinstance(margin, int | float) and margin == 0:
+def _beyond(distance: jax.Array, positive_margin: ArrayLike, margin: jax.Array) -> jax.Array:
+    """By how much a distance exceeds the margin of similar pairs; itself where that is 0."""
+    if isinstance(positive_margin, int | float) and positive_margin == 0:
         return distance
-    return jnp.maximum(0, distance - jnp.asarray(margin, distance.dtype))
+    most = math.inf if isinstance(margin, jax.core.Tracer) else float(margin)
+    check_range(0, most, positive_margin=positive_margin)
+    return jnp.maximum(0, distance - jnp.asarray(positive_margin, distance.dtype))

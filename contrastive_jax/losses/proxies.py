@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_known
+from contrastive_jax.checks import check_known, check_range
 from contrastive_jax.losses.directions import turned
 from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, Mean, ProxyLoss
 from contrastive_jax.losses.softmax import nca
@@ -79,11 +79,12 @@ def cosface(margin: ArrayLike = 0.35, scale: ArrayLike = 64.0) -> ProxyLoss:
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known scale is not above 0.
+      ValueError: if a known number is not in its range.
 
     References:
       Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, 2018, eq. 4.
     """
+    check_range(0, 2, margin=margin)
     return _with_margin(lambda distance: 1 - distance - margin, scale)
 
 
@@ -96,18 +97,20 @@ def arcface(margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> ProxyLoss:
     *When.* As `cosface`; the margin is the same at every angle.
 
     Args:
-      margin: angle in radians, in [0, pi); 0.5 in the paper.
+      margin: angle in radians, in [0, pi); 0.5 in the paper. pytorch-metric-learning has degrees,
+        28.6 by default.
       scale: above 0; 64 in the paper.
 
     Returns:
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known scale is not above 0.
+      ValueError: if a known number is not in its range.
 
     References:
       Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019, eq. 3.
     """
+    check_range(0, math.pi, margin=margin)
 
     def own(distance: jax.Array) -> jax.Array:
         turns = 1 - distance < jnp.cos(math.pi - margin)
@@ -133,12 +136,13 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known `alpha` is not above 0.
+      ValueError: if a known number is not in its range.
 
     References:
       Kim et al., Proxy Anchor Loss for Deep Metric Learning, 2020, eq. 4.
     """
-    check_known(scale=alpha)
+    check_known(alpha=alpha)
+    check_range(0, 1, margin=margin)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         s = 1 - distance
@@ -154,7 +158,7 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
             Mean(jax.nn.softplus(negatives), 1.0),
         )
 
-    return ProxyLoss(AnchorLoss(loss, (statistics,)), anchors="proxies")
+    return ProxyLoss(AnchorLoss(loss, (statistics,), fixed=True), anchors="proxies")
 
 
 def soft_triple(
@@ -176,13 +180,14 @@ def soft_triple(
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known scale or `gamma` is not above 0.
+      ValueError: if a known number is not in its range.
 
     References:
       Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019, eq. 7 and
       8.
     """
-    check_known(scale=scale, temperature=gamma)
+    check_known(scale=scale, gamma=gamma)
+    check_range(0, 2, margin=margin)
 
     def loss(cosines: jax.Array, own: jax.Array) -> Mean:
         to_class = jnp.sum(jax.nn.softmax(cosines / gamma) * cosines, axis=1)
@@ -205,4 +210,4 @@ def _with_margin(own: Any, scale: ArrayLike) -> ProxyLoss:
         value = jax.nn.softplus(others - scale * own(jnp.where(known, distance, 0)))
         return Mean(jnp.where(known, value, 0), known)
 
-    return ProxyLoss(AnchorLoss(loss, (statistics,)))
+    return ProxyLoss(AnchorLoss(loss, (statistics,), fixed=True))

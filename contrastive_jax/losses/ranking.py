@@ -27,13 +27,13 @@ def fast_ap(bins: int = 10) -> AnchorLoss:
       Loss in [0, 1] for `anchor_loss`; with the cosine distance alone.
 
     Raises:
-      ValueError: if `bins` is below 1.
+      ValueError: if `bins` is not a whole number from 1.
 
     References:
       Cakir et al., Deep Metric Learning to Rank, 2019, eq. 5 to 8.
     """
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
+    if not isinstance(bins, int) or bins < 1:
+        raise ValueError(f"bins must be a whole number, at least 1, got {bins}")
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         # In units of a bin; twice the cosine distance is the squared Euclidean one.
@@ -52,7 +52,7 @@ def fast_ap(bins: int = 10) -> AnchorLoss:
         value = 1 - jnp.sum(gained) / jnp.maximum(count, 1)
         return Mean(jnp.where(known, value, 0), known)
 
-    return AnchorLoss(loss, (statistics,))
+    return AnchorLoss(loss, (statistics,), fixed=True)
 
 
 def smooth_ap(temperature: ArrayLike = 0.01, *, include_query: bool = False) -> TripleLoss:

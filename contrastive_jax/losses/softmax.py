@@ -21,6 +21,7 @@ def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
     Two views of B images: embed both, `classes = jnp.tile(jnp.arange(B), 2)`. Two modalities, of
     which row i belongs to row i: `classes = jnp.arange(B)`, and the mean of
     `anchor_loss(x, classes, y, classes, loss=ntxent())` and of the same with x and y exchanged.
+    Over devices each row needs a class of its own: add `B * jax.lax.axis_index(axis_name)`.
 
     *When.* Pairs without class labels (two views, two modalities), and large batches.
 

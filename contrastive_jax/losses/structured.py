@@ -1,5 +1,6 @@
 """Losses that weigh the pairs of an anchor against each other, each by how hard it is."""
 
+import math
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_known
+from contrastive_jax.checks import check_known, check_range
 from contrastive_jax.distances import euclidean
 from contrastive_jax.losses.directions import turned
 from contrastive_jax.losses.kinds import AnchorLoss, Mean
@@ -29,11 +30,15 @@ def lifted(margin: ArrayLike = 1.0, positive_margin: ArrayLike = 0.0) -> AnchorL
     Returns:
       Loss in [0, inf) for `anchor_loss`.
 
+    Raises:
+      ValueError: if a known margin is not finite.
+
     References:
       Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, 2016, eq. 4;
       Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017,
       eq. 8.
     """
+    check_range(-math.inf, math.inf, margin=margin, positive_margin=positive_margin)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         return (
@@ -57,7 +62,7 @@ def multi_similarity(
     `log(1 + sum_n exp(beta (s_n - base))) / beta`, `s` the cosine; the mean over all anchors.
 
     *When.* Class labels and several examples of each class; a strong default beside `supcon`. The
-    paper mines pairs first: `mining.multi_similarity`.
+    paper mines pairs first: `mining.multi_similarity(losses.multi_similarity())`.
 
     Args:
       alpha: above 0, sharpness among positives.
@@ -74,8 +79,8 @@ def multi_similarity(
       Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019,
       eq. 15.
     """
-    check_known(scale=alpha)
-    check_known(scale=beta)
+    check_known(alpha=alpha, beta=beta)
+    check_range(-1, 1, base=base)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         above = 1 - distance - base
@@ -85,7 +90,7 @@ def multi_similarity(
         positives, negatives = (jax.nn.softplus(one) for one in found)
         return Mean(positives / alpha + negatives / beta, 1.0)
 
-    return AnchorLoss(loss, (statistics,))
+    return AnchorLoss(loss, (statistics,), fixed=True)
 
 
 def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
@@ -111,9 +116,10 @@ def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
       ValueError: if a known number is not in its range.
 
     References:
-      Sun et al., Circle Loss: A Unified Perspective of Pair Similarity Optimization, 2020, eq. 8.
+      Sun et al., Circle Loss: A Unified Perspective of Pair Similarity Optimization, 2020, eq. 6.
     """
     check_known(margin=margin, scale=scale)
+    check_range(0, 1, margin=margin)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         s = 1 - distance
@@ -130,7 +136,7 @@ def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
         value = jnp.where(known, jax.nn.softplus(both), 0)
         return Mean(value, value != 0)
 
-    return AnchorLoss(loss, (statistics,))
+    return AnchorLoss(loss, (statistics,), fixed=True)
 
 
 def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLoss:
@@ -143,7 +149,8 @@ def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLos
     those within `margin` alone.
 
     Args:
-      margin: angle in radians, from 0; 0.1 in the paper.
+      margin: angle in radians, in [0, pi / 2); 0.1 in the paper. pytorch-metric-learning has
+        degrees, 5.73 by default.
       scale: above 0.
 
     Returns:
@@ -156,6 +163,7 @@ def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLos
       Yu and Tao, Deep Metric Learning with Tuplet Margin Loss, 2019, eq. 5.
     """
     check_known(scale=scale)
+    check_range(0, math.pi / 2, margin=margin)
 
     def negatives(distance: jax.Array, label: jax.Array) -> Statistic:
         return log_sum_exp(scale * (1 - distance), label == 1)
@@ -167,7 +175,7 @@ def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLos
     def loss(negatives: jax.Array, positives: Any) -> Mean:
         return Mean(*positives)
 
-    return AnchorLoss(loss, (negatives, OfSimilar(positives)))
+    return AnchorLoss(loss, (negatives, OfSimilar(positives)), fixed=True)
 
 
 def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
@@ -190,7 +198,8 @@ def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
 
     References:
       Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017,
-      eq. 4, with the weights and the mean of pytorch-metric-learning's MarginLoss.
+      eq. 4, with the weights and the mean of pytorch-metric-learning's MarginLoss. The paper's
+      penalty on boundaries, the sum of them times a number, is left to be added.
     """
     check_known(margin=margin)
 
@@ -208,4 +217,4 @@ def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
             negatives * active_positive + positives * active_negative,
         )
 
-    return AnchorLoss(loss, (statistics,), euclidean)
+    return AnchorLoss(loss, (statistics,), euclidean, needs=("a boundary for each anchor",))

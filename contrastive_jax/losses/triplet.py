@@ -1,12 +1,13 @@
 """Losses of triplets: an anchor, a positive and a negative."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_known
+from contrastive_jax.checks import check_known, check_range
 from contrastive_jax.distances import cosine, euclidean, negative_dot
 from contrastive_jax.losses.directions import unit
 from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
@@ -134,34 +135,38 @@ def angular(alpha: ArrayLike = 0.7) -> TripleLoss:
     `n_pair`.
 
     Args:
-      alpha: angle in radians, in (0, pi / 2); 0.6 to 1 in the paper.
+      alpha: angle in radians, in (0, pi / 2); 0.6 to 1 in the paper. pytorch-metric-learning has
+        degrees, 40 by default.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`; the paper has negatives of unit length too.
 
     Raises:
-      ValueError: if a known angle is not above 0.
+      ValueError: if a known angle is not in its range.
 
     References:
       Wang et al., Deep Metric Learning with Angular Loss, 2017, eq. 7 and 8.
     """
-    check_known(scale=alpha)
-    slope = jnp.tan(alpha) ** 2
+    check_known(alpha=alpha)
+    check_range(0, math.pi / 2, alpha=alpha)
 
     def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Statistic:
-        return log_sum_exp(-4 * slope * distance, label == 1)
+        return log_sum_exp(-4 * jnp.tan(alpha) ** 2 * distance, label == 1)
 
     def loss(positive: jax.Array, negatives: jax.Array) -> Mean:
-        return Mean(jax.nn.softplus(negatives - 2 * (1 + slope) * (1 - positive)), 1.0)
+        of_pair = 2 * (1 + jnp.tan(alpha) ** 2) * (1 - positive)
+        return Mean(jax.nn.softplus(negatives - of_pair), 1.0)
 
     def joined(anchor: jax.Array, positive: jax.Array) -> jax.Array:
         return unit(anchor) + unit(positive)
 
-    return TripleLoss(loss, (statistics,), negative_dot, joined, cosine)
+    return TripleLoss(loss, (statistics,), negative_dot, joined, cosine, fixed=True)
 
 
 def _check(margin: ArrayLike, smooth: bool) -> None:
-    if not smooth:
+    if smooth:
+        check_range(0, math.inf, margin=margin)
+    else:
         check_known(margin=margin)
 
 

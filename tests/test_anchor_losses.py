@@ -1,0 +1,913 @@
+"""Losses of anchors, triples and proxies against peers' values and direct float64 NumPy.
+
+What takes time is compiling. So all batches have one shape, to which they are filled up with rows
+of class -1 and columns of zeros, and hyperparameters are traced.
+"""
+
+import functools
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_losses
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, PartitionSpec
+
+from contrastive_jax import (
+    all_pairs_loss,
+    all_pairs_sums,
+    anchor_loss,
+    distances,
+    losses,
+    pair_loss,
+    proxy_loss,
+    statistics,
+)
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+ROWS, REFERENCES, SIZE, TILE = 37, 22, 16, 16
+PROXIES, CENTERS = 6, 3
+
+# Of each loss the hyperparameters that are traced, and those that are not.
+ANCHOR_LOSSES = {
+    "ntxent": ({"temperature": 0.1}, {}),
+    "supcon": ({"temperature": 0.1}, {}),
+    "decoupled": ({"temperature": 0.1}, {}),
+    "n_pair": ({}, {}),
+    "nca": ({"scale": 0.8}, {}),
+    "lifted": ({"margin": 0.9, "positive_margin": 0.1}, {}),
+    "multi_similarity": ({"alpha": 2.0, "beta": 20.0, "base": 0.5}, {}),
+    "circle": ({"margin": 0.4, "scale": 30.0}, {}),
+    "tuplet_margin": ({"margin": 0.1, "scale": 20.0}, {}),
+    "margin_by_class": ({"margin": 0.3}, {}),
+    "triplet_hard": ({"margin": 0.5}, {}),
+    "triplet_semi_hard": ({"margin": 0.5}, {}),
+    "triplet_all": ({"margin": 0.5}, {}),
+    "angular": ({"alpha": 0.6}, {}),
+    "fast_ap": ({}, {"bins": 10}),
+    "smooth_ap": ({"temperature": 0.05}, {}),
+}
+# The same by another name, with what is not traced.
+VARIANTS = {
+    "supcon_inside": ("supcon", {"log": "inside"}),
+    "triplet_hard_smooth": ("triplet_hard", {"smooth": True}),
+    "triplet_all_smooth": ("triplet_all", {"smooth": True}),
+    "smooth_ap_with_query": ("smooth_ap", {"include_query": True}),
+}
+PROXY_LOSSES = {
+    "normalized_softmax": ({"temperature": 0.1}, {}),
+    "proxy_nca": ({"temperature": 0.2}, {}),
+    "cosface": ({"margin": 0.3, "scale": 20.0}, {}),
+    "arcface": ({"margin": 0.4, "scale": 20.0}, {}),
+    "proxy_anchor": ({"margin": 0.1, "alpha": 20.0}, {}),
+    "soft_triple": ({"margin": 0.02, "scale": 15.0, "gamma": 0.2}, {}),
+}
+LOSSES = (
+    ANCHOR_LOSSES
+    | PROXY_LOSSES
+    | {variant: (ANCHOR_LOSSES[name][0], static) for variant, (name, static) in VARIANTS.items()}
+)
+
+
+def _factory(name):
+    return getattr(losses, VARIANTS.get(name, (name,))[0])
+
+
+def _numpy(name):
+    return getattr(numpy_losses, VARIANTS.get(name, (name,))[0])
+
+
+def _value(name, hyper, boundaries, x, classes, *others, **options):
+    """The loss by its name; what is traced comes first, for derivatives."""
+    loss = _factory(name)(**hyper, **LOSSES[name][1])
+    if isinstance(loss, losses.TripleLoss):
+        # Fewer in a walk, in half the program and more walks.
+        loss = loss._replace(at_once=2)
+    if isinstance(loss, losses.CentersLoss):
+        options = {key: options[key] for key in options if key in ("axis_name", "reduction")}
+    if name in PROXY_LOSSES:
+        return proxy_loss(x, classes, *others, loss=loss, **options)
+    data = (boundaries,) if name == "margin_by_class" else ()
+    return anchor_loss(x, classes, *others, loss=loss, data=data, **options)
+
+
+@functools.lru_cache(maxsize=6)
+def _program(name, dtype, two=False, reduction="mean"):
+    """Value and gradients, by embeddings and, in float64, by all that has one.
+
+    In float64 close pairs need not be measured again, and the program is half as long.
+    """
+    options = {"tile": TILE, "exact": dtype == "float32", "reduction": reduction}
+    places = {"hyper": 0, "boundaries": 1, "x": 2, "references": 4}
+    names = ["boundaries", "x"] if name == "margin_by_class" else ["x"]
+    if dtype == "float64" and not two:
+        names = ["hyper", "boundaries", "x"]
+    if two or name in PROXY_LOSSES:
+        names = [*names, "references"]
+
+    def value(hyper, boundaries, x, classes, *others):
+        if name in PROXY_LOSSES:
+            others = others[:1]
+        return _value(name, hyper, boundaries, x, classes, *others, **options)
+
+    compiled = jax.jit(jax.value_and_grad(value, [places[name] for name in names]))
+
+    def run(x, classes, *others, boundaries=None, **hyper):
+        floats = functools.partial(np.asarray, dtype=dtype)
+        hyper = {k: floats(v) for k, v in (LOSSES[name][0] | hyper).items()}
+        boundaries = floats(np.full(len(x), 1.2) if boundaries is None else boundaries)
+        others = [floats(o) if np.asarray(o).dtype.kind == "f" else o for o in others]
+        with jax.enable_x64(dtype == "float64"):
+            found, gradients = compiled(hyper, boundaries, floats(x), classes, *others)
+            assert found.dtype == dtype
+            gradients = jax.tree.map(np.float64, gradients)
+        return float(found), dict(zip(names, gradients, strict=True))
+
+    return run
+
+
+def _expected(name, *sets, boundaries=None, **hyper):
+    hyper = LOSSES[name][0] | LOSSES[name][1] | hyper
+    if name == "margin_by_class":
+        hyper["boundaries"] = np.full(len(sets[0]), 1.2) if boundaries is None else boundaries
+    return _numpy(name)(*sets, **hyper)
+
+
+def _filled(x, classes, rows=ROWS):
+    """As many rows and columns as all have; what is added does not count."""
+    full = np.zeros((rows, SIZE))
+    full[: x.shape[0], : x.shape[1]] = x
+    return full, np.concatenate([classes, np.full(rows - len(x), -1)]).astype(np.int32)
+
+
+def _in_float32(arrays):
+    return [a.astype(np.float32) if a.dtype == float else a for a in arrays]
+
+
+def _unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def _by_direction(gradient, x):
+    """Gradient by `x` from that by its rows of unit length."""
+    unit = _unit(x)
+    along = (gradient * unit).sum(1, keepdims=True)
+    return (gradient - unit * along) / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+# Peers.
+
+PEERS = dict(np.load(Path(__file__).parent / "reference/peers.npz"))
+CASES = ["balanced", "imbalanced", "two_class"]
+# Names here, and for each the hyperparameters by those there.
+PEER_NAMES = {
+    "ntxent": ("ntxent", {"temperature": "temperature"}),
+    "supcon": ("supcon", {"temperature": "temperature"}),
+    "nca": ("nca", {"scale": "softmax_scale"}),
+    "lifted": ("lifted_structure", {"margin": "neg_margin"}),
+    "multi_similarity": ("multi_similarity", {k: k for k in ("alpha", "beta", "base")}),
+    "circle": ("circle", {"margin": "m", "scale": "gamma"}),
+    "tuplet_margin": ("tuplet_margin", {"margin": "margin_deg", "scale": "scale"}),
+    "margin_by_class": ("margin", {"margin": "margin"}),
+    "triplet_hard": ("triplet_hard_mean", {"margin": "margin"}),
+    "triplet_all": ("triplet_all_mean", {"margin": "margin"}),
+    "triplet_all_smooth": ("triplet_smooth_mean", {"margin": "margin"}),
+    "angular": ("angular", {"alpha": "alpha"}),
+    "fast_ap": ("fast_ap", {}),
+    "smooth_ap_with_query": ("smooth_ap", {"temperature": "temperature"}),
+}
+OTHER_PEERS = {
+    "contrastive_pml_mean",
+    "cosine_embedding_pairs",
+    "sentence_transformers_contrastive_pairs",
+    "npairs",
+    "snr_contrastive",
+}
+
+
+def _peer(wanted):
+    """For each value of a peer's loss the key, its case, its form and its hyperparameters."""
+    for key in PEERS:
+        case, name, *rest = key.removesuffix("/grad").split("/")
+        if name == wanted and key.endswith("/grad"):
+            numbers = [one.split("=") for one in rest[-1].split(",") if "=" in one]
+            form = rest[0] if len(rest) > 1 else ""
+            yield key.removesuffix("/grad"), case, form, {k: float(v) for k, v in numbers}
+
+
+def _assert_agrees(key, value, gradient, dtype, loosened=1.0):
+    tolerance = loosened * (1e-10 if dtype == "float64" else 1e-5)
+    np.testing.assert_allclose(value, PEERS[key], rtol=tolerance, atol=1e-12, err_msg=key)
+    want = PEERS[key + "/grad"]
+    scale = abs(want).max()
+    np.testing.assert_allclose(gradient, want, rtol=0, atol=tolerance * scale, err_msg=key)
+
+
+def test_every_value_of_a_peer_is_compared():
+    names = {key.split("/")[1] for key in PEERS} - {"embeddings", "labels"}
+    assert names == {peer for peer, _ in PEER_NAMES.values()} | OTHER_PEERS
+    assert sum(key.endswith("/grad") for key in PEERS) == 140
+
+
+def _grouped(names):
+    """Tests of one loss share programs, and so a worker."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(f"loss-{name}")) for name in names]
+
+
+@pytest.fixture(scope="module", params=_grouped(LOSSES))
+def name(request):
+    """Of a scope that has pytest run all tests of a loss one after the other."""
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_peers(name, dtype):
+    if name not in PEER_NAMES:
+        pytest.skip("no peer has it")
+    peer, hyperparameters = PEER_NAMES[name]
+    found = list(_peer(peer))
+    assert found
+    for key, case, form, numbers in found:
+        raw, classes = PEERS[case + "/embeddings"], PEERS[case + "/labels"]
+        hyper = {ours: numbers[theirs] for ours, theirs in hyperparameters.items()}
+        if name in ("tuplet_margin", "angular"):
+            angle = next(iter(hyper))
+            hyper[angle] = math.radians(hyper[angle])
+        if peer == "lifted_structure":
+            hyper["positive_margin"] = 0.0
+        if peer == "smooth_ap":
+            # It takes groups of so many rows for the classes.
+            classes = np.arange(len(raw)) // len(set(classes.tolist()))
+        directions = form.startswith("unit") or form.endswith("unit")
+        x = _unit(raw) if directions else raw
+        value, gradients = _program(name, dtype)(*_filled(x, classes), **hyper)
+        gradient = gradients["x"][: x.shape[0], : x.shape[1]]
+        gradient = _by_direction(gradient, raw) if directions else gradient
+        # PyTorch's softplus, of which this loss is made, leaves out what is below exp(-20).
+        _assert_agrees(key, value, gradient, dtype, loosened=10 if name == "circle" else 1)
+
+
+# Direct NumPy.
+
+KINDS = [
+    "random",
+    "one_class",
+    "all_distinct",
+    "all_equal",
+    "duplicates",
+    "zeros",
+    "one_row",
+    "no_row",
+]
+
+
+def _batch(rng, kind, rows, size=5):
+    """Rows, some of which do not count, and classes; not yet filled up."""
+    rows = {"one_row": 1, "no_row": 0}.get(kind, rows)
+    x, classes = rng.standard_normal((rows, size)), rng.integers(0, rng.integers(2, 7), rows)
+    if kind == "one_class":
+        classes[:] = 2
+    elif kind == "all_distinct":
+        classes = rng.permutation(rows)
+    elif kind == "all_equal":
+        x[:] = rng.standard_normal(size)
+    elif kind in ("duplicates", "zeros"):
+        of = rng.integers(0, rows, rows // 2)
+        x[: rows // 2] = 0 if kind == "zeros" else x[of]
+        # Of two negatives or positives that are as far as each other it does not matter which is
+        # taken; whether a negative is farther than a positive does.
+        classes[: rows // 2] = 1 if kind == "zeros" else classes[of]
+    if kind not in ("one_row", "no_row"):
+        classes[rng.random(rows) < 0.1] = -1
+    return x, classes
+
+
+def _proxies(rng, name):
+    return rng.standard_normal((PROXIES, *([CENTERS] if name == "soft_triple" else []), SIZE))
+
+
+def _sets(rng, name, kind, rows):
+    """Arguments of a loss with one set, or with embeddings and proxies."""
+    sets = _filled(*_batch(rng, kind, rows))
+    return (*sets, _proxies(rng, name)) if name in PROXY_LOSSES else sets
+
+
+RANDOM_CASES = given(
+    seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(KINDS), rows=st.integers(2, 37)
+)
+SETTINGS = settings(deadline=None, max_examples=20, derandomize=True)
+
+
+@SETTINGS
+@RANDOM_CASES
+def test_values_against_numpy(name, seed, kind, rows):
+    rng = np.random.default_rng(seed)
+    sets = _in_float32(_sets(rng, name, kind, rows))
+    boundaries = rng.uniform(0.5, 2.0, ROWS).astype(np.float32)
+    value, gradients = _program(name, "float32")(*sets, boundaries=boundaries)
+    want = _expected(name, *sets, boundaries=boundaries)
+    np.testing.assert_allclose(value, want, rtol=1e-5, atol=2e-6)
+    for gradient in gradients.values():
+        assert np.isfinite(gradient).all()
+    assert (gradients["x"][sets[1] == -1] == 0).all()
+
+
+def _reduction(name):
+    return {"reduction": "active"} if name == "triplet_all" else {}
+
+
+@SETTINGS
+@RANDOM_CASES
+def test_two_sets_against_numpy(name, seed, kind, rows):
+    if name not in ANCHOR_LOSSES:
+        pytest.skip("one set, or the proxies are the second, and variants are as what they vary")
+    rng = np.random.default_rng(seed)
+    sets = *_filled(*_batch(rng, kind, rows)), *_filled(*_batch(rng, kind, 22), REFERENCES)
+    boundaries = rng.uniform(0.5, 2.0, ROWS)
+    run = _program(name, "float64", two=True, **_reduction(name))
+    value, gradients = run(*sets, boundaries=boundaries)
+    want = _expected(name, *sets, boundaries=boundaries, **_reduction(name))
+    # Rounding moves points that coincide 1e-8 apart, where close pairs are not measured again.
+    np.testing.assert_allclose(value, want, rtol=1e-6, atol=1e-6)
+    for gradient in gradients.values():
+        assert np.isfinite(gradient).all()
+
+
+def _slope(function, step=1e-4):
+    """Derivative at 0, by differences of fourth order."""
+    near, far = function(step) - function(-step), function(2 * step) - function(-2 * step)
+    return (8 * near - far) / (12 * step)
+
+
+def _direction(rng, like):
+    direction = rng.standard_normal(like.shape)
+    return direction / np.linalg.norm(direction)
+
+
+def _assert_slope(gradient, direction, function, what):
+    want = _slope(function)
+    np.testing.assert_allclose(
+        (gradient * direction).sum(), want, rtol=1e-6, atol=1e-9, err_msg=what
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_gradients_against_differences(name, seed):
+    rng = np.random.default_rng(seed)
+    sets = _sets(rng, name, "random", 25)
+    boundaries = rng.uniform(0.5, 2.0, ROWS)
+    hyper = LOSSES[name][0]
+    _, gradients = _program(name, "float64")(*sets, boundaries=boundaries)
+    expected = functools.partial(_expected, name, boundaries=boundaries)
+    if name == "circle":
+        expected = functools.partial(expected, frozen=sets[0])
+    by_x = _direction(rng, sets[0])
+    _assert_slope(
+        gradients["x"], by_x, lambda t: expected(sets[0] + t * by_x, *sets[1:]), "embeddings"
+    )
+    for one in hyper:
+        if (name, one) == ("circle", "margin"):
+            continue  # the weights, which are not differentiated, know it too
+        _assert_slope(
+            gradients["hyper"][one],
+            np.ones(()),
+            lambda t, one=one: expected(*sets, **{one: hyper[one] + t}),
+            one,
+        )
+    if name in PROXY_LOSSES:
+        by_y = _direction(rng, sets[2])
+        _assert_slope(
+            gradients["references"],
+            by_y,
+            lambda t: expected(*sets[:2], sets[2] + t * by_y),
+            "proxies",
+        )
+    if name == "margin_by_class":
+        by = _direction(rng, boundaries)
+        _assert_slope(
+            gradients["boundaries"],
+            by,
+            lambda t: expected(*sets, boundaries=boundaries + t * by),
+            "boundaries",
+        )
+
+
+def test_gradients_of_two_sets_against_differences(name):
+    if name in PROXY_LOSSES or name in VARIANTS:
+        pytest.skip("another test")
+    rng = np.random.default_rng(3)
+    x, classes = _filled(*_batch(rng, "random", 25))
+    y, y_classes = _filled(*_batch(rng, "random", 20), REFERENCES)
+    _, gradients = _program(name, "float64", two=True, **_reduction(name))(x, classes, y, y_classes)
+
+    def expected(x, y):
+        frozen = {"frozen": start} if name == "circle" else {}
+        return _expected(name, x, classes, y, y_classes, **frozen, **_reduction(name))
+
+    start = (x, y)
+    by_x, by_y = _direction(rng, x), _direction(rng, y)
+    _assert_slope(gradients["x"], by_x, lambda t: expected(x + t * by_x, y), "embeddings")
+    _assert_slope(gradients["references"], by_y, lambda t: expected(x, y + t * by_y), "references")
+
+
+def test_a_nan_that_counts_shows(name):
+    rng = np.random.default_rng(0)
+    x, classes, *others = _sets(rng, name, "random", 30)
+    classes[[3, 4]] = -1, 0
+    value, gradients = _program(name, "float32")(x, classes, *others)
+    assert value > 0
+    x[[3, 36], 1] = np.nan, np.inf
+    again, same = _program(name, "float32")(x, classes, *others)
+    assert again == value
+    np.testing.assert_array_equal(same["x"], gradients["x"])
+    x[4, 2] = np.nan
+    assert np.isnan(_program(name, "float32")(x, classes, *others)[0])
+    classes[4] = 99  # of no other row's class
+    assert np.isnan(_program(name, "float32")(x, classes, *others)[0])
+
+
+# Peers whose losses are of pairs.
+
+
+@functools.cache
+def _pairs_program(loss, distance, dtype):
+    """Of all pairs, similar and dissimilar ones averaged apart; of ratios, the active ones."""
+
+    def value(x, classes, margin, positive_margin):
+        def of_pair(distance, label):
+            return loss(distance, label, margin, positive_margin)
+
+        sums = all_pairs_sums(x, classes, loss=of_pair, distance=distance, tile=TILE)
+        counts = sums.active if distance is distances.signal_to_noise else sums.pairs
+        return jnp.sum(sums.loss / jnp.maximum(counts, 1))
+
+    compiled = jax.jit(jax.value_and_grad(value))
+
+    def run(x, classes, *margins):
+        with jax.enable_x64(dtype == "float64"):
+            value, gradient = compiled(x.astype(dtype), classes, *np.array(margins, dtype))
+        return float(value), np.float64(gradient)
+
+    return run
+
+
+@pytest.mark.xdist_group("pairs-of-peers")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("peer", ["contrastive_pml_mean", "snr_contrastive"])
+def test_peers_of_all_pairs(peer, dtype):
+    for key, case, form, numbers in _peer(peer):
+        raw, classes = PEERS[case + "/embeddings"], PEERS[case + "/labels"]
+        x = raw if form == "raw" else _unit(raw)
+        distance = distances.euclidean
+        margins = numbers.get("margin", numbers.get("neg_margin")), numbers.get("pos_margin", 0.0)
+        if peer == "snr_contrastive":
+            # Repeated columns, and no zeros, leave a ratio of variances as it is.
+            distance, x = distances.signal_to_noise, np.tile(x, 48 // x.shape[1])
+            full = np.zeros((ROWS, 48))
+            full[: len(x)] = x
+            classes = np.concatenate([classes, np.full(ROWS - len(x), -1)])
+        else:
+            full, classes = _filled(x, classes)
+        run = _pairs_program(losses.contrastive_linear, distance, dtype)
+        value, gradient = run(full, classes, *margins)
+        gradient = gradient[: len(raw)]
+        if peer == "snr_contrastive":
+            gradient = gradient.reshape(len(raw), -1, raw.shape[1]).sum(1)
+        gradient = gradient[:, : raw.shape[1]]
+        gradient = gradient if form == "raw" else _by_direction(gradient, raw)
+        _assert_agrees(key, value, gradient, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("peer", "loss"),
+    [
+        ("cosine_embedding_pairs", losses.cosine_embedding),
+        ("sentence_transformers_contrastive_pairs", losses.sentence_contrastive),
+    ],
+)
+def test_peers_of_given_pairs(peer, loss, dtype):
+    """A row with an even number and the next one are a pair."""
+
+    @jax.jit
+    @jax.value_and_grad
+    def of_rows(x, labels, margin):
+        return jnp.mean(
+            pair_loss(x[::2], x[1::2], labels, loss=loss, distance=distances.cosine, margin=margin)
+        )
+
+    for key, case, _, numbers in _peer(peer):
+        x, classes = PEERS[case + "/embeddings"], PEERS[case + "/labels"]
+        labels = (classes[::2] != classes[1::2]).astype(int)
+        with jax.enable_x64(dtype == "float64"):
+            value, gradient = of_rows(x.astype(dtype), labels, np.asarray(numbers["margin"], dtype))
+        _assert_agrees(key, value, gradient, dtype)
+
+
+@pytest.mark.xdist_group("loss-n_pair")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_peers_n_pairs(dtype):
+    """The first two rows of each class, of unit length, are its anchor and its positive."""
+    for key, case, _, _ in _peer("npairs"):
+        raw, classes = PEERS[case + "/embeddings"], PEERS[case + "/labels"]
+        unit, (known, sizes) = _unit(raw), np.unique(classes, return_counts=True)
+        known = known[sizes > 1]
+        anchors, positives = np.array([np.flatnonzero(classes == c)[:2] for c in known]).T
+        value, gradients = _program("n_pair", dtype, two=True)(
+            *_filled(unit[anchors], known), *_filled(unit[positives], known, REFERENCES)
+        )
+        gradient = np.zeros_like(raw)
+        count, size = len(known), raw.shape[1]
+        gradient[anchors] = gradients["x"][:count, :size]
+        gradient[positives] += gradients["references"][:count, :size]
+        _assert_agrees(key, value, _by_direction(gradient, raw), dtype)
+
+
+# Made of others.
+
+
+def test_of_pairs():
+    rng = np.random.default_rng(0)
+    x, classes = _filled(*_batch(rng, "random", 30))
+    x = x.astype(np.float32)
+    for reduction in ("mean", "sum"):
+        options = {"tile": TILE, "reduction": reduction}
+        value, gradient = jax.value_and_grad(
+            lambda x, options=options: anchor_loss(
+                x, classes, loss=losses.of_pairs(losses.contrastive), **options
+            )
+        )(x)
+        want, by = jax.value_and_grad(
+            lambda x, options=options: all_pairs_loss(x, classes, **options)
+        )(x)
+        np.testing.assert_allclose(value, want, rtol=1e-6)
+        np.testing.assert_allclose(gradient, by, rtol=1e-5, atol=1e-6 * abs(by).max())
+    sums = all_pairs_sums(x, classes, tile=TILE)
+    active = anchor_loss(
+        x, classes, loss=losses.of_pairs(losses.contrastive), tile=TILE, reduction="active"
+    )
+    assert sums.active.sum() < sums.pairs.sum()
+    np.testing.assert_allclose(active, sums.loss.sum() / sums.active.sum(), rtol=1e-6)
+
+
+def test_weighted_sum():
+    rng = np.random.default_rng(0)
+    x, classes = _filled(*_batch(rng, "random", 30))
+    x = x.astype(np.float32)
+    parts = [
+        losses.ntxent(0.2),
+        losses.of_pairs(losses.cosine_embedding, distances.cosine),
+        losses.multi_similarity(),
+    ]
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def together(x, weights):
+        return anchor_loss(
+            x, classes, loss=losses.weighted_sum(*zip(weights, parts, strict=True)), tile=TILE
+        )
+
+    weights = np.float32([0.5, 2.0, 0.25])
+    value, (by_x, by_weights) = together(x, weights)
+    each = [
+        jax.value_and_grad(lambda x, part=part: anchor_loss(x, classes, loss=part, tile=TILE))(x)
+        for part in parts
+    ]
+    values, gradients = (np.array(one) for one in zip(*each, strict=True))
+    np.testing.assert_allclose(value, weights @ values, rtol=1e-6)
+    want = np.tensordot(weights, gradients, 1)
+    np.testing.assert_allclose(by_x, want, rtol=1e-5, atol=1e-6 * abs(want).max())
+    np.testing.assert_allclose(by_weights, values, rtol=1e-5)
+    sum_of_nested = losses.weighted_sum((2.0, losses.weighted_sum((0.5, parts[0]))))
+    np.testing.assert_allclose(
+        anchor_loss(x, classes, loss=sum_of_nested, tile=TILE), each[0][0], rtol=1e-6
+    )
+
+
+def test_reductions():
+    rng = np.random.default_rng(0)
+    x, classes = _filled(*_batch(rng, "random", 30))
+    x += 4 * np.eye(SIZE)[classes] * (classes[:, None] >= 0)
+    of = functools.partial(
+        anchor_loss, x.astype(np.float32), classes, loss=losses.triplet_hard(0.1), tile=TILE
+    )
+    mean, active, total = of(), of(reduction="active"), of(reduction="sum")
+    values = []
+    for d_p, d_n in numpy_losses._distances(numpy_losses.euclidean, x, classes, None, None):
+        if len(d_p) and len(d_n):
+            values.append(max(0.0, max(d_p) - min(d_n) + 0.1))
+    assert 0 in values
+    np.testing.assert_allclose(mean, np.mean(values), rtol=1e-5)
+    np.testing.assert_allclose(active, np.sum(values) / np.count_nonzero(values), rtol=1e-5)
+    np.testing.assert_allclose(total, np.sum(values), rtol=1e-5)
+
+
+X, CLASSES = np.ones((4, 3), np.float32), np.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("of", "error", "words"),
+    [
+        (
+            lambda: anchor_loss(X, CLASSES, loss=losses.contrastive),
+            ValueError,
+            "is for all_pairs_loss",
+        ),
+        (lambda: anchor_loss(X, CLASSES, loss=losses.supcon), ValueError, "is to be called"),
+        (
+            lambda: anchor_loss(X, CLASSES, loss=losses.supcon(), reduction="balanced"),
+            ValueError,
+            "reduction must be one of",
+        ),
+        (
+            lambda: anchor_loss(X, CLASSES, loss=losses.triplet_all(), data=(X[:, 0],)),
+            ValueError,
+            "takes no data",
+        ),
+        (
+            lambda: anchor_loss(X, CLASSES, loss=losses.margin_by_class(), data=(X,)),
+            AssertionError,
+            r"data must be trees of \[B\]",
+        ),
+        (
+            lambda: anchor_loss(X, CLASSES, loss=losses.margin_by_class(), data=(CLASSES,)),
+            AssertionError,
+            "input 0 has type int",
+        ),
+        (
+            lambda: anchor_loss(X, CLASSES, loss=losses.AnchorLoss(lambda d: d, (lambda d, y: d,))),
+            AssertionError,
+            "statistics must return a tree",
+        ),
+        (
+            lambda: anchor_loss(
+                X, CLASSES, loss=losses.supcon()._replace(loss=lambda found: found[0])
+            ),
+            AssertionError,
+            "loss must return a Mean",
+        ),
+        (
+            lambda: anchor_loss(
+                X,
+                CLASSES,
+                loss=losses.AnchorLoss(
+                    lambda d, found: losses.Mean(found, 1.0),
+                    (lambda d, y, t: statistics.log_sum_exp(-d / t),),
+                ),
+                data=(X[:, 0],),
+            ),
+            ValueError,
+            "take that part out of the statistic",
+        ),
+        (
+            lambda: anchor_loss(
+                X,
+                CLASSES,
+                loss=losses.TripleLoss(
+                    lambda p, found: losses.Mean(found, 1.0),
+                    (lambda d, y, p: statistics.largest(p - d, y == 1),),
+                ),
+            ),
+            ValueError,
+            "take that part out of the statistic",
+        ),
+        (
+            lambda: anchor_loss(X, CLASSES, loss=losses.margin_by_class()),
+            ValueError,
+            "needs data: a tuple of a boundary for each anchor, got 0",
+        ),
+        (
+            lambda: anchor_loss(X, CLASSES, loss=losses.margin_by_class(), data=X[:, 0]),
+            ValueError,
+            "data must be a tuple",
+        ),
+        (
+            lambda: anchor_loss(X, CLASSES, loss=losses.circle(), distance=distances.euclidean),
+            ValueError,
+            "of cosine distances alone, got euclidean",
+        ),
+        (
+            lambda: all_pairs_loss(X, CLASSES, loss=losses.supcon()),
+            ValueError,
+            "is for anchor_loss",
+        ),
+        (
+            lambda: pair_loss(X, X, CLASSES % 2, loss=losses.supcon()),
+            ValueError,
+            "is for anchor_loss",
+        ),
+        (losses.weighted_sum, ValueError, "at least one"),
+        (lambda: losses.weighted_sum([(1, losses.nca())]), ValueError, "one pair of a weight"),
+        (lambda: losses.weighted_sum((1, losses.margin_by_class())), ValueError, "no data"),
+        (lambda: losses.weighted_sum((1, losses.contrastive)), ValueError, "of_pairs makes one"),
+        (lambda: losses.of_pairs(losses.supcon()), ValueError, "must be a function"),
+        (
+            lambda: losses.weighted_sum((1, losses.supcon()), (1, losses.nca())),
+            ValueError,
+            "must have one distance",
+        ),
+        (lambda: losses.weighted_sum((1, losses.triplet_all())), ValueError, "kind AnchorLoss"),
+        (lambda: losses.supcon(0.0), ValueError, "temperature must be above 0"),
+        (lambda: losses.supcon(log="between"), ValueError, "'outside' or 'inside'"),
+        (lambda: losses.triplet_hard(0.0), ValueError, "margin must be above 0"),
+        (lambda: losses.fast_ap(0), ValueError, "at least 1, got 0"),
+        (lambda: losses.fast_ap(2.5), ValueError, "bins must be a whole number"),
+        (lambda: losses.angular(0.0), ValueError, "alpha must be above 0"),
+        (lambda: losses.angular(40.0), ValueError, r"alpha must be in \[0, 1.5708\), got 40"),
+        (lambda: losses.arcface(28.6), ValueError, r"margin must be in \[0, 3.1416\), got 28.6"),
+        (lambda: losses.tuplet_margin(5.73), ValueError, r"margin must be in \[0, 1.5708\)"),
+        (lambda: losses.circle(1.5), ValueError, r"margin must be in \[0, 1\)"),
+        (lambda: losses.multi_similarity(base=7), ValueError, r"base must be in \[-1, 1\)"),
+        (lambda: losses.multi_similarity(alpha=0), ValueError, "alpha must be above 0"),
+        (lambda: losses.proxy_anchor(-0.1), ValueError, r"margin must be in \[0, 1\)"),
+        (lambda: losses.cosface(math.nan), ValueError, r"margin must be in \[0, 2\), got nan"),
+        (lambda: losses.lifted(math.nan), ValueError, "margin must be in"),
+        (
+            lambda: losses.contrastive(0.5, 0, 1.0, 1.5),
+            ValueError,
+            r"positive_margin must be in \[0, 1\), got 1.5",
+        ),
+        (lambda: losses.cosine_embedding(0.5, 0, 1.5), ValueError, r"margin must be in \[-1, 1\)"),
+        (lambda: losses.cosface(scale=0.0), ValueError, "scale must be above 0"),
+        (
+            lambda: proxy_loss(X, CLASSES, X, loss=losses.contrastive),
+            ValueError,
+            "must be a ProxyLoss, a CentersLoss or an AnchorLoss",
+        ),
+        (
+            lambda: proxy_loss(X, CLASSES, X[:3], loss=losses.cosface()),
+            ValueError,
+            "classes must be below 3",
+        ),
+        (
+            lambda: proxy_loss(X, CLASSES, X[0], loss=losses.cosface()),
+            AssertionError,
+            "expected embeddings",
+        ),
+        (
+            lambda: proxy_loss(X, CLASSES, X[:, :2], loss=losses.cosface()),
+            AssertionError,
+            "expected embeddings",
+        ),
+        (
+            lambda: proxy_loss(X, CLASSES, X, loss=losses.soft_triple(), tile=16),
+            ValueError,
+            "takes no tile",
+        ),
+        (
+            lambda: proxy_loss(X.astype(int), CLASSES, X, loss=losses.soft_triple()),
+            AssertionError,
+            "input 0 has type int",
+        ),
+        (
+            lambda: proxy_loss(X, CLASSES, X.astype("float16"), loss=losses.soft_triple()),
+            AssertionError,
+            "proxies are not of embeddings' dtype",
+        ),
+    ],
+)
+def test_errors(of, error, words):
+    with pytest.raises(error, match=words):
+        of()
+
+
+# Devices.
+
+AXIS = "ring"
+SHARED = {
+    "ntxent": ["pmap", "shard_map"],
+    "triplet_hard": ["shard_map"],
+    "circle": ["pmap"],
+    "margin_by_class": ["pmap", "shard_map"],
+    "triplet_semi_hard": ["shard_map"],
+    "angular": ["pmap"],
+    "proxy_anchor": ["shard_map"],
+    "arcface": ["pmap"],
+    "soft_triple": ["shard_map"],
+}
+
+
+def _over_devices(strategy, function, split, shared, classes, devices=4):
+    """Value, gradients by what is split, and gradients by what is shared."""
+
+    def local(split, shared, classes):
+        value, (by_split, by_shared) = jax.value_and_grad(function, (0, 1))(split, shared, classes)
+        if strategy == "pmap":
+            # Each has the part of its own; `shard_map` adds up by itself.
+            by_shared = jax.lax.psum(by_shared, AXIS)
+        return value, by_split, by_shared
+
+    if strategy == "pmap":
+        split, classes = jax.tree.map(
+            lambda a: a.reshape(devices, -1, *a.shape[1:]), (split, classes)
+        )
+        shared = jax.tree.map(lambda a: np.broadcast_to(a, (devices, *a.shape)), shared)
+        mapped = jax.pmap(local, AXIS, devices=jax.devices()[:devices])
+        values, by_split, by_shared = mapped(split, shared, classes)
+        assert (values == values[0]).all()
+        by_split = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), by_split)
+        return values[0], by_split, jax.tree.map(lambda a: a[-1], by_shared)
+    rows, alone = PartitionSpec(AXIS), PartitionSpec()
+    mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
+    mapped = jax.shard_map(
+        local, mesh=mesh, in_specs=(rows, alone, rows), out_specs=(alone, rows, alone)
+    )
+    return jax.jit(mapped)(split, shared, classes)
+
+
+@pytest.mark.parametrize("strategy", ["pmap", "shard_map"])
+def test_devices_equal_one(name, strategy):
+    if strategy not in SHARED.get(name, ()):
+        pytest.skip("as the others")
+    rng = np.random.default_rng(0)
+    # 36 rows for four devices; the last one does not count.
+    x, classes, *proxies = _in_float32(_sets(rng, name, "random", 34))
+    boundaries = rng.uniform(0.5, 2.0, ROWS).astype(np.float32)
+    want, by = _program(name, "float32")(x, classes, *proxies, boundaries=boundaries)
+
+    def value(split, shared, classes):
+        hyper = LOSSES[name][0]
+        return _value(name, hyper, split[1], split[0], classes, *shared, axis_name=AXIS, tile=8)
+
+    found, (by_x, by_boundaries), by_proxies = _over_devices(
+        strategy, value, (x[:36], boundaries[:36]), tuple(proxies), classes[:36]
+    )
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+    gradients = [(by_x, by["x"][:36])]
+    if name == "margin_by_class":
+        gradients.append((by_boundaries, by["boundaries"][:36]))
+    if proxies:
+        gradients.append((by_proxies[0], by["references"]))
+    for gradient, wanted in gradients:
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-5 * abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name_of"),
+    [("pmap", "supcon"), *[("shard_map", name) for name in ("supcon", "triplet_all", "arcface")]],
+)
+def test_learned_numbers_over_devices(strategy, name_of):
+    """Under `shard_map` a number that all devices share is to be marked as differing."""
+    rng = np.random.default_rng(0)
+    x, classes, *proxies = _in_float32(_sets(rng, name_of, "random", 34))
+    hyper = jax.tree.map(np.float32, LOSSES[name_of][0])
+
+    def value(x, numbers, classes, axis_name=None):
+        if strategy == "shard_map" and axis_name is not None:
+            numbers = jax.lax.pcast(numbers, (AXIS,), to="varying")
+        options = {"axis_name": axis_name, "tile": 8}
+        return _value(name_of, numbers, None, x, classes, *proxies, **options)
+
+    want, by = jax.jit(jax.value_and_grad(value, 1))(x, hyper, classes)
+    over = functools.partial(value, axis_name=AXIS)
+    found, _, by_numbers = _over_devices(strategy, over, x[:36], hyper, classes[:36])
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+    for key, wanted in by.items():
+        assert wanted != 0
+        np.testing.assert_allclose(by_numbers[key], wanted, rtol=2e-5, err_msg=key)
+
+
+@pytest.mark.xdist_group("loss-triplet_hard")
+@pytest.mark.parametrize("strategy", ["pmap", "shard_map"])
+def test_two_sets_over_devices(strategy):
+    rng = np.random.default_rng(0)
+    x, classes, y, y_classes = _in_float32(
+        (
+            *_filled(*_batch(rng, "random", 34)),
+            *_filled(*_batch(rng, "random", 20), REFERENCES),
+        )
+    )
+    want, by = _program("triplet_hard", "float64", two=True)(x, classes, y, y_classes)
+
+    def value(split, shared, classes):
+        hyper = LOSSES["triplet_hard"][0]
+        sets = split[0], classes[0], split[1], classes[1]
+        return _value("triplet_hard", hyper, None, *sets, axis_name=AXIS, tile=8)
+
+    found, (by_x, by_y), _ = _over_devices(
+        strategy, value, (x[:36], y[:20]), (), (classes[:36], y_classes[:20])
+    )
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+    for gradient, wanted in ((by_x, by["x"][:36]), (by_y, by["references"][:20])):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-5 * abs(wanted).max())
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("name_of", ["supcon", "triplet_semi_hard"])
+def test_memory_is_linear_in_the_batch(name_of):
+    loss = getattr(losses, name_of)()
+    step = jax.jit(jax.value_and_grad(lambda x, classes: anchor_loss(x, classes, loss=loss)))
+
+    def temporary(rows):
+        of = ((rows, 32), "float32"), ((rows,), "int32")
+        compiled = step.lower(*[jax.ShapeDtypeStruct(*shape) for shape in of]).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(32_768) < 8 * temporary(4096)
