@@ -64,8 +64,9 @@ def make_loss_step(
     Args:
       encode: from parameters and images to embeddings.
       optimizer: applied to the gradient by `Learned` parameters.
-      value_of: from embeddings `[B, D]`, classes `[B]`, parameters of the loss, and references with
-        their classes or None, to the loss of the global batch over `AXIS`.
+      value_of: from embeddings `[B, D]`, classes `[B]`, parameters of the loss, references with
+        their classes or None, and the options among `Numbers`, to the loss of the global batch over
+        `AXIS`.
       distance: of the means that are recorded.
       augment: from a key and an image to an image.
       microbatches: parts that a device encodes its images in, one after another.
@@ -94,9 +95,9 @@ def make_loss_step(
         def value_and_embeddings(params: Learned) -> tuple[jax.Array, jax.Array]:
             embeddings = jax.lax.map(partial(encode, params.encoder), parts)
             embeddings = embeddings.reshape(share, -1)
-            value = value_of(embeddings, classes, params.loss, None)
+            value = value_of(embeddings, classes, params.loss, None, numbers.options)
             if others is not None:
-                value += value_of(embeddings, classes, params.loss, others)
+                value += value_of(embeddings, classes, params.loss, others, numbers.options)
             return value, embeddings
 
         # Each device has the gradient of its own rows alone, so parameters take the sum.

@@ -76,6 +76,8 @@ class Numbers(NamedTuple):
     seed: ArrayLike
     similar_fraction: ArrayLike = 0.5
     """Share of similar pairs: of those drawn, and of the weight where groups are compared."""
+    options: Any = ()
+    """Numbers of a loss by name, where a step takes one that has some."""
 
 
 PairStep = Callable[[TrainState, Pairs, Numbers], tuple[TrainState, Metrics]]

@@ -12,6 +12,7 @@ import numpy as np
 from contrastive_jax import anchor_loss, distances, losses, mining, proxy_loss, regularizers
 from contrastive_jax.all_pairs import all_pairs_sums
 from contrastive_jax.anchors import shared_total
+from contrastive_jax.checks import check_known
 from contrastive_jax.training import AXIS
 
 Value = Callable[..., jax.Array]
@@ -34,16 +35,19 @@ class Built(NamedTuple):
     """A loss ready to be trained."""
 
     value_of: Value
-    """Of embeddings, classes, parameters of the loss and references or None; see `loss_step`."""
+    """Of embeddings, classes, parameters of the loss, references or None, and options; see
+    `loss_step`."""
     params: Any
     """Parameters of the loss, `()` where it has none."""
+    options: dict[str, float]
+    """Numbers that are data to a step."""
     learning_rate: float
     """Of these."""
     distance: Callable[..., jax.Array]
     """Of verification and of what is recorded."""
 
 
-_PAIRS = {
+PAIRS = {
     "contrastive": Setting(losses.contrastive, {"margin": 1.2}, distances.euclidean),
     "contrastive_halved": Setting(losses.contrastive_halved, {"margin": 1.2}, distances.euclidean),
     "contrastive_linear": Setting(losses.contrastive_linear, {"margin": 1.2}, distances.euclidean),
@@ -80,9 +84,9 @@ _ANCHORS = {
     "mined_semi_hard": Setting(mining.semi_hard, {"margin": 1.2}),
     "mined_easy_positive": Setting(mining.easy_positive, {"margin": 1.2}),
     "mined_multi_similarity": Setting(mining.multi_similarity, {"margin": 0.8}),
-    "mined_distance_weighted": Setting(mining.distance_weighted, {}),
+    "mined_distance_weighted": Setting(mining.distance_weighted, {"margin": 0.2, "boundary": 0.9}),
 }
-_PROXIES = {
+PROXIES = {
     "normalized_softmax": Setting(losses.normalized_softmax, {}, learning_rate=1e-2),
     "proxy_nca": Setting(losses.proxy_nca, {}, learning_rate=1e-2),
     "proxy_anchor": Setting(losses.proxy_anchor, {}, learning_rate=1e-2),
@@ -93,7 +97,7 @@ _PROXIES = {
 _BATCH = {
     "online_hard": Setting(mining.online_hard_loss, {"margin": 0.8}, distances.cosine),
 }
-NAMES = (*_PAIRS, *_ANCHORS, *_PROXIES, *_BATCH)
+NAMES = (*PAIRS, *_ANCHORS, *PROXIES, *_BATCH)
 
 # Centres of a class for SoftTriple, and how strongly those not needed are merged.
 _CENTERS = 4
@@ -103,23 +107,16 @@ _MERGE = 0.1
 def options_of(name: str) -> dict[str, float]:
     """The numbers of a loss that may be set, with what they are by default."""
     setting = _setting(name)
+    fraction = {"similar_fraction": 0.3} if name in PAIRS else {}
     if name.startswith("mined_"):
         return dict(setting.options)
     parameters = inspect.signature(setting.make).parameters.values()
     known = {p.name: p.default for p in parameters if isinstance(p.default, int | float)}
     known = {key: value for key, value in known.items() if not isinstance(value, bool)}
-    return known | setting.options
+    return known | setting.options | fraction
 
 
-def build(
-    name: str,
-    options: dict[str, float],
-    *,
-    classes: int,
-    width: int,
-    similar_fraction: float,
-    seed: int,
-) -> Built:
+def build(name: str, options: dict[str, float], *, classes: int, width: int, seed: int) -> Built:
     """Makes a loss of the table.
 
     Args:
@@ -127,89 +124,119 @@ def build(
       options: numbers in place of its settings.
       classes: number of classes of the training data.
       width: entries of an embedding.
-      similar_fraction: weight of similar pairs in pair losses.
       seed: of proxies.
 
     Returns:
       The loss.
+
+    Raises:
+      ValueError: if an option is not one of the loss, or not in its range.
     """
-    setting = _setting(name)
+    setting, known = _setting(name), options_of(name)
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"{name} has no {option}; its numbers are {', '.join(known) or 'none'}"
+            )
+    _check(name, setting, known | options, width)
     given = setting.options | options
+    # Whole numbers are structure, not data.
+    whole = {k: int(given.pop(k)) for k in [*given] if isinstance(known[k], int)}
+    make = partial(setting.make, **whole)
     rate = setting.learning_rate
-    if name in _PAIRS:
+    params: Any = ()
+    if name in PAIRS:
+        given = {"similar_fraction": 0.3} | given
         distance = setting.distance or distances.euclidean
-        params: Any = ()
         if name == "sigmoid":
             params = {
-                "log_temperature": jnp.log(jnp.float32(given.get("temperature", 10.0))),
-                "bias": jnp.float32(given.get("bias", -10.0)),
+                "log_temperature": jnp.log(jnp.float32(given.pop("temperature", 10.0))),
+                "bias": jnp.float32(given.pop("bias", -10.0)),
             }
-        value_of = partial(_pair_value, setting.make, given, distance, similar_fraction)
-        return Built(value_of, params, rate, distance)
+        return Built(partial(_pair_value, setting.make, distance), params, given, rate, distance)
     if name in _BATCH:
-        value_of = partial(_batch_value, setting.make, given)
-        return Built(value_of, (), rate, setting.distance or distances.cosine)
-    if name in _PROXIES:
+        distance = setting.distance or distances.cosine
+        return Built(partial(_batch_value, setting.make), (), given, rate, distance)
+    if name in PROXIES:
         key = jax.random.key(seed)
         shape = (classes, _CENTERS, width) if name == "soft_triple" else (classes, width)
         proxies = jax.random.normal(key, shape)
         proxies /= jnp.linalg.norm(proxies, axis=-1, keepdims=True)
-        value_of = partial(_proxy_value, setting.make(**given))
-        return Built(value_of, proxies, rate, distances.cosine)
+        return Built(partial(_proxy_value, make), proxies, given, rate, distances.cosine)
     if name == "margin_by_class":
         boundaries = jnp.full(classes, 0.9)
-        value_of = partial(_bounded_value, setting.make(**given))
-        return Built(value_of, boundaries, rate, distances.euclidean)
-    loss = _mined(name, setting, given, width) if name.startswith("mined_") else None
-    loss = loss or setting.make(**given)
-    return Built(partial(_anchor_value, loss), (), rate, loss.distance)
+        value_of = partial(_bounded_value, make)
+        return Built(value_of, boundaries, given, rate, distances.euclidean)
+    if name.startswith("mined_"):
+        make = partial(_mined, name, setting.make, width)
+    return Built(partial(_anchor_value, make), (), given, rate, make(**given).distance)
+
+
+def _check(name: str, setting: Setting, numbers: dict[str, float], width: int) -> None:
+    """Has the loss see its numbers as they are: traced, as in a step, they are not checked."""
+    numbers = dict(numbers)
+    fraction = numbers.pop("similar_fraction", 0.5)
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"similar_fraction must be in [0, 1], got {fraction}")
+    if name in _BATCH:
+        check_known(margin=numbers["margin"])
+    elif name in PAIRS:
+        setting.make(1.0, 0, **numbers)
+    elif name.startswith("mined_"):
+        # Of the loss of pairs, that the miner takes.
+        pair = losses.margin_based if "boundary" in numbers else losses.contrastive
+        pair(1.0, 0, **numbers)
+    else:
+        whole = {key for key, number in options_of(name).items() if isinstance(number, int)}
+        setting.make(
+            **{k: int(v) if k in whole and float(v).is_integer() else v for k, v in numbers.items()}
+        )
 
 
 def _setting(name: str) -> Setting:
-    return (_PAIRS | _ANCHORS | _PROXIES | _BATCH)[name]
+    return (PAIRS | _ANCHORS | PROXIES | _BATCH)[name]
 
 
-def _mined(name: str, setting: Setting, given: dict[str, float], width: int) -> Any:
+def _mined(name: str, miner: Callable[..., Any], width: int, **options: Any) -> Any:
+    """A pair loss of the pairs that a miner finds."""
     if name == "mined_distance_weighted":
-        pair = partial(losses.margin_based, **{"boundary": 0.9} | given)
-        return setting.make(pair, dimension=width)
-    pair = partial(losses.contrastive, **given)
+        return miner(partial(losses.margin_based, **options), dimension=width)
     distance = distances.cosine if name == "mined_multi_similarity" else distances.euclidean
-    return setting.make(pair, distance)
+    return miner(partial(losses.contrastive, **options), distance)
 
 
 def _pair_value(
     loss: Callable[..., jax.Array],
-    options: dict[str, float],
     distance: Callable[..., jax.Array],
-    similar_fraction: float,
     embeddings: jax.Array,
     classes: jax.Array,
     params: Any,
     references: Any,
+    options: dict[str, Any],
 ) -> jax.Array:
     """Means over similar and over dissimilar pairs, weighed by the fraction."""
-    learned: dict[str, Any] = dict(options)
+    options = dict(options)
+    fraction: jax.Array = options.pop("similar_fraction")
     if params:
-        learned = {"temperature": jnp.exp(params["log_temperature"]), "bias": params["bias"]}
+        options |= {"temperature": jnp.exp(params["log_temperature"]), "bias": params["bias"]}
 
     def of_pair(distance: jax.Array, label: jax.Array) -> jax.Array:
-        return loss(distance, label, **learned)
+        return loss(distance, label, **options)
 
     sums = all_pairs_sums(
         embeddings, classes, *references or (), loss=of_pair, distance=distance, axis_name=AXIS
     )
     means = sums.loss / jnp.maximum(sums.pairs, 1)
-    return similar_fraction * means[0] + (1 - similar_fraction) * means[1]
+    return fraction * means[0] + (1 - fraction) * means[1]
 
 
 def _batch_value(
     loss: Callable[..., jax.Array],
-    options: dict[str, float],
     embeddings: jax.Array,
     classes: jax.Array,
     params: Any,
     references: Any,
+    options: dict[str, Any],
 ) -> jax.Array:
     return loss(
         embeddings, classes, *references or (), reduction="active", axis_name=AXIS, **options
@@ -217,14 +244,26 @@ def _batch_value(
 
 
 def _anchor_value(
-    loss: Any, embeddings: jax.Array, classes: jax.Array, params: Any, references: Any
+    make: Callable[..., Any],
+    embeddings: jax.Array,
+    classes: jax.Array,
+    params: Any,
+    references: Any,
+    options: dict[str, Any],
 ) -> jax.Array:
+    loss = make(**options)
     return anchor_loss(embeddings, classes, *references or (), loss=loss, axis_name=AXIS)
 
 
 def _bounded_value(
-    loss: Any, embeddings: jax.Array, classes: jax.Array, params: Any, references: Any
+    make: Callable[..., Any],
+    embeddings: jax.Array,
+    classes: jax.Array,
+    params: Any,
+    references: Any,
+    options: dict[str, Any],
 ) -> jax.Array:
+    loss = make(**options)
     boundary = params[jnp.maximum(classes, 0)]
     return anchor_loss(
         embeddings, classes, *references or (), loss=loss, data=(boundary,), axis_name=AXIS
@@ -232,10 +271,16 @@ def _bounded_value(
 
 
 def _proxy_value(
-    loss: Any, embeddings: jax.Array, classes: jax.Array, params: Any, references: Any
+    make: Callable[..., Any],
+    embeddings: jax.Array,
+    classes: jax.Array,
+    params: Any,
+    references: Any,
+    options: dict[str, Any],
 ) -> jax.Array:
     if references is not None:
         return jnp.zeros(())
+    loss = make(**options)
     value = proxy_loss(embeddings, classes, params, loss=loss, axis_name=AXIS)
     if isinstance(loss, losses.CentersLoss):
         # Every device computes the same, of which each adds its part to the gradient.

@@ -147,6 +147,8 @@ class Config:
     ] = "contrastive"
     loss_options: dict[str, float] = dataclasses.field(default_factory=dict)
     """Numbers of the loss in place of those it is trained with, as `temperature 0.1`."""
+    loss_learning_rate: float | None = None
+    """Learning rate of the parameters of a loss, its proxies or boundaries; 0.01 by default."""
     memory: int = 0
     """Embeddings of earlier batches that a batch is compared with too (XBM); not with proxies."""
     max_age: int = 1000
@@ -294,23 +296,26 @@ def main(config: Config) -> Path:
     built = None
     distance = DISTANCES[config.distance or "euclidean"]
     if config.loss != "contrastive":
+        takes_fraction = "similar_fraction" in loss_table.options_of(config.loss)
+        fraction = {"similar_fraction": recipe["similar_fraction"]} if takes_fraction else {}
         built = loss_table.build(
             config.loss,
-            config.loss_options,
+            fraction | config.loss_options,
             classes=loss_table.classes_of(data.train.classes),
             width=config.width,
-            similar_fraction=recipe["similar_fraction"],
             seed=config.seed,
         )
         distance = built.distance
     shared: dict[str, Any] = {
         "distance": distance,
-        "augment": _augment(recipe["flip"], recipe["shift"]),
+        "augment": augmentation(recipe["flip"], recipe["shift"]),
         "microbatches": microbatches,
     }
     if built is not None:
         of_loss = training.make_optimizer(
-            built.learning_rate, steps, warmup_steps=int(config.warmup * steps)
+            config.loss_learning_rate or built.learning_rate,
+            steps,
+            warmup_steps=int(config.warmup * steps),
         )
         optimizer = make_learned_optimizer(optimizer, of_loss)
         params = Learned(params, built.params)
@@ -345,7 +350,12 @@ def main(config: Config) -> Path:
         runs.truncate_metrics(folder, start)
 
         # Devices
-        numbers = training.Numbers(config.margin or 1.0, config.seed, recipe["similar_fraction"])
+        numbers = training.Numbers(
+            config.margin or 1.0,
+            config.seed,
+            recipe["similar_fraction"],
+            () if built is None else built.options,
+        )
         if config.data_on == "device":
             call = drawn if steps_per_call == 1 else training.repeated(drawn, steps_per_call)
             placed = parallel(call, config.parallel, devices, check_values=config.check_values)
@@ -436,8 +446,11 @@ def of_encoder(params: Any) -> Any:
 def _resolved(config: Config) -> Config:
     """Options whose defaults depend on the loss, filled in."""
     if config.loss == "contrastive":
-        if config.loss_options or config.memory:
-            raise ValueError("--loss contrastive takes --margin alone, and no --memory")
+        if config.loss_options or config.memory or config.loss_learning_rate is not None:
+            raise ValueError(
+                "--loss contrastive takes --margin alone: leave --loss_options, "
+                "--loss_learning_rate and --memory out"
+            )
         return dataclasses.replace(
             config,
             objective="pairs" if config.objective == "auto" else config.objective,
@@ -459,20 +472,24 @@ def _resolved(config: Config) -> Config:
     options = dict(config.loss_options)
     if config.margin is not None:
         options["margin"] = config.margin
-    known = loss_table.options_of(config.loss)
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"{config.loss} has no {option}; its numbers are {', '.join(known) or 'none'}"
-            )
+    if config.similar_fraction is not None and config.loss not in loss_table.PAIRS:
+        raise ValueError(
+            f"{config.loss} has no share of similar pairs: leave --similar_fraction out"
+        )
+    if config.memory and config.loss in loss_table.PROXIES:
+        raise ValueError(f"{config.loss} compares with proxies and takes no --memory")
+    # Before anything is read or written; the classes are not known yet.
+    built = loss_table.build(config.loss, options, classes=2, width=config.width, seed=0)
+    if config.loss_learning_rate is not None and not jax.tree.leaves(built.params):
+        raise ValueError(f"{config.loss} has no parameters: leave --loss_learning_rate out")
     return dataclasses.replace(config, objective="all_pairs", loss_options=options, margin=None)
 
 
 def _check(options: dict[str, Any]) -> None:
     """Checks what options say together, before any data is read."""
     positive = (
-        "margin max_age batch_size steps learning_rate clip_norm log_every validate_every keep "
-        "group microbatches steps_per_call"
+        "margin max_age batch_size steps learning_rate loss_learning_rate clip_norm log_every "
+        "validate_every keep group microbatches steps_per_call"
     )
     for name in positive.split():
         if options[name] is None:
@@ -537,7 +554,8 @@ def _balance(config: Config, known: int) -> tuple[int, int]:
     return classes, images // classes
 
 
-def _augment(mirror: bool, pixels: int) -> augment.Augment | None:
+def augmentation(mirror: bool, pixels: int) -> augment.Augment | None:
+    """Moves an image at random by up to so many pixels, and mirrors it or not; None for neither."""
     if not mirror and not pixels:
         return None
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from contrastive_jax import checkpoints, training
-from experiments import train
+from experiments import loss_table, train
 
 ROOT = Path(train.__file__).parent.parent
 SMALL = {
@@ -200,6 +201,34 @@ def test_class_splits_train_and_test(config):
         assert set(saved["classes"]) == {5, 6, 7, 8, 9}
 
 
+def _without_rates(folder):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k != "pairs_per_second"} for r in records]
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        ("arcface", {"loss_options": {"margin": 0.3}, "loss_learning_rate": 0.02}),
+        ("ntxent", {"memory": 100, "max_age": 5}),
+    ],
+)
+def test_a_loss_of_whole_batches_trains_and_resumes(config, loss, options):
+    options = options | {"loss": loss, "group": None, "name": loss}
+    folder = train.main(config(**options))
+    records, embeddings = _without_rates(folder), np.load(folder / "embeddings.npz")["embeddings"]
+    trained = [record["loss"] for record in records if "loss" in record]
+    assert len(trained) == 60
+    assert np.mean(trained[-10:]) < np.mean(trained[:10])
+    (of_loss,) = jax.tree.leaves(_params(folder)["loss"]) or [None]
+    assert (of_loss is None) == (loss == "ntxent")
+    # As if it had been killed before its last checkpoint.
+    shutil.rmtree(folder / "checkpoints" / "60")
+    train.main(config(**options, resume=True))
+    assert _without_rates(folder) == records
+    np.testing.assert_array_equal(np.load(folder / "embeddings.npz")["embeddings"], embeddings)
+
+
 def test_a_folder_is_never_overwritten_without_being_told(config, tmp_path):
     folder = train.main(config(name="mine", steps=20))
     before = (folder / "metrics.jsonl").read_bytes()
@@ -239,6 +268,18 @@ def test_a_folder_is_never_overwritten_without_being_told(config, tmp_path):
         ({"objective": "all_pairs", "group": None, "data_on": "host"}, "leave --data_on device"),
         ({"width": 1}, "--width must be at least 2, got 1"),
         ({"dataset": "digitz"}, "unknown data set 'digitz'; close to it: digits"),
+        ({"loss": "supcom"}, "unknown loss supcom; close to it: supcon"),
+        ({"loss": "supcon", "loss_options": {"temperatur": 1.0}}, "its numbers are temperature"),
+        ({"loss": "supcon", "loss_options": {"temperature": 0.0}}, "temperature must be above 0"),
+        ({"loss": "mined_hard", "margin": -1.0}, "margin must be above 0"),
+        ({"loss": "supcon", "margin": 1.0}, "supcon has no margin"),
+        ({"loss": "supcon", "similar_fraction": 0.2}, "leave --similar_fraction out"),
+        ({"loss": "supcon", "distance": "cosine"}, "leave --objective, --distance and"),
+        ({"loss": "arcface", "memory": 64}, "compares with proxies and takes no --memory"),
+        ({"loss": "supcon", "memory": 8, "group": None}, "at least the 32 images of a batch"),
+        ({"memory": 64}, "--loss contrastive takes --margin alone"),
+        ({"loss": "arcface", "loss_learning_rate": 0.0}, "--loss_learning_rate must be above 0"),
+        ({"loss": "supcon", "loss_learning_rate": 0.1}, "supcon has no parameters"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_written(config, tmp_path, options, message):
@@ -279,6 +320,8 @@ def test_help_explains_every_option_with_its_default():
     for field in train.Config.__dataclass_fields__:
         assert f"--{field}" in shown.stdout
     assert "default: 1.2" in shown.stdout
+    words = shown.stdout.replace(",", " ").split()
+    assert not {*loss_table.NAMES} - {word.rstrip(".") for word in words}
 
 
 def test_unknown_options_and_encoders_list_the_known():

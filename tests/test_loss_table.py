@@ -1,0 +1,92 @@
+"""Every loss that the command knows by name trains, its parameters too."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from contrastive_jax import memory, training
+from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss_step
+from contrastive_jax.parallel import parallel
+from experiments import loss_table
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+WIDTH, CLASSES, BATCH = 8, 4, 16
+
+
+def _batch():
+    """Classes that a linear map tells apart, under noise that is larger."""
+    rng = np.random.default_rng(0)
+    classes = np.repeat(np.arange(CLASSES), BATCH // CLASSES).astype(np.int32)
+    signal = np.eye(CLASSES)[classes]
+    noise = rng.standard_normal((BATCH, 8)) * 1.5
+    images = np.concatenate([signal, noise], axis=1).astype(np.float32)
+    return training.Batch(images[:, None, :, None], classes)
+
+
+def _encode(params, images):
+    embeddings = images.reshape(len(images), -1) @ params["w"]
+    return embeddings / jnp.linalg.norm(embeddings, axis=1, keepdims=True)
+
+
+def _trained(name, steps, devices=1, remembered=0):
+    built = loss_table.build(name, {}, classes=CLASSES, width=WIDTH, seed=0)
+    optimizer = make_learned_optimizer(optax.adam(0.03), optax.adam(0.03))
+    w = np.random.default_rng(1).standard_normal((12, WIDTH)).astype(np.float32)
+    state = training.init_state(Learned({"w": jnp.asarray(w)}, built.params), optimizer)
+    if remembered:
+        state = state._replace(memory=memory.empty(remembered, WIDTH))
+    step = make_loss_step(_encode, optimizer, built.value_of, distance=built.distance)
+    placed = parallel(step, "shard_map", jax.devices()[:devices], sharded=(1,))
+    numbers = placed.replicate(training.Numbers(1.0, 0, 0.3, built.options))
+    batch, state = placed.shard(_batch()), placed.replicate(state)
+    records = []
+    for _ in range(steps):
+        state, metrics = placed.step(state, batch, numbers)
+        records.append({key: float(value) for key, value in metrics.items()})
+    return built, placed.fetch(state), records
+
+
+@pytest.mark.parametrize("name", loss_table.NAMES)
+def test_every_loss_trains(name):
+    # Embeddings follow proxies only as fast as these move.
+    steps = 60 if name in loss_table.PROXIES else 25
+    built, state, records = _trained(name, steps)
+    assert all(np.isfinite(list(record.values())).all() for record in records)
+    assert records[-1]["loss"] < records[0]["loss"]
+    first, last = (
+        record["similar_distance"] / record["dissimilar_distance"]
+        for record in records[:: steps - 1]
+    )
+    assert last < 0.9 * first
+    for before, after in zip(
+        jax.tree.leaves(built.params), jax.tree.leaves(state.params.loss), strict=True
+    ):
+        assert np.isfinite(after).all()
+        assert not np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "margin_by_class", "soft_triple", "arcface"])
+def test_parameters_of_a_loss_are_the_same_over_devices(name):
+    _, one, alone = _trained(name, 3)
+    _, many, shared = _trained(name, 3, devices=4)
+    for a, b in zip(alone, shared, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_allclose(b[key], a[key], rtol=1e-4, err_msg=key)
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(many.params), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4)
+
+
+def test_a_memory_adds_to_the_loss_and_fills():
+    _, _, alone = _trained("ntxent", 4)
+    _, state, remembered = _trained("ntxent", 4, remembered=40)
+    assert remembered[0]["loss"] == pytest.approx(alone[0]["loss"])
+    assert remembered[1]["loss"] > 1.2 * alone[1]["loss"]
+    assert (state.memory.classes >= 0).all()
+    assert state.memory.place == 4 * BATCH % 40
+    _, _, shared = _trained("ntxent", 4, devices=4, remembered=40)
+    for a, b in zip(remembered, shared, strict=True):
+        np.testing.assert_allclose(b["loss"], a["loss"], rtol=1e-4)
