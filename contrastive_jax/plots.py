@@ -584,6 +584,60 @@ def growth(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) -> Figu
     return figure
 
 
+@_styled
+def intervals(
+    panels: Mapping[str, Mapping[str, tuple[float, float]]], quantity: str, *, percent: bool = True
+) -> Figure:
+    """Draws means with their intervals, a row for each thing compared and a panel for each setting.
+
+    Args:
+      panels: for each setting, by its title, the mean and half of the interval of each thing, by
+        its name; the same names in each panel, the first drawn uppermost. Half of an interval may
+        be NaN, where none is known.
+      quantity: what the means are of.
+      percent: whether they are shares, to be drawn as percentages.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: if there is no panel, a panel is empty, names differ between panels or a mean is
+        not finite.
+    """
+    rows = [[*panel] for panel in panels.values()]
+    if not rows or not rows[0]:
+        raise ValueError("panels must hold at least one with at least one mean, got none")
+    for title, names in zip(panels, rows, strict=True):
+        if {*names} != {*rows[0]}:
+            differing = sorted({*names} ^ {*rows[0]})
+            raise ValueError(f"panel {title!r} differs from the first in {', '.join(differing)}")
+    names = rows[0]
+    figure = Figure(figsize=(3.2 + 2.6 * len(panels), 1 + 0.2 * len(names)), layout="constrained")
+    drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    places = np.arange(len(names))
+    for axes, (title, panel) in zip(drawn, panels.items(), strict=True):
+        mean, half = np.array([panel[name] for name in names], np.float64).T
+        if not np.isfinite(mean).all():
+            name = names[int(np.argmin(np.isfinite(mean)))]
+            raise ValueError(f"the mean of {name!r} in panel {title!r} must be finite")
+        axes.errorbar(
+            mean,
+            places,
+            xerr=np.nan_to_num(half),
+            fmt="o",
+            color=BLUE,
+            markersize=4.5,
+            elinewidth=1.6,
+        )
+        axes.set(title=title, xlabel=quantity)
+        axes.margins(y=0.5 / len(names))
+        if percent:
+            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    drawn[0].set_yticks(places, names)
+    drawn[0].invert_yaxis()
+    return figure
+
+
 def _series(records: Sequence[Mapping[str, float]], key: str) -> tuple[Array, Array]:
     found = [(record["step"], record[key]) for record in records if key in record]
     steps, values = np.array(found, np.float64).reshape(-1, 2).T

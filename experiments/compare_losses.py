@@ -1,0 +1,415 @@
+"""Trains every loss alike, tuned with the same budget each, and compares them on test.
+
+    python -m experiments.compare_losses                           # forty minutes on two cores
+    python -m experiments.compare_losses --resume                  # goes on after an interruption
+    python -m experiments.compare_losses --resume --losses supcon  # a part, or several side by side
+
+As "A Metric Learning Reality Check" (Musgrave, Belongie and Lim 2020) asks for: the same encoder,
+batch, steps and augmentation for all; learning rate and the numbers of a loss chosen by MAP@R on
+validation, from as many trials for each; then several seeds with those, and their mean on test with
+a 95 % interval (Student's t over seeds). Two splits: all classes, and half of the classes, seen in
+training, against the others. The figures of raw pixels stand beside them.
+
+Each training adds a line to runs/NAME/cells.jsonl when it is complete. The numbers of a loss are
+data, so that all trainings of a loss and a split share one compilation.
+"""
+
+import dataclasses
+import difflib
+import itertools
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+from scipy import stats
+from tqdm import tqdm
+
+from contrastive_jax import plots, runs, training
+from contrastive_jax.data import Dataset, index_by_class, load
+from contrastive_jax.evaluation.retrieval import retrieval
+from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss_step
+from contrastive_jax.parallel import parallel
+from experiments import loss_table
+from experiments.train import ENCODERS, augmentation
+
+SPLITS = ("all classes", "unseen classes")
+SHOWN = {"precision_at_1": "P@1", "r_precision": "R-precision", "map_at_r": "MAP@R"}
+CHOSEN_BY = "map_at_r"
+LEARNING_RATE = 4e-3
+# What is searched beside the learning rate, logarithmically.
+LEARNING_RATES = (1e-3, 1e-2)
+FRACTIONS = (0.05, 0.5)
+TEMPERATURES = (0.03, 0.5)
+MARGINS = (0.5, 1.6)
+SLACKS = (0.05, 0.5)
+SCALES = (8.0, 64.0)
+RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "contrastive": {"margin": MARGINS},
+    "contrastive_halved": {"margin": MARGINS},
+    "contrastive_linear": {"margin": MARGINS},
+    "cosine_embedding": {"margin": (0.05, 0.7)},
+    "sentence_contrastive": {"margin": (0.3, 1.3)},
+    "logistic": {"threshold": (0.5, 1.4), "scale": (3.0, 30.0)},
+    "margin_based": {"margin": SLACKS, "boundary": (0.5, 1.3)},
+    "signal_to_noise": {"margin": (0.5, 2.0)},
+    "ntxent": {"temperature": TEMPERATURES},
+    "supcon": {"temperature": TEMPERATURES},
+    "supcon_inside": {"temperature": TEMPERATURES},
+    "decoupled": {"temperature": TEMPERATURES},
+    "nca": {"scale": (2.0, 32.0)},
+    "lifted": {"margin": (0.3, 2.0)},
+    "multi_similarity": {"alpha": (1.0, 10.0), "beta": (10.0, 80.0)},
+    "circle": {"margin": (0.1, 0.6), "scale": SCALES},
+    "tuplet_margin": {"margin": (0.03, 0.3), "scale": SCALES},
+    "margin_by_class": {"margin": SLACKS},
+    "triplet_hard": {"margin": SLACKS},
+    "triplet_semi_hard": {"margin": SLACKS},
+    "triplet_all": {"margin": SLACKS},
+    "angular": {"alpha": (0.4, 1.0)},
+    "smooth_ap": {"temperature": (0.01, 0.2)},
+    "mined_hard": {"margin": MARGINS},
+    "mined_semi_hard": {"margin": MARGINS},
+    "mined_easy_positive": {"margin": MARGINS},
+    "mined_multi_similarity": {"margin": (0.3, 1.3)},
+    "mined_distance_weighted": {"margin": SLACKS, "boundary": (0.5, 1.3)},
+    "normalized_softmax": {"temperature": TEMPERATURES},
+    "proxy_nca": {"temperature": (0.05, 1.0)},
+    "proxy_anchor": {"margin": (0.03, 0.3), "alpha": SCALES},
+    "cosface": {"margin": SLACKS, "scale": SCALES},
+    "arcface": {"margin": SLACKS, "scale": SCALES},
+    "soft_triple": {"scale": SCALES, "gamma": (0.05, 0.3)},
+    "online_hard": {"margin": (0.3, 1.3)},
+}
+# Options that may differ when it is resumed: they do not change the numbers.
+FREE = {"losses", "resume", "overwrite", "name", "runs", "data_dir", "tfds_dir"}
+
+Cell = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the comparison."""
+
+    dataset: str = "fashion_mnist"
+    """digits, fashion_mnist, mnist, or any name in tensorflow-datasets with images and labels."""
+    data_dir: Path | None = None
+    """Folder of the raw IDX files of fashion_mnist or mnist; Debian's by default."""
+    tfds_dir: Path | None = None
+    """Folder of prepared data sets; that of tensorflow-datasets by default."""
+    losses: tuple[str, ...] = ()
+    """The losses to train, all by default."""
+    trials: int = 4
+    """Settings that are tried of each loss; the first is the one that --loss trains with."""
+    seeds: int = 3
+    """Trainings with the chosen setting."""
+    steps: int = 300
+    """Steps of every training."""
+    batch_size: int = 60
+    """Images in a batch, of all classes alike."""
+    encoder: str = "convnet"
+    """Network from images to embeddings: mlp, drlim, convnet or resnet18."""
+    width: int = 64
+    """Number of entries of an embedding."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices and kernels."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    name: str = "compare_losses"
+    """Folder of this run."""
+    resume: bool = False
+    """Go on with the run of this name."""
+    overwrite: bool = False
+    """Replace the run of this name."""
+
+
+def main(config: Config) -> Path:
+    """Runs the comparison and returns its folder."""
+    _check(config)
+    folder = _folder(config)
+    names = config.losses or loss_table.NAMES
+    runs_of_loss = config.trials + config.seeds
+    with tqdm(total=len(SPLITS) * len(names) * runs_of_loss, unit="run", disable=None) as bar:
+        for split in SPLITS:
+            data = load(
+                config.dataset,
+                data_dir=config.data_dir,
+                tfds_dir=config.tfds_dir,
+                split_classes=split == "unseen classes",
+            )
+            pixels = {"split": split, "loss": "raw pixels"}
+            if not _found(folder, **pixels):
+                flat = data.test.images.reshape(len(data.test.images), -1) / 255
+                _append(folder, pixels | {"figures": _figures(flat, data.test.classes)})
+            for name in names:
+                bar.set_postfix_str(f"{split}, {name}")
+                for cell in _compared(config, folder, split, name, data):
+                    _append(folder, cell)
+                    bar.update()
+                bar.update(-bar.n % runs_of_loss)
+    report(folder)
+    return folder
+
+
+def _compared(config: Config, folder: Path, split: str, name: str, data: Dataset) -> Iterable[Cell]:
+    """Trains what is still to be trained of a loss: first all trials, then all seeds."""
+    known = {"split": split, "loss": name}
+    train: Callable[..., Any] | None = None
+    for stage, count in (("tuning", config.trials), ("test", config.seeds)):
+        for number in range(count):
+            if _found(folder, **known, stage=stage, number=number):
+                continue
+            if stage == "tuning":
+                setting = trial_settings(name, config.trials)[number]
+            else:
+                setting = _best(_found(folder, **known, stage="tuning"))
+            train = train or _trainer(config, name, data)
+            began = time.perf_counter()
+            # Seed 0 is of the trials: what was chosen by it is not judged by it.
+            embed = train(setting, 0 if stage == "tuning" else number + 1)
+            part = data.validation if stage == "tuning" else data.test
+            figures = None if embed is None else _figures(embed(part.images), part.classes)
+            seconds = round(time.perf_counter() - began, 2)
+            yield (
+                known
+                | {"stage": stage, "number": number}
+                | setting
+                | {
+                    "figures": figures,
+                    "seconds": seconds,
+                }
+            )
+
+
+def trial_settings(name: str, count: int) -> list[dict[str, Any]]:
+    """Settings of a loss: the one it is trained with by default, then points of a Sobol sequence.
+
+    Args:
+      name: of the loss.
+      count: how many.
+
+    Returns:
+      Each a learning rate and options.
+    """
+    ranges = {"learning_rate": LEARNING_RATES} | RANGES.get(name, {})
+    known = loss_table.options_of(name)
+    if "similar_fraction" in known:
+        ranges = ranges | {"similar_fraction": FRACTIONS}
+    # All settings have the same numbers, so that they share a compilation.
+    by_default = {key: known[key] for key in ranges if key in known}
+    settings: list[dict[str, Any]] = [{"learning_rate": LEARNING_RATE, "options": by_default}]
+    low, high = np.log(np.array([*ranges.values()])).T
+    # A power of two, to which Sobol sequences are even, and from which the first are taken.
+    exponent = max(count - 2, 0).bit_length()
+    points = stats.qmc.Sobol(len(ranges), seed=0).random_base2(exponent)
+    for point in np.exp(low + (high - low) * points)[: count - 1]:
+        options = {key: float(f"{value:.3g}") for key, value in zip(ranges, point, strict=True)}
+        settings.append({"learning_rate": options.pop("learning_rate"), "options": options})
+    return settings
+
+
+def _trainer(config: Config, name: str, data: Dataset) -> Callable[..., Any]:
+    """A training of a loss, compiled once, from a setting and a seed to a function that embeds.
+
+    It returns None where the training diverged.
+    """
+    index = index_by_class(data.train.classes)
+    classes = len(index.sizes)
+    encode, _ = _encoder(config, data, 0)
+    shared = {"steps": config.steps, "warmup_steps": config.steps // 20}
+    built = loss_table.build(name, {}, classes=classes, width=config.width, seed=0)
+    # A learning rate scales all steps, of the encoder and of the loss; as a number in the state it
+    # is data.
+    optimizer = optax.chain(
+        make_learned_optimizer(
+            training.make_optimizer(LEARNING_RATE, weight_decay=config.weight_decay, **shared),
+            training.make_optimizer(built.learning_rate, **shared),
+        ),
+        optax.inject_hyperparams(optax.scale)(step_size=1.0),
+    )
+    step = training.make_balanced_step(
+        make_loss_step(
+            encode,
+            optimizer,
+            built.value_of,
+            distance=built.distance,
+            augment=augmentation(config.dataset not in ("digits", "mnist"), 1),
+        ),
+        classes,
+        config.batch_size // classes,
+    )
+    placed = parallel(step, "shard_map", jax.devices()[:1])
+    source = placed.replicate(training.Source(*data.train, index))
+
+    def train(setting: dict[str, Any], seed: int) -> Any:
+        of_seed = loss_table.build(
+            name, setting["options"], classes=classes, width=config.width, seed=seed
+        )
+        params = Learned(_encoder(config, data, seed)[1], of_seed.params)
+        state = training.init_state(params, optimizer)
+        state.opt_state[1].hyperparams["step_size"] = np.float32(
+            setting["learning_rate"] / LEARNING_RATE
+        )
+        numbers = training.Numbers(1.0, seed, 0.5, of_seed.options)
+        state, numbers = placed.replicate((state, numbers))
+        try:
+            ((state, _),) = training.train(
+                lambda state: placed.step(state, source, numbers),
+                state,
+                start=0,
+                steps=config.steps,
+                window=config.steps,
+                batch_size=config.batch_size,
+            )
+        except FloatingPointError:
+            return None
+        trained = placed.fetch(state).params.encoder
+        return lambda images: training.embed(encode, trained, images)
+
+    return train
+
+
+def _encoder(config: Config, data: Dataset, seed: int) -> tuple[training.Encode, Any]:
+    encoder = ENCODERS[config.encoder](
+        data.train.images.shape[1:], config.width, rngs=nnx.Rngs(seed)
+    )
+    return training.split_encoder(encoder)
+
+
+def _figures(embeddings: np.ndarray, classes: np.ndarray) -> dict[str, float]:
+    figures = retrieval(embeddings, classes)
+    return {key: figures[key] for key in SHOWN}
+
+
+def _best(cells: list[Cell]) -> dict[str, Any]:
+    """The setting that validation chooses; a training that diverged is worse than any other."""
+    best = max(cells, key=lambda cell: cell["figures"][CHOSEN_BY] if cell["figures"] else -1)
+    return {key: best[key] for key in ("learning_rate", "options")}
+
+
+def _append(folder: Path, cell: Cell) -> None:
+    with (folder / "cells.jsonl").open("a") as file:
+        file.write(json.dumps(cell) + "\n")
+
+
+def _found(folder: Path, **known: Any) -> list[Cell]:
+    """The complete trainings of which these things are so; a line cut short is none."""
+    path = folder / "cells.jsonl"
+    cells = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            cell = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if all(cell.get(key) == value for key, value in known.items()):
+            cells.append(cell)
+    return cells
+
+
+def interval(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and half of its 95 % interval, by Student's t; NaN of one value.
+
+    Args:
+      values: of independent trainings.
+
+    Returns:
+      Both.
+    """
+    array = np.array([*values], np.float64)
+    half = float(np.nan)
+    if len(array) > 1:
+        half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
+    return float(array.mean()), float(half)
+
+
+def report(folder: Path) -> None:
+    """Writes the table, as Markdown and CSV, and the figure, of what is complete in a folder."""
+    found: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    diverged = []
+    for split, name in itertools.product(SPLITS, ("raw pixels", *loss_table.NAMES)):
+        cells = _found(folder, split=split, loss=name)
+        judged = [cell for cell in cells if cell.get("stage", "test") == "test"]
+        if any(cell["figures"] is None for cell in judged):
+            diverged.append(f"{name} on {split}")
+        elif judged:
+            found.setdefault(name, {})[split] = {
+                key: interval(cell["figures"][key] for cell in judged) for key in SHOWN
+            }
+    complete = {name: of for name, of in found.items() if len(of) == len(SPLITS)}
+    order = sorted(complete, key=lambda name: complete[name][SPLITS[0]][CHOSEN_BY][0], reverse=True)
+    columns = [(split, key) for split in SPLITS for key in SHOWN]
+    lines = [
+        ["loss", *[f"{SHOWN[key]}, {split}" for split, key in columns]],
+        ["---", *["---:"] * len(columns)],
+    ]
+    csv = [["loss", *[f"{key} {split} {what}" for split, key in columns for what in ("mean", "±")]]]
+    for name in order:
+        cells_of = [complete[name][split][key] for split, key in columns]
+        lines.append([name, *[_text(*cell) for cell in cells_of]])
+        csv.append([name, *[f"{value:.6f}" for cell in cells_of for value in cell]])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    print(table)
+    if diverged:
+        print(f"\ndiverged, and left out: {', '.join(diverged)}")
+    (folder / "results.md").write_text(table + "\n")
+    (folder / "results.csv").write_text("".join(",".join(line) + "\n" for line in csv))
+    intervals = {
+        split: {name: complete[name][split][CHOSEN_BY] for name in order} for split in SPLITS
+    }
+    if order:
+        figure = plots.intervals(intervals, f"{SHOWN[CHOSEN_BY]} on test")
+        plots.save(figure, folder / "comparison.png")
+
+
+def _text(mean: float, half: float) -> str:
+    return f"{100 * mean:.1f}" + (f" ± {100 * half:.1f}" if np.isfinite(half) else "")
+
+
+def _check(config: Config) -> None:
+    for name in ("trials", "seeds", "steps", "batch_size", "width"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(config, name)}")
+    if config.encoder not in ENCODERS:
+        raise ValueError(f"--encoder must be one of {', '.join(ENCODERS)}, got {config.encoder}")
+    for name in config.losses:
+        if name not in loss_table.NAMES:
+            close = difflib.get_close_matches(name, loss_table.NAMES, n=3)
+            raise ValueError(
+                f"unknown loss {name}; "
+                + (f"close to it: {', '.join(close)}; " if close else "")
+                + f"known: {', '.join(loss_table.NAMES)}"
+            )
+    if config.resume and config.overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+
+
+def _folder(config: Config) -> Path:
+    options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    if config.resume:
+        runs.check_resumable(config.runs / config.name, options, FREE)
+        return config.runs / config.name
+    if config.overwrite:
+        shutil.rmtree(config.runs / config.name, ignore_errors=True)
+    return runs.create_run(config.runs, config.name, config.name, options)
+
+
+if __name__ == "__main__":
+    try:
+        main(
+            tyro.cli(
+                Config,
+                prog="python -m experiments.compare_losses",
+                description=str(__doc__).splitlines()[0],
+                use_underscores=True,
+            )
+        )
+    except (FileExistsError, FileNotFoundError, ImportError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,139 @@
+"""The comparison of losses: what it tunes, chooses and reports, and that it can be interrupted."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import compare_losses, loss_table
+
+SMALL = {
+    "dataset": "digits",
+    "losses": ("supcon",),
+    "trials": 2,
+    "seeds": 2,
+    "steps": 20,
+    "encoder": "mlp",
+}
+
+
+def _cells(folder):
+    return [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+
+
+def _timeless(cells):
+    return [{key: value for key, value in cell.items() if key != "seconds"} for cell in cells]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return compare_losses.main(compare_losses.Config(runs=tmp_path_factory.mktemp("runs"), **SMALL))
+
+
+@pytest.mark.xdist_group("compare_losses")
+def test_each_loss_has_its_trials_and_seeds_with_what_validation_chose(folder):
+    cells = _cells(folder)
+    assert len(cells) == 2 * (1 + 2 + 2)
+    for split in compare_losses.SPLITS:
+        for name in SMALL["losses"]:
+            mine = [c for c in cells if (c["split"], c["loss"]) == (split, name)]
+            tuned = [c for c in mine if c["stage"] == "tuning"]
+            test = [c for c in mine if c["stage"] == "test"]
+            assert [c["number"] for c in tuned] == [c["number"] for c in test] == [0, 1]
+            assert tuned[0]["options"] == {"temperature": 0.1}
+            best = max(tuned, key=lambda c: c["figures"]["map_at_r"])
+            for cell in test:
+                assert cell["options"] == best["options"]
+                assert cell["learning_rate"] == best["learning_rate"]
+            assert test[0]["figures"] != test[1]["figures"]
+
+
+@pytest.mark.xdist_group("compare_losses")
+def test_it_goes_on_where_it_was_interrupted(folder):
+    before = _cells(folder)
+    path = folder / "cells.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:3]) + lines[3][:20] + "\n")
+    table = (folder / "results.md").read_text()
+    compare_losses.main(compare_losses.Config(runs=folder.parent, resume=True, **SMALL))
+    again = [line for k, line in enumerate(path.read_text().splitlines()) if k != 3]
+    assert _timeless(map(json.loads, again)) == _timeless(before)
+    assert (folder / "results.md").read_text() == table
+    with pytest.raises(ValueError, match="steps was 20 and is now 21"):
+        compare_losses.main(
+            compare_losses.Config(runs=folder.parent, resume=True, **SMALL | {"steps": 21})
+        )
+    with pytest.raises(FileExistsError, match="--resume"):
+        compare_losses.main(compare_losses.Config(runs=folder.parent, **SMALL))
+
+
+@pytest.mark.xdist_group("compare_losses")
+def test_the_table_has_means_and_intervals_of_test(folder):
+    cells = _cells(folder)
+    rows = [line.split(" | ") for line in (folder / "results.md").read_text().splitlines()]
+    names = [row[0].strip("| ") for row in rows[2:]]
+    assert {*names} == {"raw pixels", "supcon"}
+    shown = [float(row[3].split(" ")[0]) for row in rows[2:]]
+    assert shown == sorted(shown, reverse=True)
+    values = [
+        c["figures"]["map_at_r"]
+        for c in cells
+        if (c["split"], c["loss"], c.get("stage")) == ("all classes", "supcon", "test")
+    ]
+    # Of two values the deviation is their distance over sqrt(2), and Student's t 12.706.
+    half = 12.7062 * abs(values[0] - values[1]) / 2
+    want = f"{100 * np.mean(values):.1f} ± {100 * half:.1f}"
+    assert rows[2 + names.index("supcon")][3] == want
+    assert (folder / "comparison.png").stat().st_size > 10_000
+
+
+def test_settings_are_within_their_ranges_and_every_range_is_of_a_known_number():
+    for name in loss_table.NAMES:
+        first, *others = compare_losses.trial_settings(name, 6)
+        assert first["learning_rate"] == 4e-3
+        known = loss_table.options_of(name)
+        assert first["options"] == {key: known[key] for key in others[0]["options"]}
+        assert len(others) == 5
+        assert len({setting["learning_rate"] for setting in others}) == 5
+        for setting in others:
+            assert 1e-3 <= setting["learning_rate"] <= 1e-2
+            for option, value in setting["options"].items():
+                low, high = (
+                    compare_losses.RANGES.get(name, {}) | {"similar_fraction": (0.05, 0.5)}
+                )[option]
+                assert low <= value <= high
+                assert option in known
+    assert not {*compare_losses.RANGES} - {*loss_table.NAMES}
+
+
+def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(tmp_path, capsys):
+    assert compare_losses._best(
+        [
+            {"figures": None, "learning_rate": 1.0, "options": {"margin": 1.0}},
+            {"figures": {"map_at_r": 0.0}, "learning_rate": 2.0, "options": {"margin": 2.0}},
+        ]
+    ) == {"learning_rate": 2.0, "options": {"margin": 2.0}}
+    figures = {"precision_at_1": 0.5, "r_precision": 0.4, "map_at_r": 0.3}
+    for split in compare_losses.SPLITS:
+        for name, found in (("supcon", figures), ("arcface", None)):
+            cell = {"split": split, "loss": name, "stage": "test", "number": 0, "figures": found}
+            compare_losses._append(tmp_path, cell)
+    compare_losses.report(tmp_path)
+    printed = capsys.readouterr().out
+    assert "| supcon | 50.0 | 40.0 | 30.0 | 50.0 | 40.0 | 30.0 |" in printed
+    assert "diverged, and left out: arcface on all classes, arcface on unseen classes" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"losses": ("supcom",)}, "unknown loss supcom; close to it: supcon"),
+        ({"trials": 0}, "--trials must be at least 1, got 0"),
+        ({"encoder": "vit"}, "--encoder must be one of mlp"),
+        ({"resume": True, "overwrite": True}, "exclude each other"),
+    ],
+)
+def test_errors_come_before_anything_is_written(tmp_path, options, words):
+    with pytest.raises(ValueError, match=words):
+        compare_losses.main(compare_losses.Config(runs=tmp_path, **SMALL | options))
+    assert not list(tmp_path.iterdir())
