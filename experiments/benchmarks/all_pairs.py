@@ -328,9 +328,9 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
     """Markdown."""
 
     def text(name: str, value: Any) -> str:
-        if name == "memory":
+        if name.endswith("memory"):
             return f"{value / 1e6:,.0f} MB"
-        if name == "seconds":
+        if name.endswith("seconds"):
             return f"{1e3 * value:,.0f} ms" if value < 10 else f"{value:,.1f} s"
         if name.startswith("error"):
             return f"{value:.0e}"
