@@ -50,15 +50,17 @@ def all_pairs_loss(
     B x B matrix is never built: the pairs are walked tile by tile. Where the gradient is asked for,
     loss and gradient come out of one walk; `loss` and `distance` are differentiated inside it.
 
-    *Precision.* Euclidean, squared Euclidean, cosine, angular, Mahalanobis distance and negative
-    dot product of `contrastive_jax.distances` use matrix products. The distance of two points that
-    lie close would lose digits there, so close pairs are done again: pairs of one class by a
-    product of their differences from one member of it, the remaining ones by the distance itself.
+    *Precision.* Euclidean, squared Euclidean, cosine, angular, Mahalanobis distance, negative dot
+    product and signal-to-noise ratio of `contrastive_jax.distances` use matrix products. The
+    distance of two points that lie close would lose digits there, so close pairs are done again:
+    pairs of one class by a product of their differences from one member of it, the remaining ones
+    by the distance itself.
     The relative error of a distance stays below 1e-4 in float32, from 1e-6 to 2 on unit vectors and
     likewise on longer ones. The squares of the entries must neither over- nor underflow: norms lie
     within 1e-15 and 1e15 in float32. Any other distance is computed pair by pair, as `pair_loss`
     does, and so are pairs of different classes that are closer than a twentieth of what the batch
-    extends to: where most are, the walk takes as long as for such a distance.
+    extends to (with the signal-to-noise ratio, of the length of the embeddings): where most are,
+    the walk takes as long as for such a distance.
 
     *Derivatives.* Gradients, by embeddings, references, the margin and whatever `loss` and
     `distance` close over, are exact; weights are constants. Forward mode and second derivatives

@@ -141,7 +141,8 @@ def anchor_statistics(
 ) -> tuple[Any, ...]:
     """Statistics that every row keeps of its pairs with all others, or with references.
 
-    Arguments and errors are those of `anchor_loss`.
+    Arguments and errors are those of `anchor_loss`, that for a derivative which is not taken among
+    them, whether or not one is asked for.
 
     Args:
       embeddings: anchors, `[B, D]`, floating.

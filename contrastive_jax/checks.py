@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,14 +110,17 @@ def check_range(low: float, high: float, **values: ArrayLike) -> None:
 
     Args:
       low: the least.
-      high: above all; may be infinite.
-      **values: scalars.
+      high: above all.
+      **values: scalars, finite even where the ends are not.
 
     Raises:
+      AssertionError: if a value is not a scalar.
       ValueError: for the first known number that is not in the range, naming it.
     """
     for name, x in values.items():
-        if not isinstance(x, jax.core.Tracer) and not low <= np.asarray(x) < high:
+        chex.assert_rank(x, 0, custom_message=f"{name} must be a scalar")
+        known = not isinstance(x, jax.core.Tracer)
+        if known and not (low <= np.asarray(x) < high and np.isfinite(x)):
             raise ValueError(f"{name} must be in [{low:.5g}, {high:.5g}), got {x}")
 
 

@@ -285,11 +285,13 @@ def signal_to_noise(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
 
 def noise_over_signal(noise: jax.Array, signal: jax.Array) -> jax.Array:
-    """The ratio of two variances, at most 1 / eps, and that where the second alone is 0."""
-    none = signal == 0
-    ratio = noise / jnp.where(none, 1, signal)
-    most = 1 / np.finfo(ratio.dtype).eps
-    return jnp.where(none, jnp.where(noise > 0, most, 0), jnp.minimum(ratio, most))
+    """The ratio of two variances, at most 1 / eps, and that where the second alone vanishes."""
+    info = np.finfo(noise.dtype)
+    # Of a smaller variance the square, by which the derivative divides, is no number any more.
+    least = 8 * math.sqrt(info.tiny)
+    beyond = (signal < least) | (noise * info.eps >= signal)
+    ratio = noise / jnp.where(beyond, 1, signal)
+    return jnp.where(beyond, jnp.where(noise < least, 0, 1 / info.eps), ratio)
 
 
 def _vectors(a: ArrayLike, b: ArrayLike) -> tuple[jax.Array, jax.Array]:

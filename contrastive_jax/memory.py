@@ -45,7 +45,7 @@ def empty(size: int, width: int, dtype: Any = jnp.float32) -> Memory:
     Raises:
       ValueError: if a size is not above 0.
     """
-    if not (isinstance(size, int) and isinstance(width, int) and min(size, width) > 0):
+    if min(size, width) < 1 or (size, width) != (int(size), int(width)):
         raise ValueError(f"size and width must be whole and above 0, got {size} and {width}")
     return Memory(
         jnp.zeros((size, width), dtype),

@@ -1,8 +1,8 @@
 """Mining: which pairs of an anchor count, as weights inside the walk over all pairs.
 
 Each function takes a pair loss, a function of a distance and a label, and gives a loss for
-`anchor_loss`; an anchor for which it finds nothing adds nothing. What is chosen is not
-differentiated, only the loss of it.
+`anchor_loss`, or is one of a batch (`online_hard_loss`); where nothing is found nothing is added.
+What is chosen is not differentiated, only the loss of it.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -122,7 +123,8 @@ def semi_hard(
     """
 
     check_pair_loss(loss)
-    check_range(0, math.inf, **({} if margin is math.inf else {"margin": margin}))
+    if not isinstance(margin, jax.core.Tracer) and not np.asarray(margin) > 0:
+        raise ValueError(f"margin must be above 0, got {margin}")
 
     def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Statistic:
         semi_hard = (label == 1) & (distance > positive) & (distance < positive + margin)
@@ -148,7 +150,7 @@ def _of_two(loss: PairLoss, positive: jax.Array, negative: jax.Array) -> Mean:
 
 def multi_similarity(
     loss: PairLoss | AnchorLoss = contrastive,
-    distance: Distance = cosine,
+    distance: Distance | None = None,
     *,
     epsilon: ArrayLike = 0.1,
 ) -> AnchorLoss:
@@ -158,15 +160,16 @@ def multi_similarity(
 
     Args:
       loss: of a distance and a label; or an `AnchorLoss` of one walk, such as
-        `losses.multi_similarity()`, which then knows of the pairs found alone.
-      distance: of two vectors.
-      epsilon: in the unit of the distance; 0.1 in the paper, for cosines.
+        `losses.multi_similarity()`, which then sees the mined pairs only.
+      distance: of two vectors; by default that of an `AnchorLoss`, and the cosine distance.
+      epsilon: at least 0, in the unit of the distance; 0.1 in the paper, for cosines.
 
     Returns:
-      Loss for `anchor_loss`: the mean over the pairs found.
+      Loss for `anchor_loss`: the mean over the pairs found, or that of the `AnchorLoss`.
 
     Raises:
-      ValueError: if `loss` is not a function.
+      ValueError: if `loss` is neither a function nor an `AnchorLoss` of one walk without data, if
+        its formula is of another distance, or a known `epsilon` is below 0.
 
     References:
       Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019,
@@ -190,7 +193,12 @@ def multi_similarity(
 
     of_mined: Callable[..., Any] = of_pair
     of_anchor: Callable[..., Any] = lambda found: Mean(*found)  # noqa: E731
+    fixed = False
     if isinstance(loss, AnchorLoss):
+        fixed = loss.fixed
+        if fixed and distance not in (None, loss.distance):
+            raise ValueError("the formula of this loss is of its own distance: leave distance out")
+        distance = loss.distance if distance is None else distance
         if len(loss.statistics) != 1 or loss.needs:
             raise ValueError("the AnchorLoss of mined pairs must take one walk and no data")
         (of_mined,), of_anchor = loss.statistics, loss.loss
@@ -203,7 +211,8 @@ def multi_similarity(
             is_leaf=is_statistic,
         )
 
-    return AnchorLoss(lambda _, found: of_anchor(found), (extremes, mined), distance)
+    walks = extremes, mined
+    return AnchorLoss(lambda _, found: of_anchor(found), walks, distance or cosine, fixed)
 
 
 def distance_weighted(
@@ -265,7 +274,7 @@ def distance_weighted(
     def of_anchor(first: Any, found: Any) -> Mean:
         return Mean(sum(found), first[1])
 
-    return AnchorLoss(of_anchor, (weights, weighted), euclidean)
+    return AnchorLoss(of_anchor, (weights, weighted), euclidean, fixed=True)
 
 
 def online_hard_loss(

@@ -20,7 +20,8 @@ class Product(NamedTuple):
     """From vectors `[N, D]` and the parameters of the distance to points `[N, E]`; None where the
     vectors are the points."""
     of: Callable[..., jax.Array]
-    """From the squared distance of two points, or from their product, to the distance."""
+    """From the squared distance of two points, or from their product, to the distance; with
+    `by_anchor` from the squared length of the first point too."""
     squared: bool
     """Whether `of` takes the squared distance."""
     on_sphere: bool = False
@@ -30,7 +31,7 @@ class Product(NamedTuple):
     linear: bool = False
     """Whether points are linear in the vectors, by factors that are the parameters."""
     by_anchor: bool = False
-    """Whether `of` takes the squared length of the first point too."""
+    """Whether the distance depends on the length of the first point."""
 
 
 def as_product(distance: Callable[..., jax.Array]) -> tuple[Product | None, dict[str, Any]]:
@@ -95,7 +96,10 @@ def _directions(x: jax.Array) -> jax.Array:
 
 def _signals(x: jax.Array) -> jax.Array:
     """Points whose squared length is the variance of the entries of a vector."""
-    return (x - jnp.mean(x, axis=1, keepdims=True)) / math.sqrt(x.shape[1])
+    x = x - jnp.mean(x, axis=1, keepdims=True)
+    # Once more, as the rounding of a mean far above the spread would stay in all entries.
+    x = x - jnp.mean(x, axis=1, keepdims=True)
+    return x / math.sqrt(x.shape[1])
 
 
 def _mapped(x: jax.Array, factor: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import Any, cast
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from contrastive_jax.all_pairs import checked_side
@@ -36,7 +37,8 @@ def proxy_loss(
 
     Args:
       embeddings: `[B, D]`, floating.
-      classes: `[B]`, integers from 0 to C - 1; rows of class -1 are ignored.
+      classes: `[B]`, integers from 0 to C - 1; rows of class -1 are ignored, and those of traced
+        classes without a proxy.
       proxies: `[C, D]`, or `[C, K, D]` with K for each class; of the dtype of `embeddings`.
       loss: one of the proxy losses of `contrastive_jax.losses`, or any `AnchorLoss`.
       reduction: as in `anchor_loss`.
@@ -61,6 +63,7 @@ def proxy_loss(
         )
     if reduction not in ("mean", "active", "sum"):
         raise ValueError(f"reduction must be one of mean, active, sum, got {reduction!r}")
+    largest = None if isinstance(classes, jax.core.Tracer) else np.max(classes, initial=-1)
     embeddings, classes, _ = checked_side("", embeddings, classes, None)
     proxies = jnp.asarray(proxies)
     expected = {"custom_message": "expected embeddings: [B, D] and proxies: [C, D] or [C, K, D]"}
@@ -69,9 +72,9 @@ def proxy_loss(
     chex.assert_type(
         proxies, embeddings.dtype, custom_message="proxies are not of embeddings' dtype"
     )
-    if not isinstance(classes, jax.core.Tracer) and jnp.max(classes, initial=-1) >= len(proxies):
+    if largest is not None and largest >= len(proxies):
         raise ValueError(
-            f"classes must be below {len(proxies)}, the number of proxies, got {jnp.max(classes)}"
+            f"classes must be below {len(proxies)}, the number of proxies, got {largest}"
         )
     if isinstance(loss, CentersLoss):
         if {*options} - {"precision"}:

@@ -2,13 +2,17 @@
 
     python -m experiments.compare_losses                           # forty minutes on two cores
     python -m experiments.compare_losses --resume                  # goes on after an interruption
-    python -m experiments.compare_losses --resume --losses supcon  # a part, or several side by side
+    python -m experiments.compare_losses --resume --losses supcon  # a part; several side by side
 
 As "A Metric Learning Reality Check" (Musgrave, Belongie and Lim 2020) asks for: the same encoder,
 batch, steps and augmentation for all; learning rate and the numbers of a loss chosen by MAP@R on
 validation, from as many trials for each; then several seeds with those, and their mean on test with
 a 95 % interval (Student's t over seeds). Two splits: all classes, and half of the classes, seen in
 training, against the others. The figures of raw pixels stand beside them.
+
+What a reader should know: in both splits validation is of held-out images of the classes trained
+on, where that paper holds out classes; a loss without an entry in `RANGES` has its learning rate
+tuned alone; and of proxies and boundaries the learning rate follows that of the encoder.
 
 Each training adds a line to runs/NAME/cells.jsonl when it is complete. The numbers of a loss are
 data, so that all trainings of a loss and a split share one compilation.
@@ -108,7 +112,7 @@ class Config:
     losses: tuple[str, ...] = ()
     """The losses to train, all by default."""
     trials: int = 4
-    """Settings that are tried of each loss; the first is the one that --loss trains with."""
+    """Settings that are tried of each loss; the first are those of `loss_table`."""
     seeds: int = 3
     """Trainings with the chosen setting."""
     steps: int = 300
@@ -134,27 +138,39 @@ class Config:
 def main(config: Config) -> Path:
     """Runs the comparison and returns its folder."""
     _check(config)
+    sets = {
+        split: load(
+            config.dataset,
+            data_dir=config.data_dir,
+            tfds_dir=config.tfds_dir,
+            split_classes=split == "unseen classes",
+        )
+        for split in SPLITS
+    }
+    for split, data in sets.items():
+        classes = len(np.unique(data.train.classes))
+        if config.batch_size % classes or config.batch_size < 2 * classes:
+            raise ValueError(
+                f"--batch_size must be a multiple of the {classes} classes that are trained on "
+                f"({split}) and hold two of each, got {config.batch_size}"
+            )
     folder = _folder(config)
     names = config.losses or loss_table.NAMES
     runs_of_loss = config.trials + config.seeds
     with tqdm(total=len(SPLITS) * len(names) * runs_of_loss, unit="run", disable=None) as bar:
-        for split in SPLITS:
-            data = load(
-                config.dataset,
-                data_dir=config.data_dir,
-                tfds_dir=config.tfds_dir,
-                split_classes=split == "unseen classes",
-            )
+        for split, data in sets.items():
             pixels = {"split": split, "loss": "raw pixels"}
             if not _found(folder, **pixels):
                 flat = data.test.images.reshape(len(data.test.images), -1) / 255
                 _append(folder, pixels | {"figures": _figures(flat, data.test.classes)})
             for name in names:
                 bar.set_postfix_str(f"{split}, {name}")
+                done = runs_of_loss
                 for cell in _compared(config, folder, split, name, data):
                     _append(folder, cell)
                     bar.update()
-                bar.update(-bar.n % runs_of_loss)
+                    done -= 1
+                bar.update(done)
     report(folder)
     return folder
 
@@ -296,22 +312,28 @@ def _best(cells: list[Cell]) -> dict[str, Any]:
 
 
 def _append(folder: Path, cell: Cell) -> None:
-    with (folder / "cells.jsonl").open("a") as file:
-        file.write(json.dumps(cell) + "\n")
+    path = folder / "cells.jsonl"
+    # What was being written when a process was killed must not spoil this line.
+    whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+    with path.open("a") as file:
+        file.write(("" if whole else "\n") + json.dumps(cell) + "\n")
 
 
 def _found(folder: Path, **known: Any) -> list[Cell]:
-    """The complete trainings of which these things are so; a line cut short is none."""
+    """The complete trainings of which these things are so, each once.
+
+    A line cut short is none, and two processes may have done the same.
+    """
     path = folder / "cells.jsonl"
-    cells = []
+    cells = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             cell = json.loads(line)
         except json.JSONDecodeError:
             continue
         if all(cell.get(key) == value for key, value in known.items()):
-            cells.append(cell)
-    return cells
+            cells[tuple(cell.get(key) for key in ("split", "loss", "stage", "number"))] = cell
+    return [*cells.values()]
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:
@@ -332,13 +354,16 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
 def report(folder: Path) -> None:
     """Writes the table, as Markdown and CSV, and the figure, of what is complete in a folder."""
+    seeds = json.loads((folder / "config.json").read_text())["seeds"]
     found: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
-    diverged = []
+    diverged, incomplete = [], []
     for split, name in itertools.product(SPLITS, ("raw pixels", *loss_table.NAMES)):
         cells = _found(folder, split=split, loss=name)
         judged = [cell for cell in cells if cell.get("stage", "test") == "test"]
         if any(cell["figures"] is None for cell in judged):
             diverged.append(f"{name} on {split}")
+        elif cells and len(judged) < (1 if name == "raw pixels" else seeds):
+            incomplete.append(f"{name} on {split}")
         elif judged:
             found.setdefault(name, {})[split] = {
                 key: interval(cell["figures"][key] for cell in judged) for key in SHOWN
@@ -357,8 +382,9 @@ def report(folder: Path) -> None:
         csv.append([name, *[f"{value:.6f}" for cell in cells_of for value in cell]])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     print(table)
-    if diverged:
-        print(f"\ndiverged, and left out: {', '.join(diverged)}")
+    for why, names in (("diverged", diverged), ("not complete", incomplete)):
+        if names:
+            print(f"\n{why}, and left out: {', '.join(names)}")
     (folder / "results.md").write_text(table + "\n")
     (folder / "results.csv").write_text("".join(",".join(line) + "\n" for line in csv))
     intervals = {
@@ -377,6 +403,11 @@ def _check(config: Config) -> None:
     for name in ("trials", "seeds", "steps", "batch_size", "width"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(config, name)}")
+    if len(Path(config.name).parts) != 1 or config.name == "..":
+        raise ValueError(f"--name must be the name of one folder, got {config.name!r}")
+    if config.width < 3:
+        # Of the distances of random points that mining weighs by.
+        raise ValueError(f"--width must be at least 3, got {config.width}")
     if config.encoder not in ENCODERS:
         raise ValueError(f"--encoder must be one of {', '.join(ENCODERS)}, got {config.encoder}")
     for name in config.losses:

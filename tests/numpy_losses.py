@@ -61,6 +61,10 @@ def _distances(distance, *sets):
         )
 
 
+def _log_sum_exp(values):
+    return np.logaddexp.reduce(np.asarray(values, np.float64), initial=-np.inf)
+
+
 def _mean(values):
     return float(np.mean(values)) if len(values) else 0.0
 
@@ -106,16 +110,16 @@ def n_pair(x, x_classes, y=None, y_classes=None):
     values = []
     for anchor, positives, negatives in _compared(x, x_classes, y, y_classes):
         for p in positives:
-            values.append(np.log(1 + sum(np.exp(anchor @ n - anchor @ p) for n in negatives)))
+            values.append(_log_sum_exp([0, *[anchor @ n - anchor @ p for n in negatives]]))
     return _mean(values)
 
 
 def nca(x, x_classes, y=None, y_classes=None, *, scale=1.0, distance=squared_euclidean):
     values = []
     for d_p, d_n in _distances(distance, x, x_classes, y, y_classes):
-        of_positives, of_negatives = np.exp(-scale * d_p).sum(), np.exp(-scale * d_n).sum()
         if len(d_p):
-            values.append(-np.log(of_positives / (of_positives + of_negatives)))
+            values.append(_log_sum_exp([*(-scale * d_p), *(-scale * d_n)]))
+            values[-1] -= _log_sum_exp(-scale * d_p)
     return _mean(values)
 
 
@@ -125,8 +129,8 @@ def nca(x, x_classes, y=None, y_classes=None, *, scale=1.0, distance=squared_euc
 def lifted(x, x_classes, y=None, y_classes=None, *, margin=1.0, positive_margin=0.0):
     values = []
     for d_p, d_n in _distances(euclidean, x, x_classes, y, y_classes):
-        farthest = np.log(np.exp(d_p - positive_margin).sum()) if len(d_p) else 0.0
-        nearest = np.log(np.exp(margin - d_n).sum()) if len(d_n) else 0.0
+        farthest = _log_sum_exp(d_p - positive_margin) if len(d_p) else 0.0
+        nearest = _log_sum_exp(margin - d_n) if len(d_n) else 0.0
         values.append(max(0.0, farthest + nearest))
     return _mean(values)
 
@@ -186,7 +190,7 @@ def margin_by_class(x, x_classes, y=None, y_classes=None, *, boundaries, margin=
 
 
 def _hinge(violation, smooth):
-    return np.log(1 + np.exp(violation)) if smooth else max(0.0, violation)
+    return np.logaddexp(0, violation) if smooth else max(0.0, violation)
 
 
 def triplet_hard(x, x_classes, y=None, y_classes=None, *, margin=0.2, smooth=False):
@@ -226,7 +230,7 @@ def angular(x, x_classes, y=None, y_classes=None, *, alpha=0.7):
         for positive in positives:
             p = _unit(positive)
             terms = [4 * slope * (a + p) @ n - 2 * (1 + slope) * a @ p for n in negatives]
-            values.append(np.log(1 + np.exp(terms).sum()))
+            values.append(_log_sum_exp([0, *terms]))
     return _mean(values)
 
 

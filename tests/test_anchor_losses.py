@@ -263,6 +263,9 @@ KINDS = [
     "zeros",
     "one_row",
     "no_row",
+    "narrow",
+    "short",
+    "long",
 ]
 
 
@@ -276,6 +279,10 @@ def _batch(rng, kind, rows, size=5):
         classes = rng.permutation(rows)
     elif kind == "all_equal":
         x[:] = rng.standard_normal(size)
+    elif kind == "narrow":
+        x[:, 1:] = 0
+    elif kind in ("short", "long"):
+        x *= 1e-6 if kind == "short" else 1e6
     elif kind in ("duplicates", "zeros"):
         of = rng.integers(0, rows, rows // 2)
         x[: rows // 2] = 0 if kind == "zeros" else x[of]
@@ -336,6 +343,27 @@ def test_two_sets_against_numpy(name, seed, kind, rows):
     np.testing.assert_allclose(value, want, rtol=1e-6, atol=1e-6)
     for gradient in gradients.values():
         assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    ("name_of", "size"), [("supcon", 5), ("n_pair", 1), ("triplet_semi_hard", 1), ("arcface", 5)]
+)
+def test_low_precision_and_a_single_entry(name_of, size):
+    """Embeddings in bfloat16 are compared in float32, and may have a single entry."""
+    rng = np.random.default_rng(5)
+    x, classes = _batch(rng, "random", 20, size)
+    y = [_proxies(rng, name_of)[:, :size]] if name_of in PROXY_LOSSES else []
+    sets = [jnp.asarray(a, jnp.bfloat16) for a in (x, *y)]
+
+    def value(x, *proxies):
+        return _value(name_of, LOSSES[name_of][0], None, x, classes, *proxies, tile=8)
+
+    found, gradient = jax.jit(jax.value_and_grad(value))(*sets)
+    first, *others = (np.asarray(a, np.float64) for a in sets)
+    np.testing.assert_allclose(found, _expected(name_of, first, classes, *others), rtol=1e-5)
+    assert found.dtype == jnp.float32
+    assert gradient.dtype == jnp.bfloat16
+    assert np.isfinite(gradient.astype(jnp.float32)).all()
 
 
 def _slope(function, step=1e-4):

@@ -53,7 +53,7 @@ def test_it_goes_on_where_it_was_interrupted(folder):
     before = _cells(folder)
     path = folder / "cells.jsonl"
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:3]) + lines[3][:20] + "\n")
+    path.write_text("".join(lines[:3]) + lines[3][:20])
     table = (folder / "results.md").read_text()
     compare_losses.main(compare_losses.Config(runs=folder.parent, resume=True, **SMALL))
     again = [line for k, line in enumerate(path.read_text().splitlines()) if k != 3]
@@ -118,10 +118,26 @@ def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(
         for name, found in (("supcon", figures), ("arcface", None)):
             cell = {"split": split, "loss": name, "stage": "test", "number": 0, "figures": found}
             compare_losses._append(tmp_path, cell)
+    for k in (0, 0, 1):  # twice, as two processes may
+        cell = {"split": "all classes", "loss": "nca", "stage": "test", "number": k}
+        compare_losses._append(tmp_path, cell | {"figures": figures})
+    (tmp_path / "config.json").write_text('{"seeds": 1}')
     compare_losses.report(tmp_path)
     printed = capsys.readouterr().out
     assert "| supcon | 50.0 | 40.0 | 30.0 | 50.0 | 40.0 | 30.0 |" in printed
     assert "diverged, and left out: arcface on all classes, arcface on unseen classes" in printed
+    (tmp_path / "config.json").write_text('{"seeds": 2}')
+    compare_losses.report(tmp_path)
+    printed = capsys.readouterr().out
+    assert "not complete, and left out: supcon on all classes, supcon on unseen" in printed
+    assert len(compare_losses._found(tmp_path, loss="nca")) == 2
+
+
+def test_a_line_cut_short_does_not_spoil_the_next(tmp_path):
+    (tmp_path / "cells.jsonl").write_text('{"loss": "supcon", "fig')
+    compare_losses._append(tmp_path, {"loss": "nca"})
+    compare_losses._append(tmp_path, {"loss": "arcface"})
+    assert [cell["loss"] for cell in compare_losses._found(tmp_path)] == ["nca", "arcface"]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +146,12 @@ def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(
         ({"losses": ("supcom",)}, "unknown loss supcom; close to it: supcon"),
         ({"trials": 0}, "--trials must be at least 1, got 0"),
         ({"encoder": "vit"}, "--encoder must be one of mlp"),
+        ({"name": "."}, "--name must be the name of one folder, got '.'"),
+        ({"name": ""}, "--name must be the name of one folder, got ''"),
+        ({"name": "a/b"}, "--name must be the name of one folder, got 'a/b'"),
+        ({"width": 2}, "--width must be at least 3, got 2"),
+        ({"batch_size": 55}, "multiple of the 10 classes that are trained on"),
+        ({"dataset": "digitz"}, "unknown data set 'digitz'"),
         ({"resume": True, "overwrite": True}, "exclude each other"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from contrastive_jax import anchor_loss, losses, mining
+from contrastive_jax import anchor_loss, distances, losses, mining
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -261,7 +261,11 @@ def test_wrong_options_are_refused(options, message):
     [
         (lambda: mining.hard(losses.supcon()), "must be a function of a distance and a label"),
         (lambda: mining.multi_similarity(losses.ntxent()), "must take one walk and no data"),
-        (lambda: mining.semi_hard(margin=-1.0), "margin must be in"),
+        (lambda: mining.semi_hard(margin=0.0), "margin must be above 0, got 0"),
+        (
+            lambda: mining.multi_similarity(losses.multi_similarity(), distances.euclidean),
+            "of its own distance",
+        ),
         (lambda: mining.multi_similarity(epsilon=-1.0), "epsilon must be in"),
     ],
 )

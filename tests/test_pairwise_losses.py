@@ -82,7 +82,8 @@ def test_formulas(name, data, distance, label):
     step = 1e-6
     below, above = (formulas[label](distance + h, **exact) for h in (-step, step))
     at = formulas[label](distance, **exact)
-    kink = abs((above - at) - (at - below)) > 1e-4 * step
+    # Where it bends as no smooth loss of these numbers does.
+    kink = abs((above - at) - (at - below)) > 1e-2 * step
     if not kink:
         np.testing.assert_allclose(slope, (above - below) / (2 * step), rtol=1e-4, atol=1e-4)
 
@@ -165,7 +166,9 @@ def _signal_to_noise_expected(x, margin, c):
     return sum(np.mean(kind) if kind else 0.0 for kind in kinds)
 
 
-@pytest.mark.parametrize("kind", ["random", "clusters", "duplicates", "one_class", "offset"])
+@pytest.mark.parametrize(
+    "kind", ["random", "clusters", "duplicates", "one_class", "offset", "far_offset"]
+)
 def test_signal_to_noise_is_met_in_both_directions(kind):
     """By products, with a derivative by the anchor's own signal."""
     rng = np.random.default_rng(1)
@@ -180,6 +183,8 @@ def test_signal_to_noise_is_met_in_both_directions(kind):
         c[:] = 0
     elif kind == "offset":
         x += 3
+    elif kind == "far_offset":
+        x = 1e4 + np.round(64 * (x + 0.02 * rng.standard_normal(x.shape))) / 64
     x, margin = np.float32(x), 1.5
     value, (gradient, by_margin) = _signal_to_noise_loss(x, margin, c)
     x = x.astype(float)
@@ -194,6 +199,36 @@ def test_signal_to_noise_is_met_in_both_directions(kind):
     np.testing.assert_allclose(np.sum(gradient * way), slope, rtol=1e-4, atol=1e-7)
     slope = (want(x, margin + h) - want(x, margin - h)) / (2 * h)
     np.testing.assert_allclose(by_margin, slope, rtol=1e-4, atol=1e-7)
+
+
+def test_signal_to_noise_of_rows_of_a_tiny_signal_has_a_finite_gradient():
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((12, 5)) * 10.0 ** np.arange(0, -24, -2)[:, None]
+    x[3] = 1e-3
+    for classes in (np.arange(12) % 3, np.arange(12)):
+        value, (gradient, _) = _signal_to_noise_loss(np.float32(x), 1.5, classes)
+        assert np.isfinite(value)
+        assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_signal_to_noise_over_devices(devices):
+    rng = np.random.default_rng(4)
+    x, c = np.float32(rng.standard_normal((16, 6))), rng.integers(0, 4, 16)
+
+    def value(x, c, axis_name=None):
+        options = {"loss": losses.contrastive_linear, "margin": 1.5, "axis_name": axis_name}
+        return all_pairs_loss(x, c, distance=distances.signal_to_noise, tile=8, **options)
+
+    want, gradient = jax.jit(jax.value_and_grad(value))(x, c)
+    over = jax.pmap(
+        jax.value_and_grad(functools.partial(value, axis_name="d")),
+        "d",
+        devices=jax.devices()[:devices],
+    )
+    values, parts = over(x.reshape(devices, -1, 6), c.reshape(devices, -1))
+    np.testing.assert_allclose(values, np.full(devices, want), rtol=1e-5)
+    np.testing.assert_allclose(parts.reshape(16, 6), gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_signal_to_noise_of_rows_without_a_signal_is_finite():

@@ -91,4 +91,5 @@ def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
 
     walks = max(len(loss.statistics) for loss in losses)
     statistics = tuple(partial(of_walk, place) for place in range(walks))
-    return AnchorLoss(loss_of, statistics, losses[0].distance)
+    fixed = any(loss.fixed for loss in losses)
+    return AnchorLoss(loss_of, statistics, losses[0].distance, fixed=fixed)

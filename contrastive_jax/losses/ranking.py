@@ -32,13 +32,13 @@ def fast_ap(bins: int = 10) -> AnchorLoss:
     References:
       Cakir et al., Deep Metric Learning to Rank, 2019, eq. 5 to 8.
     """
-    if not isinstance(bins, int) or bins < 1:
+    if bins < 1 or bins != int(bins):
         raise ValueError(f"bins must be a whole number, at least 1, got {bins}")
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         # In units of a bin; twice the cosine distance is the squared Euclidean one.
         place = distance * (bins / 2)
-        shares = [jax.nn.relu(1 - jnp.abs(place - k)) for k in range(bins + 1)]
+        shares = [jax.nn.relu(1 - jnp.abs(place - k)) for k in range(int(bins) + 1)]
         positives = [total(share, label == 0) for share in shares]
         return positives, [total(share) for share in shares], total(1.0, label == 0)
 

@@ -67,7 +67,7 @@ def multi_similarity(
     Args:
       alpha: above 0, sharpness among positives.
       beta: above 0, sharpness among negatives.
-      base: cosine in (-1, 1) that positives are to exceed and negatives to stay below.
+      base: cosine in [-1, 1) that positives are to exceed and negatives to stay below.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`; with the cosine distance alone.
