@@ -29,6 +29,8 @@ class Setting(NamedTuple):
     """Of pair losses."""
     learning_rate: float = 0.0
     """Of the parameters of the loss, where it has some."""
+    weight_decay: float | None = None
+    """Of the encoder, where that of the data set holds the loss back."""
 
 
 class Built(NamedTuple):
@@ -74,7 +76,7 @@ _ANCHORS = {
     "circle": Setting(losses.circle, {"margin": 0.4, "scale": 32.0}),
     "tuplet_margin": Setting(losses.tuplet_margin, {"scale": 32.0}),
     "margin_by_class": Setting(losses.margin_by_class, {}, learning_rate=1e-2),
-    "triplet_hard": Setting(losses.triplet_hard, {"margin": 0.2}),
+    "triplet_hard": Setting(losses.triplet_hard, {"margin": 0.2}, weight_decay=0.1),
     "triplet_semi_hard": Setting(losses.triplet_semi_hard, {"margin": 0.2}),
     "triplet_all": Setting(losses.triplet_all, {"margin": 0.2}),
     "angular": Setting(losses.angular, {}),
@@ -170,6 +172,11 @@ def build(name: str, options: dict[str, float], *, classes: int, width: int, see
     if name.startswith("mined_"):
         make = partial(_mined, name, setting.make, width)
     return Built(partial(_anchor_value, make), (), given, rate, make(**given).distance)
+
+
+def weight_decay_of(name: str) -> float | None:
+    """The weight decay that a loss is trained with, where it has one of its own."""
+    return _setting(name).weight_decay
 
 
 def _check(name: str, setting: Setting, numbers: dict[str, float], width: int) -> None:

@@ -191,7 +191,7 @@ class Config:
     """Share of the steps over which the learning rate grows."""
     weight_decay: float | None = None
     """Decoupled weight decay of matrices and kernels; by default 1 on digits, of which there are
-    few, and 0.1 elsewhere."""
+    few, and 0.1 elsewhere and with triplet_hard."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
     seed: int = 0
@@ -238,10 +238,10 @@ def main(config: Config) -> Path:
             raise ValueError(f"--devices must be from 1 to {len(devices)}, got {config.devices}")
         devices = devices[: config.devices]
     on_cpu = devices[0].platform == "cpu"
-    recipe = {
-        key: default if getattr(config, key) is None else getattr(config, key)
-        for key, default in RECIPES.get(config.dataset, RECIPES["fashion_mnist"]).items()
-    }
+    recipe = dict(RECIPES.get(config.dataset, RECIPES["fashion_mnist"]))
+    if (decay := loss_table.weight_decay_of(config.loss)) is not None:
+        recipe["weight_decay"] = decay
+    recipe |= {key: getattr(config, key) for key in recipe if getattr(config, key) is not None}
     steps = recipe["steps"]
     dtype = {"auto": "float32" if on_cpu else "bfloat16"}.get(config.dtype, config.dtype)
     # XLA computes convolutions inside a loop on a CPU by an unoptimised path.
