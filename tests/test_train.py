@@ -319,7 +319,7 @@ def test_help_explains_every_option_with_its_default():
     assert shown.returncode == 0
     for field in train.Config.__dataclass_fields__:
         assert f"--{field}" in shown.stdout
-    assert "default: 1.2" in shown.stdout
+    assert "default: 0.004" in shown.stdout
     words = shown.stdout.replace(",", " ").split()
     assert not {*loss_table.NAMES} - {word.rstrip(".") for word in words}
 
