@@ -109,6 +109,7 @@ def _of_centers(
     centers = unit(proxies.astype(dtype)).reshape(-1, proxies.shape[-1])
     height = max(1, min(len(embeddings), _COSINES // len(centers)))
     padding = -len(embeddings) % height
+    bad = jnp.sum(jnp.where((classes >= 0)[:, None], embeddings.astype(dtype), 0) * 0)
     counts = (classes >= 0) & (classes < len(proxies))
     rows = jnp.where(counts[:, None], embeddings.astype(dtype), 0)
     rows = jnp.pad(rows, ((0, padding), (0, 0))).reshape(-1, height, rows.shape[1])
@@ -127,7 +128,7 @@ def _of_centers(
     sums = lax.map(of_block, (rows, classes.reshape(-1, height)))
     value, count, active = shared_total(tuple(jnp.sum(one) for one in sums), axis_name)
     # A NaN shows, whatever the loss makes of it.
-    value += shared_total(jnp.sum(rows * 0), axis_name)
+    value += shared_total(bad, axis_name)
     if reduction == "sum":
         return cast(jax.Array, value)
     count = active if reduction == "active" else count
