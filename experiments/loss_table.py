@@ -140,7 +140,7 @@ def build(name: str, options: dict[str, float], *, classes: int, width: int, see
             raise ValueError(
                 f"{name} has no {option}; its numbers are {', '.join(known) or 'none'}"
             )
-    _check(name, setting, known | options, width)
+    _check(name, setting, known | options)
     given = setting.options | options
     # Whole numbers are structure, not data.
     whole = {k: int(given.pop(k)) for k in [*given] if isinstance(known[k], int)}
@@ -148,7 +148,7 @@ def build(name: str, options: dict[str, float], *, classes: int, width: int, see
     rate = setting.learning_rate
     params: Any = ()
     if name in PAIRS:
-        given = {"similar_fraction": 0.3} | given
+        given = {"similar_fraction": known["similar_fraction"]} | given
         distance = setting.distance or distances.euclidean
         if name == "sigmoid":
             params = {
@@ -179,7 +179,7 @@ def weight_decay_of(name: str) -> float | None:
     return _setting(name).weight_decay
 
 
-def _check(name: str, setting: Setting, numbers: dict[str, float], width: int) -> None:
+def _check(name: str, setting: Setting, numbers: dict[str, float]) -> None:
     """Has the loss see its numbers as they are: traced, as in a step, they are not checked."""
     numbers = dict(numbers)
     fraction = numbers.pop("similar_fraction", 0.5)
