@@ -21,6 +21,7 @@ from contrastive_jax.streaming import (
     arranged,
     empty_like,
     gradients,
+    kept,
     nothing_added,
     of_marks,
     walked,
@@ -214,12 +215,14 @@ def anchor_statistics(
         weights = jax.tree.map(sorted_weight, cotangents, known[len(data) :], is_leaf=is_zero)
         weights = (*jax.tree.map(jnp.zeros_like, known[: len(data)]), *weights)
         # What sums are by what was known before them, from the last stage to the first.
+        extremes_alone = True
         for k in reversed(range(len(stages))):
             place = len(data) + k
             of_row = jax.tree.map(lambda leaf: leaf[0], known[:place])
             scalar, label = _example(rows)
             collected = partial(_Collected(stages, k, False))
             shape = jax.eval_shape(collected, scalar, label, label, of_row, *parameters.loss)[0]
+            extremes_alone &= all(one.kind in ("max", "min") for one in _flat(shape))
             sums = [
                 weight
                 for one, weight in zip(_flat(shape), _flat_values(weights[place]), strict=True)
@@ -242,7 +245,18 @@ def anchor_statistics(
         none = jax.tree.map(lambda p: None, parameters)
         of_sides: list[Any] = [None] * len(sides)
         of_parameters = none
-        if any(wanted):
+        if any(wanted) and extremes_alone and task.axis_name is None:
+            given = partial(_given_like, orders[0])
+            of_sides, of_parameters = _of_picked(
+                task,
+                stages,
+                (x, y),
+                orders[-1],
+                parameters,
+                wanted,
+                *jax.tree.map(given, (known, weighed)),
+            )
+        elif any(wanted):
             carry = walked(context, begun, nothing_added(context, begun))
             of_sides, found = gradients(context, begun, orders, carry)
             if wanted.parameters:
@@ -265,6 +279,67 @@ def anchor_statistics(
     statistics_of.defvjp(forward, backward, symbolic_zeros=True)
     arguments = x, y, data, parameters
     return cast(tuple[Any, ...], statistics_of(*varying(arguments, axes_of(arguments))))
+
+
+def _of_picked(
+    task: Task,
+    stages: tuple[Stage, ...],
+    sides: tuple[Side, Side | None],
+    order: jax.Array,
+    parameters: Parameters,
+    wanted: Wanted,
+    known: tuple[Any, ...],
+    weighed: tuple[Any, ...],
+) -> tuple[list[Any], Any]:
+    """Gradients of extremes alone: of pairs that are known, without another walk."""
+    x, y = kept(sides[0]), None if sides[1] is None else kept(sides[1])
+    others = x if y is None else y
+    at = jnp.stack([at for of_stage in weighed for _, at in of_stage])
+    found = at >= 0
+    # In place of an anchor that has found none stands one that has: its pair has a derivative.
+    spare = jnp.argmax(found, axis=1)[:, None]
+    row = jnp.where(found, jnp.arange(at.shape[1]), spare)
+    at = jnp.where(found, at, jnp.maximum(jnp.take_along_axis(at, spare, axis=1), 0))
+    at = order[at]
+
+    def total(vectors: jax.Array, their: jax.Array, parameters: Parameters) -> jax.Array:
+        def of_anchor(i: jax.Array, j: jax.Array, statistic: int, weight: jax.Array) -> jax.Array:
+            between = task.distances[0](vectors[i], their[j], *parameters.distance)
+            label = (x.classes[i] != others.classes[j]).astype(jnp.int32)
+            stage, place = of_statistic[statistic]
+            before = known[: len(known) - len(stages) + stage]
+            before = jax.tree.map(lambda leaf: lax.stop_gradient(leaf[i]), before)
+            one = _flat(_stage(stages, stage, between, label, before, parameters.loss))[place]
+            return jnp.asarray(weight * one.value)
+
+        added = jnp.zeros((), x.vectors.dtype)
+        for k, (weight, _) in enumerate(one for of_stage in weighed for one in of_stage):
+            values = jax.vmap(partial(of_anchor, statistic=k))(row[k], at[k], weight=weight)
+            added += jnp.sum(jnp.where(found[k], values, 0))
+        return added
+
+    of_statistic = [(k, place) for k, of in enumerate(weighed) for place in range(len(of))]
+    their = others.vectors
+    gradients_of = jax.grad(total, (0, 1, 2), allow_int=True)
+    of_x, of_y, of_parameters = gradients_of(x.vectors, their, parameters)
+    any_found = jnp.any(found)
+
+    def none_where_nothing(gradient: jax.Array) -> jax.Array | None:
+        if gradient.dtype == jax.dtypes.float0:
+            return None
+        return jnp.where(any_found, gradient, 0)
+
+    of_sides: list[Any] = [None, None]
+    if y is None and wanted.rows:
+        of_sides = [(none_where_nothing(of_x + of_y),)]
+    elif y is not None:
+        of_sides = [
+            (none_where_nothing(one),) if asked else None
+            for one, asked in ((of_x, wanted.rows), (of_y, wanted.columns))
+        ]
+    if not wanted.parameters:
+        return of_sides, jax.tree.map(lambda _: None, parameters)
+    return of_sides, jax.tree.map(none_where_nothing, of_parameters)
 
 
 def _example(rows: Rows) -> tuple[jax.Array, jax.Array]:

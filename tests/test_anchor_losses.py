@@ -8,6 +8,7 @@ import functools
 import math
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -617,6 +618,31 @@ def test_weighted_sum():
     np.testing.assert_allclose(
         anchor_loss(x, classes, loss=sum_of_nested, tile=TILE), each[0][0], rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("name_of", ["normalized_softmax", "cosface", "arcface"])
+@pytest.mark.parametrize("proxies_of_a_class", [1, 3])
+def test_proxies_met_at_once_equal_those_met_tile_by_tile(name_of, proxies_of_a_class):
+    rng = np.random.default_rng(0)
+    # More rows than a block has, as 600 proxies leave room for 873 of them or for 291.
+    x, classes = rng.standard_normal((1000, 8)), rng.integers(-1, 600, 1000)
+    shape = (600, 8) if proxies_of_a_class == 1 else (600, proxies_of_a_class, 8)
+    proxies = rng.standard_normal(shape)
+    number = {"normalized_softmax": "temperature"}.get(name_of, "scale")
+
+    def value(x, proxies, learned, reduction, **options):
+        loss = getattr(losses, name_of)(**{number: learned})
+        return proxy_loss(x, classes, proxies, loss=loss, reduction=reduction, **options)
+
+    for reduction in ("mean", "active"):
+        with jax.enable_x64(True):
+            both = [
+                jax.value_and_grad(functools.partial(value, **options), (0, 1, 2))(
+                    jnp.asarray(x), jnp.asarray(proxies), jnp.float64(0.7), reduction
+                )
+                for options in ({}, {"tile": 64})
+            ]
+        chex.assert_trees_all_close(*both, rtol=1e-9, atol=1e-12)
 
 
 def test_reductions():
