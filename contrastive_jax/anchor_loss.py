@@ -208,7 +208,7 @@ def _triple_sums(
     """The sums over the anchors of this device and their positives."""
     scalar = examples[0]
     stages, values, of_row = _stages(loss.statistics, (*examples, scalar))
-    function, of_loss = hoisted("loss", loss.loss, of_row, _check_one_mean)
+    function, of_loss = hoisted("loss", loss.loss, of_row, check_mean)
     row = varying(jnp.zeros(x.vectors.shape[1:], scalar.dtype), axes_of(scalar))
     of_two = []
     for name, given in (("joined", loss.joined), ("to_positive", loss.to_positive)):
@@ -323,10 +323,11 @@ def _check_statistics(name: str, shape: Any) -> None:
 def _check_means(name: str, shape: Any) -> None:
     means = [shape] if isinstance(shape, Mean) else shape
     for mean in means if isinstance(means, tuple | list) else [means]:
-        _check_one_mean(name, mean)
+        check_mean(name, mean)
 
 
-def _check_one_mean(name: str, shape: Any) -> None:
+def check_mean(name: str, shape: Any) -> None:
+    """Checks that a function returns a mean of scalars."""
     if not isinstance(shape, Mean) or any(one.shape for one in jax.tree.leaves(shape)):
         raise AssertionError(f"{name} must return a Mean of scalars, got {shape}")
     real_scalar(name, shape.value)

@@ -1,5 +1,6 @@
 """Losses of embeddings and learned proxies of their classes."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import chex
@@ -8,15 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from contrastive_jax.all_pairs import checked_side
-from contrastive_jax.anchor_loss import AnchorReduction, anchor_loss, three
+from contrastive_jax.all_pairs import checked_side, hoisted
+from contrastive_jax.anchor_loss import AnchorReduction, anchor_loss, check_mean, three
 from contrastive_jax.anchors import shared_total
 from contrastive_jax.losses.directions import unit
-from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, ProxyLoss
+from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, Mean, ProxyLoss
 from contrastive_jax.memory import own_share
+from contrastive_jax.tiles import axes_of, plus, varying
 
 # Cosines that are held at once.
-_COSINES = 2**20
+_COSINES = 2**19
+# Proxies of which a row meets all at once, in one walk for loss and gradient. With more a block
+# would have too few rows.
+_AT_ONCE = 2**13
 
 
 def proxy_loss(
@@ -82,6 +87,9 @@ def proxy_loss(
             raise ValueError(f"a CentersLoss meets all centres at once and takes no {wrong}")
         return _of_centers(embeddings, classes, proxies, loss, reduction, axis_name, **options)
     rows = proxies.reshape(-1, proxies.shape[-1])
+    if loss.of_row is not None and len(rows) <= _AT_ONCE and not {*options} - {"precision"}:
+        of_row = CentersLoss(loss.of_row)
+        return _of_centers(embeddings, classes, proxies, of_row, reduction, axis_name, **options)
     numbers = jnp.arange(len(rows)) // (len(rows) // len(proxies))
     if axis_name is not None:
         rows, numbers = own_share((rows, numbers), axis_name)
@@ -111,25 +119,86 @@ def _of_centers(
     padding = -len(embeddings) % height
     bad = jnp.sum(jnp.where((classes >= 0)[:, None], embeddings.astype(dtype), 0) * 0)
     counts = (classes >= 0) & (classes < len(proxies))
-    rows = jnp.where(counts[:, None], embeddings.astype(dtype), 0)
+    rows = unit(jnp.where(counts[:, None], embeddings.astype(dtype), 0))
     rows = jnp.pad(rows, ((0, padding), (0, 0))).reshape(-1, height, rows.shape[1])
     classes = jnp.pad(jnp.where(counts, classes, -1), (0, padding), constant_values=-1)
+    classes = classes.reshape(-1, height)
 
-    @jax.checkpoint
-    def of_block(block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-        rows, classes = block
-        cosines = jnp.matmul(unit(rows), centers.T, precision=precision)
+    example = varying(jnp.zeros(proxies.shape[:2], dtype), axes_of((rows, centers)))
+    function, parameters = hoisted("loss", loss.loss, (example, classes[0, 0]), check_mean)
+
+    def of_block(
+        rows: jax.Array, centers: jax.Array, parameters: Any, classes: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        cosines = lax.dot_general(rows, centers, (((1,), (1,)), ((), ())), precision=precision)
         cosines = cosines.reshape(len(rows), *proxies.shape[:2])
         known = classes >= 0
-        means = three(jax.vmap(loss.loss)(cosines, jnp.maximum(classes, 0)))
-        means = jax.tree.map(lambda one: jnp.broadcast_to(one, known.shape), means)
-        return tuple(jnp.sum(jnp.where(known, one, 0)) for one in means)
 
-    sums = lax.map(of_block, (rows, classes.reshape(-1, height)))
-    value, count, active = shared_total(tuple(jnp.sum(one) for one in sums), axis_name)
+        def of_row(cosines: jax.Array, own: jax.Array) -> Mean:
+            return cast(Mean, function(cosines, own, *parameters))
+
+        means = three(jax.vmap(of_row)(cosines, jnp.maximum(classes, 0)))
+        value, count, active = (
+            jnp.sum(jnp.where(known, jnp.broadcast_to(one, known.shape), 0)).astype(dtype)
+            for one in means
+        )
+        return value, (count, active)
+
+    sums = _in_one_walk(of_block, rows, centers, parameters, classes)
+    value, count, active = shared_total(sums, axis_name)
     # A NaN shows, whatever the loss makes of it.
     value += shared_total(bad, axis_name)
     if reduction == "sum":
         return cast(jax.Array, value)
     count = active if reduction == "active" else count
     return cast(jax.Array, value / jnp.where(count > 0, count, 1))
+
+
+def _in_one_walk(
+    of_block: Callable[..., Any],
+    rows: jax.Array,
+    centers: jax.Array,
+    parameters: tuple[jax.Array, ...],
+    classes: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sums over blocks of rows, whose gradients are taken along while their cosines are at hand.
+
+    The gradient of a scalar is that for a cotangent of 1, times the cotangent.
+    """
+
+    @jax.custom_vjp
+    def walk(rows: jax.Array, centers: jax.Array, parameters: Any) -> Any:
+        found = lax.map(lambda block: of_block(block[0], centers, parameters, block[1]), both(rows))
+        value, (count, active) = jax.tree.map(jnp.sum, found)
+        return value, count, active
+
+    def both(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return rows, classes
+
+    def forward(rows: jax.Array, centers: jax.Array, parameters: Any) -> Any:
+        def add(total: Any, block: Any) -> Any:
+            sums, of_shared = total
+            part, own = block
+            gradient_of = jax.value_and_grad(of_block, (0, 1, 2), has_aux=True, allow_int=True)
+            (value, (count, active)), (of_rows, *more) = gradient_of(part, centers, parameters, own)
+            sums = jax.tree.map(jnp.add, sums, (value, count, active))
+            return (sums, jax.tree.map(plus, of_shared, tuple(more))), of_rows
+
+        axes = axes_of((rows, centers, parameters, classes))
+        nothing = varying(
+            ((jnp.zeros((), rows.dtype),) * 3, jax.tree.map(jnp.zeros_like, (centers, parameters))),
+            axes,
+        )
+        (sums, of_shared), of_rows = lax.scan(add, nothing, both(rows))
+        return sums, (of_rows, *of_shared)
+
+    def backward(gradients: Any, cotangents: Any) -> Any:
+        # Counts have no derivative.
+        return tuple(
+            jax.tree.map(lambda one: one * cotangents[0].astype(one.dtype), of) for of in gradients
+        )
+
+    walk.defvjp(forward, backward)
+    arguments = rows, centers, parameters
+    sums = walk(*varying(arguments, axes_of((arguments, classes))))
+    return cast(tuple[jax.Array, jax.Array, jax.Array], sums)

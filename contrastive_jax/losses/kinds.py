@@ -68,12 +68,15 @@ class ProxyLoss(NamedTuple):
 
     loss: AnchorLoss
     anchors: Literal["embeddings", "proxies"] = "embeddings"
+    of_row: Callable[[jax.Array, jax.Array], Mean] | None = None
+    """The same as a `CentersLoss`, which is quicker where there are not too many proxies."""
 
 
 class CentersLoss(NamedTuple):
     """A loss of an embedding and several centres of each class, for `contrastive_jax.proxy_loss`.
 
-    `loss` takes the cosines of the embedding with all centres `[C, K]` and its class.
+    `loss` takes the cosines of the embedding with all centres `[C, K]` and its class. Counts have
+    no derivative.
     """
 
     loss: Callable[[jax.Array, jax.Array], Mean]

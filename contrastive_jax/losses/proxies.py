@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.nn import logsumexp
 from jax.typing import ArrayLike
 
 from contrastive_jax.checks import check_known, check_range
@@ -34,7 +35,13 @@ def normalized_softmax(temperature: ArrayLike = 0.05) -> ProxyLoss:
       Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, 2019, eq. 3.
     """
     check_known(temperature=temperature)
-    return ProxyLoss(nca(1 / temperature)._replace(distance=AnchorLoss._field_defaults["distance"]))
+
+    def of_row(cosines: jax.Array, own: jax.Array) -> Mean:
+        logits = cosines / temperature
+        return Mean(logsumexp(logits) - logsumexp(logits[own]), 1.0)
+
+    by_statistics = nca(1 / temperature)._replace(distance=AnchorLoss._field_defaults["distance"])
+    return ProxyLoss(by_statistics, of_row=of_row)
 
 
 def proxy_nca(temperature: ArrayLike = 1 / 9) -> ProxyLoss:
@@ -210,4 +217,12 @@ def _with_margin(own: Any, scale: ArrayLike) -> ProxyLoss:
         value = jax.nn.softplus(others - scale * own(jnp.where(known, distance, 0)))
         return Mean(jnp.where(known, value, 0), known)
 
-    return ProxyLoss(AnchorLoss(loss, (statistics,), fixed=True))
+    def of_row(cosines: jax.Array, own_class: jax.Array) -> Mean:
+        if len(cosines) == 1:
+            return Mean(0 * cosines[0, 0], 1.0)
+        is_own = (jnp.arange(len(cosines)) == own_class)[:, None]
+        others = logsumexp(jnp.where(is_own, -jnp.inf, scale * cosines))
+        nearest = own(1 - jnp.max(cosines[own_class]))
+        return Mean(jax.nn.softplus(others - scale * nearest), 1.0)
+
+    return ProxyLoss(AnchorLoss(loss, (statistics,), fixed=True), of_row=of_row)
