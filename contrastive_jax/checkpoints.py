@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -70,12 +70,41 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, like: State) -> State
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     restored: State = checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
+    return _checked(f"checkpoint {step}", restored, like)
+
+
+def save_state(path: str | Path, state: Any) -> None:
+    """Saves a single state, in place of what may be at this path; whole when the call returns."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(Path(path).absolute(), state, force=True)
+
+
+def restore_state(path: str | Path, like: State) -> State:
+    """Restores what `save_state` saved.
+
+    Args:
+      path: where it lies.
+      like: a state of the same structure, whose shapes, types and devices the restored one takes.
+
+    Returns:
+      The state.
+
+    Raises:
+      ValueError: if the saved state has another structure or other shapes.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored: State = checkpointer.restore(Path(path).absolute(), abstract)
+    return _checked(str(path), restored, like)
+
+
+def _checked(what: str, restored: State, like: State) -> State:
     for (path, got), want in zip(
         jax.tree_util.tree_leaves_with_path(restored), jax.tree.leaves(like), strict=True
     ):
         if np.shape(got) != np.shape(want):
             raise ValueError(
-                f"checkpoint {step} holds {jax.tree_util.keystr(path)} of shape {np.shape(got)}, "
-                f"expected {np.shape(want)}: it is of another encoder"
+                f"{what} holds {jax.tree_util.keystr(path)} of shape {np.shape(got)}, expected "
+                f"{np.shape(want)}: it is of another encoder"
             )
     return restored

@@ -117,3 +117,21 @@ def write_metrics(
             for key, value in finite.items():
                 if key != "step":
                     events.add_scalar(key, value, record["step"])
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Adds a record to a JSON lines file, whose last line a kill may have cut short."""
+    whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+    with path.open("a") as file:
+        file.write(("" if whole else "\n") + json.dumps(record) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete records of a JSON lines file, none where there is no file."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records

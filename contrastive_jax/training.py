@@ -141,7 +141,14 @@ def make_optimizer(
         raise ValueError(
             f"warmup_steps must be at least 0 and below steps, got {warmup_steps} of {steps}"
         )
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, steps)
+    # Of parts that may be traced, so that `optax.inject_hyperparams` makes data of the numbers.
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, learning_rate, warmup_steps),
+            optax.cosine_decay_schedule(learning_rate, steps - warmup_steps),
+        ],
+        [warmup_steps],
+    )
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(

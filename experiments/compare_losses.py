@@ -162,12 +162,14 @@ def main(config: Config) -> Path:
             pixels = {"split": split, "loss": "raw pixels"}
             if not _found(folder, **pixels):
                 flat = data.test.images.reshape(len(data.test.images), -1) / 255
-                _append(folder, pixels | {"figures": _figures(flat, data.test.classes)})
+                runs.append_line(
+                    folder / "cells.jsonl", pixels | {"figures": _figures(flat, data.test.classes)}
+                )
             for name in names:
                 bar.set_postfix_str(f"{split}, {name}")
                 done = runs_of_loss
                 for cell in _compared(config, folder, split, name, data):
-                    _append(folder, cell)
+                    runs.append_line(folder / "cells.jsonl", cell)
                     bar.update()
                     done -= 1
                 bar.update(done)
@@ -311,26 +313,13 @@ def _best(cells: list[Cell]) -> dict[str, Any]:
     return {key: best[key] for key in ("learning_rate", "options")}
 
 
-def _append(folder: Path, cell: Cell) -> None:
-    path = folder / "cells.jsonl"
-    # What was being written when a process was killed must not spoil this line.
-    whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
-    with path.open("a") as file:
-        file.write(("" if whole else "\n") + json.dumps(cell) + "\n")
-
-
 def _found(folder: Path, **known: Any) -> list[Cell]:
     """The complete trainings of which these things are so, each once.
 
     A line cut short is none, and two processes may have done the same.
     """
-    path = folder / "cells.jsonl"
     cells = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            cell = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for cell in runs.read_lines(folder / "cells.jsonl"):
         if all(cell.get(key) == value for key, value in known.items()):
             cells[tuple(cell.get(key) for key in ("split", "loss", "stage", "number"))] = cell
     return [*cells.values()]

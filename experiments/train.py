@@ -13,12 +13,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+import optax
 import tyro
 from flax import nnx
 from tensorboardX import SummaryWriter
@@ -34,7 +35,7 @@ from contrastive_jax import (
     runs,
     training,
 )
-from contrastive_jax.data import Dataset, augment, index_by_class, load, stream_pairs
+from contrastive_jax.data import ClassIndex, Dataset, augment, index_by_class, load, stream_pairs
 from contrastive_jax.evaluation.retrieval import nearest_neighbours, retrieval
 from contrastive_jax.evaluation.summary import Summary, summarize
 from contrastive_jax.evaluation.verification import roc_curve
@@ -182,7 +183,8 @@ class Config:
     """Classes in a batch of all_pairs; by default the largest number up to 32 that divides the
     images."""
     microbatches: int | None = None
-    """Parts that a device takes its pairs in; by default 1, and on a CPU parts of 32 pairs."""
+    """Parts that a device takes its pairs in; by default 1, and on a CPU parts of 32 pairs but for
+    the MLP."""
     steps: int | None = None
     """Training steps; by default 1,500 on digits, 3,000 on mnist, 20,000 elsewhere."""
     learning_rate: float = 4e-3
@@ -227,7 +229,7 @@ class Config:
 def main(config: Config) -> Path:
     """Runs an experiment and returns its folder."""
     began = time.perf_counter()
-    config = _resolved(config)
+    config = resolved(config)
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         # Virtual devices that wait for each other hold threads of XLA's pool, one to a core by
         # default: more devices than cores would wait for ever.
@@ -237,34 +239,8 @@ def main(config: Config) -> Path:
         if not 0 < config.devices <= len(devices):
             raise ValueError(f"--devices must be from 1 to {len(devices)}, got {config.devices}")
         devices = devices[: config.devices]
-    on_cpu = devices[0].platform == "cpu"
-    recipe = dict(RECIPES.get(config.dataset, RECIPES["fashion_mnist"]))
-    if (decay := loss_table.weight_decay_of(config.loss)) is not None:
-        recipe["weight_decay"] = decay
-    recipe |= {key: getattr(config, key) for key in recipe if getattr(config, key) is not None}
-    steps = recipe["steps"]
-    dtype = {"auto": "float32" if on_cpu else "bfloat16"}.get(config.dtype, config.dtype)
-    # XLA computes convolutions inside a loop on a CPU by an unoptimised path.
-    steps_per_call = 1 if on_cpu else config.log_every
-    if config.steps_per_call is not None:
-        steps_per_call = config.steps_per_call
-    share = config.batch_size // len(devices)
-    fits = share // 32 if share % 32 == 0 else 1
-    microbatches = max(fits, 1) if on_cpu else 1
-    if config.microbatches is not None:
-        microbatches = config.microbatches
-    if config.group is None:
-        recipe["group"] = math.gcd(recipe["group"], share // max(microbatches, 1)) or 1
-    if config.objective == "all_pairs" and config.group is None:
-        recipe["group"] = 1
-    options = dataclasses.asdict(config) | recipe
-    options |= {
-        "dtype": dtype,
-        "microbatches": microbatches,
-        "steps_per_call": steps_per_call,
-        "devices": len(devices),
-    }
-    _check(options)
+    options = settled(config, devices)
+    steps, steps_per_call = options["steps"], options["steps_per_call"]
 
     # Data
     data = load(
@@ -274,65 +250,13 @@ def main(config: Config) -> Path:
         image_size=config.image_size,
         split_classes=config.split_classes,
     )
-    index = index_by_class(data.train.classes, recipe["similar_fraction"])
-    classes, examples = _balance(config, len(index.sizes))
 
     # Encoder, optimiser, step
-    encoder = ENCODERS[config.encoder](
-        data.train.images.shape[1:],
-        config.width,
-        normalize=config.normalize,
-        dtype=dtype,
-        rngs=nnx.Rngs(config.seed),
-    )
-    encode, params = training.split_encoder(encoder)
-    optimizer = training.make_optimizer(
-        config.learning_rate,
-        steps,
-        warmup_steps=int(config.warmup * steps),
-        weight_decay=recipe["weight_decay"],
-        clip_norm=config.clip_norm,
-    )
-    built = None
-    distance = DISTANCES[config.distance or "euclidean"]
-    if config.loss != "contrastive":
-        takes_fraction = "similar_fraction" in loss_table.options_of(config.loss)
-        fraction = {"similar_fraction": recipe["similar_fraction"]} if takes_fraction else {}
-        built = loss_table.build(
-            config.loss,
-            fraction | config.loss_options,
-            classes=loss_table.classes_of(data.train.classes),
-            width=config.width,
-            seed=config.seed,
-        )
-        distance = built.distance
-    shared: dict[str, Any] = {
-        "distance": distance,
-        "augment": augmentation(recipe["flip"], recipe["shift"]),
-        "microbatches": microbatches,
-    }
-    if built is not None:
-        of_loss = training.make_optimizer(
-            config.loss_learning_rate or built.learning_rate,
-            steps,
-            warmup_steps=int(config.warmup * steps),
-        )
-        optimizer = make_learned_optimizer(optimizer, of_loss)
-        params = Learned(params, built.params)
-    if config.objective == "all_pairs":
-        if built is None:
-            batch_step = training.make_all_pairs_step(encode, optimizer, **shared)
-        else:
-            batch_step = make_loss_step(
-                encode, optimizer, built.value_of, max_age=config.max_age, **shared
-            )
-        drawn = training.make_balanced_step(batch_step, classes, examples)
-    else:
-        pair_step = training.make_pair_step(encode, optimizer, group=recipe["group"], **shared)
-        drawn = training.make_drawn_step(pair_step, config.batch_size)
-    state = training.init_state(params, optimizer)
-    if config.memory:
-        state = state._replace(memory=memory.empty(config.memory, config.width))
+    built = built_loss(config, options, data.train.classes)
+    index = index_by_class(data.train.classes, options["similar_fraction"])
+    assembled = assemble(config, options, data, index, built)
+    encode, distance = assembled.encode, assembled.distance
+    state = assembled.init(config.seed, built)
 
     folder = _folder(config, options)
     print(f"{folder}: {data.name}, {len(data.train.classes):,} training images, {steps:,} steps")
@@ -350,36 +274,35 @@ def main(config: Config) -> Path:
         runs.truncate_metrics(folder, start)
 
         # Devices
-        numbers = training.Numbers(
-            config.margin or 1.0,
-            config.seed,
-            recipe["similar_fraction"],
-            () if built is None else built.options,
-        )
+        numbers = numbers_of(config, options, built)
         if config.data_on == "device":
-            call = drawn if steps_per_call == 1 else training.repeated(drawn, steps_per_call)
+            call = assembled.step
+            if steps_per_call > 1:
+                call = training.repeated(call, steps_per_call)
             placed = parallel(call, config.parallel, devices, check_values=config.check_values)
             source = placed.replicate(training.Source(*data.train, index))
             arguments: Iterator[Any] = itertools.repeat(source)
         else:
+            assert assembled.pair_step is not None  # of batches that are drawn on the device
             placed = parallel(
-                pair_step, config.parallel, devices, sharded=(1,), check_values=config.check_values
+                assembled.pair_step,
+                config.parallel,
+                devices,
+                sharded=(1,),
+                check_values=config.check_values,
             )
             pairs = stream_pairs(
                 data.train.images,
                 data.train.classes,
                 seed=config.seed,
                 batch_size=config.batch_size,
-                similar_fraction=recipe["similar_fraction"],
+                similar_fraction=options["similar_fraction"],
                 start_step=start,
             )
             arguments = (placed.shard(training.Pairs(*batch)) for batch in pairs)
         state, numbers = placed.replicate((state, numbers))
 
         # Training
-        pairs_in_batch = config.batch_size
-        if config.objective == "all_pairs":
-            pairs_in_batch = classes * examples * (classes * examples - 1) // 2
         windows = training.train(
             lambda state: placed.step(state, next(arguments), numbers),
             state,
@@ -387,7 +310,7 @@ def main(config: Config) -> Path:
             steps=steps,
             window=config.log_every,
             steps_per_call=steps_per_call,
-            batch_size=pairs_in_batch,
+            batch_size=assembled.pairs,
         )
         inverted = 0
         try:
@@ -438,12 +361,190 @@ def main(config: Config) -> Path:
     return folder
 
 
+def settled(config: Config, devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """All options, with defaults that depend on data set, loss and devices filled in.
+
+    Args:
+      config: what was asked for, from `resolved`.
+      devices: over which a batch is spread.
+
+    Returns:
+      Every option by its name.
+
+    Raises:
+      ValueError: if options do not fit each other.
+    """
+    on_cpu = devices[0].platform == "cpu"
+    recipe = dict(RECIPES.get(config.dataset, RECIPES["fashion_mnist"]))
+    if (decay := loss_table.weight_decay_of(config.loss)) is not None:
+        recipe["weight_decay"] = decay
+    recipe |= {key: getattr(config, key) for key in recipe if getattr(config, key) is not None}
+    # XLA computes convolutions inside a loop on a CPU by an unoptimised path.
+    steps_per_call = 1 if on_cpu else config.log_every
+    if config.steps_per_call is not None:
+        steps_per_call = config.steps_per_call
+    share = config.batch_size // len(devices)
+    fits = share // 32 if share % 32 == 0 else 1
+    # An MLP is all weights, which each part would read again.
+    microbatches = max(fits, 1) if on_cpu and config.encoder != "mlp" else 1
+    if config.microbatches is not None:
+        microbatches = config.microbatches
+    if config.group is None:
+        recipe["group"] = math.gcd(recipe["group"], share // max(microbatches, 1)) or 1
+    if config.objective == "all_pairs" and config.group is None:
+        recipe["group"] = 1
+    options = dataclasses.asdict(config) | recipe
+    options |= {
+        "dtype": {"auto": "float32" if on_cpu else "bfloat16"}.get(config.dtype, config.dtype),
+        "microbatches": microbatches,
+        "steps_per_call": steps_per_call,
+        "devices": len(devices),
+    }
+    _check(options)
+    return options
+
+
+def built_loss(
+    config: Config, options: dict[str, Any], labels: np.ndarray
+) -> loss_table.Built | None:
+    """The loss of whole batches that is asked for, or None of the contrastive one."""
+    if config.loss == "contrastive":
+        return None
+    takes_fraction = "similar_fraction" in loss_table.options_of(config.loss)
+    fraction = {"similar_fraction": options["similar_fraction"]} if takes_fraction else {}
+    return loss_table.build(
+        config.loss,
+        fraction | config.loss_options,
+        classes=loss_table.classes_of(labels),
+        width=config.width,
+        seed=config.seed,
+    )
+
+
+def numbers_of(
+    config: Config, options: dict[str, Any], built: loss_table.Built | None
+) -> training.Numbers:
+    """What is data to the step."""
+    return training.Numbers(
+        config.margin or 1.0,
+        config.seed,
+        options["similar_fraction"],
+        () if built is None else built.options,
+    )
+
+
+class Assembled(NamedTuple):
+    """A step and what belongs to it."""
+
+    encode: training.Encode
+    init: Callable[[int, loss_table.Built | None], training.TrainState]
+    """From a seed and a loss to the first state."""
+    step: training.DrawnStep
+    pair_step: training.PairStep | None
+    """The step on given pairs, where there is one."""
+    distance: Callable[..., jax.Array]
+    pairs: int
+    """Pairs that a batch compares."""
+
+
+def assemble(
+    config: Config,
+    options: dict[str, Any],
+    data: Dataset,
+    index: ClassIndex,
+    built: loss_table.Built | None,
+    *,
+    tunable: bool = False,
+) -> Assembled:
+    """Makes encoder, optimiser and step.
+
+    Args:
+      config: what was asked for, from `resolved`.
+      options: from `settled`.
+      data: to train on.
+      index: of its training examples by class.
+      built: from `built_loss`.
+      tunable: whether learning rates, weight decay and norm of the gradient are data, kept in the
+        state of the optimiser.
+
+    Returns:
+      All of these.
+
+    Raises:
+      ValueError: if classes and images of a batch do not fit the data.
+    """
+    classes, examples = _balance(config, len(index.sizes))
+
+    def parameters(seed: int) -> tuple[training.Encode, training.Params]:
+        encoder = ENCODERS[config.encoder](
+            data.train.images.shape[1:],
+            config.width,
+            normalize=config.normalize,
+            dtype=options["dtype"],
+            rngs=nnx.Rngs(seed),
+        )
+        return training.split_encoder(encoder)
+
+    def make(factory: Callable[..., Any], learning_rate: float, **numbers: float) -> Any:
+        if tunable:
+            factory = optax.inject_hyperparams(factory, static_args=("steps", "warmup_steps"))
+        steps = options["steps"]
+        return factory(learning_rate, steps, warmup_steps=int(config.warmup * steps), **numbers)
+
+    encode, _ = parameters(config.seed)
+    optimizer = make(
+        training.make_optimizer,
+        config.learning_rate,
+        weight_decay=options["weight_decay"],
+        clip_norm=config.clip_norm,
+    )
+    distance = DISTANCES[config.distance or "euclidean"] if built is None else built.distance
+    if built is not None:
+        rate = config.loss_learning_rate or built.learning_rate
+        optimizer = make_learned_optimizer(optimizer, make(_optimizer_of_loss, rate))
+    shared: dict[str, Any] = {
+        "distance": distance,
+        "augment": augmentation(options["flip"], options["shift"]),
+        "microbatches": options["microbatches"],
+    }
+    pair_step, pairs = None, config.batch_size
+    if config.objective == "all_pairs":
+        if built is None:
+            batch_step = training.make_all_pairs_step(encode, optimizer, **shared)
+        else:
+            batch_step = make_loss_step(
+                encode, optimizer, built.value_of, max_age=config.max_age, **shared
+            )
+        step = training.make_balanced_step(batch_step, classes, examples)
+        pairs = classes * examples * (classes * examples - 1) // 2
+    else:
+        pair_step = training.make_pair_step(encode, optimizer, group=options["group"], **shared)
+        step = training.make_drawn_step(pair_step, config.batch_size)
+
+    def init(seed: int, built: loss_table.Built | None) -> training.TrainState:
+        params = parameters(seed)[1]
+        if built is not None:
+            params = Learned(params, built.params)
+        state = training.init_state(params, optimizer)
+        if config.memory:
+            state = state._replace(memory=memory.empty(config.memory, config.width))
+        return state
+
+    return Assembled(encode, init, step, pair_step, distance, pairs)
+
+
+def _optimizer_of_loss(
+    loss_learning_rate: float, steps: int, *, warmup_steps: int
+) -> optax.GradientTransformation:
+    return training.make_optimizer(loss_learning_rate, steps, warmup_steps=warmup_steps)
+
+
 def of_encoder(params: Any) -> Any:
     """The parameters of the encoder, of those that a loss may have some among."""
     return params.encoder if isinstance(params, Learned) else params
 
 
-def _resolved(config: Config) -> Config:
+def resolved(config: Config) -> Config:
     """Options whose defaults depend on the loss, filled in."""
     if config.loss == "contrastive":
         if config.loss_options or config.memory or config.loss_learning_rate is not None:

@@ -1,0 +1,303 @@
+"""A grid of trainings from one compilation: hyper-parameters that are numbers are data.
+
+A cell of the grid is a training with numbers of its own. Cells that share their structure (encoder,
+batch, loss) share a step, compiled once, and are trained several at a time or one after another.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from contrastive_jax.training import AXIS, DrawnStep, Metrics, Numbers, Source, TrainState, repeated
+
+CELLS = "cells"
+Strategy = Literal["sequential", "vmap", "shard_map"]
+Init = Callable[[int], TrainState]
+
+
+class Grid(NamedTuple):
+    """The compiled step of some cells at once."""
+
+    strategy: Strategy
+    cells: int
+    """Cells of one call, C."""
+    steps_per_call: int
+    bytes: int
+    """Memory of a call on each device, by XLA's analysis: arguments, results and temporaries; 0
+    where there is no analysis."""
+    step: Callable[[Any, Any, Any], tuple[Any, Metrics]]
+    """From states `[C, ...]`, the source and numbers `[C]` to states and metrics `[C, steps]`."""
+    spread: NamedSharding
+    """Of what each cell has its own of."""
+    shared: NamedSharding
+    """Of what all cells share: put the source there once, by `jax.device_put`."""
+
+
+class Window(NamedTuple):
+    """Some steps of the cells that are trained together."""
+
+    cells: list[int]
+    """Their positions in the grid, N."""
+    step: int
+    """Steps they have taken."""
+    states: Any
+    """After that step, `[C, ...]`, of which the first N are theirs; the next window consumes it."""
+    metrics: dict[str, np.ndarray]
+    """Of each step of the window, `[N, steps]`."""
+    diverged: list[int | None]
+    """The first step whose loss or gradient was not finite, or the last if parameters are not after
+    it, of each cell; None where there is none."""
+
+    def state(self, place: int) -> TrainState:
+        """The state of the cell at this place in `cells`, copied to the host."""
+        state: TrainState = jax.tree.map(lambda x: np.array(x[place]), self.states)
+        return state
+
+
+def make_grid(
+    step: DrawnStep,
+    state: TrainState,
+    source: Source,
+    numbers: Numbers,
+    strategy: Strategy,
+    *,
+    cells: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    devices_per_cell: int = 1,
+    steps_per_call: int = 1,
+) -> Grid:
+    """Compiles the step of several cells from that of one. The numbers are the same to rounding.
+
+    Args:
+      step: of one cell, written against `training.AXIS`.
+      state: of any one cell; its shapes are what counts, here and below.
+      source: the data, which all cells share.
+      numbers: of any one cell.
+      strategy: `"sequential"` trains one cell at a time, `"vmap"` maps the step over the cells, and
+        `"shard_map"` spreads cells over devices, mapped where a device has several.
+      cells: of one call, C; 1 with `"sequential"`, and with `"shard_map"` a multiple of the number
+        of groups of devices.
+      devices: all local devices by default.
+      devices_per_cell: devices over which the batch of a cell is spread, a group. With
+        `"shard_map"` there are as many groups as fit, with the other strategies one.
+      steps_per_call: steps of one call.
+
+    Returns:
+      The grid.
+
+    Raises:
+      ValueError: if the strategy is unknown, or cells and devices do not fit.
+    """
+    devices = list(devices or jax.local_devices())
+    if strategy not in get_args(Strategy):
+        raise ValueError(f"strategy must be one of {get_args(Strategy)}, got {strategy!r}")
+    if not 0 < devices_per_cell <= len(devices):
+        raise ValueError(
+            f"devices_per_cell must be from 1 to {len(devices)}, the number of devices, got "
+            f"{devices_per_cell}"
+        )
+    groups = groups_of(strategy, len(devices), devices_per_cell)
+    if cells < 1 or cells % groups or (strategy == "sequential" and cells != 1):
+        raise ValueError(
+            "cells of one call must be 1 if they are trained one after another, and else a "
+            f"multiple of the {groups} groups of devices, got {cells} with {strategy}"
+        )
+    used = np.array(devices[: groups * devices_per_cell]).reshape(groups, devices_per_cell)
+    mesh = Mesh(used, (CELLS, AXIS))
+    own, common = PartitionSpec(CELLS), PartitionSpec()
+    call = repeated(step, steps_per_call)
+
+    def local(states: Any, source: Any, numbers: Any) -> tuple[Any, Metrics]:
+        if cells == groups:
+            # A batch of one is slower than none.
+            state, one = jax.tree.map(lambda x: x[0], (states, numbers))
+            of_one: tuple[Any, Metrics] = jax.tree.map(lambda x: x[None], call(state, source, one))
+            return of_one
+        of_all: tuple[Any, Metrics] = jax.vmap(call, in_axes=(0, None, 0))(states, source, numbers)
+        return of_all
+
+    # Without check_vma a gradient is that of the device's own rows, as the step expects.
+    mapped = jax.shard_map(
+        local, mesh=mesh, in_specs=(own, common, own), out_specs=own, check_vma=False
+    )
+    spread, shared = (NamedSharding(mesh, spec) for spec in (own, common))
+
+    def described(tree: Any, sharding: NamedSharding, *leading: int) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                (*leading, *jnp.shape(x)), jnp.result_type(x), sharding=sharding
+            ),
+            tree,
+        )
+
+    compiled = (
+        jax.jit(mapped, donate_argnums=0)
+        .lower(
+            described(state, spread, cells),
+            described(source, shared),
+            described(numbers, spread, cells),
+        )
+        .compile()
+    )
+    needed = 0
+    if found := compiled.memory_analysis():
+        needed = found.argument_size_in_bytes + found.output_size_in_bytes
+        needed += found.temp_size_in_bytes - found.alias_size_in_bytes
+    return Grid(strategy, cells, steps_per_call, needed, compiled, spread, shared)
+
+
+def groups_of(strategy: Strategy, devices: int, devices_per_cell: int = 1) -> int:
+    """Groups of devices that train cells side by side."""
+    return devices // devices_per_cell if strategy == "shard_map" else 1
+
+
+def fit_grid(make: Callable[[int], Grid], cells: int, unit: int, limit: float) -> Grid:
+    """The grid of the most cells at once that fit into memory, found by compiling.
+
+    Args:
+      make: from cells of one call to a grid.
+      cells: in all.
+      unit: cells of one call must be a multiple of it.
+      limit: bytes of memory of a device.
+
+    Returns:
+      The grid, of `cells` rounded up to whole units if they fit.
+
+    Raises:
+      MemoryError: if not even one unit fits, saying how much it takes.
+    """
+    chunk = -(-cells // unit) * unit
+    while (grid := make(chunk)).bytes > limit:
+        if chunk == unit:
+            raise MemoryError(
+                f"training {unit} cells at once takes {grid.bytes / 2**20:,.0f} MB on each device, "
+                f"and {limit / 2**20:,.0f} MB are allowed: take a smaller batch or encoder"
+            )
+        fitting = int(chunk * limit / grid.bytes) // unit * unit
+        chunk = max(unit, min(fitting, chunk - unit))
+    # Chunks alike in size train as many cells in as many calls, with the least left empty.
+    calls = -(-cells // chunk)
+    even = -(-cells // (calls * unit)) * unit
+    return grid if even == grid.cells else make(even)
+
+
+def train_grid(
+    grid: Grid,
+    init: Init,
+    source: Source,
+    numbers: Sequence[Numbers],
+    *,
+    start: int = 0,
+    steps: int,
+    window: int,
+) -> Iterator[Window]:
+    """Trains all cells, chunk by chunk, handing the states back after each window.
+
+    A cell that diverges is marked and leaves the others alone; a chunk of which all have diverged
+    is not trained further.
+
+    Args:
+      grid: the compiled step.
+      init: from the position of a cell to its state at step `start`.
+      source: the data, placed by `jax.device_put(source, grid.shared)`.
+      numbers: of each cell.
+      start: steps already taken.
+      steps: steps to take in all.
+      window: steps between two windows of a chunk; the last may be shorter.
+
+    Yields:
+      Each window, of all chunks one after another. A chunk is complete when `step` is `steps` or
+      all its cells have diverged.
+
+    Raises:
+      ValueError: if windows or steps are not whole calls.
+    """
+    for name, value in (("window", window), ("steps", steps), ("start", start)):
+        if value % grid.steps_per_call:
+            raise ValueError(
+                f"{name} must be a multiple of steps_per_call, got {value} and "
+                f"{grid.steps_per_call}"
+            )
+    for first in range(0, len(numbers), grid.cells):
+        cells = [*range(first, min(first + grid.cells, len(numbers)))]
+        states, of_cells = _placed(grid, cells, init, numbers)
+        diverged: list[int | None] = [None] * len(cells)
+        now = start
+        while now < steps and None in diverged:
+            stop = min(now - now % window + window, steps)
+            calls = []
+            for _ in range(now, stop, grid.steps_per_call):
+                states, metrics = grid.step(states, source, of_cells)
+                calls.append(metrics)
+            fetched = jax.device_get(calls)
+            columns = {
+                name: np.concatenate([call[name] for call in fetched], axis=1)[: len(cells)]
+                for name in fetched[0]
+            }
+            finite = np.isfinite(columns["loss"]) & np.isfinite(columns["gradient_norm"])
+            for place in np.flatnonzero(~finite.all(axis=1)).tolist():
+                if diverged[place] is None:
+                    diverged[place] = now + int(np.argmin(finite[place])) + 1
+            now = stop
+            if now == steps:
+                # The loss of a step is that before its update: the last may have spoilt a cell.
+                whole = _finite(states.params)[: len(cells)]
+                diverged = [
+                    now if step is None and not fine else step
+                    for step, fine in zip(diverged, whole, strict=True)
+                ]
+            yield Window(cells, now, states, columns, [*diverged])
+
+
+def _finite(params: Any) -> list[bool]:
+    """Whether all parameters of each cell are."""
+    found = [
+        jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(params)
+    ]
+    return [all(of_cell) for of_cell in zip(*(one.tolist() for one in found), strict=True)]
+
+
+def time_grid(grid: Grid, init: Init, source: Source, numbers: Sequence[Numbers]) -> float:
+    """Measures how quickly a grid trains.
+
+    Args:
+      grid: the compiled step.
+      init: from the position of a cell to its state.
+      source: the data, placed as `train_grid` takes it.
+      numbers: of each cell.
+
+    Returns:
+      Steps of cells per second, the faster of two calls; places of a call that no cell fills do
+      not count.
+    """
+    cells = [*range(min(grid.cells, len(numbers)))]
+    states, of_cells = _placed(grid, cells, init, numbers)
+    times = []
+    for _ in range(3):
+        began = perf_counter()
+        states, _ = jax.block_until_ready(grid.step(states, source, of_cells))
+        times.append(perf_counter() - began)
+    return len(cells) * grid.steps_per_call / min(times[1:])
+
+
+def _placed(
+    grid: Grid, cells: list[int], init: Init, numbers: Sequence[Numbers]
+) -> tuple[Any, Any]:
+    """States and numbers of some cells on the devices, the last repeated where a call has room."""
+    whole = cells + cells[-1:] * (grid.cells - len(cells))
+    states = [jax.device_get(init(k)) for k in cells]
+    states += states[-1:] * (grid.cells - len(cells))
+
+    def stacked(*leaves: Any) -> np.ndarray:
+        return np.stack([np.asarray(leaf, jnp.result_type(leaf)) for leaf in leaves])
+
+    of_cells = jax.tree.map(stacked, *[numbers[k] for k in whole])
+    placed: tuple[Any, Any] = jax.device_put(
+        (jax.tree.map(stacked, *states), of_cells), grid.spread
+    )
+    return placed

@@ -1,0 +1,542 @@
+"""Cells of a grid: from what the command line names to groups that share a compilation.
+
+A cell is a training, told from the others by its settings. Numbers (margin, learning rate, numbers
+of the loss, seed) are data to a step; what changes the structure makes groups, compiled one by one.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import itertools
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from contrastive_jax import grid as grids
+from contrastive_jax import runs, training
+from contrastive_jax.data import Dataset, index_by_class
+from contrastive_jax.evaluation.retrieval import retrieval
+from contrastive_jax.evaluation.summary import summarize
+from experiments import loss_table, train
+
+# Options of a training that are data to a step, and those that change its structure.
+NUMBERS = (
+    "margin",
+    "learning_rate",
+    "loss_learning_rate",
+    "similar_fraction",
+    "weight_decay",
+    "clip_norm",
+    "seed",
+)
+STRUCTURE: dict[str, type] = {
+    "loss": str,
+    "encoder": str,
+    "width": int,
+    "distance": str,
+    "objective": str,
+    "batch_size": int,
+    "group": int,
+}
+# Of a setting on validation.
+RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r", "mean_reciprocal_rank")
+Strategy = Literal["auto", "sequential", "vmap", "shard_map"]
+
+# Options that may differ when a run is resumed: they do not change the numbers of a cell.
+FREE = {
+    "strategy",
+    "devices",
+    "memory_limit",
+    "resume",
+    "overwrite",
+    "name",
+    "runs",
+    "data_dir",
+    "tfds_dir",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What all cells have in common, and how they are trained."""
+
+    dataset: str = "digits"
+    """digits, fashion_mnist, mnist, or any name in tensorflow-datasets with images and labels."""
+    data_dir: Path | None = None
+    """Folder of the raw IDX files of fashion_mnist or mnist; Debian's by default."""
+    tfds_dir: Path | None = None
+    """Folder of prepared data sets; that of tensorflow-datasets by default."""
+    image_size: int | None = None
+    """Side to which images are scaled; needed where they differ in size."""
+    split_classes: bool = False
+    """Train on the first half of the classes and test on the other half, never seen."""
+
+    encoder: Literal["mlp", "drlim", "convnet", "resnet18"] = "convnet"
+    """Network from images to embeddings."""
+    width: int = 64
+    """Number of entries of an embedding."""
+    normalize: bool = True
+    """Scale embeddings to unit length."""
+    loss: str = "contrastive"
+    """The loss, as --loss of experiments.train."""
+    loss_options: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Numbers of the loss in place of those it is trained with."""
+    objective: Literal["auto", "pairs", "all_pairs"] = "auto"
+    """Compare drawn pairs, or all images of a batch."""
+    distance: (
+        Literal["euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "chebyshev"]
+        | None
+    ) = None
+    """Distance of the contrastive loss and of verification, euclidean by default."""
+    similar_fraction: float | None = None
+    """Share of similar pairs; by default that of experiments.train."""
+    group: int | None = None
+    """Pairs whose members are compared across; by default that of experiments.train."""
+    batch_size: int = 128
+    """Pairs in a batch; with all_pairs half the number of images."""
+    steps: int = 1000
+    """Training steps of every cell."""
+    learning_rate: float = 4e-3
+    """Peak of the learning rate."""
+    weight_decay: float | None = None
+    """Decoupled weight decay; by default that of experiments.train."""
+
+    strategy: Strategy = "auto"
+    """How the cells are trained: one after another, mapped, or spread over devices; auto times each
+    for a few steps. The numbers are the same to rounding."""
+    devices: int | None = None
+    """Number of devices; all by default, and of a CPU its cores."""
+    devices_per_cell: int = 1
+    """Devices over which the batch of a cell is spread; shard_map takes the others for the grid."""
+    memory_limit: float | None = None
+    """GB that a device may hold, by which the grid is split into chunks; by default most of an
+    accelerator's memory and half of what a host has free."""
+    log_every: int = 50
+    """Steps between two points of the course of a cell."""
+    shown_by: str = "map_at_r"
+    """The figure by which a setting is chosen on validation, and which the figures show."""
+
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    name: str | None = None
+    """Folder of this run; by default margin-ablation-DATASET-N with the first free N."""
+    resume: bool = False
+    """Go on with the run of this name, adding cells that are new."""
+    overwrite: bool = False
+    """Replace the run of this name."""
+
+
+Setting = dict[str, Any]
+
+
+def parse_axes(named: Iterable[str]) -> dict[str, list[Any]]:
+    """Reads axes of a grid, such as `learning_rate=1e-3,1e-2` or `loss=contrastive,supcon`.
+
+    Args:
+      named: each a name, an equals sign and values.
+
+    Returns:
+      Values by name.
+
+    Raises:
+      ValueError: if one is not of that form, has no values or the same twice, or is named twice.
+    """
+    axes: dict[str, list[Any]] = {}
+    for text in named:
+        name, equals, values = text.partition("=")
+        if not equals or not name or not values:
+            raise ValueError(
+                f"--grid takes name=value,value, as learning_rate=1e-3,1e-2, got {text!r}"
+            )
+        if name == "seed":
+            raise ValueError("--seeds says how many seeds there are: leave them out of --grid")
+        if name in axes:
+            raise ValueError(f"--grid names {name} twice; put all its values into one")
+        axes[name] = [_value(name, value) for value in values.split(",")]
+    for name, found in axes.items():
+        if len({*found}) < len(found):
+            raise ValueError(f"the values of {name} must differ, got {found}")
+    return axes
+
+
+def _value(name: str, text: str) -> Any:
+    kind = STRUCTURE.get(name, float)
+    try:
+        return kind(text)
+    except ValueError:
+        expected = {int: "a whole number", float: "a number"}[kind]
+        raise ValueError(f"{name} must be {expected}, got {text!r}") from None
+
+
+def check_axes(axes: Iterable[str], losses: Iterable[str]) -> None:
+    """Checks that each axis is one of trainings with these losses.
+
+    Raises:
+      ValueError: if one is not, naming those that are.
+    """
+    for loss in losses:
+        known = [*NUMBERS[:-1], *STRUCTURE, *_options_of(loss)]
+        for name in axes:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=3)
+                raise ValueError(
+                    f"{name} can not be an axis of trainings with {loss}; "
+                    + (f"close to it: {', '.join(close)}; " if close else "")
+                    + f"known: {', '.join(dict.fromkeys(known))}"
+                )
+
+
+def _options_of(loss: str) -> dict[str, float]:
+    if loss == "contrastive" or loss not in loss_table.NAMES:
+        return {}
+    return loss_table.options_of(loss)
+
+
+def has_margin(loss: str) -> bool:
+    """Whether a loss takes a margin."""
+    return loss == "contrastive" or "margin" in _options_of(loss)
+
+
+def product(axes: Mapping[str, Sequence[Any]]) -> list[Setting]:
+    """All combinations, the last axis fastest."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def configured(base: train.Config, setting: Setting) -> train.Config:
+    """The options of the training of a cell.
+
+    Raises:
+      ValueError: if they do not fit each other.
+    """
+    fields = {key: setting[key] for key in setting if key in NUMBERS or key in STRUCTURE}
+    numbers = {key: value for key, value in setting.items() if key not in fields}
+    return train.resolved(
+        dataclasses.replace(base, **fields, loss_options=base.loss_options | numbers)
+    )
+
+
+class Group(NamedTuple):
+    """Cells that share their structure."""
+
+    settings: list[Setting]
+    configs: list[train.Config]
+
+
+def groups(base: train.Config, settings: Iterable[Setting]) -> list[Group]:
+    """Splits cells into groups of one structure, in the order in which each comes first."""
+    found: dict[str, Group] = {}
+    for setting in settings:
+        config = configured(base, setting)
+        group = found.setdefault(_structure(setting, config), Group([], []))
+        group.settings.append(setting)
+        group.configs.append(config)
+    return [*found.values()]
+
+
+def check_groups(groups: Iterable[Group], devices: Sequence[jax.Device]) -> None:
+    """Checks the options of all cells, before any data is read.
+
+    Raises:
+      ValueError: if those of one do not fit each other.
+    """
+    for group in groups:
+        for config in group.configs:
+            train.settled(config, devices)
+
+
+def structure_of(group: Group) -> str:
+    """What tells the structure of a group from that of others."""
+    return _structure(group.settings[0], group.configs[0])
+
+
+def _structure(setting: Setting, config: train.Config) -> str:
+    # Whole numbers of a loss are structure, too.
+    whole = {k for k, v in _options_of(config.loss).items() if isinstance(v, int)}
+    names = {*STRUCTURE, *whole - {*NUMBERS}}
+    return key_of({key: value for key, value in setting.items() if key in names})
+
+
+class Prepared(NamedTuple):
+    """A group ready to be trained."""
+
+    assembled: train.Assembled
+    source: training.Source
+    numbers: list[training.Numbers]
+    init: grids.Init
+    """From the position of a cell to its first state."""
+
+
+def prepare(group: Group, data: Dataset, devices: Sequence[jax.Device]) -> Prepared:
+    """Makes the step of a group, and the numbers and first states of its cells.
+
+    Args:
+      group: of cells.
+      data: to train on.
+      devices: over which the batch of a cell is spread.
+
+    Returns:
+      All of these.
+
+    Raises:
+      ValueError: if options do not fit each other or the data.
+    """
+    all_options = [train.settled(config, devices) for config in group.configs]
+    built = [
+        train.built_loss(config, options, data.train.classes)
+        for config, options in zip(group.configs, all_options, strict=True)
+    ]
+    for options in all_options:
+        index = index_by_class(data.train.classes, options["similar_fraction"])
+    config = group.configs[0]
+    assembled = train.assemble(config, all_options[0], data, index, built[0], tunable=True)
+    # Seeds come again with each margin.
+    first_state = functools.cache(lambda seed: assembled.init(seed, built[0]))
+
+    def init(cell: int) -> training.TrainState:
+        config, options, loss = group.configs[cell], all_options[cell], built[cell]
+        state = first_state(config.seed)
+        tuned = {key: options[key] for key in ("learning_rate", "weight_decay", "clip_norm")}
+        if loss is not None and jax.tree.leaves(loss.params):
+            state = state._replace(params=state.params._replace(loss=loss.params))
+            tuned["loss_learning_rate"] = config.loss_learning_rate or loss.learning_rate
+        values = {key: np.array(value, np.float32) for key, value in tuned.items()}
+        return state._replace(opt_state=optax.tree.set(state.opt_state, **values))
+
+    return Prepared(
+        assembled,
+        training.Source(*data.train, index),
+        [
+            train.numbers_of(config, options, loss)
+            for config, options, loss in zip(group.configs, all_options, built, strict=True)
+        ],
+        init,
+    )
+
+
+def base_of(config: Training) -> train.Config:
+    """The options of `experiments.train` that all cells have."""
+    shared = {field.name for field in dataclasses.fields(train.Config)} - {
+        "name",
+        "runs",
+        "resume",
+        "overwrite",
+        "devices",
+    }
+    given = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name in shared
+    }
+    return train.Config(**given | {"validate_every": config.log_every})
+
+
+def devices_of(config: Training) -> list[jax.Device]:
+    """The devices that a grid may take, those of a CPU as many as it has cores."""
+    make_cores_devices()
+    devices = jax.devices()
+    if config.devices is not None:
+        if not 0 < config.devices <= len(devices):
+            raise ValueError(f"--devices must be from 1 to {len(devices)}, got {config.devices}")
+        devices = devices[: config.devices]
+    if not 0 < config.devices_per_cell <= len(devices):
+        raise ValueError(
+            f"--devices_per_cell must be from 1 to {len(devices)}, got {config.devices_per_cell}"
+        )
+    return devices
+
+
+def check(config: Training) -> None:
+    """Checks what options say together, before any data is read.
+
+    Raises:
+      ValueError: if they do not fit each other.
+    """
+    if config.log_every < 1:
+        raise ValueError(f"--log_every must be at least 1, got {config.log_every}")
+    if config.shown_by not in RETRIEVAL:
+        raise ValueError(f"--shown_by must be one of {', '.join(RETRIEVAL)}, got {config.shown_by}")
+    if config.memory_limit is not None and not config.memory_limit > 0:
+        raise ValueError(f"--memory_limit must be above 0 GB, got {config.memory_limit}")
+    for name in ("resume", "overwrite"):
+        if getattr(config, name) and not config.name:
+            raise ValueError(f"--{name} needs the --name of the run")
+    if config.resume and config.overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+
+
+def folder_of(
+    config: Training, default_name: str, axes: Iterable[str], free: Iterable[str]
+) -> Path:
+    """The folder of a run, that of this name if it is resumed.
+
+    Args:
+      config: options.
+      default_name: what a nameless run is called.
+      axes: names of what is varied, which may not differ when it is resumed.
+      free: names of options that may.
+
+    Returns:
+      The folder.
+
+    Raises:
+      FileExistsError: if the name is taken.
+      FileNotFoundError: if there is no such run to resume.
+      ValueError: if options differ from those it was begun with.
+    """
+    options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    options["axes"] = sorted(axes)
+    if config.resume:
+        folder = config.runs / str(config.name)
+        runs.check_resumable(folder, options, free)
+        return folder
+    if config.overwrite:
+        shutil.rmtree(config.runs / str(config.name), ignore_errors=True)
+    return runs.create_run(config.runs, config.name, default_name.replace("/", "-"), options)
+
+
+def make_cores_devices() -> None:
+    """Makes a device of each core of a CPU, if JAX has not started yet.
+
+    Two small trainings side by side, a core each, are quicker than each over both cores in turn.
+    """
+    # What has started, or was asked for, stays as it is.
+    with contextlib.suppress(RuntimeError):
+        if jax.config.jax_num_cpu_devices > 0:  # type: ignore[attr-defined]
+            return
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
+def memory_of(device: jax.Device) -> float:
+    """Bytes that a grid may take on a device: most of an accelerator's, half of what a host has."""
+    found = device.memory_stats()
+    if found and "bytes_limit" in found:
+        return 0.9 * float(found["bytes_limit"])
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0.5 * free / jax.local_device_count()
+
+
+def choose_grid(
+    prepared: Prepared,
+    strategy: Strategy,
+    *,
+    devices: Sequence[jax.Device],
+    devices_per_cell: int,
+    limit: float,
+    steps_per_call: int,
+) -> tuple[grids.Grid, dict[str, float]]:
+    """Compiles the grid of a strategy, or of the one that trains the quickest here.
+
+    Args:
+      prepared: the group.
+      strategy: one of them, or `"auto"` to time each for a few steps.
+      devices: for the grid.
+      devices_per_cell: over which a batch is spread.
+      limit: bytes of memory on a device; as many cells are trained at once as fit.
+      steps_per_call: steps of one call.
+
+    Returns:
+      The grid, and steps of cells per second of each strategy that was timed.
+
+    Raises:
+      MemoryError: if a cell does not fit into memory.
+    """
+    count = len(prepared.numbers)
+    state = prepared.init(0)
+    abreast = grids.groups_of("shard_map", len(devices), devices_per_cell)
+
+    def compiled(strategy: grids.Strategy, most: int) -> grids.Grid:
+        def make(cells: int) -> grids.Grid:
+            return grids.make_grid(
+                prepared.assembled.step,
+                state,
+                prepared.source,
+                prepared.numbers[0],
+                strategy,
+                cells=cells,
+                devices=devices,
+                devices_per_cell=devices_per_cell,
+                steps_per_call=steps_per_call,
+            )
+
+        return grids.fit_grid(make, most, abreast if strategy == "shard_map" else 1, limit)
+
+    # On a CPU more than a few cells at once only leave its caches.
+    at_once = count if devices[0].platform != "cpu" else min(count, 4)
+    candidates: list[tuple[grids.Strategy, int]] = [("sequential", 1), ("vmap", at_once)]
+    if abreast > 1 or strategy == "shard_map":
+        # A cell to each device, and several.
+        candidates += [("shard_map", most) for most in sorted({abreast, max(at_once, abreast)})]
+    if strategy != "auto":
+        candidates = [(name, most) for name, most in candidates if name == strategy]
+    elif count == 1:
+        candidates = candidates[:1]
+    found = [compiled(name, most) for name, most in candidates]
+    if len(found) == 1:
+        return found[0], {}
+    rates = {}
+    for grid in found:
+        source = jax.device_put(prepared.source, grid.shared)
+        name = f"{grid.strategy} of {grid.cells}"
+        rates[name] = grids.time_grid(grid, prepared.init, source, prepared.numbers)
+    best = max(found, key=lambda grid: rates[f"{grid.strategy} of {grid.cells}"])
+    return best, rates
+
+
+def compile_grid(
+    config: Training, prepared: Prepared, devices: Sequence[jax.Device], strategy: Strategy
+) -> tuple[grids.Grid, dict[str, float]]:
+    """`choose_grid` by the options of a run."""
+    limit = memory_of(devices[0])
+    if config.memory_limit is not None:
+        limit = config.memory_limit * 1e9
+    most = 10 if devices[0].platform == "cpu" else config.log_every
+    return choose_grid(
+        prepared,
+        strategy,
+        devices=devices,
+        devices_per_cell=config.devices_per_cell,
+        limit=limit,
+        steps_per_call=math.gcd(config.log_every, config.steps, most),
+    )
+
+
+def embedded(
+    prepared: Prepared, state: training.TrainState, images: np.ndarray
+) -> np.ndarray | None:
+    """Embeddings of a trained cell; None if one is not finite."""
+    params = train.of_encoder(state.params)
+    embeddings = training.embed(prepared.assembled.encode, params, images)
+    return embeddings if np.isfinite(embeddings).all() else None
+
+
+def figures_of(
+    prepared: Prepared, state: training.TrainState, data: Dataset
+) -> dict[str, dict[str, float]] | None:
+    """Figures of a trained cell on validation and on test; None if it has diverged after all."""
+    validation = embedded(prepared, state, data.validation.images)
+    test = embedded(prepared, state, data.test.images)
+    if validation is None or test is None:
+        return None
+    summary = summarize(
+        validation,
+        data.validation.classes,
+        test,
+        data.test.classes,
+        distance=prepared.assembled.distance,
+    )
+    on_validation = retrieval(validation, data.validation.classes)
+    return {"validation": on_validation, "test": summary.figures}
+
+
+def key_of(setting: Setting) -> str:
+    """What tells a cell from others."""
+    return json.dumps(setting, sort_keys=True)

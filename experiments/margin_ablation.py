@@ -1,0 +1,392 @@
+"""Trains a grid of margins and seeds, and shows which margin to take and how sure that is.
+
+    python -m experiments.margin_ablation                                   # digits, a few minutes
+    python -m experiments.margin_ablation --dataset fashion_mnist --margins 0.25 0.5 1 --seeds 5
+    python -m experiments.margin_ablation --grid learning_rate=1e-3,4e-3 --grid width=2,64
+    python -m experiments.margin_ablation --name NAME --resume              # goes on, or adds cells
+
+Numbers are data: all cells that share their structure train from one compilation, one after
+another, mapped, or spread over devices, whichever a short trial finds the quickest. The setting is
+chosen by the mean over seeds on validation; what is reported is the mean over seeds on test with a
+95 % bootstrap interval, and the difference from the setting that was chosen, seed by seed.
+
+runs/NAME/config.json    every option
+          cells.jsonl    a line for each finished cell: settings, figures, and its course
+          states/        the final state of each
+          running/       where the cells that are being trained have got to
+          results.csv, results.md, results.tex
+          figures/       PNG
+"""
+
+import dataclasses
+import itertools
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from contrastive_jax import ablation_plots, checkpoints, plots, runs, training
+from contrastive_jax import grid as grids
+from contrastive_jax.data import Dataset, draw_pairs, index_by_class, load
+from experiments import ablation_report, cells, train
+
+MARGINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+# Of a cell over its steps, means over windows.
+COURSE = ("loss", "similar_distance", "dissimilar_distance", "active_fraction")
+# More margins, seeds and values of an axis are more cells.
+FREE = cells.FREE | {"margins", "seeds", "grid", "save_every"}
+
+Course = dict[str, list[float | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(cells.Training):
+    """Options of an ablation."""
+
+    margins: tuple[float, ...] | None = None
+    """The margins; by default 0.1 to 1.5, seven of them, if the loss has one."""
+    seeds: int = 3
+    """Trainings of each setting, seeds 0, 1, ..."""
+    grid: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE,VALUE")
+    ] = ()
+    """One more axis of the grid, once for each: a number of the training or of the loss, or
+    encoder, width, loss, distance, objective, batch_size, group."""
+    save_every: int = 500
+    """Steps between two saves of the cells that are being trained; a multiple of log_every."""
+
+
+def main(config: Config) -> Path:
+    """Runs the ablation and returns its folder."""
+    began = time.perf_counter()
+    axes = axes_of(config)
+    base = cells.base_of(config)
+    groups = cells.groups(base, cells.product(axes))
+    _check(config)
+    devices = cells.devices_of(config)
+    cells.check_groups(groups, devices[: config.devices_per_cell])
+    data = load(
+        config.dataset,
+        data_dir=config.data_dir,
+        tfds_dir=config.tfds_dir,
+        image_size=config.image_size,
+        split_classes=config.split_classes,
+    )
+    folder = cells.folder_of(config, f"margin-ablation-{config.dataset}", axes, FREE)
+    done = {cells.key_of(cell["setting"]) for cell in runs.read_lines(folder / "cells.jsonl")}
+    count = len(cells.product(axes))
+    print(
+        f"{folder}: {data.name}, {count} cells of {config.steps:,} steps, {len(groups)} to compile"
+    )
+    with tqdm(total=count * config.steps, unit="step", disable=None, smoothing=0.05) as bar:
+        for group in groups:
+            pending = [
+                place
+                for place, setting in enumerate(group.settings)
+                if cells.key_of(setting) not in done
+            ]
+            bar.update((len(group.settings) - len(pending)) * config.steps)
+            if pending:
+                left = cells.Group(
+                    [group.settings[k] for k in pending], [group.configs[k] for k in pending]
+                )
+                _train(config, folder, left, data, devices, bar)
+    report(config, folder, groups, data, devices)
+    print(f"{folder} is complete after {time.perf_counter() - began:.0f} s")
+    return folder
+
+
+def axes_of(config: Config) -> dict[str, list[Any]]:
+    """The axes of the grid: margins, those named, and seeds.
+
+    Raises:
+      ValueError: if an axis is none of the training, or of a loss.
+    """
+    named = cells.parse_axes(config.grid)
+    losses = named.get("loss", [config.loss])
+    if config.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {config.seeds}")
+    margins = config.margins
+    if margins is not None and "margin" in named:
+        raise ValueError("--margins and --grid margin=... name the same axis: leave one out")
+    if margins is None and "margin" not in named and all(map(cells.has_margin, losses)):
+        margins = MARGINS
+    if margins is not None:
+        if not margins or len({*margins}) < len(margins):
+            raise ValueError(f"--margins must be at least one, all different, got {margins}")
+        named = {"margin": [*margins]} | named
+    cells.check_axes(named, losses)
+    return named | {"seed": [*range(config.seeds)]}
+
+
+def _train(
+    config: Config,
+    folder: Path,
+    group: cells.Group,
+    data: Dataset,
+    devices: Sequence[jax.Device],
+    bar: Any,
+) -> None:
+    """Trains the cells of a group, keeping each when it is finished."""
+    prepared = cells.prepare(group, data, devices[: config.devices_per_cell])
+    places = {cells.key_of(setting): k for k, setting in enumerate(group.settings)}
+    began = _running(folder, places)
+    # To the same bits: no trial may choose another way now.
+    strategy = began["strategy"] if began and config.strategy == "auto" else config.strategy
+    grid, rates = cells.compile_grid(config, prepared, devices, strategy)
+    timed = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
+    bar.write(
+        f"{len(group.settings)} cells, {grid.cells} at once, {grid.strategy}"
+        + (f" (steps of cells per second: {timed})" if timed else "")
+        + f", {grid.bytes / 2**20:,.0f} MB",
+        file=sys.stdout,
+    )
+    source = jax.device_put(prepared.source, grid.shared)
+    left = [*range(len(group.settings))]
+    if began and len(began["settings"]) <= grid.cells:
+        chunk = [places[cells.key_of(setting)] for setting in began["settings"]]
+        left = [k for k in left if k not in chunk]
+        _train_chunk(config, folder, group, chunk, data, prepared, grid, source, bar, began)
+    while left:
+        chunk, left = left[: grid.cells], left[grid.cells :]
+        _train_chunk(config, folder, group, chunk, data, prepared, grid, source, bar, None)
+
+
+def _train_chunk(
+    config: Config,
+    folder: Path,
+    group: cells.Group,
+    chunk: list[int],
+    data: Dataset,
+    prepared: cells.Prepared,
+    grid: grids.Grid,
+    source: training.Source,
+    bar: Any,
+    began: dict[str, Any] | None,
+) -> None:
+    """Trains the cells that fit into one call, from the start or from where they had got to."""
+    settings = [group.settings[k] for k in chunk]
+    first: list[training.TrainState] = [prepared.init(k) for k in chunk]
+    start = 0
+    courses: list[Course] = [{} for _ in chunk]
+    diverged: list[int | None] = [None] * len(chunk)
+    if began:
+        start, courses, diverged = (began[key] for key in ("step", "courses", "diverged"))
+        first = checkpoints.restore_state(folder / began["states"], first)
+        bar.update(start * len(chunk))
+    clock = time.perf_counter()
+    windows = grids.train_grid(
+        grid,
+        first.__getitem__,
+        source,
+        [prepared.numbers[k] for k in chunk],
+        start=start,
+        steps=config.steps,
+        window=config.log_every,
+    )
+    for window in windows:
+        for place, course in enumerate(courses):
+            course.setdefault("step", []).append(window.step)
+            for name in COURSE:
+                if name in window.metrics:
+                    mean = float(np.mean(window.metrics[name][place]))
+                    # JSON has no NaN.
+                    known = mean if np.isfinite(mean) else None
+                    course.setdefault(name, []).append(known)
+        diverged = [a or b for a, b in zip(diverged, window.diverged, strict=True)]
+        bar.update(len(chunk) * (window.step - start))
+        start = window.step
+        over = start == config.steps or None not in diverged
+        if start % config.save_every == 0 and not over:
+            states = [window.state(place) for place in range(len(chunk))]
+            _save_running(folder, grid.strategy, settings, start, diverged, courses, states)
+    seconds = (time.perf_counter() - clock) / len(chunk)
+    bar.update(len(chunk) * (config.steps - start))
+    for place, setting in enumerate(settings):
+        state = window.state(place)
+        number = len(runs.read_lines(folder / "cells.jsonl"))
+        figures = cells.figures_of(prepared, state, data) if diverged[place] is None else None
+        if figures is None:
+            diverged[place] = diverged[place] or config.steps
+        # The state first: a line stands for a whole cell.
+        where = f"states/{number:05d}"
+        checkpoints.save_state(folder / where, state)
+        runs.append_line(
+            folder / "cells.jsonl",
+            {"setting": setting, "diverged": diverged[place]}
+            | {part: figures and figures[part] for part in ("validation", "test")}
+            | {"course": courses[place], "seconds": round(seconds, 2), "state": where},
+        )
+    shutil.rmtree(folder / "running", ignore_errors=True)
+
+
+def _save_running(
+    folder: Path,
+    strategy: str,
+    settings: list[cells.Setting],
+    step: int,
+    diverged: list[int | None],
+    courses: list[Course],
+    states: list[training.TrainState],
+) -> None:
+    """Keeps where cells have got to, in place of where they were before."""
+    where = f"running/{step}"
+    checkpoints.save_state(folder / where, states)
+    record = {
+        "strategy": strategy,
+        "settings": settings,
+        "step": step,
+        "diverged": diverged,
+        "courses": courses,
+        "states": where,
+    }
+    path = folder / "running" / "running.json"
+    whole = path.with_suffix(".tmp")
+    whole.write_text(json.dumps(record))
+    whole.replace(path)
+    for old in (folder / "running").iterdir():
+        if old.is_dir() and old.name != str(step):
+            shutil.rmtree(old)
+
+
+def _running(folder: Path, places: dict[str, int]) -> dict[str, Any] | None:
+    """Where cells had got to, if they are among these."""
+    path = folder / "running" / "running.json"
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    keys = [cells.key_of(setting) for setting in record.get("settings", [])]
+    return record if keys and all(key in places for key in keys) else None
+
+
+def report(
+    config: Config,
+    folder: Path,
+    groups: Sequence[cells.Group],
+    data: Dataset,
+    devices: Sequence[jax.Device],
+) -> None:
+    """Writes tables and figures of the finished cells of this grid."""
+    lines = {
+        cells.key_of(cell["setting"]): cell for cell in runs.read_lines(folder / "cells.jsonl")
+    }
+    finished = [
+        [lines[key] for key in map(cells.key_of, group.settings) if key in lines]
+        for group in groups
+    ]
+    rows = [ablation_report.rows_of(part, config.shown_by) for part in finished]
+    print(ablation_report.write_tables(folder, [*itertools.chain(*rows)], config.shown_by))
+    (folder / "figures").mkdir(exist_ok=True)
+    for group, of_group in zip(groups, rows, strict=True):
+        structure = [f"{k}={v}" for k, v in group.settings[0].items() if k in cells.STRUCTURE]
+        for name, figure in _figures(config, folder, group, of_group, data, devices).items():
+            path = "-".join([name, *structure]).replace("/", "-")
+            plots.save(figure, folder / "figures" / f"{path}.png")
+
+
+def _figures(
+    config: Config,
+    folder: Path,
+    group: cells.Group,
+    rows: Sequence[ablation_report.Row],
+    data: Dataset,
+    devices: Sequence[jax.Device],
+) -> dict[str, Any]:
+    """Figures of cells of one structure, over the margin or the first number that is varied."""
+    numbers = [k for k, v in group.settings[0].items() if isinstance(v, float)]
+    if not numbers:
+        return {}
+    axis = "margin" if "margin" in numbers else numbers[0]
+    quantity = axis.replace("_", " ")
+    best = {x: row for x, row in ablation_report.best_by(rows, axis).items() if row.cells}
+    if not best:
+        return {}
+    chosen = ablation_report.chosen_of([*best.values()])
+    shown = {"precision_at_1": "precision at 1", config.shown_by: train.TITLES[config.shown_by]}
+    figures = {
+        "curve": ablation_plots.metric_curves(
+            {name: ablation_report.values_by(best, key) for key, name in shown.items()},
+            quantity,
+            chosen=chosen.setting[axis] if chosen else None,
+            logarithmic=max(best) > 20 * min(best) > 0,
+        )
+    }
+    courses = {
+        x: _mean_course([cell["course"] for cell in row.cells])
+        for x, row in best.items()
+        if "active_fraction" in row.cells[0]["course"]
+    }
+    if courses:
+        figures["active"] = ablation_plots.active_pairs(courses, quantity)
+    embeddings, pairs = {}, {}
+    for x, row in best.items():
+        cell = row.cells[0]
+        place = [cells.key_of(s) for s in group.settings].index(cells.key_of(cell["setting"]))
+        one = cells.Group([group.settings[place]], [group.configs[place]])
+        prepared = cells.prepare(one, data, devices[: config.devices_per_cell])
+        state = checkpoints.restore_state(folder / cell["state"], prepared.init(0))
+        embeddings[x] = training.embed(
+            prepared.assembled.encode, train.of_encoder(state.params), data.test.images
+        )
+        pairs[x] = _test_pairs(embeddings[x], data.test.classes, prepared.assembled.distance)
+    figures["distances"] = ablation_plots.distance_ridge(pairs, quantity, marked=axis == "margin")
+    five = _five([*best], chosen.setting[axis] if chosen else None)
+    figures["maps"] = ablation_plots.maps(
+        {x: embeddings[x] for x in five},
+        data.test.classes,
+        quantity,
+        class_names=data.class_names,
+    )
+    return figures
+
+
+def _mean_course(courses: Sequence[Course]) -> tuple[Any, Any]:
+    shares = np.array([course["active_fraction"] for course in courses], np.float64)
+    return courses[0]["step"], shares.mean(axis=0)
+
+
+def _five(values: list[float], chosen: float | None) -> list[float]:
+    """Up to five of them, spread evenly, the chosen one among them."""
+    if len(values) <= 5:
+        return values
+    places = np.linspace(0, len(values) - 1, 5).round().astype(int)
+    if chosen is not None and chosen not in [values[k] for k in places]:
+        # Not in place of an end.
+        inner = places[1:-1]
+        inner[np.abs(inner - values.index(chosen)).argmin()] = values.index(chosen)
+    return [values[k] for k in sorted({*places.tolist()})]
+
+
+def _test_pairs(embeddings: Any, classes: Any, distance: Any) -> tuple[Any, Any]:
+    i, j, labels = draw_pairs(jax.random.key(0), index_by_class(classes), 20_000, 0.5)
+    return jax.vmap(distance)(jnp.asarray(embeddings)[i], jnp.asarray(embeddings)[j]), labels
+
+
+def _check(config: Config) -> None:
+    cells.check(config)
+    if config.save_every < 1 or config.save_every % config.log_every:
+        raise ValueError(
+            f"--save_every must be a multiple of --log_every, got {config.save_every} and "
+            f"{config.log_every}"
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main(
+            tyro.cli(
+                Config,
+                prog="python -m experiments.margin_ablation",
+                description=str(__doc__).splitlines()[0],
+                use_underscores=True,
+            )
+        )
+    except (FileExistsError, FileNotFoundError, ImportError, MemoryError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,472 @@
+"""Searches for the best numbers of a training, where the whole curve is not asked for.
+
+    python -m experiments.search                                          # the best margin
+    python -m experiments.search --space margin=0.2:1.8 --space learning_rate=1e-3:1e-2:log
+    python -m experiments.search --method optuna --space margin=0.2:1.8 --name NAME
+    python -m experiments.search --method optuna --space margin=0.2:1.8 --name NAME --resume
+
+`halving` (Jamieson and Talwalkar 2016) begins with many settings, trains all a little, keeps the
+third that does best on validation, trains these on, and so forth: as many settings cost a few whole
+trainings. `optuna` asks Optuna for settings, some at a time, trains them and tells it how they do
+on validation; the study is a file, so that it goes on after an interruption, and the last line
+above may be run by several processes at once, on one machine or on several that share a folder.
+Either way settings are cells of a grid (`experiments.cells`): other numbers never compile anew.
+Then the winner is trained with new seeds and judged on test.
+
+runs/NAME/config.json    every option
+          cells.jsonl    a line for each setting each time that it is judged
+          states/        where settings have got to (halving)
+          study.log      the study (optuna)
+          results.json   the winner, and its figures on test with their intervals
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import tyro
+from scipy import stats
+
+from contrastive_jax import checkpoints, runs, training
+from contrastive_jax import grid as grids
+from contrastive_jax.data import Dataset, load
+from contrastive_jax.evaluation.intervals import bootstrap_interval
+from contrastive_jax.evaluation.retrieval import retrieval
+from experiments import cells, train
+
+FREE = cells.FREE | {"trials", "at_once", "seeds"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(cells.Training):
+    """Options of a search."""
+
+    method: Literal["halving", "optuna"] = "halving"
+    """Successive halving, or Optuna's suggestions."""
+    space: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=LOW:HIGH[:log]")
+    ] = ("margin=0.1:1.8",)
+    """A number to search, or NAME=VALUE,VALUE of what changes the structure; once for each."""
+    trials: int = 27
+    """Settings to try in all."""
+    keep_one_in: int = 3
+    """Of how many settings halving keeps one each time."""
+    at_once: int = 4
+    """Settings that Optuna is asked for at a time."""
+    seeds: int = 5
+    """Trainings of the winner, with seeds 1, 2, ...; the search has seed 0."""
+
+
+class Range(NamedTuple):
+    """Where a number is searched."""
+
+    low: float
+    high: float
+    logarithmic: bool
+
+
+Space = dict[str, Range | list[Any]]
+
+
+def main(config: Config) -> Path:
+    """Runs the search and returns its folder."""
+    space = parse_space(config.space)
+    ends = _checked_ends(config, space)
+    devices = cells.devices_of(config)
+    cells.check_groups(ends, devices[: config.devices_per_cell])
+    data = load(
+        config.dataset,
+        data_dir=config.data_dir,
+        tfds_dir=config.tfds_dir,
+        image_size=config.image_size,
+        split_classes=config.split_classes,
+    )
+    folder = cells.folder_of(config, f"search-{config.dataset}", space, FREE)
+    print(f"{folder}: {data.name}, {config.trials} settings of {', '.join(space)}")
+    trainer = Trainer(config, data, devices, {})
+    search = halving if config.method == "halving" else by_optuna
+    judge(config, folder, search(config, folder, space, trainer), trainer)
+    return folder
+
+
+def parse_space(named: Sequence[str]) -> Space:
+    """Reads a space, such as `margin=0.2:1.8`, `learning_rate=1e-3:1e-2:log` or `width=16,64`.
+
+    Args:
+      named: each a name, an equals sign, and the ends of a range or values.
+
+    Returns:
+      Ranges and values by name.
+
+    Raises:
+      ValueError: if one is not of that form, a range is empty, or a name comes twice.
+    """
+    space: Space = {}
+    for text in named:
+        name, _, rest = text.partition("=")
+        if name in space:
+            raise ValueError(f"--space names {name} twice")
+        if ":" not in rest:
+            space |= cells.parse_axes([text])
+            continue
+        logarithmic = rest.endswith(":log")
+        try:
+            low, high = map(float, rest.removesuffix(":log").split(":"))
+        except ValueError:
+            raise ValueError(
+                f"--space takes name=low:high, name=low:high:log or name=value,value, got {text!r}"
+            ) from None
+        if not low < high < math.inf or (logarithmic and low <= 0) or name in cells.STRUCTURE:
+            raise ValueError(
+                "a range must be of a number, its low end below its high one, and above 0 if it is "
+                f"logarithmic, got {text!r}"
+            )
+        space[name] = Range(low, high, logarithmic)
+    return space
+
+
+def spread(space: Space, count: int) -> list[cells.Setting]:
+    """Settings spread evenly over a space, points of a scrambled Sobol sequence, with seed 0.
+
+    More of them begin with the same ones.
+    """
+    exponent = max(count - 1, 0).bit_length()
+    points = stats.qmc.Sobol(len(space), rng=0).random_base2(exponent)[:count]
+    return [
+        {name: _at(where, share) for (name, where), share in zip(space.items(), point, strict=True)}
+        | {"seed": 0}
+        for point in points
+    ]
+
+
+def _at(where: Range | list[Any], share: float) -> Any:
+    if isinstance(where, list):
+        return where[min(int(share * len(where)), len(where) - 1)]
+    low, high, logarithmic = where
+    value = low * (high / low) ** share if logarithmic else low + (high - low) * share
+    # Few digits are enough, and can be typed again.
+    return float(f"{value:.4g}")
+
+
+class Trainer(NamedTuple):
+    """What trains settings, compiling each structure once."""
+
+    config: Config
+    data: Dataset
+    devices: Sequence[jax.Device]
+    compiled: dict[str, grids.Grid]
+
+    def train(
+        self,
+        settings: Sequence[cells.Setting],
+        *,
+        start: int = 0,
+        stop: int,
+        begun: Callable[[int, training.TrainState], training.TrainState] | None = None,
+        finished: Callable[[int, cells.Prepared, training.TrainState, int | None], None],
+    ) -> None:
+        """Trains settings from one step to another.
+
+        Args:
+          settings: to train.
+          start: steps already taken.
+          stop: steps to have taken.
+          begun: from the place of a setting and its first state to that at `start`.
+          finished: takes the place of each setting, what it was made of, its state, and the step at
+            which it diverged.
+        """
+        places = {cells.key_of(setting): k for k, setting in enumerate(settings)}
+        for group in cells.groups(cells.base_of(self.config), settings):
+            prepared = cells.prepare(group, self.data, self.devices[: self.config.devices_per_cell])
+            where = [places[cells.key_of(setting)] for setting in group.settings]
+            structure = cells.structure_of(group)
+            if structure not in self.compiled:
+                self.compiled[structure], _ = cells.compile_grid(
+                    self.config, prepared, self.devices, self.config.strategy
+                )
+            grid = self.compiled[structure]
+            states = [prepared.init(k) for k in range(len(where))]
+            if begun is not None:
+                states = [begun(where[k], state) for k, state in enumerate(states)]
+            windows = grids.train_grid(
+                grid,
+                states.__getitem__,
+                jax.device_put(prepared.source, grid.shared),
+                prepared.numbers,
+                start=start,
+                steps=stop,
+                window=stop,
+            )
+            for window in windows:
+                for place, cell in enumerate(window.cells):
+                    finished(where[cell], prepared, window.state(place), window.diverged[place])
+
+    def on_validation(
+        self, prepared: cells.Prepared, state: training.TrainState, diverged: int | None
+    ) -> float:
+        """The figure that settings are chosen by; 0, as bad as can be, if a training diverged."""
+        images, classes = self.data.validation
+        embeddings = None if diverged else cells.embedded(prepared, state, images)
+        if embeddings is None:
+            return 0.0
+        return float(retrieval(embeddings, classes)[self.config.shown_by])
+
+
+def rungs(config: Config) -> list[tuple[int, int]]:
+    """How many settings are trained to how many steps, until one is left.
+
+    Raises:
+      ValueError: if there are too few steps for as many rungs.
+    """
+    counts = [config.trials]
+    while counts[-1] > 1:
+        counts.append(math.ceil(counts[-1] / config.keep_one_in))
+    unit, last = _unit(config), len(counts) - 1
+    # Whole calls of the compiled step.
+    steps = [
+        round(config.steps / config.keep_one_in ** (last - k) / unit) * unit
+        for k in range(len(counts))
+    ]
+    if steps[0] < 1 or len({*steps}) < len(steps):
+        raise ValueError(
+            f"--steps {config.steps} are too few for {len(counts)} rungs, of which the first has "
+            f"{steps[0]}: take more steps or fewer --trials"
+        )
+    return [*zip(counts, steps, strict=True)]
+
+
+def _unit(config: Config) -> int:
+    return math.gcd(config.log_every, config.steps)
+
+
+def halving(config: Config, folder: Path, space: Space, trainer: Trainer) -> cells.Setting:
+    """Successive halving; what is done is not done again.
+
+    Args:
+      config: options.
+      folder: of the run.
+      space: to search.
+      trainer: of settings.
+
+    Returns:
+      The setting that is left.
+    """
+    settings = spread(space, config.trials)
+    names = {cells.key_of(setting): f"{k:04d}" for k, setting in enumerate(settings)}
+    lines, start = folder / "cells.jsonl", 0
+    for rung, (count, stop) in enumerate(rungs(config)):
+        settings = settings[:count]
+        known = {
+            cells.key_of(line["setting"]): line["value"]
+            for line in runs.read_lines(lines)
+            if line["rung"] == rung
+        }
+        left = [setting for setting in settings if cells.key_of(setting) not in known]
+
+        def path(setting: cells.Setting, rung: int) -> Path:
+            return folder / "states" / f"{names[cells.key_of(setting)]}-{rung}"
+
+        def begun(
+            k: int,
+            like: training.TrainState,
+            left: list[cells.Setting] = left,
+            rung: int = rung,
+        ) -> training.TrainState:
+            where = path(left[k], rung - 1)
+            restored: training.TrainState = checkpoints.restore_state(where, jax.device_get(like))
+            return restored
+
+        def finished(
+            k: int,
+            prepared: cells.Prepared,
+            state: training.TrainState,
+            diverged: int | None,
+            left: list[cells.Setting] = left,
+            rung: int = rung,
+            stop: int = stop,
+            known: dict[str, float] = known,
+        ) -> None:
+            checkpoints.save_state(path(left[k], rung), state)
+            value = trainer.on_validation(prepared, state, diverged)
+            known[cells.key_of(left[k])] = value
+            record = {"rung": rung, "steps": stop, "setting": left[k], "value": value}
+            runs.append_line(lines, record | {"diverged": diverged})
+
+        trainer.train(
+            left, start=start, stop=stop, begun=begun if rung else None, finished=finished
+        )
+        values = [known[cells.key_of(setting)] for setting in settings]
+        settings = [settings[k] for k in sorted(range(count), key=lambda k: -values[k])]
+        print(
+            f"{count} settings after {stop:,} steps; the best: {_text(settings[0])}, "
+            f"{config.shown_by} {max(values):.4f} on validation"
+        )
+        start = stop
+    return settings[0]
+
+
+def by_optuna(config: Config, folder: Path, space: Space, trainer: Trainer) -> cells.Setting:
+    """Settings as Optuna suggests them, from a study that several processes may share.
+
+    Args:
+      config: options.
+      folder: of the run.
+      space: to search.
+      trainer: of settings.
+
+    Returns:
+      The best setting on validation.
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    try:
+        study = optuna.create_study(storage=storage, study_name=config.method, direction="maximize")
+        # The first are spread evenly, whichever process takes them.
+        for setting in spread(space, max(config.trials // 4, 1)):
+            study.enqueue_trial({name: setting[name] for name in space})
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(storage=storage, study_name=config.method)
+    _give_back(study)
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials), constant_liar=True)
+    distributions: dict[str, Any] = {
+        name: optuna.distributions.CategoricalDistribution(where)
+        if isinstance(where, list)
+        else optuna.distributions.FloatDistribution(where.low, where.high, log=where.logarithmic)
+        for name, where in space.items()
+    }
+    # Complete, or being trained by this process or another.
+    counted = (TrialState.COMPLETE, TrialState.RUNNING)
+    while (left := config.trials - len(study.get_trials(states=counted))) > 0:
+        trials = [study.ask(distributions) for _ in range(min(left, config.at_once))]
+        settings = []
+        for trial in trials:
+            trial.set_user_attr("process", _this_process())
+            settings.append({name: trial.params[name] for name in space} | {"seed": 0})
+
+        def finished(
+            k: int,
+            prepared: cells.Prepared,
+            state: training.TrainState,
+            diverged: int | None,
+            trials: list[Any] = trials,
+            settings: list[cells.Setting] = settings,
+        ) -> None:
+            value = trainer.on_validation(prepared, state, diverged)
+            record = {"trial": trials[k].number, "setting": settings[k], "value": value}
+            runs.append_line(folder / "cells.jsonl", record | {"diverged": diverged})
+            study.tell(trials[k], value)
+
+        trainer.train(settings, stop=config.steps, finished=finished)
+        print(
+            f"{len(study.get_trials(states=counted))} settings; the best: "
+            f"{_text(study.best_params)}, {config.shown_by} {study.best_value:.4f} on validation"
+        )
+    return {name: study.best_params[name] for name in space} | {"seed": 0}
+
+
+def _give_back(study: Any) -> None:
+    """Asks anew for what processes of this machine were training when they were killed."""
+    from optuna.trial import TrialState
+
+    host, _ = _this_process().rsplit(":", 1)
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        their_host, _, process = trial.user_attrs.get("process", "").rpartition(":")
+        if their_host == host and not _alive(int(process)):
+            study.tell(trial.number, state=TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _alive(process: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, 0)
+        return True
+    return False
+
+
+def judge(config: Config, folder: Path, best: cells.Setting, trainer: Trainer) -> None:
+    """Trains the winner with new seeds, and writes and prints its figures on test.
+
+    Args:
+      config: options.
+      folder: of the run.
+      best: the winner.
+      trainer: of settings.
+    """
+    settings = [best | {"seed": seed} for seed in range(1, config.seeds + 1)]
+    found: list[dict[str, float]] = []
+    diverged_seeds = []
+
+    def finished(
+        k: int, prepared: cells.Prepared, state: training.TrainState, diverged: int | None
+    ) -> None:
+        figures = None if diverged else cells.figures_of(prepared, state, trainer.data)
+        if figures is None:
+            diverged_seeds.append(k + 1)
+        else:
+            found.append(figures["test"])
+
+    trainer.train(settings, stop=config.steps, finished=finished)
+    setting = {name: value for name, value in best.items() if name != "seed"}
+    figures = {}
+    if found:
+        figures = {
+            key: bootstrap_interval([one[key] for one in found])._asdict() for key in found[0]
+        }
+    results = {"setting": setting, "seeds": config.seeds, "diverged": diverged_seeds}
+    # JSON has no NaN, which the ends of an interval of one seed are.
+    text = json.dumps(results | {"test": figures}, indent=2).replace("NaN", "null")
+    (folder / "results.json").write_text(text + "\n")
+    print(f"the winner: {_text(best)}; on test, means of {len(found)} new seeds:")
+    for key, title in train.TITLES.items():
+        if key in figures:
+            print("  {}: {mean:.4f} [{low:.4f}, {high:.4f}]".format(title, **figures[key]))
+
+
+def _text(setting: cells.Setting) -> str:
+    return ", ".join(f"{name} {value}" for name, value in setting.items() if name != "seed")
+
+
+def _checked_ends(config: Config, space: Space) -> list[cells.Group]:
+    """The ends of ranges as settings, so that what is out of range shows before any training."""
+    cells.check(config)
+    for name, least in (("trials", 1), ("keep_one_in", 2), ("at_once", 1), ("seeds", 1)):
+        if getattr(config, name) < least:
+            raise ValueError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    if "seed" in space:
+        raise ValueError("a seed is not searched: leave it out of --space")
+    losses = space.get("loss", [config.loss])
+    cells.check_axes(space, [str(loss) for loss in losses])
+    if config.method == "halving":
+        rungs(config)
+    ends = [{name: _at(where, share) for name, where in space.items()} for share in (0.0, 1.0)]
+    return cells.groups(cells.base_of(config), [end | {"seed": 0} for end in ends])
+
+
+if __name__ == "__main__":
+    try:
+        main(
+            tyro.cli(
+                Config,
+                prog="python -m experiments.search",
+                description=str(__doc__).splitlines()[0],
+                use_underscores=True,
+            )
+        )
+    except (FileExistsError, FileNotFoundError, ImportError, MemoryError, ValueError) as error:
+        sys.exit(f"error: {error}")

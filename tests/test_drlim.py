@@ -1,0 +1,101 @@
+import jax
+import numpy as np
+import pytest
+
+from experiments import drlim
+
+RNG = np.random.default_rng(0)
+
+
+def test_copies_are_moved_sideways_and_lose_nothing():
+    images = RNG.integers(1, 256, (3, 28, 28, 1), dtype=np.uint8)
+    copies = drlim.with_copies(images)
+    assert copies.shape == (15, 40, 40, 1)
+    for k, move in enumerate((0, -6, -3, 3, 6)):
+        inside = copies[3 * k : 3 * k + 3, 6:34, 6 + move : 34 + move]
+        np.testing.assert_array_equal(inside, images)
+        assert copies[3 * k : 3 * k + 3].sum(dtype=int) == images.sum(dtype=int)
+    # Of a smaller image the moves are in proportion.
+    assert drlim.with_copies(images[:, :8, :8]).shape == (15, 12, 12, 1)
+
+
+def test_nearest_and_related():
+    images = RNG.integers(0, 256, (6, 4, 4, 1), dtype=np.uint8)
+    near = drlim.nearest(images, 2)
+    flat = images.reshape(6, -1).astype(float)
+    distance = np.linalg.norm(flat[:, None] - flat, axis=2) + 1e9 * np.eye(6)
+    np.testing.assert_array_equal(np.sort(near), np.sort(np.argsort(distance)[:, :2]))
+
+    similar = drlim.related(near, 3)
+    assert similar.shape == (18, 8)
+    for row, found in enumerate(similar):
+        copy_of = row % 6
+        want = {k * 6 + i for k in range(3) for i in (copy_of, *near[copy_of])} - {row}
+        assert {*found.tolist()} == want
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.5])
+def test_pairs_are_drawn_from_lists_and_labelled_by_them(fraction):
+    near = drlim.nearest(RNG.integers(0, 256, (30, 4, 4, 1), dtype=np.uint8), 3)
+    i, j, labels = map(
+        np.asarray,
+        jax.jit(drlim.draw, static_argnums=2)(jax.random.key(1), near, 4000, fraction),
+    )
+    for a, b, label in zip(i, j, labels, strict=True):
+        assert label == (0 if b in near[a] or a in near[b] or a == b else 1)
+    count = round(4000 * fraction)
+    assert (labels[:count] == 0).all()
+    # Of the others a few are similar by chance, and every image is drawn.
+    assert 0.7 < labels[count:].mean() < 0.98
+    assert {*j[count:].tolist()} == {*range(30)}
+    assert {*i.tolist()} == {*range(30)}
+
+
+def test_figures_of_a_map():
+    # Two images of class 0 at 0, two of class 1 at 10; each with two more copies.
+    points = np.array([[0.0, 0], [0.1, 0], [10, 0], [10.1, 0]])
+    labels = np.tile([0, 0, 1, 1], 3)
+    same = np.concatenate([points, points + 0.01, points - 0.01])
+    assert drlim.class_of_neighbour(same, labels, 3) == 1
+    assert drlim.spread_of_copies(same, 3) < 0.01
+    # Copies far from each other: all there is is their spread.
+    apart = np.concatenate([points * 0, points * 0 + [5, 0], points * 0 - [5, 0]])
+    assert drlim.spread_of_copies(apart, 3) == pytest.approx(1)
+    assert drlim.class_of_neighbour(points[[0, 2, 1, 3]], np.array([0, 1, 0, 1]), 1) == 1
+
+
+def test_maps_are_learned_from_neighbours(tmp_path, capsys):
+    config = drlim.Config(
+        steps=150, batch_size=32, runs=tmp_path, tfds_dir=tmp_path / "tfds", name="run"
+    )
+    folder = drlim.main(config)
+    printed = capsys.readouterr().out
+    assert "invariant" in printed
+    for name, times in (("neighbours", 1), ("copies", 5), ("invariant", 5)):
+        assert (folder / f"map-{name}.png").read_bytes().startswith(b"\x89PNG")
+        found = np.load(folder / f"map-{name}.npz")
+        assert found["embeddings"].shape == (len(found["classes"]), 2)
+        assert len(found["classes"]) % times == 0
+    rows = [line.split("|")[1:4] for line in (folder / "results.md").read_text().splitlines()[2:]]
+    spread = {name.strip(): value.strip() for name, _, value in rows}
+    # What is known of copies draws them together.
+    assert float(spread["invariant"]) < 0.5 * float(spread["copies"])
+    assert float(rows[0][1]) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"neighbours": 0}, "--neighbours must be above 0"),
+        ({"neighbours": 1000}, "--neighbours must be below the .* training images"),
+        ({"margin": -1.0}, "--margin must be above 0"),
+        ({"similar_fraction": 1.0}, r"--similar_fraction must be in \(0, 1\)"),
+        ({"classes": (11,)}, "below the 0 training images of classes"),
+        ({"overwrite": True}, "--overwrite needs the --name"),
+    ],
+)
+def test_errors(tmp_path, options, words):
+    config = drlim.Config(**{"runs": tmp_path / "runs", "tfds_dir": tmp_path, **options})
+    with pytest.raises(ValueError, match=words):
+        drlim.main(config)
+    assert not (tmp_path / "runs").exists()

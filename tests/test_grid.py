@@ -1,0 +1,251 @@
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from contrastive_jax import grid as grids
+from contrastive_jax import training
+from contrastive_jax.data import index_by_class
+from contrastive_jax.encoders import ConvNet
+from contrastive_jax.parallel import parallel
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+SHAPE = (8, 8, 1)
+RATES = (1e-3, 3e-3, 1e-3, 1e-2, 2e-3)
+NUMBERS = [training.Numbers(0.4 + 0.2 * k, k % 3, 0.5) for k in range(len(RATES))]
+
+
+class Setup:
+    """A step of which is counted how often it is traced."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (40, *SHAPE), dtype=np.uint8)
+        classes = np.arange(40) % 4
+        self.source = training.Source(images, classes, index_by_class(classes))
+        self.encode, _ = training.split_encoder(self.encoder(0))
+        tunable = optax.inject_hyperparams(training.make_optimizer, ("steps", "warmup_steps"))
+        self.optimizer = tunable(1e-3, 8, warmup_steps=1, weight_decay=0.1)
+        pair_step = training.make_pair_step(self.encode, self.optimizer, group=2)
+        drawn = training.make_drawn_step(pair_step, 8)
+        self.traced = 0
+
+        def step(state, source, numbers):
+            self.traced += 1
+            return drawn(state, source, numbers)
+
+        self.step = step
+
+    def encoder(self, seed):
+        return ConvNet(SHAPE, 4, channels=(4, 6), hidden=8, rngs=nnx.Rngs(seed))
+
+    def init(self, cell, rates=RATES):
+        params = training.split_encoder(self.encoder(int(NUMBERS[cell].seed)))[1]
+        state = training.init_state(params, self.optimizer)
+        tuned = optax.tree.set(state.opt_state, learning_rate=np.float32(rates[cell]))
+        return state._replace(opt_state=tuned)
+
+    def grid(self, strategy, **options):
+        return grids.make_grid(
+            self.step, self.init(0), self.source, NUMBERS[0], strategy, **options
+        )
+
+    def train(self, grid, init=None, numbers=NUMBERS, start=0, steps=6, window=4):
+        """The last states by cell, the metrics of all steps by cell, and where cells diverged."""
+        states, metrics, diverged = {}, {}, {}
+        source = jax.device_put(self.source, grid.shared)
+        for one in grids.train_grid(
+            grid, init or self.init, source, numbers, start=start, steps=steps, window=window
+        ):
+            for place, cell in enumerate(one.cells):
+                states[cell] = one.state(place)
+                of_cell = {name: column[place] for name, column in one.metrics.items()}
+                metrics.setdefault(cell, []).append(of_cell)
+                diverged[cell] = one.diverged[place]
+        joined = {
+            cell: {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for cell, parts in metrics.items()
+        }
+        return states, joined, diverged
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return Setup()
+
+
+@pytest.fixture(scope="module")
+def one_after_another(setup):
+    return setup.train(setup.grid("sequential"))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("sequential", {"steps_per_call": 2}),
+        ("vmap", {"cells": 3}),
+        ("vmap", {"cells": 5, "steps_per_call": 2}),
+        ("shard_map", {"cells": 4, "devices": 4}),
+        ("shard_map", {"cells": 4, "devices": 2}),
+        ("shard_map", {"cells": 2, "devices": 8, "devices_per_cell": 4}),
+        ("sequential", {"devices": 8, "devices_per_cell": 2}),
+        ("vmap", {"cells": 5, "devices": 2, "devices_per_cell": 2}),
+    ],
+)
+def test_strategies_give_the_same_numbers(setup, one_after_another, strategy, options):
+    options = dict(options)
+    if "devices" in options:
+        options["devices"] = jax.devices()[: options["devices"]]
+    states, metrics, diverged = setup.train(setup.grid(strategy, **options))
+    want_states, want_metrics, _ = one_after_another
+    assert [*states] == [*range(5)]
+    assert diverged == dict.fromkeys(range(5))
+    for cell in range(5):
+        jax.tree.map(
+            lambda got, want: np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-5),
+            (states[cell], metrics[cell]),
+            (want_states[cell], want_metrics[cell]),
+        )
+        assert states[cell].step == 6
+        assert metrics[cell]["loss"].shape == (6,)
+
+
+def test_cells_are_single_runs(setup, one_after_another):
+    placed = parallel(setup.step, "shard_map", jax.devices()[:1])
+    cell = 3
+    state, source, numbers = placed.replicate((setup.init(cell), setup.source, NUMBERS[cell]))
+    ((state, records),) = training.train(
+        lambda state: placed.step(state, source, numbers),
+        state,
+        start=0,
+        steps=6,
+        window=6,
+        batch_size=8,
+    )
+    states, metrics, _ = one_after_another
+    losses = [record["loss"] for record in records]
+    np.testing.assert_allclose(metrics[cell]["loss"], losses, rtol=1e-5)
+    jax.tree.map(
+        lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6),
+        states[cell].params,
+        placed.fetch(state).params,
+    )
+    # And cells differ, or all of this would show nothing.
+    assert len({float(metrics[k]["loss"][-1]) for k in range(5)}) == 5
+
+
+def test_numbers_never_compile_again():
+    setup = Setup()
+    grid = setup.grid("vmap", cells=2)
+    once = setup.traced
+    assert once >= 1
+    setup.train(grid)
+    setup.train(grid, numbers=[n._replace(margin=9.0, similar_fraction=0.25) for n in NUMBERS])
+    assert setup.traced == once
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "vmap", "shard_map"])
+def test_a_cell_that_diverges_leaves_the_others_alone(setup, strategy):
+    options = {"sequential": {}, "vmap": {"cells": 5}}.get(strategy, {"cells": 8})
+    grid = setup.grid(strategy, **options)
+    want, _, _ = setup.train(grid)
+    rates = [rate if k != 2 else np.nan for k, rate in enumerate(RATES)]
+    got, metrics, diverged = setup.train(grid, lambda cell: setup.init(cell, rates))
+    # The first loss is of the parameters before any step.
+    assert diverged == {0: None, 1: None, 2: 2, 3: None, 4: None}
+    assert np.isnan(metrics[2]["loss"][1])
+    for cell in (0, 1, 3, 4):
+        jax.tree.map(np.testing.assert_array_equal, got[cell], want[cell])
+
+
+def test_a_cell_that_its_last_step_spoils_has_diverged(setup):
+    rates = [rate if k != 1 else np.nan for k, rate in enumerate(RATES)]
+    grid = setup.grid("vmap", cells=5)
+    _, metrics, diverged = setup.train(grid, lambda cell: setup.init(cell, rates), steps=1)
+    assert np.isfinite(metrics[1]["loss"]).all()
+    assert diverged == {0: None, 1: 1, 2: None, 3: None, 4: None}
+
+
+def test_a_chunk_of_which_all_diverged_is_not_trained_on(setup):
+    grid = setup.grid("sequential")
+    windows = [
+        (one.cells, one.step)
+        for one in grids.train_grid(
+            grid,
+            lambda cell: setup.init(cell, [np.nan, 1e-3, *RATES[2:]]),
+            jax.device_put(setup.source, grid.shared),
+            NUMBERS[:2],
+            steps=6,
+            window=2,
+        )
+    ]
+    assert windows == [([0], 2), ([1], 2), ([1], 4), ([1], 6)]
+
+
+def test_going_on_gives_the_same_bits(setup):
+    grid = setup.grid("vmap", cells=5)
+    want, _, _ = setup.train(grid, steps=8)
+    half, _, _ = setup.train(grid, steps=4)
+    got, metrics, _ = setup.train(grid, half.__getitem__, start=4, steps=8)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert metrics[0]["loss"].shape == (4,)
+
+
+def test_memory_grows_with_the_cells_by_less_than_the_data(setup):
+    one, four = (setup.grid("vmap", cells=cells).bytes for cells in (1, 4))
+    own = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(setup.init(0)))
+    assert four - one >= 3 * own
+    assert four < 4 * one  # the data are shared
+
+
+def test_chunks_fit_and_are_alike():
+    tried = []
+
+    def make(cells):
+        tried.append(cells)
+        return grids.Grid("vmap", cells, 1, 100 + 10 * cells, None, None, None)
+
+    assert grids.fit_grid(make, 32, 1, 1000).cells == 32
+    assert tried == [32]
+    # At most 20 fit, and two calls of 16 are as many as one of 20 and one of 12.
+    assert grids.fit_grid(make, 32, 1, 300).cells == 16
+    assert grids.fit_grid(make, 30, 4, 300).cells == 16
+    assert grids.fit_grid(make, 3, 4, 1000).cells == 4
+    with pytest.raises(MemoryError, match=r"training 4 cells at once takes 140 .* on each device"):
+        grids.fit_grid(
+            lambda cells: make(cells)._replace(bytes=(100 + 10 * cells) * 2**20), 8, 4, 100 * 2**20
+        )
+
+
+def test_the_rate_is_of_steps_and_leaves_the_states_alone(setup):
+    grid = setup.grid("vmap", cells=2)
+    states = [setup.init(0), setup.init(1)]
+    source = jax.device_put(setup.source, grid.shared)
+    assert grids.time_grid(grid, states.__getitem__, source, NUMBERS) > 0
+    assert [int(state.step) for state in states] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "words"),
+    [
+        ("pmap", {}, "strategy must be one of .*'shard_map'.*, got 'pmap'"),
+        ("sequential", {"cells": 2}, "must be 1 if .*, got 2 with sequential"),
+        ("vmap", {"cells": 0}, "got 0 with vmap"),
+        ("shard_map", {"cells": 3, "devices": 2}, "a multiple of the 2 groups of devices, got 3"),
+        ("vmap", {"devices_per_cell": 9}, "devices_per_cell must be from 1 to 8, .* got 9"),
+    ],
+)
+def test_errors_of_a_grid(setup, strategy, options, words):
+    options = dict(options)
+    if "devices" in options:
+        options["devices"] = jax.devices()[: options["devices"]]
+    with pytest.raises(ValueError, match=words):
+        setup.grid(strategy, **options)
+
+
+def test_windows_are_whole_calls(setup):
+    grid = setup.grid("sequential", steps_per_call=2)
+    with pytest.raises(ValueError, match="window must be a multiple of steps_per_call, got 3 and"):
+        next(grids.train_grid(grid, setup.init, setup.source, NUMBERS, steps=4, window=3))

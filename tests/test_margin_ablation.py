@@ -1,0 +1,373 @@
+import csv
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from contrastive_jax import grid as grids
+from contrastive_jax import runs
+from experiments import ablation_report, cells, margin_ablation, train
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+SMALL = {
+    "margins": (0.5, 1.0),
+    "seeds": 2,
+    "encoder": "mlp",
+    "width": 4,
+    "batch_size": 16,
+    "steps": 6,
+    "log_every": 2,
+    "save_every": 2,
+    "devices": 2,
+    "strategy": "sequential",
+}
+
+
+@pytest.fixture(scope="module")
+def folder_of_tfds(tmp_path_factory):
+    return tmp_path_factory.mktemp("tfds")
+
+
+def _run(tmp_path, folder_of_tfds, **options):
+    config = margin_ablation.Config(
+        **SMALL | {"runs": tmp_path, "tfds_dir": folder_of_tfds, "name": "run"} | options
+    )
+    return margin_ablation.main(config)
+
+
+def _cells(folder):
+    """What is kept of each cell, without what differs from run to run."""
+    found = {}
+    for line in runs.read_lines(folder / "cells.jsonl"):
+        kept = {k: v for k, v in line.items() if k not in ("seconds", "state")}
+        found[cells.key_of(line["setting"])] = kept
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, folder_of_tfds):
+    return _run(tmp_path_factory.mktemp("runs"), folder_of_tfds)
+
+
+def test_what_a_run_leaves(whole):
+    found = _cells(whole)
+    assert [json.loads(key) for key in found] == [
+        {"margin": margin, "seed": seed} for margin in (0.5, 1.0) for seed in (0, 1)
+    ]
+    for cell in found.values():
+        assert cell["diverged"] is None
+        assert cell["course"]["step"] == [2, 4, 6]
+        assert 0 < cell["validation"]["map_at_r"] < 1
+        assert 0 < cell["test"]["auc"] <= 1
+    figures = sorted(path.name for path in (whole / "figures").iterdir())
+    assert figures == ["active.png", "curve.png", "distances.png", "maps.png"]
+    for path in (whole / "figures").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert len([*(whole / "states").iterdir()]) == 4
+    assert not (whole / "running").exists()
+    assert "| 0.5 |" in (whole / "results.md").read_text().replace("**", "")
+    assert r"\toprule" in (whole / "results.tex").read_text()
+
+
+def test_a_table_is_of_the_cells(whole):
+    found = list(_cells(whole).values())
+    with (whole / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["margin"]) for row in rows] == [0.5, 1.0]
+    means = {}
+    for row in rows:
+        of_row = [c for c in found if c["setting"]["margin"] == float(row["margin"])]
+        for key in ("map_at_r", "precision_at_1", "auc"):
+            mean = np.mean([cell["test"][key] for cell in of_row])
+            assert float(row[f"test {key} mean"]) == pytest.approx(mean, abs=1e-6)
+        means[row["margin"]] = np.mean([cell["validation"]["map_at_r"] for cell in of_row])
+    chosen = [row["margin"] for row in rows if row["chosen"] == "1"]
+    assert chosen == [max(means, key=means.get)]
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "shard_map", "auto"])
+def test_every_number_is_the_same_by_all_strategies(tmp_path, folder_of_tfds, whole, strategy):
+    found = _cells(_run(tmp_path, folder_of_tfds, strategy=strategy))
+    want = _cells(whole)
+    assert found.keys() == want.keys()
+    for key, cell in want.items():
+        for name in margin_ablation.COURSE:
+            np.testing.assert_allclose(found[key]["course"][name], cell["course"][name], rtol=1e-4)
+        for part, figure in itertools.product(("validation", "test"), cell["validation"]):
+            # Of a few hundred images one may change its neighbour for a last digit.
+            assert found[key][part][figure] == pytest.approx(cell[part][figure], abs=4e-3)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 2, 4, 5])
+def test_goes_on_where_it_was_killed(tmp_path, folder_of_tfds, whole, monkeypatch, after):
+    windows, trained = 0, grids.train_grid
+
+    def killed(*arguments, **options):
+        nonlocal windows
+        for window in trained(*arguments, **options):
+            windows += 1
+            if windows > after:
+                raise Killed
+            yield window
+
+    monkeypatch.setattr(grids, "train_grid", killed)
+    with pytest.raises(Killed):
+        _run(tmp_path, folder_of_tfds)
+    # Three windows to a cell: finished cells are kept, and of the next where it had got to.
+    assert len(_cells(tmp_path / "run")) == after // 3
+    assert (tmp_path / "run" / "running").exists() == (after % 3 > 0)
+    # What was being written when the process was killed spoils nothing.
+    with (tmp_path / "run" / "cells.jsonl").open("a") as file:
+        file.write('{"setting": {"mar')
+    taken = []
+
+    def counted(*arguments, **options):
+        for window in trained(*arguments, **options):
+            taken.append(window.step)
+            yield window
+
+    monkeypatch.setattr(grids, "train_grid", counted)
+    folder = _run(tmp_path, folder_of_tfds, resume=True)
+    assert len(taken) == 12 - after
+    assert _cells(folder) == _cells(whole)
+    for path in ("results.csv", "results.md", "results.tex"):
+        assert (folder / path).read_text() == (whole / path).read_text()
+
+
+def test_more_margins_and_seeds_are_more_cells(tmp_path, folder_of_tfds, whole, monkeypatch):
+    folder = _run(tmp_path, folder_of_tfds, margins=(1.0,), seeds=1)
+    before = (folder / "cells.jsonl").read_text()
+    _run(tmp_path, folder_of_tfds, resume=True)
+    assert (folder / "cells.jsonl").read_text().startswith(before)
+    assert _cells(folder) == _cells(whole)
+    monkeypatch.setattr(grids, "train_grid", None)
+    _run(tmp_path, folder_of_tfds, resume=True)  # trains nothing
+
+
+def test_a_cell_that_diverges_is_marked(tmp_path, folder_of_tfds, whole, capsys):
+    folder = _run(tmp_path, folder_of_tfds, grid=("learning_rate=4e-3,1e30",), strategy="vmap")
+    found = _cells(folder)
+    assert len(found) == 8
+    want = {key: cell["course"]["loss"] for key, cell in _cells(whole).items()}
+    for cell in found.values():
+        setting = dict(cell["setting"])
+        if setting.pop("learning_rate") == 1e30:
+            assert cell["diverged"] in range(2, 7)
+            assert cell["validation"] is None
+            assert cell["test"] is None
+        else:
+            assert cell["diverged"] is None
+            loss = want[cells.key_of(setting)]
+            np.testing.assert_allclose(cell["course"]["loss"], loss, rtol=1e-4)
+    assert "2 diverged" in capsys.readouterr().out
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["diverged"] for row in rows] == ["0", "2", "0", "2"]
+    assert rows[1]["test map_at_r mean"] == ""
+    assert rows[1]["chosen"] == "0"
+
+
+def test_structure_makes_groups_and_numbers_of_losses_are_axes(tmp_path, folder_of_tfds, capsys):
+    folder = _run(
+        tmp_path,
+        folder_of_tfds,
+        margins=None,
+        loss="supcon",
+        grid=("temperature=0.1,0.5", "width=2,3"),
+        seeds=1,
+    )
+    assert "4 cells of 6 steps, 2 to compile" in capsys.readouterr().out
+    found = [cell["setting"] for cell in _cells(folder).values()]
+    assert sorted((s["temperature"], s["width"]) for s in found) == [
+        (0.1, 2),
+        (0.1, 3),
+        (0.5, 2),
+        (0.5, 3),
+    ]
+    names = sorted(path.name for path in (folder / "figures").iterdir())
+    assert "curve-width=2.png" in names
+    assert "maps-width=3.png" in names
+    # SupCon does not count active pairs.
+    assert not any(name.startswith("active") for name in names)
+
+
+def test_a_grid_is_split_into_chunks_that_fit(tmp_path, folder_of_tfds, whole, capsys):
+    prepared = cells.prepare(
+        cells.groups(_base(), cells.product({"margin": [0.5], "seed": [0]}))[0],
+        train.load("digits", tfds_dir=folder_of_tfds),
+        jax.devices()[:1],
+    )
+
+    def bytes_of(count):
+        return grids.make_grid(
+            prepared.assembled.step,
+            prepared.init(0),
+            prepared.source,
+            prepared.numbers[0],
+            "vmap",
+            cells=count,
+            steps_per_call=2,
+        ).bytes
+
+    limit = (bytes_of(2) + bytes_of(3)) / 2
+    folder = _run(tmp_path, folder_of_tfds, strategy="vmap", memory_limit=limit / 1e9)
+    assert "4 cells, 2 at once, vmap" in capsys.readouterr().out
+    want = {key: cell["course"]["loss"] for key, cell in _cells(whole).items()}
+    for key, cell in _cells(folder).items():
+        np.testing.assert_allclose(cell["course"]["loss"], want[key], rtol=1e-4)
+    with pytest.raises(MemoryError, match="training 1 cells at once takes"):
+        _run(tmp_path, folder_of_tfds, name="other", strategy="sequential", memory_limit=1e-6)
+
+
+def _base(**options):
+    return cells.base_of(margin_ablation.Config(**SMALL | options))
+
+
+# Tables, of cells made up.
+
+
+def _cell(seed, validation, test, diverged=None, **setting):
+    def figures(value):
+        return dict.fromkeys(("map_at_r", "precision_at_1", "r_precision", "auc"), value)
+
+    return {
+        "setting": setting | {"seed": seed},
+        "diverged": diverged,
+        "validation": None if diverged else figures(validation),
+        "test": None if diverged else figures(test),
+    }
+
+
+MADE_UP = [
+    # The best on test is not the best on validation, and the best seed of all is of neither.
+    *[_cell(s, 0.70, t, margin=0.5) for s, t in enumerate((0.60, 0.64, 0.62))],
+    *[_cell(s, 0.80, t, margin=1.0) for s, t in enumerate((0.70, 0.71, 0.72))],
+    *[_cell(s, 0.75, t, margin=1.5) for s, t in enumerate((0.72, 0.73, 0.74))],
+    _cell(0, 0.99, 0.99, margin=2.0),
+    _cell(1, None, None, margin=2.0, diverged=3),
+]
+
+
+def test_the_setting_is_chosen_on_validation_by_the_mean():
+    rows = ablation_report.rows_of(MADE_UP, "map_at_r")
+    chosen = ablation_report.chosen_of(rows)
+    assert chosen.setting == {"margin": 1.0}
+    assert rows[3].diverged == 1
+    assert rows[3].validation == -np.inf
+    assert ablation_report.interval_of(chosen, "map_at_r").mean == pytest.approx(0.71)
+    assert ablation_report.chosen_of(rows[3:]) is None
+    assert [*ablation_report.best_by(rows, "margin")] == [0.5, 1.0, 1.5, 2.0]
+
+
+def test_differences_are_seed_by_seed():
+    rows = ablation_report.rows_of(MADE_UP[::-1], "map_at_r")
+    by_margin = {row.setting["margin"]: row for row in rows}
+    chosen = by_margin[1.0]
+    # Seed by seed all are 0.02, however the seeds differ.
+    np.testing.assert_allclose(
+        ablation_report.difference_of(by_margin[1.5], chosen, "map_at_r"), [0.02] * 3
+    )
+    mean, low, high = ablation_report.difference_of(by_margin[0.5], chosen, "map_at_r")
+    assert (mean, low, high) == pytest.approx((-0.09, -0.1, -0.07))
+    assert ablation_report.difference_of(chosen, chosen, "map_at_r") is None
+    # Of two seeds one diverged: what is left of the pairs is one.
+    assert ablation_report.difference_of(by_margin[2.0], chosen, "map_at_r").mean == pytest.approx(
+        0.29
+    )
+
+
+def test_tables(tmp_path):
+    rows = ablation_report.rows_of(MADE_UP, "map_at_r")
+    table = ablation_report.write_tables(tmp_path, rows, "map_at_r")
+    lines = table.splitlines()
+    minus = "\N{MINUS SIGN}"
+    assert lines[0].startswith("| margin | P@1 (%) | R-precision (%) | MAP@R (%) | pair AUC (%) |")
+    assert f"| **{minus}9.0 [{minus}10.0, {minus}7.0]** | 3 |" in lines[2]
+    assert lines[3].startswith("| **1** | **71.0 [70.0, 72.0]** |")
+    assert lines[3].endswith("| chosen | 3 |")
+    assert lines[4].endswith("| **+2.0 [+2.0, +2.0]** | 3 |")
+    assert lines[5].endswith("| 2, 1 diverged |")
+    latex = (tmp_path / "results.tex").read_text()
+    assert r"\textbf{$-$9.0 [$-$10.0, $-$7.0]}" in latex
+    assert r"(\%)" in latex
+    assert latex.count(r"\\") == 5
+    text = (tmp_path / "results.csv").read_text()
+    assert len(text.splitlines()) == 5
+
+
+# Options.
+
+
+def test_axes():
+    config = margin_ablation.Config(grid=("learning_rate=1e-3,1e-2", "width=2,64"), seeds=1)
+    assert margin_ablation.axes_of(config) == {
+        "margin": [*margin_ablation.MARGINS],
+        "learning_rate": [1e-3, 1e-2],
+        "width": [2, 64],
+        "seed": [0],
+    }
+    no_margin = margin_ablation.Config(loss="supcon", grid=("temperature=0.1,0.2",), seeds=2)
+    assert [*margin_ablation.axes_of(no_margin)] == ["temperature", "seed"]
+    of_loss = margin_ablation.Config(loss="circle", margins=(0.2,), grid=("scale=32,64",), seeds=1)
+    groups = cells.groups(_base(loss="circle"), cells.product(margin_ablation.axes_of(of_loss)))
+    assert [config.loss_options for config in groups[0].configs] == [
+        {"scale": 32.0, "margin": 0.2},
+        {"scale": 64.0, "margin": 0.2},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"grid": ("learning_rate",)}, "--grid takes name=value,value"),
+        ({"grid": ("learning_rat=1",)}, "close to it: learning_rate"),
+        ({"grid": ("width=2.5",)}, "width must be a whole number, got '2.5'"),
+        ({"grid": ("margin=1,2",)}, "name the same axis"),
+        ({"margins": None, "grid": ("margin=1,1",)}, "must differ, got"),
+        ({"grid": ("width=2", "width=3")}, "names width twice"),
+        ({"grid": ("seed=1",)}, "--seeds says how many"),
+        ({"grid": ("temperature=0.1",)}, "temperature can not be an axis .* with contrastive"),
+        ({"margins": (1.0, 1.0)}, "--margins must be at least one, all different"),
+        ({"margins": (-1.0,)}, "margin"),
+        ({"loss": "supcon"}, "supcon has no margin"),
+        ({"seeds": 0}, "--seeds must be at least 1"),
+        ({"save_every": 3}, "--save_every must be a multiple of --log_every"),
+        ({"devices_per_cell": 9}, "--devices_per_cell must be from 1 to 2"),
+        ({"devices": 9}, "--devices must be from 1 to 8"),
+        ({"memory_limit": 0.0}, "--memory_limit must be above 0"),
+        ({"shown_by": "accuracy"}, "--shown_by must be one of precision_at_1"),
+        ({"name": None, "resume": True}, "--resume needs the --name"),
+    ],
+)
+def test_errors_come_before_anything_is_written(tmp_path, folder_of_tfds, options, words):
+    with pytest.raises(ValueError, match=words):
+        _run(tmp_path, folder_of_tfds, **options)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_resumed_with_other_options(tmp_path, folder_of_tfds, whole):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text((whole / "config.json").read_text())
+    with pytest.raises(ValueError, match="steps was 6 and is now 8"):
+        _run(tmp_path, folder_of_tfds, steps=8, resume=True)
+    with pytest.raises(ValueError, match="axes was"):
+        _run(tmp_path, folder_of_tfds, grid=("width=2,3",), resume=True)
+    with pytest.raises(FileExistsError, match="--resume goes on with it"):
+        _run(tmp_path, folder_of_tfds)
+
+
+def test_five_of_the_margins_are_shown_with_the_chosen_one():
+    values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    for chosen in values:
+        five = margin_ablation._five(values, chosen)
+        assert len(five) == 5
+        assert chosen in five
+        assert {0.1, 0.7} < {*five}
+    assert margin_ablation._five(values[:4], None) == values[:4]

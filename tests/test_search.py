@@ -1,0 +1,199 @@
+import itertools
+import json
+import os
+
+import numpy as np
+import pytest
+
+from contrastive_jax import grid as grids
+from contrastive_jax import runs
+from experiments import cells, search
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+SMALL = {
+    "space": ("margin=0.2:1.8", "learning_rate=1e-3:1e-2:log"),
+    "trials": 6,
+    "seeds": 2,
+    "encoder": "mlp",
+    "width": 4,
+    "batch_size": 16,
+    "steps": 18,
+    "log_every": 1,
+    "devices": 2,
+    "strategy": "sequential",
+}
+
+
+@pytest.fixture(scope="module")
+def folder_of_tfds(tmp_path_factory):
+    return tmp_path_factory.mktemp("tfds")
+
+
+def _run(tmp_path, folder_of_tfds, **options):
+    config = search.Config(
+        **SMALL | {"runs": tmp_path, "tfds_dir": folder_of_tfds, "name": "run"} | options
+    )
+    return search.main(config)
+
+
+def _lines(folder):
+    return runs.read_lines(folder / "cells.jsonl")
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory, folder_of_tfds):
+    return _run(tmp_path_factory.mktemp("runs"), folder_of_tfds)
+
+
+def test_halving_keeps_the_best_of_each_rung(halved):
+    lines = _lines(halved)
+    by_rung = [[line for line in lines if line["rung"] == k] for k in range(3)]
+    assert [len(part) for part in by_rung] == [6, 2, 1]
+    assert [{line["steps"] for line in part} for part in by_rung] == [{2}, {6}, {18}]
+    for before, after in itertools.pairwise(by_rung):
+        best = sorted(before, key=lambda line: -line["value"])[: len(after)]
+        assert {cells.key_of(line["setting"]) for line in best} == {
+            cells.key_of(line["setting"]) for line in after
+        }
+    results = json.loads((halved / "results.json").read_text())
+    winner = by_rung[2][0]["setting"]
+    assert results["setting"] | {"seed": 0} == winner
+    assert results["seeds"] == 2
+    found = results["test"]["map_at_r"]
+    assert found["low"] <= found["mean"] <= found["high"]
+
+
+def test_halving_trains_on_and_not_anew(halved, tmp_path, folder_of_tfds):
+    """A winner's state is that of a training of all steps at once."""
+    lines = _lines(halved)
+    winner = lines[-1]["setting"]
+    # A space of one point, as good as.
+    config = search.Config(
+        **SMALL | {"runs": tmp_path, "tfds_dir": folder_of_tfds, "name": "one", "seeds": 1}
+    )
+    data = search.load("digits", tfds_dir=folder_of_tfds)
+    trainer = search.Trainer(config, data, cells.devices_of(config), {})
+    values = []
+
+    def finished(k, prepared, state, diverged):
+        values.append(trainer.on_validation(prepared, state, diverged))
+
+    trainer.train([winner], stop=18, finished=finished)
+    assert values == [pytest.approx(lines[-1]["value"], abs=1e-6)]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["halving", "optuna"])
+def test_goes_on_where_it_was_killed(tmp_path, folder_of_tfds, halved, monkeypatch, method):
+    trained, windows = grids.train_grid, 0
+
+    def killed(*arguments, **options):
+        nonlocal windows
+        for window in trained(*arguments, **options):
+            windows += 1
+            if windows > 3:
+                raise Killed
+            yield window
+
+    monkeypatch.setattr(grids, "train_grid", killed)
+    with pytest.raises(Killed):
+        _run(tmp_path, folder_of_tfds, method=method)
+    assert len(_lines(tmp_path / "run")) == 3
+    monkeypatch.setattr(grids, "train_grid", trained)
+    # The process that was killed is this one: it has to be taken for dead.
+    monkeypatch.setattr(search, "_alive", lambda process: process != os.getpid())
+    folder = _run(tmp_path, folder_of_tfds, method=method, resume=True)
+    if method == "halving":
+        assert _lines(folder) == _lines(halved)
+        assert (folder / "results.json").read_text() == (halved / "results.json").read_text()
+    else:
+        lines = _lines(folder)
+        assert len(lines) == 6
+        assert len({line["trial"] for line in lines}) == 6
+        results = json.loads((folder / "results.json").read_text())
+        best = max(lines, key=lambda line: line["value"])
+        assert results["setting"] | {"seed": 0} == best["setting"]
+
+
+def test_optuna_is_told_what_was_found_and_processes_share_a_study(tmp_path, folder_of_tfds):
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    folder = _run(tmp_path, folder_of_tfds, method="optuna", trials=3, at_once=2)
+    # Another process: more trials of the same study.
+    _run(tmp_path, folder_of_tfds, method="optuna", trials=5, at_once=2, resume=True)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    study = optuna.load_study(storage=storage, study_name="optuna")
+    lines = _lines(folder)
+    assert [trial.number for trial in study.trials] == [*range(5)]
+    for line in lines:
+        trial = study.trials[line["trial"]]
+        assert trial.value == pytest.approx(line["value"])
+        assert trial.params == {k: v for k, v in line["setting"].items() if k != "seed"}
+    assert len({line["setting"]["margin"] for line in lines}) == 5
+
+
+def test_a_setting_that_diverges_is_worse_than_any(tmp_path, folder_of_tfds):
+    folder = _run(
+        tmp_path,
+        folder_of_tfds,
+        space=("learning_rate=1e-3:1e30:log", "margin=0.5:1"),
+        trials=16,
+        keep_one_in=4,
+    )
+    lines = _lines(folder)
+    first = [line for line in lines if line["rung"] == 0]
+    assert sum(line["value"] == 0 for line in first) > 8
+    assert all(line["value"] == 0 for line in lines if line["diverged"])
+    assert lines[-1]["value"] > 0
+    assert json.loads((folder / "results.json").read_text())["setting"]["learning_rate"] < 1
+
+
+def test_space():
+    space = search.parse_space(["margin=0.2:1.8", "learning_rate=1e-3:1e-1:log", "width=2,64"])
+    assert space == {
+        "margin": (0.2, 1.8, False),
+        "learning_rate": (1e-3, 1e-1, True),
+        "width": [2, 64],
+    }
+    settings = search.spread(space, 64)
+    assert len(settings) == 64
+    assert settings[:5] == search.spread(space, 5)
+    margins = np.array([setting["margin"] for setting in settings])
+    rates = np.log10([setting["learning_rate"] for setting in settings])
+    # A Sobol sequence has as many points in each quarter.
+    assert np.histogram(margins, 4, (0.2, 1.8))[0].tolist() == [16] * 4
+    assert np.histogram(rates, 4, (-3, -1))[0].tolist() == [16] * 4
+    assert sum(setting["width"] == 2 for setting in settings) == 32
+
+
+def test_rungs():
+    config = search.Config(trials=27, steps=2700, log_every=100)
+    assert search.rungs(config) == [(27, 100), (9, 300), (3, 900), (1, 2700)]
+    assert search.rungs(search.Config(trials=1, steps=50)) == [(1, 50)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"space": ("margin=1:a",)}, "--space takes name=low:high"),
+        ({"space": ("margin=2:1",)}, "its low end below its high one"),
+        ({"space": ("margin=0:1:log",)}, "above 0 if it is logarithmic"),
+        ({"space": ("width=2:64",)}, "a range must be of a number"),
+        ({"space": ("margin=1:2", "margin=2:3")}, "names margin twice"),
+        ({"space": ("seed=0:3",)}, "seed"),
+        ({"space": ("margin=-1:1",)}, "margin must be above 0"),
+        ({"space": ("temperature=0.1:1",)}, "can not be an axis"),
+        ({"trials": 0}, "--trials must be at least 1"),
+        ({"trials": 100}, "too few for 6 rungs"),
+        ({"resume": True}, "no run to resume"),
+    ],
+)
+def test_errors_come_before_anything_is_written(tmp_path, folder_of_tfds, options, words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        _run(tmp_path, folder_of_tfds, **options)
+    assert not [*tmp_path.iterdir()]
