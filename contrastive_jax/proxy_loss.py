@@ -167,15 +167,12 @@ def _in_one_walk(
     """
 
     @jax.custom_vjp
-    def walk(rows: jax.Array, centers: jax.Array, parameters: Any) -> Any:
-        found = lax.map(lambda block: of_block(block[0], centers, parameters, block[1]), both(rows))
+    def walk(rows: jax.Array, centers: jax.Array, parameters: Any, classes: jax.Array) -> Any:
+        found = lax.map(lambda one: of_block(one[0], centers, parameters, one[1]), (rows, classes))
         value, (count, active) = jax.tree.map(jnp.sum, found)
         return value, count, active
 
-    def both(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return rows, classes
-
-    def forward(rows: jax.Array, centers: jax.Array, parameters: Any) -> Any:
+    def forward(rows: jax.Array, centers: jax.Array, parameters: Any, classes: jax.Array) -> Any:
         def add(total: Any, block: Any) -> Any:
             sums, of_shared = total
             part, own = block
@@ -184,21 +181,21 @@ def _in_one_walk(
             sums = jax.tree.map(jnp.add, sums, (value, count, active))
             return (sums, jax.tree.map(plus, of_shared, tuple(more))), of_rows
 
-        axes = axes_of((rows, centers, parameters, classes))
         nothing = varying(
             ((jnp.zeros((), rows.dtype),) * 3, jax.tree.map(jnp.zeros_like, (centers, parameters))),
-            axes,
+            axes_of((rows, centers, parameters, classes)),
         )
-        (sums, of_shared), of_rows = lax.scan(add, nothing, both(rows))
+        (sums, of_shared), of_rows = lax.scan(add, nothing, (rows, classes))
         return sums, (of_rows, *of_shared)
 
     def backward(gradients: Any, cotangents: Any) -> Any:
         # Counts have no derivative.
-        return tuple(
+        scaled = (
             jax.tree.map(lambda one: one * cotangents[0].astype(one.dtype), of) for of in gradients
         )
+        return *scaled, None
 
     walk.defvjp(forward, backward)
-    arguments = rows, centers, parameters
-    sums = walk(*varying(arguments, axes_of((arguments, classes))))
+    arguments = rows, centers, parameters, classes
+    sums = walk(*varying(arguments, axes_of(arguments)))
     return cast(tuple[jax.Array, jax.Array, jax.Array], sums)

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 import optax
+from tqdm import tqdm
 
 from contrastive_jax import grid as grids
 from contrastive_jax import runs, training
@@ -47,6 +49,25 @@ STRUCTURE: dict[str, type] = {
     "batch_size": int,
     "group": int,
 }
+CHOICES: dict[str, tuple[str, ...]] = {
+    "loss": loss_table.NAMES,
+    "encoder": (*train.ENCODERS,),
+    "distance": (*train.DISTANCES,),
+    "objective": ("auto", "pairs", "all_pairs"),
+}
+# Losses whose margin is the distance beyond which a dissimilar pair costs nothing.
+BOUNDED = (
+    "contrastive",
+    "contrastive_halved",
+    "contrastive_linear",
+    "sentence_contrastive",
+    "signal_to_noise",
+    "mined_hard",
+    "mined_semi_hard",
+    "mined_easy_positive",
+    "mined_multi_similarity",
+    "online_hard",
+)
 # Of a setting on validation.
 RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r", "mean_reciprocal_rank")
 Strategy = Literal["auto", "sequential", "vmap", "shard_map"]
@@ -170,6 +191,9 @@ def parse_axes(named: Iterable[str]) -> dict[str, list[Any]]:
 
 def _value(name: str, text: str) -> Any:
     kind = STRUCTURE.get(name, float)
+    if name in CHOICES and text not in CHOICES[name]:
+        close = difflib.get_close_matches(text, CHOICES[name], n=3) or CHOICES[name]
+        raise ValueError(f"{name} must be one of those known, as {', '.join(close)}; got {text!r}")
     try:
         return kind(text)
     except ValueError:
@@ -201,9 +225,9 @@ def _options_of(loss: str) -> dict[str, float]:
     return loss_table.options_of(loss)
 
 
-def has_margin(loss: str) -> bool:
-    """Whether a loss takes a margin."""
-    return loss == "contrastive" or "margin" in _options_of(loss)
+def whole_options(loss: str) -> set[str]:
+    """Names of the whole numbers of a loss, which are structure."""
+    return {k for k, v in _options_of(loss).items() if isinstance(v, int)} - {*NUMBERS}
 
 
 def product(axes: Mapping[str, Sequence[Any]]) -> list[Setting]:
@@ -229,14 +253,26 @@ class Group(NamedTuple):
 
     settings: list[Setting]
     configs: list[train.Config]
+    places: list[int]
+    """Of each among all that were grouped."""
+
+    def part(self, places: Iterable[int]) -> "Group":
+        """Some of its cells, by their positions in it."""
+        kept = [*places]
+        return Group(
+            [self.settings[k] for k in kept],
+            [self.configs[k] for k in kept],
+            [self.places[k] for k in kept],
+        )
 
 
 def groups(base: train.Config, settings: Iterable[Setting]) -> list[Group]:
     """Splits cells into groups of one structure, in the order in which each comes first."""
     found: dict[str, Group] = {}
-    for setting in settings:
+    for place, setting in enumerate(settings):
         config = configured(base, setting)
-        group = found.setdefault(_structure(setting, config), Group([], []))
+        group = found.setdefault(_structure(setting, config), Group([], [], []))
+        group.places.append(place)
         group.settings.append(setting)
         group.configs.append(config)
     return [*found.values()]
@@ -254,15 +290,13 @@ def check_groups(groups: Iterable[Group], devices: Sequence[jax.Device]) -> None
 
 
 def structure_of(group: Group) -> str:
-    """What tells the structure of a group from that of others."""
+    """What tells the structure of a group from that of others, fit for the name of a file."""
     return _structure(group.settings[0], group.configs[0])
 
 
 def _structure(setting: Setting, config: train.Config) -> str:
-    # Whole numbers of a loss are structure, too.
-    whole = {k for k, v in _options_of(config.loss).items() if isinstance(v, int)}
-    names = {*STRUCTURE, *whole - {*NUMBERS}}
-    return key_of({key: value for key, value in setting.items() if key in names})
+    names = {*STRUCTURE, *whole_options(config.loss)}
+    return ",".join(f"{key}={value}" for key, value in setting.items() if key in names)
 
 
 class Prepared(NamedTuple):
@@ -336,12 +370,13 @@ def base_of(config: Training) -> train.Config:
         for field in dataclasses.fields(config)
         if field.name in shared
     }
-    return train.Config(**given | {"validate_every": config.log_every})
+    # Steps of a call are the grid's own business.
+    return train.Config(**given | {"validate_every": config.log_every, "steps_per_call": 1})
 
 
 def devices_of(config: Training) -> list[jax.Device]:
     """The devices that a grid may take, those of a CPU as many as it has cores."""
-    make_cores_devices()
+    make_cores_devices(waiting=config.devices_per_cell > 1)
     devices = jax.devices()
     if config.devices is not None:
         if not 0 < config.devices <= len(devices):
@@ -374,7 +409,11 @@ def check(config: Training) -> None:
 
 
 def folder_of(
-    config: Training, default_name: str, axes: Iterable[str], free: Iterable[str]
+    config: Training,
+    default_name: str,
+    axes: Iterable[str],
+    free: Iterable[str],
+    device: jax.Device,
 ) -> Path:
     """The folder of a run, that of this name if it is resumed.
 
@@ -383,6 +422,7 @@ def folder_of(
       default_name: what a nameless run is called.
       axes: names of what is varied, which may not differ when it is resumed.
       free: names of options that may.
+      device: of which kind they all are.
 
     Returns:
       The folder.
@@ -394,24 +434,32 @@ def folder_of(
     """
     options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     options["axes"] = sorted(axes)
+    options["dtype"] = "float32" if device.platform == "cpu" else "bfloat16"
     if config.resume:
         folder = config.runs / str(config.name)
         runs.check_resumable(folder, options, free)
+        (folder / "config.json").write_text(json.dumps(options, indent=2) + "\n")
         return folder
     if config.overwrite:
         shutil.rmtree(config.runs / str(config.name), ignore_errors=True)
     return runs.create_run(config.runs, config.name, default_name.replace("/", "-"), options)
 
 
-def make_cores_devices() -> None:
-    """Makes a device of each core of a CPU, if JAX has not started yet.
+def make_cores_devices(*, waiting: bool = False) -> None:
+    """Makes a device of each core of a CPU, if JAX has not started and nothing else was asked for.
 
     Two small trainings side by side, a core each, are quicker than each over both cores in turn.
+
+    Args:
+      waiting: whether devices wait for one another, which takes more threads.
     """
-    # What has started, or was asked for, stays as it is.
+    asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if waiting:
+        os.environ.setdefault("PJRT_NPROC", "64")
+    if asked or jax.config.jax_num_cpu_devices > 0:  # type: ignore[attr-defined]
+        return
+    # What has started stays as it is.
     with contextlib.suppress(RuntimeError):
-        if jax.config.jax_num_cpu_devices > 0:  # type: ignore[attr-defined]
-            return
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
@@ -420,8 +468,24 @@ def memory_of(device: jax.Device) -> float:
     found = device.memory_stats()
     if found and "bytes_limit" in found:
         return 0.9 * float(found["bytes_limit"])
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 0.5 * free / jax.local_device_count()
+    return 0.5 * _free() / jax.local_device_count()
+
+
+def _free() -> float:
+    """Bytes of a host, or of the container this is in, that may still be taken."""
+    free = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    known, limit, used = (
+        Path(path) for path in ("/proc/meminfo", f"{_CGROUP}memory.max", f"{_CGROUP}memory.current")
+    )
+    if known.exists():
+        found = dict(line.split(":") for line in known.read_text().splitlines())
+        free = 1024.0 * int(found["MemAvailable"].split()[0])
+    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
+        free = min(free, float(limit.read_text()) - float(used.read_text()))
+    return free
+
+
+_CGROUP = "/sys/fs/cgroup/"
 
 
 def choose_grid(
@@ -492,21 +556,63 @@ def choose_grid(
 
 
 def compile_grid(
-    config: Training, prepared: Prepared, devices: Sequence[jax.Device], strategy: Strategy
-) -> tuple[grids.Grid, dict[str, float]]:
-    """`choose_grid` by the options of a run."""
+    config: Training,
+    prepared: Prepared,
+    devices: Sequence[jax.Device],
+    before: tuple[grids.Strategy, int] | None = None,
+) -> grids.Grid:
+    """Compiles the grid that the options of a run ask for, and says which it is.
+
+    Args:
+      config: options.
+      prepared: the group.
+      devices: for the grid.
+      before: strategy and cells of one call that it was begun with, to go on to the same bits.
+
+    Returns:
+      The grid.
+
+    Raises:
+      MemoryError: if a cell does not fit into memory.
+    """
     limit = memory_of(devices[0])
     if config.memory_limit is not None:
         limit = config.memory_limit * 1e9
     most = 10 if devices[0].platform == "cpu" else config.log_every
-    return choose_grid(
-        prepared,
-        strategy,
-        devices=devices,
-        devices_per_cell=config.devices_per_cell,
-        limit=limit,
-        steps_per_call=math.gcd(config.log_every, config.steps, most),
+    steps_per_call = math.gcd(config.log_every, config.steps, most)
+    grid: grids.Grid | None = None
+    rates: dict[str, float] = {}
+    if before is not None and config.strategy in ("auto", before[0]):
+        # On other devices than before it may not be possible.
+        with contextlib.suppress(ValueError):
+            grid = grids.make_grid(
+                prepared.assembled.step,
+                prepared.init(0),
+                prepared.source,
+                prepared.numbers[0],
+                before[0],
+                cells=before[1],
+                devices=devices,
+                devices_per_cell=config.devices_per_cell,
+                steps_per_call=steps_per_call,
+            )
+    if grid is None:
+        grid, rates = choose_grid(
+            prepared,
+            config.strategy,
+            devices=devices,
+            devices_per_cell=config.devices_per_cell,
+            limit=limit,
+            steps_per_call=steps_per_call,
+        )
+    timed = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
+    tqdm.write(
+        f"{len(prepared.numbers)} cells, {grid.cells} at once, {grid.strategy}"
+        + (f" (steps of cells per second: {timed})" if timed else "")
+        + f", {grid.bytes / 2**20:,.0f} MB",
+        file=sys.stdout,
     )
+    return grid
 
 
 def embedded(

@@ -54,7 +54,7 @@ class Config(cells.Training):
 
     margins: tuple[float, ...] | None = None
     """The margins; by default 0.1 to 1.5, seven of them, if the loss has one."""
-    seeds: int = 3
+    seeds: int = 5
     """Trainings of each setting, seeds 0, 1, ..."""
     grid: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE,VALUE")
@@ -69,10 +69,10 @@ def main(config: Config) -> Path:
     """Runs the ablation and returns its folder."""
     began = time.perf_counter()
     axes = axes_of(config)
-    base = cells.base_of(config)
-    groups = cells.groups(base, cells.product(axes))
     _check(config)
+    # Before anything runs: JAX starts with the devices it has then.
     devices = cells.devices_of(config)
+    groups = cells.groups(cells.base_of(config), cells.product(axes))
     cells.check_groups(groups, devices[: config.devices_per_cell])
     data = load(
         config.dataset,
@@ -81,7 +81,7 @@ def main(config: Config) -> Path:
         image_size=config.image_size,
         split_classes=config.split_classes,
     )
-    folder = cells.folder_of(config, f"margin-ablation-{config.dataset}", axes, FREE)
+    folder = cells.folder_of(config, f"margin-ablation-{config.dataset}", axes, FREE, devices[0])
     done = {cells.key_of(cell["setting"]) for cell in runs.read_lines(folder / "cells.jsonl")}
     count = len(cells.product(axes))
     print(
@@ -96,10 +96,7 @@ def main(config: Config) -> Path:
             ]
             bar.update((len(group.settings) - len(pending)) * config.steps)
             if pending:
-                left = cells.Group(
-                    [group.settings[k] for k in pending], [group.configs[k] for k in pending]
-                )
-                _train(config, folder, left, data, devices, bar)
+                _train(config, folder, group.part(pending), data, devices, bar)
     report(config, folder, groups, data, devices)
     print(f"{folder} is complete after {time.perf_counter() - began:.0f} s")
     return folder
@@ -118,13 +115,20 @@ def axes_of(config: Config) -> dict[str, list[Any]]:
     margins = config.margins
     if margins is not None and "margin" in named:
         raise ValueError("--margins and --grid margin=... name the same axis: leave one out")
-    if margins is None and "margin" not in named and all(map(cells.has_margin, losses)):
+    if margins is None and "margin" not in named and {*losses} <= {*cells.BOUNDED}:
         margins = MARGINS
     if margins is not None:
         if not margins or len({*margins}) < len(margins):
             raise ValueError(f"--margins must be at least one, all different, got {margins}")
         named = {"margin": [*margins]} | named
+    if not named:
+        raise ValueError(
+            f"nothing is varied: name margins of {', '.join(losses)} with --margins, or another "
+            "axis with --grid"
+        )
     cells.check_axes(named, losses)
+    if twice := sorted({*named} & {*config.loss_options}):
+        raise ValueError(f"{twice[0]} is an axis of the grid: leave it out of --loss_options")
     return named | {"seed": [*range(config.seeds)]}
 
 
@@ -138,132 +142,120 @@ def _train(
 ) -> None:
     """Trains the cells of a group, keeping each when it is finished."""
     prepared = cells.prepare(group, data, devices[: config.devices_per_cell])
-    places = {cells.key_of(setting): k for k, setting in enumerate(group.settings)}
-    began = _running(folder, places)
-    # To the same bits: no trial may choose another way now.
-    strategy = began["strategy"] if began and config.strategy == "auto" else config.strategy
-    grid, rates = cells.compile_grid(config, prepared, devices, strategy)
-    timed = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
-    bar.write(
-        f"{len(group.settings)} cells, {grid.cells} at once, {grid.strategy}"
-        + (f" (steps of cells per second: {timed})" if timed else "")
-        + f", {grid.bytes / 2**20:,.0f} MB",
-        file=sys.stdout,
+    keys = [cells.key_of(setting) for setting in group.settings]
+    where = folder / "running" / (cells.structure_of(group) or "cells")
+    path = where / "record.json"
+    record = json.loads(path.read_text()) if path.exists() else None
+    begun = {key: one for key, one in record["cells"].items() if key in keys} if record else {}
+    grid = cells.compile_grid(
+        config, prepared, devices, (record["strategy"], record["at_once"]) if record else None
     )
     source = jax.device_put(prepared.source, grid.shared)
-    left = [*range(len(group.settings))]
-    if began and len(began["settings"]) <= grid.cells:
-        chunk = [places[cells.key_of(setting)] for setting in began["settings"]]
-        left = [k for k in left if k not in chunk]
-        _train_chunk(config, folder, group, chunk, data, prepared, grid, source, bar, began)
-    while left:
-        chunk, left = left[: grid.cells], left[grid.cells :]
-        _train_chunk(config, folder, group, chunk, data, prepared, grid, source, bar, None)
+    first = [keys.index(key) for key in begun]
+    rest = [k for k in range(len(keys)) if k not in first]
+    for part, start in ((first, record["step"] if record else 0), (rest, 0)):
+        for at in range(0, len(part), grid.cells):
+            chunk = part[at : at + grid.cells]
+            these = [begun.get(keys[k], _nothing()) for k in chunk]
+            states = [prepared.init(k) for k in chunk]
+            if start:
+                states = [
+                    checkpoints.restore_state(folder / one["state"], state)
+                    for one, state in zip(these, states, strict=True)
+                ]
+            _train_chunk(
+                config, folder, where, group.part(chunk), data, prepared, grid, source, bar,
+                [prepared.numbers[k] for k in chunk], states, these, start,
+            )  # fmt: skip
+
+
+def _nothing() -> dict[str, Any]:
+    """What is known of a cell before its first step."""
+    return {"course": {}, "diverged": None, "seconds": 0.0}
 
 
 def _train_chunk(
     config: Config,
     folder: Path,
-    group: cells.Group,
-    chunk: list[int],
+    where: Path,
+    chunk: cells.Group,
     data: Dataset,
     prepared: cells.Prepared,
     grid: grids.Grid,
     source: training.Source,
     bar: Any,
-    began: dict[str, Any] | None,
+    numbers: Sequence[training.Numbers],
+    states: list[training.TrainState],
+    known: list[dict[str, Any]],
+    step: int,
 ) -> None:
-    """Trains the cells that fit into one call, from the start or from where they had got to."""
-    settings = [group.settings[k] for k in chunk]
-    first: list[training.TrainState] = [prepared.init(k) for k in chunk]
-    start = 0
-    courses: list[Course] = [{} for _ in chunk]
-    diverged: list[int | None] = [None] * len(chunk)
-    if began:
-        start, courses, diverged = (began[key] for key in ("step", "courses", "diverged"))
-        first = checkpoints.restore_state(folder / began["states"], first)
-        bar.update(start * len(chunk))
-    clock = time.perf_counter()
+    """Trains the cells that fit into one call, from where they have got to."""
+    bar.update(step * len(states))
     windows = grids.train_grid(
         grid,
-        first.__getitem__,
+        states.__getitem__,
         source,
-        [prepared.numbers[k] for k in chunk],
-        start=start,
+        numbers,
+        start=step,
         steps=config.steps,
         window=config.log_every,
     )
+    began = time.perf_counter()
     for window in windows:
-        for place, course in enumerate(courses):
-            course.setdefault("step", []).append(window.step)
+        seconds = (time.perf_counter() - began) / len(states)
+        for place, one in enumerate(known):
+            one["course"].setdefault("step", []).append(window.step)
             for name in COURSE:
                 if name in window.metrics:
                     mean = float(np.mean(window.metrics[name][place]))
                     # JSON has no NaN.
-                    known = mean if np.isfinite(mean) else None
-                    course.setdefault(name, []).append(known)
-        diverged = [a or b for a, b in zip(diverged, window.diverged, strict=True)]
-        bar.update(len(chunk) * (window.step - start))
-        start = window.step
-        over = start == config.steps or None not in diverged
-        if start % config.save_every == 0 and not over:
-            states = [window.state(place) for place in range(len(chunk))]
-            _save_running(folder, grid.strategy, settings, start, diverged, courses, states)
-    seconds = (time.perf_counter() - clock) / len(chunk)
-    bar.update(len(chunk) * (config.steps - start))
-    for place, setting in enumerate(settings):
-        state = window.state(place)
-        number = len(runs.read_lines(folder / "cells.jsonl"))
-        figures = cells.figures_of(prepared, state, data) if diverged[place] is None else None
+                    one["course"].setdefault(name, []).append(mean if np.isfinite(mean) else None)
+            one["diverged"] = one["diverged"] or window.diverged[place]
+            one["seconds"] += seconds
+        bar.update(len(states) * (window.step - step))
+        step = window.step
+        over = step == config.steps or all(one["diverged"] for one in known)
+        if over or step % config.save_every == 0:
+            states = [window.state(place) for place in range(len(states))]
+            _save_running(folder, where, chunk, grid, step, known, states)
+        began = time.perf_counter()
+    bar.update(len(states) * (config.steps - step))
+    for setting, state, one in zip(chunk.settings, states, known, strict=True):
+        figures = cells.figures_of(prepared, state, data) if one["diverged"] is None else None
         if figures is None:
-            diverged[place] = diverged[place] or config.steps
+            one["diverged"] = one["diverged"] or config.steps
         # The state first: a line stands for a whole cell.
-        where = f"states/{number:05d}"
-        checkpoints.save_state(folder / where, state)
-        runs.append_line(
-            folder / "cells.jsonl",
-            {"setting": setting, "diverged": diverged[place]}
-            | {part: figures and figures[part] for part in ("validation", "test")}
-            | {"course": courses[place], "seconds": round(seconds, 2), "state": where},
-        )
-    shutil.rmtree(folder / "running", ignore_errors=True)
+        number = len(runs.read_lines(folder / "cells.jsonl"))
+        checkpoints.save_state(folder / f"states/{number:05d}", state)
+        line = {"setting": setting, "diverged": one["diverged"]}
+        line |= {part: figures and figures[part] for part in ("validation", "test")}
+        line |= {"course": one["course"], "seconds": round(one["seconds"], 2)}
+        runs.append_line(folder / "cells.jsonl", line | {"state": f"states/{number:05d}"})
+    shutil.rmtree(where, ignore_errors=True)
 
 
 def _save_running(
     folder: Path,
-    strategy: str,
-    settings: list[cells.Setting],
+    where: Path,
+    chunk: cells.Group,
+    grid: grids.Grid,
     step: int,
-    diverged: list[int | None],
-    courses: list[Course],
-    states: list[training.TrainState],
+    known: Sequence[dict[str, Any]],
+    states: Sequence[training.TrainState],
 ) -> None:
     """Keeps where cells have got to, in place of where they were before."""
-    where = f"running/{step}"
-    checkpoints.save_state(folder / where, states)
-    record = {
-        "strategy": strategy,
-        "settings": settings,
-        "step": step,
-        "diverged": diverged,
-        "courses": courses,
-        "states": where,
-    }
-    path = folder / "running" / "running.json"
-    whole = path.with_suffix(".tmp")
+    record: dict[str, Any] = {"strategy": grid.strategy, "at_once": grid.cells, "step": step}
+    record["cells"] = {}
+    for place, (setting, one, state) in enumerate(zip(chunk.settings, known, states, strict=True)):
+        path = where / str(step) / str(place)
+        checkpoints.save_state(path, state)
+        record["cells"][cells.key_of(setting)] = one | {"state": str(path.relative_to(folder))}
+    whole = where / "record.tmp"
     whole.write_text(json.dumps(record))
-    whole.replace(path)
-    for old in (folder / "running").iterdir():
+    whole.replace(where / "record.json")
+    for old in where.iterdir():
         if old.is_dir() and old.name != str(step):
             shutil.rmtree(old)
-
-
-def _running(folder: Path, places: dict[str, int]) -> dict[str, Any] | None:
-    """Where cells had got to, if they are among these."""
-    path = folder / "running" / "running.json"
-    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    keys = [cells.key_of(setting) for setting in record.get("settings", [])]
-    return record if keys and all(key in places for key in keys) else None
 
 
 def report(
@@ -285,10 +277,10 @@ def report(
     print(ablation_report.write_tables(folder, [*itertools.chain(*rows)], config.shown_by))
     (folder / "figures").mkdir(exist_ok=True)
     for group, of_group in zip(groups, rows, strict=True):
-        structure = [f"{k}={v}" for k, v in group.settings[0].items() if k in cells.STRUCTURE]
+        structure = cells.structure_of(group)
         for name, figure in _figures(config, folder, group, of_group, data, devices).items():
-            path = "-".join([name, *structure]).replace("/", "-")
-            plots.save(figure, folder / "figures" / f"{path}.png")
+            path = f"{name}-{structure}.png" if structure else f"{name}.png"
+            plots.save(figure, folder / "figures" / path)
 
 
 def _figures(
@@ -329,14 +321,14 @@ def _figures(
     for x, row in best.items():
         cell = row.cells[0]
         place = [cells.key_of(s) for s in group.settings].index(cells.key_of(cell["setting"]))
-        one = cells.Group([group.settings[place]], [group.configs[place]])
-        prepared = cells.prepare(one, data, devices[: config.devices_per_cell])
+        prepared = cells.prepare(group.part([place]), data, devices[: config.devices_per_cell])
         state = checkpoints.restore_state(folder / cell["state"], prepared.init(0))
         embeddings[x] = training.embed(
             prepared.assembled.encode, train.of_encoder(state.params), data.test.images
         )
         pairs[x] = _test_pairs(embeddings[x], data.test.classes, prepared.assembled.distance)
-    figures["distances"] = ablation_plots.distance_ridge(pairs, quantity, marked=axis == "margin")
+    marked = axis == "margin" and group.configs[0].loss in cells.BOUNDED
+    figures["distances"] = ablation_plots.distance_ridge(pairs, quantity, marked=marked)
     five = _five([*best], chosen.setting[axis] if chosen else None)
     figures["maps"] = ablation_plots.maps(
         {x: embeddings[x] for x in five},

@@ -22,6 +22,7 @@ runs/NAME/config.json    every option
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -42,7 +43,7 @@ from contrastive_jax.evaluation.intervals import bootstrap_interval
 from contrastive_jax.evaluation.retrieval import retrieval
 from experiments import cells, train
 
-FREE = cells.FREE | {"trials", "at_once", "seeds"}
+FREE = cells.FREE | {"at_once", "seeds"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +80,11 @@ Space = dict[str, Range | list[Any]]
 def main(config: Config) -> Path:
     """Runs the search and returns its folder."""
     space = parse_space(config.space)
-    ends = _checked_ends(config, space)
+    _check(config, space)
+    # Before anything runs: JAX starts with the devices it has then.
     devices = cells.devices_of(config)
-    cells.check_groups(ends, devices[: config.devices_per_cell])
+    corners = cells.groups(cells.base_of(config), _corners(space))
+    cells.check_groups(corners, devices[: config.devices_per_cell])
     data = load(
         config.dataset,
         data_dir=config.data_dir,
@@ -89,11 +92,15 @@ def main(config: Config) -> Path:
         image_size=config.image_size,
         split_classes=config.split_classes,
     )
-    folder = cells.folder_of(config, f"search-{config.dataset}", space, FREE)
+    # A study takes more trials; in halving they are other rungs.
+    free = FREE | ({"trials"} if config.method == "optuna" else set())
+    folder = cells.folder_of(config, f"search-{config.dataset}", space, free, devices[0])
     print(f"{folder}: {data.name}, {config.trials} settings of {', '.join(space)}")
     trainer = Trainer(config, data, devices, {})
     search = halving if config.method == "halving" else by_optuna
-    judge(config, folder, search(config, folder, space, trainer), trainer)
+    best = search(config, folder, space, trainer)
+    if best is not None:
+        judge(config, folder, best, trainer)
     return folder
 
 
@@ -183,16 +190,15 @@ class Trainer(NamedTuple):
           finished: takes the place of each setting, what it was made of, its state, and the step at
             which it diverged.
         """
-        places = {cells.key_of(setting): k for k, setting in enumerate(settings)}
         for group in cells.groups(cells.base_of(self.config), settings):
             prepared = cells.prepare(group, self.data, self.devices[: self.config.devices_per_cell])
-            where = [places[cells.key_of(setting)] for setting in group.settings]
-            structure = cells.structure_of(group)
-            if structure not in self.compiled:
-                self.compiled[structure], _ = cells.compile_grid(
-                    self.config, prepared, self.devices, self.config.strategy
-                )
-            grid = self.compiled[structure]
+            where = group.places
+            # A grid of many is a waste for a few, and one for each number too much to compile.
+            size = (len(where) - 1).bit_length()
+            name = f"{size} {cells.structure_of(group)}"
+            if name not in self.compiled:
+                self.compiled[name] = cells.compile_grid(self.config, prepared, self.devices)
+            grid = self.compiled[name]
             states = [prepared.init(k) for k in range(len(where))]
             if begun is not None:
                 states = [begun(where[k], state) for k, state in enumerate(states)]
@@ -267,7 +273,7 @@ def halving(config: Config, folder: Path, space: Space, trainer: Trainer) -> cel
         known = {
             cells.key_of(line["setting"]): line["value"]
             for line in runs.read_lines(lines)
-            if line["rung"] == rung
+            if line.get("rung") == rung
         }
         left = [setting for setting in settings if cells.key_of(setting) not in known]
 
@@ -313,7 +319,7 @@ def halving(config: Config, folder: Path, space: Space, trainer: Trainer) -> cel
     return settings[0]
 
 
-def by_optuna(config: Config, folder: Path, space: Space, trainer: Trainer) -> cells.Setting:
+def by_optuna(config: Config, folder: Path, space: Space, trainer: Trainer) -> cells.Setting | None:
     """Settings as Optuna suggests them, from a study that several processes may share.
 
     Args:
@@ -323,7 +329,8 @@ def by_optuna(config: Config, folder: Path, space: Space, trainer: Trainer) -> c
       trainer: of settings.
 
     Returns:
-      The best setting on validation.
+      The best setting on validation; None where other processes are still training some, of which
+      the last goes on.
     """
     import optuna
     from optuna.storages.journal import JournalFileBackend
@@ -339,7 +346,10 @@ def by_optuna(config: Config, folder: Path, space: Space, trainer: Trainer) -> c
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=config.method)
     _give_back(study)
-    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials), constant_liar=True)
+    # What is drawn at random are the first, which are in the study already.
+    study.sampler = optuna.samplers.TPESampler(
+        n_startup_trials=max(config.trials // 4, 1), seed=len(study.trials), constant_liar=True
+    )
     distributions: dict[str, Any] = {
         name: optuna.distributions.CategoricalDistribution(where)
         if isinstance(where, list)
@@ -373,6 +383,9 @@ def by_optuna(config: Config, folder: Path, space: Space, trainer: Trainer) -> c
             f"{len(study.get_trials(states=counted))} settings; the best: "
             f"{_text(study.best_params)}, {config.shown_by} {study.best_value:.4f} on validation"
         )
+    if left_over := len(study.get_trials(states=(TrialState.RUNNING,))):
+        print(f"other processes are training {left_over} settings; the last judges the winner")
+        return None
     return {name: study.best_params[name] for name in space} | {"seed": 0}
 
 
@@ -394,7 +407,8 @@ def _this_process() -> str:
 
 def _alive(process: int) -> bool:
     with contextlib.suppress(ProcessLookupError):
-        os.kill(process, 0)
+        with contextlib.suppress(PermissionError):  # it is alive, and another user's
+            os.kill(process, 0)
         return True
     return False
 
@@ -409,19 +423,25 @@ def judge(config: Config, folder: Path, best: cells.Setting, trainer: Trainer) -
       trainer: of settings.
     """
     settings = [best | {"seed": seed} for seed in range(1, config.seeds + 1)]
-    found: list[dict[str, float]] = []
-    diverged_seeds = []
+    lines = folder / "cells.jsonl"
+    judged = {
+        cells.key_of(line["setting"]): line["test"]
+        for line in runs.read_lines(lines)
+        if "test" in line
+    }
+    left = [setting for setting in settings if cells.key_of(setting) not in judged]
 
     def finished(
         k: int, prepared: cells.Prepared, state: training.TrainState, diverged: int | None
     ) -> None:
         figures = None if diverged else cells.figures_of(prepared, state, trainer.data)
-        if figures is None:
-            diverged_seeds.append(k + 1)
-        else:
-            found.append(figures["test"])
+        judged[cells.key_of(left[k])] = figures and figures["test"]
+        runs.append_line(lines, {"setting": left[k], "test": figures and figures["test"]})
 
-    trainer.train(settings, stop=config.steps, finished=finished)
+    trainer.train(left, stop=config.steps, finished=finished)
+    by_seed = [judged[cells.key_of(setting)] for setting in settings]
+    found = [figures for figures in by_seed if figures]
+    diverged_seeds = [seed for seed, figures in enumerate(by_seed, 1) if not figures]
     setting = {name: value for name, value in best.items() if name != "seed"}
     figures = {}
     if found:
@@ -442,20 +462,39 @@ def _text(setting: cells.Setting) -> str:
     return ", ".join(f"{name} {value}" for name, value in setting.items() if name != "seed")
 
 
-def _checked_ends(config: Config, space: Space) -> list[cells.Group]:
-    """The ends of ranges as settings, so that what is out of range shows before any training."""
+def _corners(space: Space) -> list[cells.Setting]:
+    """All ends of ranges and all values: what is out of range shows before any training."""
+    ends = [
+        where if isinstance(where, list) else [where.low, where.high] for where in space.values()
+    ]
+    return [
+        dict(zip(space, corner, strict=True)) | {"seed": 0} for corner in itertools.product(*ends)
+    ]
+
+
+def _check(config: Config, space: Space) -> None:
     cells.check(config)
     for name, least in (("trials", 1), ("keep_one_in", 2), ("at_once", 1), ("seeds", 1)):
         if getattr(config, name) < least:
             raise ValueError(f"--{name} must be at least {least}, got {getattr(config, name)}")
     if "seed" in space:
         raise ValueError("a seed is not searched: leave it out of --space")
-    losses = space.get("loss", [config.loss])
-    cells.check_axes(space, [str(loss) for loss in losses])
+    losses = [str(loss) for loss in space.get("loss", [config.loss])]
+    cells.check_axes(space, losses)
+    for name, where in space.items():
+        if isinstance(where, Range) and any(name in cells.whole_options(loss) for loss in losses):
+            raise ValueError(f"{name} is a whole number: name values, as {name}=5,10")
+        if name in config.loss_options:
+            raise ValueError(f"{name} is searched: leave it out of --loss_options")
     if config.method == "halving":
         rungs(config)
-    ends = [{name: _at(where, share) for name, where in space.items()} for share in (0.0, 1.0)]
-    return cells.groups(cells.base_of(config), [end | {"seed": 0} for end in ends])
+    else:
+        try:
+            import optuna  # noqa: F401
+        except ImportError:
+            raise ImportError(
+                "--method optuna needs Optuna: pip install 'contrastive_jax[search]'"
+            ) from None
 
 
 if __name__ == "__main__":

@@ -645,6 +645,28 @@ def test_proxies_met_at_once_equal_those_met_tile_by_tile(name_of, proxies_of_a_
         chex.assert_trees_all_close(*both, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name_of", ["arcface", "soft_triple"])
+def test_proxies_met_at_once_under_transformations(name_of):
+    rng = np.random.default_rng(0)
+    x, classes = rng.standard_normal((10, 4)), rng.integers(-1, 3, 10)
+    proxies = rng.standard_normal((3, 2, 4))
+    loss = getattr(losses, name_of)()
+
+    def value(x, classes, proxies):
+        return proxy_loss(x, classes, proxies, loss=loss)
+
+    def scanned(*arguments):
+        return jax.lax.scan(lambda total, _: (total + value(*arguments), None), 0.0, None, 1)[0]
+
+    arguments = jnp.asarray(x), jnp.asarray(classes), jnp.asarray(proxies)
+    want = jax.jit(jax.grad(value, (0, 2)))(*arguments)
+    for function in (jax.jit(value), jax.checkpoint(value), scanned):
+        got = jax.grad(function, (0, 2))(*arguments)
+        chex.assert_trees_all_close(got, want, rtol=1e-5)
+    mapped = jax.vmap(jax.grad(value, (0, 2)), (0, None, None))(arguments[0][None], *arguments[1:])
+    chex.assert_trees_all_close(jax.tree.map(lambda one: one[0], mapped), want, rtol=1e-5)
+
+
 def test_reductions():
     rng = np.random.default_rng(0)
     x, classes = _filled(*_batch(rng, "random", 30))

@@ -37,8 +37,9 @@ def _run(tmp_path, folder_of_tfds, **options):
     return search.main(config)
 
 
-def _lines(folder):
-    return runs.read_lines(folder / "cells.jsonl")
+def _lines(folder, *, judged=False):
+    lines = runs.read_lines(folder / "cells.jsonl")
+    return [line for line in lines if judged or "test" not in line]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,9 @@ def halved(tmp_path_factory, folder_of_tfds):
 
 
 def test_halving_keeps_the_best_of_each_rung(halved):
-    lines = _lines(halved)
-    by_rung = [[line for line in lines if line["rung"] == k] for k in range(3)]
+    lines = _lines(halved, judged=True)
+    by_rung = [[line for line in lines if line.get("rung") == k] for k in range(3)]
+    assert [line["setting"]["seed"] for line in lines[9:]] == [1, 2]
     assert [len(part) for part in by_rung] == [6, 2, 1]
     assert [{line["steps"] for line in part} for part in by_rung] == [{2}, {6}, {18}]
     for before, after in itertools.pairwise(by_rung):
@@ -146,11 +148,38 @@ def test_a_setting_that_diverges_is_worse_than_any(tmp_path, folder_of_tfds):
         keep_one_in=4,
     )
     lines = _lines(folder)
-    first = [line for line in lines if line["rung"] == 0]
+    first = [line for line in lines if line.get("rung") == 0]
     assert sum(line["value"] == 0 for line in first) > 8
     assert all(line["value"] == 0 for line in lines if line["diverged"])
     assert lines[-1]["value"] > 0
     assert json.loads((folder / "results.json").read_text())["setting"]["learning_rate"] < 1
+
+
+def test_the_same_setting_twice_is_two_trials(tmp_path, folder_of_tfds):
+    folder = _run(
+        tmp_path, folder_of_tfds, method="optuna", space=("width=2,3",), trials=5, seeds=1, steps=2
+    )
+    lines = _lines(folder)
+    assert sorted(line["trial"] for line in lines) == [*range(5)]
+    by_width = {}
+    for line in lines:
+        by_width.setdefault(line["setting"]["width"], set()).add(line["value"])
+    assert all(len(values) == 1 for values in by_width.values())
+
+
+def test_a_process_that_is_not_the_last_does_not_judge(tmp_path, folder_of_tfds, monkeypatch):
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    folder = _run(tmp_path, folder_of_tfds, method="optuna", trials=2, steps=2, seeds=1)
+    (folder / "results.json").unlink()
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    study = optuna.load_study(storage=storage, study_name="optuna")
+    other = study.ask()
+    other.set_user_attr("process", "another-machine:1")
+    _run(tmp_path, folder_of_tfds, method="optuna", trials=4, steps=2, seeds=1, resume=True)
+    assert len(_lines(folder)) == 3
+    assert not (folder / "results.json").exists()
 
 
 def test_space():
@@ -191,6 +220,9 @@ def test_rungs():
         ({"trials": 0}, "--trials must be at least 1"),
         ({"trials": 100}, "too few for 6 rungs"),
         ({"resume": True}, "no run to resume"),
+        ({"space": ("loss=cosine_embedding,contrastive", "margin=0.1:1.8")}, "margin must be in"),
+        ({"loss": "fast_ap", "space": ("bins=5:20",)}, "bins is a whole number: name values"),
+        ({"loss": "circle", "loss_options": {"margin": 0.3}}, "leave it out of --loss_options"),
     ],
 )
 def test_errors_come_before_anything_is_written(tmp_path, folder_of_tfds, options, words):

@@ -17,12 +17,15 @@ class Interval(NamedTuple):
 def bootstrap_interval(
     values: ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """The mean of independent values with its percentile bootstrap interval (Efron 1979).
+    """The mean of independent values with its expanded percentile bootstrap interval.
+
+    Percentiles are taken farther out than for many values, by as much as Student's t exceeds the
+    normal distribution and samples fall short of the variance. Still no interval can reach beyond
+    the values: where these are normal, one of 95 % holds the true mean in 49 of 100 cases of two
+    values, in 75 of three, 91 of five, 94 of eight and 95 of ten.
 
     Of paired trainings give their differences, seed by seed: what seeds have in common drops out,
-    and a difference is one where the interval leaves out 0. Of few values the interval is somewhat
-    narrow: of five it holds the true mean in about 83 of 100 cases, not 95, where values are
-    normal.
+    and a difference is one where the interval leaves out 0.
 
     Args:
       values: of independent trainings, `[N]`, finite.
@@ -35,6 +38,10 @@ def bootstrap_interval(
 
     Raises:
       ValueError: if there are no values or one is not finite, or confidence is not in (0, 1).
+
+    References:
+      Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69(4),
+      2015, section 5.3.
     """
     array = np.asarray(values, np.float64)
     if array.ndim != 1 or not array.size or not np.isfinite(array).all():
@@ -44,7 +51,12 @@ def bootstrap_interval(
     mean = float(array.mean())
     if len(array) == 1:
         return Interval(mean, np.nan, np.nan)
-    drawn = np.random.default_rng(seed).integers(0, len(array), (resamples, len(array)))
-    tail = (1 - confidence) / 2
+    from scipy import stats
+
+    count = len(array)
+    tail = stats.norm.cdf(
+        np.sqrt(count / (count - 1)) * stats.t.ppf((1 - confidence) / 2, count - 1)
+    )
+    drawn = np.random.default_rng(seed).integers(0, count, (resamples, count))
     low, high = np.quantile(array[drawn].mean(axis=1), [tail, 1 - tail])
     return Interval(mean, float(low), float(high))

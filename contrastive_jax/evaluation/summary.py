@@ -1,6 +1,7 @@
 """All figures of an embedding on a test set, from embeddings and classes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contrastive_jax import distances
-from contrastive_jax.data.draw import draw_pairs, index_by_class
+from contrastive_jax.data.draw import ClassIndex, draw_pairs, index_by_class
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.verification import best_threshold, verification
 
@@ -68,10 +69,22 @@ def _drawn_distances(
     pairs: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    i, j, labels = draw_pairs(jax.random.key(seed), index_by_class(classes), pairs, 0.5)
-    rows = jnp.asarray(points, jnp.float32)
+    index, rows = index_by_class(classes), jnp.asarray(points, jnp.float32)
+    between, labels = _between_drawn(rows, index, distance, pairs, seed)
+    return np.asarray(between), np.asarray(labels)
+
+
+@partial(jax.jit, static_argnames=("distance", "pairs"))
+def _between_drawn(
+    rows: jax.Array,
+    index: ClassIndex,
+    distance: Callable[[jax.Array, jax.Array], jax.Array],
+    pairs: int,
+    seed: int,
+) -> tuple[jax.Array, jax.Array]:
+    i, j, labels = draw_pairs(jax.random.key(seed), index, pairs, 0.5)
     # A block at a time: the pairs of raw images would fill the memory of a small machine.
     between = jax.lax.map(
         lambda pair: distance(rows[pair[0]], rows[pair[1]]), (i, j), batch_size=1000
     )
-    return np.asarray(between), np.asarray(labels)
+    return between, labels

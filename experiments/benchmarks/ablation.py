@@ -9,8 +9,8 @@ contenders train the same grid in turn, all without their compilations:
     grid             as `experiments.margin_ablation --strategy auto` does, which a short trial
                      before the race chooses
     each strategy    of the grid
-    single runs      one after another as `experiments.train` does, a process of their own, so that
-                     they have all cores and JAX as it comes
+    single runs      one after another as `experiments.train` does, in a process of their own, so
+                     that they have all cores and JAX as it comes
     PyTorch          one after another, the network, loss and optimiser of
                      `experiments.benchmarks.training`, batches drawn and gathered as tensors
 
@@ -74,7 +74,7 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def our_step(encoder: str, batch_size: int) -> tuple[training.DrawnStep, Any]:
-    """The step of a cell, as `experiments.train` makes it by default, and its optimiser."""
+    """The step of a cell on the pairs drawn, and its optimiser."""
     encode, _ = training.split_encoder(ENCODERS[encoder](SHAPE, rngs=nnx.Rngs(0)))
     make = optax.inject_hyperparams(training.make_optimizer, ("steps", "warmup_steps"))
     optimizer = make(1e-3, 10**6, weight_decay=0.1)
