@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from contrastive_jax import runs
 from experiments import compare_losses, loss_table
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -123,10 +124,10 @@ def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(
     for split in compare_losses.SPLITS:
         for name, found in (("supcon", figures), ("arcface", None)):
             cell = {"split": split, "loss": name, "stage": "test", "number": 0, "figures": found}
-            compare_losses._append(tmp_path, cell)
+            runs.append_line(tmp_path / "cells.jsonl", cell)
     for k in (0, 0, 1):  # twice, as two processes may
         cell = {"split": "all classes", "loss": "nca", "stage": "test", "number": k}
-        compare_losses._append(tmp_path, cell | {"figures": figures})
+        runs.append_line(tmp_path / "cells.jsonl", cell | {"figures": figures})
     (tmp_path / "config.json").write_text('{"seeds": 1}')
     compare_losses.report(tmp_path)
     printed = capsys.readouterr().out
@@ -141,8 +142,8 @@ def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(
 
 def test_a_line_cut_short_does_not_spoil_the_next(tmp_path):
     (tmp_path / "cells.jsonl").write_text('{"loss": "supcon", "fig')
-    compare_losses._append(tmp_path, {"loss": "nca"})
-    compare_losses._append(tmp_path, {"loss": "arcface"})
+    runs.append_line(tmp_path / "cells.jsonl", {"loss": "nca"})
+    runs.append_line(tmp_path / "cells.jsonl", {"loss": "arcface"})
     assert [cell["loss"] for cell in compare_losses._found(tmp_path)] == ["nca", "arcface"]
 
 
