@@ -68,7 +68,9 @@ def proxy_loss(
         )
     if reduction not in ("mean", "active", "sum"):
         raise ValueError(f"reduction must be one of mean, active, sum, got {reduction!r}")
-    largest = None if isinstance(classes, jax.core.Tracer) else np.max(classes, initial=-1)
+    largest = None
+    if not isinstance(classes, jax.core.Tracer):
+        largest = np.max(np.asarray(classes), initial=-1)
     embeddings, classes, _ = checked_side("", embeddings, classes, None)
     proxies = jnp.asarray(proxies)
     expected = {"custom_message": "expected embeddings: [B, D] and proxies: [C, D] or [C, K, D]"}

@@ -15,3 +15,5 @@ def quick():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    # What was compiled so, of JAX's own functions too, differs in last digits.
+    jax.clear_caches()

@@ -144,12 +144,13 @@ def test_a_setting_that_diverges_is_worse_than_any(tmp_path, folder_of_tfds):
         tmp_path,
         folder_of_tfds,
         space=("learning_rate=1e-3:1e30:log", "margin=0.5:1"),
-        trials=16,
+        trials=8,
         keep_one_in=4,
+        seeds=1,
     )
     lines = _lines(folder)
     first = [line for line in lines if line.get("rung") == 0]
-    assert sum(line["value"] == 0 for line in first) > 8
+    assert sum(line["value"] == 0 for line in first) > 3
     assert all(line["value"] == 0 for line in lines if line["diverged"])
     assert lines[-1]["value"] > 0
     assert json.loads((folder / "results.json").read_text())["setting"]["learning_rate"] < 1

@@ -134,10 +134,8 @@ def test_both_ways_over_devices_and_both_places_of_data_give_the_same(config):
     for options in (
         {"parallel": "pmap", "devices": 8},
         {"parallel": "shard_map", "devices": 8},
-        {"data_on": "host", "devices": 4},
         {"data_on": "host", "devices": 2, "parallel": "pmap"},
-        {"steps_per_call": 10},
-        {"check_values": True},
+        {"steps_per_call": 10, "check_values": True},
     ):
         got = _params(train.main(config(**(common | options))), 20)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)

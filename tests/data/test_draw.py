@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from contrastive_jax.data import draw_balanced, draw_pairs, index_by_class
 
-PROFILE = settings(deadline=None, max_examples=40, derandomize=True)
+PROFILE = settings(deadline=None, max_examples=15, derandomize=True)
 
 
 def _draw(classes, batch, fraction, seed=0):
