@@ -146,7 +146,7 @@ def spread(space: Space, count: int) -> list[cells.Setting]:
     More of them begin with the same ones.
     """
     exponent = max(count - 1, 0).bit_length()
-    points = stats.qmc.Sobol(len(space), rng=0).random_base2(exponent)[:count]
+    points = stats.qmc.Sobol(len(space), seed=0).random_base2(exponent)[:count]
     return [
         {name: _at(where, share) for (name, where), share in zip(space.items(), point, strict=True)}
         | {"seed": 0}
