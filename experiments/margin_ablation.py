@@ -147,22 +147,22 @@ def _train(
     path = where / "record.json"
     record = json.loads(path.read_text()) if path.exists() else None
     begun = {key: one for key, one in record["cells"].items() if key in keys} if record else {}
+    first = [keys.index(key) for key in begun]
+    # All of them now: the first chunk that is trained takes their place.
+    restored = {
+        k: checkpoints.restore_state(folder / begun[keys[k]]["state"], prepared.init(k))
+        for k in first
+    }
     grid = cells.compile_grid(
         config, prepared, devices, (record["strategy"], record["at_once"]) if record else None
     )
     source = jax.device_put(prepared.source, grid.shared)
-    first = [keys.index(key) for key in begun]
     rest = [k for k in range(len(keys)) if k not in first]
     for part, start in ((first, record["step"] if record else 0), (rest, 0)):
         for at in range(0, len(part), grid.cells):
             chunk = part[at : at + grid.cells]
             these = [begun.get(keys[k], _nothing()) for k in chunk]
-            states = [prepared.init(k) for k in chunk]
-            if start:
-                states = [
-                    checkpoints.restore_state(folder / one["state"], state)
-                    for one, state in zip(these, states, strict=True)
-                ]
+            states = [restored[k] if k in restored else prepared.init(k) for k in chunk]
             _train_chunk(
                 config, folder, where, group.part(chunk), data, prepared, grid, source, bar,
                 [prepared.numbers[k] for k in chunk], states, these, start,

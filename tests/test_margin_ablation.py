@@ -414,6 +414,28 @@ def test_finished_trainings_that_were_not_judged_are_kept(
     assert all(cell["course"]["step"] == [2, 4, 6] for cell in _cells(folder).values())
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_goes_on_with_fewer_cells_at_once(tmp_path, folder_of_tfds, whole, monkeypatch):
+    trained = grids.train_grid
+
+    def killed(*arguments, **options):
+        for window in trained(*arguments, **options):
+            if window.step > 2:
+                raise Killed
+            yield window
+
+    monkeypatch.setattr(grids, "train_grid", killed)
+    with pytest.raises(Killed):
+        _run(tmp_path, folder_of_tfds, strategy="vmap")
+    monkeypatch.setattr(grids, "train_grid", trained)
+    folder = _run(tmp_path, folder_of_tfds, strategy="sequential", resume=True)
+    found, want = _cells(folder), _cells(whole)
+    assert found.keys() == want.keys()
+    for key, cell in found.items():
+        assert cell["course"]["step"] == [2, 4, 6]
+        np.testing.assert_allclose(cell["course"]["loss"], want[key]["course"]["loss"], rtol=1e-4)
+
+
 def test_resumed_with_other_options(tmp_path, folder_of_tfds, whole):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text((whole / "config.json").read_text())
