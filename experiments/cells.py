@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from contrastive_jax import grid as grids
 from contrastive_jax import runs, training
-from contrastive_jax.data import Dataset, index_by_class
+from contrastive_jax.data import Dataset, index_by_class, load
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import summarize
 from experiments import loss_table, train
@@ -149,7 +149,7 @@ class Training:
     runs: Path = Path("runs")
     """Folder of all runs."""
     name: str | None = None
-    """Folder of this run; by default margin-ablation-DATASET-N with the first free N."""
+    """Folder of this run; by default named after experiment and data set, with a free number."""
     resume: bool = False
     """Go on with the run of this name, adding cells that are new."""
     overwrite: bool = False
@@ -159,11 +159,12 @@ class Training:
 Setting = dict[str, Any]
 
 
-def parse_axes(named: Iterable[str]) -> dict[str, list[Any]]:
+def parse_axes(named: Iterable[str], option: str = "--grid") -> dict[str, list[Any]]:
     """Reads axes of a grid, such as `learning_rate=1e-3,1e-2` or `loss=contrastive,supcon`.
 
     Args:
       named: each a name, an equals sign and values.
+      option: that they were given with, for errors.
 
     Returns:
       Values by name.
@@ -176,12 +177,12 @@ def parse_axes(named: Iterable[str]) -> dict[str, list[Any]]:
         name, equals, values = text.partition("=")
         if not equals or not name or not values:
             raise ValueError(
-                f"--grid takes name=value,value, as learning_rate=1e-3,1e-2, got {text!r}"
+                f"{option} takes name=value,value, as learning_rate=1e-3,1e-2, got {text!r}"
             )
         if name == "seed":
-            raise ValueError("--seeds says how many seeds there are: leave them out of --grid")
+            raise ValueError(f"--seeds says how many seeds there are: leave them out of {option}")
         if name in axes:
-            raise ValueError(f"--grid names {name} twice; put all its values into one")
+            raise ValueError(f"{option} names {name} twice; put all its values into one")
         axes[name] = [_value(name, value) for value in values.split(",")]
     for name, found in axes.items():
         if len({*found}) < len(found):
@@ -309,6 +310,17 @@ class Prepared(NamedTuple):
     """From the position of a cell to its first state."""
 
 
+def load_data(config: Training) -> Dataset:
+    """The data set that the options name."""
+    return load(
+        config.dataset,
+        data_dir=config.data_dir,
+        tfds_dir=config.tfds_dir,
+        image_size=config.image_size,
+        split_classes=config.split_classes,
+    )
+
+
 def prepare(group: Group, data: Dataset, devices: Sequence[jax.Device]) -> Prepared:
     """Makes the step of a group, and the numbers and first states of its cells.
 
@@ -328,8 +340,8 @@ def prepare(group: Group, data: Dataset, devices: Sequence[jax.Device]) -> Prepa
         train.built_loss(config, options, data.train.classes)
         for config, options in zip(group.configs, all_options, strict=True)
     ]
-    for options in all_options:
-        index = index_by_class(data.train.classes, options["similar_fraction"])
+    for fraction in {options["similar_fraction"] for options in all_options}:
+        index = index_by_class(data.train.classes, fraction)
     config = group.configs[0]
     assembled = train.assemble(config, all_options[0], data, index, built[0], tunable=True)
     # Seeds come again with each margin.
@@ -488,6 +500,15 @@ def _free() -> float:
 _CGROUP = "/sys/fs/cgroup/"
 
 
+def made_grid(
+    prepared: Prepared, strategy: grids.Strategy, at_once: int, **where: Any
+) -> grids.Grid:
+    """`grid.make_grid` of a group, with some cells at once."""
+    state, numbers = prepared.init(0), prepared.numbers[0]
+    step, source = prepared.assembled.step, prepared.source
+    return grids.make_grid(step, state, source, numbers, strategy, cells=at_once, **where)
+
+
 def choose_grid(
     prepared: Prepared,
     strategy: Strategy,
@@ -514,22 +535,16 @@ def choose_grid(
       MemoryError: if a cell does not fit into memory.
     """
     count = len(prepared.numbers)
-    state = prepared.init(0)
+    where: dict[str, Any] = {
+        "devices": devices,
+        "devices_per_cell": devices_per_cell,
+        "steps_per_call": steps_per_call,
+    }
     abreast = grids.groups_of("shard_map", len(devices), devices_per_cell)
 
     def compiled(strategy: grids.Strategy, most: int) -> grids.Grid:
         def make(cells: int) -> grids.Grid:
-            return grids.make_grid(
-                prepared.assembled.step,
-                state,
-                prepared.source,
-                prepared.numbers[0],
-                strategy,
-                cells=cells,
-                devices=devices,
-                devices_per_cell=devices_per_cell,
-                steps_per_call=steps_per_call,
-            )
+            return made_grid(prepared, strategy, cells, **where)
 
         return grids.fit_grid(make, most, abreast if strategy == "shard_map" else 1, limit)
 
@@ -579,32 +594,19 @@ def compile_grid(
     if config.memory_limit is not None:
         limit = config.memory_limit * 1e9
     most = 10 if devices[0].platform == "cpu" else config.log_every
-    steps_per_call = math.gcd(config.log_every, config.steps, most)
+    where: dict[str, Any] = {
+        "devices": devices,
+        "devices_per_cell": config.devices_per_cell,
+        "steps_per_call": math.gcd(config.log_every, config.steps, most),
+    }
     grid: grids.Grid | None = None
     rates: dict[str, float] = {}
     if before is not None and config.strategy in ("auto", before[0]):
         # On other devices than before it may not be possible.
         with contextlib.suppress(ValueError):
-            grid = grids.make_grid(
-                prepared.assembled.step,
-                prepared.init(0),
-                prepared.source,
-                prepared.numbers[0],
-                before[0],
-                cells=before[1],
-                devices=devices,
-                devices_per_cell=config.devices_per_cell,
-                steps_per_call=steps_per_call,
-            )
+            grid = made_grid(prepared, *before, **where)
     if grid is None:
-        grid, rates = choose_grid(
-            prepared,
-            config.strategy,
-            devices=devices,
-            devices_per_cell=config.devices_per_cell,
-            limit=limit,
-            steps_per_call=steps_per_call,
-        )
+        grid, rates = choose_grid(prepared, config.strategy, limit=limit, **where)
     timed = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
     tqdm.write(
         f"{len(prepared.numbers)} cells, {grid.cells} at once, {grid.strategy}"

@@ -29,14 +29,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from tqdm import tqdm
 
 from contrastive_jax import ablation_plots, checkpoints, plots, runs, training
 from contrastive_jax import grid as grids
-from contrastive_jax.data import Dataset, draw_pairs, index_by_class, load
+from contrastive_jax.data import Dataset
+from contrastive_jax.evaluation.summary import drawn_distances
 from experiments import ablation_report, cells, train
 
 MARGINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -74,13 +74,7 @@ def main(config: Config) -> Path:
     devices = cells.devices_of(config)
     groups = cells.groups(cells.base_of(config), cells.product(axes))
     cells.check_groups(groups, devices[: config.devices_per_cell])
-    data = load(
-        config.dataset,
-        data_dir=config.data_dir,
-        tfds_dir=config.tfds_dir,
-        image_size=config.image_size,
-        split_classes=config.split_classes,
-    )
+    data = cells.load_data(config)
     folder = cells.folder_of(config, f"margin-ablation-{config.dataset}", axes, FREE, devices[0])
     done = {cells.key_of(cell["setting"]) for cell in runs.read_lines(folder / "cells.jsonl")}
     count = len(cells.product(axes))
@@ -220,12 +214,13 @@ def _train_chunk(
             _save_running(folder, where, chunk, grid, step, known, states)
         began = time.perf_counter()
     bar.update(len(states) * (config.steps - step))
-    for setting, state, one in zip(chunk.settings, states, known, strict=True):
+    finished = len(runs.read_lines(folder / "cells.jsonl"))
+    whole = zip(chunk.settings, states, known, strict=True)
+    for number, (setting, state, one) in enumerate(whole, finished):
         figures = cells.figures_of(prepared, state, data) if one["diverged"] is None else None
         if figures is None:
             one["diverged"] = one["diverged"] or config.steps
         # The state first: a line stands for a whole cell.
-        number = len(runs.read_lines(folder / "cells.jsonl"))
         checkpoints.save_state(folder / f"states/{number:05d}", state)
         line = {"setting": setting, "diverged": one["diverged"]}
         line |= {part: figures and figures[part] for part in ("validation", "test")}
@@ -317,16 +312,17 @@ def _figures(
     }
     if courses:
         figures["active"] = ablation_plots.active_pairs(courses, quantity)
+    keys = [cells.key_of(setting) for setting in group.settings]
+    shown_cells = [row.cells[0] for row in best.values()]
+    places = [keys.index(cells.key_of(cell["setting"])) for cell in shown_cells]
+    prepared = cells.prepare(group.part(places), data, devices[: config.devices_per_cell])
+    distance, classes = prepared.assembled.distance, data.test.classes
     embeddings, pairs = {}, {}
-    for x, row in best.items():
-        cell = row.cells[0]
-        place = [cells.key_of(s) for s in group.settings].index(cells.key_of(cell["setting"]))
-        prepared = cells.prepare(group.part([place]), data, devices[: config.devices_per_cell])
-        state = checkpoints.restore_state(folder / cell["state"], prepared.init(0))
-        embeddings[x] = training.embed(
-            prepared.assembled.encode, train.of_encoder(state.params), data.test.images
-        )
-        pairs[x] = _test_pairs(embeddings[x], data.test.classes, prepared.assembled.distance)
+    for k, (x, cell) in enumerate(zip(best, shown_cells, strict=True)):
+        state = checkpoints.restore_state(folder / cell["state"], prepared.init(k))
+        params = train.of_encoder(state.params)
+        embeddings[x] = training.embed(prepared.assembled.encode, params, data.test.images)
+        pairs[x] = drawn_distances(embeddings[x], classes, distance, pairs=20_000, seed=0)
     marked = axis == "margin" and group.configs[0].loss in cells.BOUNDED
     figures["distances"] = ablation_plots.distance_ridge(pairs, quantity, marked=marked)
     five = _five([*best], chosen.setting[axis] if chosen else None)
@@ -354,11 +350,6 @@ def _five(values: list[float], chosen: float | None) -> list[float]:
         inner = places[1:-1]
         inner[np.abs(inner - values.index(chosen)).argmin()] = values.index(chosen)
     return [values[k] for k in sorted({*places.tolist()})]
-
-
-def _test_pairs(embeddings: Any, classes: Any, distance: Any) -> tuple[Any, Any]:
-    i, j, labels = draw_pairs(jax.random.key(0), index_by_class(classes), 20_000, 0.5)
-    return jax.vmap(distance)(jnp.asarray(embeddings)[i], jnp.asarray(embeddings)[j]), labels
 
 
 def _check(config: Config) -> None:

@@ -38,7 +38,7 @@ from scipy import stats
 
 from contrastive_jax import checkpoints, runs, training
 from contrastive_jax import grid as grids
-from contrastive_jax.data import Dataset, load
+from contrastive_jax.data import Dataset
 from contrastive_jax.evaluation.intervals import bootstrap_interval
 from contrastive_jax.evaluation.retrieval import retrieval
 from experiments import cells, train
@@ -85,13 +85,7 @@ def main(config: Config) -> Path:
     devices = cells.devices_of(config)
     corners = cells.groups(cells.base_of(config), _corners(space))
     cells.check_groups(corners, devices[: config.devices_per_cell])
-    data = load(
-        config.dataset,
-        data_dir=config.data_dir,
-        tfds_dir=config.tfds_dir,
-        image_size=config.image_size,
-        split_classes=config.split_classes,
-    )
+    data = cells.load_data(config)
     # A study takes more trials; in halving they are other rungs.
     free = FREE | ({"trials"} if config.method == "optuna" else set())
     folder = cells.folder_of(config, f"search-{config.dataset}", space, free, devices[0])
@@ -122,7 +116,7 @@ def parse_space(named: Sequence[str]) -> Space:
         if name in space:
             raise ValueError(f"--space names {name} twice")
         if ":" not in rest:
-            space |= cells.parse_axes([text])
+            space |= cells.parse_axes([text], "--space")
             continue
         logarithmic = rest.endswith(":log")
         try:

@@ -74,7 +74,7 @@ def test_halving_trains_on_and_not_anew(halved, tmp_path, folder_of_tfds):
     config = search.Config(
         **SMALL | {"runs": tmp_path, "tfds_dir": folder_of_tfds, "name": "one", "seeds": 1}
     )
-    data = search.load("digits", tfds_dir=folder_of_tfds)
+    data = cells.load_data(config)
     trainer = search.Trainer(config, data, cells.devices_of(config), {})
     values = []
 

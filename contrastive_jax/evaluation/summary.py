@@ -55,20 +55,35 @@ def summarize(
       ValueError: if a set has less than two classes or no class with two members.
     """
     threshold = best_threshold(
-        *_drawn_distances(validation, validation_classes, distance, pairs, seed)
+        *drawn_distances(validation, validation_classes, distance, pairs, seed)
     )
-    between, labels = _drawn_distances(test, test_classes, distance, pairs, seed)
+    between, labels = drawn_distances(test, test_classes, distance, pairs, seed)
     figures = verification(between, labels, threshold) | retrieval(test, test_classes)
     return Summary(figures, between, labels, threshold)
 
 
-def _drawn_distances(
+def drawn_distances(
     points: np.ndarray,
     classes: np.ndarray,
     distance: Callable[[jax.Array, jax.Array], jax.Array],
     pairs: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of pairs drawn from a set, half of them similar, with classes balanced.
+
+    Args:
+      points: embeddings or flat images, `[N, D]`.
+      classes: `[N]` integers.
+      distance: between two rows.
+      pairs: how many to draw, P.
+      seed: of the pairs.
+
+    Returns:
+      Distances and labels (0 similar, 1 dissimilar), `[P]` each.
+
+    Raises:
+      ValueError: if the set has less than two classes or no class with two members.
+    """
     index, rows = index_by_class(classes), jnp.asarray(points, jnp.float32)
     between, labels = _between_drawn(rows, index, distance, pairs, seed)
     return np.asarray(between), np.asarray(labels)
