@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test check format clean
+.PHONY: train test check format notebooks package test-lowest clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m experiments.train $(ARGS)
@@ -21,6 +21,18 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# From their texts, without outputs.
+notebooks: $(VENV)/.installed
+	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
+
+# Wheel and sdist, each in an environment that holds nothing else.
+package: $(VENV)/.installed
+	.ci/package $(BIN)/python
+
+# With the lowest versions that pyproject.toml allows, where they have wheels for this Python.
+test-lowest: $(VENV)/.installed
+	.ci/test-lowest $(BIN)/python $(ARGS)
+
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "contrastive_jax needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
@@ -29,4 +41,4 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,298 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Training on TPU or GPU
+#
+# For Colab, and for any other machine: the same cells run on a TPU, a GPU or a CPU, on one device
+# or on several. In Colab choose the accelerator first (*Runtime → Change runtime type*).
+#
+# 1. find the accelerator and install what it needs
+# 2. train over all devices, by `pmap` and by `shard_map`, in mixed precision
+# 3. be interrupted, and go on from the last checkpoint on mounted storage
+# 4. look at the map and at the table of results
+
+# %% tags=["parameters"]
+steps = 1000  # of training
+checkpoint_every = 250  # steps, two times at least
+pairs_per_step = 128  # over all devices together
+name = "digits"  # or "fashion_mnist" or "mnist", whose IDX files lie in data_dir, or a TFDS name
+data_dir = None
+package = "contrastive_jax"  # to install where it is missing; or the path of its wheel
+storage = None  # folder of checkpoints; Google Drive in Colab, `runs` elsewhere
+
+# %% [markdown]
+# ## The accelerator
+#
+# Asked before JAX is imported, as it decides what to install. An NVIDIA driver comes with
+# `nvidia-smi`; a TPU shows up as a device file.
+
+# %%
+import glob
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+
+if shutil.which("nvidia-smi"):
+    platform = "gpu"
+elif glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"):
+    platform = "tpu"
+else:
+    platform = "cpu"
+in_colab = "COLAB_RELEASE_TAG" in os.environ
+if importlib.util.find_spec("contrastive_jax") is None:
+    wanted = package if platform == "cpu" else f"{package}[{platform}]"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", wanted], check=True)
+platform
+
+# %%
+# %matplotlib inline
+from pathlib import Path
+
+# Threads for devices that wait for each other; of use on a CPU alone, and read when JAX starts.
+os.environ.setdefault("PJRT_NPROC", "8")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from IPython.display import Markdown
+
+from contrastive_jax import checkpoints, data, distances, encoders, plots, training
+from contrastive_jax.data import augment
+from contrastive_jax.evaluation.retrieval import retrieval
+from contrastive_jax.evaluation.summary import summarize
+from contrastive_jax.parallel import parallel
+
+if platform == "cpu":
+    jax.config.update("jax_num_cpu_devices", 2)  # so that there is something to spread over
+for device in jax.devices():
+    print(device.platform, device.device_kind, device.id)
+
+# %% [markdown]
+# If the platform is not the one you chose, JAX came without support for it: restart the runtime
+# after the installation above.
+#
+# ## Mounted storage
+#
+# What lies in Colab's own folders is gone when it disconnects. Checkpoints go to Google Drive.
+
+# %%
+if storage is None and in_colab:
+    from google.colab import drive
+
+    drive.mount("/content/drive")
+    storage = "/content/drive/MyDrive/contrastive_jax"
+folder = Path(storage or "runs") / f"notebook-{name}"
+folder
+
+# %% [markdown]
+# ## Data and encoder
+#
+# All images go to the devices once. Pairs are drawn there, by a key made of seed and step, so that
+# the host never waits, and a run that goes on after an interruption draws what it would have drawn.
+
+# %%
+images = data.load(name, data_dir=data_dir)
+index = data.index_by_class(images.train.classes)
+print(
+    f"{len(images.train.classes):,} images for training, of {images.train.images.shape[1:]} pixels"
+)
+
+# %% [markdown]
+# *Mixed precision* computes in bfloat16, which accelerators multiply several times faster, and
+# keeps parameters, embeddings and loss in float32. It is one argument. CPUs have no use for it.
+
+# %%
+dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
+
+
+def encoder(dtype):
+    network = encoders.ConvNet(
+        images.train.images.shape[1:], width=32, dtype=dtype, rngs=nnx.Rngs(0)
+    )
+    return training.split_encoder(network)
+
+
+encode, params = encoder(dtype)
+print(
+    {str(leaf.dtype) for leaf in jax.tree.leaves(params)},
+    encode(params, images.test.images[:2]).dtype,
+)
+
+# %% [markdown]
+# What it costs: distances between the same images, encoded both ways, relative to each other.
+
+# %%
+few = images.test.images[:256]
+exact, rounded = (encoder(kind)[0](params, few) for kind in (jnp.float32, jnp.bfloat16))
+between = jax.vmap(distances.euclidean)
+off = between(exact[1:], exact[:-1]) / between(rounded[1:], rounded[:-1]) - 1
+print(f"median {jnp.median(jnp.abs(off)):.1e}, largest {jnp.max(jnp.abs(off)):.1e}")
+
+# %% [markdown]
+# ## One step, any number of devices
+#
+# The step is written once, for the share of the pairs that a device has, with the mean over devices
+# inside. Groups of pairs are compared across: of 16 pairs, 16 × 16 are compared for the cost of
+# encoding 16. Images move by up to a pixel at random, as their numbers are few.
+
+# %%
+optimizer = training.make_optimizer(4e-3, steps, warmup_steps=steps // 50, weight_decay=0.5)
+pair_step = training.make_pair_step(encode, optimizer, group=16, augment=augment.shift)
+step = training.make_drawn_step(pair_step, pairs_per_step)
+# Accelerators take many steps in one call; a CPU is as quick step by step.
+per_call = 1 if platform == "cpu" else checkpoint_every
+numbers = training.Numbers(margin=1.2, seed=0, similar_fraction=0.3)
+
+
+def train_over_devices(strategy, state, start, stop):
+    """Trains from step `start` to `stop` and yields the state and the records of each window."""
+    placed = parallel(training.repeated(step, per_call) if per_call > 1 else step, strategy)
+    source, given = placed.replicate((training.Source(*images.train, index), numbers))
+    for state, records in training.train(
+        lambda state: placed.step(state, source, given),
+        placed.replicate(state),
+        start=start,
+        steps=stop,
+        window=checkpoint_every,
+        steps_per_call=per_call,
+        batch_size=pairs_per_step,
+    ):
+        last = records[-1]
+        print(
+            f"{strategy} {last['step']:>5}: loss {last['loss']:.4f}, similar "
+            f"{last['similar_distance']:.2f}, dissimilar {last['dissimilar_distance']:.2f} apart, "
+            f"{last['pairs_per_second']:,.0f} pairs/s"
+        )
+        yield placed.fetch(state), records
+
+
+# %% [markdown]
+# `pmap` gives every device a copy of the state and a slice of a leading axis; `shard_map` works on
+# global arrays on a mesh. Both run the same step:
+
+# %%
+start = training.init_state(params, optimizer)
+ends, courses = {}, {}
+for strategy in ("pmap", "shard_map"):
+    courses[strategy] = []
+    for state, records in train_over_devices(strategy, start, 0, steps):
+        courses[strategy] += records
+    ends[strategy] = state
+
+# %% [markdown]
+# and give the same numbers, to the rounding of a sum over devices:
+
+# %%
+losses_of = {name: np.array([r["loss"] for r in course]) for name, course in courses.items()}
+apart = np.abs(losses_of["pmap"] - losses_of["shard_map"])[: steps // 4].max()
+print(f"losses of the first quarter differ by {apart:.1e} at most")
+assert apart < 1e-3
+
+# %% [markdown]
+# ## Interrupted
+#
+# Orbax writes a checkpoint beside its final name and renames it when whole, so that a run that is
+# killed leaves only whole ones; the last two and the best by validation are kept. This function is
+# all that is needed, before an interruption and after it: it goes on where the last checkpoint is.
+
+
+# %%
+def train_with_checkpoints(stop):
+    with checkpoints.open_checkpoints(folder, keep=2, best_by="map_at_r") as saved:
+        state, begin = start, saved.latest_step() or 0
+        if begin:
+            state = checkpoints.restore(saved, begin, jax.device_get(state))
+            print(f"going on from step {begin}")
+        for state, records in train_over_devices("shard_map", state, begin, stop):
+            embeddings = training.embed(encode, state.params, images.validation.images)
+            figures = retrieval(embeddings, images.validation.classes)
+            checkpoints.save(saved, int(records[-1]["step"]), state, figures)
+        return state
+
+
+half = steps // 2 // checkpoint_every * checkpoint_every
+_ = train_with_checkpoints(half)
+
+# %% [markdown]
+# Colab disconnects. Later, in a new session, the same cells up to the last one, and:
+
+# %%
+final = train_with_checkpoints(steps)
+
+# %% [markdown]
+# It ends where the run that was never interrupted ended, to the last bit:
+
+# %%
+for interrupted, never in zip(
+    jax.tree.leaves(final), jax.tree.leaves(ends["shard_map"]), strict=True
+):
+    np.testing.assert_array_equal(interrupted, never)
+
+# %% [markdown]
+# (After a change of settings, of `steps` for one, name another folder: those checkpoints are of
+# another run.)
+#
+# ## The map
+
+# %%
+embeddings = {
+    split: training.embed(encode, final.params, getattr(images, split).images)
+    for split in ("validation", "test")
+}
+plots.embedding_map(
+    embeddings["test"],
+    images.test.classes,
+    images=images.test.images,
+    class_names=images.class_names,
+)
+
+# %% [markdown]
+# ## The table
+#
+# On test images, with the threshold that tells similar from dissimilar chosen on validation, beside
+# raw pixels.
+
+# %%
+pixels = {
+    split: getattr(images, split).images.reshape(len(getattr(images, split).images), -1) / 255
+    for split in ("validation", "test")
+}
+found = {
+    title: summarize(
+        points["validation"],
+        images.validation.classes,
+        points["test"],
+        images.test.classes,
+        pairs=10_000,
+    )
+    for title, points in (("embedding", embeddings), ("raw pixels", pixels))
+}
+titles = {
+    "precision_at_1": "precision at 1",
+    "r_precision": "R-precision",
+    "map_at_r": "MAP@R",
+    "auc": "pair ROC AUC",
+    "eer": "equal error rate",
+    "accuracy": "accuracy at the validation threshold",
+}
+rows = ["| on test | " + " | ".join(found) + " |", "| --- |" + " ---: |" * len(found)]
+for key, title in titles.items():
+    rows.append(
+        f"| {title} | " + " | ".join(f"{one.figures[key]:.4f}" for one in found.values()) + " |"
+    )
+Markdown("\n".join(rows))
+
+# %%
+learned = found["embedding"]
+plots.distance_histograms(
+    learned.distances, learned.labels, margin=1.2, threshold=learned.threshold
+)

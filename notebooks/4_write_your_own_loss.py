@@ -1,0 +1,313 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Write your own loss
+#
+# A pair loss is one scalar function of a distance and a label. This notebook writes one that the
+# library does not have, and gets the rest by transformation: the loss of a batch, of all pairs of a
+# batch in linear memory, over several devices, with parameters that are learned. Each is checked
+# against a few lines of NumPy in float64.
+
+# %%
+# %matplotlib inline
+import importlib.util
+import os
+import subprocess
+import sys
+
+if importlib.util.find_spec("contrastive_jax") is None:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "contrastive_jax"], check=True)
+_ = os.environ.setdefault("PJRT_NPROC", "64")  # threads for CPU devices that wait for each other
+
+# %%
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from contrastive_jax import (
+    all_pairs_loss,
+    anchor_loss,
+    data,
+    encoders,
+    losses,
+    pair_loss,
+    plots,
+    statistics,
+    training,
+)
+from contrastive_jax.parallel import parallel
+
+# Of use where there is no accelerator: four devices made of one CPU.
+jax.config.update("jax_num_cpu_devices", 4)
+
+# %% tags=["parameters"]
+rows = 4096  # of the batch for all pairs
+steps = 600  # of training
+
+# %% [markdown]
+# ## The function
+#
+# The contrastive loss stops pushing at the margin, from one pair to the next. Say we want a soft
+# margin: the push fades out over a width `softness` about it,
+#
+# $$L(D, Y) = (1 - Y)\,D^2 + Y\,s^2 \log^2\left(1 + e^{(m - D)/s}\right)$$
+#
+# which is the contrastive loss in the limit of $s \to 0$. As a function of scalars, label 0 for
+# similar:
+
+
+# %%
+def soft_margin(distance, label, margin=1.0, softness=0.1):
+    violation = softness * jax.nn.softplus((margin - distance) / softness)
+    return (1 - label) * distance**2 + label * violation**2
+
+
+plots.loss_curve(soft_margin, margin=1.0)
+
+# %% [markdown]
+# ## A batch of pairs
+#
+# `pair_loss` maps the distance and the loss over the rows. The reference is what the formula says,
+# in float64:
+
+# %%
+generator = np.random.default_rng(0)
+a, b = (generator.normal(size=(100, 8)).astype(np.float32) / 3 for _ in range(2))
+labels = generator.integers(0, 2, 100)
+
+
+def numpy_loss(distance, label, margin, softness):
+    violation = softness * np.logaddexp(0, (margin - distance) / softness)
+    return np.where(label == 0, distance**2, violation**2)
+
+
+expected = numpy_loss(np.linalg.norm(a.astype(float) - b, axis=1), labels, 1.0, 0.1)
+found = pair_loss(a, b, labels, loss=soft_margin, margin=1.0)
+print(f"largest difference {np.abs(found - expected).max():.1e}")
+np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+# %% [markdown]
+# The margin is data: ten of them are one more `vmap`, and no other margin compiles again.
+
+# %%
+compilations = []
+
+
+@jax.jit
+def of_margin(margin):
+    compilations.append(1)  # runs when the function is traced, and not when it is called
+    return pair_loss(a, b, labels, loss=soft_margin, margin=margin).mean()
+
+
+print(*(f"{value:.3f}" for value in jax.vmap(of_margin)(jnp.linspace(0.2, 2.0, 10))))
+before = len(compilations)
+of_margin(0.5), of_margin(0.75), of_margin(1.0)
+print(f"{len(compilations) - before} compilation for three margins")
+assert len(compilations) - before == 1
+
+# %% [markdown]
+# ## All pairs
+#
+# `all_pairs_loss` walks over the pairs of a batch tile by tile. It takes the derivative of the
+# scalar function inside a tile, so that nobody writes a gradient, and loss and gradient come out of
+# one walk.
+
+# %%
+small, classes = generator.normal(size=(200, 8)).astype(np.float32) / 3, np.arange(200) % 7
+
+
+def loss_of(embeddings, classes, **options):
+    return all_pairs_loss(embeddings, classes, loss=soft_margin, margin=1.0, **options)
+
+
+value, gradient = jax.jit(jax.value_and_grad(loss_of))(small, classes)
+
+# %% [markdown]
+# In NumPy: the mean over all ordered pairs, and its derivative by central differences.
+
+
+# %%
+def numpy_all_pairs(x):
+    apart = np.linalg.norm(x[:, None] - x[None], axis=-1)
+    every = numpy_loss(apart, classes[:, None] != classes[None], 1.0, 0.1)
+    return every[~np.eye(len(x), dtype=bool)].mean()
+
+
+x, h = small.astype(float), 1e-6
+for row, column in [(0, 0), (17, 3), (199, 7)]:
+    move = np.zeros_like(x)
+    move[row, column] = h
+    slope = (numpy_all_pairs(x + move) - numpy_all_pairs(x - move)) / (2 * h)
+    print(f"by entry {row, column}: {gradient[row, column]:+.3e}, NumPy {slope:+.3e}")
+    np.testing.assert_allclose(gradient[row, column], slope, rtol=1e-3, atol=1e-8)
+print(f"loss {value:.6f}, NumPy {numpy_all_pairs(x):.6f}")
+np.testing.assert_allclose(value, numpy_all_pairs(x), rtol=1e-5)
+
+# %% [markdown]
+# What it does not do is build the square. The memory beside arguments and results, as XLA accounts
+# for it, against the same loss on a matrix of all distances:
+
+
+# %%
+def on_the_square(embeddings, classes):
+    squares = jnp.sum(embeddings**2, axis=1)
+    between = squares[:, None] + squares[None] - 2 * embeddings @ embeddings.T
+    between = jnp.sqrt(jnp.maximum(between, 1e-12))
+    every = soft_margin(between, (classes[:, None] != classes[None]).astype(jnp.float32))
+    return jnp.mean(every)
+
+
+large = jax.ShapeDtypeStruct((rows, 128), jnp.float32)
+for title, function in (("walk", loss_of), ("square", on_the_square)):
+    compiled = jax.jit(jax.value_and_grad(function)).lower(
+        large, jax.ShapeDtypeStruct((rows,), jnp.int32)
+    )
+    needed = compiled.compile().memory_analysis().temp_size_in_bytes
+    print(f"{title}: {needed / 2**20:,.0f} MB for {rows:,} rows")
+
+# %% [markdown]
+# ## Several devices
+#
+# With an axis name each device holds its share of the rows, and the pairs are those of all devices:
+# rows visit each other in a ring. Nothing is to be multiplied or divided by the number of devices.
+
+# %%
+devices = jax.devices()
+share = 200 // len(devices)
+print(f"{len(devices)} devices, {share} rows each")
+mesh, split = Mesh(np.array(devices), ("devices",)), PartitionSpec("devices")
+over_devices = jax.jit(
+    jax.shard_map(
+        jax.value_and_grad(partial(loss_of, axis_name="devices")),
+        mesh=mesh,
+        in_specs=(split, split),
+        out_specs=(PartitionSpec(), split),
+    )
+)
+kept = share * len(devices)
+of_all, rows_of_all = over_devices(small[:kept], classes[:kept])
+of_one, rows_of_one = jax.value_and_grad(loss_of)(small[:kept], classes[:kept])
+print(f"loss {of_all:.6f}, on one device {of_one:.6f}")
+np.testing.assert_allclose(of_all, of_one, rtol=1e-5)
+np.testing.assert_allclose(rows_of_all, rows_of_one, rtol=1e-4, atol=1e-7)
+
+# %% [markdown]
+# The same under `pmap`, where arrays have a leading axis of devices:
+
+# %%
+by_pmap, rows_by_pmap = jax.pmap(
+    jax.value_and_grad(partial(loss_of, axis_name="devices")), axis_name="devices"
+)(small[:kept].reshape(len(devices), share, -1), classes[:kept].reshape(len(devices), share))
+np.testing.assert_allclose(by_pmap, np.full(len(devices), of_one), rtol=1e-5)
+np.testing.assert_allclose(rows_by_pmap.reshape(kept, -1), rows_of_one, rtol=1e-4, atol=1e-7)
+
+# %% [markdown]
+# ## Parameters of the loss
+#
+# Whatever the function closes over gets its gradient too: here the margin and the softness.
+
+
+# %%
+def with_parameters(parameters, embeddings):
+    margin, softness = parameters
+    return all_pairs_loss(
+        embeddings, classes, loss=partial(soft_margin, softness=softness), margin=margin
+    )
+
+
+by_margin, by_softness = jax.grad(with_parameters)((1.0, 0.1), small)
+print(f"by margin {by_margin:.4f}, by softness {by_softness:.4f}")
+
+# %% [markdown]
+# ## A distance of one's own
+#
+# A distance is a function of two vectors. One that is no inner product takes the same walk, pair by
+# pair:
+
+
+# %%
+def weighted(a, b):
+    return jnp.sum(jnp.arange(1, a.size + 1) * jnp.abs(a - b)) / a.size
+
+
+print(f"{loss_of(small, classes, distance=weighted):.4f}")
+
+# %% [markdown]
+# ## More than pairs
+#
+# Many losses compare an anchor with all its positives and negatives. For those write down what a
+# pair adds to a statistic of its anchor, and what the anchor makes of the statistics. The mean
+# distance of the positives against a soft minimum over the negatives, say:
+
+
+# %%
+def of_pair(distance, label):
+    similar = label == 0
+    return (
+        statistics.total(distance, similar),
+        statistics.total(1.0, similar),
+        statistics.log_sum_exp(-distance / 0.1, ~similar),
+    )
+
+
+def of_anchor(found):
+    total, count, nearest = found
+    positives = total / jnp.maximum(count, 1)
+    return losses.Mean(jax.nn.softplus(positives + 0.1 * nearest), 1.0)
+
+
+mean_against_nearest = losses.AnchorLoss(of_anchor, (of_pair,))
+value = anchor_loss(small, classes, loss=mean_against_nearest)
+
+directions = x / np.linalg.norm(x, axis=1, keepdims=True)  # anchor losses are of cosines by default
+apart, same = 1 - directions @ directions.T, classes[:, None] == classes[None]
+others = ~np.eye(200, dtype=bool)
+mean = (apart * (same & others)).sum(1) / (same & others).sum(1)
+nearest = np.log(np.where(same, 0, np.exp(-apart / 0.1)).sum(1))
+expected = np.logaddexp(0, mean + 0.1 * nearest).mean()
+print(f"loss {value:.6f}, NumPy {expected:.6f}")
+np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+# %% [markdown]
+# ## Trained with
+#
+# The training steps take any such function.
+
+# %%
+digits = data.load("digits")
+encode, params = training.split_encoder(
+    encoders.MLP((8, 8, 1), width=2, normalize=False, rngs=nnx.Rngs(0))
+)
+optimizer = training.make_optimizer(3e-3, steps, warmup_steps=steps // 50, weight_decay=0.1)
+step = training.make_balanced_step(
+    training.make_all_pairs_step(encode, optimizer, loss=soft_margin), classes=10, examples=8
+)
+placed = parallel(step, "shard_map", devices[:1])
+state, source, numbers = placed.replicate(
+    (
+        training.init_state(params, optimizer),
+        training.Source(*digits.train, data.index_by_class(digits.train.classes)),
+        training.Numbers(margin=1.0, seed=0),
+    )
+)
+for state, records in training.train(
+    lambda state: placed.step(state, source, numbers),
+    state,
+    start=0,
+    steps=steps,
+    window=steps,
+    batch_size=80 * 79 // 2,
+):
+    print(f"loss {records[0]['loss']:.3f} at first and {records[-1]['loss']:.3f} at last")
+learned = training.embed(encode, placed.fetch(state).params, digits.test.images)
+plots.embedding_map(learned, digits.test.classes, images=digits.test.images)

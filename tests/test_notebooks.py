@@ -1,0 +1,83 @@
+"""The notebooks run from top to bottom, on little, and are what their text says."""
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# In place of the values in the cell of parameters.
+SMALL = {
+    "1_contrastive_loss_explained": {"frames": 5, "steps": 100, "redrawn_every": 50},
+    "2_train_on_tpu_or_gpu": {"steps": 40, "checkpoint_every": 20, "storage": "here"},
+    "3_margin_ablation": {"margins": (0.5, 1.0), "seeds": 2, "steps": 40, "width": 4},
+    "4_write_your_own_loss": {"rows": 1024, "steps": 40},
+}
+
+
+def _named(path):
+    return path.stem
+
+
+def test_there_are_four():
+    assert {path.stem for path in NOTEBOOKS} == {*SMALL}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=_named)
+def test_runs_from_top_to_bottom(path, tmp_path):
+    notebook = nbformat.read(path, 4)
+    tagged = ["parameters" in cell.metadata.get("tags", ()) for cell in notebook.cells]
+    assert sum(tagged) == 1
+    place = tagged.index(True)
+    given = ast.parse(notebook.cells[place].source).body
+    assert {*SMALL[path.stem]} <= {name.id for line in given for name in line.targets}
+    small = "\n".join(f"{name} = {value!r}" for name, value in SMALL[path.stem].items())
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(small))
+    # In a folder of its own, from which only what is installed can be imported.
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}})
+    client.execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+    figures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(figures) >= 2
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=_named)
+def test_text_and_notebook_are_the_same_and_without_outputs(path):
+    notebook = nbformat.read(path, 4)
+    text = jupytext.read(path.with_suffix(".py"))
+    assert [(c.cell_type, c.source) for c in notebook.cells] == [
+        (c.cell_type, c.source) for c in text.cells
+    ]
+    for cell in notebook.cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=_named)
+def test_needs_nothing_but_the_library_and_what_it_depends_on(path):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    allowed = {re.match(r"[\w-]+", one)[0].replace("-", "_") for one in project["dependencies"]}
+    allowed |= {"contrastive_jax", "IPython", "google", *sys.stdlib_module_names}
+    source = "\n".join(
+        re.sub(r"^%.*", "", cell.source, flags=re.MULTILINE)
+        for cell in nbformat.read(path, 4).cells
+        if cell.cell_type == "code"
+    )
+    source = re.sub(r"^\s+%pip.*", "    pass", source, flags=re.MULTILINE)
+    # Colab's Python may be an earlier one than that of this test.
+    tree = ast.parse(source, feature_version=(3, 11))
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.split(".")[0])
+    assert imported <= allowed
