@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from contrastive_jax import checkpoints, training
+from contrastive_jax import checkpoints, plots, training
 from experiments import loss_table, train
 
 ROOT = Path(train.__file__).parent.parent
@@ -36,11 +37,22 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture
-def config(tmp_path, prepared):
+def drawn_config(tmp_path, prepared):
     def make(**options):
         return train.Config(**(SMALL | {"runs": tmp_path, "tfds_dir": prepared} | options))
 
     return make
+
+
+@pytest.fixture
+def config(drawn_config, monkeypatch):
+    """Of runs that draw no figures, which take longer than all the rest."""
+    none = types.SimpleNamespace()
+    for name, function in vars(plots).items():
+        if callable(function):
+            setattr(none, name, lambda *args, **kwargs: None)
+    monkeypatch.setattr(train, "plots", none)
+    return drawn_config
 
 
 def _params(folder, step=60):
@@ -48,9 +60,9 @@ def _params(folder, step=60):
         return reader.restore(folder / "checkpoints" / str(step) / "default")["params"]
 
 
-def test_a_run_leaves_all_that_it_promises(config):
+def test_a_run_leaves_all_that_it_promises(drawn_config):
     folder = train.main(
-        config(
+        drawn_config(
             encoder="convnet",
             batch_size=64,
             group=8,
