@@ -33,7 +33,9 @@ __all__ = [
 
 
 def euclidean(a: ArrayLike, b: ArrayLike) -> jax.Array:
-    """Euclidean distance, `sqrt(sum((a - b)^2))`.
+    r"""Euclidean distance.
+
+    $$\sqrt{\sum_k (a_k - b_k)^2}$$
 
     The square neither overflows nor underflows on the way: vectors 1e-25 or 1e30 apart are as
     accurate as others.
@@ -54,7 +56,9 @@ def euclidean(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
 
 def squared_euclidean(a: ArrayLike, b: ArrayLike) -> jax.Array:
-    """Squared Euclidean distance, `sum((a - b)^2)`.
+    r"""Squared Euclidean distance.
+
+    $$\sum_k (a_k - b_k)^2$$
 
     Args:
       a: vector, `[D]`.
@@ -71,9 +75,11 @@ def squared_euclidean(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
 
 def cosine(a: ArrayLike, b: ArrayLike) -> jax.Array:
-    """Cosine distance, `1 - a.b / (|a| |b|)`.
+    r"""Cosine distance.
 
-    Computed from the sine of the angle, as `sin^2 / (1 + cos)` up to a right angle, so that the
+    $$1 - \frac{a \cdot b}{|a| |b|}$$
+
+    Computed from the sine of the angle, as $\sin^2 / (1 + \cos)$ up to a right angle, so that the
     distance of almost parallel vectors is not what is left of 1 - 1.
 
     Args:
@@ -99,7 +105,9 @@ def cosine(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
 
 def angular(a: ArrayLike, b: ArrayLike) -> jax.Array:
-    """Angle between two vectors, `arccos(a.b / (|a| |b|))`.
+    r"""Angle between two vectors.
+
+    $$\arccos \frac{a \cdot b}{|a| |b|}$$
 
     Computed from sine and cosine together, accurate at every angle.
 
@@ -126,7 +134,9 @@ def angular(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
 
 def manhattan(a: ArrayLike, b: ArrayLike) -> jax.Array:
-    """Manhattan distance, `sum(|a - b|)`.
+    r"""Manhattan distance.
+
+    $$\sum_k |a_k - b_k|$$
 
     Args:
       a: vector, `[D]`.
@@ -143,7 +153,9 @@ def manhattan(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
 
 def chebyshev(a: ArrayLike, b: ArrayLike) -> jax.Array:
-    """Chebyshev distance, `max(|a - b|)`.
+    r"""Chebyshev distance.
+
+    $$\max_k |a_k - b_k|$$
 
     Args:
       a: vector, `[D]`.
@@ -161,7 +173,11 @@ def chebyshev(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
 
 def minkowski(a: ArrayLike, b: ArrayLike, order: float | jax.Array) -> jax.Array:
-    """Minkowski distance, `sum(|a - b|^order)^(1 / order)`.
+    r"""Minkowski distance.
+
+    $$\left(\sum_k |a_k - b_k|^p\right)^{1 / p}$$
+
+    with $p$ the order.
 
     Args:
       a: vector, `[D]`.
@@ -188,7 +204,11 @@ def minkowski(a: ArrayLike, b: ArrayLike, order: float | jax.Array) -> jax.Array
 
 
 def mahalanobis(a: ArrayLike, b: ArrayLike, factor: ArrayLike) -> jax.Array:
-    """Mahalanobis distance of the metric `factor^T factor`, `|factor (a - b)|`.
+    """Mahalanobis distance of a metric that is given by a factor of it.
+
+    $$|F (a - b)|$$
+
+    with $F$ the factor and $F^T F$ the metric.
 
     Args:
       a: vector, `[D]`.
@@ -214,10 +234,12 @@ def mahalanobis(a: ArrayLike, b: ArrayLike, factor: ArrayLike) -> jax.Array:
 
 
 def poincare(a: ArrayLike, b: ArrayLike) -> jax.Array:
-    """Distance in the Poincare ball, `2 arsinh(|a - b| / sqrt((1 - |a|^2) (1 - |b|^2)))`.
+    r"""Distance in the Poincare ball.
 
-    Equal to `arcosh(1 + 2 |a - b|^2 / ((1 - |a|^2) (1 - |b|^2)))` of the paper, and accurate near
-    zero, where that one is not, and near the boundary.
+    $$2 \, \text{arsinh} \frac{|a - b|}{\sqrt{(1 - |a|^2) (1 - |b|^2)}}$$
+
+    Equal to $\text{arcosh}(1 + 2 |a - b|^2 / ((1 - |a|^2) (1 - |b|^2)))$ of the paper, and accurate
+    near zero, where that one is not, and near the boundary.
 
     Args:
       a: vector of norm below 1, `[D]`.
@@ -245,7 +267,9 @@ def poincare(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
 
 def negative_dot(a: ArrayLike, b: ArrayLike) -> jax.Array:
-    """Negative inner product, `-sum(a b)`: small where `a` and `b` agree, but not a metric.
+    r"""Negative inner product: small where `a` and `b` agree, but not a metric.
+
+    $$-\sum_k a_k b_k$$
 
     Args:
       a: vector, `[D]`.
@@ -262,7 +286,11 @@ def negative_dot(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
 
 def signal_to_noise(a: ArrayLike, b: ArrayLike) -> jax.Array:
-    """Inverse signal-to-noise ratio, `var(a - b) / var(a)` over the entries: not symmetric.
+    r"""Inverse signal-to-noise ratio: not symmetric.
+
+    $$\frac{\text{var}(a - b)}{\text{var}(a)}$$
+
+    with variances over the entries.
 
     Args:
       a: anchor, the signal, `[D]`.

@@ -50,7 +50,9 @@ def embedding_norm(
 def koleo(
     embeddings: jax.Array, classes: jax.Array | None = None, *, axis_name: Any = None
 ) -> jax.Array:
-    """Kozachenko-Leonenko regulariser, `-mean(log(distance to the nearest other))`, on the sphere.
+    r"""Kozachenko-Leonenko regulariser: no two embeddings of the sphere are to be close.
+
+    $$-\frac{1}{N} \sum_i \log \min_{j \neq i} |x_i - x_j|$$
 
     It spreads embeddings evenly. Nearest neighbours are found in one walk over the pairs, without a
     B x B array.
@@ -96,9 +98,11 @@ def variance(
     eps: float = 1e-4,
     axis_name: Any = None,
 ) -> jax.Array:
-    """VICReg's variance term: each entry is to vary over the batch.
+    r"""VICReg's variance term: each entry is to vary over the batch.
 
-    `mean_d max(0, target - sqrt(var_d + eps))`.
+    $$\frac{1}{D} \sum_d \max\left(0, \tau - \sqrt{\text{var}_d + \epsilon}\right)$$
+
+    with $\tau$ the target.
 
     Args:
       embeddings: `[B, D]`, floating.
@@ -153,9 +157,10 @@ def covariance(
 
 
 def centers(proxies: jax.Array) -> jax.Array:
-    """SoftTriple's regulariser: centres of a class that are not needed merge.
+    r"""SoftTriple's regulariser: centres of a class that are not needed merge.
 
-    Half the mean over pairs of centres of one class of `sqrt(2 - 2 w_k.w_l)`, over all classes.
+    Half the mean over pairs of centres of one class of $\sqrt{2 - 2 w_k \cdot w_l}$, over all
+    classes.
 
     Args:
       proxies: `[C, K, D]`, floating, scaled to unit length here.

@@ -16,12 +16,16 @@ def contrastive(
     margin: ArrayLike = 1.0,
     positive_margin: ArrayLike = 0.0,
 ) -> jax.Array:
-    """Contrastive loss, `(1 - label) distance^2 + label max(0, margin - distance)^2`.
+    r"""Contrastive loss of a similar or a dissimilar pair.
 
-    Similar pairs are pulled together, dissimilar ones pushed apart until they are `margin` apart.
-    On unnormalised embeddings the margin only sets the unit of length. On the unit sphere Euclidean
-    distances lie in [0, 2], those of random pairs near `sqrt(2)`: margins from 0.5 to 1.5 make
-    sense, and above 2 no dissimilar pair is ever far enough.
+    $$L(D, Y) = (1 - Y) D^2 + Y \max(0, m - D)^2$$
+
+    with $D$ the distance, $Y$ the label and $m$ the margin; with $m_+$, the positive margin,
+    $\max(0, D - m_+)$ takes the place of $D$ in the first term. Similar pairs are pulled together,
+    dissimilar ones pushed apart until they are `margin` apart. On unnormalised embeddings the
+    margin only sets the unit of length. On the unit sphere Euclidean distances lie in [0, 2], those
+    of random pairs near `sqrt(2)`: margins from 0.5 to 1.5 make sense, and above 2 no dissimilar
+    pair is ever far enough.
 
     *When.* The one to begin with: one number to choose, and embeddings whose distances mean
     something by themselves, as verification by a threshold needs.
@@ -59,7 +63,9 @@ def contrastive_halved(
     margin: ArrayLike = 1.0,
     positive_margin: ArrayLike = 0.0,
 ) -> jax.Array:
-    """Contrastive loss as first published: half of `contrastive`, in value and gradient.
+    r"""Contrastive loss as first published: half of `contrastive`, in value and gradient.
+
+    $$L(D, Y) = (1 - Y) \frac{1}{2} D^2 + Y \frac{1}{2} \max(0, m - D)^2$$
 
     *When.* To repeat published figures without changing their learning rate.
 
@@ -89,7 +95,9 @@ def contrastive_linear(
     margin: ArrayLike = 1.0,
     positive_margin: ArrayLike = 0.0,
 ) -> jax.Array:
-    """Contrastive loss without squares, `(1 - label) distance + label max(0, margin - distance)`.
+    r"""Contrastive loss without squares.
+
+    $$L(D, Y) = (1 - Y) D + Y \max(0, m - D)$$
 
     *When.* Similar pairs hold outliers or wrong labels, which squares would follow. With
     `distances.signal_to_noise` it is the signal-to-noise ratio contrastive loss.
@@ -119,7 +127,11 @@ def contrastive_linear(
 
 
 def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 0.0) -> jax.Array:
-    """Cosine embedding loss, `1 - s` if similar and `max(0, s - margin)` if not, `s` the cosine.
+    r"""Cosine embedding loss: similar pairs are to point in one direction.
+
+    $$L(s, Y) = (1 - Y) (1 - s) + Y \max(0, s - m)$$
+
+    with $s$ the cosine and $m$ the margin.
 
     *When.* Embeddings are compared by cosine, and unrelated ones need be no more than
     perpendicular.
@@ -177,9 +189,12 @@ def sigmoid(
     temperature: ArrayLike = 10.0,
     bias: ArrayLike = -10.0,
 ) -> jax.Array:
-    """Sigmoid loss, `-log sigmoid(z (temperature s + bias))`, `z` 1 if similar and -1 if not.
+    r"""Sigmoid loss: is this pair similar?
 
-    Every pair is a question of its own, answered by a logistic regression on the cosine `s`.
+    $$L(s, z) = -\log \frac{1}{1 + e^{-z (t s + b)}}$$
+
+    with $s$ the cosine, $z$ 1 if similar and -1 if not, $t$ the temperature and $b$ the bias. Every
+    pair is a question of its own, answered by a logistic regression on the cosine.
     Temperature and bias are learned: bind them by a closure, or pass them on through
     `all_pairs_loss`, which gives their gradients.
 
@@ -213,9 +228,11 @@ def logistic(
     threshold: ArrayLike = 1.0,
     scale: ArrayLike = 1.0,
 ) -> jax.Array:
-    """Logistic loss of a threshold, `log(1 + exp(z scale (distance - threshold)))`.
+    r"""Logistic loss of a threshold, a soft margin on both sides of it.
 
-    `z` is 1 if similar and -1 if not. A soft margin on both sides of the threshold.
+    $$L(D, z) = \log(1 + e^{z \alpha (D - \tau)})$$
+
+    with $z$ 1 if similar and -1 if not, $\tau$ the threshold and $\alpha$ the scale.
 
     *When.* Pairs are to be verified by a threshold that is known, or learned along.
 
@@ -248,10 +265,13 @@ def margin_based(
     margin: ArrayLike = 0.2,
     boundary: ArrayLike = 1.2,
 ) -> jax.Array:
-    """Margin based loss, `max(0, margin + z (distance - boundary))`, `z` 1 if similar, -1 if not.
+    r"""Margin based loss: a boundary between similar and dissimilar, with a margin on either side.
 
-    Similar pairs are to be closer than `boundary - margin`, dissimilar ones farther than
-    `boundary + margin`. `losses.margin_by_class` learns a boundary for each class.
+    $$L(D, z) = \max(0, m + z (D - \beta))$$
+
+    with $z$ 1 if similar and -1 if not, $m$ the margin and $\beta$ the boundary. Similar pairs are
+    to be closer than `boundary - margin`, dissimilar ones farther than `boundary + margin`.
+    `losses.margin_by_class` learns a boundary for each class.
 
     *When.* Classes that vary much in themselves; with pairs drawn by distance
     (`mining.distance_weighted`).

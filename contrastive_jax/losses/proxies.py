@@ -16,9 +16,11 @@ from contrastive_jax.statistics import log_sum_exp, smallest
 
 
 def normalized_softmax(temperature: ArrayLike = 0.05) -> ProxyLoss:
-    """Normalised softmax: classification by the cosine with the proxy of each class.
+    r"""Normalised softmax: classification by the cosine with the proxy of each class.
 
-    `-log softmax(s / temperature)` at the class of the anchor; the mean over anchors.
+    $$-\log \frac{e^{s_y / t}}{\sum_c e^{s_c / t}}$$
+
+    with $s$ the cosine, $t$ the temperature and $y$ the class of the anchor; the mean over anchors.
 
     *When.* The simplest proxy loss, hard to beat with many classes.
 
@@ -45,10 +47,12 @@ def normalized_softmax(temperature: ArrayLike = 0.05) -> ProxyLoss:
 
 
 def proxy_nca(temperature: ArrayLike = 1 / 9) -> ProxyLoss:
-    """ProxyNCA++: the probability of the own proxy by squared distances on the unit sphere.
+    r"""ProxyNCA++: the probability of the own proxy by squared distances on the unit sphere.
 
-    `-log softmax(-d / temperature)` at the class of the anchor, over all proxies, its own included;
-    the mean over anchors.
+    $$-\log \frac{e^{-d_y / t}}{\sum_c e^{-d_c / t}}$$
+
+    with $d$ the squared distance, $t$ the temperature and $y$ the class of the anchor, over all
+    proxies, its own included; the mean over anchors.
 
     *When.* As `normalized_softmax`, which it equals at half the temperature; here with the paper's.
 
@@ -71,10 +75,12 @@ def proxy_nca(temperature: ArrayLike = 1 / 9) -> ProxyLoss:
 
 
 def cosface(margin: ArrayLike = 0.35, scale: ArrayLike = 64.0) -> ProxyLoss:
-    """CosFace: the cosine with the own proxy must win by a margin.
+    r"""CosFace: the cosine with the own proxy must win by a margin.
 
-    `-log softmax` of `scale (s - margin)` for the own class and `scale s` for the others; the mean
-    over anchors. Of several proxies of a class the nearest counts as its own.
+    $$-\log \frac{e^{\gamma (s_y - m)}}{e^{\gamma (s_y - m)} + \sum_{c \neq y} e^{\gamma s_c}}$$
+
+    with $s$ the cosine, $m$ the margin, $\gamma$ the scale and $y$ the class of the anchor; the
+    mean over anchors. Of several proxies of a class the nearest counts as its own.
 
     *When.* Many classes, and identities never seen in training are to be told apart.
 
@@ -96,10 +102,13 @@ def cosface(margin: ArrayLike = 0.35, scale: ArrayLike = 64.0) -> ProxyLoss:
 
 
 def arcface(margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> ProxyLoss:
-    """ArcFace: the angle to the own proxy must win by a margin.
+    r"""ArcFace: the angle to the own proxy must win by a margin.
 
-    As `cosface` with `cos(theta + margin)` for the own class. Where `theta + margin` exceeds pi,
-    `cos(theta) - margin sin(margin)` takes its place, as the cosine would rise again.
+    $$-\log \frac{e^{\gamma \cos(\theta_y + m)}}
+    {e^{\gamma \cos(\theta_y + m)} + \sum_{c \neq y} e^{\gamma \cos \theta_c}}$$
+
+    as `cosface`, with $\theta$ the angle. Where $\theta_y + m$ exceeds $\pi$,
+    $\cos \theta_y - m \sin m$ takes the place of the cosine, which would rise again.
 
     *When.* As `cosface`; the margin is the same at every angle.
 
@@ -127,10 +136,15 @@ def arcface(margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> ProxyLoss:
 
 
 def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
-    """Proxy-Anchor: each proxy is an anchor for all embeddings of the batch.
+    r"""Proxy-Anchor: each proxy is an anchor for all embeddings of the batch.
 
-    `log(1 + sum_p exp(-alpha (s_p - margin)))`, the mean over proxies with a positive, plus
-    `log(1 + sum_n exp(alpha (s_n + margin)))`, the mean over all proxies, `s` the cosine.
+    $$\log\left(1 + \sum_p e^{-\alpha (s_p - m)}\right)$$
+
+    with $s$ the cosine and $m$ the margin, the mean over proxies with a positive, plus
+
+    $$\log\left(1 + \sum_n e^{\alpha (s_n + m)}\right)$$
+
+    the mean over all proxies.
 
     *When.* Fast convergence with many classes, while the embeddings of a batch still see each
     other.
@@ -171,10 +185,12 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
 def soft_triple(
     margin: ArrayLike = 0.01, scale: ArrayLike = 20.0, gamma: ArrayLike = 0.1
 ) -> CentersLoss:
-    """SoftTriple: classification with several centres of each class, softly chosen.
+    r"""SoftTriple: classification with several centres of each class, softly chosen.
 
-    The similarity to a class is that to its centres `w_k`, weighed by `softmax(x.w_k / gamma)`;
-    then as `cosface`. Proxies are `[C, K, D]`; `regularizers.centers` merges those not needed.
+    $$S_c = \sum_k \frac{e^{s_{ck} / \gamma}}{\sum_l e^{s_{cl} / \gamma}} s_{ck}$$
+
+    is the similarity to a class, with $s_{ck}$ the cosine with its centre $k$; then as `cosface`.
+    Proxies are `[C, K, D]`; `regularizers.centers` merges those not needed.
 
     *When.* Classes that have several modes.
 

@@ -13,10 +13,12 @@ from contrastive_jax.statistics import OfSimilar, Statistic, log_sum_exp, total
 
 
 def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
-    """NT-Xent, also InfoNCE: which of the negatives and one positive is the positive?
+    r"""NT-Xent, also InfoNCE: which of the negatives and one positive is the positive?
 
-    `-log(exp(s_p / t) / (exp(s_p / t) + sum_n exp(s_n / t)))`, `s` the cosine, for each positive
-    `p` of an anchor; the mean over positive pairs. Other positives are not in the denominator.
+    $$-\log \frac{e^{s_p / t}}{e^{s_p / t} + \sum_n e^{s_n / t}}$$
+
+    with $s$ the cosine and $t$ the temperature, for each positive $p$ of an anchor and all its
+    negatives $n$; the mean over positive pairs. Other positives are not in the denominator.
 
     Two views of B images: embed both, `classes = jnp.tile(jnp.arange(B), 2)`. Two modalities, of
     which row i belongs to row i: `classes = jnp.arange(B)`, and the mean of
@@ -56,11 +58,18 @@ def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
 def supcon(
     temperature: ArrayLike = 0.1, *, log: Literal["outside", "inside"] = "outside"
 ) -> AnchorLoss:
-    """Supervised contrastive loss: the positives of an anchor in a softmax over all others.
+    r"""Supervised contrastive loss: the positives of an anchor in a softmax over all others.
 
-    With the logarithm outside of the sum, `-1/|P| sum_p log(exp(s_p / t) / sum_a exp(s_a / t))`,
-    `s` the cosine; inside, `-log(1/|P| sum_p exp(s_p / t) / sum_a exp(s_a / t))`. The mean over
-    anchors that have a positive.
+    With the logarithm outside of the sum over the positives $P$,
+
+    $$-\frac{1}{|P|} \sum_{p \in P} \log \frac{e^{s_p / t}}{\sum_a e^{s_a / t}}$$
+
+    and inside,
+
+    $$-\log \frac{1}{|P|} \sum_{p \in P} \frac{e^{s_p / t}}{\sum_a e^{s_a / t}}$$
+
+    with $s$ the cosine, $t$ the temperature and $a$ all others. The mean over anchors that have a
+    positive.
 
     *When.* Class labels and several examples of each class in a batch; the strongest default where
     only retrieval counts. Outside trains better (the paper's table 1).
@@ -98,10 +107,12 @@ def supcon(
 
 
 def decoupled(temperature: ArrayLike = 0.1) -> AnchorLoss:
-    """Decoupled contrastive loss: NT-Xent without the positive in the denominator.
+    r"""Decoupled contrastive loss: NT-Xent without the positive in the denominator.
 
-    `-s_p / t + log sum_n exp(s_n / t)`, `s` the cosine; the mean over positive pairs of anchors
-    that have a negative.
+    $$-\frac{s_p}{t} + \log \sum_n e^{s_n / t}$$
+
+    with $s$ the cosine and $t$ the temperature; the mean over positive pairs of anchors that have
+    a negative.
 
     *When.* Small batches, where the positive in NT-Xent's denominator weakens its own gradient.
 
@@ -134,9 +145,12 @@ def decoupled(temperature: ArrayLike = 0.1) -> AnchorLoss:
 
 
 def n_pair() -> AnchorLoss:
-    """N-pair loss, `log(1 + sum_n exp(a.n - a.p))`; the mean over positive pairs.
+    r"""N-pair loss: inner products with all negatives against that with a positive.
 
-    The paper gives each class one anchor and one positive, and the negatives of an anchor are the
+    $$\log\left(1 + \sum_n e^{a \cdot n - a \cdot p}\right)$$
+
+    the mean over positive pairs of an anchor $a$ and a positive $p$, with $n$ its negatives. The
+    paper gives each class one anchor and one positive, and the negatives of an anchor are the
     positives of other classes: pass anchors and positives as two sets. Lengths are not normalised;
     add `regularizers.embedding_norm`, as the paper does.
 
@@ -153,10 +167,12 @@ def n_pair() -> AnchorLoss:
 
 
 def nca(scale: ArrayLike = 1.0) -> AnchorLoss:
-    """Neighbourhood components analysis: how probable is a neighbour of the same class?
+    r"""Neighbourhood components analysis: how probable is a neighbour of the same class?
 
-    `-log sum_p softmax(-scale d)_p` over all others, `d` the squared Euclidean distance; the mean
-    over anchors that have a positive.
+    $$-\log \frac{\sum_p e^{-\alpha d_p}}{\sum_a e^{-\alpha d_a}}$$
+
+    with $d$ the squared Euclidean distance, $\alpha$ the scale, $p$ the positives and $a$ all
+    others; the mean over anchors that have a positive.
 
     *When.* Nearest-neighbour classification is the goal and a class may lie in several places.
 

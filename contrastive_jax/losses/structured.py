@@ -16,10 +16,12 @@ from contrastive_jax.statistics import OfSimilar, Statistic, log_sum_exp, total
 
 
 def lifted(margin: ArrayLike = 1.0, positive_margin: ArrayLike = 0.0) -> AnchorLoss:
-    """Generalised lifted structure loss: a soft farthest positive against a soft nearest negative.
+    r"""Generalised lifted structure loss: a soft farthest positive against a soft nearest negative.
 
-    `max(0, log sum_p exp(d_p - positive_margin) + log sum_n exp(margin - d_n))`, a log-sum-exp of
-    nothing being 0; the mean over all anchors.
+    $$\max\left(0, \log \sum_p e^{d_p - m_+} + \log \sum_n e^{m - d_n}\right)$$
+
+    with $d$ the distance, $m$ the margin and $m_+$ the positive one, a log-sum-exp of nothing being
+    0; the mean over all anchors.
 
     *When.* A smooth stand-in for the hardest triplet of each anchor, in large batches.
 
@@ -56,10 +58,12 @@ def lifted(margin: ArrayLike = 1.0, positive_margin: ArrayLike = 0.0) -> AnchorL
 def multi_similarity(
     alpha: ArrayLike = 2.0, beta: ArrayLike = 50.0, base: ArrayLike = 0.5
 ) -> AnchorLoss:
-    """Multi-similarity loss: pairs weigh by their own similarity and by that of the others.
+    r"""Multi-similarity loss: pairs weigh by their own similarity and by that of the others.
 
-    `log(1 + sum_p exp(-alpha (s_p - base))) / alpha` plus
-    `log(1 + sum_n exp(beta (s_n - base))) / beta`, `s` the cosine; the mean over all anchors.
+    $$\frac{1}{\alpha} \log\left(1 + \sum_p e^{-\alpha (s_p - \lambda)}\right)
+    + \frac{1}{\beta} \log\left(1 + \sum_n e^{\beta (s_n - \lambda)}\right)$$
+
+    with $s$ the cosine and $\lambda$ the base; the mean over all anchors.
 
     *When.* Class labels and several examples of each class; a strong default beside `supcon`. The
     paper mines pairs first: `mining.multi_similarity(losses.multi_similarity())`.
@@ -94,12 +98,13 @@ def multi_similarity(
 
 
 def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
-    """Circle loss: every pair is pushed as hard as it is away from its optimum.
+    r"""Circle loss: every pair is pushed as hard as it is away from its optimum.
 
-    `log(1 + sum_n exp(scale w_n (s_n - margin)) sum_p exp(-scale w_p (s_p - 1 + margin)))` with
-    weights `w_n = max(0, s_n + margin)` and `w_p = max(0, 1 + margin - s_p)` that are not
-    differentiated, `s` the cosine; the mean over anchors with a positive and a negative whose loss
-    is not 0.
+    $$\log\left(1 + \sum_n e^{\gamma w_n (s_n - m)} \sum_p e^{-\gamma w_p (s_p - 1 + m)}\right)$$
+
+    with $s$ the cosine, $m$ the margin, $\gamma$ the scale and weights $w_n = \max(0, s_n + m)$ and
+    $w_p = \max(0, 1 + m - s_p)$ that are not differentiated; the mean over anchors with a positive
+    and a negative whose loss is not 0.
 
     *When.* Class labels and several examples of each class, where positives and negatives differ
     much in how far they have come.
@@ -140,10 +145,12 @@ def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
 
 
 def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLoss:
-    """Tuplet margin loss: a positive against all negatives, its angle less a slack.
+    r"""Tuplet margin loss: a positive against all negatives, its angle less a slack.
 
-    `log(1 + sum_n exp(scale (s_n - cos(theta_p - margin))))`, `s` the cosine and `theta` the angle;
-    the mean over positive pairs.
+    $$\log\left(1 + \sum_n e^{\gamma (s_n - \cos(\theta_p - m))}\right)$$
+
+    with $s$ the cosine, $\theta$ the angle, $m$ the margin and $\gamma$ the scale; the mean over
+    positive pairs.
 
     *When.* As `ntxent` with labels, where hard positives would be overfitted: the slack leaves
     those within `margin` alone.

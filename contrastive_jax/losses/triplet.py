@@ -15,10 +15,12 @@ from contrastive_jax.statistics import Statistic, largest, log_sum_exp, smallest
 
 
 def triplet_hard(margin: ArrayLike = 0.2, *, smooth: bool = False) -> AnchorLoss:
-    """Triplet loss of the farthest positive and the nearest negative of each anchor.
+    r"""Triplet loss of the farthest positive and the nearest negative of each anchor.
 
-    `max(0, d_p - d_n + margin)`, or `log(1 + exp(d_p - d_n + margin))`; the mean over anchors that
-    have both.
+    $$\max(0, d_p - d_n + m)$$
+
+    with $d$ the distance and $m$ the margin, or $\log(1 + e^{d_p - d_n + m})$ if it is smooth; the
+    mean over anchors that have both.
 
     *When.* Clean labels and batches of a few classes with some examples each; begins hard, and
     collapses where labels are noisy or the rate is high: then `triplet_semi_hard`.
@@ -52,11 +54,13 @@ def triplet_hard(margin: ArrayLike = 0.2, *, smooth: bool = False) -> AnchorLoss
 
 
 def triplet_semi_hard(margin: ArrayLike = 0.2) -> TripleLoss:
-    """Triplet loss of each positive pair and the nearest negative that is farther off.
+    r"""Triplet loss of each positive pair and the nearest negative that is farther off.
 
-    Where there is none, the farthest negative takes its place. `max(0, d_p - d_n + margin)`; the
-    mean over positive pairs whose anchor has a negative. A walk over all pairs for every four
-    examples of the largest class.
+    $$\max(0, d_p - d_n + m)$$
+
+    with $d$ the distance and $m$ the margin. Where no negative is farther off, the farthest one
+    takes its place. The mean over positive pairs whose anchor has a negative. A walk over all pairs
+    for every four examples of the largest class.
 
     *When.* The triplet loss that trains without care: negatives inside the positive, which pull an
     embedding together at the start, are left out.
@@ -90,17 +94,20 @@ def triplet_semi_hard(margin: ArrayLike = 0.2) -> TripleLoss:
 
 
 def triplet_all(margin: ArrayLike = 0.2, *, smooth: bool = False) -> TripleLoss:
-    """Triplet loss of all triplets, `max(0, d_p - d_n + margin)`.
+    r"""Triplet loss of all triplets.
 
-    The mean over triplets, or over those whose loss is not 0 with `reduction="active"` (batch all
-    of the paper). A walk over all pairs for every four examples of the largest class; memory stays
-    linear in the batch, though triplets grow with its cube.
+    $$\max(0, d_p - d_n + m)$$
+
+    with $d$ the distance and $m$ the margin. The mean over triplets, or over those whose loss is
+    not 0 with `reduction="active"` (batch all of the paper). A walk over all pairs for every four
+    examples of the largest class; memory stays linear in the batch, though triplets grow with its
+    cube.
 
     *When.* Few and noisy examples, of which none is to be trusted alone.
 
     Args:
       margin: above 0, in the unit of the distance; 0.05 to 0.5 on the unit sphere.
-      smooth: `log(1 + exp(.))` in place of `max(0, .)`; also with margin 0 then.
+      smooth: $\log(1 + e^x)$ in place of $\max(0, x)$; also with margin 0 then.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`.
@@ -125,11 +132,13 @@ def triplet_all(margin: ArrayLike = 0.2, *, smooth: bool = False) -> TripleLoss:
 
 
 def angular(alpha: ArrayLike = 0.7) -> TripleLoss:
-    """Angular loss: the angle at the negative in the triangle that it makes with a positive pair.
+    r"""Angular loss: the angle at the negative in the triangle that it makes with a positive pair.
 
-    `log(1 + sum_n exp(4 tan(alpha)^2 (a + p).n - 2 (1 + tan(alpha)^2) a.p))` for each positive
-    pair, `a` and `p` of unit length; the mean over positive pairs. A walk over all pairs for every
-    example of the largest class.
+    $$\log\left(1 + \sum_n e^{4 \tan^2 \alpha \, (a + p) \cdot n
+    - 2 (1 + \tan^2 \alpha) \, a \cdot p}\right)$$
+
+    for each positive pair, $a$ and $p$ of unit length; the mean over positive pairs. A walk over
+    all pairs for every example of the largest class.
 
     *When.* Classes of different spread, as the angle does not depend on scale; the paper adds it to
     `n_pair`.
