@@ -785,7 +785,7 @@ def test_pairs_that_do_not_count_leave_no_trace():
 
 
 def test_parameters_of_any_type():
-    x, c = _batch(20, 300, 8)
+    x, c = _batch(20, 40, 8)
 
     def with_scale(scale, count=5):
         loss = lambda d, y: jnp.where(count > 3, scale.astype(jnp.float32) * d, d)  # noqa: E731

@@ -11,6 +11,8 @@ from flax import nnx
 from contrastive_jax import encoders
 from contrastive_jax.training import split_encoder
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 ALL = [encoders.MLP, encoders.DrLIM, encoders.ConvNet, encoders.ResNet18]
 SHAPES = [(8, 8, 1), (28, 28, 1), (17, 23, 3)]
 
@@ -19,12 +21,18 @@ def _images(shape, count=4):
     return jax.random.randint(jax.random.key(0), (count, *shape), 0, 256).astype(jnp.uint8)
 
 
+def _embed(module, images):
+    # Compiled in one piece, as one by one the layers of ResNet18 take ten times as long.
+    encode, params = split_encoder(module)
+    return jax.jit(encode)(params, images)
+
+
 @pytest.mark.parametrize(
     ("encoder", "shape"),
     [*itertools.product(ALL[:-1], SHAPES), (encoders.ResNet18, SHAPES[2])],
 )
 def test_embeds_any_image_from_8_by_8_up(encoder, shape):
-    embeddings = encoder(shape, 5, normalize=True, rngs=nnx.Rngs(0))(_images(shape))
+    embeddings = _embed(encoder(shape, 5, normalize=True, rngs=nnx.Rngs(0)), _images(shape))
     assert embeddings.shape == (4, 5)
     assert embeddings.dtype == jnp.float32
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
@@ -34,7 +42,7 @@ def test_embeds_any_image_from_8_by_8_up(encoder, shape):
 @pytest.mark.parametrize("encoder", ALL)
 def test_raw_embeddings_are_not_scaled(encoder):
     module = encoder((8, 8, 1), 3, normalize=False, rngs=nnx.Rngs(0))
-    norms = np.linalg.norm(module(_images((8, 8, 1))), axis=1)
+    norms = np.linalg.norm(_embed(module, _images((8, 8, 1))), axis=1)
     assert np.abs(norms - 1).min() > 1e-3
 
 
@@ -47,17 +55,17 @@ def test_computes_in_bfloat16_with_float32_parameters(encoder):
     images = _images(shape)
     jaxpr = str(jax.make_jaxpr(lambda x: low(x))(images))
     assert "bf16" in jaxpr
-    assert low(images).dtype == jnp.float32
-    np.testing.assert_allclose(low(images), high(images), atol=0.1)
+    of_low = _embed(low, images)
+    assert of_low.dtype == jnp.float32
+    np.testing.assert_allclose(of_low, _embed(high, images), atol=0.1)
 
 
 @pytest.mark.parametrize("encoder", ALL)
 def test_integer_images_are_scaled_to_one(encoder):
     module = encoder((8, 8, 1), 3, rngs=nnx.Rngs(0))
     images = _images((8, 8, 1))
-    np.testing.assert_allclose(
-        module(images), module(images.astype(jnp.float32) / 255), rtol=1e-4, atol=1e-5
-    )
+    scaled = _embed(module, images.astype(jnp.float32) / 255)
+    np.testing.assert_allclose(_embed(module, images), scaled, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", ALL)
@@ -65,6 +73,7 @@ def test_gradients_reach_every_parameter_and_are_finite_on_blank_images(encoder)
     encode, params = split_encoder(encoder((8, 8, 1), 3, normalize=True, rngs=nnx.Rngs(0)))
     weights = jax.random.normal(jax.random.key(1), (4, 3))
 
+    @jax.jit
     def gradient(images):
         return jax.grad(lambda p: jnp.vdot(encode(p, images), weights))(params)
 
@@ -78,7 +87,8 @@ def test_an_example_is_embedded_the_same_in_any_batch():
     images = _images((8, 8, 1), 6)
     for encoder in ALL:
         module = encoder((8, 8, 1), 3, rngs=nnx.Rngs(0))
-        np.testing.assert_allclose(module(images)[2:3], module(images[2:3]), rtol=1e-4, atol=1e-5)
+        alone = _embed(module, images[2:3])
+        np.testing.assert_allclose(_embed(module, images)[2:3], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_drlim_has_the_shape_of_the_paper():

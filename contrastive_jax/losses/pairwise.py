@@ -67,6 +67,9 @@ def contrastive_halved(
 
     $$L(D, Y) = (1 - Y) \frac{1}{2} D^2 + Y \frac{1}{2} \max(0, m - D)^2$$
 
+    with $D$ the distance, $Y$ the label and $m$ the margin; with $m_+$, the positive margin,
+    $\max(0, D - m_+)$ takes the place of $D$ in the first term.
+
     *When.* To repeat published figures without changing their learning rate.
 
     Args:
@@ -98,6 +101,9 @@ def contrastive_linear(
     r"""Contrastive loss without squares.
 
     $$L(D, Y) = (1 - Y) D + Y \max(0, m - D)$$
+
+    with $D$ the distance, $Y$ the label and $m$ the margin; with $m_+$, the positive margin,
+    $\max(0, D - m_+)$ takes the place of $D$ in the first term.
 
     *When.* Similar pairs hold outliers or wrong labels, which squares would follow. With
     `distances.signal_to_noise` it is the signal-to-noise ratio contrastive loss.
@@ -131,7 +137,7 @@ def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 
 
     $$L(s, Y) = (1 - Y) (1 - s) + Y \max(0, s - m)$$
 
-    with $s$ the cosine and $m$ the margin.
+    with $s$ the cosine, $Y$ the label and $m$ the margin.
 
     *When.* Embeddings are compared by cosine, and unrelated ones need be no more than
     perpendicular.
@@ -232,7 +238,8 @@ def logistic(
 
     $$L(D, z) = \log(1 + e^{z \alpha (D - \tau)})$$
 
-    with $z$ 1 if similar and -1 if not, $\tau$ the threshold and $\alpha$ the scale.
+    with $D$ the distance, $z$ 1 if similar and -1 if not, $\tau$ the threshold and $\alpha$ the
+    scale.
 
     *When.* Pairs are to be verified by a threshold that is known, or learned along.
 
@@ -269,8 +276,9 @@ def margin_based(
 
     $$L(D, z) = \max(0, m + z (D - \beta))$$
 
-    with $z$ 1 if similar and -1 if not, $m$ the margin and $\beta$ the boundary. Similar pairs are
-    to be closer than `boundary - margin`, dissimilar ones farther than `boundary + margin`.
+    with $D$ the distance, $z$ 1 if similar and -1 if not, $m$ the margin and $\beta$ the boundary.
+    Similar pairs are to be closer than `boundary - margin`, dissimilar ones farther than
+    `boundary + margin`.
     `losses.margin_by_class` learns a boundary for each class.
 
     *When.* Classes that vary much in themselves; with pairs drawn by distance
