@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -277,6 +278,11 @@ def prepared(
         tile = 512 if jax.default_backend() == "cpu" else 2048
     if not isinstance(tile, int) or tile < 8 or tile % 8:
         raise ValueError(f"tile must be a whole multiple of 8 and above 0, got {tile}")
+    if not callable(distance):
+        raise ValueError(
+            "distance must be a function of two vectors, such as those of "
+            f"contrastive_jax.distances, got {distance!r}"
+        )
     x = checked_side("", *rows)
     y = None if columns[0] is None else checked_side("reference_", *columns)
     if y is None and any(column is not None for column in columns):
@@ -322,7 +328,10 @@ def checked_side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:
     expected = {"custom_message": f"expected {name}: [N, D], {prefix}classes: [N] and weights: [N]"}
     if classes is None:
         raise ValueError(f"{name} need {prefix}classes")
-    if isinstance(classes, jax.core.Tracer) and jnp.issubdtype(classes.dtype, jnp.unsignedinteger):
+    kind = classes.dtype if isinstance(classes, jax.core.Tracer) else np.asarray(classes).dtype
+    if not jnp.issubdtype(kind, jnp.integer):
+        raise AssertionError(f"{prefix}classes must be integers, got {kind}")
+    if isinstance(classes, jax.core.Tracer) and jnp.issubdtype(kind, jnp.unsignedinteger):
         classes = classes.astype(jnp.int32)
     # Before they become arrays of JAX, which may be narrower.
     check_values(**{f"{prefix}classes": classes})
@@ -330,8 +339,7 @@ def checked_side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:
     given = [] if weights is None else [jnp.asarray(weights)]
     chex.assert_rank([vectors, classes, *given], [2, 1, *[1] * len(given)], **expected)
     chex.assert_equal_shape_prefix([vectors, classes, *given], 1, **expected)
-    chex.assert_type(vectors, float)
-    chex.assert_type(classes, int)
+    chex.assert_type(vectors, float, custom_message=f"{name} must be floating")
     chex.assert_axis_dimension_gt(vectors, 1, 0)
     if jnp.issubdtype(classes.dtype, jnp.unsignedinteger):
         classes = classes.astype(jnp.int32)

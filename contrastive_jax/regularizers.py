@@ -25,7 +25,9 @@ __all__ = ["centers", "covariance", "embedding_norm", "koleo", "variance"]
 def embedding_norm(
     embeddings: jax.Array, classes: jax.Array | None = None, *, axis_name: Any = None
 ) -> jax.Array:
-    """Mean squared length, for losses of inner products, which grow with it.
+    r"""Mean squared length, for losses of inner products, which grow with it.
+
+    $$\frac{1}{N} \sum_i |x_i|^2$$
 
     Args:
       embeddings: `[B, D]`, floating.
@@ -54,6 +56,8 @@ def koleo(
 
     $$-\frac{1}{N} \sum_i \log \min_{j \neq i} |x_i - x_j|$$
 
+    of $N$ embeddings $x_i$.
+
     It spreads embeddings evenly. Nearest neighbours are found in one walk over the pairs, without a
     B x B array.
 
@@ -63,7 +67,7 @@ def koleo(
       axis_name: of the devices that share the batch.
 
     Returns:
-      A number above `-log 2`; 0 of fewer than two rows. Rows that coincide count as 1e-8 apart, and
+      A number, at least $-\log 2$; 0 of fewer than two rows. Rows that coincide count as 1e-8 apart, and
       have no gradient.
 
     Raises:
@@ -102,7 +106,7 @@ def variance(
 
     $$\frac{1}{D} \sum_d \max\left(0, \tau - \sqrt{\text{var}_d + \epsilon}\right)$$
 
-    with $\tau$ the target.
+    with $\tau$ the target, $D$ the number of entries and $\epsilon$ `eps`.
 
     Args:
       embeddings: `[B, D]`, floating.
@@ -131,9 +135,11 @@ def variance(
 def covariance(
     embeddings: jax.Array, classes: jax.Array | None = None, *, axis_name: Any = None
 ) -> jax.Array:
-    """VICReg's covariance term: different entries are to vary independently.
+    r"""VICReg's covariance term: different entries are to vary independently.
 
-    The sum of the squared off-diagonal entries of the covariance matrix, over D.
+    $$\frac{1}{D} \sum_{d \neq e} C_{de}^2$$
+
+    with $C$ the covariance matrix: the sum of the squared off-diagonal entries of the covariance matrix, over D.
 
     Args:
       embeddings: `[B, D]`, floating.
@@ -159,8 +165,9 @@ def covariance(
 def centers(proxies: jax.Array) -> jax.Array:
     r"""SoftTriple's regulariser: centres of a class that are not needed merge.
 
-    Half the mean over pairs of centres of one class of $\sqrt{2 - 2 w_k \cdot w_l}$, over all
-    classes.
+    $$\frac{1}{C K (K - 1)} \sum_c \sum_{k < l} \sqrt{2 - 2 w_{ck} \cdot w_{cl}}$$
+
+    with $w_{ck}$ centre $k$ of class $c$: half the mean over pairs of centres of one class.
 
     Args:
       proxies: `[C, K, D]`, floating, scaled to unit length here.

@@ -74,7 +74,11 @@ def smallest(value: ArrayLike, where: ArrayLike = True) -> Statistic:
 
 
 def log_sum_exp(value: ArrayLike, where: ArrayLike = True) -> Statistic:
-    """`log(sum(exp(value)))` over the pairs for which `where` holds; `-inf` over none.
+    r"""Log-sum-exp of `value` over the pairs for which `where` holds; `-inf` over none.
+
+    $$\log \sum e^v$$
+
+    with $v$ the value.
 
     Args:
       value: scalar.

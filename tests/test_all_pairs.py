@@ -676,7 +676,9 @@ def test_wrong_input():
     for raised, message, arguments, options in [
         (AssertionError, "embeddings", (x[0], c), {}),
         (AssertionError, "classes", (x, c[:3]), {}),
-        (AssertionError, "int", (x, c.astype(float)), {}),
+        (AssertionError, "classes must be integers, got float64", (x, c.astype(float)), {}),
+        (AssertionError, "classes must be integers, got <U1", (x, np.array([*"abcabc"])), {}),
+        (ValueError, "function of two vectors, .* got 'cosine'", (x, c), {"distance": "cosine"}),
         (AssertionError, "float", (x.astype(int), c), {}),
         (AssertionError, "references", (x, c, x[:, :2], c), {}),
         (AssertionError, "loss must return a real scalar", (x, c), {"loss": lambda d, y: d[None]}),

@@ -140,7 +140,8 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
 
     $$\log\left(1 + \sum_p e^{-\alpha (s_p - m)}\right)$$
 
-    with $s$ the cosine and $m$ the margin, the mean over proxies with a positive, plus
+    with $s$ the cosine, $m$ the margin and $\alpha$ a scale, the mean over proxies with a positive,
+    plus
 
     $$\log\left(1 + \sum_n e^{\alpha (s_n + m)}\right)$$
 

@@ -16,10 +16,10 @@ def fast_ap(bins: int = 10) -> AnchorLoss:
 
     $$1 - \frac{1}{N_+} \sum_k h^+_k \frac{H^+_k}{H_k}$$
 
-    with $h^+$ the histogram of the $N_+$ positives, $H^+$ its running sum and $H$ that of all.
-    Squared Euclidean distances on the unit sphere fall into `bins + 1` bins over [0, 4], shared
-    linearly between the two nearest; the precision at a bin is that of all distances up to it. The
-    mean over anchors that have a positive.
+    with $h^+$ the histogram of the $N_+$ positives, $H^+$ its running sum, and $H$ the running sum
+    of the histogram of all. Squared Euclidean distances on the unit sphere fall into `bins + 1` bins
+    over [0, 4], shared linearly between the two nearest; the precision at a bin is that of all
+    distances up to it. The mean over anchors that have a positive.
 
     *When.* The order of a long ranking is the goal, and batches are large.
 
@@ -64,9 +64,9 @@ def smooth_ap(temperature: ArrayLike = 0.01, *, include_query: bool = False) -> 
     $$1 - \frac{1}{|P|} \sum_{p \in P} \frac{1 + \sum_{j \in P} \sigma((d_p - d_j) / t)}
     {1 + \sum_j \sigma((d_p - d_j) / t)}$$
 
-    with $d$ the distance, $t$ the temperature and $j \neq p$: the rank of a positive among the
-    positives $P$ over that among all others. The mean over anchors that
-    have a positive. A walk over all pairs for every four examples of the largest class.
+    with $d$ the distance, $t$ the temperature, $\sigma$ the sigmoid and $j \neq p$: the rank of a
+    positive among the positives $P$ over that among all. The mean over anchors that have a
+    positive. A walk over all pairs for every four examples of the largest class.
 
     *When.* Average precision itself is the goal and batches hold several examples of each class.
 
