@@ -67,8 +67,8 @@ def koleo(
       axis_name: of the devices that share the batch.
 
     Returns:
-      A number, at least $-\log 2$; 0 of fewer than two rows. Rows that coincide count as 1e-8 apart, and
-      have no gradient.
+      A number, at least $-\log 2$; 0 of fewer than two rows. Rows that coincide count as 1e-8
+      apart, and have no gradient.
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
@@ -139,7 +139,7 @@ def covariance(
 
     $$\frac{1}{D} \sum_{d \neq e} C_{de}^2$$
 
-    with $C$ the covariance matrix: the sum of the squared off-diagonal entries of the covariance matrix, over D.
+    with $C$ the covariance matrix: the sum of its squared off-diagonal entries, over D.
 
     Args:
       embeddings: `[B, D]`, floating.

@@ -17,8 +17,8 @@ def fast_ap(bins: int = 10) -> AnchorLoss:
     $$1 - \frac{1}{N_+} \sum_k h^+_k \frac{H^+_k}{H_k}$$
 
     with $h^+$ the histogram of the $N_+$ positives, $H^+$ its running sum, and $H$ the running sum
-    of the histogram of all. Squared Euclidean distances on the unit sphere fall into `bins + 1` bins
-    over [0, 4], shared linearly between the two nearest; the precision at a bin is that of all
+    of the histogram of all. Squared Euclidean distances on the unit sphere fall into `bins + 1`
+    bins over [0, 4], shared linearly between the two nearest; the precision at a bin is that of all
     distances up to it. The mean over anchors that have a positive.
 
     *When.* The order of a long ranking is the goal, and batches are large.

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from contrastive_jax.data import draw_balanced, draw_pairs, index_by_class
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 PROFILE = settings(deadline=None, max_examples=15, derandomize=True)
 
 
