@@ -175,7 +175,7 @@ def chebyshev(a: ArrayLike, b: ArrayLike) -> jax.Array:
 def minkowski(a: ArrayLike, b: ArrayLike, order: float | jax.Array) -> jax.Array:
     r"""Minkowski distance.
 
-    $$\left(\sum_k |a_k - b_k|^p\right)^{1 / p}$$
+    $$\big(\sum_k |a_k - b_k|^p\big)^{1 / p}$$
 
     with $p$ the order.
 

@@ -104,7 +104,7 @@ def variance(
 ) -> jax.Array:
     r"""VICReg's variance term: each entry is to vary over the batch.
 
-    $$\frac{1}{D} \sum_d \max\left(0, \tau - \sqrt{\text{var}_d + \epsilon}\right)$$
+    $$\frac{1}{D} \sum_d \max\big(0, \tau - \sqrt{\text{var}_d + \epsilon}\big)$$
 
     with $\tau$ the target, $D$ the number of entries and $\epsilon$ `eps`.
 

@@ -15,8 +15,12 @@ with warnings.catch_warnings():
 # Paths in place of symbols, whose names would be the same in all pictures of a page.
 ziamath.config.svg2 = False
 _SIZE = 24
+# In the size of the text. A sum in \left( and \right) comes out at 82: use \big( and \big) there.
+_TALLEST = 8
 _FOUND = re.compile(
-    r'<(?:span|div) class="arithmatex">\\(?P<kind>[(\[])(?P<latex>.*?)\\[)\]]</(?:span|div)>', re.S
+    r'<(?:span|div) class="arithmatex">\\(?P<kind>[(\[])(?P<latex>.*?)\\[)\]]</(?:span|div)>'
+    r"(?P<after>[.,;:?!)]*)",
+    re.S,
 )
 
 
@@ -31,7 +35,10 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
     name = page.file.src_uri
 
     def drawn(found: re.Match[str]) -> str:
-        return picture(html.unescape(found["latex"]).strip(), found["kind"] == "[", name)
+        svg = picture(html.unescape(found["latex"]).strip(), found["kind"] == "[", name)
+        after = found["after"]
+        # No line begins with a comma.
+        return f'<span class="formula">{svg}{after}</span>' if after else svg
 
     return _FOUND.sub(drawn, content)
 
@@ -48,7 +55,7 @@ def picture(latex: str, block: bool, where: str) -> str:
       HTML.
 
     Raises:
-      ValueError: if it can not be set.
+      ValueError: if it can not be set, or is so tall that it was not set right.
     """
     try:
         spaced = _AFTER.sub(r"\1\\,", _BEFORE.sub(r"\\,", latex))
@@ -58,6 +65,8 @@ def picture(latex: str, block: bool, where: str) -> str:
     box = re.search(r'viewBox="(\S+) (\S+) (\S+) (\S+)"', svg)
     assert box is not None
     _, top, width, height = (float(number) / _SIZE for number in box.groups())
+    if height > _TALLEST:
+        raise ValueError(f"formula {latex!r} of {where} can not be set: it is {height:.0f} em tall")
     style = f"width:{width:.3f}em;height:{height:.3f}em;vertical-align:{-top - height:.3f}em"
     label = html.escape(latex, quote=True)
     inside = svg[svg.index(">") + 1 :]

@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,11 +61,16 @@ def _formulas():
             yield path.relative_to(ROOT), block or inline, bool(block)
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("ziamath"), reason="needs the extra docs")
-def test_every_formula_can_be_set():
+@pytest.fixture(scope="module")
+def formulas():
+    pytest.importorskip("ziamath", reason="needs the extra docs")
     spec = importlib.util.spec_from_file_location("formulas", ROOT / "docs" / "formulas.py")
-    formulas = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(formulas)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_formula_can_be_set(formulas):
     found = [*_formulas()]
     assert len(found) > 40
     for path, latex, block in found:
@@ -72,5 +78,30 @@ def test_every_formula_can_be_set():
         assert 'role="img"' in drawn
         assert "<path" in drawn
         assert block == drawn.startswith("<div")
-    with pytest.raises(ValueError, match="of here can not be set"):
-        formulas.picture(r"\frac{1", False, "here")
+
+
+@pytest.mark.parametrize(
+    "latex",
+    [r"\frac{1", r"\begin{matrix}" + r"1 \\" * 12 + r"1\end{matrix}"],
+    ids=["broken", "tall"],
+)
+def test_a_formula_that_can_not_be_set_is_named_with_its_page(formulas, latex):
+    with pytest.raises(ValueError, match=r"^formula .* of here can not be set: ") as caught:
+        formulas.picture(latex, True, "here")
+    assert repr(latex) in str(caught.value)
+
+
+def test_formulas_of_a_page_are_replaced_where_they_stand(formulas):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="here.md"))
+    inline, block = (
+        '<p>if <span class="arithmatex">\\(a &lt; b\\)</span>, then</p>',
+        '<div class="arithmatex">\\[\na^2\n\\]</div>',
+    )
+    found = formulas.on_page_content(inline + block, page)
+    assert "arithmatex" not in found
+    assert re.search(
+        r'<p>if <span class="formula"><svg .*aria-label="a &lt; b".*</svg>,</span> t', found
+    )
+    assert re.search(
+        r'</p><div class="formula"><svg .*aria-label="a\^2".*</svg></div>$', found, re.S
+    )

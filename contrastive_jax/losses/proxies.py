@@ -138,12 +138,12 @@ def arcface(margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> ProxyLoss:
 def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
     r"""Proxy-Anchor: each proxy is an anchor for all embeddings of the batch.
 
-    $$\log\left(1 + \sum_p e^{-\alpha (s_p - m)}\right)$$
+    $$\log\big(1 + \sum_p e^{-\alpha (s_p - m)}\big)$$
 
     with $s$ the cosine, $m$ the margin and $\alpha$ a scale, the mean over proxies with a positive,
     plus
 
-    $$\log\left(1 + \sum_n e^{\alpha (s_n + m)}\right)$$
+    $$\log\big(1 + \sum_n e^{\alpha (s_n + m)}\big)$$
 
     the mean over all proxies.
 

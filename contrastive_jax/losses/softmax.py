@@ -147,7 +147,7 @@ def decoupled(temperature: ArrayLike = 0.1) -> AnchorLoss:
 def n_pair() -> AnchorLoss:
     r"""N-pair loss: inner products with all negatives against that with a positive.
 
-    $$\log\left(1 + \sum_n e^{a \cdot n - a \cdot p}\right)$$
+    $$\log\big(1 + \sum_n e^{a \cdot n - a \cdot p}\big)$$
 
     the mean over positive pairs of an anchor $a$ and a positive $p$, with $n$ its negatives. The
     paper gives each class one anchor and one positive, and the negatives of an anchor are the

@@ -18,7 +18,7 @@ from contrastive_jax.statistics import OfSimilar, Statistic, log_sum_exp, total
 def lifted(margin: ArrayLike = 1.0, positive_margin: ArrayLike = 0.0) -> AnchorLoss:
     r"""Generalised lifted structure loss: a soft farthest positive against a soft nearest negative.
 
-    $$\max\left(0, \log \sum_p e^{d_p - m_+} + \log \sum_n e^{m - d_n}\right)$$
+    $$\max\big(0, \log \sum_p e^{d_p - m_+} + \log \sum_n e^{m - d_n}\big)$$
 
     with $d$ the distance, $m$ the margin and $m_+$ the positive one, a log-sum-exp of nothing being
     0; the mean over all anchors.
@@ -60,8 +60,8 @@ def multi_similarity(
 ) -> AnchorLoss:
     r"""Multi-similarity loss: pairs weigh by their own similarity and by that of the others.
 
-    $$\frac{1}{\alpha} \log\left(1 + \sum_p e^{-\alpha (s_p - \lambda)}\right)
-    + \frac{1}{\beta} \log\left(1 + \sum_n e^{\beta (s_n - \lambda)}\right)$$
+    $$\frac{1}{\alpha} \log\big(1 + \sum_p e^{-\alpha (s_p - \lambda)}\big)
+    + \frac{1}{\beta} \log\big(1 + \sum_n e^{\beta (s_n - \lambda)}\big)$$
 
     with $s$ the cosine and $\lambda$ the base; the mean over all anchors.
 
@@ -100,7 +100,7 @@ def multi_similarity(
 def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
     r"""Circle loss: every pair is pushed as hard as it is away from its optimum.
 
-    $$\log\left(1 + \sum_n e^{\gamma w_n (s_n - m)} \sum_p e^{-\gamma w_p (s_p - 1 + m)}\right)$$
+    $$\log\big(1 + \sum_n e^{\gamma w_n (s_n - m)} \sum_p e^{-\gamma w_p (s_p - 1 + m)}\big)$$
 
     with $s$ the cosine, $m$ the margin, $\gamma$ the scale and weights $w_n = \max(0, s_n + m)$ and
     $w_p = \max(0, 1 + m - s_p)$ that are not differentiated; the mean over anchors with a positive
@@ -147,7 +147,7 @@ def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
 def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLoss:
     r"""Tuplet margin loss: a positive against all negatives, its angle less a slack.
 
-    $$\log\left(1 + \sum_n e^{\gamma (s_n - \cos(\theta_p - m))}\right)$$
+    $$\log\big(1 + \sum_n e^{\gamma (s_n - \cos(\theta_p - m))}\big)$$
 
     with $s$ the cosine, $\theta$ the angle, $m$ the margin and $\gamma$ the scale; the mean over
     positive pairs.

@@ -134,8 +134,8 @@ def triplet_all(margin: ArrayLike = 0.2, *, smooth: bool = False) -> TripleLoss:
 def angular(alpha: ArrayLike = 0.7) -> TripleLoss:
     r"""Angular loss: the angle at the negative in the triangle that it makes with a positive pair.
 
-    $$\log\left(1 + \sum_n e^{4 \tan^2 \alpha \, (a + p) \cdot n
-    - 2 (1 + \tan^2 \alpha) \, a \cdot p}\right)$$
+    $$\log\big(1 + \sum_n e^{4 \tan^2 \alpha \, (a + p) \cdot n
+    - 2 (1 + \tan^2 \alpha) \, a \cdot p}\big)$$
 
     for each positive pair, $a$ and $p$ of unit length; the mean over positive pairs. A walk over
     all pairs for every example of the largest class.
