@@ -213,7 +213,8 @@ def mahalanobis(a: ArrayLike, b: ArrayLike, factor: ArrayLike) -> jax.Array:
     Args:
       a: vector, `[D]`.
       b: vector, `[D]`, of the same dtype.
-      factor: `[K, D]`, the factor F of the metric F^T F (the inverse of a covariance, or learned).
+      factor: `[K, D]`, the factor $F$ of the metric $F^T F$ (the inverse of a covariance, or
+        learned).
 
     Returns:
       Distance in [0, inf). Where `factor (a - b)` is zero first and second derivatives are 0.

@@ -52,7 +52,7 @@ def hard(loss: PairLoss = contrastive, distance: Distance = euclidean) -> Anchor
       distance: of two vectors.
 
     Returns:
-      Loss for `anchor_loss`: the mean over the pairs found.
+      Loss for `anchor_loss`, the mean over the pairs found.
 
     Raises:
       ValueError: if `loss` is not a function.
@@ -74,7 +74,7 @@ def easy_positive(loss: PairLoss = contrastive, distance: Distance = euclidean) 
       distance: of two vectors.
 
     Returns:
-      Loss for `anchor_loss`: the mean over the pairs found.
+      Loss for `anchor_loss`, the mean over the pairs found.
 
     Raises:
       ValueError: if `loss` is not a function.
@@ -105,6 +105,10 @@ def semi_hard(
 ) -> TripleLoss:
     """Each positive, and the nearest negative that is farther off than it, by less than a margin.
 
+    $$d_p < d_n < d_p + m$$
+
+    with $d$ the distance of a positive $p$ and of a negative $n$, and $m$ the margin.
+
     Args:
       loss: of a distance and a label.
       distance: of two vectors.
@@ -112,7 +116,7 @@ def semi_hard(
         out with it.
 
     Returns:
-      Loss for `anchor_loss`: the mean over the pairs found. A walk over all pairs for every four
+      Loss for `anchor_loss`, the mean over the pairs found. A walk over all pairs for every four
       examples of the largest class.
 
     Raises:
@@ -154,9 +158,12 @@ def multi_similarity(
     *,
     epsilon: ArrayLike = 0.1,
 ) -> AnchorLoss:
-    """Negatives nearer than the farthest positive, and positives farther than the nearest negative.
+    r"""Negatives nearer than the farthest positive, positives farther than the nearest negative.
 
-    Both with a slack of `epsilon`.
+    $$d_n < \max_p d_p + \epsilon \quad \text{and} \quad d_p > \min_n d_n - \epsilon$$
+
+    with $d$ the distance of the positives $p$ and of the negatives $n$, and $\epsilon$ the slack
+    `epsilon`.
 
     Args:
       loss: of a distance and a label; or an `AnchorLoss` of one walk, such as
@@ -165,7 +172,7 @@ def multi_similarity(
       epsilon: at least 0, in the unit of the distance; 0.1 in the paper, for cosines.
 
     Returns:
-      Loss for `anchor_loss`: the mean over the pairs found, or that of the `AnchorLoss`.
+      Loss for `anchor_loss`, the mean over the pairs found, or that of the `AnchorLoss`.
 
     Raises:
       ValueError: if `loss` is neither a function nor an `AnchorLoss` of one walk without data, if
@@ -222,11 +229,15 @@ def distance_weighted(
     cutoff: float = 0.5,
     largest: float = 1.4,
 ) -> AnchorLoss:
-    """All positives, and negatives in expectation of a draw that is even over distances.
+    r"""All positives, and negatives in expectation of a draw that is even over distances.
 
-    On a sphere of many dimensions random pairs lie near `sqrt(2)`; negatives weigh by the inverse
-    of the density of their distance. Where the paper draws one for each positive, here the mean
-    over such draws is taken, which needs no key and has no variance.
+    On a sphere of many dimensions random pairs lie near $\sqrt{2}$; negatives weigh by the inverse
+    of the density of their distance,
+
+    $$q(d) \propto d^{n - 2} (1 - d^2 / 4)^{(n - 3) / 2}$$
+
+    with $d$ the distance and $n$ the dimension. Where the paper draws one for each positive, here
+    the mean over such draws is taken, which needs no key and has no variance.
 
     Args:
       loss: of a distance and a label.
@@ -235,7 +246,7 @@ def distance_weighted(
       largest: negatives farther off are left out, as a loss would be 0 there.
 
     Returns:
-      Loss for `anchor_loss`: the mean over positives of their loss and that of a negative; with the
+      Loss for `anchor_loss`, the mean over positives of their loss and that of a negative; with the
       Euclidean distance alone.
 
     Raises:

@@ -29,6 +29,8 @@ def embedding_norm(
 
     $$\frac{1}{N} \sum_i |x_i|^2$$
 
+    of $N$ embeddings $x_i$.
+
     Args:
       embeddings: `[B, D]`, floating.
       classes: `[B]`, of which only -1 counts: rows to ignore.
@@ -106,7 +108,8 @@ def variance(
 
     $$\frac{1}{D} \sum_d \max\big(0, \tau - \sqrt{\text{var}_d + \epsilon}\big)$$
 
-    with $\tau$ the target, $D$ the number of entries and $\epsilon$ `eps`.
+    with $\text{var}_d$ the unbiased variance of entry $d$ over the rows, $D$ the number of entries,
+    $\tau$ the target and $\epsilon$ `eps`.
 
     Args:
       embeddings: `[B, D]`, floating.

@@ -477,8 +477,8 @@ def train(
       batch_size: pairs in the global batch, for the rate.
 
     Yields:
-      The state and a record for each step of the window: `step` (counted from 1), the metrics and
-      `pairs_per_second` (of the whole window).
+      The state and a record for each step of the window, which has `step` (counted from 1), the
+      metrics and `pairs_per_second` (of the whole window).
 
     Raises:
       ValueError: if windows or steps are not whole calls.

@@ -1,13 +1,13 @@
-"""Retrieval: is what lies nearest to a query of the query's class?
+r"""Retrieval: is what lies nearest to a query of the query's class?
 
 References are ranked by distance to the query, equal distances by reference index. Within one set
 every query is ranked against all the others: left out by its index, so that duplicates of it count.
 
-Distances are compared in float64, as |r|^2 - 2 q.r of embeddings centred on their median. Identical
-references tie exactly. All distances are exact when the embeddings are integers, or multiples of
-one power of two, and squared distances stay below 2^53. Otherwise two references whose squared
-distances differ by no more than rounding, about 1e-15 of the squared largest norm after centring,
-may come in either order; this is finer than float32 embeddings are themselves.
+Distances are compared in float64, as $|r|^2 - 2 q \cdot r$ of embeddings centred on their median.
+Identical references tie exactly. All distances are exact when the embeddings are integers, or
+multiples of one power of two, and squared distances stay below $2^{53}$. Otherwise two references
+whose squared distances differ by no more than rounding, about 1e-15 of the squared largest norm
+after centring, may come in either order; this is finer than float32 embeddings are themselves.
 """
 
 import os
@@ -84,11 +84,17 @@ def retrieval(
     ks: Sequence[int] = (1, 5, 10),
     distance: Distance = "euclidean",
 ) -> dict[str, float]:
-    """Measures how well distances rank the references of a query's own class, its matches, first.
+    r"""Measures how well distances rank the references of a query's own class, its matches, first.
 
-    R is the number of matches of a query. Queries without any, such as the only member of its class
-    within one set, are left out of the averages and counted. Beside the embeddings (six float64
-    copies) it holds up to 2^24 distances at a time, 128 MiB, or those of one query if more.
+    R is the number of matches of a query, and MAP@R the mean over queries of
+
+    $$\frac{1}{R} \sum_{i = 1}^R r_i p_i$$
+
+    with $r_i$ 1 if the $i$-th nearest reference is a match and 0 if not, and $p_i$ the precision at
+    rank $i$, the fraction of matches among the $i$ nearest. Queries without any match, such as the
+    only member of its class within one set, are left out of the averages and counted. Beside the
+    embeddings (six float64 copies) it holds up to $2^{24}$ distances at a time, 128 MiB, or those
+    of one query if more.
 
     Args:
       queries: embeddings, [Q, D].
@@ -99,14 +105,15 @@ def retrieval(
       distance: "euclidean", or "cosine", 1 - cosine similarity.
 
     Returns:
-      Averages over the queries with a match, in [0, 1], and two counts:
-      `recall_at_{k}`: whether one of the k nearest is a match;
-      `precision_at_1`: whether the nearest is a match;
-      `r_precision`: the fraction of matches among the R nearest;
-      `map_at_r`: the sum, over the matches among the R nearest, of the precision at their rank,
-      over R;
-      `mean_reciprocal_rank`: 1 over the rank of the nearest match;
-      `queries`: Q; `queries_without_match`: how many of them were left out.
+      Averages over the queries with a match, in [0, 1], and two counts.
+
+      - `recall_at_{k}`: whether one of the k nearest is a match;
+      - `precision_at_1`: whether the nearest is a match;
+      - `r_precision`: the fraction of matches among the R nearest;
+      - `map_at_r`: the sum, over the matches among the R nearest, of the precision at their rank,
+        over R;
+      - `mean_reciprocal_rank`: 1 over the rank of the nearest match;
+      - `queries`: Q; `queries_without_match`: how many of them were left out.
 
     Raises:
       ValueError: embeddings that are not [N, D], empty, not of one width, or not finite, rows of

@@ -51,7 +51,9 @@ def roc_auc(distances: ArrayLike, labels: ArrayLike) -> float:
 
 
 def equal_error_rate(distances: ArrayLike, labels: ArrayLike) -> float:
-    """Error rate, in [0, 1], at which FAR equals FRR = 1 - TAR.
+    r"""Error rate, in [0, 1], at which FAR equals FRR, the fraction of similar pairs rejected.
+
+    $$\text{FRR} = 1 - \text{TAR}$$
 
     The crossing is interpolated linearly on the polyline through the points of the ROC curve.
     Args and Raises as in `roc_curve`.
@@ -82,10 +84,13 @@ def tar_at_far(distances: ArrayLike, labels: ArrayLike, far: float) -> float:
 
 
 def average_precision(distances: ArrayLike, labels: ArrayLike) -> float:
-    """Precision of the accepted pairs averaged over the steps of recall, in (0, 1].
+    r"""Precision of the accepted pairs averaged over the steps of recall, in (0, 1].
 
-    Similar is the positive class. The sum is (R_t - R_{t-1}) P_t over the distinct distances t,
-    without interpolation, the definition of scikit-learn's `average_precision_score`.
+    $$\sum_t (R_t - R_{t-1}) P_t$$
+
+    with $R_t$ the recall and $P_t$ the precision at the distinct distances $t$, without
+    interpolation, the definition of scikit-learn's `average_precision_score`. Similar is the
+    positive class.
     Args and Raises as in `roc_curve`.
     """
     _, similar, dissimilar = _accepted(*_pairs(distances, labels))
@@ -136,7 +141,7 @@ def kfold_accuracy(
       seed: of the random deal.
 
     Returns:
-      The mean accuracy, in [0, 1], and its standard error: the standard deviation of the K
+      The mean accuracy, in [0, 1], and its standard error, which is the standard deviation of the K
       accuracies (with K - 1 degrees of freedom) over the square root of K.
 
     Raises:

@@ -24,7 +24,7 @@ def contrastive(
     $\max(0, D - m_+)$ takes the place of $D$ in the first term. Similar pairs are pulled together,
     dissimilar ones pushed apart until they are `margin` apart. On unnormalised embeddings the
     margin only sets the unit of length. On the unit sphere Euclidean distances lie in [0, 2], those
-    of random pairs near `sqrt(2)`: margins from 0.5 to 1.5 make sense, and above 2 no dissimilar
+    of random pairs near $\sqrt{2}$: margins from 0.5 to 1.5 make sense, and above 2 no dissimilar
     pair is ever far enough.
 
     *When.* The one to begin with: one number to choose, and embeddings whose distances mean
@@ -209,7 +209,7 @@ def sigmoid(
     Args:
       distance: scalar, `distances.cosine`, which is `1 - s`, in [0, 2].
       label: scalar, 0 similar, 1 dissimilar.
-      temperature: scalar above 0; the paper learns its logarithm, from `log 10`.
+      temperature: scalar above 0; the paper learns its logarithm, from $\log 10$.
       bias: scalar; -10 begins where almost all pairs are dissimilar.
 
     Returns:
@@ -246,7 +246,7 @@ def logistic(
     Args:
       distance: scalar, at least 0.
       label: scalar, 0 similar, 1 dissimilar.
-      threshold: scalar above 0, in the unit of `distance`, where both kinds cost `log 2`.
+      threshold: scalar above 0, in the unit of `distance`, where both kinds cost $\log 2$.
       scale: scalar above 0, how steep the change is.
 
     Returns:

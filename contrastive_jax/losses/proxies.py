@@ -190,7 +190,11 @@ def soft_triple(
 
     $$S_c = \sum_k \frac{e^{s_{ck} / \gamma}}{\sum_l e^{s_{cl} / \gamma}} s_{ck}$$
 
-    is the similarity to a class, with $s_{ck}$ the cosine with its centre $k$; then as `cosface`.
+    is the similarity to a class, with $s_{ck}$ the cosine with its centre $k$; then as `cosface`,
+
+    $$-\log \frac{e^{\lambda (S_y - m)}}{e^{\lambda (S_y - m)} + \sum_{c \neq y} e^{\lambda S_c}}$$
+
+    with $m$ the margin, $\lambda$ the scale and $y$ the class of the anchor; the mean over anchors.
     Proxies are `[C, K, D]`; `regularizers.centers` merges those not needed.
 
     *When.* Classes that have several modes.

@@ -186,11 +186,16 @@ def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLos
 
 
 def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
-    """Margin based loss with a boundary for each anchor, as `losses.margin_based` for each pair.
+    r"""Margin based loss with a boundary for each anchor, as `losses.margin_based` for each pair.
 
-    The boundary of each anchor is passed as data, `anchor_loss(..., data=(boundaries[classes],))`,
-    and has a gradient: learned by class, it grows where a class is wide. Pairs count as often as
-    they are in a triplet of anchor, positive and negative; the mean over those that are not 0.
+    $$\max(0, m + z (d - \beta_a))$$
+
+    with $d$ the distance, $z$ 1 if similar and -1 if not, $m$ the margin and $\beta_a$ the boundary
+    of the anchor.
+
+    Boundaries are passed as data, `anchor_loss(..., data=(boundaries[classes],))`, and have a
+    gradient: learned by class, one grows where its class is wide. Pairs count as often as they are
+    in a triplet of anchor, positive and negative; the mean over those that are not 0.
 
     *When.* As `losses.margin_based`, with labels.
 
