@@ -1,9 +1,8 @@
 """The reference has a place for all that is public, and its formulas can be set."""
 
-import importlib
+import ast
 import importlib.util
 import inspect
-import pkgutil
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,23 +15,96 @@ from contrastive_jax import losses
 ROOT = Path(__file__).parent.parent
 # How pairs are walked, which is nobody's to call.
 ENGINE = {"anchors", "losses.directions", "products", "streaming", "tiles", "triples"}
+# In other modules, what the engine calls.
+INSIDE = {
+    "all_pairs": {"checked_side", "hoisted", "prepared", "real_scalar"},
+    "anchor_loss": {"check_mean", "three"},
+    "memory": {"own_share"},
+    "statistics": {"is_statistic", "kept_of_tile", "merged", "none_kept", "result"},
+}
 
 
-def _modules():
-    for info in pkgutil.walk_packages(contrastive_jax.__path__, "contrastive_jax."):
-        if not info.ispkg:
-            yield info.name
+def _trees():
+    """The modules of the library, as they are written."""
+    package = ROOT / "contrastive_jax"
+    for path in package.rglob("*.py"):
+        if path.name != "__init__.py":
+            yield (
+                ".".join(path.relative_to(package).with_suffix("").parts),
+                ast.parse(path.read_text()),
+            )
+
+
+def _public(tree):
+    """Functions and classes of a module: those in its `__all__`, or without an underscore."""
+    listed = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    return {
+        node.name: node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and (node.name in listed[0] if listed else not node.name.startswith("_"))
+    }
 
 
 def _documented():
-    pages = (ROOT / "docs" / "reference").glob("*.md")
-    return [name for page in pages for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)]
+    """Modules on the pages of the reference, and the members that are named there."""
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        for name, options in re.findall(
+            r"^::: contrastive_jax\.(\S+)\n((?: {4}.*\n)*)", page.read_text(), re.M
+        ):
+            members = re.search(r"^ +members: \[(.*)\]$", options, re.M)
+            yield name, members and members[1].split(", ")
 
 
-def test_every_module_has_one_place():
-    engine = {f"contrastive_jax.{name}" for name in ENGINE}
-    assert engine <= {*_modules()}
-    assert sorted(_documented()) == sorted({*_modules()} - engine)
+def test_every_public_function_has_one_place():
+    public = {name: _public(tree) for name, tree in _trees()}
+    assert {*public} > ENGINE
+    expected = [
+        f"{module}.{name}"
+        for module, found in public.items()
+        if module not in ENGINE
+        for name in {*found} - INSIDE.get(module, set())
+    ]
+    assert len(expected) > 150
+    found = [
+        f"{module}.{name}"
+        for module, members in _documented()
+        for name in (public[module] if members is None else members)
+    ]
+    assert sorted(found) == sorted(expected)
+    for module, names in INSIDE.items():
+        assert names <= {*public[module]}
+
+
+def _docstrings():
+    for module, tree in _trees():
+        if module not in ENGINE:
+            for name, node in _public(tree).items():
+                yield f"{module}.{name}", ast.get_docstring(node) or ""
+
+
+def test_docstrings_begin_with_a_plain_sentence():
+    # What has no docstring would not be shown.
+    assert [name for name, text in _docstrings() if not re.match(r"[^$\\^\n]+(\n\n|$)", text)] == []
+
+
+def test_what_is_returned_is_not_read_as_its_type():
+    first_line = r"^(?:Returns|Yields):\n.*:( |$)"
+    assert [name for name, text in _docstrings() if re.search(first_line, text, re.M)] == []
+
+
+def test_arguments_are_all_documented_or_none():
+    for module, tree in _trees():
+        for name, node in _public(tree).items() if module not in ENGINE else ():
+            section = re.search(r"^Args:\n((?: .*\n|\n)*)", f"{ast.get_docstring(node)}\n", re.M)
+            if section and isinstance(node, ast.FunctionDef):
+                arguments = [one.arg for one in ast.walk(node.args) if isinstance(one, ast.arg)]
+                documented = re.findall(r"^  \*{0,2}(\w+):", section[1], re.M)
+                assert sorted(documented) == sorted(arguments), f"{module}.{name}"
 
 
 def test_every_page_is_in_the_table_of_contents():
@@ -47,8 +119,9 @@ def test_what_the_first_page_of_the_library_names_is_in_a_documented_module():
     ]
     functions = [one for one in found if not inspect.ismodule(one)]
     assert len(functions) > 40
+    modules = {f"contrastive_jax.{name}" for name, _ in _documented()}
     for function in functions:
-        assert function.__module__ in _documented(), function
+        assert function.__module__ in modules, function
         assert inspect.getdoc(function)
 
 
