@@ -86,9 +86,9 @@ def tar_at_far(distances: ArrayLike, labels: ArrayLike, far: float) -> float:
 def average_precision(distances: ArrayLike, labels: ArrayLike) -> float:
     r"""Precision of the accepted pairs averaged over the steps of recall, in (0, 1].
 
-    $$\sum_t (R_t - R_{t-1}) P_t$$
+    $$\sum_t (r_t - r_{t - 1}) p_t$$
 
-    with $R_t$ the recall and $P_t$ the precision at the distinct distances $t$, without
+    with $r_t$ the recall and $p_t$ the precision at the distinct distances $t$, without
     interpolation, the definition of scikit-learn's `average_precision_score`. Similar is the
     positive class.
     Args and Raises as in `roc_curve`.
