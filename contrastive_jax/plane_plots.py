@@ -23,7 +23,6 @@ from contrastive_jax.plots import (
     _STYLE,
     BLACK,
     _check_rows,
-    _legend,
     _names,
     _one_panel,
     _outline,
@@ -124,8 +123,7 @@ def gradient_arrows(
                 alpha=0.75,
             )
     axes.scatter(center[0], center[1], s=110, color=BLACK, marker="*", label="anchor", zorder=4)
-    _legend(axes, above=1.0)
-    axes.get_legend().set_ncols(3)  # type: ignore[union-attr]
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, fontsize=9.5)
     return figure
 
 

@@ -95,7 +95,7 @@ jax.grad(distances.euclidean)(a, a), jax.grad(lambda a: jnp.sqrt(jnp.sum((a - b)
 # fastest.
 
 # %%
-angles = 2.4 * np.arange(14)  # turned by the golden angle, they keep apart
+angles = 0.5 + 2.4 * np.arange(14)  # turned by the golden angle, they keep apart
 radii = np.tile([0.35, 0.7, 1.05, 1.35], 4)[:14] * margin
 dots = jnp.asarray(np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1))
 star = jnp.zeros(2)
