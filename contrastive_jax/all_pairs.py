@@ -328,7 +328,7 @@ def checked_side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:
     expected = {"custom_message": f"expected {name}: [N, D], {prefix}classes: [N] and weights: [N]"}
     if classes is None:
         raise ValueError(f"{name} need {prefix}classes")
-    kind = classes.dtype if isinstance(classes, jax.core.Tracer) else np.asarray(classes).dtype
+    kind = classes.dtype if isinstance(classes, jax.Array) else np.asarray(classes).dtype
     if not jnp.issubdtype(kind, jnp.integer):
         raise AssertionError(f"{prefix}classes must be integers, got {kind}")
     if isinstance(classes, jax.core.Tracer) and jnp.issubdtype(kind, jnp.unsignedinteger):

@@ -23,6 +23,7 @@ from contrastive_jax.plots import (
     _STYLE,
     BLACK,
     _check_rows,
+    _legend,
     _names,
     _one_panel,
     _outline,
@@ -123,7 +124,7 @@ def gradient_arrows(
                 alpha=0.75,
             )
     axes.scatter(center[0], center[1], s=110, color=BLACK, marker="*", label="anchor", zorder=4)
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, fontsize=9.5)
+    _legend(axes, above=1.0, columns=3)
     return figure
 
 

@@ -688,9 +688,9 @@ def _mark(axes: Axes, marks: Mapping[str, float]) -> None:
         )
 
 
-def _legend(axes: Axes, above: float = 1.07) -> None:
+def _legend(axes: Axes, above: float = 1.07, columns: int = 2) -> None:
     """Puts the legend above the axes, where it covers nothing, and above the names of marks."""
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, above), ncols=2, fontsize=9.5)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, above), ncols=columns, fontsize=9.5)
 
 
 def _names(classes: Array, class_names: Sequence[str] | None, rows: int) -> dict[int, str]:

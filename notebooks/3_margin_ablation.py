@@ -54,10 +54,7 @@ width = 16  # of the embedding
 # several cells. The numbers are the same.
 
 # %%
-if "cuda" not in (jax.config.jax_platforms or "") and not any(
-    os.path.exists(path) for path in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0")
-):
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+jax.config.update("jax_num_cpu_devices", os.cpu_count())  # counts on a CPU alone
 devices = jax.devices()
 cells = [(margin, seed) for margin in margins for seed in range(seeds)]
 print(f"{len(cells)} trainings on {len(devices)} devices ({devices[0].platform})")
@@ -80,11 +77,9 @@ def start(cell):
     return training.init_state(new_encoder(cells[cell][1])[1], optimizer)
 
 
-def numbers_of(margin, seed):
-    return training.Numbers(margin=margin, seed=seed, similar_fraction=0.3)
-
-
-numbers = [numbers_of(*cell) for cell in cells]
+numbers = [
+    training.Numbers(margin=margin, seed=seed, similar_fraction=0.3) for margin, seed in cells
+]
 on_cpu = devices[0].platform == "cpu"
 compiled = grid.make_grid(
     step,
