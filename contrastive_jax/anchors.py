@@ -66,10 +66,13 @@ class _Collected:
         where = [one.where for one in _flat(found) if one.kind == "sum"]
         if not where or not jax.tree.leaves(known):
             return found, [known] * len(where)
-        slopes = [
-            jax.tree.map(lambda slope, w=w: Statistic("sum", slope, w), of_known)
-            for w, of_known in zip(where, jax.jacrev(sums)(known), strict=True)
-        ]
+        # One by one: most sums do not depend on most of what is known, and what is zero for all
+        # pairs is no work where it is not stacked with what is not.
+        values, pull = jax.vjp(sums, known)
+        slopes = []
+        for k, w in enumerate(where):
+            (slope,) = pull([jnp.full_like(v, i == k) for i, v in enumerate(values)])
+            slopes.append(jax.tree.map(lambda one, w=w: Statistic("sum", one, w), slope))
         return found, slopes
 
 
