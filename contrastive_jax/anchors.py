@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax.statistics import Statistic, is_statistic, result
+from contrastive_jax.statistics import Statistic, holds_for_none, is_statistic, result
 from contrastive_jax.streaming import (
     Side,
     arranged,
@@ -92,6 +92,8 @@ class _Weighed:
             before = lax.stop_gradient(known[: first + k])
             found = _flat(_stage(self.stages, k, distance, label, before, parameters))
             for one, (weight, at) in zip(found, of_stage, strict=True):
+                if holds_for_none(one):
+                    continue
                 where, value = one.where & (weight != 0), one.value
                 if one.kind in ("max", "min"):
                     where &= other == at

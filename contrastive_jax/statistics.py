@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -110,7 +111,23 @@ def _statistic(kind: Kind, value: ArrayLike, where: ArrayLike) -> Statistic:
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         value = value.astype(jnp.float32)
-    return Statistic(kind, value, jnp.asarray(where, bool))
+    # What is known where a program is traced stays known.
+    return Statistic(kind, value, where if isinstance(where, np.bool) else jnp.asarray(where, bool))
+
+
+def holds_for_none(statistic: Statistic) -> bool:
+    """Whether a statistic is known, where a program is traced, to be of no pair."""
+    where = statistic.where
+    return where is None or not (isinstance(where, jax.core.Tracer) or bool(where))
+
+
+def of_some(tree: Any) -> Any:
+    """Statistics without value and condition where they are known to be of no pair."""
+
+    def one(statistic: Statistic) -> Statistic:
+        return Statistic(statistic.kind, None, None) if holds_for_none(statistic) else statistic
+
+    return jax.tree.map(one, tree, is_leaf=is_statistic)
 
 
 def is_statistic(leaf: Any) -> bool:
@@ -130,7 +147,7 @@ def none_kept(kind: Kind, shape: tuple[int, ...], dtype: Any) -> Kept:
 
 def kept_of_tile(
     statistic: Statistic, counts: jax.Array | None, axis: int, places: jax.Array
-) -> Kept:
+) -> Kept | None:
     """What is kept of the pairs of a tile, along one of its axes.
 
     Args:
@@ -140,8 +157,10 @@ def kept_of_tile(
       places: of the rows on the other side.
 
     Returns:
-      For the rows, `[H]`, or for the columns, `[W]`.
+      For the rows, `[H]`, or for the columns, `[W]`; None if it is known to be of no pair.
     """
+    if holds_for_none(statistic):
+        return None
     value, where = statistic.value, statistic.where
     if counts is not None:
         where = where & counts

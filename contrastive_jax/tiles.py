@@ -22,7 +22,14 @@ import numpy as np
 from jax import lax
 
 from contrastive_jax.products import Product
-from contrastive_jax.statistics import Kind, is_statistic, kept_of_tile, merged, none_kept
+from contrastive_jax.statistics import (
+    Kind,
+    is_statistic,
+    kept_of_tile,
+    merged,
+    none_kept,
+    of_some,
+)
 
 # Entries of the differences between vectors that are held at once where a distance is computed
 # pair by pair.
@@ -287,13 +294,17 @@ def _seen(
     seen = [task.loss(distances[0], label, column, as_row, *parameters)]
     if task.anchors == "both":
         seen.append(task.loss(distances[-1], label, row, as_column, *parameters))
-    return seen
+    return seen if task.statistics is None else [of_some(one) for one in seen]
 
 
 def _seen_over(one: Callable[..., Any], x: Rows, y: Rows, labels: Any, *of: Any) -> Any:
     """Maps a function of a label, of what is known of both rows, and of further entries."""
     label_axis = None if labels is None else 0
-    label = varying(jnp.int32(1), axes_of((x.weights, *of))) if labels is None else labels
+    label: Any = labels
+    if labels is None:
+        # A label that is known where a program is traced leaves out of it what is of similar pairs.
+        axes = axes_of((x.weights, *of))
+        label = varying(jnp.int32(1), axes) if axes else np.int32(1)
     over_columns = jax.vmap(one, (label_axis, None, 0, *[0] * len(of)))
     over_rows = jax.vmap(over_columns, (label_axis, 0, None, *[0] * len(of)))
     return over_rows(label, (x.places, x.anchors), (y.places, y.anchors), *of)
@@ -443,6 +454,9 @@ def kept_at(kinds: tuple[Kind, ...], whole: Any, part: Any, start: jax.Array | i
     """Merges what is kept of some rows into what is kept of all."""
     result = []
     for kind, old, new in zip(kinds, whole, part, strict=True):
+        if new is None:
+            result.append(old)
+            continue
         size = len(new[0])
         both = merged(kind, block_of(old, start, size), new)
         result.append(

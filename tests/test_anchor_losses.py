@@ -678,6 +678,30 @@ def test_proxies_met_at_once_under_transformations(name_of):
     chex.assert_trees_all_close(jax.tree.map(lambda one: one[0], mapped), want, rtol=1e-5)
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_tile_without_similar_pairs_measures_no_similar_ones(traced):
+    """Of a statistic of similar pairs it is to compute nothing, whether or not it is traced."""
+    classes = jnp.repeat(jnp.arange(4), 8)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((32, SIZE)), jnp.float32)
+
+    def exponentials(condition):
+        def value(x, scale):
+            def of(distance, label):
+                return statistics.log_sum_exp(distance * scale, condition(label))
+
+            loss = losses.AnchorLoss(lambda found: losses.Mean(found, 1.0), (of,))
+            return anchor_loss(x, classes, loss=loss, tile=8)
+
+        value = value if traced else functools.partial(value, scale=2.0)
+        given = (x, 2.0) if traced else (x,)
+        return str(jax.make_jaxpr(value)(*given)).count("= exp ")
+
+    # Tiles whose pairs are all dissimilar, all plain ones, and any, in the walk and for close ones.
+    everything = exponentials(lambda label: label >= 0)
+    assert exponentials(lambda label: label == 0) < everything
+    assert exponentials(lambda label: label == 1) == everything
+
+
 def test_reductions():
     rng = np.random.default_rng(0)
     x, classes = _filled(*_batch(rng, "random", 30))

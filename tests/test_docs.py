@@ -20,7 +20,15 @@ INSIDE = {
     "all_pairs": {"checked_side", "hoisted", "prepared", "real_scalar"},
     "anchor_loss": {"check_mean", "three"},
     "memory": {"own_share"},
-    "statistics": {"is_statistic", "kept_of_tile", "merged", "none_kept", "result"},
+    "statistics": {
+        "holds_for_none",
+        "is_statistic",
+        "kept_of_tile",
+        "merged",
+        "none_kept",
+        "of_some",
+        "result",
+    },
 }
 
 
