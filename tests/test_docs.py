@@ -14,7 +14,15 @@ from contrastive_jax import losses
 
 ROOT = Path(__file__).parent.parent
 # How pairs are walked, which is nobody's to call.
-ENGINE = {"anchors", "losses.directions", "products", "streaming", "tiles", "triples"}
+ENGINE = {
+    "anchors",
+    "losses.directions",
+    "losses.softplus",
+    "products",
+    "streaming",
+    "tiles",
+    "triples",
+}
 # In other modules, what the engine calls.
 INSIDE = {
     "all_pairs": {"checked_side", "hoisted", "prepared", "real_scalar"},

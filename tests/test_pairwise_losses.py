@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses
+from contrastive_jax.losses.softplus import softplus as smooth_hinge
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -67,6 +68,22 @@ FORMULAS = {
     ),
 }
 VALUE_AND_SLOPE = {name: jax.jit(jax.value_and_grad(getattr(losses, name))) for name in FORMULAS}
+
+
+def test_the_smooth_hinge_is_precise_at_either_end():
+    """In value and derivatives; those of a walk are of this function alone."""
+    x = np.float32(np.linspace(-85, 85, 2001))
+    logistic = np.exp(np.minimum(np.float64(x), 0)) / (1 + np.exp(-np.abs(np.float64(x))))
+    np.testing.assert_allclose(
+        jax.vmap(smooth_hinge)(x), np.logaddexp(0.0, np.float64(x)), rtol=2e-7
+    )
+    np.testing.assert_allclose(jax.vmap(jax.grad(smooth_hinge))(x), logistic, rtol=2e-7)
+    curved = logistic * logistic[::-1]
+    np.testing.assert_allclose(jax.vmap(jax.hessian(smooth_hinge))(x), curved, rtol=1e-6, atol=1e-7)
+    ends = jnp.array([-jnp.inf, 0, jnp.inf])
+    np.testing.assert_allclose(jax.vmap(smooth_hinge)(ends), [0, math.log(2), math.inf], rtol=1e-7)
+    np.testing.assert_array_equal(jax.vmap(jax.grad(smooth_hinge))(ends), [0, 0.5, 1])
+    assert np.isnan(smooth_hinge(jnp.nan))
 
 
 @pytest.mark.parametrize("name", FORMULAS)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from contrastive_jax.checks import check_known, check_range
+from contrastive_jax.losses.softplus import softplus
 
 
 def contrastive(
@@ -225,7 +226,7 @@ def sigmoid(
     """
     distance, label, temperature = _checked(distance, label, temperature, name="temperature")
     logit = temperature * (1 - distance) + jnp.asarray(bias, distance.dtype)
-    return jax.nn.softplus((2 * label - 1) * logit)
+    return softplus((2 * label - 1) * logit)
 
 
 def logistic(
@@ -263,7 +264,7 @@ def logistic(
     check_known(scale=scale)
     distance, label, threshold = _checked(distance, label, threshold, name="threshold")
     scale = jnp.asarray(scale, distance.dtype)
-    return jax.nn.softplus((1 - 2 * label) * scale * (distance - threshold))
+    return softplus((1 - 2 * label) * scale * (distance - threshold))
 
 
 def margin_based(

@@ -12,6 +12,7 @@ from contrastive_jax.checks import check_known, check_range
 from contrastive_jax.losses.directions import turned
 from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, Mean, ProxyLoss
 from contrastive_jax.losses.softmax import nca
+from contrastive_jax.losses.softplus import softplus
 from contrastive_jax.statistics import log_sum_exp, smallest
 
 
@@ -176,8 +177,8 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
     def loss(found: Any) -> tuple[Mean, Mean]:
         positives, negatives = found
         return (
-            Mean(jax.nn.softplus(positives), positives > -jnp.inf),
-            Mean(jax.nn.softplus(negatives), 1.0),
+            Mean(softplus(positives), positives > -jnp.inf),
+            Mean(softplus(negatives), 1.0),
         )
 
     return ProxyLoss(AnchorLoss(loss, (statistics,), fixed=True), anchors="proxies")
@@ -235,7 +236,7 @@ def _with_margin(own: Any, scale: ArrayLike) -> ProxyLoss:
     def loss(found: Any) -> Mean:
         distance, others = found
         known = jnp.isfinite(distance)
-        value = jax.nn.softplus(others - scale * own(jnp.where(known, distance, 0)))
+        value = softplus(others - scale * own(jnp.where(known, distance, 0)))
         return Mean(jnp.where(known, value, 0), known)
 
     def of_row(cosines: jax.Array, own_class: jax.Array) -> Mean:
@@ -244,6 +245,6 @@ def _with_margin(own: Any, scale: ArrayLike) -> ProxyLoss:
         is_own = (jnp.arange(len(cosines)) == own_class)[:, None]
         others = logsumexp(jnp.where(is_own, -jnp.inf, scale * cosines))
         nearest = own(1 - jnp.max(cosines[own_class]))
-        return Mean(jax.nn.softplus(others - scale * nearest), 1.0)
+        return Mean(softplus(others - scale * nearest), 1.0)
 
     return ProxyLoss(AnchorLoss(loss, (statistics,), fixed=True), of_row=of_row)

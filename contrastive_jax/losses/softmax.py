@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from contrastive_jax.checks import check_known
 from contrastive_jax.distances import negative_dot, squared_euclidean
 from contrastive_jax.losses.kinds import AnchorLoss, Mean
+from contrastive_jax.losses.softplus import softplus
 from contrastive_jax.statistics import OfSimilar, Statistic, log_sum_exp, total
 
 
@@ -47,7 +48,7 @@ def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
         return log_sum_exp(-distance / temperature, label == 1)
 
     def positives(distance: jax.Array, label: jax.Array, negatives: jax.Array) -> Any:
-        return total(jax.nn.softplus(negatives + distance / temperature)), total(1.0)
+        return total(softplus(negatives + distance / temperature)), total(1.0)
 
     def loss(negatives: jax.Array, positives: Any) -> Mean:
         return Mean(*positives)

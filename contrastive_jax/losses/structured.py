@@ -12,6 +12,7 @@ from contrastive_jax.checks import check_known, check_range
 from contrastive_jax.distances import euclidean
 from contrastive_jax.losses.directions import turned
 from contrastive_jax.losses.kinds import AnchorLoss, Mean
+from contrastive_jax.losses.softplus import softplus
 from contrastive_jax.statistics import OfSimilar, Statistic, log_sum_exp, total
 
 
@@ -91,7 +92,7 @@ def multi_similarity(
         return log_sum_exp(alpha * -above, label == 0), log_sum_exp(beta * above, label == 1)
 
     def loss(found: Any) -> Mean:
-        positives, negatives = (jax.nn.softplus(one) for one in found)
+        positives, negatives = (softplus(one) for one in found)
         return Mean(positives / alpha + negatives / beta, 1.0)
 
     return AnchorLoss(loss, (statistics,), fixed=True)
@@ -138,7 +139,7 @@ def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
     def loss(found: Any) -> Mean:
         known = jnp.isfinite(found[0]) & jnp.isfinite(found[1])
         both = sum(jnp.where(known, one, 0) for one in found)
-        value = jnp.where(known, jax.nn.softplus(both), 0)
+        value = jnp.where(known, softplus(both), 0)
         return Mean(value, value != 0)
 
     return AnchorLoss(loss, (statistics,), fixed=True)
@@ -177,7 +178,7 @@ def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLos
 
     def positives(distance: jax.Array, label: jax.Array, negatives: jax.Array) -> Any:
         cosine = turned(distance, 0 - margin)
-        return total(jax.nn.softplus(negatives - scale * cosine)), total(1.0)
+        return total(softplus(negatives - scale * cosine)), total(1.0)
 
     def loss(negatives: jax.Array, positives: Any) -> Mean:
         return Mean(*positives)

@@ -11,6 +11,7 @@ from contrastive_jax.checks import check_known, check_range
 from contrastive_jax.distances import cosine, euclidean, negative_dot
 from contrastive_jax.losses.directions import unit
 from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
+from contrastive_jax.losses.softplus import softplus
 from contrastive_jax.statistics import Statistic, largest, log_sum_exp, smallest, total
 
 
@@ -164,7 +165,7 @@ def angular(alpha: ArrayLike = 0.7) -> TripleLoss:
 
     def loss(positive: jax.Array, negatives: jax.Array) -> Mean:
         of_pair = 2 * (1 + jnp.tan(alpha) ** 2) * (1 - positive)
-        return Mean(jax.nn.softplus(negatives - of_pair), 1.0)
+        return Mean(softplus(negatives - of_pair), 1.0)
 
     def joined(anchor: jax.Array, positive: jax.Array) -> jax.Array:
         return unit(anchor) + unit(positive)
@@ -180,4 +181,4 @@ def _check(margin: ArrayLike, smooth: bool) -> None:
 
 
 def _hinge(violation: jax.Array, smooth: bool) -> jax.Array:
-    return jax.nn.softplus(violation) if smooth else jax.nn.relu(violation)
+    return softplus(violation) if smooth else jax.nn.relu(violation)
