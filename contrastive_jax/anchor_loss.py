@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from contrastive_jax.all_pairs import hoisted, prepared, real_scalar
-from contrastive_jax.anchors import Stage, shared_total
+from contrastive_jax.anchors import Stage, derived, shared_total
 from contrastive_jax.anchors import anchor_statistics as _anchor_statistics
 from contrastive_jax.distances import cosine
 from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
@@ -286,30 +286,18 @@ def _check_known_alone(
 ) -> None:
     """Refuses an extreme or a log-sum-exp whose derivative by what is known would be left out."""
 
-    @jax.custom_jvp
-    def probe(value: jax.Array) -> jax.Array:
-        return value
-
-    def of_probe(primals: Any, tangents: Any) -> Any:
-        if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
-            raise ValueError(
-                "the value of a log-sum-exp, a largest or a smallest has a derivative by the data "
-                "of the anchor, by an earlier result or by the distance of the positive, which is "
-                "not taken: take that part out of the statistic and into the loss, or stop its "
-                "gradient (jax.lax.stop_gradient)"
-            )
-        return primals[0], tangents[0]
-
-    probe.defjvp(of_probe, symbolic_zeros=True)
-
     def values(known: tuple[Any, ...]) -> list[jax.Array]:
         found = function(*examples[:2], *known, *closed)
         statistics = jax.tree.leaves(found, is_leaf=is_statistic)
-        return [probe(one.value) for one in statistics if one.kind != "sum"]
+        return [one.value for one in statistics if one.kind != "sum"]
 
-    known = examples[2:]
-    if jax.tree.leaves(known):
-        jax.eval_shape(lambda known: jax.jvp(values, (known,), (known,)), known)
+    if any(map(any, derived(values, examples[2:]))):
+        raise ValueError(
+            "the value of a log-sum-exp, a largest or a smallest has a derivative by the data "
+            "of the anchor, by an earlier result or by the distance of the positive, which is "
+            "not taken: take that part out of the statistic and into the loss, or stop its "
+            "gradient (jax.lax.stop_gradient)"
+        )
 
 
 def _check_statistics(name: str, shape: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from contrastive_jax.statistics import Statistic, holds_for_none, is_statistic, result
@@ -47,8 +48,9 @@ class _Collected:
 
     stages: tuple[Stage, ...]
     place: int
-    slopes: bool
-    """Whether to add, to each sum, its derivatives by what is known."""
+    slopes: tuple[tuple[bool, ...], ...] | None
+    """Of each sum, by which leaves of what is known it has derivatives, which are added too; None
+    where none are asked for."""
 
     def __call__(
         self, distance: jax.Array, label: jax.Array, other: Any, known: Any, *parameters: Any
@@ -57,22 +59,26 @@ class _Collected:
             return _stage(self.stages, self.place, distance, label, known, parameters)
 
         found = of(known)
-        if not self.slopes:
+        if self.slopes is None:
             return found, ()
 
         def sums(known: Any) -> list[jax.Array]:
             return [one.value for one in _flat(of(known)) if one.kind == "sum"]
 
         where = [one.where for one in _flat(found) if one.kind == "sum"]
-        if not where or not jax.tree.leaves(known):
-            return found, [known] * len(where)
-        # One by one: most sums do not depend on most of what is known, and what is zero for all
-        # pairs is no work where it is not stacked with what is not.
         values, pull = jax.vjp(sums, known)
         slopes = []
-        for k, w in enumerate(where):
-            (slope,) = pull([jnp.full_like(v, i == k) for i, v in enumerate(values)])
-            slopes.append(jax.tree.map(lambda one, w=w: Statistic("sum", one, w), slope))
+        # One by one, as most sums depend on little of what is known: all at once, the zeros would
+        # be stacked with the rest, and added up for all pairs.
+        for k, by in enumerate(self.slopes):
+            leaves, tree = jax.tree.flatten(known)
+            if any(by):
+                (slope,) = pull([jnp.full_like(one, i == k) for i, one in enumerate(values)])
+                leaves = jax.tree.leaves(slope)
+            of_none = np.bool(False)
+            counted = [where[k] if has else of_none for has in by]
+            added = [Statistic("sum", *one) for one in zip(leaves, counted, strict=True)]
+            slopes.append(jax.tree.unflatten(tree, added))
         return found, slopes
 
 
@@ -102,6 +108,48 @@ class _Weighed:
                     value = jnp.exp(jnp.minimum(jnp.where(where, value - at, 0), 1))
                 added += jnp.where(where, weight * value, 0)
         return added
+
+
+def derived(values: Callable[[Any], list[jax.Array]], known: Any) -> tuple[tuple[bool, ...], ...]:
+    """Of each value, by which leaves of what is known it has a derivative that is not a plain 0."""
+    leaves, tree = jax.tree.flatten(known)
+    found = [[False] * len(leaves) for _ in jax.eval_shape(values, known)]
+
+    def probed(chosen: jax.Array, place: int) -> list[jax.Array]:
+        given = [chosen if k == place else leaf for k, leaf in enumerate(leaves)]
+        of_chosen = values(jax.tree.unflatten(tree, given))
+        return [probe(k, place)(value) for k, value in enumerate(of_chosen)]
+
+    def probe(value: int, place: int) -> Callable[[jax.Array], jax.Array]:
+        @jax.custom_jvp
+        def same(x: jax.Array) -> jax.Array:
+            return x
+
+        def of_same(primals: Any, tangents: Any) -> Any:
+            is_zero = isinstance(tangents[0], jax.custom_derivatives.SymbolicZero)
+            found[value][place] = not is_zero
+            return primals[0], tangents[0]
+
+        same.defjvp(of_same, symbolic_zeros=True)
+        return cast(Callable[[jax.Array], jax.Array], same)
+
+    for place, leaf in enumerate(leaves):
+        one = partial(probed, place=place)
+        jax.eval_shape(lambda leaf, one=one: jax.jvp(one, (leaf,), (leaf,)), leaf)
+    return tuple(map(tuple, found))
+
+
+def _slopes(
+    stages: tuple[Stage, ...], place: int, examples: tuple[Any, ...]
+) -> tuple[tuple[bool, ...], ...]:
+    """Of each sum of a stage, by which leaves of what is known it has a derivative."""
+    distance, label, _, known, *parameters = examples
+
+    def sums(known: Any) -> list[jax.Array]:
+        found = _flat(_stage(stages, place, distance, label, known, tuple(parameters)))
+        return [one.value for one in found if one.kind == "sum"]
+
+    return derived(sums, known)
 
 
 def _stage(
@@ -159,12 +207,11 @@ def anchor_statistics(
         known = jax.tree.map(partial(_sorted_like, rows.norms, orders[0]), data)
         all_kept, all_slopes = [], []
         for k in range(len(stages)):
-            collected = _Collected(stages, k, slopes)
             of_row = jax.tree.map(lambda leaf: leaf[0], known)
             scalar, label = _example(rows)
-            shape = jax.eval_shape(
-                partial(collected), scalar, label, label, of_row, *parameters.loss
-            )
+            examples = scalar, label, label, of_row, *parameters.loss
+            collected = _Collected(stages, k, _slopes(stages, k, examples) if slopes else None)
+            shape = jax.eval_shape(partial(collected), *examples)
             statistics, tree = jax.tree.flatten(shape, is_leaf=is_statistic)
             kinds = tuple(one.kind for one in statistics)
             now = context._replace(
@@ -225,7 +272,7 @@ def anchor_statistics(
             place = len(data) + k
             of_row = jax.tree.map(lambda leaf: leaf[0], known[:place])
             scalar, label = _example(rows)
-            collected = partial(_Collected(stages, k, False))
+            collected = partial(_Collected(stages, k, None))
             shape = jax.eval_shape(collected, scalar, label, label, of_row, *parameters.loss)[0]
             extremes_alone &= all(one.kind in ("max", "min") for one in _flat(shape))
             sums = [
