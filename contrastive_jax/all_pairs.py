@@ -1,6 +1,5 @@
 """The loss over all pairs of a batch, in memory linear in its size."""
 
-import contextlib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -402,11 +401,7 @@ def hoisted(
         own, values = arguments[:own_count], list(known)
         for k, value in zip(traced, arguments[own_count:], strict=True):
             values[k] = value
-        # What follows from known arguments alone is to be known too, as in the function itself;
-        # along the axes of a mesh nothing is.
-        with contextlib.nullcontext() if axes else jax.ensure_compile_time_eval():
-            leaves = jax.core.eval_jaxpr(jaxpr, values, *jax.tree.leaves(own))
-        return jax.tree.unflatten(tree, leaves)
+        return jax.tree.unflatten(tree, jax.core.eval_jaxpr(jaxpr, values, *jax.tree.leaves(own)))
 
     return with_values, tuple(consts[k] for k in traced)
 

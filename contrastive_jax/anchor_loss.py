@@ -286,12 +286,13 @@ def _check_known_alone(
 ) -> None:
     """Refuses an extreme or a log-sum-exp whose derivative by what is known would be left out."""
 
-    def values(known: tuple[Any, ...]) -> list[jax.Array]:
-        found = function(*examples[:2], *known, *closed)
+    def values(known: tuple[Any, ...], distance: Any, label: Any, *closed: Any) -> list[jax.Array]:
+        found = function(distance, label, *known, *closed)
         statistics = jax.tree.leaves(found, is_leaf=is_statistic)
         return [one.value for one in statistics if one.kind != "sum"]
 
-    if any(map(any, derived(values, examples[2:]))):
+    distance, label, *known = examples
+    if any(map(any, derived(values, tuple(known), distance, label, *closed))):
         raise ValueError(
             "the value of a log-sum-exp, a largest or a smallest has a derivative by the data "
             "of the anchor, by an earlier result or by the distance of the positive, which is "

@@ -71,13 +71,13 @@ class _Collected:
         # One by one, as most sums depend on little of what is known: all at once, the zeros would
         # be stacked with the rest, and added up for all pairs.
         for k, by in enumerate(self.slopes):
-            leaves, tree = jax.tree.flatten(known)
+            slope = known
             if any(by):
                 (slope,) = pull([jnp.full_like(one, i == k) for i, one in enumerate(values)])
-                leaves = jax.tree.leaves(slope)
-            of_none = np.bool(False)
-            counted = [where[k] if has else of_none for has in by]
-            added = [Statistic("sum", *one) for one in zip(leaves, counted, strict=True)]
+            leaves, tree = jax.tree.flatten(slope)
+            # Where there is no slope some leaf stands in, of no pair.
+            pairs = [where[k] if has else np.bool(False) for has in by]
+            added = [Statistic("sum", *one) for one in zip(leaves, pairs, strict=True)]
             slopes.append(jax.tree.unflatten(tree, added))
         return found, slopes
 
@@ -98,7 +98,7 @@ class _Weighed:
             before = lax.stop_gradient(known[: first + k])
             found = _flat(_stage(self.stages, k, distance, label, before, parameters))
             for one, (weight, at) in zip(found, of_stage, strict=True):
-                if holds_for_none(one):
+                if holds_for_none(one.where):
                     continue
                 where, value = one.where & (weight != 0), one.value
                 if one.kind in ("max", "min"):
@@ -110,15 +110,21 @@ class _Weighed:
         return added
 
 
-def derived(values: Callable[[Any], list[jax.Array]], known: Any) -> tuple[tuple[bool, ...], ...]:
-    """Of each value, by which leaves of what is known it has a derivative that is not a plain 0."""
-    leaves, tree = jax.tree.flatten(known)
-    found = [[False] * len(leaves) for _ in jax.eval_shape(values, known)]
+def derived(
+    values: Callable[..., list[jax.Array]], known: Any, *others: Any
+) -> tuple[tuple[bool, ...], ...]:
+    """Of each value, by which leaves of what is known it has a derivative that is not a plain 0.
 
-    def probed(chosen: jax.Array, place: int) -> list[jax.Array]:
-        given = [chosen if k == place else leaf for k, leaf in enumerate(leaves)]
-        of_chosen = values(jax.tree.unflatten(tree, given))
-        return [probe(k, place)(value) for k, value in enumerate(of_chosen)]
+    Args:
+      values: function of what is known and of others.
+      known: tree of scalars, as an example.
+      others: by which no derivatives are of interest.
+
+    Returns:
+      For each value whether it has one by each leaf.
+    """
+    leaves, tree = jax.tree.flatten(known)
+    found = [[False] * len(leaves) for _ in jax.eval_shape(values, known, *others)]
 
     def probe(value: int, place: int) -> Callable[[jax.Array], jax.Array]:
         @jax.custom_jvp
@@ -133,9 +139,16 @@ def derived(values: Callable[[Any], list[jax.Array]], known: Any) -> tuple[tuple
         same.defjvp(of_same, symbolic_zeros=True)
         return cast(Callable[[jax.Array], jax.Array], same)
 
+    def probed(place: int, leaf: jax.Array, others: tuple[Any, ...]) -> Any:
+        def of_leaf(leaf: jax.Array) -> list[jax.Array]:
+            given = [leaf if k == place else other for k, other in enumerate(leaves)]
+            of_given = values(jax.tree.unflatten(tree, given), *others)
+            return [probe(k, place)(value) for k, value in enumerate(of_given)]
+
+        return jax.jvp(of_leaf, (leaf,), (leaf,))
+
     for place, leaf in enumerate(leaves):
-        one = partial(probed, place=place)
-        jax.eval_shape(lambda leaf, one=one: jax.jvp(one, (leaf,), (leaf,)), leaf)
+        jax.eval_shape(partial(probed, place), leaf, others)
     return tuple(map(tuple, found))
 
 
@@ -145,11 +158,13 @@ def _slopes(
     """Of each sum of a stage, by which leaves of what is known it has a derivative."""
     distance, label, _, known, *parameters = examples
 
-    def sums(known: Any) -> list[jax.Array]:
-        found = _flat(_stage(stages, place, distance, label, known, tuple(parameters)))
+    def sums(
+        known: Any, distance: jax.Array, label: jax.Array, *parameters: Any
+    ) -> list[jax.Array]:
+        found = _flat(_stage(stages, place, distance, label, known, parameters))
         return [one.value for one in found if one.kind == "sum"]
 
-    return derived(sums, known)
+    return derived(sums, known, distance, label, *parameters)
 
 
 def _stage(

@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -111,21 +110,24 @@ def _statistic(kind: Kind, value: ArrayLike, where: ArrayLike) -> Statistic:
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         value = value.astype(jnp.float32)
-    # What is known where a program is traced stays known.
-    return Statistic(kind, value, where if isinstance(where, np.bool) else jnp.asarray(where, bool))
+    return Statistic(kind, value, jnp.asarray(where, bool))
 
 
-def holds_for_none(statistic: Statistic) -> bool:
-    """Whether a statistic is known, where a program is traced, to be of no pair."""
-    where = statistic.where
-    return where is None or not (isinstance(where, jax.core.Tracer) or bool(where))
+def holds_for_none(where: Any) -> bool:
+    """Whether a condition on one pair is known, where a program is traced, not to hold."""
+    return not isinstance(where, jax.core.Tracer) and not where
 
 
-def of_some(tree: Any) -> Any:
-    """Statistics without value and condition where they are known to be of no pair."""
+def to_keep(tree: Any, dtype: Any) -> Any:
+    """Statistics of one pair in the dtype they are kept in.
+
+    They have no value and no condition where this is known not to hold.
+    """
 
     def one(statistic: Statistic) -> Statistic:
-        return Statistic(statistic.kind, None, None) if holds_for_none(statistic) else statistic
+        if holds_for_none(statistic.where):
+            return Statistic(statistic.kind, None, None)
+        return Statistic(statistic.kind, jnp.asarray(statistic.value, dtype), statistic.where)
 
     return jax.tree.map(one, tree, is_leaf=is_statistic)
 
@@ -157,9 +159,9 @@ def kept_of_tile(
       places: of the rows on the other side.
 
     Returns:
-      For the rows, `[H]`, or for the columns, `[W]`; None if it is known to be of no pair.
+      For the rows, `[H]`, or for the columns, `[W]`; None of a statistic without condition.
     """
-    if holds_for_none(statistic):
+    if statistic.where is None:
         return None
     value, where = statistic.value, statistic.where
     if counts is not None:

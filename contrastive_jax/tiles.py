@@ -11,6 +11,7 @@ digits in such a product. They are taken out of it and done again:
   pairs of a distance that does not follow from a product.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +29,7 @@ from contrastive_jax.statistics import (
     kept_of_tile,
     merged,
     none_kept,
-    of_some,
+    to_keep,
 )
 
 # Entries of the differences between vectors that are held at once where a distance is computed
@@ -291,10 +292,15 @@ def _seen(
     if task.anchors == "none":
         return [task.loss(distance, label, *parameters) for distance in distances]
     (row, as_row), (column, as_column) = of_row, of_column
-    seen = [task.loss(distances[0], label, column, as_row, *parameters)]
-    if task.anchors == "both":
-        seen.append(task.loss(distances[-1], label, row, as_column, *parameters))
-    return seen if task.statistics is None else [of_some(one) for one in seen]
+    # What follows from a known label alone is then known too, and may be to leave a statistic out.
+    known = not isinstance(label, jax.core.Tracer)
+    with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+        seen = [task.loss(distances[0], label, column, as_row, *parameters)]
+        if task.anchors == "both":
+            seen.append(task.loss(distances[-1], label, row, as_column, *parameters))
+    if task.statistics is None:
+        return seen
+    return [to_keep(one, distances[0].dtype) for one in seen]
 
 
 def _seen_over(one: Callable[..., Any], x: Rows, y: Rows, labels: Any, *of: Any) -> Any:
@@ -302,9 +308,10 @@ def _seen_over(one: Callable[..., Any], x: Rows, y: Rows, labels: Any, *of: Any)
     label_axis = None if labels is None else 0
     label: Any = labels
     if labels is None:
-        # A label that is known where a program is traced leaves out of it what is of similar pairs.
-        axes = axes_of((x.weights, *of))
-        label = varying(jnp.int32(1), axes) if axes else np.int32(1)
+        # Known where a program is traced, unless it has to differ along the axes of a mesh.
+        with jax.ensure_compile_time_eval():
+            label = jnp.int32(1)
+        label = varying(label, axes_of((x.weights, *of)))
     over_columns = jax.vmap(one, (label_axis, None, 0, *[0] * len(of)))
     over_rows = jax.vmap(over_columns, (label_axis, 0, None, *[0] * len(of)))
     return over_rows(label, (x.places, x.anchors), (y.places, y.anchors), *of)

@@ -706,6 +706,65 @@ def test_a_tile_without_similar_pairs_measures_no_similar_ones(traced):
     assert exponentials(lambda label: label == 1) == everything
 
 
+def test_statistics_are_given_arrays_of_jax():
+    """A label that is known while tracing is to be no other kind of value than one that is not."""
+    labels = []
+
+    def of(distance, label):
+        labels.append(label)
+        half = jnp.where(label == 0, 1 / (1 - label), 0.5 * label)
+        return statistics.total(half * distance)
+
+    loss = losses.AnchorLoss(lambda found: losses.Mean(found, 1.0), (of,))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((32, SIZE)), jnp.float32)
+    classes = jnp.repeat(jnp.arange(4), 8)
+    value = jax.jit(lambda x: anchor_loss(x, classes, loss=loss, tile=8))(x)
+    assert np.isfinite(value)
+    assert all(isinstance(label, jax.Array) and label.dtype == jnp.int32 for label in labels)
+    assert not all(isinstance(label, jax.core.Tracer) for label in labels)
+
+
+def test_without_compiling():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((24, 4)), jnp.float32)
+    classes = jnp.repeat(jnp.arange(6), 4)
+
+    def value(x):
+        return anchor_loss(x, classes, loss=losses.supcon(), tile=8)
+
+    want = jax.jit(jax.value_and_grad(value))(x)
+    with jax.disable_jit():
+        chex.assert_trees_all_close(jax.value_and_grad(value)(x), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("name_of", ["supcon", "multi_similarity", "triplet_all"])
+def test_float32_where_float64_is_allowed(name_of):
+    x = np.random.default_rng(0).standard_normal((24, 4)).astype("float32")
+    classes = np.repeat(np.arange(6), 4)
+
+    def value(x):
+        return anchor_loss(x, classes, loss=getattr(losses, name_of)(), tile=8)
+
+    with jax.enable_x64(True):
+        both = [jax.jit(jax.value_and_grad(value))(x.astype(of)) for of in ("float32", "float64")]
+    assert all(one.dtype == jnp.float32 for one in jax.tree.leaves(both[0]))
+    chex.assert_trees_all_close(*both, atol=2e-6)
+
+
+def test_curvature_of_a_proxy_loss():
+    rng = np.random.default_rng(0)
+    x, proxies, classes = rng.standard_normal((6, 4)), rng.standard_normal((3, 4)), np.arange(6) % 3
+    with jax.enable_x64(True):
+
+        def gradient(x):
+            return jax.grad(lambda x: proxy_loss(x, classes, proxies, loss=losses.cosface()))(x)
+
+        way = jnp.asarray(rng.standard_normal(x.shape))
+        _, found = jax.jvp(gradient, (jnp.asarray(x),), (way,))
+        step = 1e-5
+        want = (gradient(x + step * way) - gradient(x - step * way)) / (2 * step)
+        np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-7)
+
+
 def test_reductions():
     rng = np.random.default_rng(0)
     x, classes = _filled(*_batch(rng, "random", 30))

@@ -34,8 +34,8 @@ INSIDE = {
         "kept_of_tile",
         "merged",
         "none_kept",
-        "of_some",
         "result",
+        "to_keep",
     },
 }
 
