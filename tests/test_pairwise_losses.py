@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses
+from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses, pair_loss
 from contrastive_jax.losses.softplus import softplus as smooth_hinge
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -277,3 +277,44 @@ def test_signal_to_noise_of_anchors_and_two_sets_is_that_of_pairs_one_by_one():
         assert want[0] > 0
         np.testing.assert_allclose(found[0], want[0], rtol=1e-5)
         np.testing.assert_allclose(found[1], want[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_far_pair_that_costs_nothing(name, dtype):
+    loss = getattr(losses, name)
+    largest = float(jnp.finfo(dtype).max)
+    for distance in (256.0, 1.01 * largest**0.5, 0.9 * largest, np.inf):
+        far = jnp.asarray(distance, dtype)
+        value, slope = jax.value_and_grad(loss)(far, 1)
+        curvature = jax.grad(jax.grad(loss))(far, 1)
+        assert [float(one) for one in (value, slope, curvature)] == [0, 0, 0], distance
+        assert value.dtype == slope.dtype == dtype
+
+
+def test_far_rows_that_cost_nothing():
+    x = jnp.array([[0.0, 1.0], [1.0, 0.0], [1e10, 0.0], [-3e19, 0.0]])
+    classes, labels = jnp.arange(4), jnp.ones(1, int)
+    squared = distances.squared_euclidean
+    value, gradient = jax.value_and_grad(all_pairs_loss)(x[:3], classes[:3], distance=squared)
+    np.testing.assert_array_equal([value, *gradient.ravel()], 0)
+    for other in (2, 3):
+        value, gradient = jax.value_and_grad(
+            lambda a, b: pair_loss(a, b, labels, distance=squared)[0]
+        )(x[:1], x[other : other + 1])
+        np.testing.assert_array_equal([value, *gradient.ravel()], 0)
+    rows = jnp.ones((2, 300), jnp.float16)
+    found = pair_loss(rows, -rows, jnp.ones(2, int), distance=lambda a, b: jnp.sum(jnp.abs(a - b)))
+    np.testing.assert_array_equal(found, 0)
+
+
+def test_a_sum_over_far_positives_without_a_negative_counts_nothing():
+    x = jnp.float32([[3e38], [-3e38], [0.0]])
+    value = anchor_loss(
+        x,
+        np.zeros(3, int),
+        loss=losses.margin_by_class(),
+        data=(jnp.ones(3),),
+        distance=distances.manhattan,
+    )
+    assert value == 0

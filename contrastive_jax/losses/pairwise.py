@@ -55,7 +55,8 @@ def contrastive(
     """
     distance, label, margin = _checked(distance, label, margin)
     similar = _beyond(distance, positive_margin, margin)
-    return (1 - label) * similar**2 + label * jnp.maximum(0, margin - distance) ** 2
+    similar, dissimilar = _counting(label, similar, jnp.maximum(0, margin - distance))
+    return (1 - label) * similar**2 + label * dissimilar**2
 
 
 def contrastive_halved(
@@ -130,7 +131,8 @@ def contrastive_linear(
     """
     distance, label, margin = _checked(distance, label, margin)
     similar = _beyond(distance, positive_margin, margin)
-    return (1 - label) * similar + label * jnp.maximum(0, margin - distance)
+    similar, dissimilar = _counting(label, similar, jnp.maximum(0, margin - distance))
+    return (1 - label) * similar + label * dissimilar
 
 
 def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 0.0) -> jax.Array:
@@ -160,7 +162,8 @@ def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 
     """
     check_range(-1, 1, margin=margin)
     distance, label, margin = _checked(distance, label, margin, above_zero=False)
-    return (1 - label) * distance + label * jnp.maximum(0, 1 - distance - margin)
+    similar, dissimilar = _counting(label, distance, jnp.maximum(0, 1 - distance - margin))
+    return (1 - label) * similar + label * dissimilar
 
 
 def sentence_contrastive(
@@ -321,6 +324,16 @@ def _checked(
     chex.assert_type(distance, float)
     check_known(label=label, **({name: margin} if above_zero else {}))
     return distance, jnp.asarray(label, distance.dtype), jnp.asarray(margin, distance.dtype)
+
+
+def _counting(
+    label: jax.Array, similar: jax.Array, dissimilar: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Both terms, and 0 in place of the one that a label of 0 or 1 leaves out.
+
+    That one may be infinite, or its square may be, and 0 times infinity is not 0.
+    """
+    return jnp.where(label == 1, 0, similar), jnp.where(label == 0, 0, dissimilar)
 
 
 def _beyond(distance: jax.Array, positive_margin: ArrayLike, margin: jax.Array) -> jax.Array:

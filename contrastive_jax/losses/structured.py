@@ -225,6 +225,9 @@ def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
 
     def loss(boundary: jax.Array, found: Any) -> Mean:
         (positive, active_positive, positives), (negative, active_negative, negatives) = found
+        # Without pairs of the other label a sum counts nothing, however large it is.
+        positive = jnp.where(negatives > 0, positive, 0)
+        negative = jnp.where(positives > 0, negative, 0)
         return Mean(
             negatives * positive + positives * negative,
             negatives * active_positive + positives * active_negative,
