@@ -1,6 +1,5 @@
 """The loss over all pairs of a batch, in memory linear in its size."""
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
@@ -12,12 +11,16 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from contrastive_jax import autodiff
 from contrastive_jax.checks import check_pair_loss, check_values
+from contrastive_jax.derivatives import differentiable
 from contrastive_jax.distances import euclidean
 from contrastive_jax.losses import contrastive
 from contrastive_jax.products import as_product, is_symmetric
+from contrastive_jax.program_cache import Unidentified, identified
 from contrastive_jax.streaming import Side, kept, pair_sums
 from contrastive_jax.tiles import Parameters, Sums, Task, axes_of, varying
+from contrastive_jax.widening import widen
 
 Reduction = Literal["mean", "balanced", "active", "sum"]
 Method = Literal["one_walk", "autodiff"]
@@ -64,9 +67,13 @@ def all_pairs_loss(
     the walk takes as long as for such a distance.
 
     *Derivatives.* Gradients, by embeddings, references, the margin and whatever `loss` and
-    `distance` close over, are exact; weights are constants. Forward mode and second derivatives
-    need `method="autodiff"`. Called outside of `jax.jit`, a loss or distance that is not a function
-    of a module, but a lambda, a closure or a `functools.partial`, is compiled anew at each call.
+    `distance` close over, are exact; weights are constants. Forward mode and second derivatives, in
+    either order, are exact too: the gradient is differentiated as `method="autodiff"` computes it.
+    With an axis name the loss can be differentiated once, in reverse mode.
+
+    *Eager calls.* Called outside of `jax.jit`, the loss is compiled once for each shape and each
+    code and values of `loss` and `distance`. One that closes over an array or an object is compiled
+    at every call.
 
     *Devices.* With an axis name, of `jax.pmap`, `jax.shard_map` or `jax.vmap`, each device passes
     its own rows and the pairs are those of all rows together, which visit each other in a ring. The
@@ -102,8 +109,7 @@ def all_pairs_loss(
       precision: of matrix products. The default keeps a GPU from TF32, which loses the digits that
         small distances need.
       method: `"one_walk"`, or `"autodiff"`, which goes row by row through the scalar functions as
-        they are, slower, still in linear memory, and can be differentiated any number of times and
-        in any mode; on one device.
+        they are, slower and still in linear memory; on one device.
 
     Returns:
       Loss, a scalar. It is NaN if an embedding that counts is not finite.
@@ -111,6 +117,7 @@ def all_pairs_loss(
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit, or `loss` or `distance` does not return
         a scalar.
+      TypeError: if a second derivative is taken with an axis name.
       ValueError: if an option is not one of those above, or a known value is wrong;
         `contrastive_jax.checks` says how to check traced ones.
 
@@ -165,7 +172,7 @@ def all_pairs_sums(
     Returns:
       `loss`, the sums of losses, `pairs` and `active`, the numbers of pairs and of those whose loss
       is not 0 (with weights, their sums); `[2]` each, of similar and of dissimilar pairs. `loss` is
-      differentiable.
+      differentiable in any way, with an axis name once in reverse mode.
     """
     return _sums(
         (embeddings, classes, weights),
@@ -218,11 +225,8 @@ def _sums(
     by_label: bool,
     active: bool,
 ) -> Sums:
-    if method not in _METHODS:
-        raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
+    check_method(method, axis_name)
     check_pair_loss(loss)
-    if method == "autodiff" and axis_name is not None:
-        raise ValueError("method 'autodiff' runs on one device: it takes no axis_name")
     of_loss: tuple[jax.Array, ...] = ()
     of_pair: Any = loss
     if margin is not None:
@@ -244,7 +248,34 @@ def _sums(
     of_pair, closed = hoisted("loss", of_pair, examples, real_scalar)
     task = task._replace(loss=of_pair, by_label=by_label, active=active)
     parameters = Parameters((*of_loss, *closed), of_distance)
-    return (pair_sums if method == "one_walk" else _by_autodiff)(task, x, y, parameters)
+    if method == "autodiff":
+        return autodiff.pair_sums(task, x, y, parameters)
+    if axis_name is not None:
+        return pair_sums(task, x, y, parameters)
+
+    def result_of(engine: Callable[..., Sums], *arguments: Any) -> tuple[jax.Array, Any]:
+        sums = engine(task, *arguments)
+        return sums.loss, (sums.pairs, sums.active)
+
+    engines = partial(result_of, pair_sums), partial(result_of, autodiff.pair_sums)
+    value, counts = differentiable(*engines, x, y, parameters)
+    return Sums(value, *counts)
+
+
+def check_method(method: str, axis_name: Any) -> None:
+    """Checks the name of a method, and that it runs over these devices.
+
+    Args:
+      method: `"one_walk"` or `"autodiff"`.
+      axis_name: of the devices that share the batch.
+
+    Raises:
+      ValueError: if there is no such method, or it takes no axis name.
+    """
+    if method not in _METHODS:
+        raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
+    if method == "autodiff" and axis_name is not None:
+        raise ValueError("method 'autodiff' runs on one device: it takes no axis_name")
 
 
 def prepared(
@@ -294,7 +325,9 @@ def prepared(
         chex.assert_type(
             y.vectors, x.vectors.dtype, custom_message="references are not of embeddings' dtype"
         )
-    dtype = jnp.promote_types(x.vectors.dtype, jnp.float32)
+    x = x._replace(vectors=widen(x.vectors))
+    y = None if y is None else y._replace(vectors=widen(y.vectors))
+    dtype = x.vectors.dtype
     product, bound = as_product(distance)
     if bound:
         distance = distance.func  # type: ignore[attr-defined]
@@ -365,8 +398,8 @@ def hoisted(
 ) -> tuple[Callable[..., Any], tuple[jax.Array, ...]]:
     """Turns traced values that a function closes over into arguments after its own.
 
-    A function that may hold a state of its own becomes a new one, so that no program compiled for
-    an earlier state is taken for it.
+    The result can be compared with other functions (`contrastive_jax.program_cache`), so that no
+    program that was compiled for an earlier state of the function is taken for it.
 
     Args:
       name: of the function, for errors.
@@ -382,7 +415,7 @@ def hoisted(
     consts = closed.consts
     traced = [k for k, value in enumerate(consts) if isinstance(value, jax.core.Tracer)]
     if not traced:
-        return (function if _is_stateless(function) else lambda *a: function(*a)), ()
+        return identified(function), ()
     axes = axes_of(examples[0])
     for k in traced:
         # A collective of JAX's own would else stand inside of loops that end at different times.
@@ -403,63 +436,4 @@ def hoisted(
             values[k] = value
         return jax.tree.unflatten(tree, jax.core.eval_jaxpr(jaxpr, values, *jax.tree.leaves(own)))
 
-    return with_values, tuple(consts[k] for k in traced)
-
-
-def _is_stateless(function: Any) -> bool:
-    """Whether a function is one of a module, which holds nothing."""
-    if isinstance(function, _WithMargin):
-        function = function.loss
-    return inspect.isfunction(function) and function.__closure__ is None
-
-
-def _by_autodiff(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Sums:
-    """The sums row by row, by transformations of the scalar functions alone."""
-    x, columns = (
-        side._replace(weights=lax.stop_gradient(side.weights))
-        for side in (kept(x), kept(x if y is None else y))
-    )
-    dtype = x.vectors.dtype
-    kinds = 2 if task.by_label else 1
-
-    def of_row(row: Side, weights: jax.Array) -> Sums:
-        labels = (row.classes != columns.classes).astype(jnp.int32)
-        spare = jnp.argmax(weights > 0)
-        stand_in = columns.vectors[spare]
-        their_labels = jnp.where(weights > 0, labels, labels[spare])
-
-        def one(b: jax.Array, label: jax.Array, weight: jax.Array) -> jax.Array:
-            b = jnp.where(weight > 0, b, stand_in)
-            # Both orders of a pair are met, each from one of its rows.
-            distance = task.distances[0](row.vectors, b, *parameters.distance)
-            value: jax.Array = task.loss(distance, label, *parameters.loss)
-            return value
-
-        losses = jax.vmap(one)(columns.vectors, their_labels, weights).astype(dtype)
-
-        def total(values: jax.Array) -> jax.Array:
-            kind = labels if kinds == 2 else 0 * labels
-            return jnp.stack([jnp.sum(jnp.where(kind == k, values, 0)) for k in range(kinds)])
-
-        return Sums(
-            total(jnp.where(weights > 0, weights * losses, 0)),
-            total(weights),
-            total(jnp.where(losses != 0, weights, 0)),
-        )
-
-    @partial(jax.checkpoint, prevent_cse=False)
-    def add_row(sums: Sums, numbered: tuple[jax.Array, Side]) -> tuple[Sums, None]:
-        place, row = numbered
-        weights = row.weights * columns.weights
-        if y is None:
-            weights = jnp.where(jnp.arange(len(weights)) == place, 0, weights)
-        # A row without partners has none to stand in for itself either.
-        more = lax.cond(jnp.any(weights > 0), of_row, lambda *_: nothing, row, weights)
-        return jax.tree.map(jnp.add, sums, more), None
-
-    zero = jnp.zeros(kinds, dtype) + jnp.sum(x.vectors * 0) + jnp.sum(columns.vectors * 0)
-    nothing = jax.tree.map(jnp.zeros_like, Sums(zero, zero, zero))
-    start = Sums(zero, zero * 0, zero * 0)
-    if not (len(x.weights) and len(columns.weights)):
-        return start
-    return lax.scan(add_row, start, (jnp.arange(len(x.weights)), x))[0]
+    return Unidentified(with_values), tuple(consts[k] for k in traced)

@@ -3,16 +3,18 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax.all_pairs import hoisted, prepared, real_scalar
+from contrastive_jax import autodiff
+from contrastive_jax.all_pairs import Method, check_method, hoisted, prepared, real_scalar
 from contrastive_jax.anchors import Stage, derived, shared_total
 from contrastive_jax.anchors import anchor_statistics as _anchor_statistics
+from contrastive_jax.derivatives import differentiable
 from contrastive_jax.distances import cosine
 from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
 from contrastive_jax.statistics import OfSimilar, is_statistic
@@ -39,6 +41,7 @@ def anchor_loss(
     exact: bool = True,
     tile: int | None = None,
     precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+    method: Method = "one_walk",
 ) -> jax.Array:
     """Loss of a batch in which every row is an anchor for all others, or for references.
 
@@ -47,7 +50,8 @@ def anchor_loss(
     `contrastive_jax.all_pairs_loss` for how tiles, close pairs and devices are dealt with, which is
     the same here. `contrastive_jax.losses` lists the losses.
 
-    Call it under `jax.jit`: outside, every call compiles its loss anew.
+    Call it under `jax.jit`. Outside, a program is compiled once for each shape and each loss of
+    equal numbers; for a loss that closes over an array, at every call.
 
     With an axis name every device passes its own rows, of embeddings and of references, and gets
     the loss of the global batch and its gradient by its own rows. What the devices share gets from
@@ -67,14 +71,18 @@ def anchor_loss(
       exact: whether close pairs are measured again.
       tile: rows and columns of a tile, a multiple of 8.
       precision: of matrix products.
+      method: `"one_walk"`, or `"autodiff"`, which goes row by row through the scalar functions as
+        they are, slower and still in linear memory; on one device.
 
     Returns:
-      Loss, a scalar, NaN if an embedding that counts is not finite. It can be differentiated once,
-      in reverse mode, by embeddings, references, data and whatever the loss closes over.
+      Loss, a scalar, NaN if an embedding that counts is not finite and 0 of no rows. It can be
+      differentiated by embeddings, references, data and whatever the loss closes over, in any mode
+      and any number of times; with an axis name once, in reverse mode.
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit, or the functions of the loss do not
         return statistics and means of scalars.
+      TypeError: if a second derivative is taken with an axis name.
       ValueError: if an option is not one of those above, a known value is wrong, or the loss would
         need a derivative that is not taken (see `losses.AnchorLoss`).
     """
@@ -94,6 +102,7 @@ def anchor_loss(
         raise ValueError(
             f"the loss needs data: a tuple of {' and '.join(loss.needs)}, got {len(data)} entries"
         )
+    check_method(method, axis_name)
     if loss.fixed and distance not in (None, loss.distance):
         raise ValueError(
             f"the formula of this loss is of {_name(loss.distance)} distances alone, got "
@@ -109,16 +118,17 @@ def anchor_loss(
         precision=precision,
         shared=data,
     )
-    sums_of: Any = _anchor_sums if isinstance(loss, AnchorLoss) else _triple_sums
-    # A NaN or an infinity shows, whatever the loss makes of its distances.
-    bad = sum(jnp.sum(kept(side).vectors * 0) for side in (x, y) if side is not None)
-    total = jnp.zeros((), examples[0].dtype)
-    known = (data,) if isinstance(loss, AnchorLoss) else ()
-    for sums in sums_of(task, loss, x, y, of_distance, examples, *known):
-        value, count, active = shared_total((sums[0] + bad, *sums[1:]), axis_name)
-        count = active if reduction == "active" else count
-        total += value if reduction == "sum" else value / jnp.where(count > 0, count, 1)
-    return total
+    if not len(x.classes):
+        return jnp.zeros((), examples[0].dtype)
+    anchored: Any = _anchor_total if isinstance(loss, AnchorLoss) else _triple_total
+    total, arguments = anchored(task, loss, x, y, of_distance, examples, data, reduction)
+    if method == "autodiff" or axis_name is not None:
+        return cast(jax.Array, total(autodiff if method == "autodiff" else _sweeps, *arguments))
+
+    def result(engine: Any, *arguments: Any) -> tuple[jax.Array, tuple[()]]:
+        return total(engine, *arguments), ()
+
+    return differentiable(partial(result, _sweeps), partial(result, autodiff), *arguments)[0]
 
 
 def _name(function: Any) -> str:
@@ -138,6 +148,7 @@ def anchor_statistics(
     exact: bool = True,
     tile: int | None = None,
     precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+    method: Method = "one_walk",
 ) -> tuple[Any, ...]:
     """Statistics that every row keeps of its pairs with all others, or with references.
 
@@ -156,10 +167,13 @@ def anchor_statistics(
       exact: whether close pairs are measured again.
       tile: rows and columns of a tile.
       precision: of matrix products.
+      method: as in `anchor_loss`.
 
     Returns:
       For each function the tree it returns, of `[B]`; what no pair adds to for rows of class -1.
+      With `method="autodiff"` they can be differentiated in any way, else once, in reverse mode.
     """
+    check_method(method, axis_name)
     task, x, y, of_distance, examples = prepared(
         (embeddings, classes, None),
         (references, reference_classes, None),
@@ -170,10 +184,25 @@ def anchor_statistics(
         precision=precision,
         shared=data,
     )
-    return _found(task, statistics, x, y, data, of_distance, examples)[0]
+    data, stages, values, _ = _staged(statistics, x, data, examples)
+    engine = autodiff.anchor_statistics if method == "autodiff" else _anchor_statistics
+    return engine(task, stages, x, y, data, Parameters(values, of_distance))
 
 
-def _anchor_sums(
+class _Engine(NamedTuple):
+    """Two functions that go through pairs, as the functions of `contrastive_jax.autodiff` do."""
+
+    anchor_statistics: Callable[..., Any]
+    triple_sums: Callable[..., Any]
+
+
+_sweeps = _Engine(_anchor_statistics, triple_sums)
+
+# A function of an engine and of arguments to the loss, and the arguments.
+_Total = tuple[Callable[..., jax.Array], tuple[Any, ...]]
+
+
+def _anchor_total(
     task: Task,
     loss: AnchorLoss,
     x: Side,
@@ -181,31 +210,54 @@ def _anchor_sums(
     of_distance: tuple[jax.Array, ...],
     examples: tuple[jax.Array, jax.Array],
     data: tuple[Any, ...],
-) -> list[tuple[jax.Array, ...]]:
-    """For each mean its sums over the anchors of this device."""
-    found, of_row = _found(task, loss.statistics, x, y, data, of_distance, examples)
-    _check_means("loss", jax.eval_shape(loss.loss, *of_row))
-    counts = kept(x).classes >= 0
-    # In place of an anchor that does not count stands one that does: of no pairs a loss may have no
-    # derivative.
-    spare = jnp.argmax(counts)
-    known = jax.tree.map(lambda leaf: jnp.where(counts, leaf, leaf[spare]), (*data, *found))
-    means = jax.vmap(loss.loss)(*known)
-    return [
-        tuple(jnp.sum(jnp.where(counts, one, 0)) for one in three(mean))
-        for mean in ([means] if isinstance(means, Mean) else means)
-    ]
+    reduction: AnchorReduction,
+) -> _Total:
+    """The loss of anchors as a function of arrays."""
+    data, stages, values, of_row = _staged(loss.statistics, x, data, examples)
+    # Over devices a value that is the same on all of them may stay so outside of the sweep.
+    function, of_loss = loss.loss, cast(tuple[jax.Array, ...], ())
+    if task.axis_name is None:
+        function, of_loss = hoisted("loss", loss.loss, of_row, _check_means)
+    else:
+        _check_means("loss", jax.eval_shape(partial(function), *of_row))
+
+    def total(
+        engine: Any,
+        x: Side,
+        y: Side | None,
+        data: tuple[Any, ...],
+        parameters: Parameters,
+        of_loss: tuple[jax.Array, ...],
+    ) -> jax.Array:
+        found = engine.anchor_statistics(task, stages, x, y, data, parameters)
+        counts = kept(x).classes >= 0
+        # An anchor that does not count takes the results of one that does: a loss of no pairs need
+        # not have a derivative.
+        substitute = jnp.argmax(counts)
+        results = jax.tree.map(
+            lambda leaf: jnp.where(counts, leaf, leaf[substitute]), (*data, *found)
+        )
+        means = jax.vmap(lambda *results: function(*results, *of_loss))(*results)
+        sums = [
+            tuple(jnp.sum(jnp.where(counts, one, 0)) for one in three(mean))
+            for mean in ([means] if isinstance(means, Mean) else means)
+        ]
+        return _reduced(sums, x, y, task.axis_name, reduction)
+
+    return total, (x, y, data, Parameters(values, of_distance), of_loss)
 
 
-def _triple_sums(
+def _triple_total(
     task: Task,
     loss: TripleLoss,
     x: Side,
     y: Side | None,
     of_distance: tuple[jax.Array, ...],
     examples: tuple[jax.Array, jax.Array],
-) -> list[tuple[jax.Array, ...]]:
-    """The sums over the anchors of this device and their positives."""
+    data: tuple[Any, ...],
+    reduction: AnchorReduction,
+) -> _Total:
+    """The loss of anchors and their positives as a function of arrays."""
     scalar = examples[0]
     stages, values, of_row = _stages(loss.statistics, (*examples, scalar))
     function, of_loss = hoisted("loss", loss.loss, of_row, check_mean)
@@ -219,7 +271,36 @@ def _triple_sums(
         of_two.append(given)
     at_once = loss.at_once if loss.joined is None else 1
     triples = Triples(_Three(function), stages, of_two[0], of_two[1], at_once)
-    return [triple_sums(task, triples, x, y, of_loss, Parameters(values, of_distance))]
+
+    def total(
+        engine: Any,
+        x: Side,
+        y: Side | None,
+        of_loss: tuple[jax.Array, ...],
+        parameters: Parameters,
+    ) -> jax.Array:
+        sums = engine.triple_sums(task, triples, x, y, of_loss, parameters)
+        return _reduced([sums], x, y, task.axis_name, reduction)
+
+    return total, (x, y, of_loss, Parameters(values, of_distance))
+
+
+def _reduced(
+    sums: list[tuple[jax.Array, ...]],
+    x: Side,
+    y: Side | None,
+    axis_name: Any,
+    reduction: AnchorReduction,
+) -> jax.Array:
+    """The loss of sums over the anchors of this device: values, counts and active counts."""
+    # A NaN or an infinity shows, whatever the loss makes of its distances.
+    bad = sum(jnp.sum(kept(side).vectors * 0) for side in (x, y) if side is not None)
+    total = jnp.zeros_like(bad)
+    for value, *counts in sums:
+        value, count, active = shared_total((value + bad, *counts), axis_name)
+        count = active if reduction == "active" else count
+        total += value if reduction == "sum" else value / jnp.where(count > 0, count, 1)
+    return total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,25 +322,20 @@ def three(mean: Mean) -> tuple[jax.Array, ...]:
     return mean.value, *(lax.stop_gradient(jnp.asarray(one, dtype)) for one in (count, active))
 
 
-def _found(
-    task: Task,
+def _staged(
     statistics: tuple[Callable[..., Any], ...],
     x: Side,
-    y: Side | None,
     data: tuple[Any, ...],
-    of_distance: tuple[jax.Array, ...],
     examples: tuple[jax.Array, jax.Array],
-) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The results of all functions, and what is known of one anchor, as an example."""
+) -> tuple[tuple[Any, ...], tuple[Stage, ...], tuple[jax.Array, ...], tuple[Any, ...]]:
+    """Checked data, stages, the values that these close over, and results of one anchor."""
     for leaf in jax.tree.leaves(data):
         chex.assert_shape(leaf, x.classes.shape, custom_message="data must be trees of [B]")
         chex.assert_type(leaf, float)
     axes = axes_of(examples)
     data = varying(jax.tree.map(lambda leaf: jnp.asarray(leaf, examples[0].dtype), data), axes)
     of_row = jax.tree.map(lambda leaf: jnp.zeros_like(examples[0]), data)
-    stages, values, of_row = _stages(statistics, (*examples, *of_row))
-    found = _anchor_statistics(task, stages, x, y, data, Parameters(values, of_distance))
-    return found, of_row
+    return data, *_stages(statistics, (*examples, *of_row))
 
 
 def _stages(

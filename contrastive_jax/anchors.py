@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from contrastive_jax.derivatives import differentiable_once
+from contrastive_jax.program_cache import compiled
 from contrastive_jax.statistics import Statistic, holds_for_none, is_statistic, result
 from contrastive_jax.streaming import (
     Side,
@@ -56,7 +58,7 @@ class _Collected:
         self, distance: jax.Array, label: jax.Array, other: Any, known: Any, *parameters: Any
     ) -> Any:
         def of(known: Any) -> Any:
-            return _stage(self.stages, self.place, distance, label, known, parameters)
+            return values_of_stage(self.stages, self.place, distance, label, known, parameters)
 
         found = of(known)
         if self.slopes is None:
@@ -96,7 +98,7 @@ class _Weighed:
         added = jnp.zeros_like(distance)
         for k, of_stage in enumerate(weighed):
             before = lax.stop_gradient(known[: first + k])
-            found = _flat(_stage(self.stages, k, distance, label, before, parameters))
+            found = _flat(values_of_stage(self.stages, k, distance, label, before, parameters))
             for one, (weight, at) in zip(found, of_stage, strict=True):
                 if holds_for_none(one.where):
                     continue
@@ -161,13 +163,13 @@ def _slopes(
     def sums(
         known: Any, distance: jax.Array, label: jax.Array, *parameters: Any
     ) -> list[jax.Array]:
-        found = _flat(_stage(stages, place, distance, label, known, parameters))
+        found = _flat(values_of_stage(stages, place, distance, label, known, parameters))
         return [one.value for one in found if one.kind == "sum"]
 
     return derived(sums, known, distance, label, *parameters)
 
 
-def _stage(
+def values_of_stage(
     stages: tuple[Stage, ...],
     index: int,
     distance: jax.Array,
@@ -184,7 +186,6 @@ def _flat(tree: Any) -> list[Statistic]:
     return jax.tree.leaves(tree, is_leaf=is_statistic)
 
 
-@partial(jax.jit, static_argnames=("task", "stages"))
 def anchor_statistics(
     task: Task,
     stages: tuple[Stage, ...],
@@ -210,6 +211,18 @@ def anchor_statistics(
       For each stage its statistics, `[N]` each. They can be differentiated once, in reverse mode,
       by vectors, data and parameters; of log-sum-exps and extremes not by what was known before.
     """
+    run = compiled(_anchor_statistics, task, stages)
+    return cast(tuple[Any, ...], run(x, y, data, parameters))
+
+
+def _anchor_statistics(
+    task: Task,
+    stages: tuple[Stage, ...],
+    x: Side,
+    y: Side | None,
+    data: tuple[Any, ...],
+    parameters: Parameters,
+) -> tuple[Any, ...]:
     one_set = y is None
     task = task._replace(anchors="both" if one_set else "rows")
 
@@ -257,6 +270,7 @@ def anchor_statistics(
 
     def forward(x: Side, y: Side | None, data: Any, parameters: Parameters) -> Any:
         (x, y, data, parameters), (of_x, of_y, _, of) = of_marks((x, y, data, parameters))
+        x, y, data, parameters = differentiable_once((x, y, data, parameters))
         through = task.product is not None and any(of.distance)
         rows = of_x.vectors or through
         columns = rows if y is None else of_y.vectors or through
@@ -376,7 +390,9 @@ def _of_picked(
             stage, place = of_statistic[statistic]
             before = known[: len(known) - len(stages) + stage]
             before = jax.tree.map(lambda leaf: lax.stop_gradient(leaf[i]), before)
-            one = _flat(_stage(stages, stage, between, label, before, parameters.loss))[place]
+            one = _flat(values_of_stage(stages, stage, between, label, before, parameters.loss))[
+                place
+            ]
             return jnp.asarray(weight * one.value)
 
         added = jnp.zeros((), x.vectors.dtype)

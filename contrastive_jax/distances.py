@@ -17,6 +17,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from contrastive_jax.widening import widen
+
 __all__ = [
     "angular",
     "chebyshev",
@@ -231,7 +233,7 @@ def mahalanobis(a: ArrayLike, b: ArrayLike, factor: ArrayLike) -> jax.Array:
     factor = jnp.asarray(factor)
     chex.assert_shape(factor, (None, a.shape[0]))
     chex.assert_type(factor, float)
-    return _norm(jnp.matmul(_widen(factor), a - b, precision=lax.Precision.HIGHEST))
+    return _norm(jnp.matmul(widen(factor), a - b, precision=lax.Precision.HIGHEST))
 
 
 def poincare(a: ArrayLike, b: ArrayLike) -> jax.Array:
@@ -330,11 +332,7 @@ def _vectors(a: ArrayLike, b: ArrayLike) -> tuple[jax.Array, jax.Array]:
     chex.assert_type([a, b], float)
     chex.assert_type(b, a.dtype, custom_message="a and b must have one dtype")
     chex.assert_axis_dimension_gt(a, 0, 0)
-    return _widen(a), _widen(b)
-
-
-def _widen(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return widen(a), widen(b)
 
 
 def _absolute(x: jax.Array) -> jax.Array:
@@ -346,7 +344,7 @@ def _round(x: jax.Array, bits: int) -> jax.Array:
     return lax.reduce_precision(x, np.finfo(x.dtype).nexp, bits)
 
 
-def _inverse_scale(x: jax.Array) -> jax.Array:
+def inverse_scale(x: jax.Array) -> jax.Array:
     """The power of two nearest to the inverse of the largest entry; 1 if that is 0.
 
     To multiply by it is exact. Dividing by its inverse would not be safe: XLA turns repeated
@@ -360,7 +358,7 @@ def _inverse_scale(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _norm(x: jax.Array) -> jax.Array:
-    inverse = _inverse_scale(x)
+    inverse = inverse_scale(x)
     return jnp.sqrt(jnp.sum(jnp.square(x * inverse))) / inverse
 
 
@@ -370,7 +368,7 @@ def _norm_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     norm = _norm(x)
     # Scaled, so that no power of the norm under- or overflows; divided last, so that backwards the
     # 2 |x| of a square is divided by |x| first and its gradient is 2 x to the last bit.
-    unit = x * _inverse_scale(x)
+    unit = x * inverse_scale(x)
     slope = jnp.sum(unit * dx) / jnp.where(norm == 0, 1, _norm(unit))
     return norm, jnp.where(norm == 0, 0, slope)
 
@@ -386,7 +384,7 @@ def _power_norm(x: jax.Array, order: jax.Array) -> jax.Array:
 def _power_norm_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     (x, order), (dx, dorder) = primals, tangents
     norm = _power_norm(x, order)
-    unit = x * _inverse_scale(x)
+    unit = x * inverse_scale(x)
     w = jnp.abs(unit) / jnp.where(norm == 0, 1, _power_norm(unit, order))
     zero = w == 0
     w = jnp.where(zero, 1, w)
@@ -403,7 +401,7 @@ def _directions(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array, jax.A
     """
     size = jnp.minimum(*(lax.stop_gradient(jnp.max(jnp.abs(x))) for x in (a, b)))
     zero = size < 8 * math.sqrt(np.finfo(a.dtype).tiny)
-    a, b = (jnp.where(zero, 1, x * _inverse_scale(x)) for x in (a, b))
+    a, b = (jnp.where(zero, 1, x * inverse_scale(x)) for x in (a, b))
     return a, b, jnp.where(zero, 0, size)
 
 

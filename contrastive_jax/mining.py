@@ -319,7 +319,7 @@ def online_hard_loss(
       reduction: as in `all_pairs_loss`; means but that over active pairs count all pairs, hard or
         not. Every pair of one set counts in both orders.
       axis_name: of the devices that share the batch.
-      **options: `exact`, `tile` and `precision` of `all_pairs_loss`.
+      **options: `exact`, `tile`, `precision` and `method` of `all_pairs_loss`.
 
     Returns:
       Loss, a scalar; 0 where there is no hard pair.

@@ -10,19 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from contrastive_jax.all_pairs import checked_side, hoisted
+from contrastive_jax.all_pairs import Method, check_method, checked_side, hoisted
 from contrastive_jax.anchor_loss import AnchorReduction, anchor_loss, check_mean, three
 from contrastive_jax.anchors import shared_total
-from contrastive_jax.losses.directions import unit
+from contrastive_jax.derivatives import differentiable
+from contrastive_jax.directions import unit
 from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, Mean, ProxyLoss
 from contrastive_jax.memory import own_share
+from contrastive_jax.program_cache import compiled
 from contrastive_jax.tiles import axes_of, plus, varying
+from contrastive_jax.widening import widen
 
 # Cosines that are held at once.
 _COSINES = 2**19
 # Proxies of which a row meets all at once, in one walk for loss and gradient. With more a block
 # would have too few rows.
 _AT_ONCE = 2**13
+_OPTIONS_OF_CENTERS = {"precision", "method"}
 
 
 def proxy_loss(
@@ -49,11 +53,12 @@ def proxy_loss(
       loss: one of the proxy losses of `contrastive_jax.losses`, or any `AnchorLoss`.
       reduction: as in `anchor_loss`.
       axis_name: of the devices that share the batch.
-      **options: `distance`, `exact`, `tile` and `precision` of `anchor_loss`; of a `CentersLoss`
-        `precision` alone.
+      **options: `distance`, `exact`, `tile`, `precision` and `method` of `anchor_loss`; of a
+        `CentersLoss` `precision` and `method` alone.
 
     Returns:
-      Loss, a scalar.
+      Loss, a scalar, 0 of no rows. It can be differentiated in any mode and any number of times;
+      with an axis name once, in reverse mode.
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
@@ -69,6 +74,7 @@ def proxy_loss(
         )
     if reduction not in ("mean", "active", "sum"):
         raise ValueError(f"reduction must be one of mean, active, sum, got {reduction!r}")
+    check_method(options.get("method", "one_walk"), axis_name)
     largest = None
     if not isinstance(classes, jax.core.Tracer):
         largest = np.max(np.asarray(classes), initial=-1)
@@ -85,12 +91,13 @@ def proxy_loss(
             f"classes must be below {len(proxies)}, the number of proxies, got {largest}"
         )
     if isinstance(loss, CentersLoss):
-        if {*options} - {"precision"}:
-            wrong = ", ".join(sorted({*options} - {"precision"}))
+        if {*options} - _OPTIONS_OF_CENTERS:
+            wrong = ", ".join(sorted({*options} - _OPTIONS_OF_CENTERS))
             raise ValueError(f"a CentersLoss meets all centres at once and takes no {wrong}")
         return _of_centers(embeddings, classes, proxies, loss, reduction, axis_name, **options)
     rows = proxies.reshape(-1, proxies.shape[-1])
-    if loss.of_row is not None and len(rows) <= _AT_ONCE and not {*options} - {"precision"}:
+    at_once = len(rows) <= _AT_ONCE and not {*options} - _OPTIONS_OF_CENTERS
+    if loss.of_row is not None and at_once:
         of_row = CentersLoss(loss.of_row)
         return _of_centers(embeddings, classes, proxies, of_row, reduction, axis_name, **options)
     numbers = jnp.arange(len(rows)) // (len(rows) // len(proxies))
@@ -113,48 +120,102 @@ def _of_centers(
     axis_name: Any,
     *,
     precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+    method: Method = "one_walk",
 ) -> jax.Array:
     """Loss of rows that meet the centres of all classes at once, some rows at a time."""
     proxies = proxies if proxies.ndim == 3 else proxies[:, None]
-    dtype = jnp.promote_types(embeddings.dtype, jnp.float32)
-    centers = unit(proxies.astype(dtype)).reshape(-1, proxies.shape[-1])
+    embeddings = widen(embeddings)
+    centers = unit(widen(proxies)).reshape(-1, proxies.shape[-1])
     height = max(1, min(len(embeddings), _COSINES // len(centers)))
     padding = -len(embeddings) % height
-    bad = jnp.sum(jnp.where((classes >= 0)[:, None], embeddings.astype(dtype), 0) * 0)
+    bad = jnp.sum(jnp.where((classes >= 0)[:, None], embeddings, 0) * 0)
     counts = (classes >= 0) & (classes < len(proxies))
-    rows = unit(jnp.where(counts[:, None], embeddings.astype(dtype), 0))
+    rows = unit(jnp.where(counts[:, None], embeddings, 0))
     rows = jnp.pad(rows, ((0, padding), (0, 0))).reshape(-1, height, rows.shape[1])
     classes = jnp.pad(jnp.where(counts, classes, -1), (0, padding), constant_values=-1)
     classes = classes.reshape(-1, height)
 
-    example = varying(jnp.zeros(proxies.shape[:2], dtype), axes_of((rows, centers)))
-    function, parameters = hoisted("loss", loss.loss, (example, classes[0, 0]), check_mean)
+    example = varying(jnp.zeros(proxies.shape[:2], rows.dtype), axes_of((rows, centers)))
+    one_class = varying(jnp.int32(0), axes_of(example))
+    function, parameters = hoisted("loss", loss.loss, (example, one_class), check_mean)
 
-    def of_block(
-        rows: jax.Array, centers: jax.Array, parameters: Any, classes: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        cosines = _product(precision, rows, centers)
-        cosines = cosines.reshape(len(rows), *proxies.shape[:2])
-        known = classes >= 0
-
-        def of_row(cosines: jax.Array, own: jax.Array) -> Mean:
-            return cast(Mean, function(cosines, own, *parameters))
-
-        means = three(jax.vmap(of_row)(cosines, jnp.maximum(classes, 0)))
-        value, count, active = (
-            jnp.sum(jnp.where(known, jnp.broadcast_to(one, known.shape), 0)).astype(dtype)
-            for one in means
-        )
-        return value, (count, active)
-
-    sums = _in_one_walk(of_block, rows, centers.T, parameters, classes)
-    value, count, active = shared_total(sums, axis_name)
+    shape = proxies.shape[:2]
+    swept, plain = (
+        compiled(sums, function, precision, shape) for sums in (_swept_sums, _plain_sums)
+    )
+    arguments = rows, centers.T, parameters, classes
+    if method == "autodiff":
+        value, counts = plain(*arguments)
+    elif axis_name is None:
+        value, counts = differentiable(swept, plain, *arguments)
+    else:
+        value, counts = swept(*arguments)
+    value, count, active = shared_total((value, *counts), axis_name)
     # A NaN shows, whatever the loss makes of it.
     value += shared_total(bad, axis_name)
     if reduction == "sum":
         return cast(jax.Array, value)
     count = active if reduction == "active" else count
     return cast(jax.Array, value / jnp.where(count > 0, count, 1))
+
+
+def _swept_sums(
+    loss: Callable[..., Mean],
+    precision: lax.PrecisionLike,
+    shape: tuple[int, int],
+    rows: jax.Array,
+    centers: jax.Array,
+    parameters: tuple[jax.Array, ...],
+    classes: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Sums over blocks of rows: the value, and the counts of all rows and of active ones."""
+    of_block = partial(_sums_of_block, loss, partial(_product, precision), shape)
+    value, *counts = _in_one_walk(of_block, rows, centers, parameters, classes)
+    return value, (counts[0], counts[1])
+
+
+def _plain_sums(
+    loss: Callable[..., Mean],
+    precision: lax.PrecisionLike,
+    shape: tuple[int, int],
+    rows: jax.Array,
+    centers: jax.Array,
+    parameters: tuple[jax.Array, ...],
+    classes: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The same sums in plain JAX, which can be differentiated in any way."""
+    of_block = partial(_sums_of_block, loss, partial(jnp.matmul, precision=precision), shape)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def one(block: tuple[jax.Array, jax.Array]) -> Any:
+        return of_block(block[0], centers, parameters, block[1])
+
+    sums = jax.tree.map(jnp.sum, lax.map(one, (rows, classes)))
+    return cast(tuple[jax.Array, tuple[jax.Array, jax.Array]], sums)
+
+
+def _sums_of_block(
+    loss: Callable[..., Mean],
+    product: Callable[[jax.Array, jax.Array], jax.Array],
+    shape: tuple[int, int],
+    rows: jax.Array,
+    centers: jax.Array,
+    parameters: tuple[jax.Array, ...],
+    classes: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Sums over a block of rows, which have class -1 where they do not count."""
+    cosines = product(rows, centers).reshape(len(rows), *shape)
+    counts = classes >= 0
+
+    def of_row(cosines: jax.Array, own: jax.Array) -> Mean:
+        return loss(cosines, own, *parameters)
+
+    means = three(jax.vmap(of_row)(cosines, jnp.maximum(classes, 0)))
+    value, count, active = (
+        jnp.sum(jnp.where(counts, jnp.broadcast_to(one, counts.shape), 0)).astype(rows.dtype)
+        for one in means
+    )
+    return value, (count, active)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

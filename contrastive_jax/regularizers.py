@@ -14,10 +14,11 @@ from jax import lax
 from contrastive_jax.anchor_loss import anchor_loss
 from contrastive_jax.anchors import shared_total
 from contrastive_jax.checks import check_known
+from contrastive_jax.directions import unit
 from contrastive_jax.distances import euclidean
-from contrastive_jax.losses.directions import unit
 from contrastive_jax.losses.kinds import AnchorLoss, Mean
 from contrastive_jax.statistics import smallest
+from contrastive_jax.widening import widen
 
 __all__ = ["centers", "covariance", "embedding_norm", "koleo", "variance"]
 
@@ -200,7 +201,7 @@ def _counted(embeddings: jax.Array, classes: jax.Array | None) -> tuple[jax.Arra
     embeddings = jnp.asarray(embeddings)
     chex.assert_rank(embeddings, 2, custom_message="expected embeddings: [B, D]")
     chex.assert_type(embeddings, float)
-    embeddings = embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32))
+    embeddings = widen(embeddings)
     if classes is None:
         # Derived from the embeddings, so that under `jax.shard_map` it differs where they do.
         return embeddings, jnp.ones_like(embeddings[:, 0])

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from contrastive_jax.derivatives import differentiable_once
+from contrastive_jax.program_cache import compiled
 from contrastive_jax.tiles import (
     Carry,
     Context,
@@ -51,7 +53,6 @@ class Side(NamedTuple):
     """`[N]`."""
 
 
-@partial(jax.jit, static_argnames="task")
 def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Sums:
     """Sums over all pairs of a row of `x` and one of `y`, or of two different rows of `x`.
 
@@ -68,7 +69,10 @@ def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Su
       The sums, of which the first can be differentiated once, in reverse mode, by vectors and
       parameters.
     """
+    return cast(Sums, compiled(_pair_sums, task)(x, y, parameters))
 
+
+def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Sums:
     # A pair of rows is met once and counts in both orders.
     times = 2 if y is None and len(task.distances) == 1 else 1
     kinds = 2 if task.by_label else 1
@@ -80,6 +84,7 @@ def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Su
 
     def forward(x: Side, y: Side | None, parameters: Parameters) -> Any:
         (x, y, parameters), (of_x, of_y, of) = of_marks((x, y, parameters))
+        x, y, parameters = differentiable_once((x, y, parameters))
         # The gradient of parameters that make the points comes through that of the points.
         through = task.product is not None and any(of.distance)
         rows = of_x.vectors or through

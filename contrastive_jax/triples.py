@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from contrastive_jax.anchors import Stage, anchor_statistics
+from contrastive_jax.derivatives import differentiable_once
+from contrastive_jax.program_cache import compiled
 from contrastive_jax.streaming import Side, kept, of_marks
 from contrastive_jax.tiles import Parameters, Task, axes_of, varying
 
@@ -48,7 +50,6 @@ class _AtOnce:
         return tuple(self.function(distance, label, *one, *own) for one in each)
 
 
-@partial(jax.jit, static_argnames=("task", "triples"))
 def triple_sums(
     task: Task,
     triples: Triples,
@@ -71,6 +72,18 @@ def triple_sums(
       Sums of the values, of their counts and of the counts of active ones. The first can be
       differentiated once, in reverse mode, by vectors and parameters.
     """
+    run = compiled(_triple_sums, task, triples)
+    return cast(tuple[jax.Array, jax.Array, jax.Array], run(x, y, of_loss, parameters))
+
+
+def _triple_sums(
+    task: Task,
+    triples: Triples,
+    x: Side,
+    y: Side | None,
+    of_loss: tuple[jax.Array, ...],
+    parameters: Parameters,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, y = kept(x), None if y is None else kept(y)
     arguments = (x, y), of_loss, parameters, _numbered(task, x, y)
     arguments = varying(arguments, axes_of(arguments))
@@ -85,6 +98,7 @@ def triple_sums(
 
     def forward(*marked: Any) -> Any:
         arguments, marks = of_marks(marked)
+        arguments = differentiable_once(arguments)
         leaves = jax.tree.leaves(arguments)
         wanted = [k for k, mark in enumerate(jax.tree.leaves(marks)) if mark]
 

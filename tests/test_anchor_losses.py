@@ -765,6 +765,23 @@ def test_curvature_of_a_proxy_loss():
         np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("method", ["one_walk", "autodiff"])
+@pytest.mark.parametrize("of", ["supcon", "triplet_all", "arcface", "proxy_anchor", "soft_triple"])
+def test_no_rows_are_worth_nothing(of, method):
+    proxies = np.ones((3, 2, 4) if of == "soft_triple" else (3, 4), np.float32)
+
+    def value(x, reduction):
+        loss, options = getattr(losses, of)(), {"reduction": reduction, "method": method}
+        if of in PROXY_LOSSES:
+            return proxy_loss(x, np.zeros(len(x), int), proxies, loss=loss, **options)
+        return anchor_loss(x, np.zeros(len(x), int), loss=loss, **options)
+
+    for reduction in ("mean", "active", "sum"):
+        found, gradient = jax.value_and_grad(value)(jnp.zeros((0, 4)), reduction)
+        assert (found, gradient.shape) == (0, (0, 4)) or of == "proxy_anchor"
+        assert np.isfinite(found)
+
+
 def test_reductions():
     rng = np.random.default_rng(0)
     x, classes = _filled(*_batch(rng, "random", 30))

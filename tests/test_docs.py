@@ -16,16 +16,21 @@ ROOT = Path(__file__).parent.parent
 # How pairs are walked, which is nobody's to call.
 ENGINE = {
     "anchors",
+    "autodiff",
+    "derivatives",
+    "directions",
     "losses.directions",
     "losses.softplus",
     "products",
+    "program_cache",
     "streaming",
     "tiles",
     "triples",
+    "widening",
 }
 # In other modules, what the engine calls.
 INSIDE = {
-    "all_pairs": {"checked_side", "hoisted", "prepared", "real_scalar"},
+    "all_pairs": {"check_method", "checked_side", "hoisted", "prepared", "real_scalar"},
     "anchor_loss": {"check_mean", "three"},
     "memory": {"own_share"},
     "statistics": {

@@ -77,3 +77,10 @@ def test_centers():
     np.testing.assert_allclose(value, want, rtol=1e-5)
     assert regularizers.centers(jnp.ones((3, 1, 5))) == 0
     np.testing.assert_array_equal(jax.grad(regularizers.centers)(jnp.ones((3, 2, 5))), 0)
+
+
+@pytest.mark.parametrize("name", ["embedding_norm", "koleo", "variance", "covariance"])
+def test_of_no_rows_is_zero(name):
+    value, gradient = jax.value_and_grad(getattr(regularizers, name))(jnp.zeros((0, 4)))
+    assert value == 0
+    assert gradient.shape == (0, 4)

@@ -1,0 +1,31 @@
+"""Vectors of unit length."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from contrastive_jax.distances import inverse_scale
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Scales vectors to unit length.
+
+    Args:
+      x: `[..., D]`, in float32 or float64.
+
+    Returns:
+      Vectors of length 1. A vector without direction, or one whose entries lie below about 1e-18
+      (float32), becomes zero, with derivatives 0, as such vectors are perpendicular to all others
+      in `contrastive_jax.distances.cosine`.
+    """
+    if not x.size:
+        return x
+    largest = jnp.max(jnp.abs(lax.stop_gradient(x)), axis=-1, keepdims=True)
+    none = largest < 8 * math.sqrt(np.finfo(x.dtype).tiny)
+    # Scaled by a power of two, which is exact, so that no square over- or underflows.
+    scale = jnp.vectorize(inverse_scale, signature="(n)->()")(x)[..., None]
+    x = jnp.where(none, 1, x * scale)
+    return jnp.where(none, 0, x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True)))

@@ -1,0 +1,162 @@
+"""Programs that are compiled once for a loss, a distance and shapes, and called eagerly again.
+
+`jax.jit` takes two functions for the same if they are one object. A loss such as
+`losses.supcon(0.1)` is a new object wherever it is written, so eager calls would compile it each
+time and keep every program. Here two functions are the same if they have the same code and close
+over equal values. A function that closes over something else, as over an array, gets a program of
+its own, which is dropped after the call.
+"""
+
+import enum
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Hashable, Iterator
+from types import CodeType
+from typing import Any
+
+import jax
+import numpy as np
+
+_PROGRAMS = 64
+"""Number of programs that are kept; the one that was not called for the longest time goes first."""
+
+_VALUES = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype, enum.Enum)
+
+
+class Identified:
+    """A function that equals others of the same code and the same values.
+
+    Attributes:
+      function: the function that is called.
+      identity: what it is compared by.
+    """
+
+    def __init__(self, function: Callable[..., Any], identity: Hashable) -> None:
+        self.function, self.identity = function, identity
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identified) and self.identity == other.identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+
+class Unidentified:
+    """A function that can not be compared with others; it has no hash.
+
+    Attributes:
+      function: the function that is called.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+
+def identified(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function comparable by its code and by the values that it closes over.
+
+    Args:
+      function: any callable.
+
+    Returns:
+      A callable with the same results: `Identified`, or `Unidentified` if the function holds a
+      value that has no identity of its own, as an array or a mutable object.
+    """
+    try:
+        return Identified(function, _identity(function, ()))
+    except _NoIdentity:
+        return Unidentified(function)
+
+
+def compiled(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
+    """Compiles a function for leading arguments that are not arrays.
+
+    Args:
+      function: takes the arguments `static` and then trees of arrays.
+      *static: arguments that the program is compiled for.
+
+    Returns:
+      The function of the remaining arguments under `jax.jit`; the same one for equal arguments, as
+      long as it is kept.
+    """
+    try:
+        return _kept_program(function, *static)
+    except TypeError:  # An argument has no hash.
+        return _program(function, *static)
+
+
+def _program(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
+    # A partial function of its own: programs live as long as the function that was compiled.
+    program = functools.partial(function, *static)
+    program.__name__ = function.__name__  # type: ignore[attr-defined]
+    return jax.jit(program)
+
+
+_kept_program = functools.lru_cache(maxsize=_PROGRAMS)(_program)
+
+
+class _NoIdentity(Exception):
+    pass
+
+
+def _identity(value: Any, outer: tuple[Any, ...]) -> Hashable:
+    """Something that is equal for values that a function computes the same with."""
+    if isinstance(value, _VALUES):
+        # 0.0 equals -0.0 and 1 equals True, but they are different to a function; NaN equals none.
+        return type(value), repr(value)
+    if isinstance(value, tuple | list):
+        return type(value), tuple(_identity(one, outer) for one in value)
+    if isinstance(value, dict):
+        pairs = [(_identity(key, outer), _identity(one, outer)) for key, one in value.items()]
+        return dict, tuple(pairs)
+    if isinstance(value, functools.partial):
+        return functools.partial, _identity((value.func, value.args, value.keywords), outer)
+    if inspect.isfunction(value):
+        return _identity_of_function(value, outer)
+    # A module's own classes, functions compiled by others and modules are what their name says.
+    if inspect.isbuiltin(value) or inspect.isclass(value) or inspect.ismodule(value):
+        return type(value), value
+    if _is_of_a_module(value):
+        return type(value), id(value)
+    raise _NoIdentity
+
+
+def _identity_of_function(function: Any, outer: tuple[Any, ...]) -> Hashable:
+    if function in outer:
+        return "recursive", outer.index(function)
+    outer = (*outer, function)
+    try:
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError:  # A cell that is empty yet.
+        raise _NoIdentity from None
+    code = function.__code__
+    read = []
+    if function.__module__ == "__main__":
+        # In a notebook a value that a function reads may be another at the next call.
+        names = sorted({*_names(code)} & {*function.__globals__})
+        read = [(name, function.__globals__[name]) for name in names]
+    held = (cells, function.__defaults__, function.__kwdefaults__, read)
+    return code, id(function.__globals__), _identity(held, outer)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The names that a function and the functions inside it may read from their module."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _is_of_a_module(value: Any) -> bool:
+    """Whether a module holds this object by its own name, as it does a jitted function."""
+    module = sys.modules.get(getattr(value, "__module__", None) or "")
+    return callable(value) and getattr(module, getattr(value, "__name__", ""), None) is value

@@ -1,0 +1,46 @@
+"""Float16 and bfloat16 to float32, with gradients that come back finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.typing import ArrayLike
+
+
+def widen(x: ArrayLike) -> jax.Array:
+    """Casts an array to float32 where its dtype is narrower.
+
+    Args:
+      x: floating array of any shape.
+
+    Returns:
+      The array in float32, or in float64 if it is. Its gradient has the dtype of `x`; one that
+      float16 can not hold, such as that of the direction of a vector of norm 1e-5, becomes the
+      largest number of float16 instead of infinity.
+    """
+    x = jnp.asarray(x)
+    if x.dtype == jnp.float16:
+        return _from_float16.bind(x)  # type: ignore[no-any-return]
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _to_float16(gradient: jax.Array) -> jax.Array:
+    largest = np.finfo(np.float16).max
+    clipped = jnp.clip(gradient, -largest, largest)
+    # An infinite gradient is a fault to be seen.
+    return jnp.where(jnp.isfinite(gradient), clipped, gradient).astype(jnp.float16)
+
+
+def _cast(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32)
+
+
+# A cast whose transpose is not the opposite cast: no function of JAX's own can be mapped,
+# differentiated in both modes and have a transpose of its own.
+_from_float16 = Primitive("widen_float16")
+_from_float16.def_impl(jax.jit(_cast))
+_from_float16.def_abstract_eval(lambda x: x.update(dtype=jnp.dtype(jnp.float32), weak_type=False))
+ad.deflinear2(_from_float16, lambda gradient, x: [_to_float16(gradient)])
+batching.defvectorized(_from_float16)
+mlir.register_lowering(_from_float16, mlir.lower_fun(_cast, multiple_results=False))

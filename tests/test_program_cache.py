@@ -1,0 +1,135 @@
+"""Eager calls compile once for a loss and shapes, and keep no more than a few programs."""
+
+import functools
+import gc
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src import test_util  # counts compilations as JAX's own tests do
+
+from contrastive_jax import (
+    all_pairs_loss,
+    anchor_loss,
+    distances,
+    losses,
+    mining,
+    program_cache,
+    proxy_loss,
+)
+from contrastive_jax.program_cache import Identified, Unidentified, compiled, identified
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+X = np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)
+CLASSES = np.arange(16) // 4
+
+
+def _losses():
+    """Every call makes its loss anew, as code in a loop does."""
+    return {
+        "pair": lambda x: all_pairs_loss(x, CLASSES, margin=0.7),
+        "lambda": lambda x: all_pairs_loss(x, CLASSES, loss=lambda d, y: (1 - y) * d + y / (1 + d)),
+        "partial": lambda x: all_pairs_loss(
+            x, CLASSES, distance=functools.partial(distances.minkowski, order=3.0)
+        ),
+        "anchor": lambda x: anchor_loss(x, CLASSES, loss=losses.supcon(0.2)),
+        "mined": lambda x: anchor_loss(x, CLASSES, loss=mining.hard(losses.logistic)),
+        "triple": lambda x: anchor_loss(x, CLASSES, loss=losses.triplet_semi_hard(0.3)),
+        "proxy": lambda x: proxy_loss(x, CLASSES, X[:4], loss=losses.arcface(0.3)),
+    }
+
+
+@pytest.mark.parametrize("name", _losses())
+def test_eager_calls_compile_once(name):
+    for derived in (lambda f: f, jax.grad):
+        first = derived(_losses()[name])(X)
+        with test_util.count_jit_compilation_cache_miss() as compilations:
+            again = derived(_losses()[name])(X)
+        assert compilations() == 0
+        np.testing.assert_array_equal(first, again)
+
+
+def test_other_numbers_and_shapes_compile_again():
+    values = {float(anchor_loss(X, CLASSES, loss=losses.supcon(t))) for t in (0.2, 0.3)}
+    assert len(values) == 2
+    fewer = anchor_loss(X[:8], CLASSES[:8], loss=losses.supcon(0.2))
+    np.testing.assert_allclose(
+        fewer, jax.jit(lambda x: anchor_loss(x, CLASSES[:8], loss=losses.supcon(0.2)))(X[:8])
+    )
+
+
+def test_a_function_of_a_changed_value_is_another_function():
+    scale, array, held = [1.0], np.ones(1), {}
+
+    def loss(distance, label):
+        return scale[0] * distance * (1 - label)
+
+    def of_array(distance, label):
+        return array[0] * distance * (1 - label)
+
+    def of_object(distance, label):
+        return held.get("scale", jnp.float32(1)) * distance * (1 - label)
+
+    for function, change in (
+        (loss, lambda: scale.__setitem__(0, 2.0)),
+        (of_array, lambda: array.__setitem__(0, 2.0)),
+        (of_object, lambda: held.__setitem__("scale", jnp.float32(2))),
+    ):
+        before = all_pairs_loss(X, CLASSES, loss=function)
+        change()
+        np.testing.assert_allclose(all_pairs_loss(X, CLASSES, loss=function), 2 * before, rtol=1e-6)
+
+
+def test_a_name_that_a_notebook_sets_anew_is_read_anew():
+    notebook = {"__name__": "__main__", "rate": 1.0}
+    exec("def loss(distance, label):\n    return (lambda d: rate * d)(distance)", notebook)
+    before = all_pairs_loss(X, CLASSES, loss=notebook["loss"])
+    notebook["rate"] = 3.0
+    np.testing.assert_allclose(
+        all_pairs_loss(X, CLASSES, loss=notebook["loss"]), 3 * before, rtol=1e-6
+    )
+
+
+def _adder(value):
+    return lambda x: x + value
+
+
+def test_identity():
+    assert identified(_adder(1.0)) == identified(_adder(1.0))
+    assert hash(identified(_adder((1, "a", None)))) == hash(identified(_adder((1, "a", None))))
+    for one, other in ((1, 1.0), (1, True), (0.0, -0.0), ((1,), [1]), ("1", 1)):
+        assert identified(_adder(one)) != identified(_adder(other))
+    assert identified(_adder(float("nan"))) == identified(_adder(float("nan")))
+    assert identified(_adder(_adder(1))) == identified(_adder(_adder(1)))
+    assert identified(_adder(_adder(1))) != identified(_adder(_adder(2)))
+    assert identified(losses.contrastive) == identified(losses.contrastive)
+    assert identified(losses.contrastive) != identified(losses.contrastive_linear)
+    assert isinstance(identified(losses.supcon().loss), Identified)
+    for value in (np.ones(2), jnp.ones(2), object(), {1, 2}):
+        assert isinstance(identified(_adder(value)), Unidentified)
+
+    def recursive(x):
+        return recursive(x - 1) if x else 0
+
+    assert isinstance(identified(recursive), Identified)
+
+
+def test_programs_are_dropped():
+    array = np.ones(1)
+    function = lambda f, x: f(x)  # noqa: E731
+    program = compiled(function, identified(lambda x: x + array[0]))
+    np.testing.assert_array_equal(program(jnp.zeros(2)), [1, 1])
+    dropped = weakref.ref(program)
+    del program
+    gc.collect()
+    assert dropped() is None
+    limit = program_cache._kept_program.cache_parameters()["maxsize"]
+    first = weakref.ref(compiled(function, identified(_adder(-1.0))))
+    assert compiled(function, identified(_adder(-1.0))) is first()
+    for number in range(limit):
+        compiled(function, identified(_adder(number)))
+    gc.collect()
+    assert first() is None

@@ -1,0 +1,189 @@
+"""Second derivatives of all losses, in both orders, against differences of first ones."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_anchor_losses import LOSSES, PROXY_LOSSES, VARIANTS, _value
+
+from contrastive_jax import (
+    all_pairs_loss,
+    anchor_loss,
+    anchor_statistics,
+    distances,
+    losses,
+    mining,
+    proxy_loss,
+    regularizers,
+    statistics,
+)
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+CLASSES = np.array([0, 1, 2, 0, 1, 2, -1, 0])
+STEP = 1e-5
+
+
+def _arguments(name, rng):
+    hyper = {key: jnp.asarray(value) for key, value in LOSSES[name][0].items()}
+    x = jnp.asarray(rng.standard_normal((len(CLASSES), 3)))
+    boundaries = jnp.asarray(rng.uniform(0.8, 1.5, len(CLASSES)))
+    proxies = jnp.asarray(rng.standard_normal((3, 2, 3) if name == "soft_triple" else (3, 3)))
+    return hyper, boundaries, x, proxies
+
+
+def _assert_curvature(value, arguments, rng, plain=None):
+    """Compares products with the Hessian, in both orders, with differences of the gradient.
+
+    Or with those of a plain formula, where a formula stops gradients.
+    """
+
+    @jax.jit
+    def derivatives(arguments, way):
+        gradient = jax.grad(value)
+
+        def along(arguments):
+            parts = jax.tree.map(lambda one, of: jnp.sum(one * of), gradient(arguments), way)
+            return sum(jax.tree.leaves(parts))
+
+        return (
+            gradient(arguments),
+            jax.jvp(gradient, (arguments,), (way,))[1],
+            jax.grad(along)(arguments),
+        )
+
+    way = jax.tree.map(lambda one: jnp.asarray(rng.standard_normal(one.shape)), arguments)
+    moved = [
+        jax.tree.map(lambda one, of, by=by: one + by * of, arguments, way) for by in (STEP, -STEP)
+    ]
+    _, forward, backward = derivatives(arguments, way)
+    after, before = (derivatives(one, way)[0] for one in moved)
+    want = jax.tree.map(lambda a, b: (a - b) / (2 * STEP), after, before)
+    if plain is not None:
+        want = jax.jit(lambda *both: jax.jvp(jax.grad(plain), *((x,) for x in both))[1])(
+            arguments, way
+        )
+    scale = max(float(jnp.abs(one).max()) for one in jax.tree.leaves(want))
+    assert scale > 1e-3
+    chex.assert_trees_all_close(forward, want, rtol=1e-5, atol=1e-6 * scale)
+    chex.assert_trees_all_close(backward, want, rtol=1e-5, atol=1e-6 * scale)
+
+
+def _plain_circle(hyper, x):
+    """The formula over a matrix, with weights that are not differentiated."""
+    unit = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    s, margin, scale = unit @ unit.T, hyper["margin"], hyper["scale"]
+    counts = (CLASSES[:, None] >= 0) & (CLASSES >= 0) & ~np.eye(len(CLASSES), dtype=bool)
+    same = CLASSES[:, None] == CLASSES
+    of_positive = jax.lax.stop_gradient(jax.nn.relu(1 + margin - s))
+    of_negative = jax.lax.stop_gradient(jax.nn.relu(s + margin))
+    positives = jnp.where(counts & same, -scale * of_positive * (s - 1 + margin), -jnp.inf)
+    negatives = jnp.where(counts & ~same, scale * of_negative * (s - margin), -jnp.inf)
+    rows = CLASSES >= 0
+    both = jax.nn.logsumexp(positives[rows], axis=1) + jax.nn.logsumexp(negatives[rows], axis=1)
+    return jnp.mean(jax.nn.softplus(both))
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in VARIANTS])
+def test_every_loss(name):
+    rng = np.random.default_rng(0)
+
+    def value(arguments):
+        hyper, boundaries, x, proxies = arguments
+        sets = (x, CLASSES, proxies) if name in PROXY_LOSSES else (x, CLASSES)
+        options = {} if name in PROXY_LOSSES else {"exact": False, "tile": 8}
+        return _value(name, hyper, boundaries, *sets, **options)
+
+    def plain(arguments):
+        return _plain_circle(arguments[0], arguments[2])
+
+    with jax.enable_x64(True):
+        arguments = _arguments(name, rng)
+        _assert_curvature(value, arguments, rng, plain if name == "circle" else None)
+
+
+def _mined(loss):
+    return lambda x: anchor_loss(x, CLASSES, loss=loss, exact=False, tile=8)
+
+
+OTHERS = {
+    "hard miner": _mined(mining.hard(losses.logistic)),
+    "semi-hard miner": _mined(mining.semi_hard(losses.logistic)),
+    "multi-similarity miner": _mined(mining.multi_similarity(losses.multi_similarity())),
+    "weighted sum": _mined(losses.weighted_sum((0.3, losses.supcon()), (2.0, losses.decoupled()))),
+    "online hard": lambda x: mining.online_hard_loss(
+        x, CLASSES, margin=1.5, reduction="active", exact=False, tile=8
+    ),
+    "koleo": regularizers.koleo,
+    "all pairs": lambda x: all_pairs_loss(x, CLASSES, margin=3.0, reduction="balanced", tile=8),
+    "two sets": lambda x: all_pairs_loss(x[:5], CLASSES[:5], x[5:], CLASSES[5:], exact=False),
+    "two sets of anchors": lambda x: anchor_loss(
+        x[:5], CLASSES[:5], x[5:], CLASSES[5:], loss=losses.ntxent(0.5), exact=False
+    ),
+    "one's own distance": lambda x: all_pairs_loss(
+        x, CLASSES, distance=lambda a, b: jnp.sum(jnp.cosh(a - b) - 1), tile=8
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_losses(name):
+    rng = np.random.default_rng(1)
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.standard_normal((len(CLASSES), 3)))
+        _assert_curvature(OTHERS[name], x, rng)
+
+
+X = np.random.default_rng(2).standard_normal((len(CLASSES), 3)).astype(np.float32)
+
+
+def _logits(distance, label):
+    return statistics.log_sum_exp(-distance, label == 1)
+
+
+FORWARD = {
+    "all pairs": lambda x, **k: all_pairs_loss(x, CLASSES, **k),
+    "anchors": lambda x, **k: anchor_loss(x, CLASSES, loss=losses.supcon(), **k),
+    "triples": lambda x, **k: anchor_loss(x, CLASSES, loss=losses.triplet_all(), **k),
+    "proxies": lambda x, **k: proxy_loss(x, CLASSES, X[:3], loss=losses.arcface(), **k),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_forward_mode_and_the_plain_method(name):
+    value = FORWARD[name]
+    results, slopes = zip(
+        *[
+            jax.jit(functools.partial(jax.jvp, functools.partial(value, method=method)))((X,), (X,))
+            for method in ("one_walk", "autodiff")
+        ],
+        strict=True,
+    )
+    np.testing.assert_allclose(*results, rtol=1e-5)
+    np.testing.assert_allclose(*slopes, rtol=2e-5, atol=1e-6)
+    gradients = [jax.grad(functools.partial(value, method=m))(X) for m in ("one_walk", "autodiff")]
+    chex.assert_trees_all_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_what_can_not_be_differentiated_twice_names_the_way():
+    def summed(x, method):
+        (found,) = anchor_statistics(
+            x, CLASSES, statistics=(_logits,), distance=distances.euclidean, method=method
+        )
+        return jnp.sum(jnp.where(CLASSES >= 0, found, 0) ** 2)
+
+    with pytest.raises(TypeError, match='method="autodiff"'):
+        jax.hessian(functools.partial(summed, method="one_walk"))(X)
+    assert np.isfinite(jax.hessian(functools.partial(summed, method="autodiff"))(X)).all()
+
+    def over_devices(x, c):
+        return anchor_loss(x, c, loss=losses.supcon(), axis_name="i")
+
+    mapped = jax.vmap(jax.hessian(over_devices), axis_name="i")
+    with pytest.raises(TypeError, match='method="autodiff"'):
+        mapped(X.reshape(2, 4, 3), CLASSES.reshape(2, 4))
+    with pytest.raises(ValueError, match="method must be one of one_walk, autodiff, got 'dense'"):
+        proxy_loss(X, CLASSES, X[:3], loss=losses.arcface(), method="dense")
