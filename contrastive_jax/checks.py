@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,9 +51,11 @@ _RULES: dict[str, _Rule] = {
     "embeddings": _FINITE,
     "classes": _CLASS,
     "weights": _WEIGHT,
+    "proxies": _FINITE,
     "references": _FINITE,
     "reference_classes": _CLASS,
     "reference_weights": _WEIGHT,
+    "step": ("from 0 to 2^31 - 1", lambda x: (x >= 0) & (x <= np.iinfo(np.int32).max)),
 }
 
 
@@ -78,9 +79,9 @@ def check_values(**values: ArrayLike) -> None:
     """Checks arguments of the library by their names.
 
     Args:
-      **values: embeddings (`a`, `b`, `embeddings`, `references`), which must be finite; `labels`, 0
-        or 1; `margin`, above 0 and finite; `classes` and `reference_classes`, at least -1;
-        `weights` and `reference_weights`, at least 0 and finite.
+      **values: embeddings (`a`, `b`, `embeddings`, `references`) and `proxies`, which must be
+        finite; `labels`, 0 or 1; `margin`, above 0 and finite; `classes` and `reference_classes`,
+        at least -1; `weights` and `reference_weights`, at least 0 and finite; `step`, at least 0.
 
     Raises:
       ValueError: for the first known value that is wrong, naming argument, row and value.
@@ -98,9 +99,11 @@ def check_known(**values: ArrayLike) -> None:
         losses, above 0 and finite.
 
     Raises:
+      AssertionError: if a value, traced or not, is not a real scalar.
       ValueError: for the first known value that is wrong, naming it.
     """
     for name, x in values.items():
+        _check_scalar(name, x)
         if not isinstance(x, jax.core.Tracer):
             _check(name, np.asarray(x))
 
@@ -114,14 +117,33 @@ def check_range(low: float, high: float, **values: ArrayLike) -> None:
       **values: scalars, finite even where the ends are not.
 
     Raises:
-      AssertionError: if a value is not a scalar.
+      AssertionError: if a value, traced or not, is not a real scalar.
       ValueError: for the first known number that is not in the range, naming it.
     """
     for name, x in values.items():
-        chex.assert_rank(x, 0, custom_message=f"{name} must be a scalar")
+        _check_scalar(name, x)
         known = not isinstance(x, jax.core.Tracer)
         if known and not (low <= np.asarray(x) < high and np.isfinite(x)):
             raise ValueError(f"{name} must be in [{low:.5g}, {high:.5g}), got {x}")
+
+
+def check_whole(low: int, **values: Any) -> None:
+    """Checks that numbers are whole and not below the least.
+
+    Args:
+      low: the least.
+      **values: numbers, of any type.
+
+    Raises:
+      ValueError: for the first that is not, naming it.
+    """
+    for name, x in values.items():
+        try:
+            valid = np.ndim(x) == 0 and int(x) == x and x >= low
+        except (TypeError, ValueError, OverflowError):
+            valid = False
+        if not valid:
+            raise ValueError(f"{name} must be a whole number, at least {low}, got {x!r}")
 
 
 def check_pair_loss(loss: Any) -> None:
@@ -138,6 +160,30 @@ def check_pair_loss(loss: Any) -> None:
             f"loss must be a function of a distance and a label, got {loss!r}; an AnchorLoss or a "
             "TripleLoss is for anchor_loss, a ProxyLoss for proxy_loss"
         )
+
+
+def check_distance(distance: Any) -> None:
+    """Checks that a distance is a function, as its name is not.
+
+    Args:
+      distance: of two vectors.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    if not callable(distance):
+        raise ValueError(
+            "distance must be a function of two vectors, such as those of "
+            f"contrastive_jax.distances, got {distance!r}"
+        )
+
+
+def _check_scalar(name: str, x: Any) -> None:
+    dtype = x.dtype if isinstance(x, jax.Array) else np.asarray(x).dtype
+    if np.ndim(x):
+        raise AssertionError(f"{name} must be a scalar, got {dtype} of shape {np.shape(x)}")
+    if not any(jnp.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
+        raise AssertionError(f"{name} must be a scalar, a real number, got {x!r}")
 
 
 def _check(name: str, x: Any) -> None:

@@ -32,6 +32,14 @@ ENGINE = {
 INSIDE = {
     "all_pairs": {"check_method", "checked_side", "hoisted", "prepared", "real_scalar"},
     "anchor_loss": {"check_mean", "three"},
+    "host_arrays": {
+        "as_array",
+        "as_classes",
+        "checked_classes",
+        "checked_names",
+        "column_hint",
+        "split_mask",
+    },
     "memory": {"own_share"},
     "statistics": {
         "holds_for_none",

@@ -5,6 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from contrastive_jax.checks import check_whole
+from contrastive_jax.host_arrays import split_mask
+
 
 class Interval(NamedTuple):
     """A mean and the ends of its interval, NaN of a single value."""
@@ -28,27 +31,30 @@ def bootstrap_interval(
     and a difference is one where the interval leaves out 0.
 
     Args:
-      values: of independent trainings, `[N]`, finite.
+      values: of independent trainings, `[N]`, finite; masked ones (`numpy.ma`) are left out.
       confidence: share of means of resamples that the interval holds, in (0, 1).
-      resamples: how many are drawn.
+      resamples: how many are drawn, at least 1.
       seed: of the resamples; the same seed gives the same interval.
 
     Returns:
       Mean and interval.
 
     Raises:
-      ValueError: if there are no values or one is not finite, or confidence is not in (0, 1).
+      ValueError: if there are no values or one is not finite, confidence is not in (0, 1), or
+        resamples is not a whole number from 1.
 
     References:
       Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69(4),
       2015, section 5.3.
     """
-    array = np.asarray(values, np.float64)
+    array, counts = split_mask(values)
+    array = array[counts].astype(np.float64) if array.ndim == 1 else array
     if array.ndim != 1 or not array.size or not np.isfinite(array).all():
         raise ValueError(f"values must be [N] finite numbers, at least one, got {values!r}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     mean = float(array.mean())
+    check_whole(1, resamples=resamples)
     if len(array) == 1:
         return Interval(mean, np.nan, np.nan)
     from scipy import stats
@@ -57,6 +63,6 @@ def bootstrap_interval(
     tail = stats.norm.cdf(
         np.sqrt(count / (count - 1)) * stats.t.ppf((1 - confidence) / 2, count - 1)
     )
-    drawn = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    drawn = np.random.default_rng(seed).integers(0, count, (int(resamples), count))
     low, high = np.quantile(array[drawn].mean(axis=1), [tail, 1 - tail])
     return Interval(mean, float(low), float(high))

@@ -5,14 +5,18 @@ threshold: TAR, the fraction of similar pairs accepted, and FAR, the fraction of
 accepted. Pairs at equal distance are accepted together, so that no figure depends on their order.
 
 Everywhere `distances` is [N], finite, and `labels` is [N], 0 for similar and 1 for dissimilar,
-both present. scikit-learn's labels are the other way round: its positive class (1) is similar
-here, and its score is minus the distance.
+both present. A pair whose distance or label is masked (`numpy.ma`) is left out. scikit-learn's
+labels are the other way round: its positive class (1) is similar here, and its score is minus the
+distance.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from contrastive_jax.host_arrays import column_hint, split_mask
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -137,7 +141,7 @@ def kfold_accuracy(
       labels: [N], 0 similar, 1 dissimilar; both present.
       folds: the number K of folds, into which the pairs are dealt at random with equal shares of
         each label (to within one pair); or the fold of each pair, [N] integers, where a benchmark
-        prescribes them.
+        prescribes them. A pair whose fold is masked is left out.
       seed: of the random deal.
 
     Returns:
@@ -152,8 +156,15 @@ def kfold_accuracy(
       Huang, Ramesh, Berg and Learned-Miller (2007), "Labeled Faces in the Wild: A Database for
       Studying Face Recognition in Unconstrained Environments", the protocol of View 2.
     """
-    distances, similar = _pairs(distances, labels)
-    fold = _fold_of_each(similar, np.asarray(folds), seed)
+    given, has_fold = split_mask(folds)
+    pairs = np.shape(distances)
+    if not np.issubdtype(given.dtype, np.integer) or given.shape not in ((), pairs):
+        raise ValueError(
+            f"folds must be an integer, or one for each of the {math.prod(pairs)} pairs, "
+            f"got {given.dtype} of shape {given.shape}{column_hint(folds=given)}."
+        )
+    distances, similar, rows = _checked_pairs(distances, labels, has_fold if given.ndim else True)
+    fold = _fold_of_each(similar, given[rows] if given.ndim else given, seed)
     accuracies = []
     for name in np.unique(fold):
         held_out = fold == name
@@ -221,11 +232,6 @@ def _accuracy(distances: Floats, similar: Bools, threshold: float) -> float:
 
 def _fold_of_each(similar: Bools, folds: NDArray[Any], seed: int) -> NDArray[np.integer[Any]]:
     """The fold of each pair, [N], as given or dealt."""
-    if not np.issubdtype(folds.dtype, np.integer) or folds.shape not in ((), similar.shape):
-        raise ValueError(
-            f"folds must be an integer, or one for each of the {len(similar)} pairs, "
-            f"got {folds.dtype} of shape {folds.shape}."
-        )
     number = int(folds) if folds.ndim == 0 else len(np.unique(folds))
     if number < 2:
         raise ValueError(f"folds must be at least 2, got {number}.")
@@ -250,31 +256,49 @@ def _fold_of_each(similar: Bools, folds: NDArray[Any], seed: int) -> NDArray[np.
 
 
 def _pairs(distances: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
-    """Checked distances and which pairs are similar."""
-    distances, labels = np.asarray(distances, np.float64), np.asarray(labels)
+    """Checked distances and which pairs are similar, without the masked pairs."""
+    return _checked_pairs(distances, labels)[:2]
+
+
+def _checked_pairs(
+    distances: ArrayLike, labels: ArrayLike, counts: Bools | bool = True
+) -> tuple[Floats, Bools, NDArray[np.intp]]:
+    """As `_pairs`, of the pairs that count; and the rows of these."""
+    distances, has_distance = split_mask(distances)
+    labels, has_label = split_mask(labels)
+    distances = np.asarray(distances, np.float64)
     if distances.ndim != 1 or distances.shape != labels.shape:
         raise ValueError(
             "distances and labels must both be [N], one entry a pair, "
-            f"got shapes {distances.shape} and {labels.shape}."
+            f"got shapes {distances.shape} and {labels.shape}"
+            f"{column_hint(distances=distances, labels=labels)}."
         )
+    if labels.dtype == object:
+        labels = np.array(labels.tolist())
+    if labels.size and labels.dtype.kind in "USTOMm":
+        raise ValueError(
+            "labels must be the numbers 0 (similar) or 1 (dissimilar), or bools, "
+            f"got {labels.dtype}, {labels[0]!r} in row 0."
+        )
+    rows = np.flatnonzero(has_distance & has_label & counts)
+    total, distances, labels = len(labels), distances[rows], labels[rows]
     wrong = np.flatnonzero(~np.isfinite(distances))
     if len(wrong):
-        row = wrong[0]
         raise ValueError(
-            f"distances must be finite, got {distances[row]} in row {row} "
-            f"({len(wrong)} of {len(distances)} rows)."
+            f"distances must be finite, got {distances[wrong[0]]} in row {rows[wrong[0]]} "
+            f"({len(wrong)} of {total} rows)."
         )
     wrong = np.flatnonzero((labels != 0) & (labels != 1))
     if len(wrong):
-        row = wrong[0]
         raise ValueError(
-            f"labels must be 0 (similar) or 1 (dissimilar), got {labels[row]} in row {row} "
-            f"({len(wrong)} of {len(labels)} rows)."
+            f"labels must be 0 (similar) or 1 (dissimilar), got {labels[wrong[0]]} in row "
+            f"{rows[wrong[0]]} ({len(wrong)} of {total} rows)."
         )
     similar = labels == 0
     if similar.all() or not similar.any():
+        left_out = f", {total - len(rows)} masked pairs left out" if len(rows) < total else ""
         raise ValueError(
             "both similar (0) and dissimilar (1) pairs are needed, got "
-            f"{np.sum(similar)} similar and {np.sum(~similar)} dissimilar."
+            f"{np.sum(similar)} similar and {np.sum(~similar)} dissimilar{left_out}."
         )
-    return distances, similar
+    return distances, similar, rows

@@ -34,6 +34,11 @@ def test_two_values_are_their_own_interval():
     assert bootstrap_interval([1.0, 3.0]) == (2.0, 1.0, 3.0)
 
 
+def test_masked_values_are_left_out():
+    values = np.ma.masked_array([1.0, np.nan, 2.0, 4.0], mask=[0, 1, 0, 0])
+    assert bootstrap_interval(values) == bootstrap_interval([1.0, 2.0, 4.0])
+
+
 def test_one_value_has_no_interval():
     mean, low, high = bootstrap_interval([0.25])
     assert mean == 0.25
@@ -56,6 +61,8 @@ def test_holds_the_mean_and_moves_with_the_values(values, shift):
         ([], {}, "at least one"),
         ([1.0, np.nan], {}, "finite"),
         ([[1.0]], {}, r"\[N\]"),
+        (np.ma.masked_array([1.0], mask=True), {}, "at least one"),
+        ([1.0, 2.0], {"resamples": 0}, "resamples must be a whole number, at least 1, got 0"),
         ([1.0], {"confidence": 1.0}, r"confidence must be in \(0, 1\), got 1.0"),
     ],
 )

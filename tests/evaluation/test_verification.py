@@ -229,6 +229,41 @@ EVERY_FIGURE = [
 ]
 
 
+MASKED = np.ma.masked_array([1.0, 2.0, 3.0], mask=[0, 1, 0])
+
+
+@pytest.mark.parametrize("figure", EVERY_FIGURE)
+@pytest.mark.parametrize("hidden", ["distances", "labels", "both"])
+def test_masked_pairs_are_left_out(figure, hidden):
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat([0, 1], 40))
+    distances, masks = rng.normal(size=80) + labels, rng.random((2, 80)) < 0.2
+    if hidden != "both":
+        masks[int(hidden == "distances")] = False
+    counts = ~masks.any(axis=0)
+    given = distances, labels
+    # What a mask hides may be anything.
+    masked = [
+        np.ma.masked_array(np.where(mask, hides, one), mask=mask)
+        for one, mask, hides in zip(given, masks, (np.nan, 7), strict=True)
+    ]
+    want = figure(distances[counts], labels[counts])
+    np.testing.assert_array_equal(figure(*masked), want)
+
+
+def test_pairs_whose_fold_is_masked_are_left_out():
+    rng = np.random.default_rng(0)
+    labels, folds = rng.permutation(np.repeat([0, 1], 40)), np.arange(80) % 4
+    distances, counts = rng.normal(size=80) + labels, np.arange(80) >= 9
+    masked = np.ma.masked_array(folds, mask=~counts)
+    want = v.kfold_accuracy(distances[counts], labels[counts], folds[counts])
+    assert v.kfold_accuracy(distances, labels, masked) == want
+    hidden = np.ma.masked_array(distances, mask=~counts)
+    assert v.kfold_accuracy(hidden, labels, folds) == want
+    with pytest.raises(ValueError, match=r"80 pairs, got int64 of shape \(71,\)"):
+        v.kfold_accuracy(hidden, labels, folds[counts])
+
+
 @pytest.mark.parametrize("figure", EVERY_FIGURE)
 @pytest.mark.parametrize(
     ("distances", "labels", "message"),
@@ -242,6 +277,11 @@ EVERY_FIGURE = [
         ([1.0, 2.0], [0, 0], "2 similar and 0 dissimilar"),
         ([1.0, 2.0], [1, 1], "0 similar and 2 dissimilar"),
         ([], [], "0 similar and 0 dissimilar"),
+        ([1.0, 2.0], ["0", "1"], r"labels must be the numbers 0 .* got <U1, .*'0'.* in row 0"),
+        ([1.0, 2.0], [[0], [1]], r"\(2, 1\); labels.squeeze\(1\) makes a column"),
+        ([[1.0], [2.0]], [0, 1], r"distances.squeeze\(1\) makes a column"),
+        (MASKED, [0, 1, 5], "5 in row 2"),
+        (MASKED, [0, 1, 0], "2 similar and 0 dissimilar, 1 masked pairs left out"),
     ],
 )
 def test_bad_pairs_are_refused(figure, distances, labels, message):
