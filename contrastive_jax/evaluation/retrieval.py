@@ -2,29 +2,41 @@ r"""Retrieval: is what lies nearest to a query of the query's class?
 
 References are ranked by distance to the query, equal distances by reference index. Within one set
 every query is ranked against all the others: left out by its index, so that duplicates of it count.
+Identities leave out more: a reference with the identity of the query is not ranked for it. They
+serve where queries are among the references of another array, and where duplicates must not count.
+
+Rows of class -1, and rows whose class is masked (`numpy.ma`), are ignored whatever they hold, as
+queries and as references.
 
 Distances are compared in float64, as $|r|^2 - 2 q \cdot r$ of embeddings centred on their median.
 Identical references tie exactly. All distances are exact when the embeddings are integers, or
 multiples of one power of two, and squared distances stay below $2^{53}$. Otherwise two references
 whose squared distances differ by no more than rounding, about 1e-15 of the squared largest norm
 after centring, may come in either order; this is finer than float32 embeddings are themselves.
+Squares of embeddings must fit float64: beyond the range from 1e-140 to 1e150 they are refused.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from contrastive_jax.host_arrays import checked_classes, checked_names, split_mask
+
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
+Names = NDArray[Any]
 Distance = Literal["euclidean", "cosine"]
 T = TypeVar("T")
 
 DISTANCES_HELD = 2**24  # 128 MiB
 THREADS = os.cpu_count() or 1
+# Sums of squares of entries beyond these overflow, or lose digits, in float64.
+LEAST, MOST = 1e-140, 1e150
 
 
 class Neighbours(NamedTuple):
@@ -40,28 +52,41 @@ def nearest_neighbours(
     *,
     k: int,
     distance: Distance = "euclidean",
+    query_ids: ArrayLike | None = None,
+    reference_ids: ArrayLike | None = None,
 ) -> Neighbours:
     """Finds the k references nearest to each query.
 
     Args:
       queries: embeddings, [Q, D].
       references: embeddings, [M, D]; None to search the queries themselves, each among the others.
-      k: from 1 to M, or to Q - 1 within one set.
+      k: from 1 to M, or to Q - 1 within one set; less where identities leave references out.
       distance: "euclidean", or "cosine", 1 - cosine similarity.
+      query_ids: identities, integers or strings, [Q]; references with the identity of a query are
+        not among its neighbours.
+      reference_ids: identities, [M]; None within one set, where those of the queries serve.
 
     Returns:
       Reference indices and distances, [Q, k]. The distances are computed from differences, so that
       small ones are accurate and the distance of duplicates is 0.
 
     Raises:
-      ValueError: embeddings that are not [N, D], empty, not of one width, or not finite, rows of
-        zeros under "cosine", an unknown distance, or k out of range.
+      ValueError: embeddings that are not [N, D], empty, not of one width, not finite, masked or
+        beyond the range of the module, rows of zeros under "cosine", identities that do not fit, an
+        unknown distance, or k not whole or out of range.
     """
     one_set = references is None
+    rows = _rows("queries", queries)
+    reference_rows = rows if references is None else _rows("references", references)
+    ids = _identities(query_ids, reference_ids, rows, reference_rows, one_set)
     query_points, reference_points = _points(queries, references, distance)
-    available = len(reference_points) - one_set
-    if not 1 <= k <= available:
-        raise ValueError(f"k must lie in [1, {available}], the number of references, got {k}.")
+    left_out = None if ids is None else _matches(*ids)
+    excluded = int(one_set) if left_out is None else max(map(len, left_out))
+    available = len(reference_points) - excluded
+    if not isinstance(k, int | np.integer) or not 1 <= k <= available:
+        raise ValueError(
+            f"k must be a whole number in [1, {available}], the number of references, got {k}."
+        )
 
     def nearest(query: int, scores: Floats) -> tuple[Indices, Floats]:
         indices = _first(scores, k)
@@ -70,7 +95,7 @@ def nearest_neighbours(
         return indices[order], squared[order]
 
     every_query = np.arange(len(query_points))
-    found = _map_scores(nearest, every_query, query_points, reference_points, one_set)
+    found = _map_scores(nearest, every_query, query_points, reference_points, one_set, left_out)
     indices, squared = (np.stack(column) for column in zip(*found, strict=True))
     return Neighbours(indices, squared / 2 if distance == "cosine" else np.sqrt(squared))
 
@@ -83,6 +108,8 @@ def retrieval(
     *,
     ks: Sequence[int] = (1, 5, 10),
     distance: Distance = "euclidean",
+    query_ids: ArrayLike | None = None,
+    reference_ids: ArrayLike | None = None,
 ) -> dict[str, float]:
     r"""Measures how well distances rank the references of a query's own class, its matches, first.
 
@@ -98,11 +125,16 @@ def retrieval(
 
     Args:
       queries: embeddings, [Q, D].
-      query_classes: integers, [Q].
+      query_classes: integers from 0, bools or strings, [Q]; rows of class -1 or of a masked class
+        are ignored.
       references: embeddings, [M, D]; None to rank the queries themselves, each among the others.
-      reference_classes: integers, [M]; None exactly where `references` is.
-      ks: the k of recall at k; where k reaches the number of references, that recall is 1.
+      reference_classes: the same of the references, [M]; None exactly where `references` is.
+      ks: the k of recall at k, whole numbers from 1; where k reaches the number of references, that
+        recall is 1.
       distance: "euclidean", or "cosine", 1 - cosine similarity.
+      query_ids: identities, integers or strings, [Q]; references with the identity of a query are
+        left out of its ranking.
+      reference_ids: identities, [M]; None within one set, where those of the queries serve.
 
     Returns:
       Averages over the queries with a match, in [0, 1], and two counts.
@@ -113,12 +145,14 @@ def retrieval(
       - `map_at_r`: the sum, over the matches among the R nearest, of the precision at their rank,
         over R;
       - `mean_reciprocal_rank`: 1 over the rank of the nearest match;
-      - `queries`: Q; `queries_without_match`: how many of them were left out.
+      - `queries`: Q without the ignored ones; `queries_without_match`: how many of them were left
+        out.
 
     Raises:
-      ValueError: embeddings that are not [N, D], empty, not of one width, or not finite, rows of
-        zeros under "cosine", classes that are not one integer a row, only one of `references` and
-        `reference_classes`, an unknown distance, a k below 1, or no query with a match.
+      ValueError: embeddings that are not [N, D], empty, not of one width, not finite, masked or
+        beyond the range of the module, rows of zeros under "cosine", classes or identities that
+        do not fit, only one of `references` and `reference_classes`, an unknown distance, a k that
+        is not whole or below 1, or no query with a match.
 
     References:
       Musgrave, Belongie and Lim (2020), "A Metric Learning Reality Check", ECCV (R-precision,
@@ -126,29 +160,56 @@ def retrieval(
     """
     if (references is None) != (reference_classes is None):
         raise ValueError("references and reference_classes must be given together or not at all.")
-    if any(k < 1 for k in ks):
-        raise ValueError(f"ks must be at least 1, got {tuple(ks)}.")
+    try:
+        ks = tuple(ks)
+    except TypeError:
+        raise ValueError(f"ks must be a sequence such as (1, 5, 10), got {ks!r}.") from None
+    for k in ks:
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise ValueError(f"ks must be whole numbers and at least 1, got {ks}.")
     one_set = references is None
-    query_points, reference_points = _points(queries, references, distance)
-    class_of_query = _classes("query_classes", query_classes, len(query_points))
-    class_of_reference = (
-        class_of_query
-        if reference_classes is None
-        else _classes("reference_classes", reference_classes, len(reference_points))
+    rows = _rows("queries", queries)
+    class_of_query, counts = checked_classes("query_classes", query_classes, rows)
+    reference_rows, class_of_reference, reference_counts = rows, class_of_query, counts
+    if references is not None:
+        reference_rows = _rows("references", references)
+        class_of_reference, reference_counts = checked_classes(
+            "reference_classes", reference_classes, reference_rows
+        )
+    _require_one_sort("classes", class_of_query, class_of_reference)
+    ids = _identities(query_ids, reference_ids, rows, reference_rows, one_set)
+    class_of_query, class_of_reference = (
+        class_of_query[counts],
+        class_of_reference[reference_counts],
     )
     matches = _matches(class_of_query, class_of_reference)
-    matched = np.flatnonzero([len(own) > one_set for own in matches])
+    left_out = None
+    if ids is not None:
+        left_out = _matches(ids[0][counts], ids[1][reference_counts])
+        matches = [
+            np.setdiff1d(own, same, assume_unique=True)
+            for own, same in zip(matches, left_out, strict=True)
+        ]
+    # Without identities, a query is among its own matches within one set.
+    itself = one_set and ids is None
+    matched = np.flatnonzero([len(own) > itself for own in matches])
     if not len(matched):
+        ignored = np.sum(~counts) + (0 if one_set else np.sum(~reference_counts))
+        remark = f"; {ignored} rows of class -1 or of a masked class are ignored" if ignored else ""
         raise ValueError(
-            f"none of the {len(matches)} queries has a reference of its class other than itself."
+            f"none of the {len(matches)} queries has a reference of its class other than itself"
+            f"{remark}."
         )
+    query_points, reference_points = _points(
+        queries, references, distance, counts, reference_counts
+    )
 
     def figures(query: int, scores: Floats) -> tuple[float, ...]:
         own = matches[query]
         first = own[np.argmin(scores[own])]
         closer = np.count_nonzero(scores < scores[first])
         tied_before = np.count_nonzero(scores[:first] == scores[first])
-        r = len(own) - one_set
+        r = len(own) - itself
         hit_ranks = 1 + np.flatnonzero(
             class_of_reference[_first(scores, r)] == class_of_query[query]
         )
@@ -159,7 +220,7 @@ def retrieval(
             float(np.sum(precision_at_hits)) / r,
         )
 
-    table = _map_scores(figures, matched, query_points, reference_points, one_set)
+    table = _map_scores(figures, matched, query_points, reference_points, one_set, left_out)
     rank, r_precision, average_precision_at_r = np.array(table).T
     return {
         **{f"recall_at_{k}": float(np.mean(rank <= k)) for k in ks},
@@ -178,11 +239,12 @@ def _map_scores(
     queries: Floats,
     references: Floats,
     one_set: bool,
+    left_out: list[Indices] | None,
 ) -> list[T]:
     """Calls visit(query, scores) for the selected queries, in blocks, on threads.
 
     scores, [M], order the references: squared distances less the query's squared norm, and infinity
-    for the query itself within one set.
+    for the query itself within one set and for those that are left out for it.
     """
     rows_seen: dict[bytes, int] = {}
     original = np.array([rows_seen.setdefault(r.tobytes(), i) for i, r in enumerate(references)])
@@ -199,6 +261,9 @@ def _map_scores(
         scores[:, copies] = scores[:, original[copies]]
         if one_set:
             scores[np.arange(len(block)), block] = np.inf
+        if left_out is not None:
+            for row, query in enumerate(block):
+                scores[row, left_out[query]] = np.inf
         shares = np.array_split(block, THREADS), np.array_split(scores, THREADS)
         return [result for share in pool.map(visit_each, *shares) for result in share]
 
@@ -215,25 +280,83 @@ def _first(scores: Floats, count: int) -> Indices:
     return candidates[np.argsort(scores[candidates], kind="stable")[:count]]
 
 
-def _matches(class_of_query: Indices, class_of_reference: Indices) -> list[Indices]:
-    """The references of each query's class, ascending."""
-    names, counts = np.unique(class_of_reference, return_counts=True)
-    grouped = np.split(np.argsort(class_of_reference, kind="stable"), np.cumsum(counts)[:-1])
-    members = dict(zip(names.tolist(), grouped, strict=True))
-    return [members.get(name, np.empty(0, np.intp)) for name in class_of_query.tolist()]
+def _matches(name_of_query: Names, name_of_reference: Names) -> list[Indices]:
+    """The references of each query's class, or of its identity, ascending."""
+    names, counts = np.unique(name_of_reference, return_counts=True)
+    grouped = np.split(np.argsort(name_of_reference, kind="stable"), np.cumsum(counts)[:-1])
+    members = dict(zip(names.tolist(), grouped, strict=len(names) > 0))
+    return [members.get(name, np.empty(0, np.intp)) for name in name_of_query.tolist()]
+
+
+def _identities(
+    query_ids: ArrayLike | None,
+    reference_ids: ArrayLike | None,
+    queries: int,
+    references: int,
+    one_set: bool,
+) -> tuple[Names, Names] | None:
+    """Checked identities of queries and references, or None."""
+    if query_ids is None and reference_ids is None:
+        return None
+    if query_ids is None or (reference_ids is None) != one_set:
+        raise ValueError(
+            "query_ids and reference_ids must be given together, or query_ids alone within one set."
+        )
+    of_queries = _unmasked_names("query_ids", query_ids, queries)
+    if one_set:
+        return of_queries, of_queries
+    of_references = _unmasked_names("reference_ids", reference_ids, references)
+    _require_one_sort("ids", of_queries, of_references)
+    return of_queries, of_references
+
+
+def _unmasked_names(name: str, values: ArrayLike | None, rows: int) -> Names:
+    names, unmasked = checked_names(name, values, rows)
+    if not unmasked.all():
+        raise ValueError(
+            f"{name} must not be masked, as in row {np.argmin(unmasked)}; give each row without an "
+            "identity one of its own."
+        )
+    return names
+
+
+def _require_one_sort(name: str, of_queries: Names, of_references: Names) -> None:
+    """Refuses integers beside strings, of which none would be equal."""
+    if (of_queries.dtype.kind in "iu") != (of_references.dtype.kind in "iu") or (
+        of_queries.dtype.kind == "S"
+    ) != (of_references.dtype.kind == "S"):
+        raise ValueError(
+            f"query_{name} and reference_{name} must both be integers or both strings, "
+            f"got {of_queries.dtype} and {of_references.dtype}."
+        )
+
+
+def _rows(name: str, values: ArrayLike) -> int:
+    """The number of embeddings, whose shape is checked."""
+    shape = np.shape(values)
+    if len(shape) != 2 or not math.prod(shape):
+        raise ValueError(f"{name} must be [N, D] and not empty, got shape {shape}.")
+    return int(shape[0])
 
 
 def _points(
-    queries: ArrayLike, references: ArrayLike | None, distance: Distance
+    queries: ArrayLike,
+    references: ArrayLike | None,
+    distance: Distance,
+    counts: NDArray[np.bool_] | None = None,
+    reference_counts: NDArray[np.bool_] | None = None,
 ) -> tuple[Floats, Floats]:
-    """Checked embeddings, to be compared by Euclidean distance, with their median at the origin."""
+    """Checked embeddings that count, with their median at the origin.
+
+    They are to be compared by Euclidean distance.
+    """
     if distance not in ("euclidean", "cosine"):
         raise ValueError(f'distance must be "euclidean" or "cosine", got {distance!r}.')
-    query_points = _embeddings("queries", queries, distance)
+    query_points = _embeddings("queries", queries, distance, counts)
     if references is None:
         reference_points = query_points
     else:
-        reference_points = _embeddings("references", references, distance)
+        reference_points = _embeddings("references", references, distance, reference_counts)
     if query_points.shape[1] != reference_points.shape[1]:
         raise ValueError(
             "queries and references must be of one width, "
@@ -242,35 +365,51 @@ def _points(
     # Of the centres that keep small distances accurate, this one keeps integers integers.
     middle = len(reference_points) // 2
     centre = np.partition(reference_points, middle, axis=0)[middle]
+    query_points = query_points - centre
     # Adding 0 turns -0 into 0, as equal references are found by their bytes.
-    return query_points - centre, reference_points - centre + 0.0
+    reference_points = reference_points - centre + 0.0
+    spread = max(np.max(np.abs(points)) for points in (query_points, reference_points))
+    if distance == "euclidean" and 0 < spread < LEAST:
+        raise ValueError(
+            f"embeddings must differ by at least {LEAST:g} in an entry, or the squares of their "
+            f"distances vanish in float64, got at most {spread:.3g} from their median; multiply "
+            "all by one number."
+        )
+    return query_points, reference_points
 
 
-def _embeddings(name: str, values: ArrayLike, distance: Distance) -> Floats:
-    embeddings = np.asarray(values, np.float64)
-    if embeddings.ndim != 2 or not embeddings.size:
-        raise ValueError(f"{name} must be [N, D] and not empty, got shape {embeddings.shape}.")
-    _require_rows(np.all(np.isfinite(embeddings), axis=1), f"{name} must be finite")
+def _embeddings(
+    name: str, values: ArrayLike, distance: Distance, counts: NDArray[np.bool_] | None
+) -> Floats:
+    given, unmasked = split_mask(values)
+    rows = np.arange(len(given)) if counts is None else np.flatnonzero(counts)
+    _require_rows(
+        np.all(unmasked[rows], axis=1),
+        rows,
+        f"{name} must be free of masked entries (leave such rows out, or give them class -1)",
+    )
+    with np.errstate(over="ignore"):
+        embeddings = np.asarray(given[rows], np.float64)
+    _require_rows(np.all(np.isfinite(embeddings), axis=1), rows, f"{name} must be finite")
+    size = np.max(np.abs(embeddings), axis=1)
+    _require_rows(size <= MOST, rows, f"{name} must be at most {MOST:g} in size", size)
     if distance == "euclidean":
         return embeddings
-    _require_rows(np.any(embeddings, axis=1), f"{name} must not be zero, where cosine is undefined")
+    _require_rows(size > 0, rows, f"{name} must not be zero, where cosine is undefined")
+    requirement = f"{name} must have an entry of at least {LEAST:g} in size for the cosine"
+    _require_rows(size >= LEAST, rows, requirement, size)
     normalised: Floats = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     return normalised
 
 
-def _require_rows(valid: NDArray[np.bool_], requirement: str) -> None:
+def _require_rows(
+    valid: NDArray[np.bool_], rows: Indices, requirement: str, values: Floats | None = None
+) -> None:
+    """Raises an error that names the first of the rows that is not valid, and its value."""
     wrong = np.flatnonzero(~valid)
     if len(wrong):
+        value = "" if values is None else f", with {values[wrong[0]]:.3g},"
         raise ValueError(
-            f"{requirement}: row {wrong[0]} is not ({len(wrong)} of {len(valid)} rows)."
+            f"{requirement}: row {rows[wrong[0]]}{value} is not ({len(wrong)} of {len(valid)} "
+            "rows)."
         )
-
-
-def _classes(name: str, values: ArrayLike, rows: int) -> Indices:
-    classes = np.asarray(values)
-    if classes.shape != (rows,) or not np.issubdtype(classes.dtype, np.integer):
-        raise ValueError(
-            f"{name} must be one integer for each of {rows} embeddings, "
-            f"got {classes.dtype} of shape {classes.shape}."
-        )
-    return classes

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from contrastive_jax import distances
+from contrastive_jax.checks import check_distance
 from contrastive_jax.data.draw import ClassIndex, draw_pairs, index_by_class
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.verification import best_threshold, verification
+from contrastive_jax.host_arrays import checked_classes, split_mask
 
 
 class Summary(NamedTuple):
@@ -36,13 +38,14 @@ def summarize(
     """Verification and retrieval on test, with the threshold chosen on validation.
 
     Half of the pairs are similar and classes are balanced, in both sets; they depend on the seed
-    alone. Retrieval ranks by the Euclidean distance.
+    alone. Retrieval ranks by the Euclidean distance. Rows of class -1 or of a masked class
+    (`numpy.ma`) are ignored, whatever they hold.
 
     Args:
       validation: embeddings or flat images, `[N, D]`.
-      validation_classes: `[N]` integers.
+      validation_classes: integers, bools or strings, `[N]`.
       test: `[M, D]`.
-      test_classes: `[M]` integers.
+      test_classes: integers, bools or strings, `[M]`.
       distance: between two rows, for verification.
       pairs: how many to draw from each set.
       seed: of the pairs.
@@ -52,12 +55,21 @@ def summarize(
       the test pairs, and the threshold.
 
     Raises:
-      ValueError: if a set has less than two classes or no class with two members.
+      ValueError: if a set has less than two classes or no class with two members, classes do not
+        fit, `distance` is not a function, or a row that counts is masked, not finite or out of the
+        range of float32.
     """
     threshold = best_threshold(
-        *drawn_distances(validation, validation_classes, distance, pairs, seed)
+        *_drawn(
+            ("validation", "validation_classes"),
+            validation,
+            validation_classes,
+            distance,
+            pairs,
+            seed,
+        )
     )
-    between, labels = drawn_distances(test, test_classes, distance, pairs, seed)
+    between, labels = _drawn(("test", "test_classes"), test, test_classes, distance, pairs, seed)
     figures = verification(between, labels, threshold) | retrieval(test, test_classes)
     return Summary(figures, between, labels, threshold)
 
@@ -73,7 +85,7 @@ def drawn_distances(
 
     Args:
       points: embeddings or flat images, `[N, D]`.
-      classes: `[N]` integers.
+      classes: integers, bools or strings, `[N]`; rows of class -1 or of a masked class are ignored.
       distance: between two rows.
       pairs: how many to draw, P.
       seed: of the pairs.
@@ -82,11 +94,59 @@ def drawn_distances(
       Distances and labels (0 similar, 1 dissimilar), `[P]` each.
 
     Raises:
-      ValueError: if the set has less than two classes or no class with two members.
+      ValueError: if the set has less than two classes or no class with two members, classes do not
+        fit, `distance` is not a function, or a row that counts is masked, not finite or out of the
+        range of float32.
     """
-    index, rows = index_by_class(classes), jnp.asarray(points, jnp.float32)
-    between, labels = _between_drawn(rows, index, distance, pairs, seed)
-    return np.asarray(between), np.asarray(labels)
+    return _drawn(("points", "classes"), points, classes, distance, pairs, seed)
+
+
+def _drawn(
+    names: tuple[str, str],
+    points: np.ndarray,
+    classes: np.ndarray,
+    distance: Callable[[jax.Array, jax.Array], jax.Array],
+    pairs: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `drawn_distances`, with the names of the points and of their classes for errors."""
+    check_distance(distance)
+    array, unmasked = split_mask(points)
+    if array.ndim != 2:
+        raise ValueError(f"{names[0]} must be [N, D], got shape {array.shape}")
+    checked, counts = checked_classes(names[1], classes, len(array))
+    rows = np.flatnonzero(counts)
+    if not len(rows):
+        raise ValueError(f"{names[1]} leave no row: all {len(array)} are -1 or masked")
+    index = index_by_class(checked[rows])
+    embeddings = _in_float32(names[0], array[rows], unmasked[rows], rows)
+    between, labels = map(np.asarray, _between_drawn(embeddings, index, distance, pairs, seed))
+    if not between.any() and (embeddings != embeddings[0]).any():
+        raise ValueError(
+            f"all distances of {names[0]} are 0 in float32, though the rows differ: they are too "
+            f"small for {getattr(distance, '__name__', distance)}; multiply them by a larger number"
+        )
+    return between, labels
+
+
+def _in_float32(name: str, points: np.ndarray, unmasked: np.ndarray, rows: np.ndarray) -> jax.Array:
+    """The embeddings in float32, in which distances are measured, if all of them fit."""
+    limits = np.finfo(np.float32)
+    size = np.max(np.abs(points.astype(np.float64)), axis=1, initial=0)
+    requirements = (
+        (np.all(unmasked, axis=1), "free of masked entries (leave them out, or give class -1)"),
+        (np.isfinite(size), "finite"),
+        (size <= limits.max, f"at most {limits.max:.3g} in size, to fit float32"),
+        ((size == 0) | (size >= limits.tiny), f"0 or at least {limits.tiny:.3g}, to fit float32"),
+    )
+    for valid, requirement in requirements:
+        wrong = np.flatnonzero(~valid)
+        if len(wrong):
+            raise ValueError(
+                f"{name} must be {requirement}: row {rows[wrong[0]]}, with {size[wrong[0]]:.3g}, "
+                f"is not ({len(wrong)} of {len(rows)} rows)"
+            )
+    return jnp.asarray(points, jnp.float32)
 
 
 @partial(jax.jit, static_argnames=("distance", "pairs"))
