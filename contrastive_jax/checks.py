@@ -55,6 +55,7 @@ _RULES: dict[str, _Rule] = {
     "references": _FINITE,
     "reference_classes": _CLASS,
     "reference_weights": _WEIGHT,
+    "max_age": ("at least 0", lambda x: x >= 0),
     "step": ("from 0 to 2^31 - 1", lambda x: (x >= 0) & (x <= np.iinfo(np.int32).max)),
 }
 
@@ -96,14 +97,14 @@ def check_known(**values: ArrayLike) -> None:
 
     Args:
       **values: scalars: `label`, 0 or 1; `margin`, `temperature`, `threshold` and other numbers of
-        losses, above 0 and finite.
+        losses, above 0 and finite; `max_age`, at least 0.
 
     Raises:
       AssertionError: if a value, traced or not, is not a real scalar.
       ValueError: for the first known value that is wrong, naming it.
     """
     for name, x in values.items():
-        _check_scalar(name, x)
+        check_scalars(**{name: x})
         if not isinstance(x, jax.core.Tracer):
             _check(name, np.asarray(x))
 
@@ -121,10 +122,43 @@ def check_range(low: float, high: float, **values: ArrayLike) -> None:
       ValueError: for the first known number that is not in the range, naming it.
     """
     for name, x in values.items():
-        _check_scalar(name, x)
+        check_scalars(**{name: x})
         known = not isinstance(x, jax.core.Tracer)
         if known and not (low <= np.asarray(x) < high and np.isfinite(x)):
             raise ValueError(f"{name} must be in [{low:.5g}, {high:.5g}), got {x}")
+
+
+def check_scalars(**values: ArrayLike) -> None:
+    """Checks that numbers are real scalars, traced or not.
+
+    Args:
+      **values: numbers.
+
+    Raises:
+      AssertionError: for the first that is not, naming it.
+    """
+    for name, x in values.items():
+        dtype = x.dtype if isinstance(x, jax.Array) else np.asarray(x).dtype
+        if np.ndim(x):
+            raise AssertionError(f"{name} must be a scalar, got {dtype} of shape {np.shape(x)}")
+        if not any(jnp.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
+            raise AssertionError(f"{name} must be a scalar, a real number, got {x!r}")
+
+
+def is_whole(low: int, x: Any) -> bool:
+    """Tells whether a value, of any type, is a whole number and not below the least.
+
+    Args:
+      low: the least.
+      x: the value.
+
+    Returns:
+      True if it is; False also for a traced value.
+    """
+    try:
+        return bool(np.ndim(x) == 0 and int(x) == x and x >= low)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def check_whole(low: int, **values: Any) -> None:
@@ -138,11 +172,7 @@ def check_whole(low: int, **values: Any) -> None:
       ValueError: for the first that is not, naming it.
     """
     for name, x in values.items():
-        try:
-            valid = np.ndim(x) == 0 and int(x) == x and x >= low
-        except (TypeError, ValueError, OverflowError):
-            valid = False
-        if not valid:
+        if not is_whole(low, x):
             raise ValueError(f"{name} must be a whole number, at least {low}, got {x!r}")
 
 
@@ -176,14 +206,6 @@ def check_distance(distance: Any) -> None:
             "distance must be a function of two vectors, such as those of "
             f"contrastive_jax.distances, got {distance!r}"
         )
-
-
-def _check_scalar(name: str, x: Any) -> None:
-    dtype = x.dtype if isinstance(x, jax.Array) else np.asarray(x).dtype
-    if np.ndim(x):
-        raise AssertionError(f"{name} must be a scalar, got {dtype} of shape {np.shape(x)}")
-    if not any(jnp.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
-        raise AssertionError(f"{name} must be a scalar, a real number, got {x!r}")
 
 
 def _check(name: str, x: Any) -> None:

@@ -17,8 +17,15 @@ from jax.typing import ArrayLike
 
 from contrastive_jax.all_pairs import Reduction, all_pairs_loss
 from contrastive_jax.anchor_loss import anchor_statistics
-from contrastive_jax.checks import check_known, check_pair_loss, check_range
+from contrastive_jax.checks import (
+    check_distance,
+    check_known,
+    check_pair_loss,
+    check_range,
+    check_scalars,
+)
 from contrastive_jax.distances import cosine, euclidean
+from contrastive_jax.host_arrays import as_array, as_classes
 from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
 from contrastive_jax.losses.pairwise import contrastive, margin_based
 from contrastive_jax.statistics import (
@@ -55,7 +62,7 @@ def hard(loss: PairLoss = contrastive, distance: Distance = euclidean) -> Anchor
       Loss for `anchor_loss`, the mean over the pairs found.
 
     Raises:
-      ValueError: if `loss` is not a function.
+      ValueError: if `loss` or `distance` is not a function.
 
     References:
       Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017,
@@ -77,7 +84,7 @@ def easy_positive(loss: PairLoss = contrastive, distance: Distance = euclidean) 
       Loss for `anchor_loss`, the mean over the pairs found.
 
     Raises:
-      ValueError: if `loss` is not a function.
+      ValueError: if `loss` or `distance` is not a function.
 
     References:
       Xuan, Stylianou and Pless, Improved Embeddings with Easy Positive Triplet Mining, 2020,
@@ -90,6 +97,7 @@ def _of_extremes(
     of_positives: Callable[..., Statistic], loss: PairLoss, distance: Distance
 ) -> AnchorLoss:
     check_pair_loss(loss)
+    check_distance(distance)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         return of_positives(distance, label == 0), smallest(distance, label == 1)
@@ -120,13 +128,15 @@ def semi_hard(
       examples of the largest class.
 
     Raises:
-      ValueError: if `loss` is not a function, or a known margin not above 0.
+      ValueError: if `loss` or `distance` is not a function, or a known margin not above 0.
 
     References:
       Schroff, Kalenichenko and Philbin, FaceNet, 2015, eq. 4.
     """
 
     check_pair_loss(loss)
+    check_distance(distance)
+    check_scalars(margin=margin)
     if not isinstance(margin, jax.core.Tracer) and not np.asarray(margin) > 0:
         raise ValueError(f"margin must be above 0, got {margin}")
 
@@ -185,6 +195,8 @@ def multi_similarity(
 
     if not isinstance(loss, AnchorLoss):
         check_pair_loss(loss)
+    if distance is not None:
+        check_distance(distance)
     check_range(0, math.inf, epsilon=epsilon)
 
     def extremes(distance: jax.Array, label: jax.Array) -> Any:
@@ -258,6 +270,7 @@ def distance_weighted(
       eq. 1 to 3.
     """
     check_pair_loss(loss)
+    check_scalars(dimension=dimension, cutoff=cutoff, largest=largest)
     if dimension < 3:
         raise ValueError(f"dimension must be at least 3, got {dimension}")
     if not 0 < cutoff < largest <= 2:
@@ -332,6 +345,12 @@ def online_hard_loss(
       Reimers and Gurevych, Sentence-BERT, 2019, and its library's OnlineContrastiveLoss.
     """
     check_known(margin=margin)
+    classes = as_classes("classes", classes)
+    embeddings = as_array("embeddings", embeddings, classes=classes)
+    if reference_classes is not None:
+        reference_classes = as_classes("reference_classes", reference_classes)
+    if references is not None:
+        references = as_array("references", references, classes=reference_classes)
     sets = (embeddings, classes, references, reference_classes)
     options |= {"distance": distance, "axis_name": axis_name}
     constant: list[Any] = [one if one is None else lax.stop_gradient(one) for one in sets]

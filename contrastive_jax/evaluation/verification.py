@@ -278,7 +278,7 @@ def _checked_pairs(
     if labels.size and labels.dtype.kind in "USTOMm":
         raise ValueError(
             "labels must be the numbers 0 (similar) or 1 (dissimilar), or bools, "
-            f"got {labels.dtype}, {labels[0]!r} in row 0."
+            f"got {labels.dtype}, {str(labels[0])!r} in row 0."
         )
     rows = np.flatnonzero(has_distance & has_label & counts)
     total, distances, labels = len(labels), distances[rows], labels[rows]

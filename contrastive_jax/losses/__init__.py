@@ -42,6 +42,9 @@ Of embeddings and learned proxies of classes, for `proxy_loss`:
     arcface               a margin on the angle                       Deng 2019
     soft_triple           several centres of a class                  Qian 2019
 
+The numbers that a loss takes, such as margins and temperatures, are real scalars, traced or not;
+one of another shape is an AssertionError that names it.
+
 Made of others: `weighted_sum`, `of_pairs`, and `contrastive_jax.mining`. Of one's own: a function
 of a distance and a label, or an `AnchorLoss` or `TripleLoss` of `contrastive_jax.statistics`.
 """

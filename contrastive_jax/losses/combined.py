@@ -1,5 +1,6 @@
 """Losses made of losses."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_pair_loss
+from contrastive_jax.checks import check_distance, check_pair_loss, check_range
 from contrastive_jax.distances import euclidean
 from contrastive_jax.losses.kinds import AnchorLoss, Mean
 from contrastive_jax.statistics import total
@@ -28,9 +29,10 @@ def of_pairs(
       Loss for `anchor_loss`.
 
     Raises:
-      ValueError: if `loss` is not a function.
+      ValueError: if `loss` or `distance` is not a function.
     """
     check_pair_loss(loss)
+    check_distance(distance)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         value = loss(distance, label)
@@ -43,21 +45,25 @@ def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
     """Adds up losses, each with its mean, in the walks of the longest of them.
 
     Args:
-      *terms: weights and losses of one distance. Weights may be traced. The losses know no data.
+      *terms: weights and losses of one distance. Weights are scalars and may be traced. The losses
+        know no data.
 
     Returns:
       Loss for `anchor_loss`.
 
     Raises:
-      ValueError: if there are no terms, or a loss is not an `AnchorLoss`, or distances differ: add
-        up the results of several calls of `anchor_loss` then.
+      AssertionError: if a weight is not a scalar.
+      ValueError: if there are no terms, a known weight is not finite, a loss is not an
+        `AnchorLoss`, or distances differ: add up the results of several calls of `anchor_loss`
+        then.
     """
     if not terms or not all(isinstance(term, tuple) and len(term) == 2 for term in terms):
         raise ValueError(
             f"weighted_sum needs at least one pair of a weight and a loss, got {terms!r}"
         )
     losses = [loss for _, loss in terms]
-    for loss in losses:
+    for weight, loss in terms:
+        check_range(-math.inf, math.inf, weight=weight)
         if not isinstance(loss, AnchorLoss):
             raise ValueError(
                 f"weighted_sum adds up losses of the kind AnchorLoss, got {loss!r}; of_pairs makes "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_known, check_range
+from contrastive_jax.checks import check_known, check_range, check_scalars
 from contrastive_jax.losses.softplus import softplus
 
 
@@ -221,12 +221,14 @@ def sigmoid(
 
     Raises:
       AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
-      ValueError: if a known label is neither 0 nor 1, or a known temperature not above 0.
+      ValueError: if a known label is neither 0 nor 1, a known temperature not above 0, or a known
+        bias not finite.
 
     References:
       Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, sec. 3.2, with the sum over
       pairs divided by the number of images.
     """
+    check_range(-math.inf, math.inf, bias=bias)
     distance, label, temperature = _checked(distance, label, temperature, name="temperature")
     logit = temperature * (1 - distance) + jnp.asarray(bias, distance.dtype)
     return softplus((2 * label - 1) * logit)
@@ -299,13 +301,15 @@ def margin_based(
 
     Raises:
       AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
-      ValueError: if a known label is neither 0 nor 1, or a known margin not above 0.
+      ValueError: if a known label is neither 0 nor 1, a known margin not above 0, or a known
+        boundary not finite.
 
     References:
       Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017,
       eq. 4.
     """
     distance, label, margin = _checked(distance, label, margin)
+    check_range(-math.inf, math.inf, boundary=boundary)
     beyond = distance - jnp.asarray(boundary, distance.dtype)
     return jnp.maximum(0, margin + (1 - 2 * label) * beyond)
 
@@ -320,7 +324,10 @@ def _checked(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Checks what is known, and gives all of them the dtype of the distance."""
     distance = jnp.asarray(distance)
-    chex.assert_rank([distance, label, margin], 0, custom_message="map a batch by jax.vmap")
+    chex.assert_rank([distance, label], 0, custom_message="map a batch by jax.vmap")
+    message = f"{name} must be a scalar: map a batch by jax.vmap"
+    chex.assert_rank(margin, 0, custom_message=message)
+    check_scalars(**{name: margin})
     chex.assert_type(distance, float)
     check_known(label=label, **({name: margin} if above_zero else {}))
     return distance, jnp.asarray(label, distance.dtype), jnp.asarray(margin, distance.dtype)

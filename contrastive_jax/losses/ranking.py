@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_known
+from contrastive_jax.checks import check_known, check_whole
 from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
 from contrastive_jax.statistics import total
 
@@ -35,8 +35,7 @@ def fast_ap(bins: int = 10) -> AnchorLoss:
     References:
       Cakir et al., Deep Metric Learning to Rank, 2019, eq. 5 to 8.
     """
-    if bins < 1 or bins != int(bins):
-        raise ValueError(f"bins must be a whole number, at least 1, got {bins}")
+    check_whole(1, bins=bins)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         # In units of a bin; twice the cosine distance is the squared Euclidean one.
