@@ -12,9 +12,10 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from contrastive_jax import autodiff
-from contrastive_jax.checks import check_pair_loss, check_values
+from contrastive_jax.checks import check_distance, check_pair_loss, check_scalars, check_values
 from contrastive_jax.derivatives import differentiable
 from contrastive_jax.distances import euclidean
+from contrastive_jax.host_arrays import as_array, as_classes, column_hint
 from contrastive_jax.losses import contrastive
 from contrastive_jax.products import as_product, is_symmetric
 from contrastive_jax.program_cache import Unidentified, identified
@@ -231,6 +232,7 @@ def _sums(
     of_pair: Any = loss
     if margin is not None:
         chex.assert_rank(margin, 0, custom_message="margin must be a scalar")
+        check_scalars(margin=margin)
         check_values(margin=margin)
         dtype = jnp.promote_types(jnp.asarray(rows[0]).dtype, jnp.float32)
         of_pair, of_loss = _WithMargin(loss), (jnp.asarray(margin, dtype),)
@@ -307,13 +309,10 @@ def prepared(
     """
     if tile is None:
         tile = 512 if jax.default_backend() == "cpu" else 2048
-    if not isinstance(tile, int) or tile < 8 or tile % 8:
-        raise ValueError(f"tile must be a whole multiple of 8 and above 0, got {tile}")
-    if not callable(distance):
-        raise ValueError(
-            "distance must be a function of two vectors, such as those of "
-            f"contrastive_jax.distances, got {distance!r}"
-        )
+    if not isinstance(tile, int | np.integer) or tile < 8 or tile % 8:
+        raise ValueError(f"tile must be a whole multiple of 8 and above 0, got {tile!r}")
+    tile = int(tile)
+    check_distance(distance)
     x = checked_side("", *rows)
     y = None if columns[0] is None else checked_side("reference_", *columns)
     if y is None and any(column is not None for column in columns):
@@ -358,18 +357,19 @@ def prepared(
 def checked_side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:
     """The rows of a set, checked; those of references have a prefix in the names of errors."""
     name = "references" if prefix else "embeddings"
-    expected = {"custom_message": f"expected {name}: [N, D], {prefix}classes: [N] and weights: [N]"}
     if classes is None:
         raise ValueError(f"{name} need {prefix}classes")
-    kind = classes.dtype if isinstance(classes, jax.Array) else np.asarray(classes).dtype
-    if not jnp.issubdtype(kind, jnp.integer):
-        raise AssertionError(f"{prefix}classes must be integers, got {kind}")
-    if isinstance(classes, jax.core.Tracer) and jnp.issubdtype(kind, jnp.unsignedinteger):
-        classes = classes.astype(jnp.int32)
-    # Before they become arrays of JAX, which may be narrower.
-    check_values(**{f"{prefix}classes": classes})
+    classes = as_classes(f"{prefix}classes", classes)
+    vectors = as_array(name, vectors, classes=classes)
     vectors, classes = jnp.asarray(vectors), jnp.asarray(classes)
+    if weights is not None:
+        weights = as_array(f"{prefix}weights", weights)
     given = [] if weights is None else [jnp.asarray(weights)]
+    columns = {f"{prefix}classes": classes} | {f"{prefix}weights": one for one in given}
+    expected = {
+        "custom_message": f"expected {name}: [N, D], {prefix}classes: [N] and weights: [N]"
+        f"{column_hint(**columns)}"
+    }
     chex.assert_rank([vectors, classes, *given], [2, 1, *[1] * len(given)], **expected)
     chex.assert_equal_shape_prefix([vectors, classes, *given], 1, **expected)
     chex.assert_type(vectors, float, custom_message=f"{name} must be floating")

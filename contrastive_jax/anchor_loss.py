@@ -14,6 +14,7 @@ from contrastive_jax import autodiff
 from contrastive_jax.all_pairs import Method, check_method, hoisted, prepared, real_scalar
 from contrastive_jax.anchors import Stage, derived, shared_total
 from contrastive_jax.anchors import anchor_statistics as _anchor_statistics
+from contrastive_jax.checks import check_distance
 from contrastive_jax.derivatives import differentiable
 from contrastive_jax.distances import cosine
 from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
@@ -103,6 +104,8 @@ def anchor_loss(
             f"the loss needs data: a tuple of {' and '.join(loss.needs)}, got {len(data)} entries"
         )
     check_method(method, axis_name)
+    if distance is not None:
+        check_distance(distance)
     if loss.fixed and distance not in (None, loss.distance):
         raise ValueError(
             f"the formula of this loss is of {_name(loss.distance)} distances alone, got "

@@ -113,7 +113,7 @@ def column_hint(**values: Any) -> str:
     return "".join(f"; {name}.squeeze(1) makes a column [N, 1] an [N]" for name in columns)
 
 
-def as_array(name: str, values: Any, expected: str = "numbers") -> Any:
+def as_array(name: str, values: Any, expected: str = "numbers", classes: Any = None) -> Any:
     """Makes an array for JAX of what the host has, and refuses what JAX would not take as meant.
 
     Args:
@@ -121,13 +121,15 @@ def as_array(name: str, values: Any, expected: str = "numbers") -> Any:
       values: an array of JAX, traced or not, which is returned as it is; an array of NumPy, in any
         byte order; or nested lists of numbers.
       expected: what the values are to be, for errors.
+      classes: of the rows, an array; rows of class -1, and rows of traced classes, may be too
+        large.
 
     Returns:
       An array of JAX or of NumPy.
 
     Raises:
       AssertionError: if the values are not numbers.
-      ValueError: if a value is masked, or too large for the dtype that it has in JAX.
+      ValueError: if a value is masked, or a finite one does not fit the dtype it has in JAX.
     """
     if isinstance(values, jax.Array):
         return values
@@ -148,16 +150,25 @@ def as_array(name: str, values: Any, expected: str = "numbers") -> Any:
         )
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    if array.dtype == np.float64 and array.size:
-        dtype = jax.dtypes.canonicalize_dtype(np.float64)
-        wrong = np.isfinite(array) & (np.abs(array) > np.finfo(dtype).max)
-        if wrong.any():
-            first = np.flatnonzero(wrong)[0]
-            raise ValueError(
-                f"{name} must be within the range of {dtype}, got {array.flat[first]:.5g}; scale "
-                "them, or enable float64 by jax.config.update('jax_enable_x64', True)"
-            )
-    return array
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    if array.dtype != np.float64 or dtype == np.float64 or not array.size:
+        return array
+    wrong = np.isfinite(array) & (np.abs(array) > np.finfo(dtype).max)
+    if not wrong.any():
+        return array
+    if isinstance(classes, jax.core.Tracer) or np.shape(classes) not in ((), array.shape[:1]):
+        first = None
+    else:
+        counts = np.asarray(0 if classes is None else classes) >= 0
+        first = next(iter(np.argwhere((wrong.T & counts).T)), None)
+    if first is not None:
+        where = f" in row {first[0]}" if array.ndim else ""
+        raise ValueError(
+            f"{name} must fit {dtype}, got {array[tuple(first)]:.5g}{where}; scale them, or enable "
+            "float64 by jax.config.update('jax_enable_x64', True)"
+        )
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)
 
 
 def as_classes(name: str, values: Any) -> Any:

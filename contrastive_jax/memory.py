@@ -17,6 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from contrastive_jax.checks import check_known, check_values, is_whole
+from contrastive_jax.host_arrays import as_array, as_classes, column_hint
+
 
 class Memory(NamedTuple):
     """Embeddings of earlier batches, the same on every device."""
@@ -43,10 +46,13 @@ def empty(size: int, width: int, dtype: Any = jnp.float32) -> Memory:
       The memory.
 
     Raises:
-      ValueError: if a size is not above 0.
+      ValueError: if a size is not above 0, or the dtype is not floating.
     """
-    if min(size, width) < 1 or (size, width) != (int(size), int(width)):
+    if not (is_whole(1, size) and is_whole(1, width)):
         raise ValueError(f"size and width must be whole and above 0, got {size} and {width}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be floating, as embeddings are, got {dtype}")
+    size, width = int(size), int(width)
     return Memory(
         jnp.zeros((size, width), dtype),
         jnp.full(size, -1, jnp.int32),
@@ -68,8 +74,9 @@ def push(
     Args:
       memory: to add to.
       embeddings: `[B, D]`; not differentiated.
-      classes: `[B]`; rows of class -1 take a place and are ignored later.
-      step: number of the batch.
+      classes: `[B]`, integers from 0; rows of class -1 take a place and are ignored later, whatever
+        they hold.
+      step: number of the batch, an integer from 0.
       axis_name: of the devices that share the batch; all their rows are kept on each.
 
     Returns:
@@ -77,12 +84,20 @@ def push(
 
     Raises:
       AssertionError: if shapes or dtypes do not fit.
-      ValueError: if the batch of all devices is larger than the memory.
+      ValueError: if the batch of all devices is larger than the memory, an array is masked, or a
+        known embedding, class or step has a wrong value; `contrastive_jax.checks` says how to check
+        traced ones.
     """
     size, width = memory.embeddings.shape
-    chex.assert_shape(embeddings, (None, width))
-    chex.assert_shape(classes, (len(embeddings),))
-    chex.assert_type([embeddings, classes], [float, int])
+    classes = as_classes("classes", classes)
+    embeddings = as_array("embeddings", embeddings, classes=classes)
+    expected = f"expected embeddings: [B, {width}], classes: [B]{column_hint(classes=classes)}"
+    chex.assert_shape(embeddings, (None, width), custom_message=expected)
+    chex.assert_shape(classes, (len(embeddings),), custom_message=expected)
+    chex.assert_type(embeddings, float)
+    embeddings, classes = jnp.asarray(embeddings), jnp.asarray(classes)
+    check_values(embeddings=jnp.where((classes >= 0)[:, None], embeddings, 0))
+    step = _checked_step(step)
     embeddings = lax.stop_gradient(embeddings).astype(memory.embeddings.dtype)
     classes = classes.astype(jnp.int32)
     if axis_name is not None:
@@ -94,7 +109,7 @@ def push(
     return Memory(
         memory.embeddings.at[places].set(embeddings),
         memory.classes.at[places].set(classes),
-        memory.steps.at[places].set(jnp.asarray(step, jnp.int32)),
+        memory.steps.at[places].set(step),
         (memory.place + count) % size,
     )
 
@@ -110,16 +125,23 @@ def references(
 
     Args:
       memory: what was kept.
-      step: number of the batch that is compared with it.
-      max_age: steps after which an embedding, made by an encoder of long ago, is ignored.
+      step: number of the batch that is compared with it, an integer from 0.
+      max_age: steps, at least 0, after which an embedding, made by an encoder of long ago, is
+        ignored.
       axis_name: of the devices that share the batch; each takes its part, and the loss is of all.
 
     Returns:
       Embeddings `[R, D]` and classes `[R]`, -1 where they are to be ignored; R is M, or the share
       of a device in it.
+
+    Raises:
+      AssertionError: if `step` is not an integer or `max_age` not a scalar.
+      ValueError: if a known step or age is below 0.
     """
+    step = _checked_step(step)
     embeddings, classes = memory.embeddings, memory.classes
     if max_age is not None:
+        check_known(max_age=max_age)
         classes = jnp.where(step - memory.steps > max_age, -1, classes)
     if axis_name is None:
         return embeddings, classes
@@ -139,6 +161,15 @@ def own_share(rows: tuple[jax.Array, jax.Array], axis_name: Any) -> tuple[jax.Ar
         lax.dynamic_slice_in_dim(vectors, start, share),
         lax.dynamic_slice_in_dim(classes, start, share),
     )
+
+
+def _checked_step(step: Any) -> jax.Array:
+    """The number of a batch, if it is one that an array of steps can hold."""
+    step = as_array("step", step, "an integer")
+    if step.ndim or not jnp.issubdtype(step.dtype, jnp.integer):
+        raise AssertionError(f"step must be an integer and a scalar, got {step}")
+    check_values(step=step)
+    return jnp.asarray(step, jnp.int32)
 
 
 def _gathered(tree: Any, axis_name: Any) -> Any:

@@ -6,8 +6,9 @@ import chex
 import jax
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_pair_loss, check_pairs
+from contrastive_jax.checks import check_distance, check_pair_loss, check_pairs, check_scalars
 from contrastive_jax.distances import euclidean
+from contrastive_jax.host_arrays import as_array, column_hint
 from contrastive_jax.losses import contrastive
 
 
@@ -25,7 +26,8 @@ def pair_loss(
     Args:
       a: embeddings of the first members, `[B, D]`.
       b: embeddings of the second members, `[B, D]`, of the same dtype.
-      labels: 0 for a similar pair, 1 for a dissimilar one, `[B]`; integer, bool or float.
+      labels: 0 for a similar pair, 1 for a dissimilar one, `[B]`; integer, bool or float, as an
+        array or a list.
       loss: scalar function `(distance, label)`, or `(distance, label, margin)` where a margin is
         given.
       distance: function of two vectors `[D]` to a scalar. Parameters of its own are bound by
@@ -38,16 +40,25 @@ def pair_loss(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit, or `loss` does not return a scalar.
-      ValueError: if a known label, margin or embedding has a wrong value; `contrastive_jax.checks`
-        says how to check traced ones.
+      ValueError: if `loss` or `distance` is not a function, an array is masked, or a known label,
+        margin or embedding has a wrong value; `contrastive_jax.checks` says how to check traced
+        ones.
     """
     check_pair_loss(loss)
-    expected = {"custom_message": "expected a: [B, D], b: [B, D], labels: [B], a scalar margin"}
+    check_distance(distance)
+    a, b, labels = (
+        as_array(name, values) for name, values in (("a", a), ("b", b), ("labels", labels))
+    )
+    expected = {
+        "custom_message": "expected a: [B, D], b: [B, D], labels: [B], a scalar margin"
+        f"{column_hint(labels=labels)}"
+    }
     margins = {} if margin is None else {"margin": margin}
     chex.assert_rank([a, b, labels, *margins.values()], [2, 2, 1, *[0] * len(margins)], **expected)
     chex.assert_equal_shape([a, b], **expected)
     chex.assert_equal_shape_prefix([a, labels], 1, **expected)
     chex.assert_type([a, b], float)
+    check_scalars(**margins)
     check_pairs(a, b, labels, **margins)
 
     def one(a: jax.Array, b: jax.Array, label: jax.Array) -> jax.Array:

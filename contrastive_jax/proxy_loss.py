@@ -13,8 +13,10 @@ from jax import lax
 from contrastive_jax.all_pairs import Method, check_method, checked_side, hoisted
 from contrastive_jax.anchor_loss import AnchorReduction, anchor_loss, check_mean, three
 from contrastive_jax.anchors import shared_total
+from contrastive_jax.checks import check_values
 from contrastive_jax.derivatives import differentiable
 from contrastive_jax.directions import unit
+from contrastive_jax.host_arrays import as_array
 from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, Mean, ProxyLoss
 from contrastive_jax.memory import own_share
 from contrastive_jax.program_cache import compiled
@@ -62,8 +64,8 @@ def proxy_loss(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
-      ValueError: as `anchor_loss`, and if a known class has no proxy or an option is not one of
-        those above.
+      ValueError: as `anchor_loss`, and if a known class has no proxy, a known proxy is not finite
+        or an option is not one of those above.
     """
     if isinstance(loss, AnchorLoss):
         loss = ProxyLoss(loss)
@@ -77,9 +79,9 @@ def proxy_loss(
     check_method(options.get("method", "one_walk"), axis_name)
     largest = None
     if not isinstance(classes, jax.core.Tracer):
-        largest = np.max(np.asarray(classes), initial=-1)
+        largest = np.max(as_array("classes", classes, "integers"), initial=-1)
     embeddings, classes, _ = checked_side("", embeddings, classes, None)
-    proxies = jnp.asarray(proxies)
+    proxies = jnp.asarray(as_array("proxies", proxies))
     expected = {"custom_message": "expected embeddings: [B, D] and proxies: [C, D] or [C, K, D]"}
     chex.assert_rank(proxies, {2, 3}, **expected)
     chex.assert_equal_shape_suffix([embeddings, proxies], 1, **expected)
@@ -90,6 +92,7 @@ def proxy_loss(
         raise ValueError(
             f"classes must be below {len(proxies)}, the number of proxies, got {largest}"
         )
+    check_values(proxies=proxies)
     if isinstance(loss, CentersLoss):
         if {*options} - _OPTIONS_OF_CENTERS:
             wrong = ", ".join(sorted({*options} - _OPTIONS_OF_CENTERS))

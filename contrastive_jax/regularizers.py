@@ -4,6 +4,7 @@ All leave out rows of class -1 where classes are given, and with an axis name ar
 global batch: each device gets the same value, and the gradient by its own rows.
 """
 
+import math
 from typing import Any
 
 import chex
@@ -13,9 +14,10 @@ from jax import lax
 
 from contrastive_jax.anchor_loss import anchor_loss
 from contrastive_jax.anchors import shared_total
-from contrastive_jax.checks import check_known
+from contrastive_jax.checks import check_known, check_range, check_values
 from contrastive_jax.directions import unit
 from contrastive_jax.distances import euclidean
+from contrastive_jax.host_arrays import as_array, as_classes, column_hint
 from contrastive_jax.losses.kinds import AnchorLoss, Mean
 from contrastive_jax.statistics import smallest
 from contrastive_jax.widening import widen
@@ -34,7 +36,7 @@ def embedding_norm(
 
     Args:
       embeddings: `[B, D]`, floating.
-      classes: `[B]`, of which only -1 counts: rows to ignore.
+      classes: `[B]`, integers, of which only -1 counts: rows to ignore, whatever they hold.
       axis_name: of the devices that share the batch.
 
     Returns:
@@ -42,6 +44,7 @@ def embedding_norm(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
+      ValueError: if an array is masked, or a known embedding or class has a wrong value.
 
     References:
       Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016, sec. 3.2.3.
@@ -66,7 +69,7 @@ def koleo(
 
     Args:
       embeddings: `[B, D]`, floating, scaled to unit length here.
-      classes: `[B]`, of which only -1 counts: rows to ignore.
+      classes: `[B]`, integers, of which only -1 counts: rows to ignore, whatever they hold.
       axis_name: of the devices that share the batch.
 
     Returns:
@@ -75,6 +78,7 @@ def koleo(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
+      ValueError: if an array is masked, or a known embedding or class has a wrong value.
 
     References:
       Sablayrolles et al., Spreading Vectors for Similarity Search, 2019, eq. 3.
@@ -114,8 +118,8 @@ def variance(
 
     Args:
       embeddings: `[B, D]`, floating.
-      classes: `[B]`, of which only -1 counts: rows to ignore.
-      target: standard deviation to reach.
+      classes: `[B]`, integers, of which only -1 counts: rows to ignore, whatever they hold.
+      target: standard deviation to reach, at least 0.
       eps: above 0, keeps the root's derivative finite.
       axis_name: of the devices that share the batch.
 
@@ -124,12 +128,14 @@ def variance(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
-      ValueError: if `eps` is not above 0.
+      ValueError: if `eps` is not above 0 or `target` below 0, an array is masked, or a known
+        embedding or class has a wrong value.
 
     References:
       Bardes, Ponce and LeCun, VICReg, 2022, eq. 1 and 2.
     """
     check_known(eps=eps)
+    check_range(0, math.inf, target=target)
     centred, count = _centred(embeddings, classes, axis_name)
     square = shared_total(jnp.sum(centred**2, axis=0), axis_name) / jnp.maximum(count - 1, 1)
     value = jnp.mean(jax.nn.relu(target - jnp.sqrt(square + eps)))
@@ -147,7 +153,7 @@ def covariance(
 
     Args:
       embeddings: `[B, D]`, floating.
-      classes: `[B]`, of which only -1 counts: rows to ignore.
+      classes: `[B]`, integers, of which only -1 counts: rows to ignore, whatever they hold.
       axis_name: of the devices that share the batch.
 
     Returns:
@@ -155,6 +161,7 @@ def covariance(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
+      ValueError: if an array is masked, or a known embedding or class has a wrong value.
 
     References:
       Bardes, Ponce and LeCun, VICReg, 2022, eq. 3 and 4.
@@ -181,12 +188,16 @@ def centers(proxies: jax.Array) -> jax.Array:
 
     Raises:
       AssertionError: if ranks or dtypes do not fit.
+      ValueError: if an array is masked, or a known proxy is not finite.
 
     References:
       Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019, eq. 9.
     """
+    proxies = as_array("proxies", proxies)
     chex.assert_rank(proxies, 3, custom_message="expected proxies: [C, K, D]")
     chex.assert_type(proxies, float)
+    check_values(proxies=proxies)
+    proxies = jnp.asarray(proxies)
     rows, columns = jnp.triu_indices(proxies.shape[1], 1)
     if not len(rows):
         return jnp.zeros((), proxies.dtype)
@@ -198,17 +209,23 @@ def centers(proxies: jax.Array) -> jax.Array:
 
 def _counted(embeddings: jax.Array, classes: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Embeddings in float32 at least, zero where they are to be ignored, and which count."""
-    embeddings = jnp.asarray(embeddings)
+    classes = None if classes is None else as_classes("classes", classes)
+    embeddings = jnp.asarray(as_array("embeddings", embeddings, classes=classes))
     chex.assert_rank(embeddings, 2, custom_message="expected embeddings: [B, D]")
     chex.assert_type(embeddings, float)
     embeddings = widen(embeddings)
     if classes is None:
+        check_values(embeddings=embeddings)
         # Derived from the embeddings, so that under `jax.shard_map` it differs where they do.
         return embeddings, jnp.ones_like(embeddings[:, 0])
     classes = jnp.asarray(classes)
-    chex.assert_equal_shape_prefix([embeddings, classes], 1)
+    expected = f"expected embeddings: [B, D], classes: [B]{column_hint(classes=classes)}"
+    chex.assert_rank(classes, 1, custom_message=expected)
+    chex.assert_equal_shape_prefix([embeddings, classes], 1, custom_message=expected)
     counts = (classes >= 0).astype(embeddings.dtype)
-    return jnp.where(counts[:, None] > 0, embeddings, 0), counts
+    embeddings = jnp.where(counts[:, None] > 0, embeddings, 0)
+    check_values(embeddings=embeddings)
+    return embeddings, counts
 
 
 def _centred(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental import checkify
 
 from contrastive_jax import anchor_loss, losses, memory
 
@@ -88,3 +89,48 @@ def test_wrong_sizes_are_refused():
         memory.push(memory.empty(4, 2), jnp.zeros((5, 2)), jnp.zeros(5, int), 0)
     with pytest.raises(AssertionError):
         memory.push(memory.empty(4, 2), jnp.zeros((3, 5)), jnp.zeros(3, int), 0)
+    with pytest.raises(ValueError, match="whole and above 0, got nan and 3"):
+        memory.empty(float("nan"), 3)
+    with pytest.raises(ValueError, match=r"dtype must be floating, .* got <class 'int'>"):
+        memory.empty(4, 2, int)
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "message"),
+    [
+        (2.5, AssertionError, "step must be an integer and a scalar, got 2.5"),
+        (jnp.float32(2), AssertionError, "step must be an integer and a scalar, got 2.0"),
+        (np.array([1]), AssertionError, r"step must be an integer and a scalar, got \[1\]"),
+        (-1, ValueError, r"step must be from 0 to 2\^31 - 1, got -1"),
+        (2**31, ValueError, r"step must be from 0 to 2\^31 - 1, got 2147483648"),
+    ],
+)
+def test_steps_are_whole_numbers(step, error, message):
+    with pytest.raises(error, match=message):
+        memory.push(memory.empty(4, 2), jnp.zeros((3, 2)), jnp.zeros(3, int), step)
+    with pytest.raises(error, match=message):
+        memory.references(memory.empty(4, 2), step, max_age=3)
+
+
+@pytest.mark.parametrize("max_age", [-1, np.nan])
+def test_ages_are_not_below_0(max_age):
+    with pytest.raises(ValueError, match=f"max_age must be at least 0, got {max_age}"):
+        memory.references(memory.empty(4, 2), 5, max_age=max_age)
+
+
+def test_traced_values_are_checked_when_asked_for():
+    checked = jax.jit(checkify.checkify(memory.push))
+    bank, x, c = memory.empty(4, 2), np.ones((3, 2), np.float32), np.array([0, -1, 2])
+    wrong = np.where(np.arange(3)[:, None] == 1, np.float32(np.nan), x)
+    for arguments, message in (
+        ((wrong, c, 0), None),
+        ((wrong, c + 1, 0), "embeddings must be finite, got nan in row 1"),
+        ((x, c - 4, 0), r"classes must be from 0 .*, got -4 in row 0"),
+        ((x, c, -1), r"step must be from 0 to 2\^31 - 1, got -1"),
+    ):
+        error, _ = checked(bank, *arguments)
+        if message is None:
+            error.throw()
+        else:
+            with pytest.raises(ValueError, match=message):
+                error.throw()

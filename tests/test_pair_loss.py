@@ -130,6 +130,29 @@ def test_wrong_arrays(arguments, message, transform):
         transform(pair_loss)(*arguments)
 
 
+def test_lists_and_foreign_byte_orders():
+    for labels in (LABELS.tolist(), LABELS.astype(">i8"), [False, True, True]):
+        np.testing.assert_allclose(pair_loss(A, B, labels), [25, 0.25, 1], rtol=1e-6)
+    big = A.astype(">f4"), B.astype(">f4"), np.ma.masked_array(LABELS, mask=False)
+    np.testing.assert_allclose(pair_loss(*big), [25, 0.25, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((A, B, LABELS[:, None]), r"labels.squeeze\(1\) makes a column"),
+        ((A, B, ["0", "1", "1"]), "labels must be numbers, got <U1; numpy.unique"),
+        ((A, B, np.ma.masked_equal(LABELS, 0)), "labels must not be masked"),
+        ((A, np.ma.masked_equal(B, 4), LABELS), "b must not be masked"),
+        ((A.astype(float) * 1e300, B, LABELS), r"a must fit float32, got 1e\+300 in row 1"),
+        ((A, B, [0, 2**32, 1]), r"labels must be 0 .*, got 4294967296 in row 1"),
+    ],
+)
+def test_arrays_of_the_host_that_are_refused(arguments, message):
+    with pytest.raises((AssertionError, ValueError), match=message):
+        pair_loss(*arguments)
+
+
 def test_wrong_margin_and_loss():
     with pytest.raises(AssertionError, match=r"rank 1 .*scalar margin"):
         pair_loss(A, B, LABELS, margin=np.ones(3))

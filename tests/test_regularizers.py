@@ -84,3 +84,19 @@ def test_of_no_rows_is_zero(name):
     value, gradient = jax.value_and_grad(getattr(regularizers, name))(jnp.zeros((0, 4)))
     assert value == 0
     assert gradient.shape == (0, 4)
+
+
+def test_wrong_proxies_are_named():
+    w = np.ones((3, 2, 5), np.float32)
+    for wrong, message in (
+        (np.where(np.arange(3)[:, None, None] == 2, np.nan, w), "must be finite, got nan in row 2"),
+        (np.ma.masked_equal(w, 1), "must not be masked"),
+    ):
+        with pytest.raises(ValueError, match=f"proxies {message}"):
+            regularizers.centers(wrong)
+
+
+def test_classes_of_another_length_are_refused():
+    for classes in (np.zeros(2, int), np.zeros((3, 1), int)):
+        with pytest.raises(AssertionError, match=r"expected embeddings: \[B, D\], classes: \[B\]"):
+            regularizers.variance(np.ones((3, 2), np.float32), classes)
