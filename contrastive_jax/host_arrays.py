@@ -27,7 +27,14 @@ def split_mask(values: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     if isinstance(values, list | tuple) and any(
         isinstance(value, np.ma.MaskedArray) for value in values
     ):
-        values = np.ma.array(values)
+        mask = [value is np.ma.masked for value in values]
+        if not any(mask):
+            values = np.ma.array(values)
+        else:
+            # Another value stands where one is masked, so that the rest keeps its dtype.
+            other = next((value for value in values if value is not np.ma.masked), 0)
+            array = np.array([other if value is np.ma.masked else value for value in values])
+            return array, ~np.array(mask)
     array = np.asarray(values)
     if isinstance(values, np.ma.MaskedArray):
         return array, ~np.ma.getmaskarray(values)
@@ -52,12 +59,20 @@ def checked_names(
       ValueError: if the values are not integers, bools or strings of shape `[N]`.
     """
     array, counts = split_mask(values)
-    if array.dtype.kind in "OT" and all(isinstance(value, str) for value in array[counts].flat):
-        array = np.where(counts, array, "").astype(str)
+    if (
+        array.dtype.kind in "OT"
+        and array.ndim == 1
+        and all(isinstance(value, str) for value in array[counts].flat)
+    ):
+        array = np.array(
+            [value if valid else "" for value, valid in zip(array, counts, strict=True)]
+        )
+    if array.shape == (0,):
+        array = array.astype(int)
     named = array.dtype.kind in "biuUS"
     if named and array.dtype.kind in "US" and isinstance(values, list | tuple) and array.ndim == 1:
         # NumPy makes a string of a number that stands among strings.
-        named = all(isinstance(value, str | bytes) for value in values)
+        named = all(isinstance(value, str | bytes) or value is np.ma.masked for value in values)
     if not named or array.ndim != 1 or len(array) != (len(array) if rows is None else rows):
         shape = column_hint(**{name: array})
         raise ValueError(

@@ -18,7 +18,7 @@ from contrastive_jax import (
     proxy_loss,
     regularizers,
 )
-from contrastive_jax.host_arrays import as_classes
+from contrastive_jax.host_arrays import as_classes, checked_classes
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -102,6 +102,48 @@ def test_classes_in_every_form_are_the_same():
         A, LABELS, weights=LABELS
     )
     np.testing.assert_array_equal(regularizers.variance(big), regularizers.variance(A))
+
+
+STRINGS = np.array(["b", "a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("values", "want"),
+    [
+        (np.ma.masked_array([5, 7, 5], mask=[0, 1, 0]), [5, None, 5]),
+        (list(np.ma.masked_array([5, 7, 5], mask=[0, 1, 0])), [5, None, 5]),
+        ([np.ma.masked, 7, -1], [None, 7, None]),
+        (["b", np.ma.masked, "b"], ["b", None, "b"]),
+        (np.ma.masked_array(np.array(["b", None], object), mask=[0, 1]), ["b", None]),
+        (STRINGS.astype(object), ["b", "a", "b"]),
+        (STRINGS.astype(np.dtypes.StringDType()), ["b", "a", "b"]),
+        ([True, False], [1, 0]),
+        (np.array([2**63, 3], np.uint64), [2**63, 3]),
+        (jnp.array([4, -1], jnp.int8), [4, None]),
+        ([], []),
+    ],
+)
+def test_classes_of_the_host(values, want):
+    classes, counts = checked_classes("classes", values)
+    found = zip(classes.tolist(), counts, strict=True)
+    assert [one if valid else None for one, valid in found] == want
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0.0, 1.0], r"got float64 \[2\]"),
+        (["a", 1], r"got <U\d+ \[2\]"),
+        (np.array(["a", None], object), r"got object \[2\]"),
+        ([None, 1], r"got object \[2\]"),
+        ([[1], [2]], r"got int64 \[2, 1\]; classes.squeeze\(1\) makes a column"),
+        (STRINGS.astype(object)[:, None], r"got object \[3, 1\]; classes.squeeze\(1\)"),
+        ([0, -2, -7], r"at least 0, or -1 for a row to ignore, got -2 in row 1 \(2 of 3 rows\)"),
+    ],
+)
+def test_what_is_no_class_on_the_host(values, message):
+    with pytest.raises(ValueError, match=f"classes must be .*{message}"):
+        checked_classes("classes", values)
 
 
 def test_ignored_rows_may_hold_anything():
