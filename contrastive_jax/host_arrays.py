@@ -125,7 +125,7 @@ def column_hint(**values: Any) -> str:
       Text that begins with a semicolon, empty if there is no such column.
     """
     columns = [name for name, x in values.items() if np.ndim(x) == 2 and np.shape(x)[1] == 1]
-    return "".join(f"; {name}.squeeze(1) makes a column [N, 1] an [N]" for name in columns)
+    return "".join(f"; squeeze it to [N] by {name}.squeeze(1)" for name in columns)
 
 
 def as_array(name: str, values: Any, expected: str = "numbers", classes: Any = None) -> Any:

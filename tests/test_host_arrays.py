@@ -51,7 +51,7 @@ WRONG_CLASSES = {
     "strings": (np.array(["a", "b", "a"]), "classes must be integers, got <U1; numpy.unique"),
     "floats": (np.array([0.0, np.nan, 1.0]), "classes must be integers, got float64"),
     "bools": (np.array([True, False, True]), "classes must be integers, got bool"),
-    "column": (LABELS[:, None], r"classes.squeeze\(1\) makes a column \[N, 1\] an \[N\]"),
+    "column": (LABELS[:, None], r"squeeze it to \[N\] by .*classes.squeeze\(1\)"),
     "masked": (np.ma.masked_equal(LABELS, 1), "classes must not be masked"),
     "masked, in a list": ([0, np.ma.masked, 1], "classes must not be masked"),
     "-5": (replaced(LABELS, 1, -5), "classes must be from 0 .*, got -5 in row 1"),
@@ -136,8 +136,11 @@ def test_classes_of_the_host(values, want):
         (["a", 1], r"got <U\d+ \[2\]"),
         (np.array(["a", None], object), r"got object \[2\]"),
         ([None, 1], r"got object \[2\]"),
-        ([[1], [2]], r"got int64 \[2, 1\]; classes.squeeze\(1\) makes a column"),
-        (STRINGS.astype(object)[:, None], r"got object \[3, 1\]; classes.squeeze\(1\)"),
+        ([[1], [2]], r"got int64 \[2, 1\]; squeeze it to \[N\] by classes.squeeze\(1\)"),
+        (
+            STRINGS.astype(object)[:, None],
+            r"got object \[3, 1\]; squeeze it to \[N\] by classes.squeeze\(1\)",
+        ),
         ([0, -2, -7], r"at least 0, or -1 for a row to ignore, got -2 in row 1 \(2 of 3 rows\)"),
     ],
 )

@@ -140,7 +140,7 @@ def test_lists_and_foreign_byte_orders():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((A, B, LABELS[:, None]), r"labels.squeeze\(1\) makes a column"),
+        ((A, B, LABELS[:, None]), r"squeeze it to \[N\] by labels.squeeze\(1\)"),
         ((A, B, ["0", "1", "1"]), "labels must be numbers, got <U1; numpy.unique"),
         ((A, B, np.ma.masked_equal(LABELS, 0)), "labels must not be masked"),
         ((A, np.ma.masked_equal(B, 4), LABELS), "b must not be masked"),
