@@ -240,10 +240,10 @@ def _trainer(config: Config, name: str, data: Dataset) -> Callable[..., Any]:
     It returns None where the training diverged.
     """
     index = index_by_class(data.train.classes)
-    classes = len(index.sizes)
+    classes, proxies = len(index.sizes), loss_table.classes_of(data.train.classes)
     encode, _ = _encoder(config, data, 0)
     shared = {"steps": config.steps, "warmup_steps": config.steps // 20}
-    built = loss_table.build(name, {}, classes=classes, width=config.width, seed=0)
+    built = loss_table.build(name, {}, classes=proxies, width=config.width, seed=0)
     # A learning rate scales all steps, of the encoder and of the loss; as a number in the state it
     # is data.
     optimizer = optax.chain(
@@ -269,7 +269,7 @@ def _trainer(config: Config, name: str, data: Dataset) -> Callable[..., Any]:
 
     def train(setting: dict[str, Any], seed: int) -> Any:
         of_seed = loss_table.build(
-            name, setting["options"], classes=classes, width=config.width, seed=seed
+            name, setting["options"], classes=proxies, width=config.width, seed=seed
         )
         params = Learned(_encoder(config, data, seed)[1], of_seed.params)
         state = training.init_state(params, optimizer)

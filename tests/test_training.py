@@ -455,3 +455,19 @@ def test_all_pairs_that_do_not_divide_are_refused(source, model):
     parts = training.make_all_pairs_step(encode, optimizer, microbatches=2)
     with pytest.raises(ValueError, match="9 images and 2 microbatches"):
         _run(training.make_balanced_step(parts, 3, 3), state, source)
+
+
+def test_a_batch_of_some_classes_has_the_classes_of_its_images():
+    """As proxies need them: of a class with one example too, and with gaps between classes."""
+    classes = np.repeat([2, 3, 5, 9], [1, 4, 4, 4]).astype(np.int32)
+    images = classes.reshape(-1, 1, 1, 1)
+    source = training.Source(images, classes, index_by_class(classes))
+    step = training.make_balanced_step(lambda state, batch, _: (state, batch), 4, 3)
+    run = jax.vmap(step, axis_name=training.AXIS, in_axes=(0, None, None))
+    state = training.TrainState(jnp.zeros(1, jnp.int32), {}, {})
+    _, batch = run(state, source, training.Numbers(margin=1.0, seed=0))
+    real = np.asarray(batch.classes) >= 0
+    np.testing.assert_array_equal(
+        np.asarray(batch.classes)[real], np.asarray(batch.images)[..., 0, 0, 0][real]
+    )
+    np.testing.assert_array_equal(np.unique(batch.classes, return_counts=True)[1], [2, 1, 3, 3, 3])

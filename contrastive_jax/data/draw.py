@@ -8,44 +8,54 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from contrastive_jax.data.labels import class_numbers
+
 
 class ClassIndex(NamedTuple):
-    """Examples by class. Classes without examples are left out, and the pairable come first."""
+    """Examples by class. Classes without examples are left out, and the pairable come first.
+
+    A class has a rank here, its position in `starts`, `sizes` and `classes`.
+    """
 
     members: jax.Array
-    """Positions of all examples, those of a class side by side, `[N]`."""
+    """Positions of all examples that have a class, those of a class side by side, `[M]`."""
     starts: jax.Array
     """Where each class begins in `members`, `[C]`."""
     sizes: jax.Array
     """Number of its examples, `[C]`."""
     pairable: jax.Array
     """Number of classes with two examples or more, which alone can give a similar pair."""
+    classes: jax.Array
+    """The class number of each rank, as in the labels, `[C]`."""
 
 
 def index_by_class(classes: ArrayLike, similar_fraction: float = 0.5) -> ClassIndex:
     """Sorts examples by class, once, for `draw_pairs`.
 
     Args:
-      classes: an integer for each example, `[N]`.
+      classes: one for each example, `[N]`, integers, booleans or strings (`class_numbers`).
+        Examples of class -1, and those whose class is masked, are never drawn.
       similar_fraction: the share of similar pairs that will be drawn, to check that it can be.
 
     Returns:
       The index.
 
     Raises:
-      ValueError: if there are no examples, or the classes can not give such pairs: similar ones
-        need a class with two examples, dissimilar ones need two classes.
+      ValueError: if the labels are not classes, no example has a class, or the classes can not give
+        such pairs: similar ones need a class with two examples, dissimilar ones need two classes.
     """
-    classes = np.asarray(classes)
-    if classes.ndim != 1 or not np.issubdtype(classes.dtype, np.integer):
-        raise ValueError(
-            f"classes must be integers of shape [N], got {classes.dtype} {list(classes.shape)}"
-        )
+    numbers = class_numbers(classes)
     if not 0 <= similar_fraction <= 1:
         raise ValueError(f"similar_fraction must be in [0, 1], got {similar_fraction}")
-    if classes.size == 0:
+    if numbers.size == 0:
         raise ValueError("no examples to draw pairs from: classes is empty")
-    names, dense, count = np.unique(classes, return_inverse=True, return_counts=True)
+    rows = np.flatnonzero(numbers >= 0)
+    if rows.size == 0:
+        raise ValueError(
+            f"no examples to draw pairs from: the classes of all {numbers.size} are -1 or masked, "
+            "examples to ignore"
+        )
+    names, dense, count = np.unique(numbers[rows], return_inverse=True, return_counts=True)
     if len(names) == 1 and similar_fraction < 1:
         raise ValueError(
             f"dissimilar pairs need two classes, and every example is of class {names[0]}; draw "
@@ -59,13 +69,14 @@ def index_by_class(classes: ArrayLike, similar_fraction: float = 0.5) -> ClassIn
     # Single examples last, so that a class for a similar pair is any of the first `pairable`.
     order = np.argsort(count == 1, kind="stable")
     rank = np.argsort(order)
-    members = np.argsort(rank[dense], kind="stable")
+    members = rows[np.argsort(rank[dense], kind="stable")]
     count = count[order]
     return ClassIndex(
         members=jnp.asarray(members, jnp.int32),
         starts=jnp.asarray(np.cumsum(count) - count, jnp.int32),
         sizes=jnp.asarray(count, jnp.int32),
         pairable=jnp.asarray((count > 1).sum(), jnp.int32),
+        classes=jnp.asarray(names[order], jnp.int32),
     )
 
 
@@ -129,9 +140,9 @@ def draw_balanced(
       examples: number of examples of each, K.
 
     Returns:
-      Positions of the examples and numbers of their classes, int32, `[P * K]` each, those of a
-      class side by side. The number is -1 where a class had too few members, and the position then
-      that of another example.
+      Positions of the examples and their classes, int32, `[P * K]` each, those of a class side by
+      side. The class is -1 where a class had too few members, and the position then that of another
+      example.
 
     Raises:
       ValueError: if there are fewer than P classes.
@@ -156,5 +167,5 @@ def draw_balanced(
     nothing = jnp.full((classes, examples), -1, jnp.int32)
     members, _ = jax.lax.scan(add, nothing, jnp.arange(examples))
     positions = index.members[index.starts[chosen][:, None] + jnp.maximum(members, 0)]
-    numbers = jnp.where(members < 0, -1, chosen[:, None])
+    numbers = jnp.where(members < 0, -1, index.classes[chosen][:, None])
     return positions.ravel(), numbers.ravel()

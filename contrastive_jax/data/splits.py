@@ -1,13 +1,17 @@
 """Dividing examples: a part held out, and classes held out."""
 
 import numpy as np
+from jax.typing import ArrayLike
+
+from contrastive_jax.data.labels import class_numbers
 
 
-def hold_out(classes: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(classes: ArrayLike, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Holds out a fraction of every class.
 
     Args:
-      classes: an integer for each example, `[N]`.
+      classes: one for each example, `[N]`, integers, booleans or strings (`class_numbers`).
+        Examples of class -1, and those whose class is masked, are in neither part.
       fraction: share to hold out, in (0, 1), rounded class by class. At least one example of each
         class is kept, and a class of four or more gives at least two, so that it has a pair.
       seed: of the choice.
@@ -16,17 +20,18 @@ def hold_out(classes: np.ndarray, fraction: float, *, seed: int) -> tuple[np.nda
       Positions of the kept and of the held-out examples, in ascending order.
 
     Raises:
-      ValueError: if the fraction is not in (0, 1).
+      ValueError: if the fraction is not in (0, 1), or the labels are not classes.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction to hold out must be in (0, 1), got {fraction}")
+    numbers = class_numbers(classes)
     generator = np.random.default_rng(seed)
-    held = np.zeros(len(classes), bool)
-    for c in np.unique(classes):
-        members = generator.permutation(np.flatnonzero(classes == c))
+    held = np.zeros(len(numbers), bool)
+    for c in np.unique(numbers[numbers >= 0]):
+        members = generator.permutation(np.flatnonzero(numbers == c))
         least = 2 if len(members) >= 4 else 0
         held[members[: min(max(round(fraction * len(members)), least), len(members) - 1)]] = True
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    return np.flatnonzero(~held & (numbers >= 0)), np.flatnonzero(held)
 
 
 def seen_classes(number: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from contrastive_jax.data.draw import draw_pairs, index_by_class
+from contrastive_jax.data.labels import check_unmasked, class_numbers
 
 
 def stream_pairs(
@@ -22,7 +23,8 @@ def stream_pairs(
 
     Args:
       images: `[N, H, W, C]`, in memory or mapped into it.
-      classes: `[N]` integers.
+      classes: `[N]`, integers, booleans or strings (`class_numbers`). Images of class -1, and those
+        whose class is masked, are never drawn.
       seed: of the pairs.
       batch_size: pairs in a batch, B.
       similar_fraction: share of similar pairs.
@@ -30,14 +32,22 @@ def stream_pairs(
       threads: how many gather.
 
     Yields:
-      Images `[B, H, W, C]` of the first and of the second members, and classes `[B]` of both,
-      without end.
+      Images `[B, H, W, C]` of the first and of the second members, and class numbers `[B]` of both,
+      int32, without end.
 
     Raises:
-      ValueError: as `index_by_class`.
+      ValueError: as `index_by_class`; or if images and classes differ in number, or an entry of an
+        image is masked.
     """
     import grain
 
+    check_unmasked(images=images)
+    images, numbers = np.ma.getdata(images), class_numbers(classes)
+    if len(images) != len(numbers):
+        raise ValueError(
+            "images and classes must be as many, got "
+            f"{len(images)} images and {len(numbers)} classes"
+        )
     cpu = jax.local_devices(backend="cpu")[0]
     index = jax.device_put(index_by_class(classes, similar_fraction), cpu)
 
@@ -48,7 +58,7 @@ def stream_pairs(
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         i, j, _ = jax.device_get(draw(jax.device_put(np.int32(step), cpu)))
-        return images[i], images[j], classes[i], classes[j]
+        return images[i], images[j], numbers[i], numbers[j]
 
     steps = grain.MapDataset.range(start_step, np.iinfo(np.int32).max)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

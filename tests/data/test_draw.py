@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrastive_jax.data import draw_balanced, draw_pairs, index_by_class
+from contrastive_jax.data import draw_balanced, draw_pairs, hold_out, index_by_class
+from contrastive_jax.data.labels import class_numbers
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -162,3 +163,79 @@ def test_balanced_batches_of_too_many_classes_are_refused():
     index = index_by_class(np.repeat([0, 1], 4))
     with pytest.raises(ValueError, match=r"from 1 to 2 classes, .* got 3 classes and 2 examples"):
         draw_balanced(jax.random.key(0), index, 3, 2)
+
+
+def test_balanced_batches_name_the_classes_of_their_examples():
+    """Where a class has one example, its class is drawn too, and no class is another's rank."""
+    classes = np.array([0] + [1] * 6 + [2] * 6 + [3] * 6)
+    for labels in (classes, 5 * classes + 2, classes[::-1]):
+        index = index_by_class(labels)
+        keys = jax.random.split(jax.random.key(0), 20)
+        positions, drawn = jax.vmap(lambda key, index=index: draw_balanced(key, index, 3, 2))(keys)
+        real = np.asarray(drawn) >= 0
+        np.testing.assert_array_equal(np.asarray(drawn)[real], labels[np.asarray(positions)[real]])
+        assert set(np.asarray(drawn)[real]) == set(labels)
+
+
+def _ignored(classes):
+    """The same classes with rows to ignore among them, marked in both ways."""
+    at = np.array([0, 3, 3, 7, len(classes)])
+    marked = np.insert(classes, at, -1)
+    hidden = np.insert(classes, at, 1)
+    return marked, np.ma.masked_array(hidden, mask=marked == -1), np.flatnonzero(marked >= 0)
+
+
+def test_rows_without_a_class_are_never_drawn():
+    classes = np.repeat([1, 2, 4], [1, 5, 6])
+    key = jax.random.key(0)
+    for labels in _ignored(classes)[:2]:
+        rows = _ignored(classes)[2]
+        index, plain = index_by_class(labels), index_by_class(classes)
+        i, j, same = draw_pairs(key, index, 200, 0.5)
+        for got, expected in zip((i, j), draw_pairs(key, plain, 200, 0.5), strict=False):
+            np.testing.assert_array_equal(got, rows[np.asarray(expected)])
+        np.testing.assert_array_equal(same, draw_pairs(key, plain, 200, 0.5)[2])
+        positions, drawn = draw_balanced(key, index, 3, 4)
+        expected = draw_balanced(key, plain, 3, 4)
+        np.testing.assert_array_equal(positions, rows[np.asarray(expected[0])])
+        np.testing.assert_array_equal(drawn, expected[1])
+        for part, expected in zip(
+            hold_out(labels, 0.4, seed=1), hold_out(classes, 0.4, seed=1), strict=True
+        ):
+            np.testing.assert_array_equal(part, rows[expected])
+    for labels in (np.full(4, -1), np.ma.masked_all(4, int)):
+        with pytest.raises(ValueError, match="classes of all 4 are -1 or masked"):
+            index_by_class(labels)
+    # What is left must be enough for pairs.
+    with pytest.raises(ValueError, match="every example is of class 3"):
+        index_by_class(np.array([3, -1, 3, -1]))
+    with pytest.raises(ValueError, match="all 2 classes have one"):
+        index_by_class(np.array([3, -1, 5, -1]))
+
+
+def test_labels_in_every_form_are_numbered():
+    numbers = [1, 0, 1, 2, -1]
+    for labels in (
+        np.array(numbers, ">i8"),
+        np.ma.masked_array(["b", "a", "b", "c", "zz"], mask=[0, 0, 0, 0, 1]),
+        np.ma.masked_array(np.array(["b", "a", "b", "c", None], object), mask=[0, 0, 0, 0, 1]),
+        np.ma.masked_array(np.array([1, 0, 1, 2, 255], np.uint8), mask=[0, 0, 0, 0, 1]),
+        jax.numpy.array(numbers),
+        numbers,
+    ):
+        got = class_numbers(labels)
+        np.testing.assert_array_equal(got, numbers)
+        assert got.dtype == np.int32
+        assert not isinstance(got, np.ma.MaskedArray)
+    np.testing.assert_array_equal(class_numbers(np.array([True, False])), [1, 0])
+    for labels, message in (
+        (np.array([0, 1, -2]), "got -2 in row 2"),
+        (np.array([0, 2**31]), "got 2147483648 in row 1"),
+        (np.array([2**64 - 1], np.uint64), "got 18446744073709551615 in row 0"),
+        (np.zeros((3, 1), int), r"int64 \[3, 1\]; squeeze it"),
+        (np.array([0.0, 1.0]), r"float64 \[2\]"),
+        (np.array([0, None]), r"object \[2\]"),
+    ):
+        for take in (class_numbers, index_by_class, lambda c: hold_out(c, 0.5, seed=0)):
+            with pytest.raises(ValueError, match=message):
+                take(labels)

@@ -1,0 +1,69 @@
+"""Class labels in the forms that people have them in."""
+
+import numpy as np
+from jax.typing import ArrayLike
+
+IGNORED = -1
+"""The class of an example that is to be ignored."""
+
+
+def class_numbers(classes: ArrayLike) -> np.ndarray:
+    """Turns class labels into numbers, -1 for every example to ignore.
+
+    Args:
+      classes: one for each example, `[N]`: integers from 0 to 2^31 - 1, or -1 for an example to
+        ignore; booleans, 0 and 1; or strings, which are numbered from 0 in sorted order. A masked
+        label of a `numpy.ma.MaskedArray` is an example to ignore, whatever lies under the mask.
+
+    Returns:
+      Class numbers, int32, `[N]`.
+
+    Raises:
+      ValueError: if the labels are of another shape or type, or an integer is out of range.
+    """
+    values, labelled = np.asarray(classes), np.ones(np.shape(classes), bool)
+    if isinstance(classes, np.ma.MaskedArray):
+        labelled = ~np.ma.getmaskarray(classes)
+    if values.ndim != 1:
+        remedy = "; squeeze it to [N]" if values.ndim == 2 and values.shape[1] == 1 else ""
+        raise ValueError(
+            f"classes must be of shape [N], got {values.dtype} {list(values.shape)}{remedy}"
+        )
+    if values.dtype.kind == "O" and all(isinstance(value, str) for value in values[labelled]):
+        values = np.where(labelled, values, "").astype(str)
+    if values.dtype.kind not in "biuUS":
+        raise ValueError(
+            "classes must be integers, booleans or strings of shape [N], got "
+            f"{values.dtype} {list(values.shape)}"
+        )
+    numbers = np.full(len(values), IGNORED, np.int32)
+    if values.dtype.kind in "US":
+        numbers[labelled] = np.unique(values[labelled], return_inverse=True)[1]
+        return numbers
+    wrong = labelled & ((values < IGNORED) | (values > np.iinfo(np.int32).max))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            "classes must be from 0 to 2^31 - 1, or -1 for an example to ignore, got "
+            f"{values[row]} in row {row}; numpy.unique(classes, return_inverse=True) numbers others"
+        )
+    numbers[labelled] = values[labelled]
+    return numbers
+
+
+def check_unmasked(**arrays: ArrayLike) -> None:
+    """Checks that no entry of an array is masked, where a mask would be lost.
+
+    Args:
+      **arrays: by the name that the error gives them.
+
+    Raises:
+      ValueError: if an entry is masked.
+    """
+    for name, values in arrays.items():
+        if isinstance(values, np.ma.MaskedArray) and (mask := np.ma.getmaskarray(values)).any():
+            row = int(np.argwhere(mask)[0, 0])
+            raise ValueError(
+                f"{name} must not be masked, got {mask.sum()} masked entries, the first in row "
+                f"{row}; mask the class of a row, or give it class -1, to have it ignored"
+            )
