@@ -2,6 +2,8 @@
 
 from contrastive_jax.data.datasets import Dataset, Examples, load
 from contrastive_jax.data.draw import ClassIndex, draw_balanced, draw_pairs, index_by_class
+from contrastive_jax.data.evaluable import check_evaluable
+from contrastive_jax.data.labels import class_numbers
 from contrastive_jax.data.splits import hold_out, seen_classes
 from contrastive_jax.data.stream import stream_pairs
 
@@ -9,6 +11,8 @@ __all__ = [
     "ClassIndex",
     "Dataset",
     "Examples",
+    "check_evaluable",
+    "class_numbers",
     "draw_balanced",
     "draw_pairs",
     "hold_out",

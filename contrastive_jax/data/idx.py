@@ -1,20 +1,33 @@
-"""MNIST and Fashion-MNIST from their IDX files, as TFDS builders that need no TensorFlow."""
+"""MNIST, Fashion-MNIST and sets like them from IDX files, as TFDS builders without TensorFlow."""
 
 import gzip
 import hashlib
 import io
+import math
+import re
 import struct
 import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-_PREFIXES = {"train": "train", "test": "t10k"}
+from contrastive_jax.data.sizes import check_fits
+
+_SPLITS = {"train": "train", "t10k": "test", "test": "test"}
+_RANKS = {"images": 3, "labels": 1}
+_FOUR = tuple((split, kind) for split in ("train", "test") for kind in _RANKS)
+# Some archives have dots where others have dashes, and EMNIST has its name before that of the file.
+_FILE = re.compile(
+    r"(?P<set>.*?)(?P<split>train|t10k|test)-(?P<kind>images|labels)[-.]idx[13]-ubyte(\.gz)?"
+)
+_CHUNK = 2**20
+# Deflate makes a run of 258 bytes of two bits at best.
+_MOST_PER_BYTE = 1032
 _CLASSES = {
     "fashion_mnist": (
         "T-shirt/top",
@@ -30,16 +43,22 @@ _CLASSES = {
     ),
     "mnist": tuple("0123456789"),
 }
+_FILES = "{train,t10k}-{images-idx3,labels-idx1}-ubyte"
 _SOURCES = {
     "fashion_mnist": "install Debian's package dataset-fashion-mnist, or put the four files of "
-    "https://github.com/zalandoresearch/fashion-mnist into a folder and name it with --data_dir",
-    "mnist": "put the four files of http://yann.lecun.com/exdb/mnist into a folder and name it "
-    "with --data_dir",
+    "https://github.com/zalandoresearch/fashion-mnist into a folder and name it with --data_dir; "
+    "torchvision.datasets.FashionMNIST(FOLDER, download=True) puts them below FOLDER",
+    "mnist": f"put the four files {_FILES}, gzipped or not, into a folder and name it with "
+    "--data_dir; torchvision.datasets.MNIST(FOLDER, download=True) puts them below FOLDER",
+    "idx": f"put the four files {_FILES}, gzipped or not, into a folder and name it with "
+    "--data_dir",
 }
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Reads an IDX file of unsigned bytes, gzipped if its name ends in .gz.
+    """Reads an IDX file of unsigned bytes, gzipped or not, whatever its name.
+
+    Nothing is unpacked beyond what the header says, and nothing allocated that can not be there.
 
     Args:
       path: of the file.
@@ -48,70 +67,189 @@ def read_idx(path: Path) -> np.ndarray:
       A `uint8` array of the shape in its header.
 
     Raises:
-      ValueError: if the file is not whole, or not of this format.
+      ValueError: if the file can not be read, is not whole or not of this format, or holds more
+        than the memory of the machine.
     """
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path} is not a whole gzip file: {error}") from error
-    if content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
+    try:
+        with path.open("rb") as file:
+            begin, size = file.read(3), path.stat().st_size
+            file.seek(0)
+            if begin[:2] == b"\x1f\x8b":
+                with gzip.GzipFile(fileobj=file) as unpacked:
+                    return _read_stream(path, unpacked, size * _MOST_PER_BYTE)
+            if path.suffix == ".gz" and begin != b"\0\0\x08":
+                raise ValueError(
+                    f"{path} is not a whole gzip file, nor an IDX file that was unpacked: it "
+                    f"begins with {begin.hex() or 'nothing'}; get it anew"
+                )
+            return _read_stream(path, file, size)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file: {error}; get it anew") from error
+    except OSError as error:
+        raise ValueError(_forbidden(path, error)) from error
+
+
+def _forbidden(path: Path, error: OSError) -> str:
+    return (
+        f"{path} can not be read: {type(error).__name__}: {error.strerror or error}; make it "
+        "readable, or name another folder with --data_dir"
+    )
+
+
+def _read_stream(path: Path, stream: BinaryIO | gzip.GzipFile, most: int) -> np.ndarray:
+    """Reads an IDX file from a stream that holds `most` bytes or less."""
+    begin = stream.read(4)
+    rank = begin[3] if len(begin) == 4 else 0
+    header = stream.read(4 * rank)
+    if begin[:3] != b"\0\0\x08" or len(header) < 4 * rank or len(begin) < 4:
         raise ValueError(
             f"{path} is not an IDX file of unsigned bytes: it begins with "
-            f"{content[:4].hex() or 'nothing'}, expected 000008 and the number of dimensions"
+            f"{begin.hex() or 'nothing'}, expected 000008 and the number of dimensions"
         )
-    rank = content[3]
-    shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
-    if values.size != np.prod(shape):
-        raise ValueError(f"{path} holds {values.size} values, its header says {list(shape)}")
+    shape = struct.unpack(f">{rank}I", header)
+    size = math.prod(shape)
+    told = f"its header says {list(shape)}"
+    if size > most:
+        held = most - 4 - 4 * rank
+        holds = f"holds {held}" if isinstance(stream, io.BufferedReader) else f"can not hold {size}"
+        raise ValueError(f"{path} {holds} values, {told}; get it anew")
+    check_fits(size, f"the values of {path}", f"{told}; get it anew if that is wrong")
+    values = np.empty(size, np.uint8)
+    filled = 0
+    while filled < size and (chunk := stream.read(min(_CHUNK, size - filled))):
+        values[filled : filled + len(chunk)] = np.frombuffer(chunk, np.uint8)
+        filled += len(chunk)
+    if filled < size:
+        raise ValueError(f"{path} holds {filled} values, {told}; get it anew")
+    if stream.read(1):
+        raise ValueError(f"{path} holds more than {size} values, {told}; get it anew")
     return values.reshape(shape)
 
 
 def find_idx(name: str, data_dir: Path | None) -> dict[str, Path]:
     """Finds the four files of a data set.
 
+    They are named `train-images-idx3-ubyte` and the like, with or without `.gz`, with a dot before
+    `idx` or a dash, as a file or as a folder of that name with the file in it. The name of the set
+    may stand before it, as in EMNIST's files, and `test` in place of `t10k`.
+
     Args:
-      name: `"fashion_mnist"` or `"mnist"`.
-      data_dir: folder to look in; by default where Debian's packages put data sets.
+      name: `"fashion_mnist"`, `"mnist"` or `"idx"`.
+      data_dir: folder to look in, and in `raw` and `MNIST/raw` (`FashionMNIST/raw`) below it; by
+        default where Debian's packages put data sets.
 
     Returns:
-      Paths by `"train-images"`, `"train-labels"`, `"test-images"` and `"test-labels"`.
+      Paths by `"train-images"`, `"train-labels"`, `"test-images"` and `"test-labels"`, all in one
+      folder.
 
     Raises:
       FileNotFoundError: naming the missing file, where it was looked for and how to get it.
+      ValueError: if the folder can not be read, or holds the files of several sets.
     """
-    folder = name.replace("_", "-")
-    roots = dict.fromkeys([Path(sys.prefix), Path("/usr"), Path("/usr/local")])
-    folders = [data_dir] if data_dir else [root / "share/datasets" / folder for root in roots]
-    found = {}
-    for split, prefix in _PREFIXES.items():
-        for kind, rank in (("images", 3), ("labels", 1)):
-            stem = f"{prefix}-{kind}-idx{rank}-ubyte"
-            paths = [folder / (stem + end) for folder in folders for end in (".gz", "")]
-            path = next((path for path in paths if path.is_file()), None)
-            if path is None:
-                raise FileNotFoundError(
-                    f"{name} needs {stem}.gz (or {stem}), which is not in "
-                    f"{', '.join(map(str, folders))}; {_SOURCES[name]}"
-                )
-            found[f"{split}-{kind}"] = path
-    return found
+    if data_dir is None:
+        roots = dict.fromkeys([Path(sys.prefix), Path("/usr"), Path("/usr/local")])
+        folders = [root / "share/datasets" / name.replace("_", "-") for root in roots]
+    else:
+        below = {"mnist": ["raw", "MNIST/raw"], "fashion_mnist": ["raw", "FashionMNIST/raw"]}
+        folders = [data_dir, *(data_dir / folder for folder in below.get(name, ["raw"]))]
+    sets = {(folder, one): files for folder in folders for one, files in _sets(folder).items()}
+    for folder in folders:
+        whole = [one for (where, one), files in sets.items() if where == folder and len(files) == 4]
+        if len(whole) == 1 or "" in whole:
+            files = sets[folder, "" if "" in whole else whole[0]]
+            return {f"{split}-{kind}": files[f"{split}-{kind}"] for split, kind in _FOUR}
+        if whole:
+            raise ValueError(
+                f"{folder} holds several data sets: {', '.join(map(repr, sorted(whole)))}; put the "
+                "four files of one into a folder of its own and name it with --data_dir"
+            )
+    most = max(sets.values(), key=len, default={})
+    split, kind = next(pair for pair in _FOUR if "-".join(pair) not in most)
+    missing = f"{'train' if split == 'train' else 't10k'}-{kind}-idx{_RANKS[kind]}-ubyte"
+    raise FileNotFoundError(
+        f"{name} needs {missing}.gz (or {missing}), which is not in "
+        f"{', '.join(map(str, folders[:1] if data_dir else folders))}; {_SOURCES[name]}"
+    )
+
+
+def _sets(folder: Path) -> dict[str, dict[str, Path]]:
+    """The IDX files in a folder, by what stands before their names, split and kind."""
+    sets: dict[str, dict[str, Path]] = {}
+    try:
+        # Gzipped files last, which are preferred, and those with a dash before them.
+        entries = sorted(
+            folder.iterdir(), key=lambda path: (path.suffix == ".gz", ".idx" not in path.name)
+        )
+        for entry in entries:
+            if not (name := _FILE.fullmatch(entry.name)):
+                continue
+            key = f"{_SPLITS[name['split']]}-{name['kind']}"
+            inside = sorted(entry.iterdir()) if entry.is_dir() else [entry]
+            for path in inside:
+                other = _FILE.fullmatch(path.name)
+                if other and path.is_file() and f"{_SPLITS[other['split']]}-{other['kind']}" == key:
+                    sets.setdefault(name["set"], {})[key] = path
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise ValueError(_forbidden(folder, error)) from error
+    return sets
+
+
+def class_names(name: str, files: dict[str, Path]) -> tuple[str, ...]:
+    """Names of the classes of a data set; those of any set are its labels.
+
+    Args:
+      name: as of `find_idx`.
+      files: from `find_idx`.
+
+    Returns:
+      The names, in the order of the labels.
+
+    Raises:
+      ValueError: if a file of labels is damaged.
+    """
+    if name in _CLASSES:
+        return _CLASSES[name]
+    labels = [np.unique(read_idx(files[f"{split}-labels"])) for split in ("train", "test")]
+    return tuple(map(str, np.unique(np.concatenate(labels)).tolist()))
+
+
+def folder_of(files: dict[str, Path], root: Path) -> Path:
+    """The folder in which a data set of these files is prepared.
+
+    Other files are another data set: their prepared copies must not be taken for each other.
+
+    Args:
+      files: from `find_idx`.
+      root: folder of prepared data sets.
+
+    Returns:
+      A folder below `root`, named by a digest of the contents.
+
+    Raises:
+      ValueError: if a file can not be read.
+    """
+    digest = hashlib.sha256()
+    for path in files.values():
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+        except OSError as error:
+            raise ValueError(_forbidden(path, error)) from error
+    return root / "idx" / digest.hexdigest()[:12]
 
 
 class _Idx(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Images and classes from IDX files, whose digest names the folder they are prepared in."""
+    """Images and classes from IDX files."""
 
     VERSION = tfds.core.Version("1.0.0")
-    data_set: str
+    named_by_labels = False
 
-    def __init__(self, *, raw_dir: Path | None = None, data_dir: Path | None = None, **kwargs: Any):
-        self.files = find_idx(self.data_set, raw_dir)
-        digest = hashlib.sha256(b"".join(path.read_bytes() for path in self.files.values()))
-        # Other files are another data set: their prepared copies must not be taken for each other.
-        folder = Path(data_dir or tfds.core.constants.DATA_DIR) / "idx" / digest.hexdigest()[:12]
-        super().__init__(data_dir=folder, **kwargs)
+    def __init__(self, *, files: dict[str, Path], class_names: tuple[str, ...], **kwargs: Any):
+        self.files, self.class_names = files, class_names
+        super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -119,14 +257,14 @@ class _Idx(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ig
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=_CLASSES[self.data_set]),
+                    "label": tfds.features.ClassLabel(names=self.class_names),
                 }
             ),
             supervised_keys=("image", "label"),
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {split: self._generate_examples(split) for split in _PREFIXES}
+        return {split: self._generate_examples(split) for split in ("train", "test")}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         images = read_idx(self.files[f"{split}-images"])
@@ -136,25 +274,31 @@ class _Idx(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ig
                 f"{self.files[f'{split}-images']} and {self.files[f'{split}-labels']} must hold "
                 f"[N, H, W] images and [N] labels, got {images.shape} and {labels.shape}"
             )
-        if labels.max(initial=0) >= len(_CLASSES[self.data_set]):
+        if labels.max(initial=0) >= len(self.class_names) and not self.named_by_labels:
             raise ValueError(
                 f"{self.files[f'{split}-labels']} has label {labels.max()}, expected at most "
-                f"{len(_CLASSES[self.data_set]) - 1}"
+                f"{len(self.class_names) - 1}; --dataset idx takes any labels"
             )
-        for key, (image, label) in enumerate(zip(images, labels, strict=True)):
-            yield key, {"image": png(image), "label": int(label)}
+        for key, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            number = self.class_names.index(str(label)) if self.named_by_labels else label
+            yield key, {"image": png(image), "label": number}
 
 
 class FashionMnistIdx(_Idx):
     """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): 60,000 and 10,000 images in 10 classes."""
 
-    data_set = "fashion_mnist"
-
 
 class MnistIdx(_Idx):
     """MNIST (LeCun et al. 1998): 60,000 and 10,000 handwritten digits."""
 
-    data_set = "mnist"
+
+class AnyIdx(_Idx):
+    """Any other set of grey images, such as EMNIST (Cohen et al. 2017), its classes its labels."""
+
+    named_by_labels = True
+
+
+BUILDERS = {"fashion_mnist": FashionMnistIdx, "mnist": MnistIdx, "idx": AnyIdx}
 
 
 def png(image: np.ndarray) -> bytes:

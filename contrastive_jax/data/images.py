@@ -1,0 +1,99 @@
+"""Pictures of encoded files as arrays of pixels."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from contrastive_jax.data.sizes import check_fits
+
+
+def decode_images(
+    contents: Mapping[str, Sequence[bytes]], *, grey: bool, image_size: int | None
+) -> tuple[dict[str, np.ndarray], int]:
+    """Decodes pictures to pixels of 8 bits, all of one size.
+
+    Pixels of 16 bits are scaled to 8. A picture with transparent pixels is laid on white.
+
+    Args:
+      contents: encoded pictures of each split by its name, at least one.
+      grey: whether to give one channel, of grey, or three, of colours.
+      image_size: side in pixels to which pictures are scaled; without it they keep their size.
+
+    Returns:
+      Pixels of each split, `uint8` `[N, H, W, 1 or 3]`, and how many pictures have transparent
+      pixels.
+
+    Raises:
+      ValueError: if the pictures differ in size, take more memory than the machine has, or one of
+        them is damaged or has pixels that are not integers.
+    """
+    rows = [(split, row) for split, part in contents.items() for row in range(len(part))]
+    if image_size:
+        width = height = image_size
+    else:
+        width, height = _opened(contents, *rows[0]).size
+    shape = (height, width, 1 if grey else 3)
+    check_fits(
+        len(rows) * math.prod(shape),
+        f"{len(rows):,} images of {height} x {width} pixels",
+        "give a smaller --image_size",
+    )
+    pixels = {split: np.empty((len(part), *shape), np.uint8) for split, part in contents.items()}
+    transparent = 0
+    for split, row in rows:
+        image = _opened(contents, split, row)
+        if not image_size and image.size != (width, height):
+            sizes = sorted({_opened(contents, *each).size[::-1] for each in rows})
+            raise ValueError(
+                f"images differ in size, from {sizes[0]} to {sizes[-1]}; scale them to one size "
+                "with --image_size"
+            )
+        try:
+            image, seen_through = _on_white(_of_8_bits(image))
+            image = image.convert("L" if grey else "RGB")
+            if image_size:
+                image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+            pixels[split][row] = np.asarray(image).reshape(shape)
+        except Exception as error:  # Pillow raises SyntaxError, OSError, struct.error and others.
+            raise ValueError(_unreadable(split, row, error)) from error
+        transparent += seen_through
+    return pixels, transparent
+
+
+def _opened(contents: Mapping[str, Sequence[bytes]], split: str, row: int) -> Image.Image:
+    """A picture, of which only the header is read yet."""
+    try:
+        return Image.open(io.BytesIO(contents[split][row]))
+    except Exception as error:
+        raise ValueError(_unreadable(split, row, error)) from error
+
+
+def _unreadable(split: str, row: int, error: Exception) -> str:
+    return f"image {row} of split {split} can not be read: {type(error).__name__}: {error}"
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    """Scales grey pixels of 16 bits to 8; Pillow clips them. It reads colours of 16 bits as 8."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, and must be integers of 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"its pixels are from {values.min()} to {values.max()}, and must be integers of 8 or "
+            "16 bits"
+        )
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Lays a picture on white, and says if it has transparent pixels."""
+    if image.mode not in ("LA", "PA", "RGBA") and "transparency" not in image.info:
+        return image, False
+    image = image.convert("RGBA")
+    transparent = bool((np.asarray(image.getchannel("A")) < 255).any())
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image), transparent
