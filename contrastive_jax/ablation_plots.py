@@ -21,7 +21,7 @@ from contrastive_jax.plots import (
     _MARKERS,
     _PAIRS,
     _check_rows,
-    _legend,
+    _name_lines,
     _names,
     _one_panel,
     _outline,
@@ -73,6 +73,7 @@ def metric_curves(
         axes.set_xscale("log")
     axes.set(xlabel=quantity, ylabel="on test")
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    lines = list(axes.lines)
     if chosen is not None:
         axes.axvline(chosen, **_MARK)
         right = axes.transAxes.inverted().transform(axes.transData.transform((chosen, 0)))[0] > 0.5
@@ -85,7 +86,7 @@ def metric_curves(
             ha="right" if right else "left",
             fontsize=9,
         )
-    _legend(axes, above=1.0)
+    _name_lines(axes, lines, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, fontsize=9.5)
     return figure
 
 
@@ -147,12 +148,10 @@ def distance_ridge(
             axes.plot([x, x], [row, row + 0.95], **{**_MARK, "linewidth": 1.6, "zorder": 1})
     axes.set_yticks(range(len(rows)), [f"{x:g}" for x in rows])
     axes.set(xlabel="distance", ylabel=quantity, xlim=(0, edges[-1]), ylim=(-0.05, len(rows) + 0.4))
-    handles, names = axes.get_legend_handles_labels()
+    lines = [line for line in axes.lines if str(line.get_label()).endswith(" pairs")]
     if marked:
-        handles, names = [*handles, Line2D([], [], **_MARK)], [*names, quantity]
-    axes.legend(
-        handles, names, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, fontsize=9.5
-    )
+        lines.append(Line2D([], [], label=quantity, **_MARK))
+    _name_lines(axes, lines, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, fontsize=9.5)
     return figure
 
 
@@ -219,8 +218,8 @@ def maps(
         for c, (color, marker) in looks.items()
     ]
     if len(names) <= 10:
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=5, fontsize=9, handlelength=1
+        _name_lines(
+            figure, handles, loc="outside lower center", ncols=5, fontsize=9, handlelength=1
         )
     return figure
 

@@ -24,10 +24,12 @@ from contrastive_jax.plots import (
     BLACK,
     _check_rows,
     _legend,
+    _name_lines,
     _names,
     _one_panel,
     _outline,
     _styled,
+    _write_literally,
 )
 
 _TRAIL = 8
@@ -224,8 +226,9 @@ def _animation(
         panel.set_ylim(bottom=min(0.0, along["losses"].min()))
         (now,) = panel.plot([], [], color=BLACK, marker="o")
     if len(names) <= 10:
-        figure.legend(
-            handles=[
+        _name_lines(
+            figure,
+            [
                 Line2D([], [], color=color, marker=marker, linestyle="", label=names[c])
                 for c, (color, marker) in looks.items()
             ],
@@ -238,6 +241,7 @@ def _animation(
     title = axes.set_title(f"step {along['steps'][-1]:g}", fontsize=10.5)
     # Ticks and places come into being at the first draw, in the style of that moment; then they
     # stay where they are from frame to frame.
+    _write_literally(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 

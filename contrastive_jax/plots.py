@@ -14,6 +14,7 @@ from typing import Any, ParamSpec
 import jax
 import numpy as np
 from matplotlib import style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -23,6 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Rectangle
 from matplotlib.path import Path as Outline
+from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
@@ -82,11 +84,28 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
             figure = draw(*args, **kwargs)
             for axes in figure.axes:
                 axes.tick_params(which="both", labelsize=10)
+            _write_literally(figure)
             # Ticks come into being at the first draw, and take the style of that moment.
             figure.draw_without_rendering()
         return figure
 
     return drawn
+
+
+def _write_literally(figure: Figure) -> None:
+    """Has texts drawn as they are: a name with two dollars in it is no formula.
+
+    Only matplotlib's own are formulas: powers on logarithmic axes, and the factor of an axis.
+    """
+    formulas: set[Artist] = set()
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        formulas.add(axis.get_offset_text())
+        if axis.get_scale() == "log":
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            formulas.update(label for tick in ticks for label in (tick.label1, tick.label2))
+    for text in figure.findobj(Text):
+        if text not in formulas:
+            text.set_parse_math(False)
 
 
 def save(figure: Figure, path: str | Path) -> None:
@@ -232,7 +251,7 @@ def roc(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, logarithmic: bool 
         xlabel="false accept rate (share of dissimilar pairs accepted)",
         ylabel="true accept rate (share of similar pairs)",
     )
-    axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
+    _name_lines(axes, axes.lines, loc="best", frameon=True, framealpha=0.9, edgecolor="none")
     return figure
 
 
@@ -321,8 +340,8 @@ def embedding_map(
             Line2D([], [], color=color[c], marker=marker[c], linestyle="", label=name)
             for c, name in names.items()
         ]
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=5, fontsize=9.5, handlelength=1
+        _name_lines(
+            figure, handles, loc="outside lower center", ncols=5, fontsize=9.5, handlelength=1
         )
     medians = [np.median(points[classes == c], 0) for c in names]
     _place_names(figure, np.array(medians), list(names.values()), list(color.values()))
@@ -580,7 +599,8 @@ def growth(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) -> Figu
         axes.set_xscale("log", base=2)
         axes.margins(x=0.1)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.legend(loc="best", fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
+        box = {"frameon": True, "framealpha": 0.9, "edgecolor": "none"}
+        _name_lines(axes, axes.lines, loc="best", fontsize=9, **box)
     return figure
 
 
@@ -691,6 +711,16 @@ def _mark(axes: Axes, marks: Mapping[str, float]) -> None:
 def _legend(axes: Axes, above: float = 1.07, columns: int = 2) -> None:
     """Puts the legend above the axes, where it covers nothing, and above the names of marks."""
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, above), ncols=columns, fontsize=9.5)
+
+
+def _name_lines(target: Axes | Figure, lines: Sequence[Line2D], **options: Any) -> None:
+    """Adds a legend that names each line by its label, as it is.
+
+    matplotlib leaves out a label that begins with an underscore.
+    """
+    legend = target.legend(lines, ["" for _ in lines], **options)
+    for text, line in zip(legend.get_texts(), lines, strict=True):
+        text.set(text=str(line.get_label()), parse_math=False)
 
 
 def _names(classes: Array, class_names: Sequence[str] | None, rows: int) -> dict[int, str]:
