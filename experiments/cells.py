@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from contrastive_jax import grid as grids
 from contrastive_jax import runs, training
-from contrastive_jax.data import Dataset, index_by_class, load
+from contrastive_jax.data import Dataset, check_evaluable, index_by_class, load
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import summarize
 from experiments import loss_table, train
@@ -93,7 +93,7 @@ class Training:
     dataset: str = "digits"
     """digits, fashion_mnist, mnist, or any name in tensorflow-datasets with images and labels."""
     data_dir: Path | None = None
-    """Folder of the raw IDX files of fashion_mnist or mnist; Debian's by default."""
+    """Folder of the raw IDX files of fashion_mnist, mnist or idx; Debian's by default."""
     tfds_dir: Path | None = None
     """Folder of prepared data sets; that of tensorflow-datasets by default."""
     image_size: int | None = None
@@ -311,14 +311,16 @@ class Prepared(NamedTuple):
 
 
 def load_data(config: Training) -> Dataset:
-    """The data set that the options name."""
-    return load(
+    """The data set that the options name, which can be evaluated."""
+    data = load(
         config.dataset,
         data_dir=config.data_dir,
         tfds_dir=config.tfds_dir,
         image_size=config.image_size,
         split_classes=config.split_classes,
     )
+    check_evaluable(data)
+    return data
 
 
 def prepare(group: Group, data: Dataset, devices: Sequence[jax.Device]) -> Prepared:

@@ -38,7 +38,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from contrastive_jax import plots, runs, training
-from contrastive_jax.data import Dataset, index_by_class, load
+from contrastive_jax.data import Dataset, check_evaluable, index_by_class, load
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss_step
 from contrastive_jax.parallel import parallel
@@ -148,6 +148,7 @@ def main(config: Config) -> Path:
         for split in SPLITS
     }
     for split, data in sets.items():
+        check_evaluable(data)
         classes = len(np.unique(data.train.classes))
         if config.batch_size % classes or config.batch_size < 2 * classes:
             raise ValueError(

@@ -35,7 +35,15 @@ from contrastive_jax import (
     runs,
     training,
 )
-from contrastive_jax.data import ClassIndex, Dataset, augment, index_by_class, load, stream_pairs
+from contrastive_jax.data import (
+    ClassIndex,
+    Dataset,
+    augment,
+    check_evaluable,
+    index_by_class,
+    load,
+    stream_pairs,
+)
 from contrastive_jax.evaluation.retrieval import nearest_neighbours, retrieval
 from contrastive_jax.evaluation.summary import Summary, summarize
 from contrastive_jax.evaluation.verification import roc_curve
@@ -119,9 +127,10 @@ class Config:
     """Options of a run."""
 
     dataset: str = "digits"
-    """digits, fashion_mnist, mnist, or any name in tensorflow-datasets with images and labels."""
+    """digits, fashion_mnist, mnist, idx (IDX files of any other set), or any name in
+    tensorflow-datasets with images and labels."""
     data_dir: Path | None = None
-    """Folder of the raw IDX files of fashion_mnist or mnist; Debian's by default."""
+    """Folder of the raw IDX files of fashion_mnist, mnist or idx; Debian's by default."""
     tfds_dir: Path | None = None
     """Folder of prepared data sets; that of tensorflow-datasets by default."""
     image_size: int | None = None
@@ -250,6 +259,7 @@ def main(config: Config) -> Path:
         image_size=config.image_size,
         split_classes=config.split_classes,
     )
+    check_evaluable(data)
 
     # Encoder, optimiser, step
     built = built_loss(config, options, data.train.classes)
@@ -720,7 +730,7 @@ def _report(
     np.savez(folder / "embeddings.npz", embeddings=embedded["test"], classes=test.classes)
 
     learned = summaries["embedding"]
-    neighbours = nearest_neighbours(embedded["test"], k=8).indices
+    neighbours = nearest_neighbours(embedded["test"], k=min(8, len(test.classes) - 1)).indices
     figures = {
         "distances": plots.distance_histograms(
             learned.distances, learned.labels, margin=config.margin, threshold=learned.threshold

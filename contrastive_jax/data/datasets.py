@@ -94,7 +94,10 @@ def load(
     hidden = {split: int((numbers < 0).sum()) for split, numbers in classes.items()}
     if any(hidden.values()):
         counts = ", ".join(
-            f"{count:,} of {len(rows[split]):,} in {split}" for split, count in hidden.items()
+            f"{count:,} of {len(rows[split]):,} in {split}"
+            + (", which counts as missing" if count == len(rows[split]) else "")
+            for split, count in hidden.items()
+            if count
         )
         warnings.warn(f"examples of {name} without a label are left out: {counts}", stacklevel=2)
     contents = {

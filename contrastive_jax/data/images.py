@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from contrastive_jax.data.sizes import check_fits
 
@@ -65,14 +65,19 @@ def decode_images(
 
 def _opened(contents: Mapping[str, Sequence[bytes]], split: str, row: int) -> Image.Image:
     """A picture, of which only the header is read yet."""
+    content = contents[split][row]
     try:
-        return Image.open(io.BytesIO(contents[split][row]))
+        return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        cause = ValueError(f"it is no picture, and begins with {content[:8].hex() or 'nothing'}")
+        raise ValueError(_unreadable(split, row, cause)) from None
     except Exception as error:
         raise ValueError(_unreadable(split, row, error)) from error
 
 
 def _unreadable(split: str, row: int, error: Exception) -> str:
-    return f"image {row} of split {split} can not be read: {type(error).__name__}: {error}"
+    cause = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    return f"image {row} of split {split} can not be read: {cause}"
 
 
 def _of_8_bits(image: Image.Image) -> Image.Image:
