@@ -84,32 +84,7 @@ def load(
     if not len(builder.info.splits):
         _prepare(name, builder)
         builder = _builder(name, data_dir, tfds_dir)
-    available = [split for split, info in builder.info.splits.items() if info.num_examples]
-    rows = {
-        split: _read(name, builder, split, image)
-        for split in ("train", "validation", "test")
-        if split in available
-    }
-    names, classes = _classes(builder.info.features[label], label, rows)
-    hidden = {split: int((numbers < 0).sum()) for split, numbers in classes.items()}
-    if any(hidden.values()):
-        counts = ", ".join(
-            f"{count:,} of {len(rows[split]):,} in {split}"
-            + (", which counts as missing" if count == len(rows[split]) else "")
-            for split, count in hidden.items()
-            if count
-        )
-        warnings.warn(f"examples of {name} without a label are left out: {counts}", stacklevel=2)
-    contents = {
-        split: [row[image] for row, number in zip(rows[split], numbers, strict=True) if number >= 0]
-        for split, numbers in classes.items()
-        if (numbers >= 0).any()
-    }
-    if "train" not in contents:
-        raise ValueError(
-            f"{name} has no training examples in {builder.data_dir}; its splits are {available}; "
-            "delete that folder to have the data set prepared anew"
-        )
+    names, contents, classes = _labelled(name, builder, image, label)
     try:
         pixels, transparent = decode_images(
             contents,
@@ -123,9 +98,7 @@ def load(
             f"{transparent:,} images of {name} have transparent pixels; they are laid on white",
             stacklevel=2,
         )
-    splits = {
-        split: Examples(pixels[split], classes[split][classes[split] >= 0]) for split in contents
-    }
+    splits = {split: Examples(pixels[split], classes[split]) for split in contents}
 
     def carve(examples: Examples) -> tuple[Examples, Examples]:
         kept, held = hold_out(examples.classes, validation_fraction, seed=seed)
@@ -292,6 +265,45 @@ def _prepare(name: str, builder: Any) -> None:
             f"{name} could not be prepared in {builder.data_dir}: {type(error).__name__}: "
             f"{_line(error)}; if that folder can not be written, name another with --tfds_dir"
         ) from error
+
+
+def _labelled(
+    name: str, builder: Any, image: str, label: str
+) -> tuple[tuple[str, ...], dict[str, list[bytes]], dict[str, np.ndarray]]:
+    """Names of the classes, and by split the examples with a label: encoded images and classes."""
+    available = [split for split, info in builder.info.splits.items() if info.num_examples]
+    if "train" not in available:
+        raise ValueError(
+            f"{name} has no training examples in {builder.data_dir}; its splits are {available}; "
+            "delete that folder to have the data set prepared anew, or take another data set"
+        )
+    rows = {
+        split: _read(name, builder, split, image)
+        for split in ("train", "validation", "test")
+        if split in available
+    }
+    names, numbers = _classes(builder.info.features[label], label, rows)
+    hidden = {split: int((part < 0).sum()) for split, part in numbers.items()}
+    if hidden["train"] == len(rows["train"]):
+        raise ValueError(
+            f"{name} has no training example with a label in {builder.data_dir}: all "
+            f"{hidden['train']:,} labels are hidden; take another data set"
+        )
+    if any(hidden.values()):
+        counts = ", ".join(
+            f"{count:,} of {len(rows[split]):,} in {split}"
+            + (", which counts as missing" if count == len(rows[split]) else "")
+            for split, count in hidden.items()
+            if count
+        )
+        warnings.warn(f"examples of {name} without a label are left out: {counts}", stacklevel=3)
+    contents, classes = {}, {}
+    for split, part in numbers.items():
+        if hidden[split] < len(part):
+            chosen = np.flatnonzero(part >= 0)
+            contents[split] = [rows[split][k][image] for k in chosen]
+            classes[split] = part[chosen]
+    return names, contents, classes
 
 
 def _read(name: str, builder: Any, split: str, image: str) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ class TinyForms(tfds.core.GeneratorBasedBuilder):
         "strings": tfds.features.Text(),
         "hidden": tfds.features.ClassLabel(names=["a", "b", "c"]),
         "all_hidden": tfds.features.ClassLabel(names=["a", "b", "c"]),
+        "unlabelled": tfds.features.ClassLabel(names=["a", "b", "c"]),
         "transparent": tfds.features.ClassLabel(names=["a", "b", "c"]),
         "floats": np.float32,
     }
@@ -57,6 +58,7 @@ class TinyForms(tfds.core.GeneratorBasedBuilder):
             "strings": ("zebra", "ärmel", "")[k % 3],
             "hidden": -1 if k % 2 else k % 3,
             "all_hidden": -1 if split == "test" else k % 3,
+            "unlabelled": -1,
             "floats": 0.5,
         }.get(form, k % 3)
 
@@ -100,6 +102,8 @@ def test_labels_of_every_form_are_classes(tmp_path, form, names, left_out):
 def test_labels_that_are_no_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="0 features of type ClassLabel"):
         load("tiny_forms/floats", tfds_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"no training example with a label in .*: all 30 labels"):
+        load("tiny_forms/unlabelled", tfds_dir=tmp_path)
 
 
 def test_transparent_pixels_are_told_once(tmp_path):
