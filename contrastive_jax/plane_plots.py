@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from numpy.typing import ArrayLike, NDArray
 
+from contrastive_jax.data.labels import check_unmasked
 from contrastive_jax.plots import (
     _CLASSES,
     _MARK,
@@ -160,6 +161,7 @@ def descent(
     Raises:
       ValueError: if shapes do not fit, a number of the path is not finite or a class has no name.
     """
+    check_unmasked(path=path, classes=classes, losses=losses, steps=steps)
     path, classes = np.asarray(path, np.float64), np.asarray(classes)
     if path.ndim != 3 or path.shape[2:] != (2,) or not path.size:
         raise ValueError(f"path must be [T, N, 2] and not empty, got shape {path.shape}")

@@ -3,8 +3,11 @@
 Similar is blue and drawn in full lines, dissimilar is vermilion and dashed, in every figure, so
 that they differ in grey as well. All colours are those of Okabe and Ito (2008) or derived from
 them. Nothing touches `pyplot`: figures need no display, and are freed as other objects are.
+
+Masked entries, and classes of -1, are errors: leave such rows out.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -28,6 +31,8 @@ from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
+
+from contrastive_jax.data.labels import check_unmasked
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
     "#0072B2",
@@ -80,6 +85,7 @@ P = ParamSpec("P")
 def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        check_unmasked(**inspect.signature(draw).bind(*args, **kwargs).arguments)
         with style.context(["default", _STYLE]):
             figure = draw(*args, **kwargs)
             for axes in figure.axes:
@@ -731,6 +737,11 @@ def _names(classes: Array, class_names: Sequence[str] | None, rows: int) -> dict
             f"{classes.shape}"
         )
     present = np.unique(classes).tolist()
+    if -1 in present:
+        row = int((classes == -1).argmax())
+        raise ValueError(
+            f"classes must be at least 0, got -1, a row to ignore, in row {row}; leave it out"
+        )
     if class_names is None:
         return {c: str(c) for c in present}
     if present[0] < 0 or present[-1] >= len(class_names):

@@ -1,4 +1,4 @@
-"""Figures write the names that they are given as they are, whatever signs are in them."""
+"""Figures write names as they are, whatever signs are in them, and take no row without a class."""
 
 import numpy as np
 import pytest
@@ -72,3 +72,38 @@ def test_powers_on_logarithmic_axes_stay_formulas():
     labels = [label for label in axes.get_xticklabels() if "10" in label.get_text()]
     assert labels
     assert all(label._preprocess_math(label.get_text())[1] for label in labels)
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda x, c: plots.embedding_map(x, c),
+        lambda x, c: plots.gallery(np.zeros((12, 4, 4, 1)), c, CLASSES[:, None], CLASSES),
+        lambda x, c: ablation_plots.maps({1.0: x}, c),
+        lambda x, c: plane_plots.descent(np.stack([x[:, :2]] * 2), c),
+    ],
+)
+def test_rows_without_a_class_are_refused(figure):
+    with pytest.raises(ValueError, match="got -1, a row to ignore, in row 5"):
+        figure(POINTS, np.where(np.arange(12) == 5, -1, CLASSES))
+    with pytest.raises(ValueError, match=r"classes must not be masked, .* the first in row 5"):
+        figure(POINTS, np.ma.masked_array(CLASSES, np.arange(12) == 5))
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda masked: plots.embedding_map(masked(POINTS), CLASSES),
+        lambda masked: plots.distance_histograms(masked(LINE[0]), [0, 1, 1]),
+        lambda masked: plots.roc({"a": (masked(LINE[0]), LINE[1])}),
+        lambda masked: ablation_plots.distance_ridge({1.0: (masked(LINE[0]), [0, 1, 1])}),
+        lambda masked: plane_plots.descent(masked(np.stack([POINTS[:, :2]] * 2)), CLASSES),
+    ],
+)
+def test_masked_numbers_are_refused(figure):
+    with pytest.raises(ValueError, match="must not be masked, got 1 masked entries"):
+        figure(
+            lambda values: np.ma.masked_array(
+                values, np.arange(values.size).reshape(values.shape) == 0
+            )
+        )

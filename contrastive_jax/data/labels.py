@@ -1,5 +1,8 @@
 """Class labels in the forms that people have them in."""
 
+from typing import Any
+
+import jax
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -51,19 +54,21 @@ def class_numbers(classes: ArrayLike) -> np.ndarray:
     return numbers
 
 
-def check_unmasked(**arrays: ArrayLike) -> None:
+def check_unmasked(**arguments: Any) -> None:
     """Checks that no entry of an array is masked, where a mask would be lost.
 
     Args:
-      **arrays: by the name that the error gives them.
+      **arguments: arrays, or mappings and sequences of them, by the name that the error gives them.
 
     Raises:
       ValueError: if an entry is masked.
     """
-    for name, values in arrays.items():
-        if isinstance(values, np.ma.MaskedArray) and (mask := np.ma.getmaskarray(values)).any():
-            row = int(np.argwhere(mask)[0, 0])
-            raise ValueError(
-                f"{name} must not be masked, got {mask.sum()} masked entries, the first in row "
-                f"{row}; mask the class of a row, or give it class -1, to have it ignored"
-            )
+    for name, argument in arguments.items():
+        for values in jax.tree.leaves(argument):
+            if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+                mask = np.ma.getmaskarray(values)
+                row = int(np.argwhere(mask)[0, 0]) if mask.ndim else 0
+                raise ValueError(
+                    f"{name} must not be masked, got {mask.sum()} masked entries, the first in "
+                    f"row {row}; leave masked rows out"
+                )
