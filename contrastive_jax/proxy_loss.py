@@ -135,7 +135,8 @@ def _of_centers(
     counts = (classes >= 0) & (classes < len(proxies))
     rows = unit(jnp.where(counts[:, None], embeddings, 0))
     rows = jnp.pad(rows, ((0, padding), (0, 0))).reshape(-1, height, rows.shape[1])
-    classes = jnp.pad(jnp.where(counts, classes, -1), (0, padding), constant_values=-1)
+    classes = jnp.where(counts, classes, -1).astype(jnp.int32)
+    classes = jnp.pad(classes, (0, padding), constant_values=-1)
     classes = classes.reshape(-1, height)
 
     example = varying(jnp.zeros(proxies.shape[:2], rows.dtype), axes_of((rows, centers)))

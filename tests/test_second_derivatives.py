@@ -23,7 +23,7 @@ from contrastive_jax import (
 
 pytestmark = pytest.mark.usefixtures("quick")
 
-CLASSES = np.array([0, 1, 2, 0, 1, 2, -1, 0])
+CLASSES = np.array([0, 1, 2, 0, 1, 2, -1, 0], np.int32)
 STEP = 1e-5
 
 

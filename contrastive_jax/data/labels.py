@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from contrastive_jax.host_arrays import checked_classes
+
 IGNORED = -1
 """The class of an example that is to be ignored."""
 
@@ -24,26 +26,12 @@ def class_numbers(classes: ArrayLike) -> np.ndarray:
     Raises:
       ValueError: if the labels are of another shape or type, or an integer is out of range.
     """
-    values, labelled = np.asarray(classes), np.ones(np.shape(classes), bool)
-    if isinstance(classes, np.ma.MaskedArray):
-        labelled = ~np.ma.getmaskarray(classes)
-    if values.ndim != 1:
-        remedy = "; squeeze it to [N]" if values.ndim == 2 and values.shape[1] == 1 else ""
-        raise ValueError(
-            f"classes must be of shape [N], got {values.dtype} {list(values.shape)}{remedy}"
-        )
-    if values.dtype.kind == "O" and all(isinstance(value, str) for value in values[labelled]):
-        values = np.where(labelled, values, "").astype(str)
-    if values.dtype.kind not in "biuUS":
-        raise ValueError(
-            "classes must be integers, booleans or strings of shape [N], got "
-            f"{values.dtype} {list(values.shape)}"
-        )
+    values, labelled = checked_classes("classes", classes)
     numbers = np.full(len(values), IGNORED, np.int32)
     if values.dtype.kind in "US":
         numbers[labelled] = np.unique(values[labelled], return_inverse=True)[1]
         return numbers
-    wrong = labelled & ((values < IGNORED) | (values > np.iinfo(np.int32).max))
+    wrong = labelled & (values > np.iinfo(np.int32).max)
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
