@@ -1,31 +1,120 @@
 """The folder of a run: its configuration, and its metrics as they come.
 
 runs/NAME/config.json      every option of the run
+          run.lock         held by the process that works on it
           metrics.jsonl    a line for each training step and each validation
           tensorboard/     the same as events
           checkpoints/     the last few states and the best
           results.json     figures on test, and results.md as a table
           embeddings.npz   test embeddings and classes
           figures/         PNG
+
+Of a file of JSON lines, only a last line that was cut short by a kill is repaired. Any other line
+that can not be read stays in the file, and a warning names it.
 """
 
+import contextlib
+import errno
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+import shutil
+import time
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from contrastive_jax import locks
+
+CONFIG = "config.json"
+LOCK = "run.lock"
+METRICS = "metrics.jsonl"
+LONGEST_NAME = 100
 
 
-def create_run(runs: Path, name: str | None, default_name: str, config: Mapping[str, Any]) -> Path:
-    """Creates the folder of a new run and writes its configuration.
+def check_name(name: str) -> None:
+    """Checks that a name is that of one folder, and is safe to join to another.
+
+    Raises:
+      ValueError: if it is empty, `.`, `..`, longer than 100 characters, or has others than letters,
+        digits, `-`, `_` and `.`.
+    """
+    allowed = re.fullmatch(f"[A-Za-z0-9._-]{{1,{LONGEST_NAME}}}", name)
+    if not allowed or name in (".", ".."):
+        raise ValueError(
+            f"--name must be the name of one folder, got {name!r}: 1 to {LONGEST_NAME} letters, "
+            "digits, '-', '_' and '.', and neither '.' nor '..'"
+        )
+
+
+@contextlib.contextmanager
+def open_run(
+    runs: Path,
+    name: str | None,
+    default_name: str,
+    config: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    free: Iterable[str] = (),
+    shared: bool = False,
+) -> Iterator[Path]:
+    """Creates a run or opens one that there is, for this process alone.
 
     Args:
       runs: the folder of all runs.
       name: of this one. None takes `default_name-1`, or the next number that is free.
       default_name: what a nameless run is called.
+      config: every option, JSON types.
+      resume: whether to go on with the run of this name.
+      overwrite: whether to replace the run of this name.
+      free: names of options that may differ when a run is resumed.
+      shared: whether other processes that say the same may work on the run at the same time.
+
+    Yields:
+      The folder.
+
+    Raises:
+      BlockingIOError: if another process works on the run.
+      FileExistsError: if the named folder exists and is not to be replaced, or holds no run.
+      FileNotFoundError: if there is no such run to resume.
+      ValueError: if the name is not that of one folder, or options differ from those the run was
+        begun with.
+    """
+    if name is not None:
+        check_name(name)
+    if resume or overwrite:
+        if name is None:
+            raise ValueError("--resume and --overwrite need the --name of the run")
+        if resume and overwrite:
+            raise ValueError("--resume and --overwrite exclude each other")
+    if resume:
+        folder = runs / str(name)
+        check_resumable(folder, config, free)
+    else:
+        if overwrite:
+            remove_run(runs / str(name))
+        folder = create_run(runs, name, default_name, config)
+    with locks.locked(folder / LOCK, str(folder), shared=shared):
+        yield folder
+
+
+def create_run(runs: Path, name: str | None, default_name: str, config: Mapping[str, Any]) -> Path:
+    """Creates the folder of a new run and writes its configuration.
+
+    The folder is made under another name and renamed, so that it never lacks its configuration.
+
+    Args:
+      runs: the folder of all runs.
+      name: of this one. None takes `default_name-1`, or the next number that is free.
+      default_name: what a nameless run is called; other characters than those of a name become `-`.
       config: every option, JSON types.
 
     Returns:
@@ -33,21 +122,97 @@ def create_run(runs: Path, name: str | None, default_name: str, config: Mapping[
 
     Raises:
       FileExistsError: if the named folder exists; nothing is touched.
+      ValueError: if the name is not that of one folder.
     """
+    if name is not None:
+        check_name(name)
+    default_name = re.sub("[^A-Za-z0-9._-]", "-", default_name)[: LONGEST_NAME - 10]
     runs.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        folder = runs / (name or f"{default_name}-{number}")
-        try:
-            folder.mkdir()
-            break
-        except FileExistsError:
-            if name:
+    fresh = runs / f".{name or default_name}.new-{uuid.uuid4().hex[:8]}"
+    fresh.mkdir()
+    try:
+        write_config(fresh, config)
+        (fresh / LOCK).touch()
+        for number in itertools.count(1):
+            folder = runs / (name or f"{default_name}-{number}")
+            if _renamed(fresh, folder):
+                return folder
+            if not name:
+                continue
+            if (folder / CONFIG).exists():
                 raise FileExistsError(
                     f"{folder} exists; --resume goes on with it, --overwrite replaces it, another "
                     "--name leaves it alone"
-                ) from None
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return folder
+                )
+            raise FileExistsError(
+                f"{folder} exists and holds no run (no {CONFIG}); choose another --name, or remove "
+                "it yourself"
+            )
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    raise AssertionError  # the count has no end
+
+
+def _renamed(fresh: Path, folder: Path) -> bool:
+    """Renames a folder, unless the name is taken; an empty folder of that name gives way."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        return False
+    try:
+        fresh.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        return False
+    return True
+
+
+def remove_run(folder: Path) -> None:
+    """Removes a run, if there is one. It is renamed first, so that it goes as a whole.
+
+    Raises:
+      BlockingIOError: if a process works on it.
+      FileExistsError: if the folder holds something else than a run; nothing is touched.
+    """
+    if folder.is_symlink():
+        raise FileExistsError(
+            f"{folder} is a link, and --overwrite removes runs alone; choose another --name, or "
+            "remove it yourself"
+        )
+    if folder.is_dir() and any(folder.iterdir()):
+        if not all((folder / name).is_file() for name in (CONFIG, LOCK)):
+            raise FileExistsError(
+                f"{folder} holds no run (one has a {CONFIG} and a {LOCK}), and --overwrite removes "
+                "runs alone; choose another --name, or remove it yourself"
+            )
+        with locks.locked(folder / LOCK, str(folder)):
+            folder.rename(folder.with_name(f".{folder.name}.removed-{uuid.uuid4().hex[:8]}"))
+    # Also what a process left that was killed while it removed a run of this name.
+    for removed in folder.parent.glob(f".{folder.name}.removed-*"):
+        shutil.rmtree(removed)
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Writes the configuration of a run, in place of the one before."""
+    _replace(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads the configuration of a run.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is damaged.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        raise FileNotFoundError(f"no run to resume: {path} does not exist")
+    config = _record(path.read_bytes())
+    if config is None:
+        raise ValueError(
+            f"{path} is damaged: it is not one JSON object; write the options of the run there "
+            "again, or replace the run with --overwrite"
+        )
+    return config
 
 
 def check_resumable(folder: Path, config: Mapping[str, Any], free: Iterable[str]) -> None:
@@ -60,12 +225,10 @@ def check_resumable(folder: Path, config: Mapping[str, Any], free: Iterable[str]
 
     Raises:
       FileNotFoundError: if there is no such run.
-      ValueError: if an option differs, naming each with both values.
+      ValueError: if its configuration is damaged, or an option differs, naming each with both
+        values.
     """
-    path = folder / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"no run to resume: {path} does not exist")
-    before = json.loads(path.read_text())
+    before = read_config(folder)
     now = json.loads(json.dumps(config))
     differing = [
         f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
@@ -76,62 +239,178 @@ def check_resumable(folder: Path, config: Mapping[str, Any], free: Iterable[str]
         raise ValueError(f"{folder} was started with other options: {'; '.join(differing)}")
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The records of `metrics.jsonl`, in order; a last line cut short by a kill is left out."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+@contextlib.contextmanager
+def open_events(folder: Path, step: int) -> Iterator[EventsWriter]:
+    """Opens a file of TensorBoard events for what comes after `step` steps.
 
-
-def truncate_metrics(folder: Path, step: int) -> None:
-    """Drops the records after `step`, which a resumed run writes again."""
-    kept = [record for record in read_metrics(folder) if record["step"] <= step]
-    path = folder / "metrics.jsonl"
-    whole = path.with_suffix(".tmp")
-    whole.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    whole.replace(path)
-
-
-def write_metrics(
-    folder: Path, events: SummaryWriter, records: Iterable[Mapping[str, float]]
-) -> None:
-    """Appends records to `metrics.jsonl` and to the TensorBoard events.
+    TensorBoard drops events of later steps that were written before. Events are written in the
+    calling thread: a thread of their own would lose some in a kill, and wait for ever on a full
+    disk.
 
     Args:
       folder: of the run.
-      events: writer to `folder / "tensorboard"`.
-      records: each with its `step` and any scalars.
+      step: steps already taken.
+
+    Yields:
+      The writer, for `write_metrics`.
     """
-    with (folder / "metrics.jsonl").open("a") as file:
-        for record in records:
-            # A mean over no pairs is NaN, which JSON does not have.
-            finite = {key: value for key, value in record.items() if math.isfinite(value)}
-            file.write(json.dumps(finite) + "\n")
-            for key, value in finite.items():
+    events = folder / "tensorboard"
+    with _named(events):
+        events.mkdir(exist_ok=True)
+        writer = EventsWriter(str(events / "events"), f".{step}")
+        start = SessionLog(status=SessionLog.START)
+        writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+        writer.flush()
+    try:
+        yield writer
+    finally:
+        # `write_metrics` has flushed: only what it could not write is left.
+        with contextlib.suppress(OSError):
+            writer.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The records of `metrics.jsonl`, in order; lines that are none are left out, with a warning.
+
+    A last line cut short by a kill is left out without one.
+    """
+    return read_lines(folder / METRICS, numbers=("step",))
+
+
+def truncate_metrics(folder: Path, step: int) -> None:
+    """Drops the records after `step`, which a resumed run writes again, and a torn last line.
+
+    Other lines that can not be read stay where they are, with a warning.
+    """
+    path = folder / METRICS
+    if not path.exists():
+        return
+    lines = [line for line, record in _lines(path, numbers=("step",)) if _until(record, step)]
+    whole = b"".join(line + b"\n" for line in lines)
+    if whole != path.read_bytes():
+        _replace(path, whole)
+
+
+def _until(record: Mapping[str, Any] | None, step: int) -> bool:
+    return record is None or record["step"] <= step
+
+
+def write_metrics(
+    folder: Path, events: EventsWriter, records: Iterable[Mapping[str, float]]
+) -> None:
+    """Appends records to `metrics.jsonl` and to the TensorBoard events; both are flushed.
+
+    Args:
+      folder: of the run.
+      events: writer from `open_events`.
+      records: each with its `step` and any scalars.
+
+    Raises:
+      OSError: if they can not be written, as on a full disk.
+    """
+    # A mean over no pairs is NaN, which JSON does not have.
+    finite = [
+        {key: value for key, value in record.items() if math.isfinite(value)} for record in records
+    ]
+    _append(folder / METRICS, finite)
+    with _named(folder / "tensorboard"):
+        for record in finite:
+            now, step = time.time(), int(record["step"])
+            for key, value in record.items():
                 if key != "step":
-                    events.add_scalar(key, value, record["step"])
+                    events.write_event(Event(wall_time=now, step=step, summary=scalar(key, value)))
+        events.flush()
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Adds a record to a JSON lines file, whose last line a kill may have cut short."""
-    whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
-    with path.open("a") as file:
-        file.write(("" if whole else "\n") + json.dumps(record) + "\n")
+    """Adds a record to a JSON lines file, whose last line a kill may have cut short.
+
+    Several processes may add to one file.
+    """
+    _append(path, [record])
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete records of a JSON lines file, none where there is no file."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    with _named(path), path.open("a+b") as file:
+        # A line that another process is about to write is not taken for a torn one.
+        locks.take(file)
+        end = file.seek(0, 2)
+        file.seek(max(end - 1, 0))
+        if file.read(1) not in (b"", b"\n"):
+            file.seek(0)
+            last = file.read().split(b"\n")[-1]
+            if _record(last) is None:
+                file.truncate(end - len(last))
+            else:
+                file.write(b"\n")
+        file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+
+
+def read_lines(
+    path: Path, *, keys: Iterable[str] = (), numbers: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    """The records of a JSON lines file, none where there is no file.
+
+    Args:
+      path: of the file.
+      keys: what each record has.
+      numbers: keys whose values are numbers.
+
+    Returns:
+      The records in order. Lines that are none are left out, with a warning that names file and
+      line; a last line cut short by a kill without one.
+    """
+    if not path.exists():
+        return []
+    return [record for _, record in _lines(path, keys=keys, numbers=numbers) if record is not None]
+
+
+def _lines(
+    path: Path, *, keys: Iterable[str] = (), numbers: Iterable[str] = ()
+) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Lines with their records, without a torn last one; None of what is no record."""
+    *lines, last = path.read_bytes().split(b"\n")
+    if _record(last) is not None:
+        lines.append(last)  # only its end was cut off
+    for number, line in enumerate(lines, 1):
+        record = _record(line, keys, numbers)
+        if record is None:
+            what = "is blank" if not line.strip() else "is not a record that can be read"
+            warnings.warn(
+                f"{path}, line {number} {what}: it is left out, and stays in the file",
+                stacklevel=4,
+            )
+        yield line, record
+
+
+def _record(
+    line: bytes, keys: Iterable[str] = (), numbers: Iterable[str] = ()
+) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not {*keys, *numbers} <= record.keys():
+        return None
+    if not all(isinstance(record[key], int | float) for key in numbers):
+        return None
+    return record
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Writes a file under another name and renames it, so that it is never half written."""
+    whole = path.with_name(f".{path.name}.new")
+    with _named(whole):
+        whole.write_bytes(data)
+        whole.replace(path)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names the file in errors of the operating system, which do not where a write fails."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise

@@ -8,13 +8,13 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import hashlib
 import itertools
 import json
 import math
 import os
-import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -418,18 +418,23 @@ def check(config: Training) -> None:
     for name in ("resume", "overwrite"):
         if getattr(config, name) and not config.name:
             raise ValueError(f"--{name} needs the --name of the run")
+    if config.name is not None:
+        runs.check_name(config.name)
     if config.resume and config.overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
 
 
-def folder_of(
+@contextlib.contextmanager
+def open_run(
     config: Training,
     default_name: str,
     axes: Iterable[str],
     free: Iterable[str],
     device: jax.Device,
-) -> Path:
-    """The folder of a run, that of this name if it is resumed.
+    *,
+    shared: bool = False,
+) -> Iterator[Path]:
+    """Creates a run, or opens that of this name if it is resumed, as `runs.open_run`.
 
     Args:
       config: options.
@@ -437,11 +442,13 @@ def folder_of(
       axes: names of what is varied, which may not differ when it is resumed.
       free: names of options that may.
       device: of which kind they all are.
+      shared: whether other processes that say the same may work on the run at the same time.
 
-    Returns:
+    Yields:
       The folder.
 
     Raises:
+      BlockingIOError: if another process works on the run.
       FileExistsError: if the name is taken.
       FileNotFoundError: if there is no such run to resume.
       ValueError: if options differ from those it was begun with.
@@ -449,14 +456,19 @@ def folder_of(
     options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     options["axes"] = sorted(axes)
     options["dtype"] = "float32" if device.platform == "cpu" else "bfloat16"
-    if config.resume:
-        folder = config.runs / str(config.name)
-        runs.check_resumable(folder, options, free)
-        (folder / "config.json").write_text(json.dumps(options, indent=2) + "\n")
-        return folder
-    if config.overwrite:
-        shutil.rmtree(config.runs / str(config.name), ignore_errors=True)
-    return runs.create_run(config.runs, config.name, default_name.replace("/", "-"), options)
+    with runs.open_run(
+        config.runs,
+        config.name,
+        default_name,
+        options,
+        resume=config.resume,
+        overwrite=config.overwrite,
+        free=free,
+        shared=shared,
+    ) as folder:
+        if config.resume:
+            runs.write_config(folder, options)
+        yield folder
 
 
 def make_cores_devices(*, waiting: bool = False) -> None:
@@ -650,3 +662,8 @@ def figures_of(
 def key_of(setting: Setting) -> str:
     """What tells a cell from others."""
     return json.dumps(setting, sort_keys=True)
+
+
+def state_path(setting: Setting) -> str:
+    """Where the final state of a cell lies in the folder of its run; no other cell's lies there."""
+    return f"states/{hashlib.sha256(key_of(setting).encode()).hexdigest()[:16]}"

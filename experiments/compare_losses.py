@@ -18,14 +18,13 @@ Each training adds a line to runs/NAME/cells.jsonl when it is complete. The numb
 data, so that all trainings of a loss and a split share one compilation.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
 import json
-import shutil
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,12 @@ from flax import nnx
 from scipy import stats
 from tqdm import tqdm
 
-from contrastive_jax import plots, runs, training
+from contrastive_jax import locks, plots, runs, training
 from contrastive_jax.data import Dataset, check_evaluable, index_by_class, load
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss_step
 from contrastive_jax.parallel import parallel
-from experiments import loss_table
+from experiments import command, loss_table
 from experiments.train import ENCODERS, augmentation
 
 SPLITS = ("all classes", "unseen classes")
@@ -155,10 +154,10 @@ def main(config: Config) -> Path:
                 f"--batch_size must be a multiple of the {classes} classes that are trained on "
                 f"({split}) and hold two of each, got {config.batch_size}"
             )
-    folder = _folder(config)
     names = config.losses or loss_table.NAMES
     runs_of_loss = config.trials + config.seeds
-    with tqdm(total=len(SPLITS) * len(names) * runs_of_loss, unit="run", disable=None) as bar:
+    total = len(SPLITS) * len(names) * runs_of_loss
+    with _folder(config, names) as folder, tqdm(total=total, unit="run", disable=None) as bar:
         for split, data in sets.items():
             pixels = {"split": split, "loss": "raw pixels"}
             if not _found(folder, **pixels):
@@ -174,7 +173,7 @@ def main(config: Config) -> Path:
                     bar.update()
                     done -= 1
                 bar.update(done)
-    report(folder)
+        report(folder)
     return folder
 
 
@@ -320,7 +319,7 @@ def _found(folder: Path, **known: Any) -> list[Cell]:
     A line cut short is none, and two processes may have done the same.
     """
     cells = {}
-    for cell in runs.read_lines(folder / "cells.jsonl"):
+    for cell in runs.read_lines(folder / "cells.jsonl", keys=("split", "loss", "figures")):
         if all(cell.get(key) == value for key, value in known.items()):
             cells[tuple(cell.get(key) for key in ("split", "loss", "stage", "number"))] = cell
     return [*cells.values()]
@@ -344,7 +343,7 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
 def report(folder: Path) -> None:
     """Writes the table, as Markdown and CSV, and the figure, of what is complete in a folder."""
-    seeds = json.loads((folder / "config.json").read_text())["seeds"]
+    seeds = runs.read_config(folder)["seeds"]
     found: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
     diverged, incomplete = [], []
     for split, name in itertools.product(SPLITS, ("raw pixels", *loss_table.NAMES)):
@@ -393,8 +392,7 @@ def _check(config: Config) -> None:
     for name in ("trials", "seeds", "steps", "batch_size", "width"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(config, name)}")
-    if len(Path(config.name).parts) != 1 or config.name == "..":
-        raise ValueError(f"--name must be the name of one folder, got {config.name!r}")
+    runs.check_name(config.name)
     if config.width < 3:
         # Of the distances of random points that mining weighs by.
         raise ValueError(f"--width must be at least 3, got {config.width}")
@@ -412,25 +410,36 @@ def _check(config: Config) -> None:
         raise ValueError("--resume and --overwrite exclude each other")
 
 
-def _folder(config: Config) -> Path:
+@contextlib.contextmanager
+def _folder(config: Config, names: Iterable[str]) -> Iterator[Path]:
+    """Opens the run. Several processes may share it, but not a loss."""
     options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    if config.resume:
-        runs.check_resumable(config.runs / config.name, options, FREE)
-        return config.runs / config.name
-    if config.overwrite:
-        shutil.rmtree(config.runs / config.name, ignore_errors=True)
-    return runs.create_run(config.runs, config.name, config.name, options)
+    with contextlib.ExitStack() as held:
+        run = runs.open_run(
+            config.runs,
+            config.name,
+            config.name,
+            options,
+            resume=config.resume,
+            overwrite=config.overwrite,
+            free=FREE,
+            shared=True,
+        )
+        folder = held.enter_context(run)
+        (folder / "locks").mkdir(exist_ok=True)
+        for name in names:
+            lock = locks.locked(folder / "locks" / name, f"{name} in {folder}")
+            held.enter_context(lock)
+        yield folder
 
 
 if __name__ == "__main__":
-    try:
-        main(
-            tyro.cli(
-                Config,
-                prog="python -m experiments.compare_losses",
-                description=str(__doc__).splitlines()[0],
-                use_underscores=True,
-            )
-        )
-    except (FileExistsError, FileNotFoundError, ImportError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    command.run(
+        main,
+        lambda: tyro.cli(
+            Config,
+            prog="python -m experiments.compare_losses",
+            description=str(__doc__).splitlines()[0],
+            use_underscores=True,
+        ),
+    )

@@ -17,8 +17,6 @@ runs/NAME/map-*.png is each with test images drawn on it, results.md the figures
 
 import dataclasses
 import json
-import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -31,10 +29,11 @@ from flax import nnx
 from tqdm import tqdm
 
 from contrastive_jax import plots, runs, training
-from contrastive_jax.data import Examples, load
+from contrastive_jax.data import Dataset, Examples, load
 from contrastive_jax.encoders import DrLIM
 from contrastive_jax.evaluation.retrieval import nearest_neighbours
 from contrastive_jax.parallel import parallel
+from experiments import command
 
 # Of an image of 28 x 28 in the paper, in pixels to the right.
 MOVES = (-6, -3, 3, 6)
@@ -87,11 +86,21 @@ def main(config: Config) -> Path:
             f"{config.classes} in {config.dataset}, got {config.neighbours}"
         )
     options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    if config.overwrite and config.name:
-        shutil.rmtree(config.runs / config.name, ignore_errors=True)
-    folder = runs.create_run(config.runs, config.name, f"drlim-{config.dataset}", options)
-    print(f"{folder}: {len(train.classes):,} training images, {len(test.classes):,} to show")
+    with runs.open_run(
+        config.runs,
+        config.name,
+        f"drlim-{config.dataset}",
+        options,
+        overwrite=config.overwrite,
+    ) as folder:
+        print(f"{folder}: {len(train.classes):,} training images, {len(test.classes):,} to show")
+        _draw_maps(config, folder, data, train, test)
+    return folder
 
+
+def _draw_maps(
+    config: Config, folder: Path, data: Dataset, train: Examples, test: Examples
+) -> None:
     copied, moved = with_copies(train.images), with_copies(test.images)
     times = len(moved) // len(test.images)
     near = nearest(train.images, config.neighbours)
@@ -116,7 +125,6 @@ def main(config: Config) -> Path:
         table.append(f"| {name} | {right:.3f} | {spread} |")
         print(f"{table[-1]} {time.perf_counter() - began:.0f} s")
     (folder / "results.md").write_text("\n".join(table) + "\n")
-    return folder
 
 
 def with_copies(images: np.ndarray) -> np.ndarray:
@@ -249,6 +257,8 @@ def _chosen(part: Examples, config: Config) -> Examples:
 
 
 def _check(config: Config) -> None:
+    if config.name is not None:
+        runs.check_name(config.name)
     for name in ("neighbours", "images", "margin", "steps", "batch_size", "learning_rate"):
         if not 0 < getattr(config, name) < np.inf:
             raise ValueError(f"--{name} must be above 0, got {getattr(config, name)}")
@@ -261,20 +271,12 @@ def _check(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(
-            tyro.cli(
-                Config,
-                prog="python -m experiments.drlim",
-                description=str(__doc__).splitlines()[0],
-                use_underscores=True,
-            )
-        )
-    except (
-        FileExistsError,
-        FileNotFoundError,
-        FloatingPointError,
-        ImportError,
-        ValueError,
-    ) as error:
-        sys.exit(f"error: {error}")
+    command.run(
+        main,
+        lambda: tyro.cli(
+            Config,
+            prog="python -m experiments.drlim",
+            description=str(__doc__).splitlines()[0],
+            use_underscores=True,
+        ),
+    )

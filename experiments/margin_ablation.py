@@ -22,8 +22,8 @@ import dataclasses
 import itertools
 import json
 import shutil
-import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,11 +37,13 @@ from contrastive_jax import ablation_plots, checkpoints, plots, runs, training
 from contrastive_jax import grid as grids
 from contrastive_jax.data import Dataset
 from contrastive_jax.evaluation.summary import drawn_distances
-from experiments import ablation_report, cells, train
+from experiments import ablation_report, cells, command, train
 
 MARGINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 # Of a cell over its steps, means over windows.
 COURSE = ("loss", "similar_distance", "dissimilar_distance", "active_fraction")
+# What each line of cells.jsonl has.
+LINE = ("setting", "diverged", "validation", "test", "course", "seconds", "state")
 # More margins, seeds and values of an axis are more cells.
 FREE = cells.FREE | {"margins", "seeds", "grid", "save_every"}
 
@@ -75,23 +77,24 @@ def main(config: Config) -> Path:
     groups = cells.groups(cells.base_of(config), cells.product(axes))
     cells.check_groups(groups, devices[: config.devices_per_cell])
     data = cells.load_data(config)
-    folder = cells.folder_of(config, f"margin-ablation-{config.dataset}", axes, FREE, devices[0])
-    done = {cells.key_of(cell["setting"]) for cell in runs.read_lines(folder / "cells.jsonl")}
-    count = len(cells.product(axes))
-    print(
-        f"{folder}: {data.name}, {count} cells of {config.steps:,} steps, {len(groups)} to compile"
-    )
-    with tqdm(total=count * config.steps, unit="step", disable=None, smoothing=0.05) as bar:
-        for group in groups:
-            pending = [
-                place
-                for place, setting in enumerate(group.settings)
-                if cells.key_of(setting) not in done
-            ]
-            bar.update((len(group.settings) - len(pending)) * config.steps)
-            if pending:
-                _train(config, folder, group.part(pending), data, devices, bar)
-    report(config, folder, groups, data, devices)
+    name, count = f"margin-ablation-{config.dataset}", len(cells.product(axes))
+    with cells.open_run(config, name, axes, FREE, devices[0]) as folder:
+        done = {cells.key_of(cell["setting"]) for cell in _finished(folder)}
+        print(
+            f"{folder}: {data.name}, {count} cells of {config.steps:,} steps, {len(groups)} to "
+            "compile"
+        )
+        with tqdm(total=count * config.steps, unit="step", disable=None, smoothing=0.05) as bar:
+            for group in groups:
+                pending = [
+                    place
+                    for place, setting in enumerate(group.settings)
+                    if cells.key_of(setting) not in done
+                ]
+                bar.update((len(group.settings) - len(pending)) * config.steps)
+                if pending:
+                    _train(config, folder, group.part(pending), data, devices, bar)
+        report(config, folder, groups, data, devices)
     print(f"{folder} is complete after {time.perf_counter() - began:.0f} s")
     return folder
 
@@ -138,8 +141,7 @@ def _train(
     prepared = cells.prepare(group, data, devices[: config.devices_per_cell])
     keys = [cells.key_of(setting) for setting in group.settings]
     where = folder / "running" / (cells.structure_of(group) or "cells")
-    path = where / "record.json"
-    record = json.loads(path.read_text()) if path.exists() else None
+    record = _running(where, folder)
     begun = {key: one for key, one in record["cells"].items() if key in keys} if record else {}
     first = [keys.index(key) for key in begun]
     # All of them now: the first chunk that is trained takes their place.
@@ -161,6 +163,38 @@ def _train(
                 config, folder, where, group.part(chunk), data, prepared, grid, source, bar,
                 [prepared.numbers[k] for k in chunk], states, these, start,
             )  # fmt: skip
+
+
+def _finished(folder: Path) -> list[dict[str, Any]]:
+    """Reads the lines of finished cells; with a warning it leaves out what is none."""
+    return runs.read_lines(folder / "cells.jsonl", keys=LINE)
+
+
+def _running(where: Path, folder: Path) -> dict[str, Any] | None:
+    """Reads where the cells of a group have got to: its record, or None.
+
+    Cells whose state is damaged are left out, with a warning, and train from their first step.
+    """
+    path = where / "record.json"
+    if not path.exists():
+        return None
+    try:
+        record = checkpoints.unseal(json.loads(path.read_bytes()))
+    except ValueError as error:
+        warnings.warn(
+            f"{path} is damaged ({error}): its cells train from step 0 again", stacklevel=2
+        )
+        return None
+    whole = {}
+    for key, one in record["cells"].items():
+        state = folder / one["state"]
+        if reason := checkpoints.damage(state):
+            warnings.warn(
+                f"{state} is damaged ({reason}): cell {key} trains from step 0 again", stacklevel=2
+            )
+        else:
+            whole[key] = one
+    return record | {"cells": whole}
 
 
 def _nothing() -> dict[str, Any]:
@@ -214,18 +248,17 @@ def _train_chunk(
             _save_running(folder, where, chunk, grid, step, known, states)
         began = time.perf_counter()
     bar.update(len(states) * (config.steps - step))
-    finished = len(runs.read_lines(folder / "cells.jsonl"))
-    whole = zip(chunk.settings, states, known, strict=True)
-    for number, (setting, state, one) in enumerate(whole, finished):
+    for setting, state, one in zip(chunk.settings, states, known, strict=True):
         figures = cells.figures_of(prepared, state, data) if one["diverged"] is None else None
         if figures is None:
             one["diverged"] = one["diverged"] or config.steps
         # The state first: a line stands for a whole cell.
-        checkpoints.save_state(folder / f"states/{number:05d}", state)
+        path = cells.state_path(setting)
+        checkpoints.save_state(folder / path, state)
         line = {"setting": setting, "diverged": one["diverged"]}
         line |= {part: figures and figures[part] for part in ("validation", "test")}
         line |= {"course": one["course"], "seconds": round(one["seconds"], 2)}
-        runs.append_line(folder / "cells.jsonl", line | {"state": f"states/{number:05d}"})
+        runs.append_line(folder / "cells.jsonl", line | {"state": path})
     shutil.rmtree(where, ignore_errors=True)
 
 
@@ -246,7 +279,7 @@ def _save_running(
         checkpoints.save_state(path, state)
         record["cells"][cells.key_of(setting)] = one | {"state": str(path.relative_to(folder))}
     whole = where / "record.tmp"
-    whole.write_text(json.dumps(record))
+    whole.write_text(json.dumps(checkpoints.seal(record)))
     whole.replace(where / "record.json")
     for old in where.iterdir():
         if old.is_dir() and old.name != str(step):
@@ -261,9 +294,7 @@ def report(
     devices: Sequence[jax.Device],
 ) -> None:
     """Writes tables and figures of the finished cells of this grid."""
-    lines = {
-        cells.key_of(cell["setting"]): cell for cell in runs.read_lines(folder / "cells.jsonl")
-    }
+    lines = {cells.key_of(cell["setting"]): cell for cell in _finished(folder)}
     finished = [
         [lines[key] for key in map(cells.key_of, group.settings) if key in lines]
         for group in groups
@@ -319,7 +350,14 @@ def _figures(
     distance, classes = prepared.assembled.distance, data.test.classes
     embeddings, pairs = {}, {}
     for k, (x, cell) in enumerate(zip(best, shown_cells, strict=True)):
-        state = checkpoints.restore_state(folder / cell["state"], prepared.init(k))
+        try:
+            state = checkpoints.restore_state(folder / cell["state"], prepared.init(k))
+        except ValueError as error:
+            error.add_note(
+                f"to train the cell anew, remove the line of {cell['setting']} from "
+                f"{folder / 'cells.jsonl'} and --resume"
+            )
+            raise
         params = train.of_encoder(state.params)
         embeddings[x] = training.embed(prepared.assembled.encode, params, data.test.images)
         pairs[x] = drawn_distances(embeddings[x], classes, distance, pairs=20_000, seed=0)
@@ -362,14 +400,12 @@ def _check(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(
-            tyro.cli(
-                Config,
-                prog="python -m experiments.margin_ablation",
-                description=str(__doc__).splitlines()[0],
-                use_underscores=True,
-            )
-        )
-    except (FileExistsError, FileNotFoundError, ImportError, MemoryError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    command.run(
+        main,
+        lambda: tyro.cli(
+            Config,
+            prog="python -m experiments.margin_ablation",
+            description=str(__doc__).splitlines()[0],
+            use_underscores=True,
+        ),
+    )

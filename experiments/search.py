@@ -27,7 +27,7 @@ import json
 import math
 import os
 import socket
-import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -41,7 +41,7 @@ from contrastive_jax import grid as grids
 from contrastive_jax.data import Dataset
 from contrastive_jax.evaluation.intervals import bootstrap_interval
 from contrastive_jax.evaluation.retrieval import retrieval
-from experiments import cells, train
+from experiments import cells, command, train
 
 FREE = cells.FREE | {"at_once", "seeds"}
 
@@ -88,13 +88,14 @@ def main(config: Config) -> Path:
     data = cells.load_data(config)
     # A study takes more trials; in halving they are other rungs.
     free = FREE | ({"trials"} if config.method == "optuna" else set())
-    folder = cells.folder_of(config, f"search-{config.dataset}", space, free, devices[0])
-    print(f"{folder}: {data.name}, {config.trials} settings of {', '.join(space)}")
-    trainer = Trainer(config, data, devices, {})
-    search = halving if config.method == "halving" else by_optuna
-    best = search(config, folder, space, trainer)
-    if best is not None:
-        judge(config, folder, best, trainer)
+    name, shared = f"search-{config.dataset}", config.method == "optuna"
+    with cells.open_run(config, name, space, free, devices[0], shared=shared) as folder:
+        print(f"{folder}: {data.name}, {config.trials} settings of {', '.join(space)}")
+        trainer = Trainer(config, data, devices, {})
+        search = halving if config.method == "halving" else by_optuna
+        best = search(config, folder, space, trainer)
+        if best is not None:
+            judge(config, folder, best, trainer)
     return folder
 
 
@@ -266,8 +267,8 @@ def halving(config: Config, folder: Path, space: Space, trainer: Trainer) -> cel
         settings = settings[:count]
         known = {
             cells.key_of(line["setting"]): line["value"]
-            for line in runs.read_lines(lines)
-            if line.get("rung") == rung
+            for line in runs.read_lines(lines, keys=("setting",))
+            if line.get("rung") == rung and "value" in line
         }
         left = [setting for setting in settings if cells.key_of(setting) not in known]
 
@@ -300,6 +301,25 @@ def halving(config: Config, folder: Path, space: Space, trainer: Trainer) -> cel
             record = {"rung": rung, "steps": stop, "setting": left[k], "value": value}
             runs.append_line(lines, record | {"diverged": diverged})
 
+        damaged = [s for s in left if rung and checkpoints.damage(path(s, rung - 1))]
+
+        def trained_again(
+            k: int,
+            prepared: cells.Prepared,
+            state: training.TrainState,
+            diverged: int | None,
+            damaged: list[cells.Setting] = damaged,
+            rung: int = rung,
+        ) -> None:
+            checkpoints.save_state(path(damaged[k], rung - 1), state)
+
+        for setting in damaged:
+            warnings.warn(
+                f"{path(setting, rung - 1)} is damaged: {_text(setting)} trains from step 0 again",
+                stacklevel=2,
+            )
+        if damaged:
+            trainer.train(damaged, stop=start, finished=trained_again)
         trainer.train(
             left, start=start, stop=stop, begun=begun if rung else None, finished=finished
         )
@@ -420,7 +440,7 @@ def judge(config: Config, folder: Path, best: cells.Setting, trainer: Trainer) -
     lines = folder / "cells.jsonl"
     judged = {
         cells.key_of(line["setting"]): line["test"]
-        for line in runs.read_lines(lines)
+        for line in runs.read_lines(lines, keys=("setting",))
         if "test" in line
     }
     left = [setting for setting in settings if cells.key_of(setting) not in judged]
@@ -492,14 +512,12 @@ def _check(config: Config, space: Space) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(
-            tyro.cli(
-                Config,
-                prog="python -m experiments.search",
-                description=str(__doc__).splitlines()[0],
-                use_underscores=True,
-            )
-        )
-    except (FileExistsError, FileNotFoundError, ImportError, MemoryError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    command.run(
+        main,
+        lambda: tyro.cli(
+            Config,
+            prog="python -m experiments.search",
+            description=str(__doc__).splitlines()[0],
+            use_underscores=True,
+        ),
+    )

@@ -10,10 +10,9 @@ import itertools
 import json
 import math
 import os
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -22,7 +21,6 @@ import numpy as np
 import optax
 import tyro
 from flax import nnx
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from contrastive_jax import (
@@ -49,7 +47,7 @@ from contrastive_jax.evaluation.summary import Summary, summarize
 from contrastive_jax.evaluation.verification import roc_curve
 from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss_step
 from contrastive_jax.parallel import Strategy, parallel
-from experiments import loss_table
+from experiments import command, loss_table
 
 ENCODERS = {
     "mlp": encoders.MLP,
@@ -238,6 +236,8 @@ class Config:
 def main(config: Config) -> Path:
     """Runs an experiment and returns its folder."""
     began = time.perf_counter()
+    if config.name is not None:
+        runs.check_name(config.name)
     config = resolved(config)
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         # Virtual devices that wait for each other hold threads of XLA's pool, one to a core by
@@ -268,17 +268,19 @@ def main(config: Config) -> Path:
     encode, distance = assembled.encode, assembled.distance
     state = assembled.init(config.seed, built)
 
-    folder = _folder(config, options)
-    print(f"{folder}: {data.name}, {len(data.train.classes):,} training images, {steps:,} steps")
     with (
+        _folder(config, options) as folder,
         checkpoints.open_checkpoints(
             folder / "checkpoints", keep=config.keep, best_by=BEST_BY
         ) as saved,
-        SummaryWriter(
-            str(folder / "tensorboard"), purge_step=(saved.latest_step() or 0) + 1
-        ) as events,
+        runs.open_events(folder, saved.latest_step() or 0) as events,
     ):
         start = saved.latest_step() or 0
+        images = len(data.train.classes)
+        print(f"{folder}: {data.name}, {images:,} training images, {steps:,} steps")
+        if config.resume:
+            without = "" if start else ", as there is no good checkpoint"
+            print(f"{folder} goes on from step {start:,}{without}")
         if start:
             state = checkpoints.restore(saved, start, jax.device_get(state))
         runs.truncate_metrics(folder, start)
@@ -366,7 +368,7 @@ def main(config: Config) -> Path:
             split: training.embed(encode, params, getattr(data, split).images)
             for split in ("validation", "test")
         }
-    _report(config, distance, folder, data, embedded, options | {"best_step": best})
+        _report(config, distance, folder, data, embedded, options | {"best_step": best})
     print(f"{folder} is complete after {time.perf_counter() - began:.0f} s")
     return folder
 
@@ -678,16 +680,15 @@ def augmentation(mirror: bool, pixels: int) -> augment.Augment | None:
     return change
 
 
-def _folder(config: Config, options: dict[str, Any]) -> Path:
-    options = json.loads(json.dumps(options, default=str))
-    if config.resume:
-        folder = config.runs / str(config.name)
-        runs.check_resumable(folder, options, FREE)
-        return folder
-    if config.overwrite:
-        shutil.rmtree(config.runs / str(config.name), ignore_errors=True)
-    return runs.create_run(
-        config.runs, config.name, f"{config.dataset}-{config.encoder}".replace("/", "-"), options
+def _folder(config: Config, options: dict[str, Any]) -> AbstractContextManager[Path]:
+    return runs.open_run(
+        config.runs,
+        config.name,
+        f"{config.dataset}-{config.encoder}",
+        json.loads(json.dumps(options, default=str)),
+        resume=config.resume,
+        overwrite=config.overwrite,
+        free=FREE,
     )
 
 
@@ -800,13 +801,4 @@ def parse(arguments: list[str] | None = None) -> Config:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse())
-    except (
-        FileExistsError,
-        FileNotFoundError,
-        FloatingPointError,
-        ImportError,
-        ValueError,
-    ) as error:
-        sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]))
+    command.run(main, parse)

@@ -201,8 +201,9 @@ assert apart < 1e-3
 # ## Interrupted
 #
 # Orbax writes a checkpoint beside its final name and renames it when whole, so that a run that is
-# killed leaves only whole ones; the last two and the best by validation are kept. This function is
-# all that is needed, before an interruption and after it: it goes on where the last checkpoint is.
+# killed leaves only whole ones; the last two and the best by validation are kept. Each has digests
+# of its arrays: a damaged one is left out with a warning. This function is all that is needed,
+# before an interruption and after it: it goes on where the last good checkpoint is.
 
 
 # %%

@@ -1,6 +1,8 @@
 """Eight host devices for every test, and threads enough for them to wait for each other."""
 
+import contextlib
 import os
+import resource
 
 import jax
 import pytest
@@ -17,3 +19,19 @@ def quick():
     jax.config.update("jax_disable_most_optimizations", False)
     # What was compiled so, of JAX's own functions too, differs in last digits.
     jax.clear_caches()
+
+
+@pytest.fixture
+def no_larger_files():
+    """Makes a context in which writing beyond a size fails, as on a full disk."""
+
+    @contextlib.contextmanager
+    def limited(size):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

@@ -1,7 +1,6 @@
 """Checkpoints: exact, the last and the best kept, wrong shapes refused, damage never restored."""
 
 import contextlib
-import resource
 import shutil
 import warnings
 
@@ -243,25 +242,15 @@ def test_a_killed_deletion_leaves_whole_checkpoints_alone(tmp_path, monkeypatch)
     assert {path.name for path in tmp_path.iterdir()} == {str(step) for step in saved.all_steps()}
 
 
-@contextlib.contextmanager
-def _no_larger_files(size):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_is_one_error_that_names_the_folder(tmp_path, capfd):
+def test_a_full_disk_is_one_error_that_names_the_folder(tmp_path, capfd, no_larger_files):
     with checkpoints.open_checkpoints(tmp_path / "run", best_by="map") as saved:
         checkpoints.save(saved, 1, _state(1.0), {"map": 0.5})
         saved.wait_until_finished()
-        with _no_larger_files(1000), pytest.raises(OSError, match="File too large") as error:
+        with no_larger_files(1000), pytest.raises(OSError, match="File too large") as error:
             checkpoints.save(saved, 2, _state(2.0), {"map": 0.5})
         assert error.value.filename == str(tmp_path / "run")
         assert saved.all_steps() == [1]
-        with _no_larger_files(1000), pytest.raises(OSError, match="File too large"):
+        with no_larger_files(1000), pytest.raises(OSError, match="File too large"):
             checkpoints.save_state(tmp_path / "state", _state(2.0))
     assert not (tmp_path / "state").exists()
     assert capfd.readouterr().err == ""

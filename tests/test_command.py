@@ -1,0 +1,72 @@
+"""Errors that a user can mend are one line; bugs keep their traceback."""
+
+import errno
+
+import pytest
+
+from experiments import command, compare_losses, drlim, margin_ablation, search, train
+
+
+def _noted(error):
+    error.add_note("the last good\ncheckpoint is of step 20")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("--steps must be above 0,\n got -1"), "--steps must be above 0, got -1"),
+        (FileExistsError("runs/x exists; --resume"), "runs/x exists; --resume"),
+        (BlockingIOError("x is in use"), "x is in use"),
+        (MemoryError(), "MemoryError"),
+        (
+            _noted(FloatingPointError("step 35: loss nan")),
+            "step 35: loss nan; the last good checkpoint is of step 20",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "x/y"), "x/y: Permission denied; make"),
+        (OSError(errno.EROFS, "Read-only file system", "x"), "x: Read-only file system; it is on"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "x: No space left on device; free"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "x"), "x: Disk quota exceeded; free"),
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", "x"),
+            "x: Not a directory; a file is",
+        ),
+        (OSError(errno.EXDEV, "Invalid link", "x"), "x: Invalid link"),
+        (OSError(errno.ENOSPC, "No space left on device"), "a file: No space left on device; free"),
+    ],
+)
+def test_an_error_that_can_be_mended_is_one_line(error, line):
+    def fails(config):
+        assert config == "options"
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        command.run(fails, lambda: "options")
+    # A text in place of a code goes to stderr, and the code is 1.
+    assert ended.value.code.startswith(f"error: {line}")
+    assert "\n" not in ended.value.code
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), RuntimeError("x")])
+def test_a_bug_keeps_its_traceback(error):
+    def fails(_):
+        raise error
+
+    with pytest.raises(type(error)):
+        command.run(fails, lambda: None)
+
+
+@pytest.mark.parametrize(
+    "experiment", [train, margin_ablation, search, compare_losses, drlim], ids=lambda m: m.__name__
+)
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b"])
+def test_no_experiment_takes_a_name_that_is_not_of_one_folder(
+    tmp_path, monkeypatch, experiment, name
+):
+    (tmp_path / "runs" / "other").mkdir(parents=True)
+    monkeypatch.setattr(experiment, "load", None, raising=False)  # no data is read for it
+    config = experiment.Config(runs=tmp_path / "runs", name=name, overwrite=bool(name))
+    with pytest.raises(ValueError, match="--name must be the name of one folder, got"):
+        experiment.main(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
