@@ -1,14 +1,15 @@
 import csv
 import itertools
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from contrastive_jax import checkpoints, runs
 from contrastive_jax import grid as grids
-from contrastive_jax import runs
 from experiments import ablation_report, cells, margin_ablation, train
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -147,6 +148,65 @@ def test_goes_on_where_it_was_killed(tmp_path, folder_of_tfds, whole, monkeypatc
     assert _cells(folder) == _cells(whole)
     for path in ("results.csv", "results.md", "results.tex"):
         assert (folder / path).read_text() == (whole / path).read_text()
+
+
+@pytest.mark.parametrize("damaged", ["record", "state"])
+@pytest.mark.usefixtures("no_figures")
+def test_damage_costs_the_cell_it_is_in_and_no_other(
+    tmp_path, folder_of_tfds, whole, monkeypatch, damaged
+):
+    """A bad line in the middle of the finished cells, and damage in one that is being trained."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    path = folder / "cells.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1][:-3] + b"\n"
+    path.write_bytes(b"".join(lines))
+    states = {file: file.read_bytes() for file in (folder / "states").rglob("*") if file.is_file()}
+
+    # The cell of the bad line was at step 4.
+    trained, taken = grids.train_grid, []
+    setting = {"margin": 0.5, "seed": 1}
+    (state,) = (
+        line["state"]
+        for line in runs.read_lines(whole / "cells.jsonl")
+        if line["setting"] == setting
+    )
+    where = folder / "running" / "cells"
+    shutil.copytree(folder / state, where / "4" / "0")
+    one = margin_ablation._nothing() | {"state": "running/cells/4/0"}
+    record = {
+        "strategy": "sequential",
+        "at_once": 1,
+        "step": 4,
+        "cells": {cells.key_of(setting): one},
+    }
+    sealed = json.dumps(checkpoints.seal(record))
+    (where / "record.json").write_text(sealed.replace("4", "2") if damaged == "record" else sealed)
+    if damaged == "state":
+        (where / "4" / "0" / "_CHECKPOINT_METADATA").write_bytes(b"")
+
+    def counted(*arguments, **options):
+        for window in trained(*arguments, **options):
+            taken.append(window.step)
+            yield window
+
+    monkeypatch.setattr(grids, "train_grid", counted)
+    told = "record.json is damaged" if damaged == "record" else "running/cells/4/0 is damaged"
+    with (
+        pytest.warns(UserWarning, match=r"cells.jsonl, line 2 is not a record"),
+        pytest.warns(UserWarning, match=told),
+    ):
+        _run(tmp_path, folder_of_tfds, resume=True)
+    assert taken == [2, 4, 6]
+    after = path.read_bytes().splitlines(keepends=True)
+    assert after[:4] == lines
+    assert len(after) == 5
+    path.write_bytes(b"".join([after[0], *after[2:]]))
+    assert _cells(folder) == _cells(whole)
+    for file, data in states.items():
+        if not file.is_relative_to(folder / state):
+            assert file.read_bytes() == data
 
 
 @pytest.mark.usefixtures("no_figures")

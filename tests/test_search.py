@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -119,6 +120,21 @@ def test_goes_on_where_it_was_killed(tmp_path, folder_of_tfds, halved, monkeypat
         results = json.loads((folder / "results.json").read_text())
         best = max(lines, key=lambda line: line["value"])
         assert results["setting"] | {"seed": 0} == best["setting"]
+
+
+def test_a_damaged_state_is_trained_again(tmp_path, folder_of_tfds, halved):
+    folder = tmp_path / "run"
+    shutil.copytree(halved, folder)
+    # As if it had been killed before the second rung.
+    lines = (folder / "cells.jsonl").read_text().splitlines(keepends=True)
+    (folder / "cells.jsonl").write_text("".join(line for line in lines if '"rung": 0' in line))
+    again = [path for path in (folder / "states").iterdir() if path.name.endswith("-1")]
+    damaged = again[0].with_name(again[0].name.replace("-1", "-0"))
+    (damaged / "_CHECKPOINT_METADATA").unlink()
+    with pytest.warns(UserWarning, match=f"{damaged.name} is damaged: .* from step 0 again"):
+        _run(tmp_path, folder_of_tfds, resume=True)
+    assert _lines(folder) == _lines(halved)
+    assert (folder / "results.json").read_text() == (halved / "results.json").read_text()
 
 
 def test_optuna_is_told_what_was_found_and_processes_share_a_study(tmp_path, folder_of_tfds):

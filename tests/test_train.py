@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from contrastive_jax import checkpoints, plots, training
+from contrastive_jax import checkpoints, plots, runs, training
 from experiments import loss_table, train
 
 ROOT = Path(train.__file__).parent.parent
@@ -237,6 +237,45 @@ def test_a_loss_of_whole_batches_trains_and_resumes(config, loss, options):
     train.main(config(**options, resume=True))
     assert _without_rates(folder) == records
     np.testing.assert_array_equal(np.load(folder / "embeddings.npz")["embeddings"], embeddings)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_made_again(config, tmp_path, capsys):
+    small = {"steps": 20, "log_every": 5, "validate_every": 10, "name": "mine"}
+    folder = train.main(config(**small))
+    records, results = _without_rates(folder), (folder / "results.json").read_bytes()
+    (folder / "checkpoints" / "20" / "metrics" / "metrics").write_bytes(b"")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    # Nor does a bad line cost any other.
+    (folder / "metrics.jsonl").write_text("".join([*lines[:5], "\n", *lines[5:]]))
+    with (
+        pytest.warns(UserWarning, match="checkpoint 20 is damaged and left out: its metrics"),
+        pytest.warns(UserWarning, match=r"metrics.jsonl, line 6 is blank"),
+    ):
+        train.main(config(**small, resume=True))
+    assert f"{folder} goes on from step 10\n" in capsys.readouterr().out
+    path = folder / "metrics.jsonl"
+    after = path.read_text().splitlines(keepends=True)
+    assert after.pop(5) == "\n"
+    path.write_text("".join(after))
+    assert _without_rates(folder) == records
+    assert (folder / "results.json").read_bytes() == results
+    shutil.rmtree(folder / "checkpoints")
+    train.main(config(**small, resume=True))
+    told = f"{folder} goes on from step 0, as there is no good checkpoint\n"
+    assert told in capsys.readouterr().out
+    assert _without_rates(folder) == records
+    assert (folder / "results.json").read_bytes() == results
+
+
+def test_a_run_in_use_is_refused(config, tmp_path):
+    made = config(name="mine", steps=20)
+    options = train.settled(train.resolved(made), jax.devices()[:1])
+    options = json.loads(json.dumps(options, default=str))
+    with runs.open_run(tmp_path, "mine", "x", options) as folder:
+        for option in ("resume", "overwrite"):
+            with pytest.raises(BlockingIOError, match=r"mine is in use by process \d+"):
+                train.main(config(name="mine", steps=20, **{option: True}))
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "run.lock"]
 
 
 def test_a_folder_is_never_overwritten_without_being_told(config, tmp_path):
