@@ -94,7 +94,7 @@ def _opened(folder: Path, keep: int, best_by: str) -> Iterator[ocp.CheckpointMan
 def _set_damaged_aside(folder: Path) -> None:
     steps = [path for path in folder.iterdir() if path.name.isdecimal()]
     for path in sorted(steps, key=lambda path: int(path.name)):
-        if reason := damage(path):
+        if reason := damage(path) or _misread(path):
             aside = folder / DAMAGED / path.name
             number = 1
             while aside.exists():
@@ -106,6 +106,16 @@ def _set_damaged_aside(folder: Path) -> None:
                 f"checkpoint {path.name} is damaged and left out: {reason}; it is now {aside}",
                 stacklevel=4,
             )
+
+
+def _misread(path: Path) -> str | None:
+    """What a manager can not read in a checkpoint: one such keeps it from opening all others."""
+    try:
+        steps = ocp.path.step.standard_name_format()
+        _ = steps.find_step(path.parent, int(path.name)).commit_timestamp
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"its metadata can not be read ({error})"
+    return None
 
 
 def save(

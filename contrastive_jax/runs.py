@@ -25,7 +25,7 @@ import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -334,16 +334,27 @@ def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     with _named(path), path.open("a+b") as file:
         # A line that another process is about to write is not taken for a torn one.
         locks.take(file)
-        end = file.seek(0, 2)
-        file.seek(max(end - 1, 0))
-        if file.read(1) not in (b"", b"\n"):
-            file.seek(0)
-            last = file.read().split(b"\n")[-1]
-            if _record(last) is None:
-                file.truncate(end - len(last))
-            else:
-                file.write(b"\n")
+        _repair(file)
         file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+
+
+def repair_lines(path: Path) -> None:
+    """Drops a last line that a kill has cut short from a JSON lines file, if there is one."""
+    if path.exists():
+        _append(path, [])
+
+
+def _repair(file: IO[bytes]) -> None:
+    end = file.seek(0, 2)
+    file.seek(max(end - 1, 0))
+    if file.read(1) in (b"", b"\n"):
+        return
+    file.seek(0)
+    last = file.read().split(b"\n")[-1]
+    if _record(last) is None:
+        file.truncate(end - len(last))
+    else:
+        file.write(b"\n")  # only its end was cut off
 
 
 def read_lines(

@@ -347,11 +347,10 @@ def by_optuna(config: Config, folder: Path, space: Space, trainer: Trainer) -> c
       the last goes on.
     """
     import optuna
-    from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    storage = _storage(folder / "study.log")
     try:
         study = optuna.create_study(storage=storage, study_name=config.method, direction="maximize")
         # The first are spread evenly, whichever process takes them.
@@ -401,6 +400,30 @@ def by_optuna(config: Config, folder: Path, space: Space, trainer: Trainer) -> c
         print(f"other processes are training {left_over} settings; the last judges the winner")
         return None
     return {name: study.best_params[name] for name in space} | {"seed": 0}
+
+
+def _storage(log: Path) -> Any:
+    """Opens the file of a study; a last line that a kill has cut short is dropped.
+
+    Raises:
+      ValueError: if another line can not be read.
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+    lock = JournalFileSymlinkLock(str(log))
+    lock.acquire()
+    try:
+        runs.repair_lines(log)
+    finally:
+        lock.release()
+    try:
+        return optuna.storages.JournalStorage(JournalFileBackend(str(log)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{log} is damaged ({error!r}); restore it from a copy, or begin the study again with "
+            "--overwrite"
+        ) from error
 
 
 def _give_back(study: Any) -> None:

@@ -161,6 +161,16 @@ def test_checkpoints_go_on_after_the_damaged_ones(tmp_path, good):
             _equal(checkpoints.restore(saved, 30, _state(0.0)), _state(30 / 7))
 
 
+@pytest.mark.parametrize("key", ["item_handlers", "commit_timestamp_nsecs", "custom_metadata"])
+def test_damaged_metadata_of_one_checkpoint_keeps_no_other(tmp_path, good, key):
+    shutil.copytree(good, tmp_path / "run")
+    path = tmp_path / "run" / "20" / "_CHECKPOINT_METADATA"
+    path.write_text(path.read_text().replace(key, key[:-1] + "x"))
+    with _opened(tmp_path / "run") as (saved, messages):
+        assert len(messages) == 1
+        assert sorted(saved.all_steps()) == [10, 30]
+
+
 def test_without_a_good_checkpoint_there_is_none(tmp_path, good):
     shutil.copytree(good, tmp_path / "run")
     for step in SCORES:

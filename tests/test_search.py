@@ -137,6 +137,24 @@ def test_a_damaged_state_is_trained_again(tmp_path, folder_of_tfds, halved):
     assert (folder / "results.json").read_text() == (halved / "results.json").read_text()
 
 
+def test_a_study_loses_a_torn_last_line_alone(tmp_path):
+    import optuna
+
+    log = tmp_path / "study.log"
+    study = optuna.create_study(storage=search._storage(log), study_name="x")
+    study.enqueue_trial({"margin": 1.0})
+    whole = log.read_bytes()
+    log.write_bytes(whole + b'{"op_code": 4, "wor')
+    study = optuna.load_study(storage=search._storage(log), study_name="x")
+    assert log.read_bytes() == whole
+    assert len(study.trials) == 1
+    first, _, rest = whole.partition(b"\n")
+    for bad in (b"", first[:10], b"[]", b"{}"):
+        log.write_bytes(first + b"\n" + bad + b"\n" + rest)
+        with pytest.raises(ValueError, match=r"study.log is damaged .* --overwrite"):
+            search._storage(log)
+
+
 def test_optuna_is_told_what_was_found_and_processes_share_a_study(tmp_path, folder_of_tfds):
     import optuna
     from optuna.storages.journal import JournalFileBackend
