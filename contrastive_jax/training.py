@@ -43,15 +43,25 @@ class TrainState(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Images `[B, H, W, C]` and classes `[B]` of the first and of the second members.
+    """Images `[B, H, W, C]` of the first and of the second members, with labels or with classes.
 
-    Where only labels are known, zeros and the labels serve as classes.
+    A pair is given by its label or by the classes of its members, never by both:
+
+        Pairs(first, second, labels)
+        Pairs(first, second, first_classes=first_classes, second_classes=second_classes)
+
+    Labels say nothing about the other pairs of a batch, so they can not be compared across
+    (`group` above 1 in `make_pair_step`); classes can.
     """
 
     first: Array
     second: Array
-    first_classes: Array
-    second_classes: Array
+    labels: Array | None = None
+    """0 for a similar pair, 1 for a dissimilar one, `[B]`."""
+    first_classes: Array | None = None
+    """Integers, `[B]`."""
+    second_classes: Array | None = None
+    """Integers, `[B]`."""
 
 
 class Batch(NamedTuple):
@@ -185,7 +195,8 @@ def make_pair_step(
       group: pairs whose members are compared across. With 1 the loss is the mean over the given
         pairs. With G > 1 every first member of a group is compared with every second one, G^2 pairs
         for the cost of encoding G; similar and dissimilar pairs are averaged apart in each group
-        and weighted by `similar_fraction`.
+        and weighted by `similar_fraction`. This takes classes: the labels of the given pairs do not
+        say whether members of two of them are similar.
       microbatches: parts that a device takes its pairs in, one after another. The numbers stay the
         same to rounding. More parts take less memory, and on a CPU less time, while a part fills
         the caches (about 64 images of 28 x 28).
@@ -195,10 +206,15 @@ def make_pair_step(
       before the update: `loss`, `similar_distance` and `dissimilar_distance` (means; NaN where the
       batch has no such pair), `active_fraction` (dissimilar pairs whose loss is not zero) and
       `gradient_norm`.
+
+    Raises:
+      ValueError: when the step is traced, if pairs have both labels and classes or neither, only
+        labels where `group` is above 1, or do not divide into microbatches and groups.
     """
 
     def step(state: TrainState, pairs: Pairs, numbers: Numbers) -> tuple[TrainState, Metrics]:
-        share = len(pairs.first_classes)
+        _check_pairs(pairs, group)
+        share = len(pairs.first)
         if share % (microbatches * group):
             raise ValueError(
                 "the pairs of a device must be a multiple of microbatches times group, got "
@@ -206,11 +222,14 @@ def make_pair_step(
             )
 
         def mean_loss(params: Params, part: Pairs) -> tuple[jax.Array, Metrics]:
-            first, second, *classes = jax.tree.map(jnp.asarray, part)
-            embeddings = encode(params, jnp.concatenate([first, second]))
-            members = [*jnp.split(embeddings, 2), *classes]
-            a, b, first_classes, second_classes = _across(group, members)
-            labels = (first_classes != second_classes).astype(jnp.int32)
+            embeddings = encode(params, jnp.concatenate([part.first, part.second]))
+            a, b = jnp.split(embeddings, 2)
+            if part.labels is not None:
+                labels = jnp.asarray(part.labels)
+            else:
+                classes: list[Any] = [part.first_classes, part.second_classes]
+                a, b, first_classes, second_classes = _across(group, [a, b, *classes])
+                labels = (first_classes != second_classes).astype(jnp.int32)
             values = pair_loss(a, b, labels, loss=loss, distance=distance, margin=numbers.margin)
             weights = _weights(labels.reshape(-1, group**2), numbers.similar_fraction)
             value = jnp.mean(values if group == 1 else values * weights.ravel())
@@ -220,13 +239,13 @@ def make_pair_step(
             return jax.tree.map(jnp.add, total, gradient_of(state.params, part)), None
 
         gradient_of = jax.value_and_grad(mean_loss, has_aux=True)
-        first, second, *classes = jax.tree.map(jnp.asarray, pairs)
+        pairs = jax.tree.map(jnp.asarray, pairs)
         if augment is not None:
             keys = keys_of_rows(numbers.seed, state.step, share)
-            first, second = map(jax.vmap(augment), keys.T, (first, second))
-        parts = jax.tree.map(
-            lambda x: x.reshape(microbatches, -1, *x.shape[1:]), Pairs(first, second, *classes)
-        )
+            images: tuple[Any, Any] = (pairs.first, pairs.second)
+            first, second = map(jax.vmap(augment), keys.T, images)
+            pairs = pairs._replace(first=first, second=second)
+        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), pairs)
         nothing = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
             jax.eval_shape(gradient_of, state.params, jax.tree.map(lambda x: x[0], parts)),
@@ -239,6 +258,27 @@ def make_pair_step(
         return updated(optimizer, state, value, gradient, jax.lax.psum(sums, AXIS))
 
     return step
+
+
+def _check_pairs(pairs: Pairs, group: int) -> None:
+    """Checks that pairs have labels or classes, and classes where they are compared across."""
+    given = [
+        name
+        for name in ("labels", "first_classes", "second_classes")
+        if getattr(pairs, name) is not None
+    ]
+    if given not in (["labels"], ["first_classes", "second_classes"]):
+        raise ValueError(
+            "pairs must have either labels, as Pairs(first, second, labels), or the classes of "
+            "both members, as Pairs(first, second, first_classes=..., second_classes=...), got "
+            f"{' and '.join(given) or 'neither'}"
+        )
+    if given == ["labels"] and group > 1:
+        raise ValueError(
+            f"a group of {group} pairs compares every first member with every second one, and the "
+            "labels of the given pairs do not say which of those are similar: give first_classes "
+            "and second_classes, or make the step with group=1"
+        )
 
 
 def make_all_pairs_step(
@@ -400,7 +440,8 @@ def make_drawn_step(pair_step: PairStep, batch_size: int) -> DrawnStep:
         )
         i, j, _ = _share(drawn, "pairs")
         images, classes = jnp.asarray(source.images), jnp.asarray(source.classes)
-        return pair_step(state, Pairs(images[i], images[j], classes[i], classes[j]), numbers)
+        pairs = Pairs(images[i], images[j], first_classes=classes[i], second_classes=classes[j])
+        return pair_step(state, pairs, numbers)
 
     return step
 

@@ -209,8 +209,7 @@ def learn(config: Config, images: np.ndarray, similar: np.ndarray, shown: np.nda
         images, similar = source
         key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
         i, j, labels = draw(key, similar, config.batch_size, numbers.similar_fraction)
-        pairs = training.Pairs(images[i], images[j], jnp.zeros_like(labels), labels)
-        return pair_step(state, pairs, numbers)
+        return pair_step(state, training.Pairs(images[i], images[j], labels), numbers)
 
     placed = parallel(step, "shard_map", jax.devices()[:1])
     state, source, numbers = placed.replicate(

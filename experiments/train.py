@@ -311,7 +311,14 @@ def main(config: Config) -> Path:
                 similar_fraction=options["similar_fraction"],
                 start_step=start,
             )
-            arguments = (placed.shard(training.Pairs(*batch)) for batch in pairs)
+            arguments = (
+                placed.shard(
+                    training.Pairs(
+                        first, second, first_classes=first_classes, second_classes=second_classes
+                    )
+                )
+                for first, second, first_classes, second_classes in pairs
+            )
         state, numbers = placed.replicate((state, numbers))
 
         # Training

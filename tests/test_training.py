@@ -153,10 +153,39 @@ def test_given_pairs_equal_drawn_ones(source, model):
                 jax.random.fold_in(jax.random.key(NUMBERS.seed), step), source.by_class, BATCH, 0.5
             )
             images = source.images
-            pairs = training.Pairs(images[i], images[j], np.zeros(BATCH, np.int32), labels)
+            pairs = training.Pairs(images[i], images[j], labels)
             moved, metrics = placed.step(moved, placed.shard(pairs), numbers)
             values.append(metrics["loss"])
         _assert_close((np.array(values), placed.fetch(moved)), want)
+
+
+def test_labels_alone_are_never_compared_across(model):
+    """Refused when the step is traced, by every way to run it: nothing is compiled."""
+    encode, optimizer, state = model
+    images, zeros = np.zeros((8, 8, 8, 1), np.uint8), np.zeros(8, np.int32)
+    labels = np.arange(8, dtype=np.int32) % 2
+    grouped = training.make_pair_step(encode, optimizer, group=4)
+    single = training.make_pair_step(encode, optimizer)
+    by_labels = training.Pairs(images, images, labels)
+    by_classes = training.Pairs(images, images, first_classes=zeros, second_classes=labels)
+    refused = [
+        (grouped, by_labels, "a group of 4 pairs .*: give first_classes and second_classes, or .*"),
+        # Zeros and labels where classes were, as the positions of these fields once had it.
+        (grouped, training.Pairs(images, images, zeros, labels), "got labels and first_classes"),
+        (single, training.Pairs(images, images, zeros, labels), "got labels and first_classes"),
+        (single, by_classes._replace(labels=labels), "got labels and first_classes and second"),
+        (single, training.Pairs(images, images), "either labels, .* got neither"),
+        (single, by_classes._replace(second_classes=None), "got first_classes"),
+    ]
+    for strategy in ("pmap", "shard_map"):
+        for step, pairs, words in refused:
+            placed = parallel(step, strategy, jax.devices()[:1], sharded=(1,))
+            arguments = placed.replicate(state), placed.shard(pairs), placed.replicate(NUMBERS)
+            with pytest.raises(ValueError, match=words):
+                placed.step.lower(*arguments)
+    one = jax.vmap(single, in_axes=None, out_axes=None, axis_name=training.AXIS, axis_size=1)
+    want = jax.eval_shape(one, state, by_classes, NUMBERS)
+    assert jax.eval_shape(one, state, by_labels, NUMBERS) == want
 
 
 def test_another_margin_or_fraction_compiles_nothing(source, model):
