@@ -15,6 +15,7 @@ the share of each; `error.get()`, the message or None, says at which.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -206,6 +207,28 @@ def check_distance(distance: Any) -> None:
             "distance must be a function of two vectors, such as those of "
             f"contrastive_jax.distances, got {distance!r}"
         )
+
+
+def check_seed(seed: ArrayLike) -> None:
+    """Checks that a concrete seed is one of the 2^32 that differ, and nothing where it is traced.
+
+    JAX keeps the last 32 bits of a seed: 2^32 would draw what 0 draws, and -1 what 2^32 - 1 does.
+
+    Args:
+      seed: scalar.
+
+    Raises:
+      ValueError: if it is not an integer in [0, 2^32).
+    """
+    if isinstance(seed, jax.core.Tracer):
+        return
+    message = f"seed must be an integer from 0 to 4294967295 (2^32 - 1), got {seed!r}"
+    try:
+        value = operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(message) from None
+    if not 0 <= value < 2**32:
+        raise ValueError(message)
 
 
 def _check(name: str, x: Any) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from contrastive_jax.checks import check_seed
 from contrastive_jax.training import AXIS, DrawnStep, Metrics, Numbers, Source, TrainState, repeated
 
 CELLS = "cells"
@@ -215,8 +216,10 @@ def train_grid(
       all its cells have diverged.
 
     Raises:
-      ValueError: if windows or steps are not whole calls.
+      ValueError: if windows or steps are not whole calls, or a seed is not in [0, 2^32).
     """
+    for one in numbers:
+        check_seed(one.seed)
     for name, value in (("window", window), ("steps", steps), ("start", start)):
         if value % grid.steps_per_call:
             raise ValueError(
@@ -294,7 +297,7 @@ def _placed(
     states += states[-1:] * (grid.cells - len(cells))
 
     def stacked(*leaves: Any) -> np.ndarray:
-        return np.stack([np.asarray(leaf, jnp.result_type(leaf)) for leaf in leaves])
+        return np.stack([np.asarray(leaf).astype(jnp.result_type(leaf)) for leaf in leaves])
 
     of_cells = jax.tree.map(stacked, *[numbers[k] for k in whole])
     placed: tuple[Any, Any] = jax.device_put(

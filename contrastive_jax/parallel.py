@@ -51,7 +51,21 @@ def _to_host(tree: Any) -> Any:
 
 def _put(tree: Any, sharding: NamedSharding) -> Any:
     # From a copy, as donating a buffer that the caller's array shares would delete that array.
-    return jax.device_put(_to_host(tree), sharding)
+    tree = _to_host(tree)
+    jax.tree_util.tree_map_with_path(_check_fits, tree)
+    return jax.device_put(tree, sharding)
+
+
+def _check_fits(path: Any, x: np.ndarray) -> None:
+    """Checks that JAX keeps an integer whole: of 64 bits it drops the upper 32 without a word."""
+    if jax.config.jax_enable_x64 or x.dtype not in (np.int64, np.uint64) or not x.size:  # type: ignore[attr-defined]
+        return
+    for value in (x.min(), x.max()):
+        if not -(2**31) <= value < 2**32:
+            raise ValueError(
+                f"integers must fit into 32 bits, got {value} in {jax.tree_util.keystr(path)}; a "
+                "seed is from 0 to 4294967295 (2^32 - 1)"
+            )
 
 
 def parallel(

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 
 from contrastive_jax import distances, losses
 from contrastive_jax.all_pairs import all_pairs_sums
+from contrastive_jax.checks import check_seed
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.draw import ClassIndex, draw_balanced, draw_pairs
 from contrastive_jax.pairs import pair_loss
@@ -84,6 +85,7 @@ class Numbers(NamedTuple):
 
     margin: ArrayLike
     seed: ArrayLike
+    """From 0 to 2^32 - 1."""
     similar_fraction: ArrayLike = 0.5
     """Share of similar pairs: of those drawn, and of the weight where groups are compared."""
     options: Any = ()
@@ -398,8 +400,14 @@ def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
 def keys_of_rows(seed: ArrayLike, step: jax.Array, share: int) -> jax.Array:
     """Keys `[share, 2]` of the rows of this device, two each, however the batch is spread."""
     pair = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
-    of_step = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), 1)
+    of_step = jax.random.fold_in(_key_of_step(seed, step), 1)
     return jax.vmap(lambda k: jax.random.split(jax.random.fold_in(of_step, k)))(pair)
+
+
+def _key_of_step(seed: ArrayLike, step: jax.Array) -> jax.Array:
+    """The key of a step; every random number of the training comes from it."""
+    check_seed(seed)
+    return jax.random.fold_in(jax.random.key(seed), step)
 
 
 def _sums(distance: jax.Array, values: jax.Array, labels: jax.Array) -> Metrics:
@@ -433,7 +441,7 @@ def make_drawn_step(pair_step: PairStep, batch_size: int) -> DrawnStep:
 
     def step(state: TrainState, source: Source, numbers: Numbers) -> tuple[TrainState, Metrics]:
         drawn = draw_pairs(
-            jax.random.fold_in(jax.random.key(numbers.seed), state.step),
+            _key_of_step(numbers.seed, state.step),
             source.by_class,
             batch_size,
             numbers.similar_fraction,
@@ -463,7 +471,7 @@ def make_balanced_step(batch_step: BatchStep, classes: int, examples: int) -> Dr
     """
 
     def step(state: TrainState, source: Source, numbers: Numbers) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
+        key = _key_of_step(numbers.seed, state.step)
         drawn = draw_balanced(key, source.by_class, classes, examples)
         positions, numbers_of_classes = _share(drawn, "images")
         images = jnp.asarray(source.images)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from contrastive_jax.checks import check_seed
 from contrastive_jax.data.images import decode_images
 from contrastive_jax.data.splits import hold_out, seen_classes
 
@@ -64,7 +65,7 @@ def load(
       image_size: side in pixels to which images are scaled; needed where they differ in size.
       split_classes: train and validate on the first half of the classes, test on the others.
       validation_fraction: share of every class of train held out for validation.
-      seed: of that choice.
+      seed: of that choice, in [0, 2^32).
 
     Returns:
       The data set, in memory.
@@ -76,6 +77,7 @@ def load(
         size and no `image_size` is given, they take more memory than the machine has, files are
         damaged or can not be read or written, or a split ends up empty.
     """
+    check_seed(seed)
     if image_size is not None and image_size < 1:
         raise ValueError(f"--image_size must be at least 1 pixel, got {image_size}")
     data_dir, tfds_dir = _expanded("--data_dir", data_dir), _expanded("--tfds_dir", tfds_dir)

@@ -3,6 +3,7 @@
 import numpy as np
 from jax.typing import ArrayLike
 
+from contrastive_jax.checks import check_seed
 from contrastive_jax.data.labels import class_numbers
 
 
@@ -14,16 +15,18 @@ def hold_out(classes: ArrayLike, fraction: float, *, seed: int) -> tuple[np.ndar
         Examples of class -1, and those whose class is masked, are in neither part.
       fraction: share to hold out, in (0, 1), rounded class by class. At least one example of each
         class is kept, and a class of four or more gives at least two, so that it has a pair.
-      seed: of the choice.
+      seed: of the choice, in [0, 2^32).
 
     Returns:
       Positions of the kept and of the held-out examples, in ascending order.
 
     Raises:
-      ValueError: if the fraction is not in (0, 1), or the labels are not classes.
+      ValueError: if the fraction is not in (0, 1), the labels are not classes, or the seed is out
+        of its range.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction to hold out must be in (0, 1), got {fraction}")
+    check_seed(seed)
     numbers = class_numbers(classes)
     generator = np.random.default_rng(seed)
     held = np.zeros(len(numbers), bool)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from contrastive_jax.checks import check_seed
 from contrastive_jax.data.draw import draw_pairs, index_by_class
 from contrastive_jax.data.labels import check_unmasked, class_numbers
 
@@ -25,7 +26,7 @@ def stream_pairs(
       images: `[N, H, W, C]`, in memory or mapped into it.
       classes: `[N]`, integers, booleans or strings (`class_numbers`). Images of class -1, and those
         whose class is masked, are never drawn.
-      seed: of the pairs.
+      seed: of the pairs, in [0, 2^32).
       batch_size: pairs in a batch, B.
       similar_fraction: share of similar pairs.
       start_step: step of the first batch, where a run is resumed.
@@ -36,11 +37,12 @@ def stream_pairs(
       int32, without end.
 
     Raises:
-      ValueError: as `index_by_class`; or if images and classes differ in number, or an entry of an
-        image is masked.
+      ValueError: as `index_by_class`; or if images and classes differ in number, an entry of an
+        image is masked, or the seed is out of its range.
     """
     import grain
 
+    check_seed(seed)
     check_unmasked(images=images)
     images, numbers = np.ma.getdata(images), class_numbers(classes)
     if len(images) != len(numbers):

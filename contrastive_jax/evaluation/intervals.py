@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from contrastive_jax.checks import check_whole
+from contrastive_jax.checks import check_seed, check_whole
 from contrastive_jax.host_arrays import split_mask
 
 
@@ -34,14 +34,14 @@ def bootstrap_interval(
       values: of independent trainings, `[N]`, finite; masked ones (`numpy.ma`) are left out.
       confidence: share of means of resamples that the interval holds, in (0, 1).
       resamples: how many are drawn, at least 1.
-      seed: of the resamples; the same seed gives the same interval.
+      seed: of the resamples, in [0, 2^32); the same seed gives the same interval.
 
     Returns:
       Mean and interval.
 
     Raises:
-      ValueError: if there are no values or one is not finite, confidence is not in (0, 1), or
-        resamples is not a whole number from 1.
+      ValueError: if there are no values or one is not finite, confidence is not in (0, 1),
+        resamples is not a whole number from 1, or the seed is out of its range.
 
     References:
       Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69(4),
@@ -53,6 +53,7 @@ def bootstrap_interval(
         raise ValueError(f"values must be [N] finite numbers, at least one, got {values!r}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
+    check_seed(seed)
     mean = float(array.mean())
     check_whole(1, resamples=resamples)
     if len(array) == 1:

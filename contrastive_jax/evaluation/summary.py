@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contrastive_jax import distances
-from contrastive_jax.checks import check_distance
+from contrastive_jax.checks import check_distance, check_seed
 from contrastive_jax.data.draw import ClassIndex, draw_pairs, index_by_class
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.verification import best_threshold, verification
@@ -48,7 +48,7 @@ def summarize(
       test_classes: integers, bools or strings, `[M]`.
       distance: between two rows, for verification.
       pairs: how many to draw from each set.
-      seed: of the pairs.
+      seed: of the pairs, in [0, 2^32).
 
     Returns:
       The figures of `verification` and `retrieval` in one dictionary, the distances and labels of
@@ -56,8 +56,8 @@ def summarize(
 
     Raises:
       ValueError: if a set has less than two classes or no class with two members, classes do not
-        fit, `distance` is not a function, or a row that counts is masked, not finite or out of the
-        range of float32.
+        fit, `distance` is not a function, the seed is out of its range, or a row that counts is
+        masked, not finite or out of the range of float32.
     """
     threshold = best_threshold(
         *_drawn(
@@ -88,15 +88,15 @@ def drawn_distances(
       classes: integers, bools or strings, `[N]`; rows of class -1 or of a masked class are ignored.
       distance: between two rows.
       pairs: how many to draw, P.
-      seed: of the pairs.
+      seed: of the pairs, in [0, 2^32).
 
     Returns:
       Distances and labels (0 similar, 1 dissimilar), `[P]` each.
 
     Raises:
       ValueError: if the set has less than two classes or no class with two members, classes do not
-        fit, `distance` is not a function, or a row that counts is masked, not finite or out of the
-        range of float32.
+        fit, `distance` is not a function, the seed is out of its range, or a row that counts is
+        masked, not finite or out of the range of float32.
     """
     return _drawn(("points", "classes"), points, classes, distance, pairs, seed)
 
@@ -111,6 +111,7 @@ def _drawn(
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `drawn_distances`, with the names of the points and of their classes for errors."""
     check_distance(distance)
+    check_seed(seed)
     array, unmasked = split_mask(points)
     if array.ndim != 2:
         raise ValueError(f"{names[0]} must be [N, D], got shape {array.shape}")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from contrastive_jax.checks import check_seed
 from contrastive_jax.host_arrays import column_hint, split_mask
 
 Floats = NDArray[np.float64]
@@ -142,7 +143,7 @@ def kfold_accuracy(
       folds: the number K of folds, into which the pairs are dealt at random with equal shares of
         each label (to within one pair); or the fold of each pair, [N] integers, where a benchmark
         prescribes them. A pair whose fold is masked is left out.
-      seed: of the random deal.
+      seed: of the random deal, in [0, 2^32).
 
     Returns:
       The mean accuracy, in [0, 1], and its standard error, which is the standard deviation of the K
@@ -150,12 +151,14 @@ def kfold_accuracy(
 
     Raises:
       ValueError: as in `roc_curve`, fewer than two folds, fewer pairs of a label than folds,
-        folds that are not integers of shape [] or [N], or a fold that holds all pairs of a label.
+        folds that are not integers of shape [] or [N], a fold that holds all pairs of a label, or
+        a seed out of its range.
 
     References:
       Huang, Ramesh, Berg and Learned-Miller (2007), "Labeled Faces in the Wild: A Database for
       Studying Face Recognition in Unconstrained Environments", the protocol of View 2.
     """
+    check_seed(seed)
     given, has_fold = split_mask(folds)
     pairs = np.shape(distances)
     if not np.issubdtype(given.dtype, np.integer) or given.shape not in ((), pairs):
