@@ -28,7 +28,7 @@ from contrastive_jax import runs, training
 from contrastive_jax.data import Dataset, check_evaluable, index_by_class, load
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import summarize
-from experiments import loss_table, train
+from experiments import loss_table, option_checks, train
 
 # Options of a training that are data to a step, and those that change its structure.
 NUMBERS = (
@@ -55,19 +55,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "distance": (*train.DISTANCES,),
     "objective": ("auto", "pairs", "all_pairs"),
 }
-# Losses whose margin is the distance beyond which a dissimilar pair costs nothing.
-BOUNDED = (
-    "contrastive",
-    "contrastive_halved",
-    "contrastive_linear",
-    "sentence_contrastive",
-    "signal_to_noise",
-    "mined_hard",
-    "mined_semi_hard",
-    "mined_easy_positive",
-    "mined_multi_similarity",
-    "online_hard",
-)
 # Of a setting on validation.
 RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r", "mean_reciprocal_rank")
 Strategy = Literal["auto", "sequential", "vmap", "shard_map"]
@@ -409,19 +396,11 @@ def check(config: Training) -> None:
     Raises:
       ValueError: if they do not fit each other.
     """
-    if config.log_every < 1:
-        raise ValueError(f"--log_every must be at least 1, got {config.log_every}")
+    option_checks.check_effects(config)
     if config.shown_by not in RETRIEVAL:
         raise ValueError(f"--shown_by must be one of {', '.join(RETRIEVAL)}, got {config.shown_by}")
-    if config.memory_limit is not None and not config.memory_limit > 0:
-        raise ValueError(f"--memory_limit must be above 0 GB, got {config.memory_limit}")
-    for name in ("resume", "overwrite"):
-        if getattr(config, name) and not config.name:
-            raise ValueError(f"--{name} needs the --name of the run")
     if config.name is not None:
         runs.check_name(config.name)
-    if config.resume and config.overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ from contrastive_jax.data import Dataset, check_evaluable, index_by_class, load
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss_step
 from contrastive_jax.parallel import parallel
-from experiments import command, loss_table
+from experiments import command, loss_table, option_checks
 from experiments.train import ENCODERS, augmentation
 
 SPLITS = ("all classes", "unseen classes")
@@ -136,6 +136,7 @@ class Config:
 
 def main(config: Config) -> Path:
     """Runs the comparison and returns its folder."""
+    config = option_checks.checked(config)
     _check(config)
     sets = {
         split: load(
@@ -389,9 +390,7 @@ def _text(mean: float, half: float) -> str:
 
 
 def _check(config: Config) -> None:
-    for name in ("trials", "seeds", "steps", "batch_size", "width"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(config, name)}")
+    option_checks.check_effects(config)
     runs.check_name(config.name)
     if config.width < 3:
         # Of the distances of random points that mining weighs by.
@@ -406,8 +405,8 @@ def _check(config: Config) -> None:
                 + (f"close to it: {', '.join(close)}; " if close else "")
                 + f"known: {', '.join(loss_table.NAMES)}"
             )
-    if config.resume and config.overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
+    if twice := [name for name in config.losses if config.losses.count(name) > 1]:
+        raise ValueError(f"--losses names {twice[0]} twice: leave one of them out")
 
 
 @contextlib.contextmanager

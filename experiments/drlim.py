@@ -33,7 +33,7 @@ from contrastive_jax.data import Dataset, Examples, load
 from contrastive_jax.encoders import DrLIM
 from contrastive_jax.evaluation.retrieval import nearest_neighbours
 from contrastive_jax.parallel import parallel
-from experiments import command
+from experiments import command, option_checks
 
 # Of an image of 28 x 28 in the paper, in pixels to the right.
 MOVES = (-6, -3, 3, 6)
@@ -77,6 +77,7 @@ class Config:
 
 def main(config: Config) -> Path:
     """Learns and draws the three maps, and returns the folder of the run."""
+    config = option_checks.checked(config)
     _check(config)
     data = load(config.dataset, data_dir=config.data_dir, tfds_dir=config.tfds_dir)
     train, test = (_chosen(part, config) for part in (data.train, data.test))
@@ -84,6 +85,11 @@ def main(config: Config) -> Path:
         raise ValueError(
             f"--neighbours must be below the {len(train.classes)} training images of classes "
             f"{config.classes} in {config.dataset}, got {config.neighbours}"
+        )
+    if absent := {*config.classes} - {*train.classes.tolist()}:
+        raise ValueError(
+            f"--classes {min(absent)} has no training images in {config.dataset}, whose classes "
+            f"are from 0 to {data.train.classes.max()}: leave it out"
         )
     options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     with runs.open_run(
@@ -258,15 +264,11 @@ def _chosen(part: Examples, config: Config) -> Examples:
 def _check(config: Config) -> None:
     if config.name is not None:
         runs.check_name(config.name)
-    for name in ("neighbours", "images", "margin", "steps", "batch_size", "learning_rate"):
-        if not 0 < getattr(config, name) < np.inf:
-            raise ValueError(f"--{name} must be above 0, got {getattr(config, name)}")
+    option_checks.check_effects(config)
     if not 0 < config.similar_fraction < 1:
         raise ValueError(f"--similar_fraction must be in (0, 1), got {config.similar_fraction}")
-    if config.overwrite and not config.name:
-        raise ValueError("--overwrite needs the --name of the run")
-    if len({*config.classes}) < 1:
-        raise ValueError("--classes must be at least one")
+    if not config.classes or len({*config.classes}) < len(config.classes):
+        raise ValueError(f"--classes must be at least one, all different, got {config.classes}")
 
 
 if __name__ == "__main__":

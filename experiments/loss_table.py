@@ -12,7 +12,7 @@ import numpy as np
 from contrastive_jax import anchor_loss, distances, losses, mining, proxy_loss, regularizers
 from contrastive_jax.all_pairs import all_pairs_sums
 from contrastive_jax.anchors import shared_total
-from contrastive_jax.checks import check_known
+from contrastive_jax.checks import check_known, check_seed
 from contrastive_jax.training import AXIS
 
 Value = Callable[..., jax.Array]
@@ -101,6 +101,29 @@ _BATCH = {
 }
 NAMES = (*PAIRS, *_ANCHORS, *PROXIES, *_BATCH)
 
+# Losses whose margin is the distance beyond which a dissimilar pair costs nothing.
+BOUNDED = (
+    "contrastive",
+    "contrastive_halved",
+    "contrastive_linear",
+    "sentence_contrastive",
+    "signal_to_noise",
+    "mined_hard",
+    "mined_semi_hard",
+    "mined_easy_positive",
+    "mined_multi_similarity",
+    "online_hard",
+)
+# Losses whose margin is a difference of two distances, or of a distance and a boundary.
+SLACK = (
+    "margin_based",
+    "margin_by_class",
+    "triplet_hard",
+    "triplet_semi_hard",
+    "triplet_all",
+    "mined_distance_weighted",
+)
+
 # Centres of a class for SoftTriple, and how strongly those not needed are merged.
 _CENTERS = 4
 _MERGE = 0.1
@@ -126,14 +149,15 @@ def build(name: str, options: dict[str, float], *, classes: int, width: int, see
       options: numbers in place of its settings.
       classes: number of classes of the training data.
       width: entries of an embedding.
-      seed: of proxies.
+      seed: of proxies, in [0, 2^32).
 
     Returns:
       The loss.
 
     Raises:
-      ValueError: if an option is not one of the loss, or not in its range.
+      ValueError: if an option is not one of the loss, or not in its range, or the seed is not.
     """
+    check_seed(seed)
     setting, known = _setting(name), options_of(name)
     for option in options:
         if option not in known:
@@ -172,6 +196,11 @@ def build(name: str, options: dict[str, float], *, classes: int, width: int, see
     if name.startswith("mined_"):
         make = partial(_mined, name, setting.make, width)
     return Built(partial(_anchor_value, make), (), given, rate, make(**given).distance)
+
+
+def is_learned(name: str) -> bool:
+    """Returns whether a loss has parameters that are trained."""
+    return _setting(name).learning_rate > 0
 
 
 def weight_decay_of(name: str) -> float | None:

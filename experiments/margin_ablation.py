@@ -37,7 +37,7 @@ from contrastive_jax import ablation_plots, checkpoints, plots, runs, training
 from contrastive_jax import grid as grids
 from contrastive_jax.data import Dataset
 from contrastive_jax.evaluation.summary import drawn_distances
-from experiments import ablation_report, cells, command, train
+from experiments import ablation_report, cells, command, loss_table, option_checks, train
 
 MARGINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 # Of a cell over its steps, means over windows.
@@ -70,12 +70,14 @@ class Config(cells.Training):
 def main(config: Config) -> Path:
     """Runs the ablation and returns its folder."""
     began = time.perf_counter()
+    config = option_checks.checked(config)
     axes = axes_of(config)
     _check(config)
     # Before anything runs: JAX starts with the devices it has then.
     devices = cells.devices_of(config)
     groups = cells.groups(cells.base_of(config), cells.product(axes))
     cells.check_groups(groups, devices[: config.devices_per_cell])
+    option_checks.warn_of_reach(itertools.chain(*(group.configs for group in groups)))
     data = cells.load_data(config)
     name, count = f"margin-ablation-{config.dataset}", len(cells.product(axes))
     with cells.open_run(config, name, axes, FREE, devices[0]) as folder:
@@ -107,12 +109,10 @@ def axes_of(config: Config) -> dict[str, list[Any]]:
     """
     named = cells.parse_axes(config.grid)
     losses = named.get("loss", [config.loss])
-    if config.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {config.seeds}")
     margins = config.margins
     if margins is not None and "margin" in named:
         raise ValueError("--margins and --grid margin=... name the same axis: leave one out")
-    if margins is None and "margin" not in named and {*losses} <= {*cells.BOUNDED}:
+    if margins is None and "margin" not in named and {*losses} <= {*loss_table.BOUNDED}:
         margins = MARGINS
     if margins is not None:
         if not margins or len({*margins}) < len(margins):
@@ -124,8 +124,7 @@ def axes_of(config: Config) -> dict[str, list[Any]]:
             "axis with --grid"
         )
     cells.check_axes(named, losses)
-    if twice := sorted({*named} & {*config.loss_options}):
-        raise ValueError(f"{twice[0]} is an axis of the grid: leave it out of --loss_options")
+    option_checks.check_axes(config, named, "the grid")
     return named | {"seed": [*range(config.seeds)]}
 
 
@@ -361,7 +360,7 @@ def _figures(
         params = train.of_encoder(state.params)
         embeddings[x] = training.embed(prepared.assembled.encode, params, data.test.images)
         pairs[x] = drawn_distances(embeddings[x], classes, distance, pairs=20_000, seed=0)
-    marked = axis == "margin" and group.configs[0].loss in cells.BOUNDED
+    marked = axis == "margin" and group.configs[0].loss in loss_table.BOUNDED
     figures["distances"] = ablation_plots.distance_ridge(pairs, quantity, marked=marked)
     five = _five([*best], chosen.setting[axis] if chosen else None)
     figures["maps"] = ablation_plots.maps(
@@ -392,7 +391,7 @@ def _five(values: list[float], chosen: float | None) -> list[float]:
 
 def _check(config: Config) -> None:
     cells.check(config)
-    if config.save_every < 1 or config.save_every % config.log_every:
+    if config.save_every % config.log_every:
         raise ValueError(
             f"--save_every must be a multiple of --log_every, got {config.save_every} and "
             f"{config.log_every}"

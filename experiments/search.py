@@ -41,7 +41,7 @@ from contrastive_jax import grid as grids
 from contrastive_jax.data import Dataset
 from contrastive_jax.evaluation.intervals import bootstrap_interval
 from contrastive_jax.evaluation.retrieval import retrieval
-from experiments import cells, command, train
+from experiments import cells, command, option_checks, train
 
 FREE = cells.FREE | {"at_once", "seeds"}
 
@@ -58,10 +58,10 @@ class Config(cells.Training):
     """A number to search, or NAME=VALUE,VALUE of what changes the structure; once for each."""
     trials: int = 27
     """Settings to try in all."""
-    keep_one_in: int = 3
-    """Of how many settings halving keeps one each time."""
-    at_once: int = 4
-    """Settings that Optuna is asked for at a time."""
+    keep_one_in: int | None = None
+    """Of how many settings halving keeps one each time; 3 by default."""
+    at_once: int | None = None
+    """Settings that Optuna is asked for at a time; 4 by default."""
     seeds: int = 5
     """Trainings of the winner, with seeds 1, 2, ...; the search has seed 0."""
 
@@ -79,12 +79,14 @@ Space = dict[str, Range | list[Any]]
 
 def main(config: Config) -> Path:
     """Runs the search and returns its folder."""
+    config = option_checks.checked(config)
     space = parse_space(config.space)
     _check(config, space)
     # Before anything runs: JAX starts with the devices it has then.
     devices = cells.devices_of(config)
     corners = cells.groups(cells.base_of(config), _corners(space))
     cells.check_groups(corners, devices[: config.devices_per_cell])
+    option_checks.warn_of_reach(itertools.chain(*(group.configs for group in corners)))
     data = cells.load_data(config)
     # A study takes more trials; in halving they are other rungs.
     free = FREE | ({"trials"} if config.method == "optuna" else set())
@@ -227,14 +229,13 @@ def rungs(config: Config) -> list[tuple[int, int]]:
     Raises:
       ValueError: if there are too few steps for as many rungs.
     """
-    counts = [config.trials]
+    counts, keep_one_in = [config.trials], config.keep_one_in or 3
     while counts[-1] > 1:
-        counts.append(math.ceil(counts[-1] / config.keep_one_in))
+        counts.append(math.ceil(counts[-1] / keep_one_in))
     unit, last = _unit(config), len(counts) - 1
     # Whole calls of the compiled step.
     steps = [
-        round(config.steps / config.keep_one_in ** (last - k) / unit) * unit
-        for k in range(len(counts))
+        round(config.steps / keep_one_in ** (last - k) / unit) * unit for k in range(len(counts))
     ]
     if steps[0] < 1 or len({*steps}) < len(steps):
         raise ValueError(
@@ -372,7 +373,7 @@ def by_optuna(config: Config, folder: Path, space: Space, trainer: Trainer) -> c
     # Complete, or being trained by this process or another.
     counted = (TrialState.COMPLETE, TrialState.RUNNING)
     while (left := config.trials - len(study.get_trials(states=counted))) > 0:
-        trials = [study.ask(distributions) for _ in range(min(left, config.at_once))]
+        trials = [study.ask(distributions) for _ in range(min(left, config.at_once or 4))]
         settings = []
         for trial in trials:
             trial.set_user_attr("process", _this_process())
@@ -511,9 +512,6 @@ def _corners(space: Space) -> list[cells.Setting]:
 
 def _check(config: Config, space: Space) -> None:
     cells.check(config)
-    for name, least in (("trials", 1), ("keep_one_in", 2), ("at_once", 1), ("seeds", 1)):
-        if getattr(config, name) < least:
-            raise ValueError(f"--{name} must be at least {least}, got {getattr(config, name)}")
     if "seed" in space:
         raise ValueError("a seed is not searched: leave it out of --space")
     losses = [str(loss) for loss in space.get("loss", [config.loss])]
@@ -521,8 +519,7 @@ def _check(config: Config, space: Space) -> None:
     for name, where in space.items():
         if isinstance(where, Range) and any(name in cells.whole_options(loss) for loss in losses):
             raise ValueError(f"{name} is a whole number: name values, as {name}=5,10")
-        if name in config.loss_options:
-            raise ValueError(f"{name} is searched: leave it out of --loss_options")
+    option_checks.check_axes(config, space, "--space")
     if config.method == "halving":
         rungs(config)
     else:

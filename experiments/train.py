@@ -47,7 +47,7 @@ from contrastive_jax.evaluation.summary import Summary, summarize
 from contrastive_jax.evaluation.verification import roc_curve
 from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss_step
 from contrastive_jax.parallel import Strategy, parallel
-from experiments import command, loss_table
+from experiments import command, loss_table, option_checks
 
 ENCODERS = {
     "mlp": encoders.MLP,
@@ -159,8 +159,8 @@ class Config:
     """Learning rate of the parameters of a loss, its proxies or boundaries; 0.01 by default."""
     memory: int = 0
     """Embeddings of earlier batches that a batch is compared with too (XBM); not with proxies."""
-    max_age: int = 1000
-    """Steps after which the memory ignores an embedding."""
+    max_age: int | None = None
+    """Steps after which the memory ignores an embedding; 1,000 by default."""
     objective: Literal["auto", "pairs", "all_pairs"] = "auto"
     """Compare drawn pairs, or all images of a batch of some classes with some examples of each;
     auto is pairs for the contrastive loss and all_pairs for the others."""
@@ -239,6 +239,7 @@ def main(config: Config) -> Path:
     if config.name is not None:
         runs.check_name(config.name)
     config = resolved(config)
+    option_checks.warn_of_reach([config])
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         # Virtual devices that wait for each other hold threads of XLA's pool, one to a core by
         # default: more devices than cores would wait for ever.
@@ -490,9 +491,14 @@ def assemble(
       All of these.
 
     Raises:
-      ValueError: if classes and images of a batch do not fit the data.
+      ValueError: if classes and images of a batch, or shifts, do not fit the data.
     """
     classes, examples = _balance(config, len(index.sizes))
+    side = min(data.train.images.shape[1:3])
+    if options["shift"] >= side:
+        raise ValueError(
+            f"--shift must be below the {side} pixels of an image's side, got {options['shift']}"
+        )
 
     def parameters(seed: int) -> tuple[training.Encode, training.Params]:
         encoder = ENCODERS[config.encoder](
@@ -564,13 +570,15 @@ def of_encoder(params: Any) -> Any:
 
 
 def resolved(config: Config) -> Config:
-    """Options whose defaults depend on the loss, filled in."""
+    """Fills in the options whose defaults depend on the loss.
+
+    Raises:
+      ValueError: if an option has a wrong value, or no effect under the others.
+    """
+    config = option_checks.checked(config)
+    option_checks.check_effects(config)
     if config.loss == "contrastive":
-        if config.loss_options or config.memory or config.loss_learning_rate is not None:
-            raise ValueError(
-                "--loss contrastive takes --margin alone: leave --loss_options, "
-                "--loss_learning_rate and --memory out"
-            )
+        option_checks.check_effects(config, option_checks.EFFECTS_OF_TRAINING)
         return dataclasses.replace(
             config,
             objective="pairs" if config.objective == "auto" else config.objective,
@@ -584,42 +592,23 @@ def resolved(config: Config) -> Config:
             + (f"close to it: {', '.join(close)}; " if close else "")
             + f"known: {', '.join(loss_table.NAMES)}"
         )
-    if config.objective == "pairs" or config.distance is not None or config.data_on == "host":
-        raise ValueError(
-            f"--loss {config.loss} is of whole batches drawn on the device and has a distance of "
-            "its own: leave --objective, --distance and --data_on out"
-        )
     options = dict(config.loss_options)
     if config.margin is not None:
         options["margin"] = config.margin
-    if config.similar_fraction is not None and config.loss not in loss_table.PAIRS:
-        raise ValueError(
-            f"{config.loss} has no share of similar pairs: leave --similar_fraction out"
-        )
-    if config.memory and config.loss in loss_table.PROXIES:
-        raise ValueError(f"{config.loss} compares with proxies and takes no --memory")
     # Before anything is read or written; the classes are not known yet.
-    built = loss_table.build(config.loss, options, classes=2, width=config.width, seed=0)
-    if config.loss_learning_rate is not None and not jax.tree.leaves(built.params):
-        raise ValueError(f"{config.loss} has no parameters: leave --loss_learning_rate out")
-    return dataclasses.replace(config, objective="all_pairs", loss_options=options, margin=None)
+    loss_table.build(config.loss, options, classes=2, width=config.width, seed=0)
+    option_checks.check_effects(config, option_checks.EFFECTS_OF_TRAINING)
+    return dataclasses.replace(
+        config,
+        objective="all_pairs",
+        loss_options=options,
+        margin=None,
+        max_age=(config.max_age or 1000) if config.memory else None,
+    )
 
 
 def _check(options: dict[str, Any]) -> None:
     """Checks what options say together, before any data is read."""
-    positive = (
-        "margin max_age batch_size steps learning_rate loss_learning_rate clip_norm log_every "
-        "validate_every keep group microbatches steps_per_call"
-    )
-    for name in positive.split():
-        if options[name] is None:
-            continue
-        if not 0 < options[name] < np.inf:
-            raise ValueError(f"--{name} must be above 0, got {options[name]}")
-    if not 0 <= options["similar_fraction"] <= 1:
-        raise ValueError(f"--similar_fraction must be in [0, 1], got {options['similar_fraction']}")
-    if not 0 <= options["warmup"] < 1:
-        raise ValueError(f"--warmup must be in [0, 1), got {options['warmup']}")
     for name, unit in (
         ("batch_size", "devices"),
         ("validate_every", "log_every"),
@@ -637,13 +626,6 @@ def _check(options: dict[str, Any]) -> None:
             f"--microbatches times --group, got {share} pairs, {parts} microbatches and groups of "
             f"{options['group']}"
         )
-    if options["objective"] == "pairs" and options["batch_classes"] is not None:
-        raise ValueError("--batch_classes needs --objective all_pairs")
-    if options["objective"] == "all_pairs":
-        if options["group"] != 1:
-            raise ValueError("--objective all_pairs compares all images: leave --group out")
-        if options["data_on"] == "host":
-            raise ValueError("--objective all_pairs draws on the device: leave --data_on device")
     if options["data_on"] == "host" and options["steps_per_call"] != 1:
         raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
     if options["memory"] and options["memory"] < 2 * options["batch_size"]:
@@ -651,13 +633,6 @@ def _check(options: dict[str, Any]) -> None:
             f"--memory must be 0 or at least the {2 * options['batch_size']} images of a batch "
             f"(twice --batch_size), got {options['memory']}"
         )
-    if options["width"] < 2:
-        raise ValueError(f"--width must be at least 2, got {options['width']}")
-    for name in ("resume", "overwrite"):
-        if options[name] and not options["name"]:
-            raise ValueError(f"--{name} needs the --name of the run")
-    if options["resume"] and options["overwrite"]:
-        raise ValueError("--resume and --overwrite exclude each other")
 
 
 def _balance(config: Config, known: int) -> tuple[int, int]:

@@ -65,6 +65,7 @@ def test_figures_of_a_map():
 
 
 def test_maps_are_learned_from_neighbours(tmp_path, capsys):
+    (tmp_path / "tfds").mkdir()
     config = drlim.Config(
         steps=150, batch_size=32, runs=tmp_path, tfds_dir=tmp_path / "tfds", name="run"
     )

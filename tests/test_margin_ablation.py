@@ -253,6 +253,7 @@ def test_structure_makes_groups_and_numbers_of_losses_are_axes(
         margins=None,
         loss="supcon",
         grid=("temperature=0.1,0.5", "width=2,3"),
+        width=margin_ablation.Config.width,
         seeds=1,
     )
     assert "4 cells of 6 steps, 2 to compile" in capsys.readouterr().out
@@ -502,7 +503,7 @@ def test_resumed_with_other_options(tmp_path, folder_of_tfds, whole):
     with pytest.raises(ValueError, match="steps was 6 and is now 8"):
         _run(tmp_path, folder_of_tfds, steps=8, resume=True)
     with pytest.raises(ValueError, match="axes was"):
-        _run(tmp_path, folder_of_tfds, grid=("width=2,3",), resume=True)
+        _run(tmp_path, folder_of_tfds, grid=("learning_rate=1e-3,1e-2",), resume=True)
     with pytest.raises(FileExistsError, match="--resume goes on with it"):
         _run(tmp_path, folder_of_tfds)
 

@@ -192,7 +192,14 @@ def test_a_setting_that_diverges_is_worse_than_any(tmp_path, folder_of_tfds):
 
 def test_the_same_setting_twice_is_two_trials(tmp_path, folder_of_tfds):
     folder = _run(
-        tmp_path, folder_of_tfds, method="optuna", space=("width=2,3",), trials=5, seeds=1, steps=2
+        tmp_path,
+        folder_of_tfds,
+        method="optuna",
+        space=("width=2,3",),
+        width=search.Config.width,
+        trials=5,
+        seeds=1,
+        steps=2,
     )
     lines = _lines(folder)
     assert sorted(line["trial"] for line in lines) == [*range(5)]

@@ -1,0 +1,332 @@
+"""What options of a program must be, and under which others each has an effect.
+
+An option that could do nothing is an error and not ignored: a folder of data that is not read, or a
+memory's age without a memory, would be recorded as if they had made the figures.
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from contrastive_jax import distances
+from contrastive_jax.data import datasets
+from experiments import loss_table
+
+Config = TypeVar("Config")
+
+# Data sets that are read from IDX files.
+IDX = tuple(name for name in datasets.OWN if name != "digits")
+
+
+class Rule(NamedTuple):
+    """What a number must be."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+_ABOVE_ZERO = Rule("above 0", lambda x: 0 < x < math.inf)
+_NOT_NEGATIVE = Rule("at least 0 and finite", lambda x: 0 <= x < math.inf)
+_SHARE = Rule("in [0, 1]", lambda x: 0 <= x <= 1)
+
+
+def _at_least(least: int) -> Rule:
+    return Rule(f"at least {least}", lambda x: x >= least)
+
+
+RULES: dict[str, Rule] = {
+    "batch_classes": _at_least(2),
+    "batch_size": _ABOVE_ZERO,
+    "clip_norm": _ABOVE_ZERO,
+    "group": _ABOVE_ZERO,
+    "image_size": _ABOVE_ZERO,
+    "images": _ABOVE_ZERO,
+    "keep": _ABOVE_ZERO,
+    "keep_one_in": _at_least(2),
+    "at_once": _at_least(1),
+    "learning_rate": _ABOVE_ZERO,
+    "log_every": _ABOVE_ZERO,
+    "loss_learning_rate": _ABOVE_ZERO,
+    "margin": _ABOVE_ZERO,
+    "max_age": _ABOVE_ZERO,
+    "memory": _NOT_NEGATIVE,
+    "memory_limit": _ABOVE_ZERO,
+    "microbatches": _ABOVE_ZERO,
+    "neighbours": _ABOVE_ZERO,
+    "save_every": _ABOVE_ZERO,
+    "seed": Rule("from 0 to 4294967295 (2^32 - 1)", lambda x: 0 <= x < 2**32),
+    "seeds": Rule("at least 1 and below 2^32", lambda x: 1 <= x < 2**32),
+    "shift": _NOT_NEGATIVE,
+    "similar_fraction": _SHARE,
+    "steps": _ABOVE_ZERO,
+    "steps_per_call": _ABOVE_ZERO,
+    "trials": _at_least(1),
+    "validate_every": _ABOVE_ZERO,
+    "warmup": Rule("in [0, 1)", lambda x: 0 <= x < 1),
+    "weight_decay": _NOT_NEGATIVE,
+    "width": _at_least(2),
+}
+
+
+class Effect(NamedTuple):
+    """The condition under which an option has an effect, and the error where it does not hold."""
+
+    option: str
+    holds: Callable[[Any], bool]
+    error: str
+    """With options of the program in braces."""
+
+
+def _contrastive(config: Any) -> bool:
+    return bool(config.loss == "contrastive")
+
+
+def _draws_pairs(config: Any) -> bool:
+    return _contrastive(config) and config.objective != "all_pairs"
+
+
+_ALONE = (
+    "--loss contrastive takes --margin alone: leave --loss_options, --loss_learning_rate and "
+    "--memory out"
+)
+_WHOLE_BATCHES = (
+    "--loss {loss} is of whole batches drawn on the device and has a distance of its own: leave "
+    "--objective, --distance and --data_on out"
+)
+_TWICE = "--{0} and --loss_options {0} name the same number: leave one of them out"
+
+# Each table in the order in which it is checked. An option that is in neither always has an effect.
+EFFECTS = (
+    Effect(
+        "data_dir",
+        lambda config: config.dataset in IDX,
+        "--data_dir has no effect with --dataset {dataset}, which is not read from IDX files: "
+        f"leave it out, or name one of {', '.join(IDX)} with --dataset",
+    ),
+    Effect("resume", lambda config: bool(config.name), "--resume needs the --name of the run"),
+    Effect(
+        "overwrite", lambda config: bool(config.name), "--overwrite needs the --name of the run"
+    ),
+    Effect(
+        "overwrite",
+        lambda config: not getattr(config, "resume", False),
+        "--resume and --overwrite exclude each other",
+    ),
+    Effect(
+        "keep_one_in",
+        lambda config: config.method == "halving" and config.trials > 1,
+        "--keep_one_in has no effect with --method {method} and --trials {trials}: it is of "
+        "halving among several settings; leave it out",
+    ),
+    Effect(
+        "at_once",
+        lambda config: config.method == "optuna",
+        "--at_once has no effect with --method {method}: it is of optuna; leave it out",
+    ),
+)
+EFFECTS_OF_TRAINING = (
+    Effect("loss_options", lambda config: not _contrastive(config), _ALONE),
+    Effect("loss_learning_rate", lambda config: not _contrastive(config), _ALONE),
+    Effect(
+        "loss_learning_rate",
+        lambda config: loss_table.is_learned(config.loss),
+        "{loss} has no parameters: leave --loss_learning_rate out",
+    ),
+    Effect("memory", lambda config: not _contrastive(config), _ALONE),
+    Effect(
+        "memory",
+        lambda config: config.loss not in loss_table.PROXIES,
+        "{loss} compares with proxies and takes no --memory",
+    ),
+    Effect(
+        "max_age",
+        lambda config: config.memory > 0,
+        "--max_age has no effect without a memory: give --memory, or leave --max_age out",
+    ),
+    Effect(
+        "objective",
+        lambda config: config.objective != "pairs" or _contrastive(config),
+        _WHOLE_BATCHES,
+    ),
+    Effect("distance", _contrastive, _WHOLE_BATCHES),
+    Effect("data_on", _contrastive, _WHOLE_BATCHES),
+    Effect(
+        "data_on",
+        _draws_pairs,
+        "--objective all_pairs draws on the device: leave --data_on device",
+    ),
+    Effect("margin", lambda config: "margin" not in config.loss_options, _TWICE.format("margin")),
+    Effect(
+        "similar_fraction",
+        lambda config: _contrastive(config) or config.loss in loss_table.PAIRS,
+        "{loss} has no share of similar pairs: leave --similar_fraction out",
+    ),
+    Effect(
+        "similar_fraction",
+        lambda config: "similar_fraction" not in config.loss_options,
+        _TWICE.format("similar_fraction"),
+    ),
+    Effect(
+        "group",
+        _draws_pairs,
+        "--group has no effect where all pairs of a batch are compared (--objective all_pairs, and "
+        "every loss but contrastive): leave --group out",
+    ),
+    Effect(
+        "batch_classes",
+        lambda config: not _draws_pairs(config),
+        "--batch_classes needs --objective all_pairs, or another loss than contrastive",
+    ),
+)
+
+
+def is_given(config: Any, option: str) -> bool:
+    """Returns whether a program has this option, at another value than its default."""
+    for field in dataclasses.fields(config):
+        if field.name == option:
+            factory = field.default_factory
+            default = field.default if factory is dataclasses.MISSING else factory()
+            return bool(getattr(config, option) != default)
+    return False
+
+
+def checked(config: Config) -> Config:
+    """Checks each option by itself, and expands `~` in paths.
+
+    Args:
+      config: the options of a program of this folder.
+
+    Returns:
+      The options, with whole paths.
+
+    Raises:
+      ValueError: if a number is not in its range, the home folder that a path names is not known,
+        `--tfds_dir` is no folder, or `--runs` is something else than a folder.
+    """
+    config = _expanded(config)
+    values: dict[str, Any] = vars(config)
+    for option, rule in RULES.items():
+        value = values.get(option)
+        if value is not None and not rule.holds(value):
+            raise ValueError(f"--{option} must be {rule.expected}, got {value}")
+    tfds_dir, runs = values["tfds_dir"], values["runs"]
+    if tfds_dir is not None and not tfds_dir.is_dir():
+        raise ValueError(
+            f"--tfds_dir {tfds_dir} is not a folder: create it, or leave --tfds_dir out for that "
+            "of tensorflow-datasets"
+        )
+    if runs.exists() and not runs.is_dir():
+        raise ValueError(f"--runs {runs} is not a folder: name one, which is created if need be")
+    return config
+
+
+def _expanded(config: Config) -> Config:
+    paths = {}
+    for option, value in vars(config).items():
+        if isinstance(value, Path):
+            try:
+                paths[option] = value.expanduser()
+            except RuntimeError:
+                raise ValueError(
+                    f"--{option} {value} begins with a home folder that is not known: give the "
+                    "whole path"
+                ) from None
+    return dataclasses.replace(config, **paths)  # type: ignore[type-var]
+
+
+def check_effects(config: Any, effects: Iterable[Effect] = EFFECTS) -> None:
+    """Checks that every option that is given has an effect under the others.
+
+    Args:
+      config: the options of a program of this folder, as they were given.
+      effects: `EFFECTS`, or `EFFECTS_OF_TRAINING` for the options of a single training.
+
+    Raises:
+      ValueError: for the first condition that does not hold, saying what to leave out.
+    """
+    for option, holds, error in effects:
+        if is_given(config, option) and not holds(config):
+            raise ValueError(error.format_map(vars(config)))
+
+
+def check_axes(config: Any, axes: Iterable[str], option: str) -> None:
+    """Checks that no option is given that is an axis too, whose values would take its place.
+
+    Args:
+      config: the options of a program.
+      axes: names of what is varied.
+      option: by which they were named, for the error.
+
+    Raises:
+      ValueError: if one is.
+    """
+    for name in axes:
+        if is_given(config, name):
+            raise ValueError(
+                f"--{name} has no effect, as {name} is an axis of {option}: leave one of them out"
+            )
+        if name in config.loss_options:
+            raise ValueError(f"{name} is an axis of {option}: leave it out of --loss_options")
+
+
+def reach(distance: Callable[..., Any], width: int, *, normalize: bool) -> float:
+    """The largest distance between two embeddings.
+
+    Args:
+      distance: of `contrastive_jax.distances`.
+      width: entries of an embedding.
+      normalize: whether embeddings are of unit length.
+
+    Returns:
+      The distance, in its own unit (radians of an angle); infinite where there is no bound.
+    """
+    bounds: dict[Callable[..., Any], float] = {distances.cosine: 2.0, distances.angular: math.pi}
+    if normalize:
+        bounds |= {
+            distances.euclidean: 2.0,
+            distances.squared_euclidean: 4.0,
+            distances.manhattan: 2 * math.sqrt(width),
+            distances.chebyshev: 2.0,
+        }
+    return bounds.get(distance, math.inf)
+
+
+def warn_of_reach(configs: Iterable[Any]) -> None:
+    """Warns once of each margin that is out of the reach of its distance.
+
+    Args:
+      configs: options of trainings, from `train.resolved`.
+    """
+    for message in dict.fromkeys(map(_out_of_reach, configs)):
+        if message:
+            warnings.warn(message, stacklevel=3)
+
+
+def _out_of_reach(config: Any) -> str:
+    """The warning of a training, empty where its margin can be met."""
+    if config.loss == "contrastive":
+        margin, distance = config.margin, getattr(distances, config.distance)
+        beyond = f"a margin of {margin:g}"
+    elif config.loss in (*loss_table.BOUNDED, *loss_table.SLACK):
+        values = loss_table.options_of(config.loss) | config.loss_options
+        built = loss_table.build(
+            config.loss, config.loss_options, classes=2, width=config.width, seed=0
+        )
+        margin, distance = values["margin"] + values.get("boundary", 0.0), built.distance
+        beyond = f"a margin of {values['margin']:g}"
+        if "boundary" in values:
+            beyond += f" beyond a boundary of {values['boundary']:g}"
+    else:
+        return ""
+    largest = reach(distance, config.width, normalize=config.normalize)
+    if margin < largest:
+        return ""
+    of_unit_length = "" if distance in (distances.cosine, distances.angular) else " of unit length"
+    return (
+        f"{beyond} is out of reach: the {distance.__name__.replace('_', ' ')} distance between "
+        f"embeddings{of_unit_length} is at most {largest:.4g}, so every dissimilar pair is pushed "
+        "farther to the end; take less"
+    )
