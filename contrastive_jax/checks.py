@@ -210,7 +210,7 @@ def check_distance(distance: Any) -> None:
 
 
 def check_seed(seed: ArrayLike) -> None:
-    """Checks that a concrete seed is one of the 2^32 that differ, and nothing where it is traced.
+    """Checks that a concrete seed is one of those that differ, and nothing where it is traced.
 
     JAX keeps the last 32 bits of a seed: 2^32 would draw what 0 draws, and -1 what 2^32 - 1 does.
 

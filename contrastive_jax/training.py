@@ -126,6 +126,37 @@ def split_encoder(encoder: nnx.Module) -> tuple[Encode, Params]:
     return encode, params
 
 
+def check_images(encode: Encode, params: Params, **splits: np.ndarray) -> None:
+    """Checks, without computing anything, that the images of all splits can be embedded.
+
+    Args:
+      encode: from parameters and images to embeddings.
+      params: of the encoder, of which only shapes and dtypes count.
+      **splits: images `[N, H, W, C]` of each split, those that are trained on first.
+
+    Raises:
+      ValueError: if the encoder does not take images of that shape, or a split has others than the
+        first.
+    """
+    first, expected = next((name, images.shape[1:]) for name, images in splits.items())
+    for name, images in splits.items():
+        if images.shape[1:] != expected:
+            raise ValueError(
+                f"images of {name} are {list(images.shape[1:])}, and those of {first} "
+                f"{list(expected)}, for which the encoder is made; scale them to one size, by the "
+                "image_size of load"
+            )
+        batch = jax.ShapeDtypeStruct((1, *expected), images.dtype)
+        try:
+            jax.eval_shape(encode, params, batch)
+        except (TypeError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"the encoder does not take images of {name}, {images.dtype} {list(expected)}: "
+                f"{reason}; take another encoder, or scale the images, by the image_size of load"
+            ) from error
+
+
 def make_optimizer(
     learning_rate: float,
     steps: int,

@@ -298,7 +298,12 @@ class Prepared(NamedTuple):
 
 
 def load_data(config: Training) -> Dataset:
-    """The data set that the options name, which can be evaluated."""
+    """The data set that the options name.
+
+    Raises:
+      FileNotFoundError, ImportError, ValueError: as `contrastive_jax.data.load`, or if its splits
+        can not be evaluated.
+    """
     data = load(
         config.dataset,
         data_dir=config.data_dir,
@@ -308,6 +313,21 @@ def load_data(config: Training) -> Dataset:
     )
     check_evaluable(data)
     return data
+
+
+def check_data(groups: Iterable[Group], data: Dataset, devices: Sequence[jax.Device]) -> None:
+    """Checks, without computing anything, that all groups can be trained on a data set.
+
+    Args:
+      groups: of cells.
+      data: to train on.
+      devices: over which the batch of a cell is spread.
+
+    Raises:
+      ValueError: as `prepare`.
+    """
+    for group in groups:
+        jax.eval_shape(lambda group=group: prepare(group, data, devices).init(0))
 
 
 def prepare(group: Group, data: Dataset, devices: Sequence[jax.Device]) -> Prepared:

@@ -42,7 +42,7 @@ from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss_step
 from contrastive_jax.parallel import parallel
 from experiments import command, loss_table, option_checks
-from experiments.train import ENCODERS, augmentation
+from experiments.train import ENCODERS, augmentation, images_of
 
 SPLITS = ("all classes", "unseen classes")
 SHOWN = {"precision_at_1": "P@1", "r_precision": "R-precision", "map_at_r": "MAP@R"}
@@ -149,6 +149,9 @@ def main(config: Config) -> Path:
     }
     for split, data in sets.items():
         check_evaluable(data)
+        index_by_class(data.train.classes)  # to see that pairs can be drawn
+        encode, params = _encoder(config, data, 0)
+        training.check_images(encode, params, **images_of(data))
         classes = len(np.unique(data.train.classes))
         if config.batch_size % classes or config.batch_size < 2 * classes:
             raise ValueError(

@@ -86,11 +86,18 @@ def main(config: Config) -> Path:
             f"--neighbours must be below the {len(train.classes)} training images of classes "
             f"{config.classes} in {config.dataset}, got {config.neighbours}"
         )
-    if absent := {*config.classes} - {*train.classes.tolist()}:
+    if absent := {*config.classes} - {*data.train.classes.tolist()}:
         raise ValueError(
             f"--classes {min(absent)} has no training images in {config.dataset}, whose classes "
             f"are from 0 to {data.train.classes.max()}: leave it out"
         )
+    if len(test.classes) < 2:
+        raise ValueError(
+            f"a map needs 2 test images at least, and {config.dataset} has {len(test.classes)} of "
+            f"classes {config.classes}: name others with --classes"
+        )
+    encode, params = _encoder(config, train.images)
+    training.check_images(encode, params, train=train.images, test=test.images)
     options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     with runs.open_run(
         config.runs,
@@ -205,7 +212,7 @@ def draw(
 
 def learn(config: Config, images: np.ndarray, similar: np.ndarray, shown: np.ndarray) -> np.ndarray:
     """Trains a map, and returns where it puts the images to show, `[N, 2]`."""
-    encode, params = training.split_encoder(DrLIM(images.shape[1:], 2, rngs=nnx.Rngs(config.seed)))
+    encode, params = _encoder(config, images)
     optimizer = training.make_optimizer(
         config.learning_rate, config.steps, warmup_steps=config.steps // 50
     )
@@ -237,6 +244,10 @@ def learn(config: Config, images: np.ndarray, similar: np.ndarray, shown: np.nda
         for state, records in windows:  # noqa: B007 (the last is what is wanted)
             bar.update(len(records))
     return training.embed(encode, placed.fetch(state).params, shown)
+
+
+def _encoder(config: Config, images: np.ndarray) -> tuple[training.Encode, Any]:
+    return training.split_encoder(DrLIM(images.shape[1:], 2, rngs=nnx.Rngs(config.seed)))
 
 
 def class_of_neighbour(embeddings: np.ndarray, labels: np.ndarray, copies: int) -> float:

@@ -88,6 +88,7 @@ def main(config: Config) -> Path:
     cells.check_groups(corners, devices[: config.devices_per_cell])
     option_checks.warn_of_reach(itertools.chain(*(group.configs for group in corners)))
     data = cells.load_data(config)
+    cells.check_data(corners, data, devices[: config.devices_per_cell])
     # A study takes more trials; in halving they are other rungs.
     free = FREE | ({"trials"} if config.method == "optuna" else set())
     name, shared = f"search-{config.dataset}", config.method == "optuna"

@@ -491,7 +491,7 @@ def assemble(
       All of these.
 
     Raises:
-      ValueError: if classes and images of a batch, or shifts, do not fit the data.
+      ValueError: if classes and images of a batch, shifts or the encoder do not fit the data.
     """
     classes, examples = _balance(config, len(index.sizes))
     side = min(data.train.images.shape[1:3])
@@ -516,7 +516,8 @@ def assemble(
         steps = options["steps"]
         return factory(learning_rate, steps, warmup_steps=int(config.warmup * steps), **numbers)
 
-    encode, _ = parameters(config.seed)
+    encode, params = parameters(config.seed)
+    training.check_images(encode, params, **images_of(data))
     optimizer = make(
         training.make_optimizer,
         config.learning_rate,
@@ -556,6 +557,15 @@ def assemble(
         return state
 
     return Assembled(encode, init, step, pair_step, distance, pairs)
+
+
+def images_of(data: Dataset) -> dict[str, np.ndarray]:
+    """The images of each split by its name, those that are trained on first."""
+    return {
+        "train": data.train.images,
+        "validation": data.validation.images,
+        "test": data.test.images,
+    }
 
 
 def _optimizer_of_loss(
