@@ -249,6 +249,9 @@ def main(config: Config) -> Path:
         if not 0 < config.devices <= len(devices):
             raise ValueError(f"--devices must be from 1 to {len(devices)}, got {config.devices}")
         devices = devices[: config.devices]
+    begun: dict[str, Any] = {}
+    if config.resume:
+        config, begun = as_begun(config, len(devices))
     options = settled(config, devices)
     steps, steps_per_call = options["steps"], options["steps_per_call"]
 
@@ -270,7 +273,7 @@ def main(config: Config) -> Path:
     state = assembled.init(config.seed, built)
 
     with (
-        _folder(config, options) as folder,
+        _folder(config, options | begun) as folder,
         checkpoints.open_checkpoints(
             folder / "checkpoints", keep=config.keep, best_by=BEST_BY
         ) as saved,
@@ -282,6 +285,12 @@ def main(config: Config) -> Path:
         if config.resume:
             without = "" if start else ", as there is no good checkpoint"
             print(f"{folder} goes on from step {start:,}{without}")
+        if begun:
+            print(
+                f"it was begun with --devices {begun['devices']} --microbatches "
+                f"{begun['microbatches']} and goes on with --devices {options['devices']} "
+                f"--microbatches {options['microbatches']}, which gives the same numbers"
+            )
         if start:
             state = checkpoints.restore(saved, start, jax.device_get(state))
         runs.truncate_metrics(folder, start)
@@ -379,6 +388,49 @@ def main(config: Config) -> Path:
         _report(config, distance, folder, data, embedded, options | {"best_step": best})
     print(f"{folder} is complete after {time.perf_counter() - began:.0f} s")
     return folder
+
+
+def as_begun(config: Config, devices: int) -> tuple[Config, dict[str, Any]]:
+    """Spreads the batch of a resumed run so that its numbers stay the same on other devices.
+
+    The sum over N devices with one microbatch each, and that over N microbatches on one device, add
+    up the same parts in the same order. Any other change of the number of devices adds them up in
+    another order, which gives other last digits.
+
+    Args:
+      config: what was asked for, from `resolved`.
+      devices: how many there are now.
+
+    Returns:
+      The options to go on with, and those of the begun run that may differ from them, none where
+      the number of devices is the same.
+
+    Raises:
+      FileNotFoundError: if there is no such run.
+      ValueError: if its configuration is damaged, or its numbers would not stay the same.
+    """
+    folder = config.runs / str(config.name)
+    before = runs.read_config(folder)
+    begun = {key: before.get(key) for key in ("devices", "microbatches")}
+    # Without them the run is none of this program, which the comparison of all options will say.
+    if begun["devices"] == devices or None in begun.values():
+        return config, {}
+    swapped = {"devices": begun["microbatches"], "microbatches": begun["devices"]}
+    ways = [begun]
+    if config.objective == "pairs" and 1 in swapped.values() and swapped != begun:
+        ways.append(swapped)
+    now = {"devices": devices, "microbatches": config.microbatches or swapped["microbatches"]}
+    if now not in ways:
+        named = ["--devices {devices} --microbatches {microbatches}".format(**way) for way in ways]
+        raise ValueError(
+            f"{folder} was begun with {named[0]}; on {devices} devices its sums would come out in "
+            "another order, and its numbers differ in the last digits: resume it with "
+            + ", or with ".join(named)
+        )
+    group = config.group
+    if group is None:
+        group = before.get("group")
+    return dataclasses.replace(config, microbatches=now["microbatches"], group=group), begun
 
 
 def settled(config: Config, devices: Sequence[jax.Device]) -> dict[str, Any]:

@@ -278,6 +278,77 @@ def test_a_run_in_use_is_refused(config, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "run.lock"]
 
 
+@pytest.mark.parametrize("begun", [4, 1])
+def test_a_run_goes_on_to_the_same_bits_on_other_devices(config, capsys, monkeypatch, begun):
+    """Four devices, and one with four microbatches, for which its own defaults would be others."""
+    monkeypatch.setattr(train, "_report", lambda *arguments: None)
+    options = {"steps": 40, "group": None, "name": f"on-{begun}"}
+    microbatches = 4 // begun
+    folder = train.main(config(**options, devices=begun, microbatches=microbatches))
+    whole, records = _params(folder, 40), _without_rates(folder)
+    # As if it had been killed before its last checkpoint.
+    shutil.rmtree(folder / "checkpoints" / "40")
+    capsys.readouterr()
+    train.main(config(**options, devices=5 - begun, resume=True))
+    assert (
+        f"begun with --devices {begun} --microbatches {microbatches} and goes on with --devices "
+        f"{5 - begun} --microbatches {begun}, which gives the same numbers"
+    ) in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, _params(folder, 40), whole)
+    assert _without_rates(folder) == records
+
+
+def _begun_with(folder, config, **others):
+    """The folder of a run, of which there is a configuration alone."""
+    folder.mkdir(parents=True)
+    options = train.settled(train.resolved(config), jax.devices()[: config.devices])
+    text = json.dumps(options | others, default=str)
+    (folder / "config.json").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "words"),
+    [
+        # Sums of two by two, by another loss, of other parts, are in another order.
+        (
+            {"devices": 2, "microbatches": 2},
+            {"devices": 1},
+            "begun with --devices 2 --microbatches 2; on 1 devices .* resume it with --devices 2 "
+            "--microbatches 2$",
+        ),
+        ({"devices": 1}, {"devices": 2}, "resume it with --devices 1 --microbatches 1$"),
+        (
+            {"devices": 4, "objective": "all_pairs", "group": None},
+            {"devices": 1},
+            "resume it with --devices 4 --microbatches 1$",
+        ),
+        ({"devices": 4, "loss": "supcon", "group": None}, {"devices": 1}, "with --devices 4"),
+        (
+            {"devices": 4},
+            {"devices": 2},
+            "with --devices 4 --microbatches 1, or with --devices 1 --microbatches 4$",
+        ),
+        ({"devices": 4}, {"devices": 1, "microbatches": 2}, "or with --devices 1 --microbatches 4"),
+        # What differs besides is still found.
+        ({"devices": 4}, {"devices": 1, "group": 1}, "group was 2 and is now 1"),
+        ({"devices": 4}, {"devices": 1, "margin": 0.5}, r"margin was 1\.2 and is now 0\.5"),
+    ],
+)
+def test_a_run_does_not_go_on_to_other_bits(config, tmp_path, begun, now, words):
+    _begun_with(tmp_path / "x", config(**begun))
+    with pytest.raises(ValueError, match=words):
+        train.main(config(**begun | now, name="x", resume=True))
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["config.json"]
+
+
+def test_a_damaged_configuration_is_named(config, tmp_path):
+    for text in ('{"devices": 4', "[]", ""):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"x/config\.json is damaged .*--overwrite"):
+            train.main(config(name="x", resume=True))
+
+
 def test_a_folder_is_never_overwritten_without_being_told(config, tmp_path):
     folder = train.main(config(name="mine", steps=20))
     before = (folder / "metrics.jsonl").read_bytes()
