@@ -19,6 +19,7 @@ from contrastive_jax.host_arrays import as_array, as_classes, column_hint
 from contrastive_jax.losses import contrastive
 from contrastive_jax.products import as_product, is_symmetric
 from contrastive_jax.program_cache import Unidentified, identified
+from contrastive_jax.sharding import gathered
 from contrastive_jax.streaming import Side, kept, pair_sums
 from contrastive_jax.tiles import Parameters, Sums, Task, axes_of, varying
 from contrastive_jax.widening import widen
@@ -79,11 +80,19 @@ def all_pairs_loss(
     *Devices.* With an axis name, of `jax.pmap`, `jax.shard_map` or `jax.vmap`, each device passes
     its own rows and the pairs are those of all rows together, which visit each other in a ring. The
     loss returned is that of the global batch, the same on every device, and its gradient by a
-    device's rows is that of the global loss: differentiate inside the mapped function. What is
-    shared by the devices, such as the parameters of an encoder or a learned margin, gets from each
-    device the part of its own rows: add these up (`lax.psum`), do not average them. Under
-    `jax.shard_map` with its default `check_vma=True` JAX has added them up already; what `loss` or
-    `distance` closes over must be marked as varying there (`jax.lax.pcast`).
+    device's rows is that of the global loss: differentiate inside the mapped function.
+
+    *Shared parameters.* What the devices share, such as the parameters of an encoder, proxies or a
+    learned margin, gets a gradient from each device, the part of its own rows. Under `jax.pmap`,
+    `jax.vmap` and `jax.shard_map` with `check_vma=False` add these parts up (`jax.lax.psum`), do
+    not average them. Under `jax.shard_map` with its default `check_vma=True` JAX has added them up
+    already: adding them again gives n times the gradient. What `loss` or `distance` closes over
+    must be marked as varying there (`jax.lax.pcast`).
+
+    *Sharded arrays.* Without an axis name, arrays under `jax.jit` may be spread over a mesh of
+    `jax.make_mesh`, along explicit or automatic axes. Their rows are gathered: every device holds
+    all of them and computes the whole loss. Along explicit axes the gradient comes back spread as
+    the rows were. An axis name under `jax.shard_map` over the same mesh shares memory and work.
 
     Args:
       embeddings: `[B, D]`, floating.
@@ -330,7 +339,7 @@ def prepared(
     product, bound = as_product(distance)
     if bound:
         distance = distance.func  # type: ignore[attr-defined]
-    of_distance = tuple(jnp.asarray(value) for value in bound.values())
+    of_distance = tuple(jnp.asarray(value) for value in gathered([*bound.values()]))
     both_ways = y is None and not is_symmetric(distance)
     # Of these only shapes count, and along which axes of a mesh they differ.
     vector, scalar, label = varying(
@@ -361,6 +370,7 @@ def checked_side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:
         raise ValueError(f"{name} need {prefix}classes")
     classes = as_classes(f"{prefix}classes", classes)
     vectors = as_array(name, vectors, classes=classes)
+    vectors, classes, weights = gathered((vectors, classes, weights))
     vectors, classes = jnp.asarray(vectors), jnp.asarray(classes)
     if weights is not None:
         weights = as_array(f"{prefix}weights", weights)

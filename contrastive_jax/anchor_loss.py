@@ -18,6 +18,7 @@ from contrastive_jax.checks import check_distance
 from contrastive_jax.derivatives import differentiable
 from contrastive_jax.distances import cosine
 from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
+from contrastive_jax.sharding import gathered
 from contrastive_jax.statistics import OfSimilar, is_statistic
 from contrastive_jax.streaming import Side, kept
 from contrastive_jax.tiles import Parameters, Task, axes_of, varying
@@ -54,9 +55,10 @@ def anchor_loss(
     Call it under `jax.jit`. Outside, a program is compiled once for each shape and each loss of
     equal numbers; for a loss that closes over an array, at every call.
 
-    With an axis name every device passes its own rows, of embeddings and of references, and gets
-    the loss of the global batch and its gradient by its own rows. What the devices share gets from
-    each the part of its own: add these up (`lax.psum`).
+    *Devices.* With an axis name every device passes its own rows, of embeddings and of references,
+    and gets the loss of the global batch and its gradient by its own rows. For the gradients of
+    what the devices share and for sharded arrays under `jax.jit`, whose rows are gathered, see
+    *Shared parameters* and *Sharded arrays* in `contrastive_jax.all_pairs_loss`.
 
     Args:
       embeddings: anchors, `[B, D]`, floating.
@@ -111,6 +113,7 @@ def anchor_loss(
             f"the formula of this loss is of {_name(loss.distance)} distances alone, got "
             f"{_name(distance)}"
         )
+    data = gathered(data)
     task, x, y, of_distance, examples = prepared(
         (embeddings, classes, None),
         (references, reference_classes, None),
@@ -177,6 +180,7 @@ def anchor_statistics(
       With `method="autodiff"` they can be differentiated in any way, else once, in reverse mode.
     """
     check_method(method, axis_name)
+    data = gathered(data)
     task, x, y, of_distance, examples = prepared(
         (embeddings, classes, None),
         (references, reference_classes, None),

@@ -18,6 +18,7 @@ from jax import lax
 
 from contrastive_jax.derivatives import differentiable_once
 from contrastive_jax.program_cache import compiled
+from contrastive_jax.sharding import on_mesh_of_arguments
 from contrastive_jax.statistics import Statistic, holds_for_none, is_statistic, result
 from contrastive_jax.streaming import (
     Side,
@@ -265,9 +266,11 @@ def _anchor_statistics(
         return found, (known, all_kept, all_slopes)
 
     @jax.custom_vjp
+    @on_mesh_of_arguments
     def statistics_of(x: Side, y: Side | None, data: Any, parameters: Parameters) -> Any:
         return walk_stages(x, y, data, parameters, False)[0]
 
+    @on_mesh_of_arguments
     def forward(x: Side, y: Side | None, data: Any, parameters: Parameters) -> Any:
         (x, y, data, parameters), (of_x, of_y, _, of) = of_marks((x, y, data, parameters))
         x, y, data, parameters = differentiable_once((x, y, data, parameters))
@@ -280,6 +283,7 @@ def _anchor_statistics(
         flags = tuple(jnp.zeros(int(flag)) for flag in wanted)
         return found, (x, y, data, parameters, state, flags)
 
+    @on_mesh_of_arguments
     def backward(residuals: Any, cotangents: Any) -> Any:
         x, y, data, parameters, (known, all_kept, all_slopes), flags = residuals
         wanted = Wanted(*[len(flag) > 0 for flag in flags])

@@ -25,6 +25,8 @@ import numpy as np
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
+from contrastive_jax.sharding import gathered
+
 _Rule = tuple[str, Callable[[Any], Any]]
 
 _FINITE: _Rule = ("finite", lambda x: abs(x) < math.inf)
@@ -233,9 +235,11 @@ def check_seed(seed: ArrayLike) -> None:
 
 def _check(name: str, x: Any) -> None:
     expected, rule = _RULES[name]
-    valid = rule(x)
     if x.size == 0:
         return
+    # To find the first wrong row takes all of them; nothing is gathered unless it is asked for.
+    x = gathered(x)
+    valid = rule(x)
     first = valid.argmin()
     message = f"{name} must be {expected}, got {{value}}"
     details = {"value": x.ravel()[first]}

@@ -19,6 +19,7 @@ from jax import lax
 
 from contrastive_jax.checks import check_known, check_values, is_whole
 from contrastive_jax.host_arrays import as_array, as_classes, column_hint
+from contrastive_jax.sharding import gathered
 
 
 class Memory(NamedTuple):
@@ -71,6 +72,8 @@ def push(
 ) -> Memory:
     """Keeps a batch in place of the oldest embeddings.
 
+    Rows that are spread over a mesh under `jax.jit` are gathered, as every device holds the memory.
+
     Args:
       memory: to add to.
       embeddings: `[B, D]`; not differentiated.
@@ -96,6 +99,7 @@ def push(
     chex.assert_shape(classes, (len(embeddings),), custom_message=expected)
     chex.assert_type(embeddings, float)
     embeddings, classes = jnp.asarray(embeddings), jnp.asarray(classes)
+    memory, embeddings, classes = gathered((memory, embeddings, classes))
     check_values(embeddings=jnp.where((classes >= 0)[:, None], embeddings, 0))
     step = _checked_step(step)
     embeddings = lax.stop_gradient(embeddings).astype(memory.embeddings.dtype)

@@ -23,6 +23,9 @@ def pair_loss(
 ) -> jax.Array:
     """Losses of a batch of pairs, one by one.
 
+    Arrays under `jax.jit` may be spread over a mesh, along explicit or automatic axes; every device
+    computes the losses of its own rows.
+
     Args:
       a: embeddings of the first members, `[B, D]`.
       b: embeddings of the second members, `[B, D]`, of the same dtype.

@@ -20,6 +20,7 @@ from contrastive_jax.host_arrays import as_array
 from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, Mean, ProxyLoss
 from contrastive_jax.memory import own_share
 from contrastive_jax.program_cache import compiled
+from contrastive_jax.sharding import gathered
 from contrastive_jax.tiles import axes_of, plus, varying
 from contrastive_jax.widening import widen
 
@@ -43,9 +44,12 @@ def proxy_loss(
 ) -> jax.Array:
     """Loss of embeddings against proxies of the classes, which are parameters to be learned.
 
-    Proxies are the second set of `anchor_loss`. With an axis name every device holds all proxies
-    and takes its share of them: their gradient, as that of the encoder, is to be added up over the
-    devices (`lax.psum`), unless `jax.shard_map` with its default `check_vma=True` does.
+    Proxies are the second set of `anchor_loss`.
+
+    *Devices.* With an axis name every device holds all proxies and takes its share of them. For the
+    gradients of what the devices share, proxies among it, and for sharded arrays under `jax.jit`,
+    whose rows are gathered, see *Shared parameters* and *Sharded arrays* in
+    `contrastive_jax.all_pairs_loss`.
 
     Args:
       embeddings: `[B, D]`, floating.
@@ -81,7 +85,7 @@ def proxy_loss(
     if not isinstance(classes, jax.core.Tracer):
         largest = np.max(as_array("classes", classes, "integers"), initial=-1)
     embeddings, classes, _ = checked_side("", embeddings, classes, None)
-    proxies = jnp.asarray(as_array("proxies", proxies))
+    proxies = gathered(jnp.asarray(as_array("proxies", proxies)))
     expected = {"custom_message": "expected embeddings: [B, D] and proxies: [C, D] or [C, K, D]"}
     chex.assert_rank(proxies, {2, 3}, **expected)
     chex.assert_equal_shape_suffix([embeddings, proxies], 1, **expected)

@@ -1,7 +1,10 @@
 """Penalties on a batch of embeddings, whatever their classes; add them to a loss.
 
 All leave out rows of class -1 where classes are given, and with an axis name are those of the
-global batch: each device gets the same value, and the gradient by its own rows.
+global batch: each device gets the same value, and the gradient by its own rows. For the gradients
+of what the devices share see *Shared parameters* in `contrastive_jax.all_pairs_loss`. Without an
+axis name arrays under `jax.jit` may be spread over a mesh; `koleo`, `covariance` and `centers`
+gather the rows of theirs.
 """
 
 import math
@@ -19,6 +22,7 @@ from contrastive_jax.directions import unit
 from contrastive_jax.distances import euclidean
 from contrastive_jax.host_arrays import as_array, as_classes, column_hint
 from contrastive_jax.losses.kinds import AnchorLoss, Mean
+from contrastive_jax.sharding import gathered
 from contrastive_jax.statistics import smallest
 from contrastive_jax.widening import widen
 
@@ -167,6 +171,7 @@ def covariance(
       Bardes, Ponce and LeCun, VICReg, 2022, eq. 3 and 4.
     """
     centred, count = _centred(embeddings, classes, axis_name)
+    centred = gathered(centred)
     product = jnp.matmul(centred.T, centred, precision=lax.Precision.HIGHEST)
     matrix = shared_total(product, axis_name) / jnp.maximum(count - 1, 1)
     size = len(matrix)
@@ -201,7 +206,7 @@ def centers(proxies: jax.Array) -> jax.Array:
     rows, columns = jnp.triu_indices(proxies.shape[1], 1)
     if not len(rows):
         return jnp.zeros((), proxies.dtype)
-    directions = unit(proxies)
+    directions = unit(gathered(proxies))
     between = jax.vmap(jax.vmap(euclidean))(directions[:, rows], directions[:, columns])
     # The paper divides the sum over pairs by their number in both orders.
     return jnp.mean(between) / 2

@@ -17,6 +17,7 @@ from jax import lax
 
 from contrastive_jax.derivatives import differentiable_once
 from contrastive_jax.program_cache import compiled
+from contrastive_jax.sharding import on_mesh_of_arguments
 from contrastive_jax.tiles import (
     Carry,
     Context,
@@ -78,10 +79,12 @@ def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> S
     kinds = 2 if task.by_label else 1
 
     @jax.custom_vjp
+    @on_mesh_of_arguments
     def sums(x: Side, y: Side | None, parameters: Parameters) -> Sums:
         result, *_ = _walk(task, x, y, parameters, Wanted(False, False, False))
         return cast(Sums, jax.tree.map(lambda total: times * total, result))
 
+    @on_mesh_of_arguments
     def forward(x: Side, y: Side | None, parameters: Parameters) -> Any:
         (x, y, parameters), (of_x, of_y, of) = of_marks((x, y, parameters))
         x, y, parameters = differentiable_once((x, y, parameters))
@@ -105,6 +108,7 @@ def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> S
         residuals = of_x, of_y, of_parameters, like
         return jax.tree.map(lambda total: times * total, result), residuals
 
+    @on_mesh_of_arguments
     def backward(residuals: Any, cotangent: Sums) -> Any:
         of_x, of_y, of_parameters, like = residuals
         slope = cotangent.loss
@@ -132,7 +136,7 @@ def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> S
 
     sums.defvjp(forward, backward, symbolic_zeros=True)
     arguments = x, y, parameters
-    return sums(*varying(arguments, axes_of(arguments)))
+    return cast(Sums, sums(*varying(arguments, axes_of(arguments))))
 
 
 def of_marks(marked: Any) -> tuple[Any, Any]:

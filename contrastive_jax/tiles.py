@@ -23,6 +23,7 @@ import numpy as np
 from jax import lax
 
 from contrastive_jax.products import Product
+from contrastive_jax.sharding import evaluated_while_tracing
 from contrastive_jax.statistics import (
     Kind,
     is_statistic,
@@ -294,7 +295,7 @@ def _seen(
     (row, as_row), (column, as_column) = of_row, of_column
     # What follows from a known label alone is then known too, and may be to leave a statistic out.
     known = not isinstance(label, jax.core.Tracer)
-    with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+    with evaluated_while_tracing() if known else contextlib.nullcontext():
         seen = [task.loss(distances[0], label, column, as_row, *parameters)]
         if task.anchors == "both":
             seen.append(task.loss(distances[-1], label, row, as_column, *parameters))
@@ -309,7 +310,7 @@ def _seen_over(one: Callable[..., Any], x: Rows, y: Rows, labels: Any, *of: Any)
     label: Any = labels
     if labels is None:
         # Known where a program is traced, unless it has to differ along the axes of a mesh.
-        with jax.ensure_compile_time_eval():
+        with evaluated_while_tracing():
             label = jnp.int32(1)
         label = varying(label, axes_of((x.weights, *of)))
     over_columns = jax.vmap(one, (label_axis, None, 0, *[0] * len(of)))

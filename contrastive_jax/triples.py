@@ -18,6 +18,7 @@ from jax import lax
 from contrastive_jax.anchors import Stage, anchor_statistics
 from contrastive_jax.derivatives import differentiable_once
 from contrastive_jax.program_cache import compiled
+from contrastive_jax.sharding import on_mesh_of_arguments
 from contrastive_jax.streaming import Side, kept, of_marks
 from contrastive_jax.tiles import Parameters, Task, axes_of, varying
 
@@ -92,10 +93,12 @@ def _triple_sums(
     some = partial(_some, task, triples)
 
     @jax.custom_vjp
+    @on_mesh_of_arguments
     def sums(*arguments: Any) -> Any:
         value, counts = _looped(triples, lambda k: some(k, *arguments), arguments)
         return value, *counts
 
+    @on_mesh_of_arguments
     def forward(*marked: Any) -> Any:
         arguments, marks = of_marks(marked)
         arguments = differentiable_once(arguments)
@@ -117,6 +120,7 @@ def _triple_sums(
             gradient[place] = slope
         return (value, *counts), gradient
 
+    @on_mesh_of_arguments
     def backward(gradient: Any, cotangents: Any) -> Any:
         slope = cotangents[0]
         if isinstance(slope, jax.custom_derivatives.SymbolicZero):

@@ -23,6 +23,7 @@ ENGINE = {
     "losses.softplus",
     "products",
     "program_cache",
+    "sharding",
     "streaming",
     "tiles",
     "triples",

@@ -1,4 +1,7 @@
-"""Batches drawn from class labels, on the device and as a function of a key alone."""
+"""Batches drawn from class labels, on the device and as a function of a key alone.
+
+An index that is spread over a mesh under `jax.jit` is gathered, and every device draws the same.
+"""
 
 from typing import NamedTuple
 
@@ -9,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from contrastive_jax.data.labels import class_numbers
+from contrastive_jax.sharding import gathered
 
 
 class ClassIndex(NamedTuple):
@@ -101,6 +105,7 @@ def draw_pairs(
       `[B]` each.
     """
     chex.assert_rank(similar_fraction, 0)
+    index = gathered(index)
     keys = jax.random.split(key, 4)
     # A float32 product such as 10 * 0.1 may fall just short of the whole number it stands for.
     steps = jnp.floor(jnp.arange(batch_size + 1) * jnp.float32(similar_fraction) + 1e-4)
@@ -153,6 +158,7 @@ def draw_balanced(
             f"a batch must have from 1 to {known} classes, as many as the data, and at least 1 "
             f"example of each, got {classes} classes and {examples} examples"
         )
+    index = gathered(index)
     of_classes, of_examples = jax.random.split(key)
     chosen = jax.random.permutation(of_classes, known)[:classes].astype(jnp.int32)
     sizes = index.sizes[chosen]

@@ -14,6 +14,7 @@ from contrastive_jax.data.draw import ClassIndex, draw_pairs, index_by_class
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.verification import best_threshold, verification
 from contrastive_jax.host_arrays import checked_classes, split_mask
+from contrastive_jax.sharding import gathered
 
 
 class Summary(NamedTuple):
@@ -120,7 +121,7 @@ def _drawn(
     if not len(rows):
         raise ValueError(f"{names[1]} leave no row: all {len(array)} are -1 or masked")
     index = index_by_class(checked[rows])
-    embeddings = _in_float32(names[0], array[rows], unmasked[rows], rows)
+    embeddings = gathered(_in_float32(names[0], array[rows], unmasked[rows], rows))
     between, labels = map(np.asarray, _between_drawn(embeddings, index, distance, pairs, seed))
     if not between.any() and (embeddings != embeddings[0]).any():
         raise ValueError(

@@ -1,0 +1,78 @@
+"""Arrays that `jax.jit` spreads over a mesh of devices."""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def gathered(tree: Any) -> Any:
+    """Gathers arrays that are spread over a mesh, so that every device holds them whole.
+
+    What compares rows with each other needs them all. Along explicit axes of a mesh JAX refuses to
+    mix rows of several devices unasked; along automatic ones it would gather them time and again,
+    inside of loops. Gradients come back spread as the arrays were.
+
+    Args:
+      tree: of arrays. Those that are on no mesh stay as they are, as does what `jax.shard_map` has
+        split: there each device has rows of its own.
+
+    Returns:
+      The tree of gathered arrays.
+    """
+
+    def one(x: Any) -> Any:
+        mesh = jax.typeof(x).sharding.mesh if isinstance(x, jax.Array) else None
+        if mesh is None or mesh.empty:
+            return x
+        whole = NamedSharding(mesh, PartitionSpec())
+        if AxisType.Explicit in mesh.axis_types:
+            return jax.sharding.reshard(x, whole)
+        if mesh.are_all_axes_auto:
+            return lax.with_sharding_constraint(x, whole)
+        return x
+
+    return jax.tree.map(one, tree)
+
+
+def on_mesh_of_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes new arrays of a function belong to the mesh of its arguments, if its axes are explicit.
+
+    Outside of `jax.set_mesh` an array of zeros belongs to no mesh, and a loop or an update in place
+    that begins with one would not fit what is added to it. The passes of a `jax.custom_vjp` are
+    traced apart from their caller, so each of them needs this for itself.
+
+    Args:
+      function: of trees of arrays.
+
+    Returns:
+      The same function.
+    """
+
+    @functools.wraps(function)
+    def on_mesh(*arguments: Any) -> Any:
+        # The arguments of a forward pass with symbolic zeros come with a mark about each.
+        leaves = [getattr(leaf, "value", leaf) for leaf in jax.tree.leaves(arguments)]
+        meshes = [jax.typeof(x).sharding.mesh for x in leaves if isinstance(x, jax.Array)]
+        explicit = [mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types]
+        if not explicit or not jax.sharding.get_abstract_mesh().empty:
+            return function(*arguments)
+        with jax.sharding.use_abstract_mesh(explicit[0]):
+            return function(*arguments)
+
+    return on_mesh
+
+
+def evaluated_while_tracing() -> AbstractContextManager[None]:
+    """Lets JAX compute with concrete values while it traces, so that Python can branch on them.
+
+    Not on a mesh with explicit axes: whatever is made in the likeness of a traced array is to be on
+    its mesh, of which a traced function has no devices. There such values are traced.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    explicit = not mesh.empty and AxisType.Explicit in mesh.axis_types
+    return nullcontext() if explicit else jax.ensure_compile_time_eval()
