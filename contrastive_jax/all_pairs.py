@@ -15,6 +15,7 @@ from contrastive_jax import autodiff
 from contrastive_jax.checks import check_distance, check_pair_loss, check_scalars, check_values
 from contrastive_jax.derivatives import differentiable
 from contrastive_jax.distances import euclidean
+from contrastive_jax.dtypes import at_least_float32
 from contrastive_jax.host_arrays import as_array, as_classes, column_hint
 from contrastive_jax.losses import contrastive
 from contrastive_jax.products import as_product, is_symmetric
@@ -243,7 +244,7 @@ def _sums(
         chex.assert_rank(margin, 0, custom_message="margin must be a scalar")
         check_scalars(margin=margin)
         check_values(margin=margin)
-        dtype = jnp.promote_types(jnp.asarray(rows[0]).dtype, jnp.float32)
+        dtype = at_least_float32(jnp.asarray(rows[0]).dtype)
         of_pair, of_loss = _WithMargin(loss), (jnp.asarray(margin, dtype),)
     task, x, y, of_distance, (scalar, label) = prepared(
         rows,
@@ -387,7 +388,7 @@ def checked_side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:
     if jnp.issubdtype(classes.dtype, jnp.unsignedinteger):
         classes = classes.astype(jnp.int32)
     # Derived from the classes, so that under `jax.shard_map` they differ where those do.
-    ones = (classes == classes).astype(jnp.promote_types(vectors.dtype, jnp.float32))
+    ones = (classes == classes).astype(at_least_float32(vectors.dtype))
     side = Side(vectors, classes, given[0] if given else ones)
     values = {f"{prefix}weights": weight for weight in given} | {name: kept(side).vectors}
     check_values(**values)

@@ -322,10 +322,10 @@ class _Three:
 
 def three(mean: Mean) -> tuple[jax.Array, ...]:
     """Value, count and active, of which but the first is differentiated."""
-    count, active = mean.count, mean.active
+    dtype = jnp.asarray(mean.value).dtype
+    count, active = jnp.asarray(mean.count, dtype), mean.active
     if active is None:
         active = jnp.where(mean.value != 0, count, 0)
-    dtype = jnp.asarray(mean.value).dtype
     return mean.value, *(lax.stop_gradient(jnp.asarray(one, dtype)) for one in (count, active))
 
 

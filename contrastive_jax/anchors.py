@@ -383,7 +383,7 @@ def _of_picked(
     found = at >= 0
     # In place of an anchor that has found none stands one that has: its pair has a derivative.
     spare = jnp.argmax(found, axis=1)[:, None]
-    row = jnp.where(found, jnp.arange(at.shape[1]), spare)
+    row = jnp.where(found, jnp.arange(at.shape[1])[None], spare)
     at = jnp.where(found, at, jnp.maximum(jnp.take_along_axis(at, spare, axis=1), 0))
     at = order[at]
 

@@ -106,8 +106,10 @@ class DrLIM(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Embeds images `[B, H, W, C]`; returns `[B, width]`."""
         x = jnp.tanh(self.c1(_pixels(images, self.dtype)))
-        x = nnx.avg_pool(x, (2, 2), strides=(2, 2))
-        x = jnp.tanh(x * self.gain.astype(x.dtype) + self.bias.astype(x.dtype))
+        # The sum, as `nnx.avg_pool` divides by an integer array, which strict dtypes forbid.
+        x = nnx.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4
+        gain, bias = (one.astype(x.dtype)[None, None, None] for one in (self.gain, self.bias))
+        x = jnp.tanh(x * gain + bias)
         x = jnp.tanh(self.c3(x))
         return _embedding(self.out(x.reshape(x.shape[0], -1)), self.normalize)
 

@@ -158,7 +158,7 @@ def _of_two(loss: PairLoss, positive: jax.Array, negative: jax.Array) -> Mean:
     for label, distance in enumerate((positive, negative)):
         known = jnp.isfinite(distance)
         value += jnp.where(known, loss(jnp.where(known, distance, 1), jnp.int32(label)), 0)
-        count += known
+        count += known.astype(count.dtype)
     return Mean(value, count)
 
 

@@ -243,4 +243,4 @@ def _centred(
         # Of the mean the derivative vanishes: what is centred adds up to 0.
         total, count = lax.psum((lax.stop_gradient(total), count), axis_name)
     mean = lax.stop_gradient(total) / jnp.maximum(count, 1)
-    return jnp.where(counts[:, None] > 0, embeddings - mean, 0), lax.stop_gradient(count)
+    return jnp.where(counts[:, None] > 0, embeddings - mean[None], 0), lax.stop_gradient(count)

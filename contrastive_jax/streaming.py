@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from contrastive_jax.derivatives import differentiable_once
+from contrastive_jax.dtypes import at_least_float32
 from contrastive_jax.program_cache import compiled
 from contrastive_jax.sharding import on_mesh_of_arguments
 from contrastive_jax.tiles import (
@@ -150,7 +151,7 @@ def _zeros(parameter: jax.Array) -> jax.Array:
     """Where its gradient is added up: in float32 at least, and for an integer or a key, nothing."""
     if not jnp.issubdtype(parameter.dtype, jnp.inexact):
         return jnp.zeros(())
-    return jnp.zeros(parameter.shape, jnp.promote_types(parameter.dtype, jnp.float32))
+    return jnp.zeros(parameter.shape, at_least_float32(parameter.dtype))
 
 
 def empty_like(parameter: jax.Array) -> jax.Array | None:
@@ -296,7 +297,7 @@ def _passed_on(tree: Any, axis: Any, steps: int) -> Any:
 def kept(side: Side) -> Side:
     """Rows in float32 at least, with zeros where they are to be ignored, whatever they hold."""
     ignored = (side.classes < 0) | (side.weights == 0)
-    dtype = jnp.promote_types(side.vectors.dtype, jnp.float32)
+    dtype = at_least_float32(side.vectors.dtype)
     return Side(
         jnp.where(ignored[:, None], 0, side.vectors.astype(dtype)),
         jnp.where(ignored, -1, side.classes),
@@ -356,15 +357,16 @@ def _measured(context: Context, sides: list[Rows]) -> tuple[list[Rows], Context]
         points = points_of(rows)
         if product.by_anchor:
             rows = rows._replace(squares=jnp.sum(points * points, axis=1))
-        rows = rows._replace(norms=jnp.sum((points - centre) ** 2, axis=1))
+        rows = rows._replace(norms=jnp.sum((points - centre[None]) ** 2, axis=1))
         if product.on_sphere:
             # A vector without direction is perpendicular to every other, and its square 2.
-            rows = rows._replace(norms=rows.norms + jnp.all(points == 0, axis=1))
+            zero = jnp.all(points == 0, axis=1)
+            rows = rows._replace(norms=rows.norms + zero.astype(rows.norms.dtype))
         if product.points is not None:
             # Points rounded by eps times their size are known to eps^0.5 from eps^0.5 of it on.
             size = jnp.sum(points * points, axis=1)
             if product.linear:
-                size = jnp.sum((rows.vectors - cast(jax.Array, context.origin)) ** 2, axis=1)
+                size = jnp.sum((rows.vectors - cast(jax.Array, context.origin)[None]) ** 2, axis=1)
                 size *= sum(
                     jnp.sum(factor.astype(size.dtype) ** 2) for factor in parameters.distance
                 )
@@ -375,7 +377,7 @@ def _measured(context: Context, sides: list[Rows]) -> tuple[list[Rows], Context]
 
 def _points(context: Context, vectors: jax.Array, *of_distance: jax.Array) -> jax.Array:
     if context.origin is not None:
-        vectors = vectors - context.origin
+        vectors = vectors - context.origin[None]
     points: jax.Array = context.task.product.points(vectors, *of_distance)  # type: ignore[union-attr, misc]
     return points
 
@@ -401,7 +403,7 @@ def _finished(context: Context, rows: Rows, gradient: Gradient) -> tuple[jax.Arr
         return jnp.swapaxes(gradient.vectors, 1, 2), []
     of_points = jnp.swapaxes(gradient.points, 1, 2)
     if centre is not None:
-        of_points += gradient.scale[..., None] * (points_of(rows) - centre)
+        of_points += gradient.scale[..., None] * (points_of(rows) - centre[None])[None]
     if task.product is None or task.product.points is None:
         return of_points, []
     _, pull = jax.vjp(partial(_points, context), rows.vectors, *parameters.distance)
@@ -437,7 +439,7 @@ def add_tiles(
         if centre is not None:
             # The barrier keeps the transposition out of the products, of which that over the rows
             # of a tile is slow on a CPU.
-            across = lax.optimization_barrier(points_of(block) - centre).T
+            across = lax.optimization_barrier(points_of(block) - centre[None]).T
 
         def add_column(k: jax.Array, carry: Carry) -> Carry:
             left = (first + k * stride) * width

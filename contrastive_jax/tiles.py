@@ -182,11 +182,11 @@ def _add_tile(
 
     def labelled() -> tuple[jax.Array, jax.Array]:
         """Labels and weights of pairs."""
-        labels = (x.classes[:, None] != y.classes).astype(jnp.int32)
-        weights = x.weights[:, None] * y.weights
+        labels = (x.classes[:, None] != y.classes[None]).astype(jnp.int32)
+        weights = x.weights[:, None] * y.weights[None]
         if top is not None:
-            before = (top + jnp.arange(len(x.norms)))[:, None] < left + jnp.arange(len(y.norms))
-            weights = jnp.where(before, weights, 0)
+            places = top + jnp.arange(len(x.norms)), left + jnp.arange(len(y.norms))
+            weights = jnp.where(places[0][:, None] < places[1][None], weights, 0)
         if task.similar_alone:
             weights = jnp.where(labels == 0, weights, 0)
         return labels, weights
@@ -199,18 +199,18 @@ def _add_tile(
         u, v = points_of(x), points_of(y)
         return by_product(u, u.T, v, _inner(task, u, v), *labelled(), carry)
 
-    u, v = points_of(x) - centre, points_of(y) - centre
+    u, v = points_of(x) - centre[None], points_of(y) - centre[None]
     inner = _inner(task, u, v)
     # The error of a square is a few times the rounding of the norms it is the difference of.
     least = 8 * math.sqrt(np.finfo(x.norms.dtype).eps)
 
     def squares() -> tuple[jax.Array, jax.Array]:
         """Squared distances, and by how much they exceed what a product can tell from zero."""
-        norms = x.norms[:, None] + y.norms
+        norms = x.norms[:, None] + y.norms[None]
         square = norms - 2 * inner
         unsure = least * norms
         if product.points is not None:
-            unsure += x.blur[:, None] + y.blur
+            unsure += x.blur[:, None] + y.blur[None]
         excess = square - unsure
         if product.bends_at_antipodes:
             excess = jnp.minimum(excess, 4 - square - unsure)
@@ -252,11 +252,11 @@ def _add_tile(
         u, v = rows - rows[first], columns - rows[same]
         if product.linear and product.points is not None:
             u, v = (product.points(w, *context.parameters.distance) for w in (u, v))
-        own = jnp.sum(u * u, axis=1)[:, None] + jnp.sum(v * v, axis=1)
+        own = jnp.sum(u * u, axis=1)[:, None] + jnp.sum(v * v, axis=1)[None]
         square = own - 2 * _inner(task, u, v)
         known = least * own
         if product.points is not None and not product.linear:
-            known += x.blur[:, None] + y.blur
+            known += x.blur[:, None] + y.blur[None]
         # Not where both are 0: such points may coincide, or differ by less than has a square.
         good = (labels == 0) & (square > known)
         if product.bends_at_antipodes:
@@ -343,7 +343,8 @@ def _add_by_product(
     given: tuple[jax.Array, ...] = (values,)
     if x.squares is not None and y.squares is not None:
         given += tuple(
-            jnp.broadcast_to(of_rows, values.shape) for of_rows in (x.squares[:, None], y.squares)
+            jnp.broadcast_to(of_rows, values.shape)
+            for of_rows in (x.squares[:, None], y.squares[None])
         )
 
     def seen(parameters: tuple[jax.Array, ...], given: Any, labels: Any) -> list[Any]:
@@ -421,7 +422,7 @@ def _add_by_product(
             points = sign * dot(across, slope)
             scale = jnp.sum(slope, axis=0)
             if direct:
-                points += scale * v.T
+                points += scale[None] * v.T
             columns = columns._replace(points=_added_to(columns.points, k, points, left))
             scale = jnp.zeros_like(scale) if direct else scale
             if by_squares:
@@ -577,7 +578,7 @@ def _added_to(whole: jax.Array, k: int, part: jax.Array, start: jax.Array) -> ja
     """Adds to some of the last positions of `whole[k]`, in place."""
     begin: tuple[Any, ...] = (k, *[0] * (whole.ndim - 2), start)
     now = lax.dynamic_slice(whole, begin, (1, *part.shape))
-    return lax.dynamic_update_slice(whole, now + part, begin)
+    return lax.dynamic_update_slice(whole, now + part[None], begin)
 
 
 def _counted(

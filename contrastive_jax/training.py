@@ -449,7 +449,7 @@ def _sums(distance: jax.Array, values: jax.Array, labels: jax.Array) -> Metrics:
         "dissimilar": jnp.sum(dissimilar),
         "similar_distance": jnp.sum(similar * distance),
         "dissimilar_distance": jnp.sum(dissimilar * distance),
-        "active": jnp.sum(dissimilar * (values > 0)),
+        "active": jnp.sum(jnp.where(values > 0, dissimilar, 0)),
     }
 
 

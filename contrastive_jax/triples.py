@@ -202,16 +202,16 @@ def _some(
     count = len(x.classes)
     candidates = _everywhere(task, (x if y is None else y).vectors)
     number = k * triples.at_once + jnp.arange(triples.at_once)[:, None]
-    place = numbered.first + number
-    place += place >= numbered.own
+    place = numbered.first[None] + number
+    place += (place >= numbered.own[None]).astype(place.dtype)
     place = numbered.order[jnp.minimum(place, len(candidates) - 1)]
-    valid = number < numbered.sizes
+    valid = number < numbered.sizes[None]
     # In place of a pair that does not count stands one that does: a distance need not have a
     # derivative between a vector and itself.
     spare = jnp.argmax(valid)
     mark = valid[..., None]
-    a = jnp.where(mark, x.vectors, x.vectors[spare % count])
-    b = jnp.where(mark, candidates[place], candidates[place.ravel()[spare]])
+    a = jnp.where(mark, x.vectors[None], x.vectors[None, None, spare % count])
+    b = jnp.where(mark, candidates[place], candidates[None, None, place.ravel()[spare]])
 
     def distance(a: jax.Array, b: jax.Array) -> jax.Array:
         if triples.to_positive is not None:

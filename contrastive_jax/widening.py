@@ -7,6 +7,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 
+from contrastive_jax.dtypes import at_least_float32
+
 
 def widen(x: ArrayLike) -> jax.Array:
     """Casts an array to float32 where its dtype is narrower.
@@ -22,7 +24,7 @@ def widen(x: ArrayLike) -> jax.Array:
     x = jnp.asarray(x)
     if x.dtype == jnp.float16:
         return _from_float16.bind(x)  # type: ignore[no-any-return]
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(at_least_float32(x.dtype))
 
 
 def _to_float16(gradient: jax.Array) -> jax.Array:

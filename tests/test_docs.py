@@ -19,6 +19,7 @@ ENGINE = {
     "autodiff",
     "derivatives",
     "directions",
+    "dtypes",
     "losses.directions",
     "losses.softplus",
     "products",

@@ -108,7 +108,8 @@ def draw_pairs(
     index = gathered(index)
     keys = jax.random.split(key, 4)
     # A float32 product such as 10 * 0.1 may fall just short of the whole number it stands for.
-    steps = jnp.floor(jnp.arange(batch_size + 1) * jnp.float32(similar_fraction) + 1e-4)
+    places = jnp.arange(batch_size + 1, dtype=jnp.float32)
+    steps = jnp.floor(places * jnp.asarray(similar_fraction, jnp.float32) + 1e-4)
     similar = steps[1:] > steps[:-1]
 
     def below(key: jax.Array, bound: ArrayLike) -> jax.Array:
@@ -120,7 +121,7 @@ def draw_pairs(
     other = (first + 1 + below(keys[1], max(classes - 1, 1))) % classes
     second = jnp.where(similar, first, other)
     i = below(keys[2], index.sizes[first])
-    step = below(keys[3], index.sizes[second] - similar)
+    step = below(keys[3], index.sizes[second] - similar.astype(jnp.int32))
     j = jnp.where(similar, (i + 1 + step) % index.sizes[second], step)
     return (
         index.members[index.starts[first] + i],

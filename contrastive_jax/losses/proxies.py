@@ -220,7 +220,7 @@ def soft_triple(
 
     def loss(cosines: jax.Array, own: jax.Array) -> Mean:
         to_class = jnp.sum(jax.nn.softmax(cosines / gamma) * cosines, axis=1)
-        to_class -= margin * (jnp.arange(len(cosines)) == own)
+        to_class -= jnp.where(jnp.arange(len(cosines)) == own, margin, 0)
         return Mean(-jax.nn.log_softmax(scale * to_class)[own], 1.0)
 
     return CentersLoss(loss)

@@ -1,0 +1,283 @@
+"""Every public function under JAX's strict rules for ranks and dtypes.
+
+Both are broken or kept while a function is traced, so nothing is compiled.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from contrastive_jax import (
+    all_pairs_loss,
+    all_pairs_sums,
+    anchor_loss,
+    anchor_statistics,
+    distances,
+    encoders,
+    losses,
+    memory,
+    mining,
+    pair_loss,
+    proxy_loss,
+    regularizers,
+    statistics,
+    training,
+)
+from contrastive_jax.data import augment, draw_balanced, draw_pairs, index_by_class
+from contrastive_jax.evaluation.summary import drawn_distances
+from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss_step
+
+ROWS, SIZE, TILE = 16, 6, 8
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((ROWS, SIZE)).astype(np.float32)
+CLASSES = np.arange(ROWS) % 4
+PROXIES = RNG.standard_normal((4, 2, SIZE)).astype(np.float32)
+IMAGES = RNG.integers(0, 255, (ROWS, 12, 12, 1)).astype(np.uint8)
+INDEX = index_by_class(CLASSES)
+
+PAIR_LOSSES = (
+    "contrastive",
+    "contrastive_halved",
+    "contrastive_linear",
+    "cosine_embedding",
+    "sentence_contrastive",
+    "sigmoid",
+    "logistic",
+    "margin_based",
+)
+ANCHOR_LOSSES = {
+    "ntxent": {"temperature": 0.1},
+    "supcon": {"temperature": 0.1},
+    "decoupled": {"temperature": 0.1},
+    "n_pair": {},
+    "nca": {"scale": 0.8},
+    "lifted": {"margin": 0.9, "positive_margin": 0.1},
+    "multi_similarity": {"alpha": 2.0, "beta": 20.0, "base": 0.5},
+    "circle": {"margin": 0.4, "scale": 30.0},
+    "tuplet_margin": {"margin": 0.1, "scale": 20.0},
+    "margin_by_class": {"margin": 0.3},
+    "triplet_hard": {"margin": 0.5},
+    "triplet_semi_hard": {"margin": 0.5},
+    "triplet_all": {"margin": 0.5},
+    "angular": {"alpha": 0.6},
+    "fast_ap": {},
+    "smooth_ap": {"temperature": 0.05},
+}
+VARIANTS = {
+    "supcon_inside": partial(losses.supcon, log="inside"),
+    "triplet_hard_smooth": partial(losses.triplet_hard, smooth=True),
+    "triplet_all_smooth": partial(losses.triplet_all, smooth=True),
+    "smooth_ap_with_query": partial(losses.smooth_ap, include_query=True),
+}
+PROXY_LOSSES = {
+    "normalized_softmax": {"temperature": 0.1},
+    "proxy_nca": {"temperature": 0.2},
+    "cosface": {"margin": 0.3, "scale": 20.0},
+    "arcface": {"margin": 0.4, "scale": 20.0},
+    "proxy_anchor": {"margin": 0.1, "alpha": 20.0},
+    "soft_triple": {"margin": 0.02, "scale": 15.0, "gamma": 0.2},
+}
+MINED = {
+    "hard": mining.hard,
+    "easy_positive": mining.easy_positive,
+    "semi_hard": partial(mining.semi_hard, margin=0.5),
+    "mined_multi_similarity": mining.multi_similarity,
+    "mined_and_weighted": lambda: mining.multi_similarity(losses.multi_similarity()),
+    "distance_weighted": partial(mining.distance_weighted, dimension=SIZE),
+    "of_pairs": lambda: losses.of_pairs(losses.contrastive),
+    "weighted_sum": lambda: losses.weighted_sum((0.5, losses.supcon()), (2.0, losses.ntxent())),
+}
+
+
+def _numbers(hyper, traced):
+    """Hyperparameters as Python has them, or traced beside the embeddings."""
+    return {k: jnp.asarray(v, jnp.float32) if traced else v for k, v in hyper.items()}
+
+
+def _pairs(name, x, traced):
+    """Given pairs and all pairs of a loss."""
+    loss = getattr(losses, name)
+    margin = jnp.float32(0.5) if traced else 0.5
+    options = {} if name in ("sigmoid", "logistic") else {"margin": margin}
+    given = pair_loss(x, 2 * x[::-1], CLASSES % 2, loss=loss, **options)
+    return jnp.sum(given) + all_pairs_loss(x, CLASSES, loss=loss, tile=TILE, **options)
+
+
+def _anchors(make, hyper, x, traced, **options):
+    loss = make(**_numbers(hyper, traced))
+    if isinstance(loss, losses.AnchorLoss) and loss.needs:
+        options["data"] = (jnp.abs(x[:, 0]),)
+    alone = anchor_loss(x, CLASSES, loss=loss, tile=TILE, **options)
+    return alone + anchor_loss(x, CLASSES, 2 * x, CLASSES, loss=loss, tile=TILE, **options)
+
+
+def _proxies(name, x, traced):
+    loss = getattr(losses, name)(**_numbers(PROXY_LOSSES[name], traced))
+    values = [proxy_loss(x, CLASSES, x[:4] * PROXIES[:, 0], loss=loss, reduction="active")]
+    if not isinstance(loss, losses.CentersLoss):
+        values.append(proxy_loss(x, CLASSES, jnp.asarray(PROXIES), loss=loss, tile=TILE))
+    return sum(values)
+
+
+def _distances(x, traced):
+    order = jnp.float32(2.5) if traced else 2.5
+    parameters = {"minkowski": {"order": order}, "mahalanobis": {"factor": PROXIES[:, 0]}}
+    total = jnp.zeros(())
+    for name in distances.__all__:
+        distance = partial(getattr(distances, name), **parameters.get(name, {}))
+        x_ = 0.1 * x
+        total += jnp.sum(jax.vmap(distance)(x_, 1.5 * x_ + 0.01))
+        loss = losses.contrastive
+        total += all_pairs_loss(x_, CLASSES, loss=loss, distance=distance, tile=TILE)
+    return total
+
+
+def _reductions(x, traced):
+    weights = np.linspace(0.5, 1.5, ROWS).astype(np.float32)
+    total = jnp.zeros(())
+    for reduction in ("mean", "balanced", "active", "sum"):
+        total += all_pairs_loss(x, CLASSES, reduction=reduction, weights=weights, tile=TILE)
+    total += all_pairs_loss(x, CLASSES, 2 * x, CLASSES, method="autodiff", weights=weights)
+    return total + jnp.sum(all_pairs_sums(x, CLASSES, method="autodiff").loss)
+
+
+def _statistics(x, traced):
+    def function(distance, label):
+        positive = label == 0
+        return statistics.total(distance, positive), statistics.largest(distance, positive)
+
+    ((totals, farthest),) = anchor_statistics(x, CLASSES, statistics=(function,), tile=TILE)
+    return jnp.sum(totals) + jnp.sum(farthest)
+
+
+def _regularizers(x, traced):
+    values = [
+        getattr(regularizers, name)(x, classes)
+        for name in ("embedding_norm", "koleo", "variance", "covariance")
+        for classes in (None, CLASSES)
+    ]
+    return sum(values) + regularizers.centers(x[:8].reshape(4, 2, SIZE))
+
+
+def _remembered(x, traced):
+    bank = memory.push(memory.empty(24, SIZE), x, CLASSES, 0)
+    others = memory.references(bank, 1, max_age=10)
+    return anchor_loss(x, CLASSES, *others, loss=losses.supcon(), tile=TILE)
+
+
+def _drawn(x, traced):
+    first, second, labels = draw_pairs(jax.random.key(0), INDEX, ROWS, 0.5)
+    positions, classes = draw_balanced(jax.random.key(0), INDEX, 4, 4)
+    total = first + second + labels + positions + classes
+    return jnp.sum(x * total.astype(x.dtype)[:, None])
+
+
+FUNCTIONS = (
+    {name: partial(_pairs, name) for name in PAIR_LOSSES}
+    | {
+        name: partial(_anchors, getattr(losses, name), hyper)
+        for name, hyper in ANCHOR_LOSSES.items()
+    }
+    | {name: partial(_anchors, make, {}) for name, make in (VARIANTS | MINED).items()}
+    | {name: partial(_proxies, name) for name in PROXY_LOSSES}
+    | {
+        "distances": _distances,
+        "reductions": _reductions,
+        "statistics": _statistics,
+        "online_hard_loss": lambda x, traced: mining.online_hard_loss(x, CLASSES, tile=TILE),
+        "regularizers": _regularizers,
+        "memory": _remembered,
+        "draw": _drawn,
+    }
+)
+SETTINGS = {
+    "rank": (jax.numpy_rank_promotion, "raise"),
+    "dtype": (jax.numpy_dtype_promotion, "strict"),
+}
+
+
+@pytest.fixture(params=SETTINGS)
+def strict(request):
+    context, value = SETTINGS[request.param]
+    with context(value):
+        yield
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("traced", [False, True], ids=["known", "traced"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_values_and_gradients(name, traced):
+    value, gradient = jax.eval_shape(
+        jax.value_and_grad(partial(FUNCTIONS[name], traced=traced)), jnp.asarray(X)
+    )
+    assert value.shape == ()
+    assert gradient.shape == X.shape
+    assert value.dtype == gradient.dtype == jnp.float32
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision(dtype):
+    def value(x):
+        x_ = x.astype(dtype)
+        return sum(
+            [
+                all_pairs_loss(x_, CLASSES, margin=0.5, tile=TILE),
+                anchor_loss(x_, CLASSES, loss=losses.supcon(), tile=TILE),
+                proxy_loss(x_, CLASSES, jnp.asarray(PROXIES, dtype), loss=losses.arcface()),
+                jnp.sum(pair_loss(x_, x_[::-1], CLASSES % 2)).astype(jnp.float32),
+                regularizers.variance(x_),
+            ]
+        )
+
+    jax.eval_shape(jax.value_and_grad(value), jnp.asarray(X))
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("make", [encoders.MLP, encoders.ConvNet, encoders.DrLIM])
+def test_training_steps(make):
+    """Of given pairs, of all pairs, and of a loss with parameters and a memory of its own."""
+    encode, params = training.split_encoder(make((12, 12, 1), SIZE, rngs=nnx.Rngs(0)))
+    numbers = training.Numbers(margin=0.5, seed=0, options={"temperature": 0.1})
+    source = training.Source(IMAGES, CLASSES, INDEX)
+    # Optax's own Adam takes a float to the power of an integer, which strict dtypes forbid.
+    optimizer = optax.sgd(0.1)
+    state = training.init_state(params, optimizer)
+
+    def value_of(x, classes, proxies, references, options):
+        if references is None:
+            return proxy_loss(
+                x, classes, proxies, loss=losses.soft_triple(), axis_name=training.AXIS
+            )
+        loss = losses.ntxent(options["temperature"])
+        return anchor_loss(x, classes, *references, loss=loss, axis_name=training.AXIS)
+
+    both = make_learned_optimizer(optimizer, optimizer)
+    learned = training.init_state(Learned(params, jnp.asarray(PROXIES)), both)
+    learned = learned._replace(memory=memory.empty(32, SIZE))
+    options = {"augment": augment.shift, "microbatches": 2}
+    steps = [
+        (training.make_pair_step(encode, optimizer, group=2, **options), "pairs", state),
+        (training.make_all_pairs_step(encode, optimizer, **options), "batch", state),
+        (make_loss_step(encode, both, value_of, max_age=3, **options), "batch", learned),
+    ]
+    for step, kind, before in steps:
+        drawn = (
+            training.make_drawn_step(step, 8)
+            if kind == "pairs"
+            else training.make_balanced_step(step, 4, 2)
+        )
+        one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], before)
+        mapped = jax.vmap(drawn, (0, None, None), axis_name=training.AXIS)
+        jax.eval_shape(mapped, one, source, numbers)
+
+
+@pytest.mark.usefixtures("strict")
+def test_summary_of_drawn_pairs():
+    between, _ = drawn_distances(X, CLASSES, distances.euclidean, 6, 0)
+    assert np.isfinite(between).all()
