@@ -28,7 +28,7 @@ def widen(x: ArrayLike) -> jax.Array:
 
 
 def _to_float16(gradient: jax.Array) -> jax.Array:
-    largest = np.finfo(np.float16).max
+    largest = float(np.finfo(np.float16).max)
     clipped = jnp.clip(gradient, -largest, largest)
     # An infinite gradient is a fault to be seen.
     return jnp.where(jnp.isfinite(gradient), clipped, gradient).astype(jnp.float16)
