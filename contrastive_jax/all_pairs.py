@@ -12,7 +12,15 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from contrastive_jax import autodiff
-from contrastive_jax.checks import check_distance, check_pair_loss, check_scalars, check_values
+from contrastive_jax.checks import (
+    CheckedBefore,
+    check_closed_over,
+    check_distance,
+    check_pair_loss,
+    check_scalars,
+    check_values,
+    checked_before,
+)
 from contrastive_jax.derivatives import differentiable
 from contrastive_jax.distances import euclidean
 from contrastive_jax.dtypes import at_least_float32
@@ -421,12 +429,14 @@ def hoisted(
     Returns:
       The function with further arguments, and the values of these.
     """
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
+    with checked_before():
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
     check(name, shape)
     consts = closed.consts
     traced = [k for k, value in enumerate(consts) if isinstance(value, jax.core.Tracer)]
     if not traced:
-        return identified(function), ()
+        return CheckedBefore(identified(function)), ()
+    check_closed_over(function, *examples)
     axes = axes_of(examples[0])
     for k in traced:
         # A collective of JAX's own would else stand inside of loops that end at different times.

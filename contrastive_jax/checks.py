@@ -12,17 +12,25 @@ does nothing unless the caller asks for it by `checkify`, outside of everything 
 and results stay as they are, and buffers are donated by this outer `jax.jit`. `error.throw()` waits
 for the step and raises a ValueError for the check that failed. On several devices rows count within
 the share of each; `error.get()`, the message or None, says at which.
+
+Numbers of a loss or a distance are checked where they enter: where the loss is made
+(`losses.ntxent(temperature)`), or where a function that closes over them, or has them bound by
+`functools.partial`, is handed to `all_pairs_loss` and the like.
 """
 
+import contextlib
+import contextvars
+import dataclasses
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
+from jax.extend.core import Var
 from jax.typing import ArrayLike
 
 from contrastive_jax.sharding import gathered
@@ -34,7 +42,7 @@ _ABOVE_ZERO: _Rule = ("above 0 and finite", lambda x: (x > 0) & (x < math.inf))
 _LABEL: _Rule = ("0 (similar) or 1 (dissimilar)", lambda x: (x == 0) | (x == 1))
 _CLASS: _Rule = (
     "from 0 to 2^31 - 1, or -1 for a row to ignore",
-    lambda x: (x >= -1) & (x <= np.iinfo(np.int32).max),
+    lambda x: _is_class(x),
 )
 _WEIGHT: _Rule = ("at least 0 and finite", lambda x: (x >= 0) & (x < math.inf))
 _RULES: dict[str, _Rule] = {
@@ -61,6 +69,10 @@ _RULES: dict[str, _Rule] = {
     "max_age": ("at least 0", lambda x: x >= 0),
     "step": ("from 0 to 2^31 - 1", lambda x: (x >= 0) & (x <= np.iinfo(np.int32).max)),
 }
+
+
+# Whether traced values were checked where they entered, as those in a walk over pairs are.
+_CHECKED_BEFORE = contextvars.ContextVar("checked_before", default=False)
 
 
 def check_pairs(a: ArrayLike, b: ArrayLike, labels: ArrayLike, margin: ArrayLike = 1.0) -> None:
@@ -96,7 +108,7 @@ def check_values(**values: ArrayLike) -> None:
 
 
 def check_known(**values: ArrayLike) -> None:
-    """Checks the label and the numbers of one pair where they are known, and nothing where traced.
+    """Checks the label of one pair and the numbers of a loss.
 
     Args:
       **values: scalars: `label`, 0 or 1; `margin`, `temperature`, `threshold` and other numbers of
@@ -108,12 +120,11 @@ def check_known(**values: ArrayLike) -> None:
     """
     for name, x in values.items():
         check_scalars(**{name: x})
-        if not isinstance(x, jax.core.Tracer):
-            _check(name, np.asarray(x))
+        _check(name, x if isinstance(x, jax.core.Tracer) else np.asarray(x))
 
 
 def check_range(low: float, high: float, **values: ArrayLike) -> None:
-    """Checks that numbers are in `[low, high)` where they are known, and nothing where traced.
+    """Checks that numbers are in `[low, high)`.
 
     Args:
       low: the least.
@@ -126,9 +137,85 @@ def check_range(low: float, high: float, **values: ArrayLike) -> None:
     """
     for name, x in values.items():
         check_scalars(**{name: x})
-        known = not isinstance(x, jax.core.Tracer)
-        if known and not (low <= np.asarray(x) < high and np.isfinite(x)):
-            raise ValueError(f"{name} must be in [{low:.5g}, {high:.5g}), got {x}")
+        message = f"{name} must be in [{low:.5g}, {high:.5g}), got {{value}}"
+        if isinstance(x, jax.core.Tracer):
+            check_traced((low <= x) & (x < high) & jnp.isfinite(x), message, value=x)
+        elif not (low <= np.asarray(x) < high and np.isfinite(x)):
+            raise ValueError(message.format(value=x))
+
+
+def check_proxies(classes: ArrayLike, proxies: int) -> None:
+    """Checks that every class has a proxy.
+
+    Args:
+      classes: `[B]`, checked before.
+      proxies: number of classes that have some.
+
+    Raises:
+      ValueError: if a known class has none, naming the largest.
+    """
+    message = f"classes must be below {proxies}, the number of proxies, got {{largest}}"
+    if isinstance(classes, jax.core.Tracer):
+        largest = jnp.max(classes, initial=-1)
+        check_traced(largest < proxies, message, largest=largest)
+    elif (largest := np.max(np.asarray(classes), initial=-1)) >= proxies:
+        raise ValueError(message.format(largest=largest))
+
+
+def check_traced(valid: jax.Array, message: str, **details: Any) -> None:
+    """Checks a traced condition where `checkify` asks for it.
+
+    Args:
+      valid: scalar, bool.
+      message: of the error, with the names of details in braces.
+      **details: traced scalars.
+    """
+    if not _CHECKED_BEFORE.get():
+        checkify.debug_check(valid, message, **details)
+
+
+def check_closed_over(function: Callable[..., Any], *examples: Any) -> None:
+    """Makes the checks of a function that are of traced values it closes over alone.
+
+    Args:
+      function: of arrays or trees of them, as a walk over pairs will call it, many times.
+      *examples: its arguments, of which only shapes and dtypes count.
+    """
+    # A function of its own, as JAX would find what it traced of the other without its checks.
+    closed = jax.make_jaxpr(lambda *arguments: function(*arguments))(*examples)
+    unknown, equations = {*closed.jaxpr.invars}, []
+    for equation in closed.jaxpr.eqns:
+        if any(isinstance(one, Var) and one in unknown for one in equation.invars):
+            unknown.update(equation.outvars)
+        else:
+            equations.append(equation)
+    of_values = closed.jaxpr.replace(eqns=equations, outvars=[])
+    jax.core.eval_jaxpr(of_values, closed.consts, *jax.tree.leaves(examples))
+
+
+@contextlib.contextmanager
+def checked_before() -> Iterator[None]:
+    """Leaves out checks of traced values, which were made where the values entered.
+
+    Inside of the loops of a walk, and of its derivatives, they would be made for every tile, or not
+    be seen.
+    """
+    token = _CHECKED_BEFORE.set(True)
+    try:
+        yield
+    finally:
+        _CHECKED_BEFORE.reset(token)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedBefore:
+    """A function whose traced values were checked before; equal for equal functions."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        with checked_before():
+            return self.function(*arguments)
 
 
 def check_scalars(**values: ArrayLike) -> None:
@@ -233,20 +320,32 @@ def check_seed(seed: ArrayLike) -> None:
         raise ValueError(message)
 
 
+def _is_class(x: Any) -> Any:
+    # Bounds that the dtype can not exceed may not be of that dtype either.
+    bounds = np.iinfo(x.dtype)
+    valid = x == x
+    if bounds.min < -1:
+        valid &= x >= -1
+    if bounds.max > np.iinfo(np.int32).max:
+        valid &= x <= np.iinfo(np.int32).max
+    return valid
+
+
 def _check(name: str, x: Any) -> None:
     expected, rule = _RULES[name]
-    if x.size == 0:
+    if x.size == 0 or (isinstance(x, jax.core.Tracer) and _CHECKED_BEFORE.get()):
         return
     # To find the first wrong row takes all of them; nothing is gathered unless it is asked for.
     x = gathered(x)
     valid = rule(x)
-    first = valid.argmin()
     message = f"{name} must be {expected}, got {{value}}"
-    details = {"value": x.ravel()[first]}
+    details = {"value": x}
     if x.ndim:
+        first = valid.argmin()
         message += " in row {row}"
+        details["value"] = x.ravel()[first]
         details["row"] = first // (x.size // x.shape[0])
     if isinstance(x, jax.core.Tracer):
-        checkify.debug_check(jnp.all(valid), message, **details)
+        check_traced(jnp.all(valid), message, **details)
     elif not valid.all():
         raise ValueError(message.format(**details))

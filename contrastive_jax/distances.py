@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from contrastive_jax.checks import check_traced
 from contrastive_jax.widening import widen
 
 __all__ = [
@@ -197,11 +198,14 @@ def minkowski(a: ArrayLike, b: ArrayLike, order: float | jax.Array) -> jax.Array
     """
     a, b = _vectors(a, b)
     chex.assert_rank(order, 0)
-    if not (isinstance(order, jax.core.Tracer) or 1 <= order < math.inf):
-        raise ValueError(
-            f"order must be at least 1 and finite, got {order}; the limit of infinite order is "
-            "the chebyshev distance"
-        )
+    message = (
+        "order must be at least 1 and finite, got {order}; the limit of infinite order is the "
+        "chebyshev distance"
+    )
+    if isinstance(order, jax.core.Tracer):
+        check_traced((order >= 1) & (order < math.inf), message, order=order)
+    elif not 1 <= order < math.inf:
+        raise ValueError(message.format(order=order))
     return _power_norm(a - b, jnp.asarray(order, a.dtype))
 
 
@@ -262,10 +266,11 @@ def poincare(a: ArrayLike, b: ArrayLike) -> jax.Array:
     a, b = _vectors(a, b)
     gap_a, gap_b = _gap(a), _gap(b)
     for name, x, gap in (("a", a, gap_a), ("b", b, gap_b)):
-        if not isinstance(gap, jax.core.Tracer) and jnp.isnan(gap):
-            raise ValueError(
-                f"{name} must lie strictly inside the unit ball, got a vector of norm {_norm(x)}"
-            )
+        message = f"{name} must lie strictly inside the unit ball, got a vector of norm {{norm}}"
+        if isinstance(gap, jax.core.Tracer):
+            check_traced(~jnp.isnan(gap), message, norm=_norm(x))
+        elif jnp.isnan(gap):
+            raise ValueError(message.format(norm=_norm(x)))
     return 2 * jnp.arcsinh(_norm(a - b) / (jnp.sqrt(gap_a) * jnp.sqrt(gap_b)))
 
 

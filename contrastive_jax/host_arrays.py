@@ -203,8 +203,8 @@ def as_classes(name: str, values: Any) -> Any:
     classes = as_array(name, values, "integers")
     if not jnp.issubdtype(classes.dtype, jnp.integer):
         raise AssertionError(f"{name} must be integers, got {classes.dtype}")
-    if isinstance(classes, jax.core.Tracer) and jnp.issubdtype(classes.dtype, jnp.unsignedinteger):
-        classes = classes.astype(jnp.int32)
     # Before they become an array of JAX, which may be narrower.
     check_values(**{name: classes})
+    if isinstance(classes, jax.core.Tracer) and jnp.issubdtype(classes.dtype, jnp.unsignedinteger):
+        return classes.astype(jnp.int32)
     return classes

@@ -23,6 +23,7 @@ from contrastive_jax.checks import (
     check_pair_loss,
     check_range,
     check_scalars,
+    check_traced,
 )
 from contrastive_jax.distances import cosine, euclidean
 from contrastive_jax.host_arrays import as_array, as_classes
@@ -137,7 +138,9 @@ def semi_hard(
     check_pair_loss(loss)
     check_distance(distance)
     check_scalars(margin=margin)
-    if not isinstance(margin, jax.core.Tracer) and not np.asarray(margin) > 0:
+    if isinstance(margin, jax.core.Tracer):
+        check_traced(margin > 0, "margin must be above 0, got {margin}", margin=margin)
+    elif not np.asarray(margin) > 0:
         raise ValueError(f"margin must be above 0, got {margin}")
 
     def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Statistic:

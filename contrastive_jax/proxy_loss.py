@@ -7,13 +7,12 @@ from typing import Any, cast
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from contrastive_jax.all_pairs import Method, check_method, checked_side, hoisted
 from contrastive_jax.anchor_loss import AnchorReduction, anchor_loss, check_mean, three
 from contrastive_jax.anchors import shared_total
-from contrastive_jax.checks import check_values
+from contrastive_jax.checks import check_proxies, check_values
 from contrastive_jax.derivatives import differentiable
 from contrastive_jax.directions import unit
 from contrastive_jax.host_arrays import as_array
@@ -81,9 +80,7 @@ def proxy_loss(
     if reduction not in ("mean", "active", "sum"):
         raise ValueError(f"reduction must be one of mean, active, sum, got {reduction!r}")
     check_method(options.get("method", "one_walk"), axis_name)
-    largest = None
-    if not isinstance(classes, jax.core.Tracer):
-        largest = np.max(as_array("classes", classes, "integers"), initial=-1)
+    given = classes
     embeddings, classes, _ = checked_side("", embeddings, classes, None)
     proxies = gathered(jnp.asarray(as_array("proxies", proxies)))
     expected = {"custom_message": "expected embeddings: [B, D] and proxies: [C, D] or [C, K, D]"}
@@ -92,10 +89,8 @@ def proxy_loss(
     chex.assert_type(
         proxies, embeddings.dtype, custom_message="proxies are not of embeddings' dtype"
     )
-    if largest is not None and largest >= len(proxies):
-        raise ValueError(
-            f"classes must be below {len(proxies)}, the number of proxies, got {largest}"
-        )
+    # The classes as given, as those that are arrays of JAX by now may be traced.
+    check_proxies(classes if isinstance(given, jax.core.Tracer) else given, len(proxies))
     check_values(proxies=proxies)
     if isinstance(loss, CentersLoss):
         if {*options} - _OPTIONS_OF_CENTERS:

@@ -32,6 +32,13 @@ ENGINE = {
 }
 # In other modules, what the engine calls.
 INSIDE = {
+    "checks": {
+        "CheckedBefore",
+        "check_closed_over",
+        "check_proxies",
+        "check_traced",
+        "checked_before",
+    },
     "all_pairs": {"check_method", "checked_side", "hoisted", "prepared", "real_scalar"},
     "anchor_loss": {"check_mean", "three"},
     "host_arrays": {

@@ -1,0 +1,175 @@
+"""Under `checkify` traced numbers and classes are errors where known ones are."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+from jax.sharding import Mesh, PartitionSpec
+
+from contrastive_jax import (
+    all_pairs_loss,
+    anchor_loss,
+    distances,
+    losses,
+    mining,
+    pair_loss,
+    proxy_loss,
+)
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+A = np.float32([[1, 2], [3, 4], [5, 6]])
+B = A + np.float32(0.5)
+LABELS = np.array([0, 1, 0])
+CLASSES = np.array([0, 0, 1])
+
+
+def _anchors(make, **options):
+    return lambda value: anchor_loss(A, CLASSES, loss=make(value), tile=8, **options)
+
+
+def _proxies(make):
+    return lambda value: proxy_loss(A, CLASSES, B[:2], loss=make(value))
+
+
+def _pairs(loss, name):
+    """All pairs with a number that the loss is given by a partial function."""
+    return lambda value: all_pairs_loss(
+        A, CLASSES, loss=functools.partial(loss, **{name: value}), tile=8
+    )
+
+
+# Of each way in which a number enters: the function, a right value, a wrong one and the message.
+NUMBERS = {
+    "ntxent": (_anchors(losses.ntxent), 0.1, -1.0, "temperature must be above 0 and finite, got -"),
+    "circle": (_anchors(losses.circle), 0.4, 1.5, r"margin must be in \[0, 1\), got 1.5"),
+    "triplet_all": (_anchors(losses.triplet_all), 0.2, 0.0, "margin must be above 0 and finite"),
+    "semi_hard": (
+        _anchors(lambda margin: mining.semi_hard(margin=margin)),
+        0.2,
+        0.0,
+        "margin must be above 0, got 0",
+    ),
+    "hard": (
+        _anchors(lambda t: mining.hard(functools.partial(losses.sigmoid, temperature=t))),
+        10.0,
+        -1.0,
+        "temperature must be above 0 and finite, got -1",
+    ),
+    "cosface": (_proxies(losses.cosface), 0.3, 2.0, r"margin must be in \[0, 2\), got 2"),
+    "soft_triple": (_proxies(losses.soft_triple), 0.1, -1.0, r"margin must be in \[0, 2\), got -1"),
+    "margin": (lambda m: all_pairs_loss(A, CLASSES, margin=m, tile=8), 1.0, -1.0, "margin must be"),
+    "sigmoid": (_pairs(losses.sigmoid, "temperature"), 10.0, 0.0, "temperature must be above 0"),
+    "cosine_embedding": (
+        _pairs(losses.cosine_embedding, "margin"),
+        0.5,
+        1.0,
+        r"margin must be in \[-1, 1\), got 1",
+    ),
+    "positive_margin": (
+        _pairs(losses.contrastive, "positive_margin"),
+        0.5,
+        -1.0,
+        "positive_margin must be in",
+    ),
+    "minkowski": (
+        lambda order: all_pairs_loss(
+            A, CLASSES, distance=functools.partial(distances.minkowski, order=order), tile=8
+        ),
+        2.0,
+        0.5,
+        "order must be at least 1 and finite, got 0.5",
+    ),
+    "given pairs": (
+        lambda t: jnp.sum(
+            pair_loss(A, B, LABELS, loss=functools.partial(losses.sigmoid, temperature=t))
+        ),
+        10.0,
+        -1.0,
+        "temperature must be above 0 and finite, got -1",
+    ),
+    "label": (lambda y: losses.contrastive(0.5, y), 1.0, 2.0, "label must be .*, got 2"),
+    "poincare": (
+        lambda a: distances.poincare(jnp.stack([a, a]), jnp.zeros(2)),
+        0.5,
+        1.0,
+        "a must lie strictly inside the unit ball, got a vector of norm 1.4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_losses(name):
+    function, right, wrong, message = NUMBERS[name]
+    with pytest.raises(ValueError, match=message):
+        function(wrong)
+    with_gradient = name not in ("label", "poincare")
+    checked = jax.jit(
+        checkify.checkify(jax.value_and_grad(function) if with_gradient else function)
+    )
+    error, _ = checked(right)
+    error.throw()
+    error, _ = checked(wrong)
+    with pytest.raises(ValueError, match=message):
+        error.throw()
+
+
+WRONG_CLASSES = {
+    "without a proxy": (
+        lambda c: proxy_loss(A, c, B[:2], loss=losses.arcface()),
+        np.array([0, 1, 2]),
+        "classes must be below 2, the number of proxies, got 2",
+    ),
+    "that wrap": (
+        lambda c: all_pairs_loss(A, c, tile=8),
+        np.array([2**32 - 1, 0, 1], np.uint32),
+        r"classes must be from 0 to .*, got 4294967295 in row 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CLASSES)
+def test_wrong_classes(name):
+    function, wrong, message = WRONG_CLASSES[name]
+    with pytest.raises(ValueError, match=message):
+        function(wrong)
+    checked = jax.jit(checkify.checkify(function))
+    for right in (CLASSES.astype(wrong.dtype), CLASSES.astype(np.uint8), CLASSES - 1):
+        checked(right)[0].throw()
+    with pytest.raises(ValueError, match=message):
+        checked(wrong)[0].throw()
+
+
+def test_numbers_of_losses_over_devices():
+    """Checked inside of `jax.shard_map`, where the loss is made of a number that all share."""
+    mesh = Mesh(np.array(jax.devices()[:3]), ("devices",))
+    rows = PartitionSpec("devices")
+
+    def local(x, c, temperature):
+        loss = losses.ntxent(temperature)
+        return anchor_loss(x, c, loss=loss, axis_name="devices", tile=8)
+
+    mapped = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(rows, rows, PartitionSpec()),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    checked = jax.jit(checkify.checkify(mapped))
+    checked(A, CLASSES, 0.1)[0].throw()
+    with pytest.raises(ValueError, match="temperature must be above 0 and finite, got -1"):
+        checked(A, CLASSES, -1.0)[0].throw()
+
+
+def test_checks_stay_out_of_walks():
+    """What was checked where it entered is not checked again for every tile."""
+
+    def checks(loss):
+        jaxpr = jax.make_jaxpr(lambda x: all_pairs_loss(x, CLASSES, loss=loss, tile=8))(A)
+        return str(jaxpr).count("check[")
+
+    assert 0 < checks(losses.contrastive) == checks(lambda distance, label: distance)
