@@ -55,8 +55,7 @@ def contrastive(
     """
     distance, label, margin = _checked(distance, label, margin)
     similar = _beyond(distance, positive_margin, margin)
-    similar, dissimilar = _counting(label, similar, jnp.maximum(0, margin - distance))
-    return (1 - label) * similar**2 + label * dissimilar**2
+    return _by_label(label, similar, jnp.maximum(0, margin - distance)) ** 2
 
 
 def contrastive_halved(
@@ -131,8 +130,7 @@ def contrastive_linear(
     """
     distance, label, margin = _checked(distance, label, margin)
     similar = _beyond(distance, positive_margin, margin)
-    similar, dissimilar = _counting(label, similar, jnp.maximum(0, margin - distance))
-    return (1 - label) * similar + label * dissimilar
+    return _by_label(label, similar, jnp.maximum(0, margin - distance))
 
 
 def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 0.0) -> jax.Array:
@@ -162,8 +160,7 @@ def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 
     """
     check_range(-1, 1, margin=margin)
     distance, label, margin = _checked(distance, label, margin, above_zero=False)
-    similar, dissimilar = _counting(label, distance, jnp.maximum(0, 1 - distance - margin))
-    return (1 - label) * similar + label * dissimilar
+    return _by_label(label, distance, jnp.maximum(0, 1 - distance - margin))
 
 
 def sentence_contrastive(
@@ -333,14 +330,13 @@ def _checked(
     return distance, jnp.asarray(label, distance.dtype), jnp.asarray(margin, distance.dtype)
 
 
-def _counting(
-    label: jax.Array, similar: jax.Array, dissimilar: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Both terms, and 0 in place of the one that a label of 0 or 1 leaves out.
+def _by_label(label: jax.Array, similar: jax.Array, dissimilar: jax.Array) -> jax.Array:
+    """The term of a similar or of a dissimilar pair.
 
-    That one may be infinite, or its square may be, and 0 times infinity is not 0.
+    It is chosen before it is squared, and not multiplied by the label: the square of the other one
+    may be infinite, and 0 times infinity is not 0.
     """
-    return jnp.where(label == 1, 0, similar), jnp.where(label == 0, 0, dissimilar)
+    return jnp.where(label == 1, dissimilar, similar)
 
 
 def _beyond(distance: jax.Array, positive_margin: ArrayLike, margin: jax.Array) -> jax.Array:
