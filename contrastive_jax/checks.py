@@ -120,7 +120,11 @@ def check_known(**values: ArrayLike) -> None:
     """
     for name, x in values.items():
         check_scalars(**{name: x})
-        _check(name, x if isinstance(x, jax.core.Tracer) else np.asarray(x))
+        if not isinstance(x, jax.core.Tracer):
+            _check(name, np.asarray(x))
+        elif name != "label":
+            # A traced label is one of a batch, which `pair_loss` checks as a whole.
+            _check(name, x)
 
 
 def check_range(low: float, high: float, **values: ArrayLike) -> None:
