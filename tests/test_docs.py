@@ -38,6 +38,7 @@ INSIDE = {
         "check_proxies",
         "check_traced",
         "checked_before",
+        "is_whole",
     },
     "all_pairs": {"check_method", "checked_side", "hoisted", "prepared", "real_scalar"},
     "anchor_loss": {"check_mean", "three"},
