@@ -207,7 +207,7 @@ def _triple_sums(
 
 
 def _summed(function: Callable[[jax.Array, Any], Any], init: Any, rows: Any) -> Any:
-    """Sums of a function of the index and the entries of a row, over all rows."""
+    """Adds up a function of the index and the entries of a row, over all rows."""
 
     @partial(jax.checkpoint, prevent_cse=False)
     def add(total: Any, indexed: tuple[jax.Array, Any]) -> tuple[Any, None]:
@@ -218,7 +218,7 @@ def _summed(function: Callable[[jax.Array, Any], Any], init: Any, rows: Any) -> 
 
 
 def _partners(row: Side, columns: Side, own: jax.Array | None) -> jax.Array:
-    """Whether a column makes a pair with a row, which is the column `own` itself, `[M]`."""
+    """Tells which columns make a pair with a row, of which the row itself is `own`, `[M]`."""
     counts = (row.classes >= 0) & (columns.classes >= 0)
     return counts if own is None else counts & (jnp.arange(len(counts)) != own)
 

@@ -345,7 +345,7 @@ def test_a_damaged_configuration_is_named(config, tmp_path):
     for text in ('{"devices": 4', "[]", ""):
         (tmp_path / "x").mkdir(exist_ok=True)
         (tmp_path / "x" / "config.json").write_text(text)
-        with pytest.raises(ValueError, match=r"x/config\.json is damaged .*--overwrite"):
+        with pytest.raises(ValueError, match=r"x/config\.json is damaged: .*--overwrite"):
             train.main(config(name="x", resume=True))
 
 
