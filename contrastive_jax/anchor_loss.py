@@ -301,8 +301,10 @@ def _reduced(
 ) -> jax.Array:
     """The loss of sums over the anchors of this device: values, counts and active counts."""
     # A NaN or an infinity shows, whatever the loss makes of its distances.
-    bad = sum(jnp.sum(kept(side).vectors * 0) for side in (x, y) if side is not None)
-    total = jnp.zeros_like(bad)
+    sides = [kept(side).vectors for side in (x, y) if side is not None]
+    bad = sum(jnp.sum(vectors * 0) for vectors in sides)
+    # Of no device in particular, as the loss of all devices is the same on each.
+    total = jnp.zeros((), sides[0].dtype)
     for value, *counts in sums:
         value, count, active = shared_total((value + bad, *counts), axis_name)
         count = active if reduction == "active" else count
