@@ -147,7 +147,15 @@ def all_pairs_loss(
     """
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
-    sums = _sums(
+
+    def reduced(sums: Sums) -> tuple[jax.Array, tuple[()]]:
+        if reduction == "sum":
+            return sums.loss[0], ()
+        counts = sums.active if reduction == "active" else sums.pairs
+        return jnp.sum(sums.loss / jnp.where(counts > 0, counts, 1)), ()
+
+    return _reduced(
+        reduced,
         (embeddings, classes, weights),
         (references, reference_classes, reference_weights),
         loss=loss,
@@ -160,11 +168,7 @@ def all_pairs_loss(
         method=method,
         by_label=reduction in ("balanced", "active"),
         active=reduction == "active",
-    )
-    if reduction == "sum":
-        return sums.loss[0]
-    counts = sums.active if reduction == "active" else sums.pairs
-    return jnp.sum(sums.loss / jnp.where(counts > 0, counts, 1))
+    )[0]
 
 
 def all_pairs_sums(
@@ -193,7 +197,8 @@ def all_pairs_sums(
       is not 0 (with weights, their sums); `[2]` each, of similar and of dissimilar pairs. `loss` is
       differentiable in any way, with an axis name once in reverse mode.
     """
-    return _sums(
+    loss_sums, counts = _reduced(
+        lambda sums: (sums.loss, (sums.pairs, sums.active)),
         (embeddings, classes, weights),
         (references, reference_classes, reference_weights),
         loss=loss,
@@ -207,6 +212,7 @@ def all_pairs_sums(
         by_label=True,
         active=True,
     )
+    return Sums(loss_sums, *counts)
 
 
 class _WithMargin(NamedTuple):
@@ -229,7 +235,8 @@ class _Swapped(NamedTuple):
         return self.distance(b, a, *parameters)
 
 
-def _sums(
+def _reduced(
+    reduce: Callable[[Sums], tuple[jax.Array, Any]],
     rows: tuple[Any, Any, Any],
     columns: tuple[Any, Any, Any],
     *,
@@ -243,7 +250,8 @@ def _sums(
     method: Method,
     by_label: bool,
     active: bool,
-) -> Sums:
+) -> tuple[jax.Array, Any]:
+    """A value of the sums over all pairs, which is differentiated, and what is not."""
     check_method(method, axis_name)
     check_pair_loss(loss)
     of_loss: tuple[jax.Array, ...] = ()
@@ -268,18 +276,14 @@ def _sums(
     of_pair, closed = hoisted("loss", of_pair, examples, real_scalar)
     task = task._replace(loss=of_pair, by_label=by_label, active=active)
     parameters = Parameters((*of_loss, *closed), of_distance)
-    if method == "autodiff":
-        return autodiff.pair_sums(task, x, y, parameters)
-    if axis_name is not None:
-        return pair_sums(task, x, y, parameters)
 
     def result_of(engine: Callable[..., Sums], *arguments: Any) -> tuple[jax.Array, Any]:
-        sums = engine(task, *arguments)
-        return sums.loss, (sums.pairs, sums.active)
+        return reduce(engine(task, *arguments))
 
-    engines = partial(result_of, pair_sums), partial(result_of, autodiff.pair_sums)
-    value, counts = differentiable(*engines, x, y, parameters)
-    return Sums(value, *counts)
+    swept, plain = partial(result_of, pair_sums), partial(result_of, autodiff.pair_sums)
+    if method == "autodiff" or axis_name is not None:
+        return (plain if method == "autodiff" else swept)(x, y, parameters)
+    return differentiable(swept, plain, x, y, parameters)
 
 
 def check_method(method: str, axis_name: Any) -> None:
@@ -430,7 +434,9 @@ def hoisted(
       The function with further arguments, and the values of these.
     """
     with checked_before():
-        closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
+        # A function of its own, as JAX would not trace one again that closes over other values now.
+        trace = jax.make_jaxpr(lambda *arguments: function(*arguments), return_shape=True)
+        closed, shape = trace(*examples)
     check(name, shape)
     consts = closed.consts
     traced = [k for k, value in enumerate(consts) if isinstance(value, jax.core.Tracer)]

@@ -49,8 +49,9 @@ def differentiable(swept: Function, plain: Function, *arguments: Any) -> tuple[j
         slopes = [slope for slope, is_wanted in zip(slopes, wanted, strict=True) if is_wanted]
         tangent = varying(jnp.zeros_like(value), axes_of(value))
         for one, slope in zip(gradient, slopes, strict=True):
-            slope = jnp.expand_dims(slope.astype(value.dtype), tuple(range(value.ndim)))
-            products = one.astype(value.dtype) * slope
+            slope = jnp.expand_dims(jnp.asarray(slope), tuple(range(value.ndim)))
+            dtype = one.dtype if jnp.iscomplexobj(one) else value.dtype
+            products = jnp.real(one.astype(dtype) * slope.astype(dtype)).astype(value.dtype)
             tangent += jnp.sum(products, axis=tuple(range(value.ndim, one.ndim)))
         none = varying(jax.tree.map(jnp.zeros_like, rest), axes_of(rest))
         return (value, rest), (tangent, none)

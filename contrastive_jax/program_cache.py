@@ -7,6 +7,7 @@ over equal values. A function that closes over something else, as over an array,
 its own, which is dropped after the call.
 """
 
+import dis
 import enum
 import functools
 import inspect
@@ -21,7 +22,8 @@ import numpy as np
 _PROGRAMS = 64
 """Number of programs that are kept; the one that was not called for the longest time goes first."""
 
-_VALUES = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype, enum.Enum)
+_TYPES = {bool, int, float, complex, str, bytes, type(None)}
+_VALUES = (np.generic, np.dtype, enum.Enum)
 
 
 class Identified:
@@ -73,7 +75,7 @@ def identified(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     try:
         return Identified(function, _identity(function, ()))
-    except _NoIdentity:
+    except (_NoIdentity, RecursionError):
         return Unidentified(function)
 
 
@@ -108,25 +110,36 @@ class _NoIdentity(Exception):
     pass
 
 
+class _Same:
+    """Equal for one object alone, which lives as long as what it identifies."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
 def _identity(value: Any, outer: tuple[Any, ...]) -> Hashable:
     """Something that is equal for values that a function computes the same with."""
-    if isinstance(value, _VALUES):
+    if type(value) in _TYPES or isinstance(value, _VALUES):
         # 0.0 equals -0.0 and 1 equals True, but they are different to a function; NaN equals none.
         return type(value), repr(value)
-    if isinstance(value, tuple | list):
+    if type(value) in (tuple, list) or (isinstance(value, tuple) and hasattr(value, "_fields")):
         return type(value), tuple(_identity(one, outer) for one in value)
-    if isinstance(value, dict):
+    if type(value) is dict:
         pairs = [(_identity(key, outer), _identity(one, outer)) for key, one in value.items()]
         return dict, tuple(pairs)
     if isinstance(value, functools.partial):
         return functools.partial, _identity((value.func, value.args, value.keywords), outer)
     if inspect.isfunction(value):
         return _identity_of_function(value, outer)
-    # A module's own classes, functions compiled by others and modules are what their name says.
-    if inspect.isbuiltin(value) or inspect.isclass(value) or inspect.ismodule(value):
-        return type(value), value
-    if _is_of_a_module(value):
-        return type(value), id(value)
+    # Modules, and what a module that is imported holds by its own name, stay as they are.
+    if inspect.ismodule(value) or _is_of_a_module(value):
+        return _Same(value)
     raise _NoIdentity
 
 
@@ -134,29 +147,41 @@ def _identity_of_function(function: Any, outer: tuple[Any, ...]) -> Hashable:
     if function in outer:
         return "recursive", outer.index(function)
     outer = (*outer, function)
+    home = str(function.__globals__.get("__name__"))
+    is_of_a_library = home.split(".")[0] in ("contrastive_jax", "jax")
+    if not is_of_a_library and _is_of_a_module(function):
+        return _Same(function)
     try:
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
     except ValueError:  # A cell that is empty yet.
         raise _NoIdentity from None
     code = function.__code__
     read = []
-    if function.__module__ == "__main__":
-        # In a notebook a value that a function reads may be another at the next call.
+    if not is_of_a_library:
+        # A value that a function reads may be another at the next call, as in a notebook.
         names = sorted({*_names(code)} & {*function.__globals__})
         read = [(name, function.__globals__[name]) for name in names]
-    held = (cells, function.__defaults__, function.__kwdefaults__, read)
-    return code, id(function.__globals__), _identity(held, outer)
+    attributes = {name: one for name, one in vars(function).items() if name != "__wrapped__"}
+    held = (cells, function.__defaults__, function.__kwdefaults__, read, attributes)
+    return code, _Same(function.__globals__), _identity(held, outer)
 
 
 def _names(code: CodeType) -> Iterator[str]:
     """The names that a function and the functions inside it may read from their module."""
-    yield from code.co_names
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield str(instruction.argval)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)
 
 
 def _is_of_a_module(value: Any) -> bool:
-    """Whether a module holds this object by its own name, as it does a jitted function."""
-    module = sys.modules.get(getattr(value, "__module__", None) or "")
-    return callable(value) and getattr(module, getattr(value, "__name__", ""), None) is value
+    """Whether an imported module holds this object by its own name, as it does a function."""
+    name = getattr(value, "__module__", None)
+    if name == "__main__" or not callable(value):
+        return False
+    module = sys.modules.get(name or "")
+    return (
+        module is not None and getattr(module, str(getattr(value, "__name__", "")), None) is value
+    )
