@@ -109,7 +109,7 @@ def _set_damaged_aside(folder: Path) -> None:
 
 
 def _misread(path: Path) -> str | None:
-    """What a manager can not read in a checkpoint: one such keeps it from opening all others."""
+    """Returns why a manager can not read a checkpoint, which keeps it from opening any other."""
     try:
         steps = ocp.path.step.standard_name_format()
         _ = steps.find_step(path.parent, int(path.name)).commit_timestamp
