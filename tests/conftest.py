@@ -1,4 +1,9 @@
-"""Eight host devices for every test, and threads enough for them to wait for each other."""
+"""Eight host devices for every test, and programs that are compiled quickly.
+
+Most of the time of a test goes to compiling a program that then runs for milliseconds. Tests
+therefore compile without XLA's optimisations, which takes a third of the time. `--optimised`
+compiles as users do; `--long` adds the tests that are marked as long. `make test-all` does both.
+"""
 
 import contextlib
 import os
@@ -7,18 +12,33 @@ import resource
 import jax
 import pytest
 
-os.environ.setdefault("PJRT_NPROC", "64")
+os.environ.setdefault("PJRT_NPROC", "64")  # the devices wait for each other, each in a thread
 jax.config.update("jax_num_cpu_devices", 8)
 
+QUICKLY = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false"
+)
 
-@pytest.fixture(scope="module")
-def quick():
-    """Compiles without optimising, which does not pay for programs that run for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    # What was compiled so, of JAX's own functions too, differs in last digits.
-    jax.clear_caches()
+
+def pytest_addoption(parser):
+    parser.addoption("--optimised", action="store_true", help="compile as users do")
+    parser.addoption("--long", action="store_true", help="run the tests marked as long too")
+
+
+def pytest_configure(config):
+    if not config.getoption("optimised"):
+        # Workers and the programs that tests start inherit it.
+        given = os.environ.get("XLA_FLAGS", "")
+        if QUICKLY not in given:
+            os.environ["XLA_FLAGS"] = f"{given} {QUICKLY}".strip()
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("long"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
 
 
 @pytest.fixture

@@ -12,8 +12,6 @@ from jax.sharding import Mesh, PartitionSpec
 
 from contrastive_jax import all_pairs_loss, distances
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 AXIS = "ring"
 BATCH, SIZE = 48, 5
 

@@ -29,8 +29,6 @@ from contrastive_jax import (
     statistics,
 )
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 ROWS, REFERENCES, SIZE, TILE = 37, 22, 16, 16
 PROXIES, CENTERS = 6, 3
 

@@ -8,8 +8,6 @@ from contrastive_jax import training
 from contrastive_jax.data import Dataset, Examples
 from experiments import cells, compare_losses, drlim, margin_ablation, search, train
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 SMALL = {"encoder": "mlp", "width": 4, "steps": 8, "batch_size": 8}
 OPTIONS = {
     train: SMALL | {"log_every": 4, "validate_every": 4, "devices": 1},

@@ -6,8 +6,6 @@ import pytest
 from contrastive_jax import runs
 from experiments import compare_losses, loss_table
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 SMALL = {
     "dataset": "digits",
     "losses": ("supcon",),
@@ -33,7 +31,7 @@ def _timeless(cells):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, quick):
+def folder(tmp_path_factory):
     return compare_losses.main(compare_losses.Config(runs=tmp_path_factory.mktemp("runs"), **SMALL))
 
 

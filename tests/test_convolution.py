@@ -7,8 +7,6 @@ import pytest
 
 from contrastive_jax.convolution import convolution
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 NHWC = ("NHWC", "HWIO", "NHWC")
 CASES = [
     # size, kernel, stride, padding

@@ -20,8 +20,6 @@ from contrastive_jax import (
 from contrastive_jax.directions import unit
 from contrastive_jax.widening import widen
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((8, 4)).astype(np.float32)
 PROXIES = RNG.standard_normal((4, 4)).astype(np.float32)

@@ -11,8 +11,6 @@ from flax import nnx
 from contrastive_jax import encoders
 from contrastive_jax.training import split_encoder
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 ALL = [encoders.MLP, encoders.DrLIM, encoders.ConvNet, encoders.ResNet18]
 SHAPES = [(8, 8, 1), (28, 28, 1), (17, 23, 3)]
 

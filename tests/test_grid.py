@@ -10,8 +10,6 @@ from contrastive_jax.data import index_by_class
 from contrastive_jax.encoders import ConvNet
 from contrastive_jax.parallel import parallel
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 SHAPE = (8, 8, 1)
 RATES = (1e-3, 3e-3, 1e-3, 1e-2, 2e-3)
 NUMBERS = [training.Numbers(0.4 + 0.2 * k, k % 3, 0.5) for k in range(len(RATES))]

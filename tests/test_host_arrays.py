@@ -20,8 +20,6 @@ from contrastive_jax import (
 )
 from contrastive_jax.host_arrays import as_classes, checked_classes
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 A = np.float32([[1, 2], [3, 4], [5, 6]])
 B = A + np.float32(0.5)
 LABELS = np.array([0, 1, 0])

@@ -11,8 +11,6 @@ from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss
 from contrastive_jax.parallel import parallel
 from experiments import loss_table
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 WIDTH, CLASSES, BATCH = 8, 4, 16
 
 

@@ -12,8 +12,6 @@ from contrastive_jax import checkpoints, runs
 from contrastive_jax import grid as grids
 from experiments import ablation_report, cells, margin_ablation, train
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 SMALL = {
     "margins": (0.5, 1.0),
     "seeds": 2,

@@ -10,8 +10,6 @@ from jax.experimental import checkify
 
 from contrastive_jax import anchor_loss, losses, memory
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 PUSH = jax.jit(memory.push)
 
 

@@ -24,8 +24,6 @@ from contrastive_jax import (
 )
 from contrastive_jax.data import draw_balanced, draw_pairs, index_by_class
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 ROWS, SIZE, TILE = 16, 6, 8
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((ROWS, SIZE)).astype(np.float32)

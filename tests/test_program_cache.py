@@ -21,8 +21,6 @@ from contrastive_jax import (
 )
 from contrastive_jax.program_cache import Identified, Unidentified, compiled, identified
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 X = np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)
 CLASSES = np.arange(16) // 4
 

@@ -7,8 +7,6 @@ import pytest
 
 from contrastive_jax import regularizers
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def _unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)

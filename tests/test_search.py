@@ -10,8 +10,6 @@ from contrastive_jax import grid as grids
 from contrastive_jax import runs
 from experiments import cells, search
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 SMALL = {
     "space": ("margin=0.2:1.8", "learning_rate=1e-3:1e-2:log"),
     "trials": 6,

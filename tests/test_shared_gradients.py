@@ -10,8 +10,6 @@ from jax.sharding import Mesh, PartitionSpec
 
 from contrastive_jax import all_pairs_loss, anchor_loss, losses, proxy_loss
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 AXIS = "ring"
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((16, 5)).astype(np.float32)

@@ -19,8 +19,6 @@ from contrastive_jax import (
     proxy_loss,
 )
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 A = np.float32([[1, 2], [3, 4], [5, 6]])
 B = A + np.float32(0.5)
 LABELS = np.array([0, 1, 0])

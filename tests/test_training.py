@@ -17,8 +17,6 @@ from contrastive_jax.data.augment import flip, shift
 from contrastive_jax.encoders import MLP, DrLIM
 from contrastive_jax.parallel import parallel
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 BATCH = 32
 NUMBERS = training.Numbers(margin=1.2, seed=3)
 

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from contrastive_jax.data import draw_balanced, draw_pairs, hold_out, index_by_class
 from contrastive_jax.data.labels import class_numbers
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 PROFILE = settings(deadline=None, max_examples=15, derandomize=True)
 
 
