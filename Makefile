@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test check format docs notebooks package test-lowest clean
+.PHONY: train test test-all check format docs notebooks package test-lowest clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m experiments.train $(ARGS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+
+# The long tests too, compiled as users compile.
+test-all: $(VENV)/.installed
+	$(BIN)/python -m pytest -n auto --dist loadgroup --optimised --long $(ARGS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

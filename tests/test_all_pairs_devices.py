@@ -65,14 +65,26 @@ CASES = {
     },
 }
 
+OTHERS = sorted(CASES.keys() - {"euclidean_mean"})
+
 
 @pytest.mark.parametrize(
     ("devices", "strategy", "case"),
     [
-        *itertools.product([2, 4, 8], ["pmap", "shard_map"], ["euclidean_mean"]),
-        *itertools.product([1, 3], ["shard_map", "shard_map_unchecked"], ["euclidean_mean"]),
+        # Rings of an even and an odd length, and of one device.
+        *itertools.product([4, 8], ["pmap", "shard_map"], ["euclidean_mean"]),
+        *itertools.product([1], ["shard_map", "shard_map_unchecked"], ["euclidean_mean"]),
+        (3, "shard_map", "euclidean_mean"),
         (4, "vmap", "euclidean_mean"),
-        *itertools.product([4], ["pmap", "shard_map"], sorted(CASES.keys() - {"euclidean_mean"})),
+        *itertools.product([4], ["shard_map"], OTHERS),
+        *[
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                *itertools.product([2], ["pmap", "shard_map"], ["euclidean_mean"]),
+                (3, "shard_map_unchecked", "euclidean_mean"),
+                *itertools.product([4], ["pmap"], OTHERS),
+            )
+        ],
     ],
 )
 def test_devices_equal_one(devices, strategy, case):
@@ -97,8 +109,17 @@ def test_devices_equal_one(devices, strategy, case):
     np.testing.assert_allclose(total, by_margin, rtol=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["pmap", "shard_map"])
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("devices", "strategy"),
+    [
+        (4, "pmap"),
+        (8, "shard_map"),
+        *[
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [(2, "pmap"), (2, "shard_map"), (4, "shard_map"), (8, "pmap")]
+        ],
+    ],
+)
 def test_two_sets_over_devices(devices, strategy):
     x, c = _batch()
     y, d = _batch(1, 32)

@@ -52,7 +52,29 @@ def _trained(name, steps, devices=1, remembered=0):
     return built, trained, records
 
 
-@pytest.mark.parametrize("name", loss_table.NAMES)
+# One loss of each type, and of each way in which the table makes its parameters.
+QUICK = {
+    "contrastive",
+    "sigmoid",
+    "signal_to_noise",
+    "supcon",
+    "multi_similarity",
+    "margin_by_class",
+    "triplet_semi_hard",
+    "angular",
+    "mined_hard",
+    "online_hard",
+    *loss_table.PROXIES,
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.long)
+        for name in loss_table.NAMES
+    ],
+)
 def test_every_loss_trains(name):
     # Embeddings follow proxies only as fast as these move.
     steps = 400 if name in loss_table.PROXIES else 25
@@ -69,6 +91,21 @@ def test_every_loss_trains(name):
     ):
         assert np.isfinite(after).all()
         assert not np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("name", sorted({*loss_table.NAMES} - QUICK))
+def test_every_loss_has_a_value(name):
+    """Traced alone, which takes the loss of the table apart but compiles nothing."""
+    built = loss_table.build(name, {}, classes=CLASSES, width=WIDTH, seed=0)
+    classes = _batch().classes
+
+    def value(params, x, options):
+        return built.value_of(x, classes, params, None, options)
+
+    mapped = jax.vmap(value, (None, 0, None), axis_name=training.AXIS)
+    x = jax.ShapeDtypeStruct((1, BATCH, WIDTH), "float32")
+    shaped = jax.eval_shape(mapped, built.params, x, built.options)
+    assert (shaped.shape, shaped.dtype) == ((1,), np.float32)
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "margin_by_class", "soft_triple", "arcface"])

@@ -147,7 +147,13 @@ def test_all_pairs(mesh, kind):
     _assert_equal_on_mesh({"all_pairs_sums": sums}, mesh, kind)
 
 
-@pytest.mark.parametrize("name", WALKS)
+# Each goes through the same code as another one here: the picked pairs, and the sums of anchors.
+LONG = ("online_hard_loss", "margin_by_class")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LONG else []) for name in WALKS]
+)
 def test_walks_over_pairs(name):
     _assert_equal_on_mesh({name: WALKS[name]}, "one axis", "explicit")
 

@@ -43,6 +43,7 @@ _CLASSES = {
     ),
     "mnist": tuple("0123456789"),
 }
+_ROOTS = tuple(dict.fromkeys([Path(sys.prefix), Path("/usr"), Path("/usr/local")]))
 _FILES = "{train,t10k}-{images-idx3,labels-idx1}-ubyte"
 _SOURCES = {
     "fashion_mnist": "install Debian's package dataset-fashion-mnist, or put the four files of "
@@ -147,8 +148,7 @@ def find_idx(name: str, data_dir: Path | None) -> dict[str, Path]:
       ValueError: if the folder can not be read, or holds the files of several sets.
     """
     if data_dir is None:
-        roots = dict.fromkeys([Path(sys.prefix), Path("/usr"), Path("/usr/local")])
-        folders = [root / "share/datasets" / name.replace("_", "-") for root in roots]
+        folders = [root / "share/datasets" / name.replace("_", "-") for root in _ROOTS]
     else:
         below = {"mnist": ["raw", "MNIST/raw"], "fashion_mnist": ["raw", "FashionMNIST/raw"]}
         folders = [data_dir, *(data_dir / folder for folder in below.get(name, ["raw"]))]
