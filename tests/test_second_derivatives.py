@@ -88,9 +88,7 @@ def _plain_circle(hyper, x):
 # One loss of each type and reduction; the formulas of the others are differentiated by JAX alone.
 QUICK = (
     "n_pair",
-    "nca",
     "supcon",
-    "multi_similarity",
     "circle",
     "margin_by_class",
     "triplet_hard",

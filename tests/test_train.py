@@ -423,10 +423,11 @@ def test_defaults_run_on_eight_virtual_devices(tmp_path, prepared, strategy):
     environment = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
     command = "-m experiments.train --encoder mlp --steps 100 --validate_every 100 --name eight"
     folders = ["--runs", str(tmp_path), "--tfds_dir", str(prepared), "--parallel", strategy]
+    flags = environment.get("XLA_FLAGS", "")
     subprocess.run(
         [sys.executable, *command.split(), *folders],
         cwd=ROOT,
-        env=environment | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=environment | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8"},
         check=True,
         timeout=300,
     )
