@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from contrastive_jax import autodiff
+from contrastive_jax._compat import MARK_AS_VARYING
 from contrastive_jax.checks import (
     CheckedBefore,
     check_closed_over,
@@ -96,12 +97,13 @@ def all_pairs_loss(
     `jax.vmap` and `jax.shard_map` with `check_vma=False` add these parts up (`jax.lax.psum`), do
     not average them. Under `jax.shard_map` with its default `check_vma=True` JAX has added them up
     already: adding them again gives n times the gradient. What `loss` or `distance` closes over
-    must be marked as varying there (`jax.lax.pcast`).
+    must be marked as varying there (`jax.lax.pcast`; `jax.lax.pvary` before jax 0.8.2).
 
     *Sharded arrays.* Without an axis name, arrays under `jax.jit` may be spread over a mesh of
-    `jax.make_mesh`, along explicit or automatic axes. Their rows are gathered: every device holds
-    all of them and computes the whole loss. Along explicit axes the gradient comes back spread as
-    the rows were. An axis name under `jax.shard_map` over the same mesh shares memory and work.
+    `jax.make_mesh`, along automatic axes or, from jax 0.10 on, explicit ones. Their rows are
+    gathered: every device holds all of them and computes the whole loss. Along explicit axes the
+    gradient comes back spread as the rows were. An axis name under `jax.shard_map` over the same
+    mesh shares memory and work.
 
     Args:
       embeddings: `[B, D]`, floating.
@@ -418,6 +420,8 @@ def hoisted(
     function: Callable[..., Any],
     examples: tuple[Any, ...],
     check: Callable[[str, Any], None],
+    *,
+    shared: bool = False,
 ) -> tuple[Callable[..., Any], tuple[jax.Array, ...]]:
     """Turns traced values that a function closes over into arguments after its own.
 
@@ -429,6 +433,7 @@ def hoisted(
       function: of arrays or trees of them.
       examples: its arguments.
       check: takes the name and the shape of what the function returns.
+      shared: whether it may close over values that do not vary along the axes of its arguments.
 
     Returns:
       The function with further arguments, and the values of these.
@@ -446,11 +451,11 @@ def hoisted(
     axes = axes_of(examples[0])
     for k in traced:
         # A collective of JAX's own would else stand inside of loops that end at different times.
-        if missing := axes - axes_of(consts[k]):
+        if not shared and (missing := axes - axes_of(consts[k])):
             raise ValueError(
                 f"{name} closes over a value {jax.typeof(consts[k])} that is the same along "
                 f"{', '.join(map(str, missing))}, where the embeddings differ; close over "
-                f"jax.lax.pcast(value, {tuple(missing)}, to='varying') instead"
+                f"{MARK_AS_VARYING.format(tuple(missing))} instead"
             )
     # Of the constants only those that are known may be kept.
     jaxpr, own_count = closed.jaxpr, len(examples)

@@ -15,6 +15,10 @@ import pytest
 
 os.environ.setdefault("PJRT_NPROC", "64")  # the devices wait for each other, each in a thread
 jax.config.update("jax_num_cpu_devices", 8)
+if not hasattr(jax, "enable_x64"):  # before jax 0.8
+    from jax.experimental import enable_x64
+
+    jax.enable_x64 = enable_x64
 
 QUICKLY = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
