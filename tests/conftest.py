@@ -1,4 +1,7 @@
-"""Eight host devices for every test, and threads enough for them to wait for each other."""
+"""Eight host devices for every test, and threads enough for them to wait for each other.
+
+`--kernel` and `--package` run the notebooks in another environment, as .ci/test-colab does.
+"""
 
 import contextlib
 import os
@@ -9,6 +12,13 @@ import pytest
 
 os.environ.setdefault("PJRT_NPROC", "64")
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kernel", default="python3", help="Jupyter kernel that runs the notebooks")
+    parser.addoption(
+        "--package", default="", help="what their first cell installs the library from"
+    )
 
 
 @pytest.fixture(scope="module")
