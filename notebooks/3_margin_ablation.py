@@ -52,12 +52,10 @@ if importlib.util.find_spec("contrastive_jax") is None:
     constraints = Path(tempfile.mkdtemp()) / "constraints.txt"
     constraints.write_text(installed.stdout)
     done = subprocess.run(
-        [*pip, "install", "--quiet", "--constraint", constraints, wanted],
-        capture_output=True,
-        text=True,
+        [*pip, "install", "--constraint", constraints, wanted], capture_output=True, text=True
     )
     if done.returncode:
-        raise RuntimeError(f"pip could not install {wanted}:\n{done.stderr}")
+        raise RuntimeError(f"pip could not install {wanted}:\n{done.stdout}{done.stderr}")
     importlib.invalidate_caches()
 
 os.environ.setdefault("PJRT_NPROC", "64")  # threads for CPU devices that wait for each other
