@@ -6,13 +6,10 @@ colours of a scale from dark to light, the same in every figure.
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
+from contrastive_jax._extras import needs
 from contrastive_jax.evaluation.intervals import bootstrap_interval
 from contrastive_jax.plots import (
     _CLASSES,
@@ -28,6 +25,12 @@ from contrastive_jax.plots import (
     _plane,
     _styled,
 )
+
+with needs("plots", __name__):
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import PercentFormatter
 
 
 @_styled

@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from contrastive_jax import autodiff
+from contrastive_jax._compat import MARK_AS_VARYING
 from contrastive_jax.checks import (
     CheckedBefore,
     check_closed_over,
@@ -450,7 +451,7 @@ def hoisted(
             raise ValueError(
                 f"{name} closes over a value {jax.typeof(consts[k])} that is the same along "
                 f"{', '.join(map(str, missing))}, where the embeddings differ; close over "
-                f"jax.lax.pcast(value, {tuple(missing)}, to='varying') instead"
+                f"{MARK_AS_VARYING.format(tuple(missing))} instead"
             )
     # Of the constants only those that are known may be kept.
     jaxpr, own_count = closed.jaxpr, len(examples)

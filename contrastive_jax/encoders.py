@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from contrastive_jax._compat import list_of_modules
 from contrastive_jax.convolution import convolution
 
 _Conv = partial(nnx.Conv, conv_general_dilated=convolution)
@@ -49,7 +50,7 @@ class MLP(nnx.Module):
         """
         rows, columns, channels = _checked(image_shape, width)
         sizes = (rows * columns * channels, *hidden)
-        self.hidden = nnx.List(
+        self.hidden = list_of_modules(
             [nnx.Linear(i, o, dtype=dtype, rngs=rngs) for i, o in pairwise(sizes)]
         )
         self.out = nnx.Linear(sizes[-1], width, dtype=dtype, rngs=rngs)
@@ -148,7 +149,7 @@ class ConvNet(nnx.Module):
         if channels is None:
             channels = (16, 32, 64) if min(rows, columns) >= 16 else (64, 128)
         kernels = [(5, 5), *[(3, 3)] * (len(channels) - 1)]
-        self.stages = nnx.List(
+        self.stages = list_of_modules(
             [
                 _Conv(i, o, kernel, strides=2, dtype=dtype, rngs=rngs)
                 for (i, o), kernel in zip(pairwise((channels_in, *channels)), kernels, strict=True)
@@ -204,7 +205,7 @@ class ResNet18(nnx.Module):
         self.stem_norm = _group_norm(64, dtype, rngs)
         plan = [(64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1)]
         inputs = [64, *[maps for maps, _ in plan[:-1]]]
-        self.blocks = nnx.List(
+        self.blocks = list_of_modules(
             [
                 _ResidualBlock(i, o, stride, dtype=dtype, rngs=rngs)
                 for i, (o, stride) in zip(inputs, plan, strict=True)

@@ -7,14 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import style
-from matplotlib.animation import FuncAnimation
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Circle
 from numpy.typing import ArrayLike, NDArray
 
+from contrastive_jax._extras import needs
 from contrastive_jax.data.labels import check_unmasked
 from contrastive_jax.plots import (
     _CLASSES,
@@ -32,6 +27,14 @@ from contrastive_jax.plots import (
     _styled,
     _write_literally,
 )
+
+with needs("plots", __name__):
+    from matplotlib import style
+    from matplotlib.animation import FuncAnimation
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Circle
 
 _TRAIL = 8
 """Frames for which a point leaves a trail."""

@@ -16,23 +16,26 @@ from typing import Any, ParamSpec
 
 import jax
 import numpy as np
-from matplotlib import style
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.markers import MarkerStyle
-from matplotlib.patches import Rectangle
-from matplotlib.path import Path as Outline
-from matplotlib.text import Text
-from matplotlib.textpath import text_to_path
-from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from contrastive_jax._extras import needs
 from contrastive_jax.data.labels import check_unmasked
+
+with needs("plots", __name__):
+    from matplotlib import style
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.lines import Line2D
+    from matplotlib.markers import MarkerStyle
+    from matplotlib.patches import Rectangle
+    from matplotlib.path import Path as Outline
+    from matplotlib.text import Text
+    from matplotlib.textpath import text_to_path
+    from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
     "#0072B2",

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from contrastive_jax._compat import pcast_varying, varying_axes
 from contrastive_jax.products import Product
 from contrastive_jax.sharding import evaluated_while_tracing
 from contrastive_jax.statistics import (
@@ -657,9 +658,7 @@ def _when(condition: jax.Array, change: Callable[[Any], Any], state: Any) -> Any
 
 def axes_of(tree: Any) -> frozenset[Any]:
     """The axes of a mesh along which `jax.shard_map` knows some array to differ."""
-    avals = [jax.typeof(x) for x in jax.tree.leaves(tree)]
-    axes = [aval.mat.varying if hasattr(aval, "mat") else aval.vma for aval in avals]
-    return frozenset[Any]().union(*axes)
+    return frozenset[Any]().union(*map(varying_axes, jax.tree.leaves(tree)))
 
 
 def varying(tree: Any, axes: frozenset[Any]) -> Any:
@@ -667,6 +666,6 @@ def varying(tree: Any, axes: frozenset[Any]) -> Any:
 
     def one(x: jax.Array) -> jax.Array:
         missing = tuple(axes - axes_of(x))
-        return lax.pcast(x, missing, to="varying") if missing else x
+        return pcast_varying(x, missing) if missing else x
 
     return jax.tree.map(one, tree)

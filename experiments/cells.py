@@ -21,7 +21,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 import optax
-from tqdm import tqdm
+
+from contrastive_jax._extras import needs
+
+with needs("train", "experiments.cells"):
+    from tqdm import tqdm
 
 from contrastive_jax import grid as grids
 from contrastive_jax import runs, training

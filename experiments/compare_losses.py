@@ -31,10 +31,14 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import tyro
 from flax import nnx
 from scipy import stats
-from tqdm import tqdm
+
+from contrastive_jax._extras import needs
+
+with needs("train", "experiments.compare_losses"):
+    import tyro
+    from tqdm import tqdm
 
 from contrastive_jax import locks, plots, runs, training
 from contrastive_jax.data import Dataset, check_evaluable, index_by_class, load

@@ -24,9 +24,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import nnx
-from tqdm import tqdm
+
+from contrastive_jax._extras import needs
+
+with needs("train", "experiments.drlim"):
+    import tyro
+    from tqdm import tqdm
 
 from contrastive_jax import plots, runs, training
 from contrastive_jax.data import Dataset, Examples, load

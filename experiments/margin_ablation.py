@@ -30,8 +30,12 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
-import tyro
-from tqdm import tqdm
+
+from contrastive_jax._extras import needs
+
+with needs("train", "experiments.margin_ablation"):
+    import tyro
+    from tqdm import tqdm
 
 from contrastive_jax import ablation_plots, checkpoints, plots, runs, training
 from contrastive_jax import grid as grids

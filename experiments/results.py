@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
+from contrastive_jax._extras import needs
+
+with needs("train", "experiments.results"):
+    import tyro
 
 from contrastive_jax.runs import CONFIG
 from experiments import command

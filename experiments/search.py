@@ -33,8 +33,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
-import tyro
 from scipy import stats
+
+from contrastive_jax._extras import needs
+
+with needs("train", "experiments.search"):
+    import tyro
 
 from contrastive_jax import checkpoints, runs, training
 from contrastive_jax import grid as grids
@@ -524,12 +528,8 @@ def _check(config: Config, space: Space) -> None:
     if config.method == "halving":
         rungs(config)
     else:
-        try:
+        with needs("search", "--method optuna"):
             import optuna  # noqa: F401
-        except ImportError:
-            raise ImportError(
-                "--method optuna needs Optuna: pip install 'contrastive_jax[search]'"
-            ) from None
 
 
 if __name__ == "__main__":

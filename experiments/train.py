@@ -19,9 +19,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import numpy as np
 import optax
-import tyro
 from flax import nnx
-from tqdm import tqdm
+
+from contrastive_jax._extras import needs
+
+with needs("train", "experiments.train"):
+    import tyro
+    from tqdm import tqdm
 
 from contrastive_jax import (
     checkpoints,

@@ -12,6 +12,10 @@ import pytest
 
 os.environ.setdefault("PJRT_NPROC", "64")
 jax.config.update("jax_num_cpu_devices", 8)
+if not hasattr(jax, "enable_x64"):  # before jax 0.8
+    from jax.experimental import enable_x64
+
+    jax.enable_x64 = enable_x64
 
 
 def pytest_addoption(parser):

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from contrastive_jax._extras import needs
 from contrastive_jax.checks import check_seed
-from contrastive_jax.data.images import decode_images
 from contrastive_jax.data.splits import hold_out, seen_classes
 
 OWN = ("digits", "fashion_mnist", "mnist", "idx")
@@ -72,11 +72,14 @@ def load(
 
     Raises:
       FileNotFoundError: if IDX files are missing.
-      ImportError: if the set can only be prepared or read with TensorFlow.
+      ImportError: if packages of the extra `train` are missing, or the set can only be prepared or
+        read with TensorFlow.
       ValueError: if the name is unknown, the set has no images or labels, its images differ in
         size and no `image_size` is given, they take more memory than the machine has, files are
         damaged or can not be read or written, or a split ends up empty.
     """
+    from contrastive_jax.data.images import decode_images  # needs Pillow, as only this does
+
     check_seed(seed)
     if image_size is not None and image_size < 1:
         raise ValueError(f"--image_size must be at least 1 pixel, got {image_size}")
@@ -163,7 +166,8 @@ def _explained(action: str, remedy: str) -> Iterator[None]:
 
 
 def _builder(name: str, data_dir: Path | None, tfds_dir: Path | None) -> Any:
-    import tensorflow_datasets as tfds
+    with needs("train", __name__):
+        import tensorflow_datasets as tfds
 
     make: Callable[..., Any] = partial(tfds.builder, name)
     folder = tfds_dir
@@ -256,6 +260,8 @@ def _prepare(name: str, builder: Any) -> None:
     try:
         builder.download_and_prepare()
     except ImportError as error:
+        if name in OWN:  # these need no TensorFlow, and their error names what they need
+            raise
         raise ImportError(_needs_tensorflow(name)) from error
     except Exception as error:
         # Another process may have prepared the same meanwhile, and moved it to its place first.

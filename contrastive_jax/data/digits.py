@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
+from contrastive_jax._extras import needs
 from contrastive_jax.data.idx import png
 from contrastive_jax.data.splits import hold_out
+
+with needs("train", __name__):
+    import tensorflow_datasets as tfds
 
 
 class DigitsSklearn(tfds.core.GeneratorBasedBuilder):
@@ -31,7 +34,8 @@ class DigitsSklearn(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        from sklearn.datasets import load_digits
+        with needs("train", __name__):
+            from sklearn.datasets import load_digits
 
         digits = load_digits()
         train, test = hold_out(digits.target, 0.25, seed=0)

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import tensorflow_datasets as tfds
-from PIL import Image
 
+from contrastive_jax._extras import needs
 from contrastive_jax.data.sizes import check_fits
+
+with needs("train", __name__):
+    import tensorflow_datasets as tfds
+    from PIL import Image
 
 _SPLITS = {"train": "train", "t10k": "test", "test": "test"}
 _RANKS = {"images": 3, "labels": 1}

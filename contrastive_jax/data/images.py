@@ -5,9 +5,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from contrastive_jax._extras import needs
 from contrastive_jax.data.sizes import check_fits
+
+with needs("train", __name__):
+    from PIL import Image, UnidentifiedImageError
 
 
 def decode_images(

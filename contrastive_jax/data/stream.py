@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from contrastive_jax._extras import needs
 from contrastive_jax.checks import check_seed
 from contrastive_jax.data.draw import draw_pairs, index_by_class
 from contrastive_jax.data.labels import check_unmasked, class_numbers
@@ -37,10 +38,12 @@ def stream_pairs(
       int32, without end.
 
     Raises:
+      ImportError: if Grain is not installed, with the extra that brings it.
       ValueError: as `index_by_class`; or if images and classes differ in number, an entry of an
         image is masked, or the seed is out of its range.
     """
-    import grain
+    with needs("train", __name__):
+        import grain
 
     check_seed(seed)
     check_unmasked(images=images)

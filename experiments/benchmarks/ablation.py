@@ -33,10 +33,14 @@ from typing import Any, get_args
 import jax
 import numpy as np
 import optax
-import torch
-import torch.nn.functional as F
-import tyro
 from flax import nnx
+
+from contrastive_jax._extras import needs
+
+with needs("bench", "experiments.benchmarks.ablation"):
+    import torch
+    import torch.nn.functional as F
+    import tyro
 
 from contrastive_jax import grid as grids
 from contrastive_jax import training

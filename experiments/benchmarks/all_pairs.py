@@ -33,11 +33,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
-import torch
-import tyro
 from jax import lax
-from pytorch_metric_learning.losses import ContrastiveLoss
+
+from contrastive_jax._extras import needs
+
+with needs("bench", "experiments.benchmarks.all_pairs"):
+    import psutil
+    import torch
+    import tyro
+    from pytorch_metric_learning.losses import ContrastiveLoss
 
 from contrastive_jax import all_pairs_loss, plots
 

@@ -34,11 +34,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import psutil
-import torch
-import tyro
-from pytorch_metric_learning import losses as peers
-from pytorch_metric_learning import miners
+
+from contrastive_jax._extras import needs
+
+with needs("bench", "experiments.benchmarks.losses"):
+    import psutil
+    import torch
+    import tyro
+    from pytorch_metric_learning import losses as peers
+    from pytorch_metric_learning import miners
 
 from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses, proxy_loss
 from experiments.benchmarks.all_pairs import WIDTH, give_back, table, timed, unit

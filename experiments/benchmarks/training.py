@@ -23,10 +23,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import torch
-import torch.nn.functional as F
-import tyro
 from flax import nnx
+
+from contrastive_jax._extras import needs
+
+with needs("bench", "experiments.benchmarks.training"):
+    import torch
+    import torch.nn.functional as F
+    import tyro
 
 from contrastive_jax import training
 from contrastive_jax.data import augment, index_by_class

@@ -1,0 +1,46 @@
+"""Everything that differs between the supported versions of JAX and Flax.
+
+Each function says from which version on its callers can do without it.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+from jax import lax
+
+MARK_AS_VARYING = "jax.lax.pcast(value, {}, to='varying')"
+"""A call that marks a value as varying along axes, for error messages."""
+if not hasattr(lax, "pcast"):
+    MARK_AS_VARYING = "jax.lax.pvary(value, {})"
+
+
+def varying_axes(x: Any) -> frozenset[Any]:
+    """Returns the axes of a mesh along which `jax.shard_map` knows an array to vary.
+
+    From jax 0.10 on this is `jax.typeof(x).manual_axis_type.varying`.
+    """
+    aval = jax.typeof(x)
+    axes: frozenset[Any]
+    axes = aval.manual_axis_type.varying if hasattr(aval, "manual_axis_type") else aval.vma
+    return axes
+
+
+def pcast_varying(x: jax.Array, axes: tuple[Any, ...]) -> jax.Array:
+    """Marks an array as varying along axes of a mesh.
+
+    From jax 0.8.2 on this is `lax.pcast(x, axes, to="varying")`.
+    """
+    marked: jax.Array
+    marked = lax.pcast(x, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(x, axes)  # type: ignore[attr-defined]
+    return marked
+
+
+def list_of_modules(modules: Iterable[Any]) -> Any:
+    """Makes a list that an `nnx.Module` holds as a part of itself.
+
+    From flax 0.12 on this is `nnx.List(modules)`; Flax 0.11 takes lists as they are.
+    """
+    from flax import nnx  # importing the library alone does not load Flax
+
+    return nnx.List(modules) if hasattr(nnx, "List") else list(modules)
