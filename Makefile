@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test check format docs notebooks package test-lowest clean
+.PHONY: train test check format docs notebooks package test-versions clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m experiments.train $(ARGS)
@@ -34,9 +34,10 @@ notebooks: $(VENV)/.installed
 package: $(VENV)/.installed
 	.ci/package $(BIN)/python
 
-# With the lowest versions that pyproject.toml allows, where they have wheels for this Python.
-test-lowest: $(VENV)/.installed
-	.ci/test-lowest $(BIN)/python $(ARGS)
+# The tests of .ci/versions/selection.txt with the versions of colab, python311 and newest, each in
+# an environment of its own. ARGS=all runs all tests, ARGS=colab one column, ARGS='all colab' both.
+test-versions:
+	.ci/test-versions $(ARGS)
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -3,16 +3,33 @@
 Each function says from which version on its callers can do without it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 from jax import lax
+from jax.sharding import AxisType
 
 MARK_AS_VARYING = "jax.lax.pcast(value, {}, to='varying')"
 """A call that marks a value as varying along axes, for error messages."""
 if not hasattr(lax, "pcast"):
     MARK_AS_VARYING = "jax.lax.pvary(value, {})"
+
+
+def check_explicit_axes(mesh: Any) -> None:
+    """Refuses a mesh with explicit axes where JAX can not compute on it yet.
+
+    Before jax 0.10 new arrays belong to no mesh, and then do not fit those that do.
+
+    Raises:
+      ValueError: if some axis of the mesh is explicit and JAX is too old.
+    """
+    if AxisType.Explicit in mesh.axis_types and jax.__version_info__ < (0, 10):
+        raise ValueError(
+            "arrays along explicit axes of a mesh need jax 0.10 or later, and this is jax "
+            f"{jax.__version__}: make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * "
+            f"{len(mesh.axis_types)}, or call the function under jax.shard_map"
+        )
 
 
 def varying_axes(x: Any) -> frozenset[Any]:
@@ -43,6 +60,21 @@ def donated_state(platform: str) -> tuple[int, ...]:
     programs under `jax.shard_map` while they are still read, and the step returns a wrong state.
     """
     return () if platform == "cpu" and jax.__version_info__ < (0, 9) else (0,)
+
+
+def vmap_over_states(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps `step(state, source, numbers)` over states and numbers.
+
+    From jax 0.8 on this is `jax.vmap(step, in_axes=(0, None, 0))`. JAX 0.7 can not map gradients of
+    convolutions inside of `jax.shard_map`: there one program takes the steps one after another.
+    """
+    if jax.__version_info__ >= (0, 8):
+        return jax.vmap(step, in_axes=(0, None, 0))
+
+    def in_turn(states: Any, source: Any, numbers: Any) -> Any:
+        return lax.map(lambda own: step(own[0], source, own[1]), (states, numbers))
+
+    return in_turn
 
 
 def list_of_modules(modules: Iterable[Any]) -> Any:

@@ -97,12 +97,13 @@ def all_pairs_loss(
     `jax.vmap` and `jax.shard_map` with `check_vma=False` add these parts up (`jax.lax.psum`), do
     not average them. Under `jax.shard_map` with its default `check_vma=True` JAX has added them up
     already: adding them again gives n times the gradient. What `loss` or `distance` closes over
-    must be marked as varying there (`jax.lax.pcast`).
+    must be marked as varying there (`jax.lax.pcast`; `jax.lax.pvary` before jax 0.8.2).
 
     *Sharded arrays.* Without an axis name, arrays under `jax.jit` may be spread over a mesh of
-    `jax.make_mesh`, along explicit or automatic axes. Their rows are gathered: every device holds
-    all of them and computes the whole loss. Along explicit axes the gradient comes back spread as
-    the rows were. An axis name under `jax.shard_map` over the same mesh shares memory and work.
+    `jax.make_mesh`, along automatic axes or, from jax 0.10 on, explicit ones. Their rows are
+    gathered: every device holds all of them and computes the whole loss. Along explicit axes the
+    gradient comes back spread as the rows were. An axis name under `jax.shard_map` over the same
+    mesh shares memory and work.
 
     Args:
       embeddings: `[B, D]`, floating.

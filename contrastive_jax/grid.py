@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from contrastive_jax._compat import donated_state
+from contrastive_jax._compat import donated_state, vmap_over_states
 from contrastive_jax.checks import check_seed
 from contrastive_jax.training import AXIS, DrawnStep, Metrics, Numbers, Source, TrainState, repeated
 
@@ -120,7 +120,7 @@ def make_grid(
             state, one = jax.tree.map(lambda x: x[0], (states, numbers))
             of_one: tuple[Any, Metrics] = jax.tree.map(lambda x: x[None], call(state, source, one))
             return of_one
-        of_all: tuple[Any, Metrics] = jax.vmap(call, in_axes=(0, None, 0))(states, source, numbers)
+        of_all: tuple[Any, Metrics] = vmap_over_states(call)(states, source, numbers)
         return of_all
 
     # Without check_vma a gradient is that of the device's own rows, as the step expects.

@@ -23,8 +23,8 @@ def pair_loss(
 ) -> jax.Array:
     """Losses of a batch of pairs, one by one.
 
-    Arrays under `jax.jit` may be spread over a mesh, along explicit or automatic axes; every device
-    computes the losses of its own rows.
+    Arrays under `jax.jit` may be spread over a mesh, along automatic axes or, from jax 0.10 on,
+    explicit ones; every device computes the losses of its own rows.
 
     Args:
       a: embeddings of the first members, `[B, D]`.

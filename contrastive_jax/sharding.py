@@ -9,6 +9,8 @@ import jax
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from contrastive_jax._compat import check_explicit_axes
+
 
 def gathered(tree: Any) -> Any:
     """Gathers arrays that are spread over a mesh, so that every device holds them whole.
@@ -23,12 +25,16 @@ def gathered(tree: Any) -> Any:
 
     Returns:
       The tree of gathered arrays.
+
+    Raises:
+      ValueError: if the axes are explicit and JAX is older than 0.10.
     """
 
     def one(x: Any) -> Any:
         mesh = jax.typeof(x).sharding.mesh if isinstance(x, jax.Array) else None
         if mesh is None or mesh.empty:
             return x
+        check_explicit_axes(mesh)
         whole = NamedSharding(mesh, PartitionSpec())
         if AxisType.Explicit in mesh.axis_types:
             return jax.sharding.reshard(x, whole)

@@ -111,6 +111,8 @@ KINDS = {"explicit": AxisType.Explicit, "automatic": AxisType.Auto}
 
 
 def _on_mesh(mesh, kind):
+    if kind == "explicit" and jax.__version_info__ < (0, 10):
+        pytest.skip("arrays along explicit axes need jax 0.10")
     shape, names, spec = MESHES[mesh]
     made = jax.make_mesh(shape, names, axis_types=(KINDS[kind],) * len(shape))
     sharding = NamedSharding(made, spec)

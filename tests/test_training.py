@@ -185,7 +185,10 @@ def test_labels_alone_are_never_compared_across(model):
                 placed.step.lower(*arguments)
     one = jax.vmap(single, in_axes=None, out_axes=None, axis_name=training.AXIS, axis_size=1)
     want = jax.eval_shape(one, state, by_classes, NUMBERS)
-    assert jax.eval_shape(one, state, by_labels, NUMBERS) == want
+    # By leaves, as a tree of Flax 0.11 does not equal another.
+    assert jax.tree.flatten(jax.eval_shape(one, state, by_labels, NUMBERS)) == jax.tree.flatten(
+        want
+    )
 
 
 def test_another_margin_or_fraction_compiles_nothing(source, model):

@@ -1,0 +1,134 @@
+"""The core trains without any extra, and whatever needs one names it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TRAIN = ("tensorflow_datasets", "grain", "sklearn", "PIL", "tyro", "tqdm", "tensorboardX")
+BENCH = ("torch", "pytorch_metric_learning", "pykeops", "psutil")
+HIDDEN = (*TRAIN, *BENCH, "matplotlib", "optuna")
+HIDE = """
+import sys
+
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {hidden!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+
+sys.meta_path.insert(0, Hidden())
+"""
+
+
+def _run(code, hidden=HIDDEN):
+    """Runs code in a process that finds none of the hidden packages."""
+    code = HIDE.format(hidden=hidden) + code
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+EVERY_MODULE = """
+import importlib, json, pkgutil
+import contrastive_jax, experiments, experiments.benchmarks
+
+errors = {}
+for package in (contrastive_jax, experiments):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        try:
+            importlib.import_module(module.name)
+        except ImportError as error:
+            errors[module.name] = str(error)
+print(json.dumps(errors))
+"""
+MODULES = {
+    "contrastive_jax.ablation_plots": "contrastive_jax.plots needs matplotlib: [plots]",
+    "contrastive_jax.data.digits": "contrastive_jax.data.idx needs tensorflow_datasets: [train]",
+    "contrastive_jax.data.idx": "contrastive_jax.data.idx needs tensorflow_datasets: [train]",
+    "contrastive_jax.data.images": "contrastive_jax.data.images needs PIL: [train]",
+    "contrastive_jax.plane_plots": "contrastive_jax.plots needs matplotlib: [plots]",
+    "contrastive_jax.plots": "contrastive_jax.plots needs matplotlib: [plots]",
+    "contrastive_jax.runs": "contrastive_jax.runs needs tensorboardX: [train]",
+    "experiments.benchmarks.ablation": "experiments.benchmarks.ablation needs torch: [bench]",
+    "experiments.benchmarks.all_pairs": "experiments.benchmarks.all_pairs needs psutil: [bench]",
+    "experiments.benchmarks.losses": "experiments.benchmarks.losses needs psutil: [bench]",
+    "experiments.benchmarks.training": "experiments.benchmarks.training needs torch: [bench]",
+    "experiments.cells": "experiments.cells needs tqdm: [train]",
+    "experiments.compare_losses": "experiments.compare_losses needs tyro: [train]",
+    "experiments.drlim": "experiments.drlim needs tyro: [train]",
+    "experiments.margin_ablation": "experiments.margin_ablation needs tyro: [train]",
+    "experiments.search": "experiments.search needs tyro: [train]",
+    "experiments.train": "experiments.train needs tyro: [train]",
+}
+
+
+def test_modules_that_need_an_extra_name_it_and_all_others_do_without():
+    shown = {
+        name: error.replace("[", "pip install 'contrastive_jax[").replace("]", "]'")
+        for name, error in MODULES.items()
+    }
+    assert json.loads(_run(EVERY_MODULE)) == shown
+
+
+CALLS = """
+import numpy as np
+from contrastive_jax import data
+
+for call in (
+    lambda: data.load("digits"),
+    lambda: next(data.stream_pairs(
+        np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 0, 1, 1]),
+        seed=0, batch_size=2, similar_fraction=0.5,
+    )),
+):
+    try:
+        call()
+    except ImportError as error:
+        print(error)
+"""
+
+
+def test_calls_that_need_an_extra_name_it():
+    assert _run(CALLS).splitlines() == [
+        "contrastive_jax.data.images needs PIL: pip install 'contrastive_jax[train]'",
+        "contrastive_jax.data.stream needs grain: pip install 'contrastive_jax[train]'",
+    ]
+    assert _run(CALLS, ("tensorflow_datasets",)).splitlines() == [
+        "contrastive_jax.data.datasets needs tensorflow_datasets: "
+        "pip install 'contrastive_jax[train]'"
+    ]
+
+
+def test_digits_that_are_not_prepared_name_the_extra_of_scikit_learn(tmp_path):
+    code = f"""
+from contrastive_jax import data
+
+try:
+    data.load("digits", tfds_dir={str(tmp_path)!r})
+except ImportError as error:
+    print(error)
+"""
+    assert _run(code, ("sklearn",)).splitlines()[-1] == (
+        "contrastive_jax.data.digits needs sklearn: pip install 'contrastive_jax[train]'"
+    )
+
+
+def test_a_search_by_optuna_names_its_extra():
+    code = """
+from experiments import search
+
+try:
+    search.main(search.Config(space=("margin=0.5:1",), method="optuna"))
+except ImportError as error:
+    print(error)
+"""
+    assert _run(code, ("optuna",)).strip() == (
+        "--method optuna needs optuna: pip install 'contrastive_jax[search]'"
+    )
+
+
+def test_training_needs_no_extra():
+    assert _run((ROOT / ".ci" / "train_with_core.py").read_text()).startswith("trained 4 steps")

@@ -1,0 +1,112 @@
+"""Everything that holds an encoder works in Flax's tree mode too (`NNX_GRAPH_MODE=false`)."""
+
+import flax
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from contrastive_jax import checkpoints, encoders, grid, training
+from contrastive_jax.data import index_by_class
+from contrastive_jax.parallel import parallel
+
+pytestmark = [
+    pytest.mark.usefixtures("tree_mode"),
+    pytest.mark.skipif(
+        not hasattr(flax.config, "nnx_graph_mode"), reason="this Flax has no tree mode"
+    ),
+]
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), np.uint8)
+CLASSES = np.repeat(np.arange(4, dtype=np.int32), 8)
+SOURCE = training.Source(IMAGES, CLASSES, index_by_class(CLASSES))
+NUMBERS = training.Numbers(margin=1.0, seed=3)
+NAMES = ("nnx_graph_mode", "nnx_graph_updates")
+
+
+def _set_graph_mode(value):
+    before = [getattr(flax.config, name) for name in NAMES]
+    for name, one in zip(NAMES, [value] * 2 if isinstance(value, bool) else value, strict=True):
+        flax.config.update(name, one)
+    return before
+
+
+@pytest.fixture
+def tree_mode():
+    before = _set_graph_mode(False)
+    yield
+    _set_graph_mode(before)
+
+
+def _shared():
+    """A module that holds one layer twice, which tree mode refuses."""
+    module = nnx.Module()
+    module.first = module.second = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    return module
+
+
+def test_the_mode_is_on():
+    with pytest.raises(ValueError, match=r"[Dd]uplicate"):
+        nnx.split(_shared())
+
+
+@pytest.mark.parametrize("name", ["MLP", "DrLIM", "ConvNet", "ResNet18"])
+def test_an_encoder_is_that_of_graph_mode(name):
+    def split():
+        return training.split_encoder(getattr(encoders, name)((8, 8, 1), 4, rngs=nnx.Rngs(0)))
+
+    encode, params = split()
+    before = _set_graph_mode(True)
+    encode_by_graph, params_by_graph = split()
+    jax.tree.map(np.testing.assert_array_equal, params, params_by_graph)
+    shapes = jax.eval_shape(encode, params, IMAGES)
+    assert shapes == jax.eval_shape(encode_by_graph, params_by_graph, IMAGES)
+    _set_graph_mode(before)
+    assert shapes.shape == (32, 4)
+
+
+@pytest.fixture
+def model():
+    encode, params = training.split_encoder(
+        encoders.MLP((8, 8, 1), 4, hidden=(8,), rngs=nnx.Rngs(0))
+    )
+    optimizer = training.make_optimizer(1e-3, steps=4)
+    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), 8)
+    return step, jax.device_get(training.init_state(params, optimizer))
+
+
+def test_a_training_goes_on_from_its_checkpoint(model, tmp_path):
+    step, begun = model
+    placed = parallel(step, "shard_map", jax.devices()[:2])
+    source, numbers = placed.replicate(SOURCE), placed.replicate(NUMBERS)
+
+    def trained(state, start):
+        windows = training.train(
+            lambda state: placed.step(state, source, numbers),
+            placed.replicate(state),
+            start=start,
+            steps=4,
+            window=2,
+            batch_size=8,
+        )
+        return {records[-1]["step"]: placed.fetch(state) for state, records in windows}
+
+    states = trained(begun, 0)
+    with checkpoints.open_checkpoints(tmp_path, best_by="map") as saved:
+        checkpoints.save(saved, 2, states[2], {"map": 0.5})
+    with checkpoints.open_checkpoints(tmp_path, best_by="map") as saved:
+        again = trained(checkpoints.restore(saved, 2, begun), 2)
+    assert int(again[4].step) == 4
+    jax.tree.map(np.testing.assert_array_equal, again[4], states[4])
+
+
+def test_a_grid_trains(model):
+    step, begun = model
+    made = grid.make_grid(
+        step, begun, SOURCE, NUMBERS, "vmap", cells=2, devices=jax.devices()[:1], steps_per_call=2
+    )
+    numbers = [NUMBERS, NUMBERS._replace(margin=0.5)]
+    source = jax.device_put(SOURCE, made.shared)
+    (window,) = grid.train_grid(made, lambda k: begun, source, numbers, steps=2, window=2)
+    assert np.isfinite(window.metrics["loss"]).all()
+    assert window.state(0).step == 2
