@@ -22,7 +22,7 @@ def test_workflow_and_script_run_the_same_targets():
 def test_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in JOBS:
-        assert f"\n{target}: " in makefile
+        assert f"\n{target}:" in makefile
 
 
 def test_every_job_has_a_time_limit():
