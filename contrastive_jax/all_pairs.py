@@ -420,6 +420,8 @@ def hoisted(
     function: Callable[..., Any],
     examples: tuple[Any, ...],
     check: Callable[[str, Any], None],
+    *,
+    shared: bool = False,
 ) -> tuple[Callable[..., Any], tuple[jax.Array, ...]]:
     """Turns traced values that a function closes over into arguments after its own.
 
@@ -431,6 +433,7 @@ def hoisted(
       function: of arrays or trees of them.
       examples: its arguments.
       check: takes the name and the shape of what the function returns.
+      shared: whether it may close over values that do not vary along the axes of its arguments.
 
     Returns:
       The function with further arguments, and the values of these.
@@ -448,7 +451,7 @@ def hoisted(
     axes = axes_of(examples[0])
     for k in traced:
         # A collective of JAX's own would else stand inside of loops that end at different times.
-        if missing := axes - axes_of(consts[k]):
+        if not shared and (missing := axes - axes_of(consts[k])):
             raise ValueError(
                 f"{name} closes over a value {jax.typeof(consts[k])} that is the same along "
                 f"{', '.join(map(str, missing))}, where the embeddings differ; close over "

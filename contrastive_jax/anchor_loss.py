@@ -80,7 +80,8 @@ def anchor_loss(
     Returns:
       Loss, a scalar, NaN if an embedding that counts is not finite and 0 of no rows. It can be
       differentiated by embeddings, references, data and whatever the loss closes over, in any mode
-      and any number of times; with an axis name once, in reverse mode.
+      and any number of times; with an axis name once, in reverse mode, and so inside of
+      `jax.shard_map` where the last function of an `AnchorLoss` closes over what devices share.
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit, or the functions of the loss do not
@@ -128,7 +129,12 @@ def anchor_loss(
         return jnp.zeros((), examples[0].dtype)
     anchored: Any = _anchor_total if isinstance(loss, AnchorLoss) else _triple_total
     total, arguments = anchored(task, loss, x, y, of_distance, examples, data, reduction)
-    if method == "autodiff" or axis_name is not None:
+    # Marked as varying, a value that all devices of `jax.shard_map` share would not fit the program
+    # that was traced with it. Not marked, it has a derivative in reverse mode alone.
+    shared = isinstance(loss, AnchorLoss) and any(
+        axes_of(x) - axes_of(value) for value in arguments[-1]
+    )
+    if method == "autodiff" or axis_name is not None or shared:
         return cast(jax.Array, total(autodiff if method == "autodiff" else _sweeps, *arguments))
 
     def result(engine: Any, *arguments: Any) -> tuple[jax.Array, tuple[()]]:
@@ -224,7 +230,7 @@ def _anchor_total(
     # Over devices a value that is the same on all of them may stay so outside of the sweep.
     function, of_loss = loss.loss, cast(tuple[jax.Array, ...], ())
     if task.axis_name is None:
-        function, of_loss = hoisted("loss", loss.loss, of_row, _check_means)
+        function, of_loss = hoisted("loss", loss.loss, of_row, _check_means, shared=True)
     else:
         _check_means("loss", jax.eval_shape(partial(function), *of_row))
 

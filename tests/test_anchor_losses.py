@@ -28,6 +28,7 @@ from contrastive_jax import (
     proxy_loss,
     statistics,
 )
+from contrastive_jax._compat import pcast_varying
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -1052,7 +1053,7 @@ def test_learned_numbers_over_devices(strategy, name_of):
 
     def value(x, numbers, classes, axis_name=None):
         if strategy == "shard_map" and axis_name is not None:
-            numbers = jax.lax.pcast(numbers, (AXIS,), to="varying")
+            numbers = jax.tree.map(lambda number: pcast_varying(number, (AXIS,)), numbers)
         options = {"axis_name": axis_name, "tile": 8}
         return _value(name_of, numbers, None, x, classes, *proxies, **options)
 
