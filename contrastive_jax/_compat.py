@@ -53,6 +53,15 @@ def pcast_varying(x: jax.Array, axes: tuple[Any, ...]) -> jax.Array:
     return marked
 
 
+def donated_state(platform: str) -> tuple[int, ...]:
+    """Gives `jax.jit` the first argument to donate, the state of a step over devices.
+
+    From jax 0.9 on this is `(0,)`. Before, XLA for CPUs overwrites donated parameters of some
+    programs under `jax.shard_map` while they are still read, and the step returns a wrong state.
+    """
+    return () if platform == "cpu" and jax.__version_info__ < (0, 9) else (0,)
+
+
 def vmap_over_states(step: Callable[..., Any]) -> Callable[..., Any]:
     """Maps `step(state, source, numbers)` over states and numbers.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from contrastive_jax._compat import vmap_over_states
+from contrastive_jax._compat import donated_state, vmap_over_states
 from contrastive_jax.checks import check_seed
 from contrastive_jax.training import AXIS, DrawnStep, Metrics, Numbers, Source, TrainState, repeated
 
@@ -138,7 +138,7 @@ def make_grid(
         )
 
     compiled = (
-        jax.jit(mapped, donate_argnums=0)
+        jax.jit(mapped, donate_argnums=donated_state(devices[0].platform))
         .lower(
             described(state, spread, cells),
             described(source, shared),

@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import checkify
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from contrastive_jax._compat import donated_state
 from contrastive_jax.training import AXIS
 
 Strategy = Literal["pmap", "shard_map"]
@@ -32,8 +33,8 @@ class Parallel(NamedTuple):
     """One copy on the host of the state that a step returned."""
 
 
-def _checked(mapped: Callable[..., Any]) -> Callable[..., Any]:
-    call = jax.jit(checkify.checkify(mapped), donate_argnums=0)
+def _checked(mapped: Callable[..., Any], donated: tuple[int, ...]) -> Callable[..., Any]:
+    call = jax.jit(checkify.checkify(mapped), donate_argnums=donated)
 
     def step(*arguments: Any) -> Any:
         error, result = call(*arguments)
@@ -98,6 +99,7 @@ def parallel(
     """
     devices = list(devices or jax.local_devices())
     mesh = Mesh(np.array(devices), (AXIS,))
+    donated = donated_state(devices[0].platform)
     replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
 
     if strategy == "shard_map":
@@ -114,7 +116,11 @@ def parallel(
             )(*arguments)
 
         return Parallel(
-            step=_checked(mapped) if check_values else jax.jit(mapped, donate_argnums=0),
+            step=(
+                _checked(mapped, donated)
+                if check_values
+                else jax.jit(mapped, donate_argnums=donated)
+            ),
             replicate=lambda tree: _put(tree, replicated),
             shard=lambda tree: _put(tree, split),
             fetch=_to_host,
@@ -122,7 +128,7 @@ def parallel(
     if strategy == "pmap":
         mapped_ = partial(jax.pmap, step, axis_name=AXIS, devices=devices, out_axes=(0, None))
         return Parallel(
-            step=_checked(mapped_()) if check_values else mapped_(donate_argnums=0),
+            step=_checked(mapped_(), donated) if check_values else mapped_(donate_argnums=0),
             replicate=lambda tree: _put(
                 jax.tree.map(
                     lambda x: np.broadcast_to(x, (len(devices), *np.shape(x))), _to_host(tree)

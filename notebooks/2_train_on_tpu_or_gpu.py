@@ -12,52 +12,76 @@
 # For Colab, and for any other machine: the same cells run on a TPU, a GPU or a CPU, on one device
 # or on several. In Colab choose the accelerator first (*Runtime → Change runtime type*).
 #
-# 1. find the accelerator and install what it needs
+# 1. find the accelerator
 # 2. train over all devices, by `pmap` and by `shard_map`, in mixed precision
 # 3. be interrupted, and go on from the last checkpoint on mounted storage
 # 4. look at the map and at the table of results
 
-# %% tags=["parameters"]
-steps = 1000  # of training
-checkpoint_every = 250  # steps, two times at least
-pairs_per_step = 128  # over all devices together
-name = "digits"  # or "fashion_mnist" or "mnist", whose IDX files lie in data_dir, or a TFDS name
-data_dir = None
-package = "contrastive_jax"  # to install where it is missing; or the path of its wheel
-storage = None  # folder of checkpoints; Google Drive in Colab, `runs` elsewhere
+# %% [markdown]
+# The first cell installs the library where it is missing. The library has no release yet: fill in
+# `package`, the path of its wheel or of a copy of its repository, or an address that pip installs
+# from. Whatever is installed already keeps its version, JAX and Flax included.
+
+# %%
+# %matplotlib inline
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+package = ""  # such as "/content/contrastive_jax-0.1.0.dev0-py3-none-any.whl" or "git+https://..."
+
+if importlib.util.find_spec("contrastive_jax") is None:
+    local = bool(package) and Path(package).exists()
+    if not local and "://" not in package:
+        raise FileNotFoundError(
+            f"contrastive_jax is not installed, and package = {package!r} is neither a file nor an "
+            "address: set package in this cell to the path of the library's wheel or of a copy of "
+            "its repository, or to an address such as git+https://..."
+        )
+    address = Path(package).resolve().as_uri() if local else package
+    wanted = f"contrastive_jax[train,plots] @ {address}"
+    pip = [sys.executable, "-m", "pip"]
+    # With the installed versions as constraints pip adds what is missing and replaces nothing.
+    installed = subprocess.run(
+        [*pip, "list", "--format=freeze"], capture_output=True, text=True, check=True
+    )
+    constraints = Path(tempfile.mkdtemp()) / "constraints.txt"
+    constraints.write_text(installed.stdout)
+    done = subprocess.run(
+        [*pip, "install", "--constraint", constraints, wanted], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"pip could not install {wanted}:\n{done.stdout}{done.stderr}")
+    importlib.invalidate_caches()
+
+os.environ.setdefault("PJRT_NPROC", "64")  # threads for CPU devices that wait for each other
+
+import flax
+import jax
+
+import contrastive_jax
+
+# Of use where there is no accelerator: two devices made of one CPU.
+jax.config.update("jax_num_cpu_devices", 2)
+devices = jax.devices()
+print(
+    f"{devices[0].device_kind} x {len(devices)}, Python {sys.version.split()[0]}, "
+    f"jax {jax.__version__}, flax {flax.__version__}, contrastive_jax {contrastive_jax.__version__}"
+)
 
 # %% [markdown]
 # ## The accelerator
 #
-# Asked before JAX is imported, as it decides what to install. An NVIDIA driver comes with
-# `nvidia-smi`; a TPU shows up as a device file.
+# The line above begins with the devices that JAX finds. Colab's TPU and GPU runtimes come with a
+# JAX for theirs; on a machine of your own install
+# [JAX for your accelerator](https://docs.jax.dev/en/latest/installation.html) beforehand.
 
 # %%
-import glob
-import importlib.util
 import os
-import shutil
-import subprocess
-import sys
-
-if shutil.which("nvidia-smi"):
-    platform = "gpu"
-elif glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"):
-    platform = "tpu"
-else:
-    platform = "cpu"
-in_colab = "COLAB_RELEASE_TAG" in os.environ
-if importlib.util.find_spec("contrastive_jax") is None:
-    wanted = package if platform == "cpu" else f"{package}[{platform}]"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", wanted], check=True)
-platform
-
-# %%
-# %matplotlib inline
 from pathlib import Path
-
-# Threads for devices that wait for each other; of use on a CPU alone, and read when JAX starts.
-os.environ.setdefault("PJRT_NPROC", "8")
 
 import jax
 import jax.numpy as jnp
@@ -71,21 +95,23 @@ from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import summarize
 from contrastive_jax.parallel import parallel
 
-if platform == "cpu":
-    jax.config.update("jax_num_cpu_devices", 2)  # so that there is something to spread over
-for device in jax.devices():
-    print(device.platform, device.device_kind, device.id)
+platform = jax.default_backend()  # "tpu", "gpu" or "cpu"
+
+# %% tags=["parameters"]
+steps = 1000  # of training
+checkpoint_every = 250  # steps, two times at least
+pairs_per_step = 128  # over all devices together
+name = "digits"  # or "fashion_mnist" or "mnist", whose IDX files lie in data_dir, or a TFDS name
+data_dir = None
+storage = None  # folder of checkpoints; Google Drive in Colab, `runs` elsewhere
 
 # %% [markdown]
-# If the platform is not the one you chose, JAX came without support for it: restart the runtime
-# after the installation above.
-#
 # ## Mounted storage
 #
 # What lies in Colab's own folders is gone when it disconnects. Checkpoints go to Google Drive.
 
 # %%
-if storage is None and in_colab:
+if storage is None and "COLAB_RELEASE_TAG" in os.environ:  # in Colab
     from google.colab import drive
 
     drive.mount("/content/drive")

@@ -14,16 +14,60 @@
 # batch in linear memory, over several devices, with parameters that are learned. Each is checked
 # against a few lines of NumPy in float64.
 
+# %% [markdown]
+# The first cell installs the library where it is missing. The library has no release yet: fill in
+# `package`, the path of its wheel or of a copy of its repository, or an address that pip installs
+# from. Whatever is installed already keeps its version, JAX and Flax included.
+
 # %%
 # %matplotlib inline
 import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+
+package = ""  # such as "/content/contrastive_jax-0.1.0.dev0-py3-none-any.whl" or "git+https://..."
 
 if importlib.util.find_spec("contrastive_jax") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "contrastive_jax"], check=True)
-_ = os.environ.setdefault("PJRT_NPROC", "64")  # threads for CPU devices that wait for each other
+    local = bool(package) and Path(package).exists()
+    if not local and "://" not in package:
+        raise FileNotFoundError(
+            f"contrastive_jax is not installed, and package = {package!r} is neither a file nor an "
+            "address: set package in this cell to the path of the library's wheel or of a copy of "
+            "its repository, or to an address such as git+https://..."
+        )
+    address = Path(package).resolve().as_uri() if local else package
+    wanted = f"contrastive_jax[train,plots] @ {address}"
+    pip = [sys.executable, "-m", "pip"]
+    # With the installed versions as constraints pip adds what is missing and replaces nothing.
+    installed = subprocess.run(
+        [*pip, "list", "--format=freeze"], capture_output=True, text=True, check=True
+    )
+    constraints = Path(tempfile.mkdtemp()) / "constraints.txt"
+    constraints.write_text(installed.stdout)
+    done = subprocess.run(
+        [*pip, "install", "--constraint", constraints, wanted], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"pip could not install {wanted}:\n{done.stdout}{done.stderr}")
+    importlib.invalidate_caches()
+
+os.environ.setdefault("PJRT_NPROC", "64")  # threads for CPU devices that wait for each other
+
+import flax
+import jax
+
+import contrastive_jax
+
+# Of use where there is no accelerator: four devices made of one CPU.
+jax.config.update("jax_num_cpu_devices", 4)
+devices = jax.devices()
+print(
+    f"{devices[0].device_kind} x {len(devices)}, Python {sys.version.split()[0]}, "
+    f"jax {jax.__version__}, flax {flax.__version__}, contrastive_jax {contrastive_jax.__version__}"
+)
 
 # %%
 from functools import partial
@@ -46,9 +90,6 @@ from contrastive_jax import (
     training,
 )
 from contrastive_jax.parallel import parallel
-
-# Of use where there is no accelerator: four devices made of one CPU.
-jax.config.update("jax_num_cpu_devices", 4)
 
 # %% tags=["parameters"]
 rows = 4096  # of the batch for all pairs

@@ -3,6 +3,7 @@
 Most of the time of a test goes to compiling a program that then runs for milliseconds. Tests
 therefore compile without XLA's optimisations, which takes a third of the time. `--optimised`
 compiles as users do; `--long` adds the tests that are marked as long. `make test-all` does both.
+`--kernel` and `--package` run the notebooks in another environment, as .ci/test-colab does.
 """
 
 import contextlib
@@ -34,6 +35,10 @@ gc.set_threshold(100_000, 20, 20)
 def pytest_addoption(parser):
     parser.addoption("--optimised", action="store_true", help="compile as users do")
     parser.addoption("--long", action="store_true", help="run the tests marked as long too")
+    parser.addoption("--kernel", default="python3", help="Jupyter kernel that runs the notebooks")
+    parser.addoption(
+        "--package", default="", help="what their first cell installs the library from"
+    )
 
 
 def pytest_configure(config):

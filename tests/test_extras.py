@@ -60,6 +60,7 @@ MODULES = {
     "experiments.compare_losses": "experiments.compare_losses needs tyro: [train]",
     "experiments.drlim": "experiments.drlim needs tyro: [train]",
     "experiments.margin_ablation": "experiments.margin_ablation needs tyro: [train]",
+    "experiments.results": "experiments.results needs tyro: [train]",
     "experiments.search": "experiments.search needs tyro: [train]",
     "experiments.train": "experiments.train needs tyro: [train]",
 }

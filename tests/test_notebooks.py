@@ -1,7 +1,9 @@
 """The notebooks run from top to bottom, on little, and are what their text says."""
 
 import ast
+import importlib.util
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -30,9 +32,22 @@ def test_there_are_four():
     assert {path.stem for path in NOTEBOOKS} == {*SMALL}
 
 
+PACKAGE = 'package = ""'
+# What the first cell prints: devices, Python, JAX, Flax, the library.
+ENVIRONMENT = r".+ x \d+, Python [\d.]+, jax [\d.]+, flax [\d.]+, contrastive_jax [\w.]+\n"
+
+
+def _first_cell(notebook):
+    return next(cell for cell in notebook.cells if cell.cell_type == "code")
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=_named)
-def test_runs_from_top_to_bottom(path, tmp_path):
+def test_runs_from_top_to_bottom(path, tmp_path, request):
     notebook = nbformat.read(path, 4)
+    first = _first_cell(notebook)
+    package = request.config.getoption("--package")
+    assert first.source.count(PACKAGE) == 1
+    first.source = first.source.replace(PACKAGE, f"package = {package!r}")
     tagged = ["parameters" in cell.metadata.get("tags", ()) for cell in notebook.cells]
     assert sum(tagged) == 1
     place = tagged.index(True)
@@ -41,12 +56,80 @@ def test_runs_from_top_to_bottom(path, tmp_path):
     small = "\n".join(f"{name} = {value!r}" for name, value in SMALL[path.stem].items())
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(small))
     # In a folder of its own, from which only what is installed can be imported.
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}})
+    client = NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name=request.config.getoption("--kernel"),
+        resources={"metadata": {"path": tmp_path}},
+    )
     client.execute()
+    assert re.fullmatch(ENVIRONMENT, "".join(output.text for output in first.outputs))
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
     figures = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(figures) >= 2
+
+
+class _Installed(Exception):
+    """Ends a first cell where it calls pip to install."""
+
+
+@pytest.fixture
+def pip_calls(monkeypatch):
+    """Hides the library from a first cell, and records its calls of pip in place of making them."""
+    calls = []
+
+    def run(command, **_):
+        calls.append(command[3:])  # without `python -m pip`
+        if command[3] == "install":
+            raise _Installed
+        return subprocess.CompletedProcess(command, 0, stdout="jax==0.7.2\ntorch==2.8.0+cu126\n")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", run)
+    return calls
+
+
+def _run_first_cell(path, package):
+    source = _first_cell(nbformat.read(path, 4)).source.replace("%matplotlib inline", "")
+    exec(source.replace(PACKAGE, f"package = {package!r}"), {})
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=_named)
+@pytest.mark.parametrize("package", ["", "nowhere.whl"])
+def test_without_the_library_the_first_cell_says_what_to_fill_in(path, package, pip_calls):
+    with pytest.raises(
+        FileNotFoundError, match=f"package = '{package}' is neither .*: set package"
+    ):
+        _run_first_cell(path, package)
+    assert not pip_calls
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=_named)
+def test_the_first_cell_installs_beside_what_is_there(path, pip_calls, tmp_path):
+    wheel = tmp_path / "contrastive_jax-0.1-py3-none-any.whl"
+    wheel.touch()
+    address = "git+https://host/contrastive_jax"
+    for package, taken_from in ((str(wheel), wheel.as_uri()), (address, address)):
+        with pytest.raises(_Installed):
+            _run_first_cell(path, package)
+        *options, constraints, wanted = pip_calls[-1]
+        assert options == ["install", "--constraint"]
+        assert Path(constraints).read_text() == "jax==0.7.2\ntorch==2.8.0+cu126\n"
+        assert wanted == f"contrastive_jax[train,plots] @ {taken_from}"
+
+
+def test_first_cells_differ_in_their_devices_alone():
+    def lines(path):
+        source = _first_cell(nbformat.read(path, 4)).source
+        return [
+            line
+            for line in source.splitlines()
+            if line and not re.search(r"import os|PJRT_NPROC|no accelerator|num_cpu_devices", line)
+        ]
+
+    first, *others = map(lines, NOTEBOOKS)
+    assert others == [first] * 3
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=_named)
