@@ -131,3 +131,86 @@ def test_programs_are_dropped():
         compiled(function, identified(_adder(number)))
     gc.collect()
     assert first() is None
+
+
+def _changes():
+    """Functions, each with a change of a value that it reads, other than in its closure."""
+    module = {"__name__": "__main__", "rate": 1.0, "losses": losses, "functools": functools}
+    exec(
+        "def of_global(d, y):\n    return rate * d\n"
+        "@functools.wraps(losses.contrastive)\n"
+        "def of_wrapped(d, y):\n    return rate * d\n"
+        "def of_attribute(d, y):\n    return of_attribute.rate * d\n"
+        "of_attribute.rate = 1.0\n"
+        "class Settings:\n    rate = 1.0\n"
+        "def of_class(d, y):\n    return Settings.rate * d\n",
+        module,
+    )
+    options = {"rate": 1.0}
+
+    def of_method(d, y, get=options.get):
+        return get("rate") * d
+
+    class Loss:
+        rate = 1.0
+
+        def __call__(self, d, y):
+            return self.rate * d
+
+        def value(self, d, y):
+            return self.rate * d
+
+    loss = Loss()
+    return {
+        "a global of a notebook": (module["of_global"], module, "rate"),
+        "a global read by a wrapper": (module["of_wrapped"], module, "rate"),
+        "an attribute of the function": (
+            module["of_attribute"],
+            vars(module["of_attribute"]),
+            "rate",
+        ),
+        "a dictionary's method": (of_method, options, "rate"),
+        "a class of a notebook": (module["of_class"], module["Settings"], "rate"),
+        "an object": (loss, vars(loss), "rate"),
+        "a method": (loss.value, vars(loss), "rate"),
+    }
+
+
+@pytest.mark.parametrize("name", _changes())
+def test_a_function_that_reads_a_changed_value_is_never_taken_for_itself(name):
+    function, holder, key = _changes()[name]
+    before = identified(function)
+    if isinstance(holder, type):
+        setattr(holder, key, 2.0)
+    else:
+        holder[key] = 2.0
+    after = identified(function)
+    assert isinstance(after, Unidentified) or after != before
+
+
+def test_an_object_that_reuses_an_address_is_another():
+    """A helper under `jax.jit`, made anew and dropped in each turn of a loop."""
+
+    def value(rate):
+        helper = jax.jit(lambda d: rate * d)
+        return float(all_pairs_loss(X[:4], CLASSES[:4] // 2, loss=lambda d, y: helper(d)))
+
+    first = value(1.0)
+    for rate in (2.0, 3.0, 4.0):
+        np.testing.assert_allclose(value(rate), rate * first, rtol=1e-6)
+
+
+def test_a_list_that_holds_itself_has_no_identity():
+    held = []
+    held.append(held)
+    assert isinstance(identified(lambda d, y: len(held) * d), Unidentified)
+
+
+def test_python_and_complex_numbers_have_derivatives():
+    def value(scale):
+        return all_pairs_loss(X, CLASSES, loss=lambda d, y: jnp.real(scale * (1 - 2j)) * d)
+
+    total = float(all_pairs_loss(X, CLASSES, loss=lambda d, y: d))
+    _, slope = jax.jvp(value, (1.5,), (2.0,))
+    np.testing.assert_allclose(slope, 2 * total, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(value)(1 + 1j), (1 - 2j) * total, rtol=1e-5)
