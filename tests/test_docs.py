@@ -64,10 +64,10 @@ INSIDE = {
 
 
 def _trees():
-    """The modules of the library, as they are written."""
+    """The modules of the library but for private ones, as they are written."""
     package = ROOT / "contrastive_jax"
     for path in package.rglob("*.py"):
-        if path.name != "__init__.py":
+        if not path.name.startswith("_"):
             yield (
                 ".".join(path.relative_to(package).with_suffix("").parts),
                 ast.parse(path.read_text()),
