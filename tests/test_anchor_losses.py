@@ -743,8 +743,8 @@ def test_statistics_are_given_arrays_of_jax():
 
 
 def test_without_compiling():
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((24, 4)), jnp.float32)
-    classes = jnp.repeat(jnp.arange(6), 4)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((12, 4)), jnp.float32)
+    classes = jnp.repeat(jnp.arange(4), 3)
 
     def value(x):
         return anchor_loss(x, classes, loss=losses.supcon(), tile=8)
