@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test check format docs notebooks package test-lowest clean
+.PHONY: train test check format docs notebooks package test-lowest test-accelerators clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m experiments.train $(ARGS)
@@ -37,6 +37,10 @@ package: $(VENV)/.installed
 # With the lowest versions that pyproject.toml allows, where they have wheels for this Python.
 test-lowest: $(VENV)/.installed
 	.ci/test-lowest $(BIN)/python $(ARGS)
+
+# Compiled for TPUs and a GPU, which need not be there.
+test-accelerators: $(VENV)/.installed
+	.ci/test-accelerators $(BIN)/python $(ARGS)
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
