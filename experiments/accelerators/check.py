@@ -14,11 +14,11 @@ def received(collectives: list[Collective]) -> dict[str, int]:
       collectives: of a program.
 
     Returns:
-      Bytes by opcode. Where nobody can say how often a loop turns, one turn counts.
+      Bytes by opcode.
     """
     total: dict[str, int] = defaultdict(int)
     for one in collectives:
-        total[one.opcode] += one.bytes * (1 if one.times is None else one.times)
+        total[one.opcode] += one.bytes * one.times
     return dict(total)
 
 

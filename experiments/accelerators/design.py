@@ -16,9 +16,19 @@ import jax.numpy as jnp
 
 from contrastive_jax.losses import AnchorLoss, TripleLoss
 from contrastive_jax.products import as_product
-from experiments.accelerators.programs import CELLS, IMAGE, IMAGES, WIDTH, Encoder, encoder_of
+from experiments.accelerators.programs import (
+    CELLS,
+    GRID_IMAGE,
+    IMAGE,
+    IMAGES,
+    WIDTH,
+    Encoder,
+    encoder_of,
+)
 from experiments.accelerators.targets import Target
 
+Image = tuple[int, int, int]
+"""Height, width and channels."""
 _WORD = 4
 """Bytes of a float32 and of an int32."""
 _ROW = 16
@@ -102,33 +112,35 @@ def proxies_as_anchors(target: Target, rows: int, proxies: int, tile: int) -> De
 
 def pair_step(target: Target, encoder: Encoder) -> Design:
     """The design of `programs.pair_step`."""
-    memory = _of_training(encoder, IMAGES) + _sweep(target, IMAGES, 0, 4)
-    return Design(memory, _sum_over_devices(target.devices, _parameters(encoder)))
+    memory = _of_training(encoder, IMAGE, IMAGES) + _sweep(target, IMAGES, 0, 4)
+    return Design(memory, _sum_over_devices(target.devices, _parameters(encoder, IMAGE)))
 
 
 def all_pairs_step(target: Target, encoder: Encoder) -> Design:
     """The design of `programs.all_pairs_step`, which sweeps once more for mean distances."""
-    return _all_pairs_step(target, target.devices, encoder, IMAGES)
+    return _all_pairs_step(target, target.devices, encoder, IMAGE, IMAGES)
 
 
 def grid(target: Target) -> Design:
     """The design of `programs.grid`: cells side by side, on one device or each on some."""
     if target.devices == 1:
-        one = _all_pairs_step(target, 1, "ConvNet", IMAGES)
+        one = _all_pairs_step(target, 1, "ConvNet", GRID_IMAGE, IMAGES)
         most = {name: (CELLS * few, CELLS * many) for name, (few, many) in one.received.items()}
         return Design(CELLS * one.temporaries, most)
     devices = target.devices // CELLS
-    return _all_pairs_step(target, devices, "ConvNet", IMAGES // devices)
+    return _all_pairs_step(target, devices, "ConvNet", GRID_IMAGE, IMAGES // devices)
 
 
-def _all_pairs_step(target: Target, devices: int, encoder: Encoder, rows: int) -> Design:
+def _all_pairs_step(
+    target: Target, devices: int, encoder: Encoder, image: Image, rows: int
+) -> Design:
     # Similar and dissimilar pairs have a gradient each, and mean distances take one more sweep.
     received = _ring(devices, rows, sweeps=1, gradients=2)
-    summed = _sum_over_devices(devices, _parameters(encoder))
-    for name, (few, many) in summed.items():
+    for name, (few, many) in _sum_over_devices(devices, _parameters(encoder, image)).items():
         least, most = received.get(name, (0, 0))
         received[name] = (least + few, most + many)
-    return Design(_of_training(encoder, rows) + _sweep(target, rows, rows**2, 8), received)
+    memory = _of_training(encoder, image, rows) + _sweep(target, rows, rows**2, 8)
+    return Design(memory, received)
 
 
 def _sweep(target: Target, rows: int, tile: int, arrays: int, statistics: int = 0) -> int:
@@ -159,10 +171,12 @@ def _ring(
     turns = devices // 2
     wide = points * (turns * (sweeps + 1 + gradients) + gradients)
     narrow = (turns * (sweeps + 1) + 1) * (_ROW + scalars)
-    least = wide * rows * WIDTH * _WORD
-    centre = (sweeps + 1) * WIDTH * _WORD
+    # Where there is a single turn XLA sees that all sweeps send the same rows, and sends them once.
+    merged = points * sweeps if turns == 1 else 0
+    row = WIDTH * _WORD
+    centre = (sweeps + 1) * row
     return {
-        "collective-permute": (least, least + narrow * rows * _WORD),
+        "collective-permute": (rows * (wide - merged) * row, rows * (wide * row + narrow * _WORD)),
         "all-reduce": (0, centre + _SCALARS * _WORD),
     }
 
@@ -174,25 +188,25 @@ def _sum_over_devices(devices: int, words: int) -> dict[str, tuple[int, int]]:
     return {"all-reduce": (words * _WORD, (words + WIDTH + _SCALARS) * _WORD)}
 
 
-def _parameters(encoder: Encoder) -> int:
+def _parameters(encoder: Encoder, image: Image) -> int:
     """Entries of the parameters of an encoder, which are float32."""
-    return sum(math.prod(one.shape) for one in jax.tree.leaves(encoder_of(encoder, IMAGE)[1]))
+    return sum(math.prod(one.shape) for one in jax.tree.leaves(encoder_of(encoder, image)[1]))
 
 
-def _of_training(encoder: Encoder, images: int) -> int:
+def _of_training(encoder: Encoder, image: Image, images: int) -> int:
     """Bytes that a step takes beside the loss.
 
     They are what autodiff keeps of the forward pass, the gradients of the two largest arrays in it,
     and of the parameters a gradient, its update and both moments of the optimiser.
     """
-    encode, params = encoder_of(encoder, IMAGE)
+    encode, params = encoder_of(encoder, image)
 
     def residuals(params: Any, batch: jax.Array) -> Any:
         return jax.vjp(lambda params: encode(params, batch), params)[1]
 
-    batch = jax.ShapeDtypeStruct((images, *IMAGE), jnp.uint8)
+    batch = jax.ShapeDtypeStruct((images, *image), jnp.uint8)
     sizes: list[int] = [
         math.prod(one.shape) * one.dtype.itemsize
         for one in jax.tree.leaves(jax.eval_shape(residuals, params, batch))
     ]
-    return sum(sizes) + 2 * max(sizes) + 4 * _parameters(encoder) * _WORD
+    return sum(sizes) + 2 * max(sizes) + 4 * _parameters(encoder, image) * _WORD

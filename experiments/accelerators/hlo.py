@@ -44,8 +44,8 @@ class Collective(NamedTuple):
     """One of `COLLECTIVES`."""
     bytes: int
     """Size of its result on one device."""
-    times: int | None
-    """How often it runs; None where the number of turns of a loop depends on the data."""
+    times: int
+    """How often it runs; a loop whose number of turns depends on the data counts as one turn."""
 
 
 class Instruction(NamedTuple):
@@ -167,26 +167,21 @@ def _first_shape(text: str) -> str:
     return text
 
 
-def _run(
-    program: dict[str, list[Instruction]], name: str, times: int | None
-) -> Iterator[Collective]:
+def _run(program: dict[str, list[Instruction]], name: str, times: int) -> Iterator[Collective]:
     """Collectives of a computation that runs so often, with those of what it calls."""
     for instruction in program.get(name, []):
         opcode, shape, line, _ = instruction
         # The shape of a start holds operands too, that of a done the result alone.
         if opcode.removesuffix("-done") in COLLECTIVES:
             yield Collective(opcode.removesuffix("-done"), size(shape), times)
-        inner = times
-        if opcode == "while":
-            turns = _turns(program, line)
-            inner = None if times is None or turns is None else times * turns
+        inner = times * _turns(program, line) if opcode == "while" else times
         for called in _CALLED.finditer(line):
             for one in (called[1] or called[2]).replace("%", "").split(","):
                 yield from _run(program, one.strip(), inner)
 
 
-def _turns(program: dict[str, list[Instruction]], line: str) -> int | None:
-    """How often the body of a loop runs, None if its text does not say."""
+def _turns(program: dict[str, list[Instruction]], line: str) -> int:
+    """How often the body of a loop runs, 1 if its text does not say."""
     if turns := _TRIPS.search(line):
         return int(turns[1])
     condition = _CONDITION.search(line)
@@ -195,5 +190,5 @@ def _turns(program: dict[str, list[Instruction]], line: str) -> int | None:
     constants = [found for one in lines if (found := _CONSTANT.search(one.line))]
     root = next((one for one in lines if one.root), None)
     if root is None or root.opcode != "compare" or "direction=LT" not in root.line:
-        return None
-    return int(constants[0][1]) if len(constants) == 1 and len(lines) <= 4 else None
+        return 1
+    return int(constants[0][1]) if len(constants) == 1 and len(lines) <= 4 else 1

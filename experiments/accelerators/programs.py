@@ -42,6 +42,9 @@ WIDTH = 128
 IMAGES = 512
 """Images of a device in a training step: rows enough for a tile of their own, whatever its size."""
 IMAGE = (32, 32, 3)
+GRID_IMAGE = (28, 28, 1)
+"""A grid draws from a whole data set. With three channels XLA for TPUs copies it to another layout
+first, of four times its size."""
 CELLS = 4
 """Cells of the grid."""
 
@@ -108,9 +111,9 @@ def grid(mesh: Mesh) -> jax.stages.Compiled:
     On one device the step is mapped over the cells. On several each cell has a group of them, which
     share its batch.
     """
-    encode, params = encoder_of("ConvNet", IMAGE)
+    encode, params = encoder_of("ConvNet", GRID_IMAGE)
     optimizer = _optimizer()
-    count, classes = 50_000, 10
+    count, classes = 60_000, 10
     index = ClassIndex(
         members=_integers(count),
         starts=_integers(classes),
@@ -118,7 +121,7 @@ def grid(mesh: Mesh) -> jax.stages.Compiled:
         pairable=_integers(),
         classes=_integers(classes),
     )
-    source = Source(_images(count), _integers(count), index)
+    source = Source(_images(count, GRID_IMAGE), _integers(count), index)
     made = make_grid(
         make_balanced_step(make_all_pairs_step(encode, optimizer), 8, IMAGES // 8),
         _state(params, optimizer),
@@ -149,8 +152,8 @@ def encoder_of(encoder: Encoder, image: tuple[int, int, int]) -> tuple[Encode, P
     return encodes[0], shapes
 
 
-def _images(count: int) -> Any:
-    return Struct((count, *IMAGE), jnp.uint8)
+def _images(count: int, image: tuple[int, int, int] = IMAGE) -> Any:
+    return Struct((count, *image), jnp.uint8)
 
 
 def _integers(*shape: int) -> Any:
