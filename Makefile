@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-all check format docs notebooks package test-versions clean
+.PHONY: train test test-all check format docs notebooks package test-versions test-accelerators \
+  clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m experiments.train $(ARGS)
@@ -42,6 +43,10 @@ package: $(VENV)/.installed
 # an environment of its own. ARGS=all runs all tests, ARGS=colab one column, ARGS='all colab' both.
 test-versions:
 	.ci/test-versions $(ARGS)
+
+# Compiled for TPUs and a GPU, which need not be there.
+test-accelerators: $(VENV)/.installed
+	.ci/test-accelerators $(BIN)/python $(ARGS)
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

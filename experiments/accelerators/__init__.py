@@ -1,0 +1,1 @@
+"""Programs of the library, compiled for accelerators that need not be there."""

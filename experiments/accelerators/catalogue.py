@@ -1,0 +1,158 @@
+"""Which program is compiled for which target, and what the design allows each."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from contrastive_jax import losses
+from contrastive_jax.losses import AnchorLoss, TripleLoss
+from experiments.accelerators import design, programs
+from experiments.accelerators.design import Design
+from experiments.accelerators.targets import H100, V5E, V5E_HOST, V5E_POD, Target
+
+ROWS = 8192
+"""Rows of a device."""
+TILE = 512
+DEFAULT_TILE = 2048
+"""The default on accelerators, not that of the CPU that compiles. A TPU program takes several
+times as long to compile as with `TILE`, so that only `all_pairs_loss` on one device has it."""
+PROXIES = 1024
+CENTERS = 3
+
+
+class Program(NamedTuple):
+    """A program and the target that it is compiled for."""
+
+    name: str
+    target: Target
+    compiled: Callable[[Mesh], jax.stages.Compiled]
+    design: Callable[[], Design]
+    """Made when asked for, as that of a training step traces the encoder."""
+
+
+_ANCHORS: dict[str, AnchorLoss | TripleLoss] = {
+    "supcon": losses.supcon(),  # sums and log-sum-exps
+    "tuplet_margin": losses.tuplet_margin(),  # a second sweep that depends on the first
+    "triplet_hard": losses.triplet_hard(),  # extremes
+    "fast_ap": losses.fast_ap(),  # histograms
+    "margin_by_class": losses.margin_by_class(),  # data of each anchor
+    "triplet_semi_hard": losses.triplet_semi_hard(),  # positives one by one, extremes
+    "angular": losses.angular(),  # positives one by one, joined with the anchor
+    "smooth_ap": losses.smooth_ap(),  # positives one by one, sums
+}
+
+
+def _all_pairs(target: Target, rows: int = ROWS) -> Program:
+    tile = DEFAULT_TILE if target.devices == 1 else TILE
+    return Program(
+        f"all_pairs_loss, {rows:,} rows a device",
+        target,
+        partial(programs.all_pairs, rows=rows, tile=tile),
+        partial(design.all_pairs, target, rows, tile),
+    )
+
+
+def _of_anchors(target: Target, name: str) -> Program:
+    loss = _ANCHORS[name]
+    return Program(
+        f"anchor_loss, {name}",
+        target,
+        partial(programs.of_anchors, rows=ROWS, tile=TILE, loss=loss),
+        partial(design.of_anchors, target, ROWS, TILE, loss),
+    )
+
+
+def _softmax(target: Target) -> Program:
+    shape = (PROXIES, programs.WIDTH)
+    return Program(
+        "proxy_loss, normalized_softmax",
+        target,
+        partial(programs.with_proxies, rows=ROWS, loss=losses.normalized_softmax(), proxies=shape),
+        partial(design.with_centers, target, ROWS, PROXIES),
+    )
+
+
+def _centers(target: Target) -> Program:
+    shape = (PROXIES, CENTERS, programs.WIDTH)
+    return Program(
+        "proxy_loss, soft_triple",
+        target,
+        partial(programs.with_proxies, rows=ROWS, loss=losses.soft_triple(), proxies=shape),
+        partial(design.with_centers, target, ROWS, PROXIES * CENTERS),
+    )
+
+
+def _proxies_as_anchors(target: Target) -> Program:
+    shape = (PROXIES, programs.WIDTH)
+    return Program(
+        "proxy_loss, proxy_anchor",
+        target,
+        partial(
+            programs.with_proxies, rows=ROWS, loss=losses.proxy_anchor(), proxies=shape, tile=TILE
+        ),
+        partial(design.proxies_as_anchors, target, ROWS, PROXIES, TILE),
+    )
+
+
+def _pair_step(target: Target, encoder: programs.Encoder) -> Program:
+    return Program(
+        f"training step of {encoder} on pairs",
+        target,
+        partial(programs.pair_step, encoder=encoder),
+        partial(design.pair_step, target, encoder),
+    )
+
+
+def _all_pairs_step(target: Target, encoder: programs.Encoder) -> Program:
+    return Program(
+        f"training step of {encoder} on all pairs",
+        target,
+        partial(programs.all_pairs_step, encoder=encoder),
+        partial(design.all_pairs_step, target, encoder),
+    )
+
+
+def _grid(target: Target) -> Program:
+    return Program(
+        f"step of a grid of {programs.CELLS} ConvNets",
+        target,
+        programs.grid,
+        partial(design.grid, target),
+    )
+
+
+PROGRAMS = (
+    _all_pairs(V5E),
+    *[_of_anchors(V5E, name) for name in _ANCHORS],
+    _softmax(V5E),
+    _centers(V5E),
+    _proxies_as_anchors(V5E),
+    _pair_step(V5E, "ConvNet"),
+    _all_pairs_step(V5E, "ConvNet"),
+    _pair_step(V5E, "ResNet18"),
+    _grid(V5E),
+    _all_pairs(V5E_HOST),
+    _of_anchors(V5E_HOST, "supcon"),
+    _of_anchors(V5E_HOST, "triplet_semi_hard"),
+    _softmax(V5E_HOST),
+    _proxies_as_anchors(V5E_HOST),
+    _pair_step(V5E_HOST, "ConvNet"),
+    _all_pairs_step(V5E_HOST, "ConvNet"),
+    _all_pairs_step(V5E_HOST, "ResNet18"),
+    _grid(V5E_HOST),
+    _all_pairs(V5E_POD),
+    _all_pairs(H100),
+    _all_pairs(H100, rows=2**20),
+    *[_of_anchors(H100, name) for name in _ANCHORS],
+    _softmax(H100),
+    _centers(H100),
+    _proxies_as_anchors(H100),
+    _pair_step(H100, "ConvNet"),
+    _all_pairs_step(H100, "ConvNet"),
+    _pair_step(H100, "ResNet18"),
+    _all_pairs_step(H100, "ResNet18"),
+    _grid(H100),
+)

@@ -1,0 +1,71 @@
+"""The table of compiled programs in docs/accelerators.md."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from experiments.accelerators.catalogue import Program
+from experiments.accelerators.check import received
+from experiments.accelerators.facts import Facts
+
+PAGE = Path(__file__).parents[2] / "docs" / "accelerators.md"
+Platform = Literal["tpu", "cuda"]
+
+_HEADER = (
+    "| Target | Program | Temporaries, MB | Allowed, MB | Received from other devices | "
+    "Compilation, s |\n"
+    "| --- | --- | ---: | ---: | --- | ---: |\n"
+)
+
+
+def row(program: Program, facts: Facts) -> str:
+    """Writes one row of the table.
+
+    Args:
+      program: which was compiled.
+      facts: of the compiled program.
+
+    Returns:
+      A line of Markdown.
+    """
+    bytes_by = received(facts.collectives) if program.target.devices > 1 else {}
+    brought = [f"{name} {_amount(count)}" for name, count in sorted(bytes_by.items())]
+    cells = (
+        program.target.name,
+        program.name,
+        f"{facts.temporaries / 1e6:,.1f}",
+        f"{program.design().temporaries / 1e6:,.1f}",
+        ", ".join(brought) or "-",
+        f"{facts.seconds:.0f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def write(platform: Platform, rows: Sequence[str], page: Path = PAGE) -> None:
+    """Puts the rows of a platform into the page, in place of those that are there.
+
+    Args:
+      platform: that the rows are of.
+      rows: by `row`.
+      page: in Markdown, with `<!-- tpu -->` and `<!-- /tpu -->` about the table, or the same of
+        `cuda`.
+
+    Raises:
+      ValueError: if the page has no place for the table.
+    """
+    text = page.read_text()
+    begin, end = f"<!-- {platform} -->\n", f"<!-- /{platform} -->"
+    place = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
+    if not place.search(text):
+        raise ValueError(f"{page.name} must have {begin.strip()} and {end} about its table")
+    table = f"\n{_HEADER}" + "".join(f"{line}\n" for line in rows) + "\n"
+    page.write_text(place.sub(lambda _: table, text, count=1))
+
+
+def _amount(count: int) -> str:
+    """Bytes in a unit that leaves few digits."""
+    for size, unit in ((1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,66 @@
+"""Programs compile for accelerators, and take the memory and the collectives of their design.
+
+`make test-accelerators` runs this in environments that have a compiler for TPUs or for GPUs.
+"""
+
+import functools
+
+import pytest
+
+from experiments.accelerators.catalogue import PROGRAMS, ROWS
+from experiments.accelerators.check import faults
+from experiments.accelerators.facts import facts
+from experiments.accelerators.programs import WIDTH
+from experiments.accelerators.targets import H100, V5E_HOST, V5E_POD, is_available
+
+# A program takes seconds to a minute to compile, and several tests read it.
+compiled = functools.cache(facts)
+
+
+def case(program):
+    """A program as a parameter. Tests that share it run in one process, and compile it once."""
+    name = f"{program.target.name}: {program.name}"
+    return pytest.param(program, id=name, marks=pytest.mark.xdist_group(name))
+
+
+available = [case(one) for one in PROGRAMS if is_available(one.target)]
+all_pairs = [one for one in PROGRAMS if one.name.startswith("all_pairs_loss")]
+rings = [case(one) for one in all_pairs if one.target in (V5E_HOST, V5E_POD)]
+
+
+def skip_without_compiler(target):
+    if not is_available(target):
+        pytest.skip(f"no compiler for {target.name}")
+
+
+@pytest.mark.parametrize("program", available)
+def test_a_program_takes_what_its_design_allows(program):
+    assert faults(compiled(program), program.design()) == []
+
+
+@pytest.mark.parametrize("program", rings)
+def test_a_ring_gathers_nothing(program):
+    skip_without_compiler(program.target)
+    opcodes = {one.opcode for one in compiled(program).collectives}
+    assert opcodes == {"all-reduce", "collective-permute"}
+
+
+@pytest.mark.parametrize("program", rings)
+def test_in_half_a_turn_of_a_ring_rows_travel_with_their_gradient(program):
+    skip_without_compiler(program.target)
+    block, turns = ROWS * WIDTH * 4, program.target.devices // 2
+    travelled = [
+        (one.bytes, one.times)
+        for one in compiled(program).collectives
+        if one.opcode == "collective-permute" and one.bytes >= block
+    ]
+    # Rows and gradient from device to device, and the gradient once more, home.
+    assert sorted(travelled) == sorted([(block, turns)] * 2 + [(block, 1)])
+
+
+def test_memory_grows_with_rows_and_not_with_pairs():
+    skip_without_compiler(H100)
+    few, many = (compiled(one) for one in all_pairs if one.target == H100)
+    # Rows, gradient and the scalars of a row; it would be 2 MB a row if all pairs were there.
+    by_row = (many.temporaries - few.temporaries) / (2**20 - ROWS)
+    assert by_row <= (2 * WIDTH + 16) * 4
