@@ -55,13 +55,13 @@ def _all_pairs(target: Target, rows: int = ROWS) -> Program:
     )
 
 
-def _of_anchors(target: Target, name: str) -> Program:
+def _anchors(target: Target, name: str) -> Program:
     loss = _ANCHORS[name]
     return Program(
         f"anchor_loss, {name}",
         target,
-        partial(programs.of_anchors, rows=ROWS, tile=TILE, loss=loss),
-        partial(design.of_anchors, target, ROWS, TILE, loss),
+        partial(programs.anchors, rows=ROWS, tile=TILE, loss=loss),
+        partial(design.anchors, target, ROWS, TILE, loss),
     )
 
 
@@ -126,7 +126,7 @@ def _grid(target: Target) -> Program:
 
 PROGRAMS = (
     _all_pairs(V5E),
-    *[_of_anchors(V5E, name) for name in _ANCHORS],
+    *[_anchors(V5E, name) for name in _ANCHORS],
     _softmax(V5E),
     _centers(V5E),
     _proxies_as_anchors(V5E),
@@ -135,8 +135,8 @@ PROGRAMS = (
     _pair_step(V5E, "ResNet18"),
     _grid(V5E),
     _all_pairs(V5E_HOST),
-    _of_anchors(V5E_HOST, "supcon"),
-    _of_anchors(V5E_HOST, "triplet_semi_hard"),
+    _anchors(V5E_HOST, "supcon"),
+    _anchors(V5E_HOST, "triplet_semi_hard"),
     _softmax(V5E_HOST),
     _proxies_as_anchors(V5E_HOST),
     _pair_step(V5E_HOST, "ConvNet"),
@@ -146,7 +146,7 @@ PROGRAMS = (
     _all_pairs(V5E_POD),
     _all_pairs(H100),
     _all_pairs(H100, rows=2**20),
-    *[_of_anchors(H100, name) for name in _ANCHORS],
+    *[_anchors(H100, name) for name in _ANCHORS],
     _softmax(H100),
     _centers(H100),
     _proxies_as_anchors(H100),

@@ -23,7 +23,7 @@ from experiments.accelerators.programs import (
     IMAGES,
     WIDTH,
     Encoder,
-    encoder_of,
+    abstract_encoder,
 )
 from experiments.accelerators.targets import Target
 
@@ -60,14 +60,16 @@ class Design(NamedTuple):
 def all_pairs(target: Target, rows: int, tile: int) -> Design:
     """The design of `programs.all_pairs`."""
     if target.devices == 1:
-        return Design(_sweep(target, rows, tile**2, 2), {})
+        return Design(_sweep_memory(target, rows, tile**2, 2), {})
     # Own rows and a visitor, each with its gradient, and the next visitor while this one leaves.
-    return Design(_sweep(target, rows, tile**2, 6), _ring(target.devices, rows))
+    return Design(_sweep_memory(target, rows, tile**2, 6), _ring(target.devices, rows))
 
 
-def of_anchors(target: Target, rows: int, tile: int, loss: AnchorLoss | TripleLoss) -> Design:
-    """The design of `programs.of_anchors`."""
-    # A distance may make points of the rows, and extremes pick some; these have gradients too.
+def anchors(target: Target, rows: int, tile: int, loss: AnchorLoss | TripleLoss) -> Design:
+    """The design of `programs.anchors`."""
+    # Rows, and the points that a distance makes of them or the rows that extremes pick, each with
+    # its gradient, and two more for the gradient by way of the points. A ring adds a visitor, and
+    # the next visitor while this one leaves.
     arrays = 6 if target.devices == 1 else 14
     received = {}
     product, _ = as_product(loss.distance)
@@ -80,27 +82,27 @@ def of_anchors(target: Target, rows: int, tile: int, loss: AnchorLoss | TripleLo
         # Anchors and positives side by side, with their gradients.
         arrays += 4 * loss.at_once
         if target.devices > 1:
-            # Any row may be a positive: all are gathered, and their gradients added up.
+            # Any row may be a positive: all are gathered, and the gradients of all added up.
             everywhere = target.devices * rows
             arrays += 3 * target.devices
             most = everywhere * (WIDTH + _ROW) * _WORD
             received["all-gather"] = (everywhere * WIDTH * _WORD, most)
             received["reduce-scatter"] = (0, most)
-    return Design(_sweep(target, rows, tile**2, arrays, _STATISTICS), received)
+    return Design(_sweep_memory(target, rows, tile**2, arrays, _STATISTICS), received)
 
 
 def with_centers(target: Target, rows: int, centers: int) -> Design:
     """The design of `programs.with_proxies` where a row meets all centres at once."""
     # Rows, their directions and the gradients of both; the same of the centres.
-    memory = _sweep(target, rows, _COSINES, 4) + 4 * centers * WIDTH * _WORD
+    memory = _sweep_memory(target, rows, _COSINES, 4) + 4 * centers * WIDTH * _WORD
     return Design(memory, _sum_over_devices(target.devices, centers * WIDTH))
 
 
 def proxies_as_anchors(target: Target, rows: int, proxies: int, tile: int) -> Design:
     """The design of `programs.with_proxies` where proxies are anchors and rows visit them."""
     devices = target.devices
-    memory = _sweep(target, rows, tile**2, 6 if devices == 1 else 14, _STATISTICS)
-    memory += _sweep(target, proxies, 0, 6, _STATISTICS)
+    memory = _sweep_memory(target, rows, tile**2, 6 if devices == 1 else 14, _STATISTICS)
+    memory += _sweep_memory(target, proxies, 0, 6, _STATISTICS)
     if devices == 1:
         return Design(memory, {})
     # Rows and points go round once for the statistics, and once with the gradients of both.
@@ -112,7 +114,7 @@ def proxies_as_anchors(target: Target, rows: int, proxies: int, tile: int) -> De
 
 def pair_step(target: Target, encoder: Encoder) -> Design:
     """The design of `programs.pair_step`."""
-    memory = _of_training(encoder, IMAGE, IMAGES) + _sweep(target, IMAGES, 0, 4)
+    memory = _training_memory(encoder, IMAGE, IMAGES) + _sweep_memory(target, IMAGES, 0, 4)
     return Design(memory, _sum_over_devices(target.devices, _parameters(encoder, IMAGE)))
 
 
@@ -139,11 +141,11 @@ def _all_pairs_step(
     for name, (few, many) in _sum_over_devices(devices, _parameters(encoder, image)).items():
         least, most = received.get(name, (0, 0))
         received[name] = (least + few, most + many)
-    memory = _of_training(encoder, image, rows) + _sweep(target, rows, rows**2, 8)
+    memory = _training_memory(encoder, image, rows) + _sweep_memory(target, rows, rows**2, 8)
     return Design(memory, received)
 
 
-def _sweep(target: Target, rows: int, tile: int, arrays: int, statistics: int = 0) -> int:
+def _sweep_memory(target: Target, rows: int, tile: int, arrays: int, statistics: int = 0) -> int:
     """Bytes of so many arrays `[rows, WIDTH]`, of scalars, and of tiles of so many pairs."""
     pairs = _TILES[target.platform] * min(tile, rows**2)
     return _WORD * (rows * (arrays * WIDTH + _ROW + statistics) + pairs + _NEAR)
@@ -190,16 +192,16 @@ def _sum_over_devices(devices: int, words: int) -> dict[str, tuple[int, int]]:
 
 def _parameters(encoder: Encoder, image: Image) -> int:
     """Entries of the parameters of an encoder, which are float32."""
-    return sum(math.prod(one.shape) for one in jax.tree.leaves(encoder_of(encoder, image)[1]))
+    return sum(math.prod(one.shape) for one in jax.tree.leaves(abstract_encoder(encoder, image)[1]))
 
 
-def _of_training(encoder: Encoder, image: Image, images: int) -> int:
+def _training_memory(encoder: Encoder, image: Image, images: int) -> int:
     """Bytes that a step takes beside the loss.
 
     They are what autodiff keeps of the forward pass, the gradients of the two largest arrays in it,
     and of the parameters a gradient, its update and both moments of the optimiser.
     """
-    encode, params = encoder_of(encoder, image)
+    encode, params = abstract_encoder(encoder, image)
 
     def residuals(params: Any, batch: jax.Array) -> Any:
         return jax.vjp(lambda params: encode(params, batch), params)[1]

@@ -1,4 +1,4 @@
-"""What a compiled program is known to take: memory, collectives, types and help of the host."""
+"""What a compiled program takes: memory, collectives, types and help of the host."""
 
 from time import process_time
 from typing import NamedTuple

@@ -187,7 +187,7 @@ def _turns(program: dict[str, list[Instruction]], line: str) -> int:
     condition = _CONDITION.search(line)
     lines = program.get(condition[1], []) if condition else []
     # A loop of a fixed number of turns counts them from 0, and its condition is `turn < constant`.
-    constants = [found for one in lines if (found := _CONSTANT.search(one.line))]
+    constants = [match for one in lines if (match := _CONSTANT.search(one.line))]
     root = next((one for one in lines if one.root), None)
     if root is None or root.opcode != "compare" or "direction=LT" not in root.line:
         return 1

@@ -61,9 +61,7 @@ def all_pairs(mesh: Mesh, rows: int, tile: int) -> jax.stages.Compiled:
     return _value_and_gradient(mesh, rows, value_of)
 
 
-def of_anchors(
-    mesh: Mesh, rows: int, tile: int, loss: AnchorLoss | TripleLoss
-) -> jax.stages.Compiled:
+def anchors(mesh: Mesh, rows: int, tile: int, loss: AnchorLoss | TripleLoss) -> jax.stages.Compiled:
     """Value and gradient of `anchor_loss`, with data for each anchor where the loss needs them."""
     needs = len(loss.needs) if isinstance(loss, AnchorLoss) else 0
     data = [placed(mesh, SHARDED, Struct((mesh.size * rows,), jnp.float32))] * needs
@@ -89,7 +87,7 @@ def with_proxies(
 
 def pair_step(mesh: Mesh, encoder: Encoder) -> jax.stages.Compiled:
     """A training step on given pairs."""
-    encode, params = encoder_of(encoder, IMAGE)
+    encode, params = abstract_encoder(encoder, IMAGE)
     optimizer = _optimizer()
     count = mesh.size * IMAGES // 2
     pairs = Pairs(_images(count), _images(count), _integers(count))
@@ -98,7 +96,7 @@ def pair_step(mesh: Mesh, encoder: Encoder) -> jax.stages.Compiled:
 
 def all_pairs_step(mesh: Mesh, encoder: Encoder) -> jax.stages.Compiled:
     """A training step on all pairs of a batch."""
-    encode, params = encoder_of(encoder, IMAGE)
+    encode, params = abstract_encoder(encoder, IMAGE)
     optimizer = _optimizer()
     count = mesh.size * IMAGES
     batch = Batch(_images(count), _integers(count))
@@ -111,7 +109,7 @@ def grid(mesh: Mesh) -> jax.stages.Compiled:
     On one device the step is mapped over the cells. On several each cell has a group of them, which
     share its batch.
     """
-    encode, params = encoder_of("ConvNet", GRID_IMAGE)
+    encode, params = abstract_encoder("ConvNet", GRID_IMAGE)
     optimizer = _optimizer()
     count, classes = 60_000, 10
     index = ClassIndex(
@@ -126,7 +124,7 @@ def grid(mesh: Mesh) -> jax.stages.Compiled:
         make_balanced_step(make_all_pairs_step(encode, optimizer), 8, IMAGES // 8),
         _state(params, optimizer),
         source,
-        _numbers(),
+        _hyperparameters(),
         "vmap" if mesh.size == 1 else "shard_map",
         cells=CELLS,
         devices=[*mesh.devices.flat],
@@ -138,7 +136,7 @@ def grid(mesh: Mesh) -> jax.stages.Compiled:
 
 
 @cache
-def encoder_of(encoder: Encoder, image: tuple[int, int, int]) -> tuple[Encode, Params]:
+def abstract_encoder(encoder: Encoder, image: tuple[int, int, int]) -> tuple[Encode, Params]:
     """An encoder in bfloat16 as a function of its parameters, and the shapes of these."""
     make = {"ConvNet": ConvNet, "ResNet18": ResNet18}[encoder]
     encodes = []
@@ -184,7 +182,7 @@ def _training(
     arguments = (
         placed(mesh, REPLICATED, state),
         placed(mesh, SHARDED, batch),
-        placed(mesh, REPLICATED, _numbers()),
+        placed(mesh, REPLICATED, _hyperparameters()),
     )
     program: jax.stages.Compiled = mapped.step.lower(*arguments).compile()  # type: ignore[attr-defined]
     return program
@@ -199,7 +197,7 @@ def _state(params: Params, optimizer: optax.GradientTransformation) -> TrainStat
     return state
 
 
-def _numbers() -> Numbers:
+def _hyperparameters() -> Numbers:
     one: Any = Struct((), jnp.float32)
     seed: Any = Struct((), jnp.uint32)
     return Numbers(margin=one, seed=seed, similar_fraction=one)

@@ -52,15 +52,15 @@ def write(platform: Platform, rows: Sequence[str], page: Path = PAGE) -> None:
         `cuda`.
 
     Raises:
-      ValueError: if the page has no place for the table.
+      ValueError: if the page does not have both comments.
     """
     text = page.read_text()
     begin, end = f"<!-- {platform} -->\n", f"<!-- /{platform} -->"
-    place = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
-    if not place.search(text):
+    between = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
+    if not between.search(text):
         raise ValueError(f"{page.name} must have {begin.strip()} and {end} about its table")
     table = f"\n{_HEADER}" + "".join(f"{line}\n" for line in rows) + "\n"
-    page.write_text(place.sub(lambda _: table, text, count=1))
+    page.write_text(between.sub(lambda _: table, text, count=1))
 
 
 def _amount(count: int) -> str:

@@ -92,7 +92,7 @@ def mesh(target: Target) -> Mesh:
             f"compiling for {target.name} needs {_PLUGINS[target.platform]}, which this Python "
             "does not have; use the one that make test-accelerators installs in build/accelerators"
         )
-    # A plugin would otherwise take the place of the CPU and look for a device of its own.
+    # A plugin would otherwise be the default backend, and look for a device.
     jax.config.update("jax_platforms", "cpu")
     if target.platform == "cuda":
         topology = topologies.get_topology_desc(
