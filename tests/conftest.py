@@ -56,6 +56,12 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in set(long)]
 
 
+@pytest.fixture(scope="session")
+def longer(request):
+    """Whether `--long` was given: every loss then runs in both dtypes."""
+    return request.config.getoption("long")
+
+
 @pytest.fixture
 def no_larger_files():
     """Makes a context in which writing beyond a size fails, as on a full disk."""

@@ -236,12 +236,6 @@ def name(request):
     return request.param
 
 
-@pytest.fixture(scope="session")
-def longer(request):
-    """Whether `--long` was given: every loss then runs in both dtypes."""
-    return request.config.getoption("long")
-
-
 def _in_single(name):
     """Whether the loss is one that the other tests compile in float32 too: one of each type."""
     return name in SHARED or name in VARIANTS or name in ("supcon", "multi_similarity")

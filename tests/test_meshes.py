@@ -136,7 +136,11 @@ def _assert_equal_on_mesh(functions, mesh, kind):
 
 @pytest.mark.parametrize(
     ("mesh", "kind"),
-    [("one axis", "explicit"), ("two axes", "explicit"), ("two axes", "automatic")],
+    [
+        ("one axis", "explicit"),
+        ("two axes", "explicit"),
+        pytest.param("two axes", "automatic", marks=pytest.mark.long),
+    ],
 )
 def test_what_goes_row_by_row(mesh, kind):
     _assert_equal_on_mesh(SIMPLE, mesh, kind)

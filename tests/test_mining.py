@@ -213,7 +213,7 @@ def test_online_hard_pairs_of_two_sets():
     np.testing.assert_allclose(slope, (above - below) / 2e-7, rtol=1e-3)
 
 
-@pytest.mark.parametrize("strategy", ["pmap", "shard_map"])
+@pytest.mark.parametrize("strategy", [pytest.param("pmap", marks=pytest.mark.long), "shard_map"])
 def test_online_hard_pairs_of_devices_are_those_of_the_batch(strategy):
     x, c = _batch()
     x = jnp.float32(x)

@@ -226,7 +226,7 @@ def test_signal_to_noise_of_rows_of_a_tiny_signal_has_a_finite_gradient():
         assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.long), 4])
 def test_signal_to_noise_over_devices(devices):
     rng = np.random.default_rng(4)
     x, c = np.float32(rng.standard_normal((16, 6))), rng.integers(0, 4, 16)

@@ -418,7 +418,7 @@ def _command(*arguments):
     )
 
 
-@pytest.mark.parametrize("strategy", ["pmap", "shard_map"])
+@pytest.mark.parametrize("strategy", [pytest.param("pmap", marks=pytest.mark.long), "shard_map"])
 def test_defaults_run_on_eight_virtual_devices(tmp_path, prepared, strategy):
     environment = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
     command = "-m experiments.train --encoder mlp --steps 100 --validate_every 100 --name eight"

@@ -97,7 +97,7 @@ def test_a_step_is_the_formula_and_adam_written_out(source):
     assert placed.fetch(new).step == 1
 
 
-@pytest.mark.parametrize("augment", [None, flip])
+@pytest.mark.parametrize("augment", [pytest.param(None, marks=pytest.mark.long), flip])
 def test_eight_devices_equal_one(source, model, augment):
     encode, optimizer, state = model
     step = training.make_drawn_step(
