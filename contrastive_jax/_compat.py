@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import AxisType
 
 MARK_AS_VARYING = "jax.lax.pcast(value, {}, to='varying')"
-"""A call that marks a value as varying along axes, for error messages."""
+"""A call that marks a value as varying along axes, for error messages; this from jax 0.8.2 on."""
 if not hasattr(lax, "pcast"):
     MARK_AS_VARYING = "jax.lax.pvary(value, {})"
 
@@ -19,7 +19,8 @@ if not hasattr(lax, "pcast"):
 def check_explicit_axes(mesh: Any) -> None:
     """Refuses a mesh with explicit axes where JAX can not compute on it yet.
 
-    Before jax 0.10 new arrays belong to no mesh, and then do not fit those that do.
+    Before jax 0.10 new arrays belong to no mesh, and then do not fit those that do. This does
+    nothing from jax 0.10 on.
 
     Raises:
       ValueError: if some axis of the mesh is explicit and JAX is too old.
@@ -51,6 +52,21 @@ def pcast_varying(x: jax.Array, axes: tuple[Any, ...]) -> jax.Array:
     marked: jax.Array
     marked = lax.pcast(x, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(x, axes)  # type: ignore[attr-defined]
     return marked
+
+
+def check_checked_pmap() -> None:
+    """Refuses checks of values inside of `jax.pmap` where JAX can not take them out of it.
+
+    From jax 0.8 on, in which `jax.pmap` is made of `jax.shard_map`, this does nothing.
+
+    Raises:
+      ValueError: if JAX is too old.
+    """
+    if jax.__version_info__ < (0, 8):
+        raise ValueError(
+            "checks of values inside of pmap need jax 0.8 or later, and this is jax "
+            f"{jax.__version__}: use shard_map, or leave the checks out"
+        )
 
 
 def donated_state(platform: str) -> tuple[int, ...]:

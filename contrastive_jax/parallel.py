@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import checkify
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from contrastive_jax._compat import donated_state
+from contrastive_jax._compat import check_checked_pmap, donated_state
 from contrastive_jax.training import AXIS
 
 Strategy = Literal["pmap", "shard_map"]
@@ -79,7 +79,8 @@ def parallel(
 ) -> Parallel:
     """Runs a step written against `training.AXIS` on every device at once.
 
-    The first argument, the state, is donated: its buffers hold the new state.
+    The first argument, the state, is donated: its buffers hold the new state. Before jax 0.9 CPUs
+    keep the old state beside the new one.
 
     Args:
       step: from a state and further arguments to a new state and metrics, equal on all devices.
@@ -95,7 +96,8 @@ def parallel(
       The mapped step and its placement functions. Metrics come back as they are, states by `fetch`.
 
     Raises:
-      ValueError: if the strategy is unknown; from the step, the first check that failed.
+      ValueError: if the strategy is unknown, or if `"pmap"` is to check values before jax 0.8; from
+        the step, the first check that failed.
     """
     devices = list(devices or jax.local_devices())
     mesh = Mesh(np.array(devices), (AXIS,))
@@ -126,9 +128,11 @@ def parallel(
             fetch=_to_host,
         )
     if strategy == "pmap":
+        if check_values:
+            check_checked_pmap()
         mapped_ = partial(jax.pmap, step, axis_name=AXIS, devices=devices, out_axes=(0, None))
         return Parallel(
-            step=_checked(mapped_(), donated) if check_values else mapped_(donate_argnums=0),
+            step=_checked(mapped_(), donated) if check_values else mapped_(donate_argnums=donated),
             replicate=lambda tree: _put(
                 jax.tree.map(
                     lambda x: np.broadcast_to(x, (len(devices), *np.shape(x))), _to_host(tree)

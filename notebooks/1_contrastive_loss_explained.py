@@ -66,7 +66,8 @@ import contrastive_jax
 
 devices = jax.devices()
 print(
-    f"{devices[0].device_kind} x {len(devices)}, Python {sys.version.split()[0]}, "
+    f"{jax.default_backend()}: {devices[0].device_kind} x {len(devices)}, "
+    f"Python {sys.version.split()[0]}, "
     f"jax {jax.__version__}, flax {flax.__version__}, contrastive_jax {contrastive_jax.__version__}"
 )
 

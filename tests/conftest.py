@@ -21,11 +21,9 @@ if not hasattr(jax, "enable_x64"):  # before jax 0.8
 
     jax.enable_x64 = enable_x64
 
-QUICKLY = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false"
-)
-
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if jax.__version_info__ < (0, 11):  # later versions end at a flag that they do not have any more
+    QUICKLY += " --xla_cpu_use_fusion_emitters=false"
 
 # Tracing makes many objects that live long; collecting them as often as by default takes a tenth of
 # its time.
@@ -35,6 +33,9 @@ gc.set_threshold(100_000, 20, 20)
 def pytest_addoption(parser):
     parser.addoption("--optimised", action="store_true", help="compile as users do")
     parser.addoption("--long", action="store_true", help="run the tests marked as long too")
+    parser.addoption(
+        "--accelerators", action="store_true", help="compile for TPUs and GPUs that are not there"
+    )
     parser.addoption("--kernel", default="python3", help="Jupyter kernel that runs the notebooks")
     parser.addoption(
         "--package", default="", help="what their first cell installs the library from"

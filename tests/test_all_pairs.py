@@ -799,9 +799,11 @@ def test_parameters_of_any_type():
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(float(half), single, rtol=2**-8)
     gc.freeze()  # the check collects garbage at each trace, among all that other tests left
-    with jax.checking_leaks():
-        by_jit = jax.jit(jax.grad(with_scale))(jnp.float32(1), 5)
-    gc.unfreeze()
+    try:
+        with jax.checking_leaks():
+            by_jit = jax.jit(jax.grad(with_scale))(jnp.float32(1), 5)
+    finally:
+        gc.unfreeze()
     np.testing.assert_allclose(by_jit, single, rtol=1e-5)
 
 

@@ -33,8 +33,8 @@ def test_there_are_four():
 
 
 PACKAGE = 'package = ""'
-# What the first cell prints: devices, Python, JAX, Flax, the library.
-ENVIRONMENT = r".+ x \d+, Python [\d.]+, jax [\d.]+, flax [\d.]+, contrastive_jax [\w.]+\n"
+# What the first cell prints: platform, devices, Python, JAX, Flax, the library.
+ENVIRONMENT = r"\w+: .+ x \d+, Python [\d.]+, jax [\d.]+, flax [\d.]+, contrastive_jax [\w.]+\n"
 
 
 def _first_cell(notebook):

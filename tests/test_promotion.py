@@ -108,13 +108,14 @@ def _pairs(name, x, traced):
     return jnp.sum(given) + all_pairs_loss(x, CLASSES, loss=loss, tile=TILE, **options)
 
 
-def _anchors(make, hyper, x, traced, **options):
+def _anchors(make, hyper, x, traced, both=False, **options):
     loss = make(**_numbers(hyper, traced))
     if isinstance(loss, losses.AnchorLoss) and loss.needs:
         options["data"] = (jnp.abs(x[:, 0]),)
-    # Each loss is traced with both types of hyperparameters, and with one set and with two.
-    others = (2 * x, CLASSES) if traced else ()
-    return anchor_loss(x, CLASSES, *others, loss=loss, tile=TILE, **options)
+    one, two = (), (2 * x, CLASSES)
+    # Without --long each loss has both types of hyperparameters, and one set and two, once.
+    sets = [one, two] if both else [two] if traced else [one]
+    return sum(anchor_loss(x, CLASSES, *others, loss=loss, tile=TILE, **options) for others in sets)
 
 
 def _proxies(name, x, traced):
@@ -212,7 +213,9 @@ def strict():
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_values_and_gradients(name, traced, longer):
     function = partial(FUNCTIONS[name], traced=traced)
-    if not traced or (name in ANCHOR_LOSSES and name not in DERIVED and not longer):
+    if longer and name in {*ANCHOR_LOSSES, *VARIANTS, *MINED}:
+        function = partial(function, both=True)
+    if not longer and (not traced or (name in ANCHOR_LOSSES and name not in DERIVED)):
         value = jax.eval_shape(function, jnp.asarray(X))
     else:  # derivatives are traced in the same way whatever the hyperparameters are
         value, gradient = jax.eval_shape(jax.value_and_grad(function), jnp.asarray(X))

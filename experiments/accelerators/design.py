@@ -87,7 +87,7 @@ def anchors(target: Target, rows: int, tile: int, loss: AnchorLoss | TripleLoss)
             arrays += 3 * target.devices
             most = everywhere * (WIDTH + _ROW) * _WORD
             received["all-gather"] = (everywhere * WIDTH * _WORD, most)
-            received["reduce-scatter"] = (0, most)
+            received["reduce-scatter"] = (rows * WIDTH * _WORD, rows * (WIDTH + _ROW) * _WORD)
     return Design(_sweep_memory(target, rows, tile**2, arrays, _STATISTICS), received)
 
 

@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "accelerators.md"
 Platform = Literal["tpu", "cuda"]
 
 _HEADER = (
-    "| Target | Program | Temporaries, MB | Allowed, MB | Received from other devices | "
+    "| Target | Program | Temporaries, MB | Allowed, MB | Results of collectives | "
     "Compilation, s |\n"
     "| --- | --- | ---: | ---: | --- | ---: |\n"
 )
