@@ -1,4 +1,4 @@
-"""What is compiled for accelerators: losses with their gradients, training steps, a grid.
+"""Builds the programs for accelerators: losses with their gradients, training steps, a grid.
 
 Each function compiles one program for a mesh (`targets.mesh`) from shapes alone.
 """
@@ -165,7 +165,7 @@ def _axis(mesh: Mesh) -> str | None:
 def _value_and_gradient(
     mesh: Mesh, rows: int, value_of: Callable[..., jax.Array], *more: Any
 ) -> jax.stages.Compiled:
-    """By embeddings and all that follows the classes."""
+    """Compiles a value with its gradient by embeddings and by every argument after the classes."""
     count = mesh.size * rows
     x, classes = Struct((count, WIDTH), jnp.float32), Struct((count,), jnp.int32)
     arguments = (*placed(mesh, SHARDED, (x, classes)), *more)
