@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from contrastive_jax import autodiff
 from contrastive_jax._compat import MARK_AS_VARYING
+from contrastive_jax._engine import dense
 from contrastive_jax.checks import (
     CheckedBefore,
     check_closed_over,
@@ -282,7 +283,8 @@ def _reduced(
     def result_of(engine: Callable[..., Sums], *arguments: Any) -> tuple[jax.Array, Any]:
         return reduce(engine(task, *arguments))
 
-    swept, plain = partial(result_of, pair_sums), partial(result_of, autodiff.pair_sums)
+    engine = dense.pair_sums if task.dense else pair_sums
+    swept, plain = partial(result_of, engine), partial(result_of, autodiff.pair_sums)
     if method == "autodiff" or axis_name is not None:
         return (plain if method == "autodiff" else swept)(x, y, parameters)
     return differentiable(swept, plain, x, y, parameters)
@@ -331,6 +333,7 @@ def prepared(
       The task, rows, columns, the parameters of the distance, and examples of a distance and a
       label as a loss will get them.
     """
+    given = tile
     if tile is None:
         tile = 512 if jax.default_backend() == "cpu" else 2048
     if not isinstance(tile, int | np.integer) or tile < 8 or tile % 8:
@@ -375,7 +378,16 @@ def prepared(
         precision=precision,
         axis_name=axis_name,
     )
+    task = task._replace(
+        dense=_is_dense(task, x, y, given),
+        weighted=rows[2] is not None or columns[2] is not None,
+    )
     return task, x, y, of_distance, (scalar, label)
+
+
+def _is_dense(task: Task, x: Side, y: Side | None, tile: int | None) -> bool:
+    """Whether the matrix of all pairs is computed at once: not over devices, nor by given tiles."""
+    return tile is None and task.axis_name is None and dense.fits(task, x, y)
 
 
 def checked_side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from contrastive_jax import autodiff
+from contrastive_jax._engine import dense
 from contrastive_jax.all_pairs import Method, check_method, hoisted, prepared, real_scalar
 from contrastive_jax.anchors import Stage, derived, shared_total
 from contrastive_jax.anchors import anchor_statistics as _anchor_statistics
@@ -129,18 +130,19 @@ def anchor_loss(
         return jnp.zeros((), examples[0].dtype)
     anchored: Any = _anchor_total if isinstance(loss, AnchorLoss) else _triple_total
     total, arguments = anchored(task, loss, x, y, of_distance, examples, data, reduction)
+    engine = dense if task.dense else _sweeps
     # Marked as varying, a value that all devices of `jax.shard_map` share would not fit the program
     # that was traced with it. Not marked, it has a derivative in reverse mode alone.
     shared = isinstance(loss, AnchorLoss) and any(
         axes_of(x) - axes_of(value) for value in arguments[-1]
     )
     if method == "autodiff" or axis_name is not None or shared:
-        return cast(jax.Array, total(autodiff if method == "autodiff" else _sweeps, *arguments))
+        return cast(jax.Array, total(autodiff if method == "autodiff" else engine, *arguments))
 
     def result(engine: Any, *arguments: Any) -> tuple[jax.Array, tuple[()]]:
         return total(engine, *arguments), ()
 
-    return differentiable(partial(result, _sweeps), partial(result, autodiff), *arguments)[0]
+    return differentiable(partial(result, engine), partial(result, autodiff), *arguments)[0]
 
 
 def _name(function: Any) -> str:
@@ -198,7 +200,11 @@ def anchor_statistics(
         shared=data,
     )
     data, stages, values, _ = _staged(statistics, x, data, examples)
-    engine = autodiff.anchor_statistics if method == "autodiff" else _anchor_statistics
+    engine = _anchor_statistics
+    if method == "autodiff":
+        engine = autodiff.anchor_statistics
+    elif task.dense:
+        engine = dense.anchor_statistics
     return engine(task, stages, x, y, data, Parameters(values, of_distance))
 
 
@@ -248,7 +254,8 @@ def _anchor_total(
         # not have a derivative.
         substitute = jnp.argmax(counts)
         results = jax.tree.map(
-            lambda leaf: jnp.where(counts, leaf, leaf[substitute]), (*data, *found)
+            lambda leaf: jnp.where(counts, leaf, lax.stop_gradient(leaf)[substitute]),
+            (*data, *found),
         )
         means = jax.vmap(lambda *results: function(*results, *of_loss))(*results)
         sums = [

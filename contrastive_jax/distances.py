@@ -343,7 +343,7 @@ def _absolute(x: jax.Array) -> jax.Array:
     return jnp.sign(x) * x  # of which, unlike jnp.abs, the derivative at 0 is 0
 
 
-def _round(x: jax.Array, bits: int) -> jax.Array:
+def rounded(x: jax.Array, bits: int) -> jax.Array:
     """Rounds to `bits` bits after the leading one."""
     return lax.reduce_precision(x, np.finfo(x.dtype).nexp, bits)
 
@@ -356,7 +356,7 @@ def inverse_scale(x: jax.Array) -> jax.Array:
     """
     tiny = float(np.finfo(x.dtype).tiny)
     largest = jnp.max(jnp.abs(x))
-    inverse = _round(1 / jnp.clip(largest, tiny, 1 / tiny), 0)
+    inverse = rounded(1 / jnp.clip(largest, tiny, 1 / tiny), 0)
     return lax.stop_gradient(jnp.where(largest == 0, 1, inverse))
 
 
@@ -416,8 +416,8 @@ def _perpendicular(a: jax.Array, b: jax.Array) -> jax.Array:
     # halves of a have products that are exact.
     half = (np.finfo(a.dtype).nmant - 1) // 2
     aa, ab, bb = jnp.sum(a * a), jnp.sum(a * b), jnp.sum(b * b)
-    ratio = lax.stop_gradient(_round(jnp.sign(ab) * jnp.sqrt(bb / aa), half))
-    low = lax.stop_gradient(a - _round(a, half))
+    ratio = lax.stop_gradient(rounded(jnp.sign(ab) * jnp.sqrt(bb / aa), half))
+    low = lax.stop_gradient(a - rounded(a, half))
     difference = (b - ratio * (a - low)) - ratio * low
     return difference - a * (jnp.sum(a * difference) / aa)
 

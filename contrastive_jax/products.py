@@ -32,6 +32,10 @@ class Product(NamedTuple):
     """Whether points are linear in the vectors, by factors that are the parameters."""
     by_anchor: bool = False
     """Whether the distance depends on the length of the first point."""
+    additive: bool = False
+    """Whether the difference of two points is the point of the difference of the vectors."""
+    rest: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    """From vectors and their points to what rounding has taken off the points, `[N, E]`."""
 
 
 def as_product(distance: Callable[..., jax.Array]) -> tuple[Product | None, dict[str, Any]]:
@@ -69,7 +73,8 @@ def _root(square: jax.Array) -> jax.Array:
 @_root.defjvp
 def _root_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     root = _root(primals[0])
-    return root, jnp.where(root > 0, 0.5 / root, 0) * tangents[0]
+    # Selected last, so that an infinite derivative of a loss by a distance of 0 is left out.
+    return root, jnp.where(root > 0, tangents[0] * (0.5 / jnp.where(root > 0, root, 1)), 0)
 
 
 @jax.custom_jvp
@@ -85,13 +90,51 @@ def _arc_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return _arc(square), jnp.where(slope > 0, lax.rsqrt(slope), 0) * tangents[0]
 
 
-def _directions(x: jax.Array) -> jax.Array:
-    size = lax.stop_gradient(jnp.max(jnp.abs(x), axis=1, keepdims=True))
+def _inverse_lengths(x: jax.Array) -> jax.Array:
+    """One over the lengths of vectors, `[N, 1]`, and 0 for a vector without direction."""
+    size = jnp.max(jnp.abs(x), axis=1, keepdims=True)
     # As `distances.cosine` does: so short a vector counts as one without direction.
     none = size < 8 * math.sqrt(np.finfo(x.dtype).tiny)
-    scaled = x / jnp.where(none, 1, size)
-    square = jnp.sum(scaled * scaled, axis=1, keepdims=True)
-    return jnp.where(none, 0, scaled * lax.rsqrt(jnp.where(none, 1, square)))
+    size = jnp.where(none, 1, size)
+    square = jnp.sum(jnp.square(x / size), axis=1, keepdims=True)
+    return jnp.where(none, 0, lax.rsqrt(square) / size)
+
+
+@jax.custom_vjp
+def _directions(x: jax.Array) -> jax.Array:
+    return x * _inverse_lengths(x)
+
+
+def _directions_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    inverse = _inverse_lengths(x)
+    return x * inverse, (x * inverse, inverse)
+
+
+def _directions_backward(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array]:
+    directions, inverse = residuals
+    along = jnp.sum(directions * cotangent, axis=1, keepdims=True)
+    return (inverse * (cotangent - along * directions),)
+
+
+_directions.defvjp(_directions_forward, _directions_backward)
+
+
+def _rest_of_directions(x: jax.Array, points: jax.Array) -> jax.Array:
+    """What is left of the directions of vectors beyond the rounded ones, to first order."""
+    half = (np.finfo(x.dtype).nmant + 1) // 2
+    coarse = functools.partial(distances.rounded, bits=half - 1)
+    x = x * jax.vmap(distances.inverse_scale)(x)[:, None]
+    length = jnp.sum(x * points, axis=1, keepdims=True)
+    # The products of halves are exact, so that x - length * points is.
+    a, b = coarse(length), coarse(points)
+    across = ((x - a * b) - a * (points - b)) - (length - a) * points
+    across /= jnp.where(length == 0, 1, length)
+    grid = 2.0 ** -(np.finfo(x.dtype).nmant // 2)
+    c = jnp.round(points / grid) * grid
+    # Squares on a grid add up exactly.
+    excess = (jnp.sum(c * c, axis=1) - 1) + jnp.sum((points + c) * (points - c), axis=1)
+    along = jnp.sum(points * across, axis=1) + excess / 2
+    return jnp.where(length == 0, 0, across - points * along[:, None])
 
 
 def _signals(x: jax.Array) -> jax.Array:
@@ -106,18 +149,23 @@ def _mapped(x: jax.Array, factor: jax.Array) -> jax.Array:
     return jnp.matmul(x, factor.astype(x.dtype).T, precision=lax.Precision.HIGHEST)
 
 
-_MAHALANOBIS = Product(_mapped, _root, squared=True, linear=True)
+_MAHALANOBIS = Product(_mapped, _root, squared=True, linear=True, additive=True)
 _PRODUCTS: tuple[tuple[Callable[..., jax.Array], Product], ...] = (
     (distances.euclidean, Product(None, _root, squared=True)),
     (distances.squared_euclidean, Product(None, lambda square: square, squared=True)),
-    (distances.cosine, Product(_directions, lambda square: square / 2, True, on_sphere=True)),
+    (
+        distances.cosine,
+        Product(
+            _directions, lambda square: square / 2, True, on_sphere=True, rest=_rest_of_directions
+        ),
+    ),
     (
         distances.angular,
         Product(_directions, _arc, squared=True, on_sphere=True, bends_at_antipodes=True),
     ),
     (
         distances.signal_to_noise,
-        Product(_signals, distances.noise_over_signal, squared=True, by_anchor=True),
+        Product(_signals, distances.noise_over_signal, squared=True, by_anchor=True, additive=True),
     ),
     (distances.negative_dot, Product(None, lambda product: -product, squared=False)),
 )

@@ -57,6 +57,10 @@ class Task(NamedTuple):
     tile: int
     precision: lax.PrecisionLike
     axis_name: Any
+    dense: bool = False
+    """Whether the matrix of all pairs is computed at once."""
+    weighted: bool = True
+    """Whether rows may have weights other than 1."""
     anchors: Literal["none", "rows", "both"] = "none"
     """Whether a pair is seen from an anchor: from none, from its row, or from either side."""
     statistics: tuple[Kind, ...] | None = None
@@ -163,7 +167,7 @@ def add_tile(
     apart = (x.classes[-1] < y.classes[0]) | (y.classes[-1] < x.classes[0])
     add = partial(_add_tile, context, x, across, y, top, left, apart)
     if context.task.similar_alone:
-        return cast(Carry, _when(~apart, add, carry))
+        return cast(Carry, lazy_cond(~apart, add, carry))
     return add(carry)
 
 
@@ -241,7 +245,7 @@ def _add_tile(
         carry = by_product(u, across, v, square, labels, weights, carry)
         if not task.exact:
             return carry
-        return cast(Carry, _when(jnp.min(excess) < 0, add_close, carry))
+        return cast(Carry, lazy_cond(jnp.min(excess) < 0, add_close, carry))
 
     def add_close(carry: Carry) -> Carry:
         # Measured again: to hand over whole tiles would slow down those that have nothing close.
@@ -273,9 +277,9 @@ def _add_tile(
         plain &= ~any_close()
     if top is not None:
         plain &= top != left
-    carry = _when(plain & apart, add_apart, carry)
-    carry = _when(plain & ~apart, add_plain, carry)
-    return cast(Carry, _when(~plain, add_any, carry))
+    carry = lazy_cond(plain & apart, add_apart, carry)
+    carry = lazy_cond(plain & ~apart, add_plain, carry)
+    return cast(Carry, lazy_cond(~plain, add_any, carry))
 
 
 def _inner(task: Task, u: jax.Array, v: jax.Array) -> jax.Array:
@@ -435,7 +439,7 @@ def _add_by_product(
     for k in kinds:
         slope = _of_kind(k, count, labels, slopes)
         weighs = jnp.max(jnp.abs(slope)) != 0
-        rows, columns = _when(weighs, partial(add, k, slope), (rows, columns))
+        rows, columns = lazy_cond(weighs, partial(add, k, slope), (rows, columns))
     return carry._replace(rows=rows, columns=columns)
 
 
@@ -645,7 +649,7 @@ def added(whole: Any, part: Any, start: jax.Array) -> Any:
     return jax.tree.map(one, whole, part)
 
 
-def _when(condition: jax.Array, change: Callable[[Any], Any], state: Any) -> Any:
+def lazy_cond(condition: jax.Array, change: Callable[[Any], Any], state: Any) -> Any:
     """`change(state)` where the condition holds.
 
     A loop and not `lax.cond`, which under `vmap` computes both branches for all: so mapped, nothing

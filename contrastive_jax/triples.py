@@ -85,12 +85,47 @@ def _triple_sums(
     of_loss: tuple[jax.Array, ...],
     parameters: Parameters,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def statistics(
+        stages: tuple[Stage, ...], x: Side, y: Side | None, data: Any, parameters: Any, _: Any
+    ) -> tuple[Any, ...]:
+        return anchor_statistics(task, stages, x, y, data, parameters)
+
+    return triple_sums_of(statistics, task, triples, x, y, of_loss, parameters)
+
+
+def triple_sums_of(
+    statistics: Callable[..., tuple[Any, ...]],
+    task: Task,
+    triples: Triples,
+    x: Side,
+    y: Side | None,
+    of_loss: tuple[jax.Array, ...],
+    parameters: Parameters,
+    matrix: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The sums of `triple_sums` by a function that gives the statistics of anchors.
+
+    Args:
+      statistics: takes stages, anchors, columns, data, parameters and the matrix, and returns what
+        `anchor_statistics` returns.
+      task: how the pairs are walked.
+      triples: what is computed.
+      x: anchors, `[N]` rows.
+      y: columns; None for the other rows of `x`.
+      of_loss: parameters of the loss.
+      parameters: of the stages one after the other, and of the distance.
+      matrix: distances of the rows from the columns, `[N, M]`, which are the same for all
+        positives; None where the statistics are computed from vectors.
+
+    Returns:
+      The sums, which can be differentiated once, in reverse mode, also by the matrix.
+    """
     x, y = kept(x), None if y is None else kept(y)
-    arguments = (x, y), of_loss, parameters, _numbered(task, x, y)
+    arguments = (x, y), of_loss, parameters, _numbered(task, x, y), matrix
     arguments = varying(arguments, axes_of(arguments))
     ranks = [jnp.ndim(leaf) for leaf in jax.tree.leaves(arguments)]
     structure = jax.tree.structure(arguments)
-    some = partial(_some, task, triples)
+    some = partial(_some, statistics, task, triples)
 
     @jax.custom_vjp
     @on_mesh_of_arguments
@@ -175,7 +210,7 @@ def _everywhere(task: Task, values: jax.Array) -> jax.Array:
 
 def _looped(triples: Triples, one: Callable[[jax.Array], Any], arguments: Any) -> Any:
     """Sums over all positives, so many at once."""
-    numbered: _Numbered = arguments[-1]
+    numbered: _Numbered = arguments[3]
     shapes = jax.eval_shape(one, jnp.int32(0))
     nothing = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
     trips = -(-numbered.most // triples.at_once)
@@ -189,6 +224,7 @@ def _looped(triples: Triples, one: Callable[[jax.Array], Any], arguments: Any) -
 
 
 def _some(
+    statistics: Callable[..., tuple[Any, ...]],
     task: Task,
     triples: Triples,
     k: jax.Array,
@@ -196,6 +232,7 @@ def _some(
     of_loss: tuple[jax.Array, ...],
     parameters: Parameters,
     numbered: _Numbered,
+    matrix: jax.Array | None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Sums over the positives of all anchors from number `k * at_once` on."""
     x, y = sides
@@ -226,7 +263,7 @@ def _some(
         Stage(_AtOnce(stage.function, earlier), stage.parameters, stage.similar_alone)
         for earlier, stage in enumerate(triples.stages)
     )
-    found = anchor_statistics(task, stages, x, y, (known,), parameters)
+    found = statistics(stages, x, y, (known,), parameters, matrix)
     sums = [jnp.zeros((), x.vectors.dtype)] * 3
     for column, counts in enumerate(valid):
         each = known[column], *[stage[column] for stage in found]

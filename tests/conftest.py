@@ -36,6 +36,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--accelerators", action="store_true", help="compile for TPUs and GPUs that are not there"
     )
+    parser.addoption(
+        "--dense", action="store_true", help="compute the matrix of all pairs where a tile is given"
+    )
     parser.addoption("--kernel", default="python3", help="Jupyter kernel that runs the notebooks")
     parser.addoption(
         "--package", default="", help="what their first cell installs the library from"
@@ -51,10 +54,32 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("long"):
-        long = [item for item in items if item.get_closest_marker("long")]
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
+    left_out = [
+        mark
+        for mark, option in (
+            ("long", not config.getoption("long")),
+            ("sweep", config.getoption("dense")),
+        )
+        if option
+    ]
+    for mark in left_out:
+        marked = [item for item in items if item.get_closest_marker(mark)]
+        config.hook.pytest_deselected(items=marked)
+        items[:] = [item for item in items if not item.get_closest_marker(mark)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def dense_whatever_tile(request):
+    """With `--dense`, tests of the sweep over tiles test the matrix of all pairs instead."""
+    if not request.config.getoption("dense"):
+        yield
+        return
+    from contrastive_jax import all_pairs
+
+    is_dense = all_pairs._is_dense
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(all_pairs, "_is_dense", lambda task, x, y, tile: is_dense(task, x, y, None))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -861,15 +861,15 @@ def test_no_rows():
 def test_inexact_close_pairs():
     """What the option gives up, and that it gives up nothing else."""
     x, c = _batch(25, 20, 16)
-    x[3] = x[0] + 1e-4
+    x[3] = x[1] + 1e-4
     both = [all_pairs_loss(x, c, margin=3.0, exact=exact, tile=8) for exact in (True, False)]
     np.testing.assert_allclose(both[1], both[0], rtol=1e-5)
     c = np.arange(20)
-    c[3] = 0
+    c[3] = 1
     exact, rough = (
         all_pairs_loss(x, c, loss=lambda d, y: d * (1 - y), reduction="sum", exact=exact, tile=8)
         for exact in (True, False)
     )
-    true = np.linalg.norm(x[0].astype(float) - x[3])
+    true = np.linalg.norm(x[1].astype(float) - x[3])
     np.testing.assert_allclose(exact / 2, true, rtol=1e-6)
     assert abs(rough / 2 - true) > 1e-3 * true

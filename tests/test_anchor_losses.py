@@ -694,6 +694,7 @@ def test_proxies_met_at_once_under_transformations(name_of):
         chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("traced", [False, True])
 def test_a_tile_without_similar_pairs_measures_no_similar_ones(traced):
     """Of a statistic of similar pairs it is to compute nothing, whether or not it is traced."""
@@ -718,6 +719,7 @@ def test_a_tile_without_similar_pairs_measures_no_similar_ones(traced):
     assert exponentials(lambda label: label == 1) == everything
 
 
+@pytest.mark.sweep
 def test_statistics_are_given_arrays_of_jax():
     """A label that is known while tracing is to be no other kind of value than one that is not."""
     labels = []

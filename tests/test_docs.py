@@ -67,7 +67,7 @@ def _trees():
     """The modules of the library but for private ones, as they are written."""
     package = ROOT / "contrastive_jax"
     for path in package.rglob("*.py"):
-        if not path.name.startswith("_"):
+        if not any(part.startswith("_") for part in path.relative_to(package).parts):
             yield (
                 ".".join(path.relative_to(package).with_suffix("").parts),
                 ast.parse(path.read_text()),

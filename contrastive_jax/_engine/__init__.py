@@ -1,0 +1,1 @@
+"""Sums over the pairs of two sets of rows, and their gradients."""

@@ -1,0 +1,287 @@
+"""Sums and statistics over all pairs of two small sets of rows, from one matrix of distances.
+
+They equal those of the sweeps over tiles (`contrastive_jax.streaming`, `anchors`, `triples`). The
+matrix of distances takes memory for every pair, but a small one is computed, compiled and
+differentiated as fast as a few lines of `jax.numpy`: there is no loop over tiles and no sort. What
+the loss makes of the distances is ordinary JAX, and the derivatives of the matrix are those of
+`contrastive_jax._engine.distance_matrix`.
+"""
+
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from contrastive_jax._engine.distance_matrix import (
+    Metric,
+    distance_matrix,
+    first_pair,
+    pairs_that_count,
+)
+from contrastive_jax.anchors import Stage, values_of_stage
+from contrastive_jax.program_cache import compiled
+from contrastive_jax.statistics import Statistic, is_statistic
+from contrastive_jax.streaming import Side, kept
+from contrastive_jax.tiles import Parameters, Sums, Task
+from contrastive_jax.triples import Triples, triple_sums_of
+
+# Rows of a side up to which a matrix of all pairs is faster than a sweep over tiles.
+LARGEST = 1024
+# Entries of the differences of all pairs, `N x M x D`, up to which a distance that does not follow
+# from a product is computed at once.
+_DIFFERENCES = 2**24
+
+
+def fits(task: Task, x: Side, y: Side | None) -> bool:
+    """Tells whether the matrix of two sets is small enough.
+
+    Args:
+      task: the distance.
+      x: rows.
+      y: columns; None for the rows.
+
+    Returns:
+      Whether the functions of this module are faster than a sweep over tiles.
+    """
+    rows, width = x.vectors.shape
+    columns = rows if y is None else len(y.classes)
+    if not min(rows, columns) or max(rows, columns) > LARGEST:
+        return False
+    if task.product is not None:
+        return not task.product.bends_at_antipodes
+    return rows * columns * width <= _DIFFERENCES
+
+
+def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Sums:
+    """Sums over all pairs of a row of `x` and one of `y`, or of two different rows of `x`.
+
+    Args:
+      task: losses and distances of the pairs.
+      x: rows.
+      y: columns; None for the other rows of `x`.
+      parameters: parameters of the loss and of the distance.
+
+    Returns:
+      The sums, of which the first can be differentiated once, in reverse mode, by vectors and
+      parameters.
+    """
+    return cast(Sums, compiled(_pair_sums, task)(x, y, parameters))
+
+
+def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Sums:
+    x, y = kept(x), None if y is None else kept(y)
+    columns = x if y is None else y
+    symmetric = y is None and len(task.distances) == 1
+    matrix = _matrix(task, x, y, parameters.distance, symmetric=symmetric)
+    counts, labels = _mask_and_labels(x, y)
+
+    def of_pair(distance: jax.Array, label: jax.Array) -> jax.Array:
+        return cast(jax.Array, task.loss(distance, label, *parameters.loss))
+
+    losses = jax.vmap(jax.vmap(of_pair))(matrix, labels).astype(matrix.dtype)
+    x_weights, y_weights = (lax.stop_gradient(side.weights) for side in (x, columns))
+    weights = counts.astype(matrix.dtype)
+    if task.weighted:
+        weights = jnp.where(counts, x_weights[:, None] * y_weights[None], 0)
+
+    def total(values: jax.Array) -> jax.Array:
+        if not task.by_label:
+            return jnp.sum(values)[None]
+        return jnp.stack([jnp.sum(jnp.where(labels == k, values, 0)) for k in range(2)])
+
+    bad = _zero_or_nan(x.vectors) + (0 if y is None else _zero_or_nan(y.vectors))
+    if task.weighted:
+        bad += _zero_or_nan(x_weights) + _zero_or_nan(y_weights)
+    if task.weighted or task.by_label:
+        number = total(weights)
+    else:
+        rows, others = ((side.classes >= 0).astype(matrix.dtype) for side in (x, columns))
+        # As products of vectors, for which XLA has a kernel ready on a CPU.
+        count = jnp.dot(rows, rows)
+        number = (count * (count - 1) if y is None else count * jnp.dot(others, others))[None]
+    return Sums(
+        loss=total(jnp.where(weights > 0, weights * losses, 0)) + bad,
+        pairs=number,
+        active=total(jnp.where(losses != 0, weights, 0)) if task.active else 0 * number,
+    )
+
+
+def anchor_statistics(
+    task: Task,
+    stages: tuple[Stage, ...],
+    x: Side,
+    y: Side | None,
+    data: tuple[Any, ...],
+    parameters: Parameters,
+) -> tuple[Any, ...]:
+    """Statistics over the pairs of each row of `x` with the rows of `y`, or with the others of `x`.
+
+    Args:
+      task: distances of the pairs.
+      stages: functions that give the statistics.
+      x: anchors, `[N]` rows.
+      y: columns; None for the other rows of `x`.
+      data: data of each anchor, trees of `[N]`.
+      parameters: parameters of the stages one after the other, and of the distance.
+
+    Returns:
+      For each stage its statistics, `[N]` each. They can be differentiated once, in reverse mode.
+    """
+    run = compiled(_anchor_statistics, task, stages)
+    return cast(tuple[Any, ...], run(x, y, data, parameters))
+
+
+def _anchor_statistics(
+    task: Task,
+    stages: tuple[Stage, ...],
+    x: Side,
+    y: Side | None,
+    data: tuple[Any, ...],
+    parameters: Parameters,
+) -> tuple[Any, ...]:
+    x, y = kept(x), None if y is None else kept(y)
+    matrix = _matrix(task, x, y, parameters.distance)
+    return _statistics(stages, matrix, *_mask_and_labels(x, y), data, parameters.loss)
+
+
+def triple_sums(
+    task: Task,
+    triples: Triples,
+    x: Side,
+    y: Side | None,
+    of_loss: tuple[jax.Array, ...],
+    parameters: Parameters,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sums over all pairs of an anchor and a positive.
+
+    Args:
+      task: distances of the pairs.
+      triples: functions of an anchor and a positive.
+      x: anchors, `[N]` rows.
+      y: columns; None for the other rows of `x`.
+      of_loss: parameters of the loss.
+      parameters: parameters of the stages one after the other, and of the distance.
+
+    Returns:
+      Sums of the values, of their counts and of the counts of active ones. The first can be
+      differentiated once, in reverse mode, by vectors and parameters.
+    """
+    run = compiled(_triple_sums, task, triples)
+    return cast(tuple[jax.Array, jax.Array, jax.Array], run(x, y, of_loss, parameters))
+
+
+def _triple_sums(
+    task: Task,
+    triples: Triples,
+    x: Side,
+    y: Side | None,
+    of_loss: tuple[jax.Array, ...],
+    parameters: Parameters,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, y = kept(x), None if y is None else kept(y)
+    # Distances from a vector that is made of anchor and positive change with the positive.
+    shared = None if triples.joined is not None else _matrix(task, x, y, parameters.distance)
+
+    def statistics(
+        stages: tuple[Stage, ...],
+        anchors: Side,
+        columns: Side | None,
+        data: tuple[Any, ...],
+        parameters: Parameters,
+        matrix: jax.Array | None,
+    ) -> tuple[Any, ...]:
+        if matrix is None:
+            matrix = _matrix(task, anchors, columns, parameters.distance)
+        masks = _mask_and_labels(anchors, columns)
+        return _statistics(stages, matrix, *masks, data, parameters.loss)
+
+    return triple_sums_of(statistics, task, triples, x, y, of_loss, parameters, shared)
+
+
+def _zero_or_nan(x: jax.Array) -> jax.Array:
+    """NaN if an entry is not finite, else 0."""
+    # The sum of finite entries is finite, as there are not so many.
+    return 0 * jnp.sum(lax.stop_gradient(x) * 2.0**-32)
+
+
+def _matrix(
+    task: Task,
+    x: Side,
+    y: Side | None,
+    parameters: tuple[jax.Array, ...],
+    *,
+    symmetric: bool = False,
+) -> jax.Array:
+    metric = Metric(task.distances[0], task.product, task.exact, task.precision, symmetric)
+    y_vectors, y_classes = (None, None) if y is None else (y.vectors, y.classes)
+    return distance_matrix(metric, x.vectors, x.classes, y_vectors, y_classes, parameters)
+
+
+def _mask_and_labels(x: Side, y: Side | None) -> tuple[jax.Array, jax.Array]:
+    """Which pairs count, and labels, with that of the first pair for those that do not."""
+    columns = x if y is None else y
+    counts = pairs_that_count(x.classes, None if y is None else y.classes)
+    labels = x.classes[:, None] != columns.classes[None]
+    first = first_pair(y is None)
+    labels = jnp.where(counts, labels, labels[first] | ~counts[first])
+    return counts, labels.astype(jnp.int32)
+
+
+def _statistics(
+    stages: tuple[Stage, ...],
+    matrix: jax.Array,
+    counts: jax.Array,
+    labels: jax.Array,
+    data: tuple[Any, ...],
+    parameters: tuple[jax.Array, ...],
+) -> tuple[Any, ...]:
+    results = data
+    for k in range(len(stages)):
+        of_pair = partial(values_of_stage, stages, k)
+        over_columns = jax.vmap(of_pair, (0, 0, None, None))
+        pairs = jax.vmap(over_columns, (0, 0, 0, None))(matrix, labels, results, parameters)
+        reduce = partial(_reduced, counts, matrix.dtype)
+        results = (*results, jax.tree.map(reduce, pairs, is_leaf=is_statistic))
+    return results[len(data) :]
+
+
+def _reduced(counts: jax.Array, dtype: Any, pairs: Statistic) -> jax.Array:
+    """A statistic of pairs `[N, M]`, over those of each row that count."""
+    where, value = pairs.where & counts, pairs.value.astype(dtype)
+    if pairs.kind == "sum":
+        return jnp.sum(jnp.where(where, value, 0), axis=1)
+    if pairs.kind == "max":
+        return _largest(value, where)
+    if pairs.kind == "min":
+        return -_largest(-value, where)
+    # One array is compared with its maximum: computed twice it might have other digits.
+    value = lax.optimization_barrier(jnp.where(where, value, -jnp.inf))
+    largest = lax.stop_gradient(jnp.max(value, axis=1))
+    offset = jnp.where(jnp.abs(largest) == jnp.inf, 0, largest)
+    total = jnp.sum(jnp.exp(value - offset[:, None]), axis=1)
+    some = total != 0
+    return jnp.where(some, offset + jnp.log(jnp.where(some, total, 1)), -jnp.inf)
+
+
+def _largest(value: jax.Array, where: jax.Array) -> jax.Array:
+    """Largest value of each row where a mask holds, with the derivative of one entry alone."""
+    indices = np.arange(value.shape[1])[None]
+
+    @jax.custom_vjp
+    def largest(value: jax.Array, where: jax.Array) -> jax.Array:
+        return jnp.max(jnp.where(where, value, -jnp.inf), axis=1)
+
+    def forward(value: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value = lax.optimization_barrier(jnp.where(where, value, -jnp.inf))
+        result = jnp.max(value, axis=1)
+        equal = where & (value == result[:, None])
+        return result, jnp.max(jnp.where(equal, indices, -1), axis=1)
+
+    def backward(index: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.where(indices == index[:, None], cotangent[:, None], 0), None
+
+    largest.defvjp(forward, backward)
+    return largest(value, where)

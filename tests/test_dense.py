@@ -1,0 +1,218 @@
+"""The matrix of all distances of small batches against float64 NumPy, and where it is chosen.
+
+`pytest --dense` runs the tests of the sweep over tiles on it too.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses
+from contrastive_jax._engine import dense
+from contrastive_jax._engine.distance_matrix import Metric, distance_matrix
+from contrastive_jax.products import as_product
+
+FACTOR = np.random.default_rng(9).standard_normal((5, 6)).astype(np.float32)
+
+
+def _cosine(a, b):
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    half = a / np.linalg.norm(a, axis=-1)[..., None] - b / np.linalg.norm(b, axis=-1)[..., None]
+    return np.where(lengths > 0, (half**2).sum(-1) / 2, 1.0)
+
+
+DISTANCES = {
+    "euclidean": (distances.euclidean, lambda a, b: np.linalg.norm(a - b, axis=-1)),
+    "squared_euclidean": (distances.squared_euclidean, lambda a, b: ((a - b) ** 2).sum(-1)),
+    "cosine": (distances.cosine, _cosine),
+    "mahalanobis": (
+        functools.partial(distances.mahalanobis, factor=FACTOR),
+        lambda a, b: np.linalg.norm((a - b) @ FACTOR.astype(float).T, axis=-1),
+    ),
+    "signal_to_noise": (
+        distances.signal_to_noise,
+        lambda a, b: (a - b).var(-1) / np.broadcast_to(a, (a - b).shape).var(-1),
+    ),
+}
+
+
+@functools.lru_cache
+def _program(name, one_set):
+    distance, _ = DISTANCES[name]
+    product, bound = as_product(distance)
+    metric = Metric(getattr(distance, "func", distance), product, True, "highest", False)
+    factor = tuple(jnp.asarray(value) for value in bound.values())
+
+    def total(x, y, weights, x_classes, y_classes):
+        sets = (None, None) if one_set else (y, y_classes)
+        matrix = distance_matrix(metric, x, x_classes, *sets, factor)
+        return jnp.sum(weights * matrix), matrix
+
+    return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+
+
+def _derivative(name, x, y, weights):
+    """Gradients of a weighted sum of distances in float64, by complex steps or by hand."""
+    of_pair = DISTANCES[name][0]
+    with jax.enable_x64(True):
+        a, b = jnp.asarray(x, float), jnp.asarray(y, float)
+
+        def total(a, b):
+            return jnp.sum(weights * jax.vmap(jax.vmap(of_pair, (None, 0)), (0, None))(a, b))
+
+        return [np.asarray(one) for one in jax.grad(total, (0, 1))(a, b)]
+
+
+def _assert_right(name, x, y=None):
+    """Every distance to 1e-4, and the gradient of a weighted sum to 1e-4 of its largest entry."""
+    one_set = y is None
+    columns = x if one_set else y
+    weights = np.random.default_rng(1).uniform(-1, 1, (len(x), len(columns))).astype(np.float32)
+    weights = weights * ~np.eye(len(x), dtype=bool) if one_set else weights
+    classes, others = np.zeros(len(x), np.int32), np.zeros(len(columns), np.int32)
+    (_, matrix), gradient = _program(name, one_set)(x, columns, weights, classes, others)
+    pairs = ~np.eye(len(x), dtype=bool) if one_set else np.ones(matrix.shape, bool)
+    expected = DISTANCES[name][1](x.astype(float)[:, None], columns.astype(float)[None])
+    np.testing.assert_allclose(matrix[pairs], expected[pairs], rtol=1e-4, atol=1e-37)
+    want = _derivative(name, x, columns, weights.astype(float))
+    got = [np.asarray(one, float) for one in gradient]
+    if one_set:
+        want, got = [want[0] + want[1]], got[:1]
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
+
+
+def _plane(rng, size=40):
+    """A cloud of two dimensions, in which every point is close to some others."""
+    return np.pad(rng.uniform(-1, 1, (size, 2)), ((0, 0), (0, 4)))
+
+
+def _chain(rng, size=40):
+    """Points along a curve, each of which is close to the next."""
+    angle = np.linspace(0, 3, size)[:, None]
+    curve = [np.cos(angle), np.sin(angle), angle / 3, 0 * angle, 0 * angle, 0 * angle]
+    return np.concatenate(curve, axis=1)[rng.permutation(size)] + 2
+
+
+def _clusters(rng, size=40, spread=1e-4):
+    return rng.standard_normal((5, 6))[rng.integers(0, 5, size)] + spread * rng.standard_normal(
+        (size, 6)
+    )
+
+
+def _nested(rng, size=40):
+    """Clusters of clusters of clusters, down to the last digits."""
+    index = rng.integers(0, 3, (3, size))
+    return sum(
+        scale * rng.standard_normal((3, 6))[one]
+        for scale, one in zip((1, 1e-3, 1e-6), index, strict=True)
+    ) + 1e-7 * rng.standard_normal((size, 6))
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.parametrize("cloud", [_plane, _chain, _clusters, _nested])
+def test_distances_and_gradients_keep_their_digits(name, cloud):
+    if name == "signal_to_noise" and cloud is _plane:
+        pytest.skip("the entries of such points hardly vary")
+    rng = np.random.default_rng(3)
+    x = cloud(rng).astype(np.float32)
+    _assert_right(name, x)
+    y = np.concatenate([x[:7] + np.float32(1e-5), cloud(rng).astype(np.float32)[:12]])
+    _assert_right(name, x, y)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    spread=st.sampled_from([1.0, 1e-2, 1e-4, 1e-6]),
+    offset=st.sampled_from([0.0, 1.0, 30.0]),
+    scale=st.sampled_from([1e-9, 1.0, 1e9]),
+)
+def test_clusters_of_any_size(seed, spread, offset, scale):
+    rng = np.random.default_rng(seed)
+    x = (scale * (_clusters(rng, spread=spread) + offset)).astype(np.float32)
+    _assert_right("euclidean", x)
+
+
+def test_duplicates_and_a_single_point():
+    x = np.repeat(np.random.default_rng(4).standard_normal((4, 6)).astype(np.float32), 10, axis=0)
+    weights = np.ones((40, 40), np.float32)
+    classes = np.zeros(40, np.int32)
+    (_, matrix), gradient = _program("euclidean", True)(x, x, weights, classes, classes)
+    same = (np.arange(40)[:, None] // 10 == np.arange(40) // 10) & ~np.eye(40, dtype=bool)
+    assert (np.asarray(matrix)[same] == 0).all()
+    assert np.isfinite(gradient[0]).all()
+    one = jnp.ones((40, 6))
+    value, gradient = jax.value_and_grad(lambda x: all_pairs_loss(x, classes, margin=1.0))(one)
+    assert value == 0
+    assert (np.asarray(gradient) == 0).all()
+
+
+def _names(function, *arguments):
+    """Names of the primitives of a function, inside of others too."""
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            yield equation.primitive.name
+            for inner in jax.tree.leaves(
+                [*equation.params.values()], is_leaf=lambda leaf: hasattr(leaf, "jaxpr")
+            ):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from visit(inner)
+
+    return {*visit(jax.make_jaxpr(function)(*arguments).jaxpr)}
+
+
+def test_it_is_chosen_by_shape():
+    def value(x, classes, *others, **options):
+        return all_pairs_loss(x, classes, *others, **options)
+
+    classes = np.zeros(dense.LARGEST + 1, np.int32)
+    x = np.zeros((dense.LARGEST + 1, 8), np.float32)
+    small, large = (x[:-1], classes[:-1]), (x, classes)
+    assert "sort" not in _names(value, *small)
+    assert "sort" not in _names(value, *small, *small)
+    assert "sort" in _names(value, *large)
+    assert "sort" in _names(value, *small, *large)
+    assert "sort" in _names(functools.partial(value, tile=512), *small)
+    anchors = functools.partial(anchor_loss, loss=losses.supcon(0.1))
+    assert "sort" not in _names(anchors, *small)
+    assert "sort" in _names(anchors, *large)
+    # A distance without a product needs the differences of all pairs.
+    wide = np.zeros((dense.LARGEST, 32), np.float32)
+    manhattan = functools.partial(value, distance=distances.manhattan)
+    assert "sort" in _names(manhattan, wide, classes[:-1])
+    assert "sort" not in _names(manhattan, wide[:256], classes[:256])
+
+
+@pytest.mark.parametrize("loss", [losses.supcon(0.1), losses.triplet_hard(0.2)])
+def test_mapped_and_alone(loss):
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((3, 24, 6)).astype(np.float32)
+    x[1, 3] = x[1, 2] + np.float32(1e-4)
+    classes = np.arange(24) // 3
+    each = jax.value_and_grad(lambda x: anchor_loss(x, classes, loss=loss))
+    mapped = jax.jit(jax.vmap(each))(x)
+    for k in range(3):
+        for a, b in zip(jax.tree.leaves(mapped), jax.tree.leaves(each(x[k])), strict=True):
+            np.testing.assert_allclose(a[k], b, rtol=2e-5, atol=1e-6)
+
+
+def test_the_largest_of_equal_values_is_one():
+    """The derivative of an extreme is that of one pair, also where several give it."""
+    x = jnp.asarray([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [5.0, 5.0]])
+    classes = np.array([0, 0, 0, 1])
+    gradient = jax.grad(
+        lambda x: anchor_loss(x, classes, loss=losses.triplet_hard(9.0), reduction="sum")
+    )(x)
+    tiled = jax.grad(
+        lambda x: anchor_loss(x, classes, loss=losses.triplet_hard(9.0), reduction="sum", tile=8)
+    )(x)
+    norms = [np.linalg.norm(np.asarray(one), axis=1) for one in (gradient, tiled)]
+    np.testing.assert_allclose(np.sort(norms[0][1:3]), np.sort(norms[1][1:3]), rtol=1e-5)
