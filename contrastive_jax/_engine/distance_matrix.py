@@ -118,8 +118,8 @@ def distance_matrix(
     if metric.product is None:
         pair = pair_that_counts(x_classes, y_classes)
         arguments = varying((x, y, parameters), axes_of((x, y, parameters)))
-        matrix = _pair_by_pair(metric, counts, pair, *arguments)
-        return _masked(_with_first_pair(matrix, counts, y is None), counts)
+        pairs = _pair_by_pair(metric, counts, pair, *arguments)
+        return _masked(_with_first_pair(pairs, counts, y is None), counts)
 
     @jax.custom_vjp
     def matrix(
