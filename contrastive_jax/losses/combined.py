@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from contrastive_jax.checks import check_range
 from contrastive_jax.losses.kinds import AnchorLoss, Mean
-from contrastive_jax.losses.measure import resolve_distance
+from contrastive_jax.losses.measure import is_fixed, resolve_distance
 from contrastive_jax.statistics import total
 
 
@@ -38,7 +38,7 @@ def of_pairs(
         value = loss(distance, label)
         return total(value), total(1.0), total(1.0, value != 0)
 
-    return AnchorLoss(lambda found: Mean(*found), (statistics,), measure)
+    return AnchorLoss(lambda found: Mean(*found), (statistics,), measure, is_fixed(loss))
 
 
 def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:

@@ -98,13 +98,26 @@ def resolve_distance(loss: Callable[..., jax.Array], distance: Distance | None =
     check_pair_loss(loss)
     if distance is not None:
         check_distance(distance)
-    carrier = loss if hasattr(loss, "distances") else _unbound(loss)
-    own = getattr(carrier, "distance", None) if hasattr(carrier, "distances") else None
+    carrier: Any = loss if hasattr(loss, "distances") else _unbound(loss)
+    carries = hasattr(carrier, "distances")
     if distance is None:
-        return euclidean if own is None else cast(Distance, own)
-    if own is not None:
+        return cast(Distance, carrier.distance) if carries else euclidean
+    if carries:
         _check_fits(carrier, distance)
     return distance
+
+
+def is_fixed(loss: Callable[..., jax.Array]) -> bool:
+    """Returns whether the formula of a pair loss fits the distances alone that it names.
+
+    Args:
+      loss: scalar function `(distance, label)`.
+
+    Returns:
+      False for one that takes every distance that is at least 0, or that carries none.
+    """
+    carrier = loss if hasattr(loss, "distances") else _unbound(loss)
+    return getattr(carrier, "distances", None) is not None
 
 
 def _check_names(function: Callable[..., Any], hyperparameters: dict[str, Any]) -> None:
