@@ -6,6 +6,7 @@ it. Label 0 is similar, 1 is dissimilar, everywhere.
     distances       distances between two vectors, with safe gradients
     losses          the losses: of a pair, of an anchor, of proxies
     pair_loss       a batch of given pairs
+    triplet_loss    a batch of given triplets
     all_pairs_loss  all pairs of a batch, or of a batch and references
     anchor_loss     losses of an anchor and all its pairs
     proxy_loss      losses of embeddings and learned proxies of classes
@@ -26,6 +27,7 @@ from contrastive_jax.all_pairs import all_pairs_loss, all_pairs_sums
 from contrastive_jax.anchor_loss import anchor_loss, anchor_statistics
 from contrastive_jax.pairs import pair_loss
 from contrastive_jax.proxy_loss import proxy_loss
+from contrastive_jax.triplets import triplet_loss
 
 __all__ = [
     "all_pairs_loss",
@@ -40,5 +42,6 @@ __all__ = [
     "proxy_loss",
     "regularizers",
     "statistics",
+    "triplet_loss",
 ]
 __version__ = "0.1.0.dev0"

@@ -14,23 +14,24 @@ from jax.typing import ArrayLike
 from contrastive_jax import autodiff
 from contrastive_jax._compat import MARK_AS_VARYING
 from contrastive_jax._engine import dense
+from contrastive_jax.anchors import Stage, anchor_statistics, shared_total
 from contrastive_jax.checks import (
     CheckedBefore,
     check_closed_over,
     check_distance,
-    check_pair_loss,
     check_scalars,
+    check_traced,
     check_values,
     checked_before,
 )
 from contrastive_jax.derivatives import differentiable
-from contrastive_jax.distances import euclidean
 from contrastive_jax.dtypes import at_least_float32
 from contrastive_jax.host_arrays import as_array, as_classes, column_hint
-from contrastive_jax.losses import contrastive
+from contrastive_jax.losses import contrastive, resolve_distance
 from contrastive_jax.products import as_product, is_symmetric
 from contrastive_jax.program_cache import Unidentified, identified
 from contrastive_jax.sharding import gathered
+from contrastive_jax.statistics import total
 from contrastive_jax.streaming import Side, kept, pair_sums
 from contrastive_jax.tiles import Parameters, Sums, Task, axes_of, varying
 from contrastive_jax.widening import widen
@@ -49,7 +50,7 @@ def all_pairs_loss(
     reference_classes: jax.Array | None = None,
     *,
     loss: Callable[..., jax.Array] = contrastive,
-    distance: Callable[[jax.Array, jax.Array], jax.Array] = euclidean,
+    distance: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     margin: ArrayLike | None = None,
     reduction: Reduction = "mean",
     weights: jax.Array | None = None,
@@ -113,11 +114,15 @@ def all_pairs_loss(
       reference_classes: `[R]`.
       loss: scalar function `(distance, label)`, or `(distance, label, margin)` where a margin is
         given.
-      distance: function of two vectors `[D]` to a scalar; the first is of `embeddings`. In one set
-        it may differ with the order, which takes twice the time of one of
+      distance: function of two vectors `[D]` to a scalar; by default the one that the loss carries,
+        or the Euclidean distance for a function that carries none. The first vector is of
+        `embeddings`. In one set it may differ with the order, which takes twice the time of one of
         `contrastive_jax.distances`, known not to. Parameters are bound by `functools.partial`.
       margin: scalar above 0, passed to `loss` as a keyword; without it `loss` keeps its default.
-        Under `jax.jit` pass it as an argument, and one compilation serves all margins.
+        Under `jax.jit` pass it as an argument, and one compilation serves all margins. Or one of
+        each class, `[C]`: a pair has that of its first row, as with the boundaries of
+        `losses.margin_by_class`, so that in one set, where it counts in both orders, it has the
+        mean of two losses. These take no weights.
       reduction: `"mean"` over all pairs; `"balanced"`, the mean over similar plus the mean over
         dissimilar pairs, so that the few similar ones are not drowned; `"active"`, the same over
         the pairs whose loss is not 0, the default of pytorch-metric-learning; `"sum"`. A mean over
@@ -149,7 +154,14 @@ def all_pairs_loss(
       mean over active pairs.
     """
     if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+        remedy = (
+            '; anchor_loss(..., loss=losses.of_pairs(loss), reduction="none") returns the mean of '
+            "each row, and pair_loss the loss of each given pair"
+        )
+        raise ValueError(
+            f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}"
+            f"{remedy if str(reduction) == 'none' else ''}"
+        )
 
     def reduced(sums: Sums) -> tuple[jax.Array, tuple[()]]:
         if reduction == "sum":
@@ -181,7 +193,7 @@ def all_pairs_sums(
     reference_classes: jax.Array | None = None,
     *,
     loss: Callable[..., jax.Array] = contrastive,
-    distance: Callable[[jax.Array, jax.Array], jax.Array] = euclidean,
+    distance: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     margin: ArrayLike | None = None,
     weights: jax.Array | None = None,
     reference_weights: jax.Array | None = None,
@@ -244,7 +256,7 @@ def _reduced(
     columns: tuple[Any, Any, Any],
     *,
     loss: Callable[..., jax.Array],
-    distance: Callable[..., jax.Array],
+    distance: Callable[..., jax.Array] | None,
     margin: ArrayLike | None,
     axis_name: Any,
     exact: bool,
@@ -256,9 +268,14 @@ def _reduced(
 ) -> tuple[jax.Array, Any]:
     """A value of the sums over all pairs, which is differentiated, and what is not."""
     check_method(method, axis_name)
-    check_pair_loss(loss)
+    measure = resolve_distance(loss, distance)
     of_loss: tuple[jax.Array, ...] = ()
     of_pair: Any = loss
+    if margin is not None and np.ndim(margin):
+        margins = _class_margins(margin, rows, columns)
+        options: dict[str, Any] = {"distance": measure, "axis_name": axis_name, "exact": exact}
+        options |= {"tile": tile, "precision": precision}
+        return _reduced_by_class(reduce, rows, columns, loss, margins, method, by_label, **options)
     if margin is not None:
         chex.assert_rank(margin, 0, custom_message="margin must be a scalar")
         check_scalars(margin=margin)
@@ -268,7 +285,7 @@ def _reduced(
     task, x, y, of_distance, (scalar, label) = prepared(
         rows,
         columns,
-        distance=distance,
+        distance=measure,
         axis_name=axis_name,
         exact=exact,
         tile=tile,
@@ -288,6 +305,83 @@ def _reduced(
     if method == "autodiff" or axis_name is not None:
         return (plain if method == "autodiff" else swept)(x, y, parameters)
     return differentiable(swept, plain, x, y, parameters)
+
+
+class _ByClass(NamedTuple):
+    """Sums that an anchor adds up with its own margin; equal for equal losses."""
+
+    loss: Callable[..., jax.Array]
+
+    def __call__(
+        self, distance: jax.Array, label: jax.Array, margin: jax.Array, *parameters: jax.Array
+    ) -> Any:
+        value = self.loss(distance, label, margin, *parameters)
+        return [
+            (total(value, where), total(1.0, where), total(1.0, where & (value != 0)))
+            for where in (label == 0, label == 1)
+        ]
+
+
+def _class_margins(margin: Any, rows: tuple[Any, ...], columns: tuple[Any, ...]) -> jax.Array:
+    """Checks the margins of classes, `[C]`."""
+    margins = as_array("margin", margin)
+    if np.ndim(margins) != 1:
+        raise AssertionError(
+            f"expected a scalar margin or one of each class, [C], got shape {np.shape(margins)}"
+        )
+    if rows[2] is not None or columns[2] is not None:
+        raise ValueError(
+            "a margin of each class takes no weights: leave weights and reference_weights out, or "
+            "pass a scalar margin"
+        )
+    check_values(margin=margins)
+    message = f"expected a scalar margin or one of each class, got {len(margins)} for class "
+    classes = None if rows[1] is None else as_classes("classes", rows[1])
+    if isinstance(classes, jax.core.Tracer):
+        largest = jnp.max(classes, initial=-1)
+        check_traced(largest < len(margins), message + "{largest}", largest=largest)
+    elif classes is not None and np.max(np.asarray(classes), initial=-1) >= len(margins):
+        raise AssertionError(f"{message}{np.max(np.asarray(classes))}")
+    return jnp.asarray(margins)
+
+
+def _reduced_by_class(
+    reduce: Callable[[Sums], tuple[jax.Array, Any]],
+    rows: tuple[Any, Any, Any],
+    columns: tuple[Any, Any, Any],
+    loss: Callable[..., jax.Array],
+    margins: jax.Array,
+    method: Method,
+    by_label: bool,
+    **options: Any,
+) -> tuple[jax.Array, Any]:
+    """A value of the sums over all pairs, each with the margin of its first row's class."""
+    task, x, y, of_distance, examples = prepared(rows, columns, **options, shared=margins)
+    axes = axes_of(examples)
+    margins = varying(margins.astype(examples[0].dtype), axes)
+    with_margin: Any = _WithMargin(loss)
+    of_pair, closed = hoisted("loss", with_margin, (*examples, examples[0]), real_scalar)
+    by_class: Any = _ByClass(of_pair)
+    stages = (Stage(by_class, len(closed)),)
+
+    def result_of(engine: Any, x: Side, y: Side | None, margins: Any, parameters: Any) -> Any:
+        data = (margins[jnp.maximum(x.classes, 0)],)
+        (found,) = engine(task, stages, x, y, data, parameters)
+        # A NaN or an infinity shows, whatever the loss makes of it.
+        sides = [kept(side).vectors for side in (x, y) if side is not None]
+        bad = sum(jnp.sum(vectors * 0) for vectors in sides)
+        sums = jax.tree.map(jnp.sum, found)
+        loss_sums, *counts = (jnp.stack(each) for each in zip(*sums, strict=True))
+        totals = shared_total((loss_sums + bad, *counts), task.axis_name)
+        return reduce(Sums(*(one if by_label else jnp.sum(one, keepdims=True) for one in totals)))
+
+    arguments = x, y, margins, Parameters(closed, of_distance)
+    engine = dense.anchor_statistics if task.dense else anchor_statistics
+    swept, plain = (partial(result_of, one) for one in (engine, autodiff.anchor_statistics))
+    if method == "autodiff" or task.axis_name is not None:
+        run = plain if method == "autodiff" else swept
+        return cast(tuple[jax.Array, Any], run(*arguments))
+    return differentiable(swept, plain, *arguments)
 
 
 def check_method(method: str, axis_name: Any) -> None:

@@ -25,9 +25,9 @@ from contrastive_jax.streaming import Side, kept
 from contrastive_jax.tiles import Parameters, Task, axes_of, varying
 from contrastive_jax.triples import Triples, triple_sums
 
-AnchorReduction = Literal["mean", "active", "sum"]
+AnchorReduction = Literal["mean", "active", "sum", "none"]
 
-_REDUCTIONS = ("mean", "active", "sum")
+REDUCTIONS = ("mean", "active", "sum", "none")
 
 
 def anchor_loss(
@@ -70,7 +70,9 @@ def anchor_loss(
       distance: of two vectors; that of the loss by default, which some losses insist on.
       data: what an `AnchorLoss` is to know of each anchor beside, trees of floating `[B]`.
       reduction: `"mean"` as the loss defines it, over anchors or over pairs; `"active"`, the same
-        over anchors whose loss is not 0; `"sum"` of the values. A mean over nothing is 0.
+        over anchors whose loss is not 0; `"sum"` of the values; `"none"` for the loss of each
+        anchor, `[B]`, a mean over its own pairs where the loss defines one. A mean over nothing is
+        0, and so is the loss of a row of class -1.
       axis_name: of the devices that share the batch.
       exact: whether close pairs are measured again.
       tile: rows and columns of a tile, a multiple of 8.
@@ -83,6 +85,9 @@ def anchor_loss(
       differentiated by embeddings, references, data and whatever the loss closes over, in any mode
       and any number of times; with an axis name once, in reverse mode, and so inside of
       `jax.shard_map` where the last function of an `AnchorLoss` closes over what devices share.
+      With `reduction="none"` it is `[B]`, the own rows of each device: of an `AnchorLoss` it can be
+      differentiated once, in reverse mode, or in any way with `method="autodiff"`; of a
+      `TripleLoss` it is computed as with `method="autodiff"`.
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit, or the functions of the loss do not
@@ -91,8 +96,7 @@ def anchor_loss(
       ValueError: if an option is not one of those above, a known value is wrong, or the loss would
         need a derivative that is not taken (see `losses.AnchorLoss`).
     """
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+    check_reduction(reduction)
     if not isinstance(loss, AnchorLoss | TripleLoss):
         raise ValueError(
             f"loss must be an AnchorLoss or a TripleLoss, got {loss!r}; a function of a distance "
@@ -103,6 +107,11 @@ def anchor_loss(
         raise ValueError(f"data must be a tuple of trees of [B], got {type(data).__name__}")
     if isinstance(loss, TripleLoss) and data:
         raise ValueError("a TripleLoss takes no data")
+    if isinstance(loss, TripleLoss) and reduction == "none" and axis_name is not None:
+        raise ValueError(
+            "the losses of the anchors of a TripleLoss are computed on one device: leave axis_name "
+            "out, or reduce them by mean, active or sum"
+        )
     if isinstance(loss, AnchorLoss) and loss.needs and len(data) != len(loss.needs):
         raise ValueError(
             f"the loss needs data: a tuple of {' and '.join(loss.needs)}, got {len(data)} entries"
@@ -127,7 +136,7 @@ def anchor_loss(
         shared=data,
     )
     if not len(x.classes):
-        return jnp.zeros((), examples[0].dtype)
+        return jnp.zeros((0,) if reduction == "none" else (), examples[0].dtype)
     anchored: Any = _anchor_total if isinstance(loss, AnchorLoss) else _triple_total
     total, arguments = anchored(task, loss, x, y, of_distance, examples, data, reduction)
     engine = dense if task.dense else _sweeps
@@ -136,13 +145,28 @@ def anchor_loss(
     shared = isinstance(loss, AnchorLoss) and any(
         axes_of(x) - axes_of(value) for value in arguments[-1]
     )
-    if method == "autodiff" or axis_name is not None or shared:
+    if reduction == "none" and isinstance(loss, TripleLoss):
+        method = "autodiff"
+    if method == "autodiff" or axis_name is not None or shared or reduction == "none":
         return cast(jax.Array, total(autodiff if method == "autodiff" else engine, *arguments))
 
     def result(engine: Any, *arguments: Any) -> tuple[jax.Array, tuple[()]]:
         return total(engine, *arguments), ()
 
     return differentiable(partial(result, engine), partial(result, autodiff), *arguments)[0]
+
+
+def check_reduction(reduction: str) -> None:
+    """Checks the name of a reduction.
+
+    Args:
+      reduction: one of `REDUCTIONS`.
+
+    Raises:
+      ValueError: if there is no such reduction.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
 
 
 def _name(function: Any) -> str:
@@ -258,6 +282,10 @@ def _anchor_total(
             (*data, *found),
         )
         means = jax.vmap(lambda *results: function(*results, *of_loss))(*results)
+        if reduction == "none":
+            each = total_of_means((means,) if isinstance(means, Mean) else means)
+            each = jnp.broadcast_to(each, counts.shape)
+            return jnp.where(counts, each + _not_finite(x, y), 0)
         sums = [
             tuple(jnp.sum(jnp.where(counts, one, 0)) for one in three(mean))
             for mean in ([means] if isinstance(means, Mean) else means)
@@ -299,6 +327,10 @@ def _triple_total(
         of_loss: tuple[jax.Array, ...],
         parameters: Parameters,
     ) -> jax.Array:
+        if reduction == "none":
+            mean = Mean(*engine.triple_sums_by_anchor(task, triples, x, y, of_loss, parameters))
+            counts = kept(x).classes >= 0
+            return jnp.where(counts, total_of_means((mean,)) + _not_finite(x, y), 0)
         sums = engine.triple_sums(task, triples, x, y, of_loss, parameters)
         return _reduced([sums], x, y, task.axis_name, reduction)
 
@@ -313,16 +345,36 @@ def _reduced(
     reduction: AnchorReduction,
 ) -> jax.Array:
     """The loss of sums over the anchors of this device: values, counts and active counts."""
-    # A NaN or an infinity shows, whatever the loss makes of its distances.
-    sides = [kept(side).vectors for side in (x, y) if side is not None]
-    bad = sum(jnp.sum(vectors * 0) for vectors in sides)
+    bad = _not_finite(x, y)
     # Of no device in particular, as the loss of all devices is the same on each.
-    total = jnp.zeros((), sides[0].dtype)
+    total = jnp.zeros((), x.vectors.dtype)
     for value, *counts in sums:
         value, count, active = shared_total((value + bad, *counts), axis_name)
         count = active if reduction == "active" else count
         total += value if reduction == "sum" else value / jnp.where(count > 0, count, 1)
     return total
+
+
+def _not_finite(x: Side, y: Side | None) -> jax.Array:
+    """Returns 0, or NaN where an embedding that counts is not finite, whatever the loss does."""
+    sides = [kept(side).vectors for side in (x, y) if side is not None]
+    return cast(jax.Array, sum(jnp.sum(vectors * 0) for vectors in sides))
+
+
+def total_of_means(means: tuple[Mean, ...]) -> jax.Array:
+    """Adds up the means of an anchor, each over its own pairs.
+
+    Args:
+      means: values and counts of one anchor, or of each.
+
+    Returns:
+      The sum of the quotients, where a count of 0 gives 0.
+    """
+    quotients = []
+    for mean in means:
+        value, count, _ = three(mean)
+        quotients.append(value / jnp.where(count > 0, count, 1))
+    return sum(quotients[1:], start=quotients[0])
 
 
 @dataclasses.dataclass(frozen=True)

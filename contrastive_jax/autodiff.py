@@ -164,12 +164,27 @@ def triple_sums(
       Sums of the values, of their counts and of the counts of active ones. The first has
       derivatives by vectors and parameters.
     """
-    return cast(TripleSums, compiled(_triple_sums, task, triples)(x, y, of_loss, parameters))
+    run = compiled(_triple_sums, task, triples, False)
+    return cast(TripleSums, run(x, y, of_loss, parameters))
+
+
+def triple_sums_by_anchor(
+    task: Task,
+    triples: Triples,
+    x: Side,
+    y: Side | None,
+    of_loss: tuple[jax.Array, ...],
+    parameters: Parameters,
+) -> TripleSums:
+    """Sums over the positives of each anchor, `[N]`; arguments are those of `triple_sums`."""
+    run = compiled(_triple_sums, task, triples, True)
+    return cast(TripleSums, run(x, y, of_loss, parameters))
 
 
 def _triple_sums(
     task: Task,
     triples: Triples,
+    by_anchor: bool,
     x: Side,
     y: Side | None,
     of_loss: tuple[jax.Array, ...],
@@ -203,6 +218,11 @@ def _triple_sums(
         are_positive = counts & (columns.classes == row.classes)
         return cast(TripleSums, _summed(of_column, init, (are_positive, columns.vectors)))
 
+    if by_anchor:
+        each = jax.checkpoint(lambda indexed: of_row(*indexed), prevent_cse=False)
+        rows = jnp.arange(len(x.classes)), x
+        none = tuple(jnp.broadcast_to(one, x.classes.shape) for one in init)
+        return cast(TripleSums, lax.map(each, rows) if len(columns.weights) else none)
     return cast(TripleSums, _summed(of_row, init, x)) if len(columns.weights) else init
 
 

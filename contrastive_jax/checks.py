@@ -48,6 +48,9 @@ _WEIGHT: _Rule = ("at least 0 and finite", lambda x: (x >= 0) & (x < math.inf))
 _RULES: dict[str, _Rule] = {
     "a": _FINITE,
     "b": _FINITE,
+    "anchors": _FINITE,
+    "positives": _FINITE,
+    "negatives": _FINITE,
     "labels": _LABEL,
     "label": _LABEL,
     "margin": _ABOVE_ZERO,
@@ -95,9 +98,10 @@ def check_values(**values: ArrayLike) -> None:
     """Checks arguments of the library by their names.
 
     Args:
-      **values: embeddings (`a`, `b`, `embeddings`, `references`) and `proxies`, which must be
-        finite; `labels`, 0 or 1; `margin`, above 0 and finite; `classes` and `reference_classes`,
-        at least -1; `weights` and `reference_weights`, at least 0 and finite; `step`, at least 0.
+      **values: embeddings (`a`, `b`, `anchors`, `positives`, `negatives`, `embeddings`,
+        `references`) and `proxies`, which must be finite; `labels`, 0 or 1; `margin`, above 0 and
+        finite; `classes` and `reference_classes`, at least -1; `weights` and `reference_weights`,
+        at least 0 and finite; `step`, at least 0.
 
     Raises:
       ValueError: for the first known value that is wrong, naming argument, row and value.

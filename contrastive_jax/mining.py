@@ -1,8 +1,14 @@
 """Mining: which pairs of an anchor count, as weights inside the walk over all pairs.
 
-Each function takes a pair loss, a function of a distance and a label, and gives a loss for
-`anchor_loss`, or is one of a batch (`online_hard_loss`); where nothing is found nothing is added.
-What is chosen is not differentiated, only the loss of it.
+Each function takes a loss of pairs, of anchors or of triplets, and gives a loss for `anchor_loss`,
+or is one of a batch (`online_hard_loss`); where nothing is found nothing is added. What is chosen
+is not differentiated, only the loss of it.
+
+A miner measures the distance of its loss. A loss of pairs is averaged over the pairs that are
+selected. A loss of anchors or of triplets sees these pairs in place of all pairs of the anchor: a
+positive and a negative where the miner selects them together (`hard`, `easy_positive`, `semi_hard`,
+`distance_weighted`), or those that pass its condition (`multi_similarity`, `online_hard_loss`).
+`losses.angular` takes no miner, as its negatives are not measured from the anchor.
 """
 
 import math
@@ -16,22 +22,28 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from contrastive_jax.all_pairs import Reduction, all_pairs_loss
-from contrastive_jax.anchor_loss import anchor_statistics
+from contrastive_jax.anchor_loss import anchor_loss, anchor_statistics, three
 from contrastive_jax.checks import (
     check_distance,
     check_known,
-    check_pair_loss,
     check_range,
     check_scalars,
     check_traced,
 )
 from contrastive_jax.distances import cosine, euclidean
 from contrastive_jax.host_arrays import as_array, as_classes
+from contrastive_jax.losses._selected import (
+    as_loss_of_anchors,
+    masked,
+    mean_of_two,
+    means_of_two,
+    restricted_to,
+)
 from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
+from contrastive_jax.losses.measure import is_fixed, resolve_distance, with_distance
 from contrastive_jax.losses.pairwise import contrastive, margin_based
 from contrastive_jax.statistics import (
     Statistic,
-    is_statistic,
     largest,
     log_sum_exp,
     smallest,
@@ -48,22 +60,29 @@ __all__ = [
     "semi_hard",
 ]
 
-PairLoss = Callable[[jax.Array, jax.Array], jax.Array]
+PairLoss = Callable[..., jax.Array]
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
 
+# As the papers of these miners have it.
+_contrastive_of_cosines = with_distance(cosine)(contrastive)
 
-def hard(loss: PairLoss = contrastive, distance: Distance = euclidean) -> AnchorLoss:
+
+def hard(
+    loss: PairLoss | AnchorLoss | TripleLoss = contrastive, distance: Distance | None = None
+) -> AnchorLoss:
     """The farthest positive and the nearest negative of each anchor.
 
     Args:
-      loss: of a distance and a label.
-      distance: of two vectors.
+      loss: of a distance and a label, of anchors, or of triplets.
+      distance: of two vectors; by default that of the loss.
 
     Returns:
-      Loss for `anchor_loss`, the mean over the pairs found.
+      Loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss of
+      anchors or triplets of this positive and this negative alone.
 
     Raises:
-      ValueError: if `loss` or `distance` is not a function.
+      ValueError: if `loss` is neither a function nor a loss of anchors or triplets, the distance
+        does not fit it, or its negatives are not measured from the anchor.
 
     References:
       Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017,
@@ -72,20 +91,24 @@ def hard(loss: PairLoss = contrastive, distance: Distance = euclidean) -> Anchor
     return _of_extremes(largest, loss, distance)
 
 
-def easy_positive(loss: PairLoss = contrastive, distance: Distance = euclidean) -> AnchorLoss:
+def easy_positive(
+    loss: PairLoss | AnchorLoss | TripleLoss = contrastive, distance: Distance | None = None
+) -> AnchorLoss:
     """The nearest positive and the nearest negative of each anchor.
 
     Classes that lie in several places need not be pulled into one.
 
     Args:
-      loss: of a distance and a label.
-      distance: of two vectors.
+      loss: of a distance and a label, of anchors, or of triplets.
+      distance: of two vectors; by default that of the loss.
 
     Returns:
-      Loss for `anchor_loss`, the mean over the pairs found.
+      Loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss of
+      anchors or triplets of this positive and this negative alone.
 
     Raises:
-      ValueError: if `loss` or `distance` is not a function.
+      ValueError: if `loss` is neither a function nor a loss of anchors or triplets, the distance
+        does not fit it, or its negatives are not measured from the anchor.
 
     References:
       Xuan, Stylianou and Pless, Improved Embeddings with Easy Positive Triplet Mining, 2020,
@@ -95,22 +118,28 @@ def easy_positive(loss: PairLoss = contrastive, distance: Distance = euclidean) 
 
 
 def _of_extremes(
-    of_positives: Callable[..., Statistic], loss: PairLoss, distance: Distance
+    of_positives: Callable[..., Statistic],
+    loss: PairLoss | AnchorLoss | TripleLoss,
+    distance: Distance | None,
 ) -> AnchorLoss:
-    check_pair_loss(loss)
-    check_distance(distance)
+    measure, fixed = _measure(loss, distance)
 
-    def statistics(distance: jax.Array, label: jax.Array) -> Any:
+    def statistics(distance: jax.Array, label: jax.Array, *data: Any) -> Any:
         return of_positives(distance, label == 0), smallest(distance, label == 1)
 
-    def of_anchor(found: Any) -> Mean:
-        return _of_two(loss, *found)
+    def of_anchor(*results: Any) -> tuple[Mean, ...]:
+        *data, (positive, negative) = results
+        return means_of_two(loss, positive, negative, *data)
 
-    return AnchorLoss(of_anchor, (statistics,), distance)
+    needs = loss.needs if isinstance(loss, AnchorLoss) else ()
+    return AnchorLoss(of_anchor, (statistics,), measure, fixed, needs)
 
 
 def semi_hard(
-    loss: PairLoss = contrastive, distance: Distance = euclidean, *, margin: ArrayLike = math.inf
+    loss: PairLoss | AnchorLoss | TripleLoss = contrastive,
+    distance: Distance | None = None,
+    *,
+    margin: ArrayLike = math.inf,
 ) -> TripleLoss:
     """Each positive, and the nearest negative that is farther off than it, by less than a margin.
 
@@ -119,24 +148,25 @@ def semi_hard(
     with $d$ the distance of a positive $p$ and of a negative $n$, and $m$ the margin.
 
     Args:
-      loss: of a distance and a label.
-      distance: of two vectors.
+      loss: of a distance and a label, of anchors without data, or of triplets.
+      distance: of two vectors; by default that of the loss.
       margin: above 0, in the unit of the distance. Positives that have no such negative are left
         out with it.
 
     Returns:
-      Loss for `anchor_loss`, the mean over the pairs found. A walk over all pairs for every four
-      examples of the largest class.
+      Loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or of a loss
+      of anchors or triplets over each positive with its negative alone. A walk over all pairs for
+      every four examples of the largest class.
 
     Raises:
-      ValueError: if `loss` or `distance` is not a function, or a known margin not above 0.
+      ValueError: as `hard`, and if a loss of anchors needs data or has several means, or a known
+        margin is not above 0.
 
     References:
       Schroff, Kalenichenko and Philbin, FaceNet, 2015, eq. 4.
     """
-
-    check_pair_loss(loss)
-    check_distance(distance)
+    measure, fixed = _measure(loss, distance)
+    _check_of_positives(loss)
     check_scalars(margin=margin)
     if isinstance(margin, jax.core.Tracer):
         check_traced(margin > 0, "margin must be above 0, got {margin}", margin=margin)
@@ -148,29 +178,48 @@ def semi_hard(
         return smallest(distance, semi_hard)
 
     def of_triple(positive: jax.Array, negative: jax.Array) -> Mean:
-        found = _of_two(loss, positive, negative)
-        known = jnp.isfinite(negative)
-        return Mean(*(jnp.where(known, one, 0) for one in found[:2]))
+        has_negative = jnp.isfinite(negative)
+        mean = mean_of_two(loss, positive, jnp.where(has_negative, negative, 1))
+        return masked(mean, has_negative)
 
-    return TripleLoss(of_triple, (statistics,), distance)
+    return TripleLoss(of_triple, (statistics,), measure, fixed=fixed)
 
 
-def _of_two(loss: PairLoss, positive: jax.Array, negative: jax.Array) -> Mean:
-    """Loss of a positive and a negative where they were found."""
-    value, count = jnp.zeros_like(positive), jnp.zeros_like(positive)
-    for label, distance in enumerate((positive, negative)):
-        known = jnp.isfinite(distance)
-        value += jnp.where(known, loss(jnp.where(known, distance, 1), jnp.int32(label)), 0)
-        count += known.astype(count.dtype)
-    return Mean(value, count)
+def _measure(
+    loss: PairLoss | AnchorLoss | TripleLoss, distance: Distance | None
+) -> tuple[Distance, bool]:
+    """Returns the distance that a miner measures, and whether its loss allows no other."""
+    if not isinstance(loss, AnchorLoss | TripleLoss):
+        return resolve_distance(loss, distance), is_fixed(loss)
+    if isinstance(loss, TripleLoss) and (loss.joined or loss.to_positive):
+        raise ValueError(
+            "a miner selects pairs by their distances from the anchor, and the negatives of this "
+            "loss are measured from anchor and positive together: take it without a miner, or give "
+            "its triplets to triplet_loss"
+        )
+    if distance is not None:
+        check_distance(distance)
+    if loss.fixed and distance not in (None, loss.distance):
+        raise ValueError("the formula of this loss is of its own distance: leave distance out")
+    return loss.distance if distance is None else distance, loss.fixed
+
+
+def _check_of_positives(loss: PairLoss | AnchorLoss | TripleLoss) -> None:
+    """Raises ValueError if a loss of anchors can not be one of each of their positives."""
+    if isinstance(loss, AnchorLoss) and loss.needs:
+        raise ValueError(
+            f"this miner selects a negative for each positive, and the loss needs "
+            f"{' and '.join(loss.needs)}, which it does not pass on: mine with hard, easy_positive "
+            "or multi_similarity"
+        )
 
 
 def multi_similarity(
-    loss: PairLoss | AnchorLoss = contrastive,
+    loss: PairLoss | AnchorLoss | TripleLoss = _contrastive_of_cosines,
     distance: Distance | None = None,
     *,
     epsilon: ArrayLike = 0.1,
-) -> AnchorLoss:
+) -> AnchorLoss | TripleLoss:
     r"""Negatives nearer than the farthest positive, positives farther than the nearest negative.
 
     $$d_n < \max_p d_p + \epsilon \quad \text{and} \quad d_p > \min_n d_n - \epsilon$$
@@ -179,71 +228,42 @@ def multi_similarity(
     `epsilon`.
 
     Args:
-      loss: of a distance and a label; or an `AnchorLoss` of one walk, such as
-        `losses.multi_similarity()`, which then sees the mined pairs only.
-      distance: of two vectors; by default that of an `AnchorLoss`, and the cosine distance.
+      loss: of a distance and a label, by default `losses.contrastive` of cosine distances; of
+        anchors, such as `losses.multi_similarity()`; or of triplets.
+      distance: of two vectors; by default that of the loss.
       epsilon: at least 0, in the unit of the distance; 0.1 in the paper, for cosines.
 
     Returns:
-      Loss for `anchor_loss`, the mean over the pairs found, or that of the `AnchorLoss`.
+      Loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss of
+      anchors or triplets, which sees these pairs only. It takes one walk more than the loss itself.
 
     Raises:
-      ValueError: if `loss` is neither a function nor an `AnchorLoss` of one walk without data, if
-        its formula is of another distance, or a known `epsilon` is below 0.
+      ValueError: as `hard`, or if a known `epsilon` is below 0.
 
     References:
       Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019,
       eq. 11 and 12.
     """
-
-    if not isinstance(loss, AnchorLoss):
-        check_pair_loss(loss)
-    if distance is not None:
-        check_distance(distance)
+    measure, fixed = _measure(loss, distance)
     check_range(0, math.inf, epsilon=epsilon)
 
-    def extremes(distance: jax.Array, label: jax.Array) -> Any:
-        return largest(distance, label == 0), smallest(distance, label == 1)
-
-    def is_mined(distance: jax.Array, label: jax.Array, found: Any) -> jax.Array:
-        farthest, nearest = found
+    def is_mined(distance: jax.Array, label: ArrayLike, extremes: Any) -> jax.Array:
+        farthest, nearest = extremes
         near, far = distance < farthest + epsilon, distance > nearest - epsilon
         return jnp.where(label == 1, near, far)
 
-    def of_pair(distance: jax.Array, label: jax.Array) -> Any:
-        return total(loss(distance, label)), total(1.0)  # type: ignore[operator]
-
-    of_mined: Callable[..., Any] = of_pair
-    of_anchor: Callable[..., Any] = lambda found: Mean(*found)  # noqa: E731
-    fixed = False
-    if isinstance(loss, AnchorLoss):
-        fixed = loss.fixed
-        if fixed and distance not in (None, loss.distance):
-            raise ValueError("the formula of this loss is of its own distance: leave distance out")
-        distance = loss.distance if distance is None else distance
-        if len(loss.statistics) != 1 or loss.needs:
-            raise ValueError("the AnchorLoss of mined pairs must take one walk and no data")
-        (of_mined,), of_anchor = loss.statistics, loss.loss
-
-    def mined(distance: jax.Array, label: jax.Array, found: Any) -> Any:
-        where = is_mined(distance, label, found)
-        return jax.tree.map(
-            lambda one: Statistic(one.kind, one.value, one.where & where),
-            of_mined(distance, label),
-            is_leaf=is_statistic,
-        )
-
-    walks = extremes, mined
-    return AnchorLoss(lambda _, found: of_anchor(found), walks, distance or cosine, fixed)
+    of_all = as_loss_of_anchors(loss)._replace(distance=measure, fixed=fixed)
+    mined: AnchorLoss | TripleLoss = restricted_to(of_all, is_mined, _extremes)
+    return mined
 
 
 def distance_weighted(
-    loss: PairLoss = margin_based,
+    loss: PairLoss | AnchorLoss | TripleLoss = margin_based,
     *,
     dimension: int,
     cutoff: float = 0.5,
     largest: float = 1.4,
-) -> AnchorLoss:
+) -> AnchorLoss | TripleLoss:
     r"""All positives, and negatives in expectation of a draw that is even over distances.
 
     On a sphere of many dimensions random pairs lie near $\sqrt{2}$; negatives weigh by the inverse
@@ -255,24 +275,31 @@ def distance_weighted(
     the mean over such draws is taken, which needs no key and has no variance.
 
     Args:
-      loss: of a distance and a label.
+      loss: of a distance and a label, of anchors without data, or of triplets.
       dimension: of the embeddings, which are of unit length; at least 3.
       cutoff: distances below weigh as this one, as noise would rule else.
       largest: negatives farther off are left out, as a loss would be 0 there.
 
     Returns:
-      Loss for `anchor_loss`, the mean over positives of their loss and that of a negative; with the
-      Euclidean distance alone.
+      Loss for `anchor_loss` with the Euclidean distance alone, the mean over positives of their
+      loss and that of a negative, or of a loss of anchors or triplets that has the positive and
+      the negative alone. The latter takes two walks for each example of the largest class.
 
     Raises:
-      ValueError: if `loss` is not a function, `dimension` is below 3, or not
-        `0 < cutoff < largest <= 2`.
+      ValueError: as `semi_hard`, and if the loss is of another distance, `dimension` is below 3, or
+        not `0 < cutoff < largest <= 2`.
 
     References:
       Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017,
       eq. 1 to 3.
     """
-    check_pair_loss(loss)
+    measure, _ = _measure(loss, None if isinstance(loss, AnchorLoss | TripleLoss) else euclidean)
+    if measure is not euclidean:
+        raise ValueError(
+            "negatives are drawn by Euclidean distances, and this loss is of others; if its "
+            "formula allows it, loss._replace(distance=distances.euclidean) changes that"
+        )
+    _check_of_positives(loss)
     check_scalars(dimension=dimension, cutoff=cutoff, largest=largest)
     if dimension < 3:
         raise ValueError(f"dimension must be at least 3, got {dimension}")
@@ -284,18 +311,25 @@ def distance_weighted(
         height = jnp.maximum(1 - distance**2 / 4, 1e-6)
         return (2 - dimension) * jnp.log(distance) + (3 - dimension) / 2 * jnp.log(height)
 
+    def is_drawn(distance: jax.Array, label: jax.Array) -> jax.Array:
+        return (label == 1) & (distance < largest)
+
+    def share(distance: jax.Array, whole: jax.Array) -> jax.Array:
+        return lax.stop_gradient(jnp.exp(jnp.minimum(log_weight(distance) - whole, 0)))
+
+    if isinstance(loss, AnchorLoss | TripleLoss):
+        return _in_expectation(loss, log_weight, is_drawn, share)
+
     def weights(distance: jax.Array, label: jax.Array) -> Any:
-        drawn = (label == 1) & (distance < largest)
-        return log_sum_exp(log_weight(distance), drawn), total(1.0, label == 0)
+        return log_sum_exp(log_weight(distance), is_drawn(distance, label)), total(1.0, label == 0)
 
     def weighted(distance: jax.Array, label: jax.Array, found: Any) -> Any:
         whole, positives = found
-        share = jnp.exp(jnp.minimum(log_weight(distance) - whole, 0))
-        value, share = loss(distance, label), lax.stop_gradient(share)
-        drawn = (label == 1) & (distance < largest) & (whole > -jnp.inf)
+        value, part = loss(distance, label), share(distance, whole)
+        drawn = is_drawn(distance, label) & (whole > -jnp.inf)
         return (
             total(value, label == 0),
-            total(positives * jnp.where(drawn, share, 0) * value, drawn),
+            total(positives * jnp.where(drawn, part, 0) * value, drawn),
         )
 
     def of_anchor(first: Any, found: Any) -> Mean:
@@ -304,15 +338,42 @@ def distance_weighted(
     return AnchorLoss(of_anchor, (weights, weighted), euclidean, fixed=True)
 
 
+def _in_expectation(
+    loss: AnchorLoss | TripleLoss,
+    log_weight: Callable[[jax.Array], jax.Array],
+    is_drawn: Callable[[jax.Array, jax.Array], jax.Array],
+    share: Callable[[jax.Array, jax.Array], jax.Array],
+) -> TripleLoss:
+    """Returns the loss of each positive with one negative, in expectation over its draw."""
+
+    def weights(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Any:
+        return log_sum_exp(log_weight(distance), is_drawn(distance, label))
+
+    def weighted(
+        distance: jax.Array, label: jax.Array, positive: jax.Array, whole: jax.Array
+    ) -> list[Statistic]:
+        drawn = is_drawn(distance, label) & (whole > -jnp.inf)
+        part = jnp.where(drawn, share(distance, whole), 0)
+        return [total(part * one, drawn) for one in three(mean_of_two(loss, positive, distance))]
+
+    def of_positive(positive: jax.Array, whole: jax.Array, sums: Any) -> Mean:
+        alone = three(mean_of_two(loss, positive, jnp.full_like(positive, jnp.inf)))
+        some = whole > -jnp.inf
+        return Mean(*(jnp.where(some, *both) for both in zip(sums, alone, strict=True)))
+
+    # One positive at a time: the loss is evaluated for each pair, and for four compiled four times.
+    return TripleLoss(of_positive, (weights, weighted), euclidean, at_once=1, fixed=True)
+
+
 def online_hard_loss(
     embeddings: jax.Array,
     classes: jax.Array,
     references: jax.Array | None = None,
     reference_classes: jax.Array | None = None,
     *,
-    loss: Callable[..., jax.Array] = contrastive,
-    distance: Distance = cosine,
-    margin: ArrayLike = 0.5,
+    loss: PairLoss | AnchorLoss | TripleLoss = _contrastive_of_cosines(margin=0.5),  # noqa: B008
+    distance: Distance | None = None,
+    margin: ArrayLike | None = None,
     reduction: Reduction = "sum",
     axis_name: Any = None,
     **options: Any,
@@ -329,11 +390,14 @@ def online_hard_loss(
       classes: `[B]`, integers from 0; rows of class -1 are ignored.
       references: `[R, D]`.
       reference_classes: `[R]`.
-      loss: of a distance and a label, with `margin` as a keyword.
-      distance: of two vectors.
-      margin: above 0, in the unit of the distance.
-      reduction: as in `all_pairs_loss`; means but that over active pairs count all pairs, hard or
-        not. Every pair of one set counts in both orders.
+      loss: of a distance and a label, by default `losses.contrastive` of cosine distances with a
+        margin of 0.5; of anchors without data, or of triplets, which see the hard pairs only.
+      distance: of two vectors; by default that of the loss.
+      margin: above 0, in the unit of the distance, passed to a pair loss as a keyword; without it
+        the loss keeps its own.
+      reduction: for a pair loss as in `all_pairs_loss`, for others as in `anchor_loss`; means of a
+        pair loss but that over active pairs count all pairs, hard or not. Every pair of one set
+        counts in both orders.
       axis_name: of the devices that share the batch.
       **options: `exact`, `tile`, `precision` and `method` of `all_pairs_loss`.
 
@@ -342,12 +406,20 @@ def online_hard_loss(
 
     Raises:
       AssertionError: as `all_pairs_loss`.
-      ValueError: as `all_pairs_loss`.
+      ValueError: as `all_pairs_loss` or `anchor_loss`, as `hard`, or if a loss of anchors or
+        triplets is given a margin.
 
     References:
       Reimers and Gurevych, Sentence-BERT, 2019, and its library's OnlineContrastiveLoss.
     """
-    check_known(margin=margin)
+    measure, _ = _measure(loss, distance)
+    if margin is not None:
+        check_known(margin=margin)
+        if isinstance(loss, AnchorLoss | TripleLoss):
+            raise ValueError(
+                "margin is passed to losses of pairs: make this loss with its margin, as in "
+                "losses.triplet_all(margin), and leave margin out here"
+            )
     classes = as_classes("classes", classes)
     embeddings = as_array("embeddings", embeddings, classes=classes)
     if reference_classes is not None:
@@ -355,7 +427,7 @@ def online_hard_loss(
     if references is not None:
         references = as_array("references", references, classes=reference_classes)
     sets = (embeddings, classes, references, reference_classes)
-    options |= {"distance": distance, "axis_name": axis_name}
+    options |= {"distance": measure, "axis_name": axis_name}
     constant: list[Any] = [one if one is None else lax.stop_gradient(one) for one in sets]
     ((farthest, nearest),) = anchor_statistics(*constant, statistics=(_extremes,), **options)
     farthest, nearest = jnp.max(farthest, initial=-jnp.inf), jnp.min(nearest, initial=jnp.inf)
@@ -365,12 +437,21 @@ def online_hard_loss(
         farthest, nearest = lax.pmax(farthest, axis_name), -lax.pmax(-nearest, axis_name)
         farthest, nearest = varying((farthest, nearest), axes)
 
-    def of_hard(distance: jax.Array, label: jax.Array, margin: jax.Array) -> jax.Array:
-        is_hard = jnp.where(label == 1, distance < farthest, distance > nearest)
-        return jnp.where(is_hard, loss(distance, label, margin=margin), 0)
+    def is_hard(distance: jax.Array, label: ArrayLike) -> jax.Array:
+        return jnp.where(label == 1, distance < farthest, distance > nearest)
+
+    if isinstance(loss, AnchorLoss | TripleLoss):
+        of_anchors: Any = reduction
+        return anchor_loss(
+            *sets, loss=restricted_to(loss, is_hard), reduction=of_anchors, **options
+        )
+    of_pair = loss
+
+    def of_hard(distance: jax.Array, label: jax.Array, **margins: jax.Array) -> jax.Array:
+        return jnp.where(is_hard(distance, label), of_pair(distance, label, **margins), 0)
 
     return all_pairs_loss(*sets, loss=of_hard, margin=margin, reduction=reduction, **options)
 
 
-def _extremes(distance: jax.Array, label: jax.Array) -> Any:
+def _extremes(distance: jax.Array, label: jax.Array, *known: Any) -> Any:
     return largest(distance, label == 0), smallest(distance, label == 1)

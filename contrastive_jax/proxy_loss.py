@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from contrastive_jax.all_pairs import Method, check_method, checked_side, hoisted
-from contrastive_jax.anchor_loss import AnchorReduction, anchor_loss, check_mean, three
+from contrastive_jax.anchor_loss import (
+    AnchorReduction,
+    anchor_loss,
+    check_mean,
+    check_reduction,
+    three,
+    total_of_means,
+)
 from contrastive_jax.anchors import shared_total
 from contrastive_jax.checks import check_proxies, check_values
 from contrastive_jax.derivatives import differentiable
@@ -56,14 +63,16 @@ def proxy_loss(
         classes without a proxy.
       proxies: `[C, D]`, or `[C, K, D]` with K for each class; of the dtype of `embeddings`.
       loss: one of the proxy losses of `contrastive_jax.losses`, or any `AnchorLoss`.
-      reduction: as in `anchor_loss`.
+      reduction: as in `anchor_loss`; `"none"` gives the loss of each embedding, `[B]`, or of a loss
+        whose anchors are the proxies (`losses.proxy_anchor`) that of each proxy.
       axis_name: of the devices that share the batch.
       **options: `distance`, `exact`, `tile`, `precision` and `method` of `anchor_loss`; of a
         `CentersLoss` `precision` and `method` alone.
 
     Returns:
       Loss, a scalar, 0 of no rows. It can be differentiated in any mode and any number of times;
-      with an axis name once, in reverse mode.
+      with an axis name, and of a loss that `anchor_loss` computes with `reduction="none"`, once, in
+      reverse mode.
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
@@ -77,8 +86,7 @@ def proxy_loss(
             f"loss must be a ProxyLoss, a CentersLoss or an AnchorLoss, got {loss!r}; a factory "
             "such as losses.arcface is to be called"
         )
-    if reduction not in ("mean", "active", "sum"):
-        raise ValueError(f"reduction must be one of mean, active, sum, got {reduction!r}")
+    check_reduction(reduction)
     check_method(options.get("method", "one_walk"), axis_name)
     given = classes
     embeddings, classes, _ = checked_side("", embeddings, classes, None)
@@ -147,6 +155,9 @@ def _of_centers(
         compiled(sums, function, precision, shape) for sums in (_swept_sums, _plain_sums)
     )
     arguments = rows, centers.T, parameters, classes
+    if reduction == "none":
+        each: jax.Array = compiled(_losses_of_rows, function, precision, shape)(*arguments)
+        return jnp.where(counts, each[: len(counts)] + bad, 0)
     if method == "autodiff":
         value, counts = plain(*arguments)
     elif axis_name is None:
@@ -160,6 +171,30 @@ def _of_centers(
         return cast(jax.Array, value)
     count = active if reduction == "active" else count
     return cast(jax.Array, value / jnp.where(count > 0, count, 1))
+
+
+def _losses_of_rows(
+    loss: Callable[..., Mean],
+    precision: lax.PrecisionLike,
+    shape: tuple[int, int],
+    rows: jax.Array,
+    centers: jax.Array,
+    parameters: tuple[jax.Array, ...],
+    classes: jax.Array,
+) -> jax.Array:
+    """Loss of each row, in plain JAX; anything where a row does not count."""
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def of_block(block: tuple[jax.Array, jax.Array]) -> jax.Array:
+        cosines = jnp.matmul(block[0], centers, precision=precision).reshape(-1, *shape)
+
+        def of_row(cosines: jax.Array, own: jax.Array) -> Mean:
+            return loss(cosines, own, *parameters)
+
+        mean = jax.vmap(of_row)(cosines, jnp.maximum(block[1], 0))
+        return jnp.broadcast_to(total_of_means((mean,)), block[1].shape)
+
+    return cast(jax.Array, lax.map(of_block, (rows, classes)).ravel())
 
 
 def _swept_sums(

@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 from jax.typing import ArrayLike
 
-from contrastive_jax import distances, losses
+from contrastive_jax import losses
 from contrastive_jax.all_pairs import all_pairs_sums
 from contrastive_jax.checks import check_seed
 from contrastive_jax.data.augment import Augment
@@ -212,7 +212,7 @@ def make_pair_step(
     optimizer: optax.GradientTransformation,
     *,
     loss: Callable[..., jax.Array] = losses.contrastive,
-    distance: Callable[..., jax.Array] = distances.euclidean,
+    distance: Callable[..., jax.Array] | None = None,
     augment: Augment | None = None,
     group: int = 1,
     microbatches: int = 1,
@@ -223,7 +223,7 @@ def make_pair_step(
       encode: from parameters and images to embeddings.
       optimizer: applied to the gradient of the mean loss over the pairs of all devices.
       loss: scalar function of distance, label and margin.
-      distance: between two embeddings.
+      distance: between two embeddings; by default that of the loss.
       augment: from a key and an image to an image, applied to both members of every pair.
       group: pairs whose members are compared across. With 1 the loss is the mean over the given
         pairs. With G > 1 every first member of a group is compared with every second one, G^2 pairs
@@ -241,9 +241,11 @@ def make_pair_step(
       `gradient_norm`.
 
     Raises:
-      ValueError: when the step is traced, if pairs have both labels and classes or neither, only
-        labels where `group` is above 1, or do not divide into microbatches and groups.
+      ValueError: if the distance does not fit the loss; when the step is traced, if pairs have both
+        labels and classes or neither, only labels where `group` is above 1, or do not divide into
+        microbatches and groups.
     """
+    measure = losses.resolve_distance(loss, distance)
 
     def step(state: TrainState, pairs: Pairs, numbers: Numbers) -> tuple[TrainState, Metrics]:
         _check_pairs(pairs, group)
@@ -263,10 +265,10 @@ def make_pair_step(
                 classes: list[Any] = [part.first_classes, part.second_classes]
                 a, b, first_classes, second_classes = _across(group, [a, b, *classes])
                 labels = (first_classes != second_classes).astype(jnp.int32)
-            values = pair_loss(a, b, labels, loss=loss, distance=distance, margin=numbers.margin)
+            values = pair_loss(a, b, labels, loss=loss, distance=measure, margin=numbers.margin)
             weights = _weights(labels.reshape(-1, group**2), numbers.similar_fraction)
             value = jnp.mean(values if group == 1 else values * weights.ravel())
-            return value, _sums(jax.vmap(distance)(a, b), values, labels)
+            return value, _sums(jax.vmap(measure)(a, b), values, labels)
 
         def add(total: Any, part: Pairs) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient_of(state.params, part)), None
@@ -319,7 +321,7 @@ def make_all_pairs_step(
     optimizer: optax.GradientTransformation,
     *,
     loss: Callable[..., jax.Array] = losses.contrastive,
-    distance: Callable[..., jax.Array] = distances.euclidean,
+    distance: Callable[..., jax.Array] | None = None,
     augment: Augment | None = None,
     microbatches: int = 1,
 ) -> BatchStep:
@@ -332,13 +334,17 @@ def make_all_pairs_step(
       encode: from parameters and images to embeddings.
       optimizer: applied to the gradient of the loss.
       loss: scalar function of distance, label and margin.
-      distance: between two embeddings.
+      distance: between two embeddings; by default that of the loss.
       augment: from a key and an image to an image.
       microbatches: parts that a device encodes its images in, one after another.
 
     Returns:
       `step(state, batch, numbers) -> (state, metrics)`, with the metrics of `make_pair_step`.
+
+    Raises:
+      ValueError: if the distance does not fit the loss.
     """
+    measure = losses.resolve_distance(loss, distance)
 
     def step(state: TrainState, batch: Batch, numbers: Numbers) -> tuple[TrainState, Metrics]:
         images, classes = map(jnp.asarray, batch)
@@ -351,7 +357,7 @@ def make_all_pairs_step(
         if augment is not None:
             images = jax.vmap(augment)(keys_of_rows(numbers.seed, state.step, share)[:, 0], images)
         parts = images.reshape(microbatches, -1, *images.shape[1:])
-        sums_of = partial(all_pairs_sums, distance=distance, axis_name=AXIS)
+        sums_of = partial(all_pairs_sums, distance=measure, axis_name=AXIS)
 
         def value_of(params: Params) -> tuple[jax.Array, Any]:
             embeddings = jax.lax.map(partial(encode, params), parts)

@@ -26,7 +26,7 @@ class Setting(NamedTuple):
     options: dict[str, float]
     """Numbers found on validation of the digits; others of `make` are its own."""
     distance: Callable[..., jax.Array] | None = None
-    """Of pair losses."""
+    """Of a pair loss, where it is not the one that the loss carries."""
     learning_rate: float = 0.0
     """Of the parameters of the loss, where it has some."""
     weight_decay: float | None = None
@@ -50,16 +50,15 @@ class Built(NamedTuple):
 
 
 PAIRS = {
-    "contrastive": Setting(losses.contrastive, {"margin": 1.2}, distances.euclidean),
-    "contrastive_halved": Setting(losses.contrastive_halved, {"margin": 1.2}, distances.euclidean),
-    "contrastive_linear": Setting(losses.contrastive_linear, {"margin": 1.2}, distances.euclidean),
-    "cosine_embedding": Setting(losses.cosine_embedding, {"margin": 0.3}, distances.cosine),
-    "sentence_contrastive": Setting(losses.sentence_contrastive, {"margin": 0.8}, distances.cosine),
-    "sigmoid": Setting(losses.sigmoid, {}, distances.cosine, 1e-2),
+    "contrastive": Setting(losses.contrastive, {"margin": 1.2}),
+    "contrastive_halved": Setting(losses.contrastive_halved, {"margin": 1.2}),
+    "contrastive_linear": Setting(losses.contrastive_linear, {"margin": 1.2}),
+    "cosine_embedding": Setting(losses.cosine_embedding, {"margin": 0.3}),
+    "sentence_contrastive": Setting(losses.sentence_contrastive, {"margin": 0.8}),
+    "sigmoid": Setting(losses.sigmoid, {}, learning_rate=1e-2),
+    # Its settings were chosen with this distance, and not with the squared one of the paper.
     "logistic": Setting(losses.logistic, {"threshold": 1.0, "scale": 10.0}, distances.euclidean),
-    "margin_based": Setting(
-        losses.margin_based, {"margin": 0.2, "boundary": 0.9}, distances.euclidean
-    ),
+    "margin_based": Setting(losses.margin_based, {"margin": 0.2, "boundary": 0.9}),
     "signal_to_noise": Setting(
         losses.contrastive_linear, {"margin": 1.5}, distances.signal_to_noise
     ),
@@ -97,7 +96,7 @@ PROXIES = {
     "soft_triple": Setting(losses.soft_triple, {}, learning_rate=1e-2),
 }
 _BATCH = {
-    "online_hard": Setting(mining.online_hard_loss, {"margin": 0.8}, distances.cosine),
+    "online_hard": Setting(mining.online_hard_loss, {"margin": 0.8}),
 }
 NAMES = (*PAIRS, *_ANCHORS, *PROXIES, *_BATCH)
 
@@ -173,7 +172,7 @@ def build(name: str, options: dict[str, float], *, classes: int, width: int, see
     params: Any = ()
     if name in PAIRS:
         given = {"similar_fraction": known["similar_fraction"]} | given
-        distance = setting.distance or distances.euclidean
+        distance = losses.resolve_distance(setting.make, setting.distance)
         if name == "sigmoid":
             params = {
                 "log_temperature": jnp.log(jnp.float32(given.pop("temperature", 10.0))),
@@ -181,8 +180,8 @@ def build(name: str, options: dict[str, float], *, classes: int, width: int, see
             }
         return Built(partial(_pair_value, setting.make, distance), params, given, rate, distance)
     if name in _BATCH:
-        distance = setting.distance or distances.cosine
-        return Built(partial(_batch_value, setting.make), (), given, rate, distance)
+        value_of = partial(_batch_value, setting.make)
+        return Built(value_of, (), given, rate, distances.cosine)
     if name in PROXIES:
         key = jax.random.key(seed)
         shape = (classes, _CENTERS, width) if name == "soft_triple" else (classes, width)
@@ -236,9 +235,9 @@ def _setting(name: str) -> Setting:
 def _mined(name: str, miner: Callable[..., Any], width: int, **options: Any) -> Any:
     """A pair loss of the pairs that a miner finds."""
     if name == "mined_distance_weighted":
-        return miner(partial(losses.margin_based, **options), dimension=width)
-    distance = distances.cosine if name == "mined_multi_similarity" else distances.euclidean
-    return miner(partial(losses.contrastive, **options), distance)
+        return miner(losses.margin_based(**options), dimension=width)
+    distance = distances.cosine if name == "mined_multi_similarity" else None
+    return miner(losses.contrastive(**options), distance)
 
 
 def _pair_value(
@@ -255,12 +254,13 @@ def _pair_value(
     fraction: jax.Array = options.pop("similar_fraction")
     if params:
         options |= {"temperature": jnp.exp(params["log_temperature"]), "bias": params["bias"]}
-
-    def of_pair(distance: jax.Array, label: jax.Array) -> jax.Array:
-        return loss(distance, label, **options)
-
     sums = all_pairs_sums(
-        embeddings, classes, *references or (), loss=of_pair, distance=distance, axis_name=AXIS
+        embeddings,
+        classes,
+        *references or (),
+        loss=partial(loss, **options),
+        distance=distance,
+        axis_name=AXIS,
     )
     means = sums.loss / jnp.maximum(sums.pairs, 1)
     return fraction * means[0] + (1 - fraction) * means[1]

@@ -41,7 +41,7 @@ INSIDE = {
         "is_whole",
     },
     "all_pairs": {"check_method", "checked_side", "hoisted", "prepared", "real_scalar"},
-    "anchor_loss": {"check_mean", "three"},
+    "anchor_loss": {"check_mean", "check_reduction", "three", "total_of_means"},
     "host_arrays": {
         "as_array",
         "as_classes",
@@ -50,6 +50,7 @@ INSIDE = {
         "column_hint",
         "split_mask",
     },
+    "losses.measure": {"is_fixed"},
     "memory": {"own_share"},
     "statistics": {
         "holds_for_none",

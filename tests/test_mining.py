@@ -254,11 +254,46 @@ def test_wrong_options_are_refused(options, message):
         mining.distance_weighted(**options)
 
 
+A, LABELS = np.float32(np.eye(3)), np.array([0, 0, 1])
+EUCLIDEAN = distances.euclidean
+SUM = losses.weighted_sum((1, losses.ntxent()), (1, losses.supcon()))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: mining.hard(losses.supcon()), "must be a function of a distance and a label"),
-        (lambda: mining.multi_similarity(losses.ntxent()), "must take one walk and no data"),
+        (lambda: mining.hard(losses.arcface()), "must be a function of a distance and a label"),
+        (lambda: mining.hard(losses.angular()), "measured from anchor and positive together"),
+        (lambda: mining.multi_similarity(losses.angular()), "give its triplets to triplet_loss"),
+        (
+            lambda: mining.semi_hard(losses.margin_by_class()),
+            "needs a boundary for each anchor, which it does not pass on",
+        ),
+        (
+            lambda: mining.hard(losses.sigmoid, distances.euclidean),
+            "sigmoid expects the cosine distance, .* got euclidean",
+        ),
+        (
+            lambda: mining.distance_weighted(losses.sigmoid, dimension=6),
+            "sigmoid expects the cosine distance, .* got euclidean",
+        ),
+        (
+            lambda: mining.distance_weighted(losses.ntxent(), dimension=6),
+            "drawn by Euclidean distances, and this loss is of others; .*loss._replace",
+        ),
+        (lambda: mining.easy_positive(losses.circle(), distances.euclidean), "of its own distance"),
+        (
+            lambda: anchor_loss(A, LABELS, loss=mining.hard(losses.sigmoid), distance=EUCLIDEAN),
+            "the formula of this loss is of cosine distances alone, got euclidean",
+        ),
+        (
+            lambda: anchor_loss(A, LABELS, loss=mining.semi_hard(SUM)),
+            "the loss has 2 means .*: mine the terms of weighted_sum one by one",
+        ),
+        (
+            lambda: mining.online_hard_loss(A, LABELS, loss=losses.ntxent(), margin=0.3),
+            "margin is passed to losses of pairs: make this loss with its margin",
+        ),
         (lambda: mining.semi_hard(margin=0.0), "margin must be above 0, got 0"),
         (
             lambda: mining.multi_similarity(losses.multi_similarity(), distances.euclidean),
@@ -281,3 +316,162 @@ def test_miners_take_any_pair_loss():
         [p.max() for p, _ in kept if len(p)] + [max(0, 1 - n.min()) for _, n in kept if len(n)]
     )
     np.testing.assert_allclose(value, want, rtol=1e-5)
+
+
+# Losses of anchors and of triplets, as sum and count over given positives and negatives.
+
+
+def of_ntxent(p, n, boundary):
+    return sum(np.logaddexp.reduce([0, *(2 * (d - n))]) for d in p), len(p)
+
+
+def of_lifted(p, n, boundary):
+    farthest = np.logaddexp.reduce(p) if len(p) else 0
+    nearest = np.logaddexp.reduce(1 - n) if len(n) else 0
+    return max(0, farthest + nearest), 1
+
+
+def of_margin_by_class(p, n, boundary):
+    values = [max(0, 0.2 + d - boundary) for d in p for _ in n]
+    values += [max(0, 0.2 + boundary - d) for d in n for _ in p]
+    return sum(values), np.count_nonzero(values)
+
+
+def of_triplet_all(p, n, boundary):
+    return sum(max(0, d - e + 0.4) for d in p for e in n), len(p) * len(n)
+
+
+def of_smooth_ap(p, n, boundary):
+    def rank(d, others):
+        return 0.5 + np.sum(1 / (1 + np.exp((others - d) / 0.2)))
+
+    values = [1 - rank(d, p) / rank(d, np.concatenate([p, n])) for d in p]
+    return (np.mean(values), 1) if len(p) else (0, 0)
+
+
+BOUNDARIES = np.array([0.6, 0.8, 1.0, 1.2, 1.4])
+LOSSES = {
+    "ntxent": (losses.ntxent(0.5)._replace(distance=EUCLIDEAN), of_ntxent),
+    "lifted": (losses.lifted(), of_lifted),
+    "margin_by_class": (losses.margin_by_class(), of_margin_by_class),
+    "triplet_all": (losses.triplet_all(0.4), of_triplet_all),
+    "smooth_ap": (losses.smooth_ap(0.2)._replace(distance=EUCLIDEAN), of_smooth_ap),
+}
+
+
+def _selected(miner, positives, negatives, batch, frozen):
+    """Positives, negatives and the weight of each set of them that a miner selects."""
+    none = np.zeros(0)
+    if miner in ("hard", "easy_positive"):
+        extreme = np.max if miner == "hard" else np.min
+        yield (
+            extreme(positives, keepdims=True) if len(positives) else none,
+            np.min(negatives, keepdims=True) if len(negatives) else none,
+            1,
+        )
+    elif miner == "semi_hard":
+        for p in positives:
+            farther = negatives[(negatives > p) & (negatives < p + 0.3)]
+            if len(farther):
+                yield np.array([p]), np.array([farther.min()]), 1
+    elif miner == "multi_similarity":
+        nearest, farthest = np.min(negatives, initial=np.inf), np.max(positives, initial=-np.inf)
+        yield positives[positives > nearest - 0.1], negatives[negatives < farthest + 0.1], 1
+    elif miner == "online_hard":
+        nearest, farthest = batch
+        yield positives[positives > nearest], negatives[negatives < farthest], 1
+    else:
+        drawn = negatives[frozen[1] < 1.4]
+        d = np.maximum(frozen[1][frozen[1] < 1.4], 0.5)
+        weights = d ** (2 - SIZE) * (1 - d**2 / 4) ** ((3 - SIZE) / 2)
+        for p in positives:
+            for n, weight in zip(drawn, weights / weights.sum(), strict=True):
+                yield np.array([p]), np.array([n]), weight
+            if not len(drawn):
+                yield np.array([p]), none, 1
+
+
+def _mined(miner, formula, x, c, frozen=None):
+    kept, as_frozen = list(_kept(x, c)), list(_kept(x if frozen is None else frozen, c))
+    batch = (
+        min(np.min(n, initial=np.inf) for _, n in kept),
+        max(np.max(p, initial=-np.inf) for p, _ in kept),
+    )
+    value = count = 0
+    for (p, n), own, boundary in zip(kept, as_frozen, BOUNDARIES[c[c >= 0]], strict=True):
+        for selected in _selected(miner, p, n, batch, own):
+            part = formula(*selected[:2], boundary)
+            value, count = value + selected[2] * part[0], count + selected[2] * part[1]
+    return value / count if count else 0.0
+
+
+def _program(miner, loss, c):
+    data = (BOUNDARIES.astype(np.float32)[c],) if getattr(loss, "needs", ()) else ()
+    if miner == "online_hard":
+        return lambda x: mining.online_hard_loss(x, c, loss=loss, reduction="mean", tile=16)
+    options = {
+        "semi_hard": {"margin": 0.3},
+        "distance_weighted": {"dimension": SIZE},
+    }.get(miner, {})
+    mined = getattr(mining, miner)(loss, **options)
+    return lambda x: anchor_loss(x, c, loss=mined, data=data, tile=16)
+
+
+@pytest.mark.parametrize(
+    ("miner", "loss"),
+    [
+        ("hard", "ntxent"),
+        ("hard", "margin_by_class"),
+        pytest.param("hard", "smooth_ap", marks=pytest.mark.long),
+        ("easy_positive", "triplet_all"),
+        pytest.param("semi_hard", "ntxent", marks=pytest.mark.long),
+        ("semi_hard", "triplet_all"),
+        ("multi_similarity", "ntxent"),
+        pytest.param("multi_similarity", "margin_by_class", marks=pytest.mark.long),
+        ("multi_similarity", "smooth_ap"),
+        pytest.param("distance_weighted", "triplet_all", marks=pytest.mark.long),
+        ("distance_weighted", "lifted"),
+        ("online_hard", "ntxent"),
+        pytest.param("online_hard", "triplet_all", marks=pytest.mark.long),
+    ],
+)
+def test_miners_take_losses_of_anchors_and_of_triplets(miner, loss):
+    loss, formula = LOSSES[loss]
+    x, c = _batch(count=24)
+    want = functools.partial(_mined, miner, formula, c=c, frozen=x)
+    value, gradient = jax.jit(jax.value_and_grad(_program(miner, loss, c)))(jnp.float32(x))
+    np.testing.assert_allclose(value, want(x), rtol=2e-5)
+    way, h = np.random.default_rng(9).standard_normal(x.shape), 1e-6
+    slope = (want(x + h * way) - want(x - h * way)) / (2 * h)
+    assert abs(slope) > 1e-3
+    np.testing.assert_allclose(np.sum(gradient * way), slope, rtol=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["lifted", "smooth_ap"])
+def test_miners_of_losses_where_pairs_are_missing(loss):
+    """Some anchors have no positive, and none a negative that is selected."""
+    x, _ = _batch(count=8)
+    loss, formula = LOSSES[loss]
+    for miner in ("hard", "multi_similarity"):
+        program = jax.jit(lambda x, c, miner=miner: jax.value_and_grad(_program(miner, loss, c))(x))
+        for c in (np.array([0, 0, 1, 2, 3, 4, -1, -1]), np.array([0, 0, 0, 0, 0, 0, 0, -1])):
+            value, gradient = program(jnp.float32(x), c)
+            want = _mined(miner, formula, x, c)
+            np.testing.assert_allclose(value, want, rtol=1e-5, atol=1e-6)
+            assert np.isfinite(gradient).all()
+
+
+def test_a_miner_measures_the_distance_of_its_loss():
+    x, c = _batch(count=24)
+    values = []
+    for positives, negatives in _kept(x, c):
+        far, near = positives.max() ** 2 / 2, negatives.min() ** 2 / 2
+        values += [np.logaddexp(0, -(10 * (1 - far) - 10)), np.logaddexp(0, 10 * (1 - near) - 10)]
+    found = anchor_loss(jnp.float32(3 * x), c, loss=mining.hard(losses.sigmoid), tile=16)
+    np.testing.assert_allclose(found, np.mean(values), rtol=1e-5)
+
+
+def test_hard_pairs_of_the_batch_keep_the_margin_of_their_loss():
+    x, c = _batch(count=24)
+    found = mining.online_hard_loss(jnp.float32(x), c)
+    np.testing.assert_allclose(found, _online(x, c, x, c, 0.5), rtol=1e-5)

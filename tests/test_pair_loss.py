@@ -99,6 +99,17 @@ def test_one_compilation_serves_ten_margins():
     assert step._cache_size() == 1
 
 
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["plain", "jit"])
+def test_a_margin_of_each_pair(transform):
+    # Distances 5, 0.5 and 0; by the margin the gradient of a dissimilar pair is 2 (margin - D).
+    margins = np.float32([1, 2, 0.25])
+    values = transform(lambda margin: pair_loss(A, B, LABELS, margin=margin))(margins)
+    np.testing.assert_allclose(values, [25, 2.25, 0.0625], rtol=1e-6)
+    gradient = transform(jax.grad(lambda margin: pair_loss(A, B, LABELS, margin=margin).sum()))
+    np.testing.assert_allclose(gradient(margins), [0, 3, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(pair_loss(A, B, LABELS, margin=[1, 2, 3]), [25, 2.25, 9], rtol=1e-6)
+
+
 def test_mapped_over_margins():
     margins = np.float32([1, 2, 3])
     values = jax.vmap(lambda margin: pair_loss(A, B, LABELS, margin=margin))(margins)
@@ -154,7 +165,10 @@ def test_arrays_of_the_host_that_are_refused(arguments, message):
 
 
 def test_wrong_margin_and_loss():
-    with pytest.raises(AssertionError, match=r"rank 1 .*scalar margin"):
-        pair_loss(A, B, LABELS, margin=np.ones(3))
+    for margin in (np.ones(2), np.ones((3, 1))):
+        with pytest.raises(AssertionError, match=r"expected \(3\).*a scalar margin or \[B\]"):
+            pair_loss(A, B, LABELS, margin=margin)
+    with pytest.raises(ValueError, match=r"margin must be above 0 and finite, got 0.0 in row 1"):
+        pair_loss(A, B, LABELS, margin=[1.0, 0.0, 1.0])
     with pytest.raises(AssertionError, match="loss must return a scalar"):
         pair_loss(A, B, LABELS, loss=lambda d, y: d[None])

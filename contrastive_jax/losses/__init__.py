@@ -1,6 +1,7 @@
 """Losses: the table of contents.
 
-Of a pair, functions `(distance, label)` for `pair_loss` and `all_pairs_loss`; label 0 is similar:
+Of a pair, functions `(distance, label)` for `pair_loss` and `all_pairs_loss`; label 0 is similar.
+Each carries the distance of its paper, which those measure where the caller names none:
 
     contrastive           squares, with a margin                      Hadsell 2006
     contrastive_halved    with the factors 1/2 of the paper           Hadsell 2006
@@ -10,6 +11,10 @@ Of a pair, functions `(distance, label)` for `pair_loss` and `all_pairs_loss`; l
     sigmoid               learned temperature and bias                Zhai 2023 (SigLIP)
     logistic              a soft margin about a threshold             Hu 2014
     margin_based          a boundary with a margin on either side     Wu 2017
+
+These are cosine distances for `cosine_embedding`, `sentence_contrastive` and `sigmoid`, squared
+Euclidean ones for `logistic`, and Euclidean ones for the others. A distance that does not fit the
+formula is a ValueError. Called with hyperparameters alone, each binds them: `sigmoid(bias=-5.0)`.
 
 Of an anchor and all its pairs, made by functions, for `anchor_loss`:
 
@@ -46,11 +51,13 @@ The numbers that a loss takes, such as margins and temperatures, are real scalar
 one of another shape is an AssertionError that names it.
 
 Made of others: `weighted_sum`, `of_pairs`, and `contrastive_jax.mining`. Of one's own: a function
-of a distance and a label, or an `AnchorLoss` or `TripleLoss` of `contrastive_jax.statistics`.
+of a distance and a label, which measures Euclidean distances unless `with_distance` names another,
+or an `AnchorLoss` or `TripleLoss` of `contrastive_jax.statistics`.
 """
 
 from contrastive_jax.losses.combined import of_pairs, weighted_sum
 from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, Mean, ProxyLoss, TripleLoss
+from contrastive_jax.losses.measure import PairLoss, resolve_distance, with_distance
 from contrastive_jax.losses.pairwise import (
     contrastive,
     contrastive_halved,
@@ -84,6 +91,7 @@ __all__ = [
     "AnchorLoss",
     "CentersLoss",
     "Mean",
+    "PairLoss",
     "ProxyLoss",
     "TripleLoss",
     "angular",
@@ -108,6 +116,7 @@ __all__ = [
     "of_pairs",
     "proxy_anchor",
     "proxy_nca",
+    "resolve_distance",
     "sentence_contrastive",
     "sigmoid",
     "smooth_ap",
@@ -118,4 +127,5 @@ __all__ = [
     "triplet_semi_hard",
     "tuplet_margin",
     "weighted_sum",
+    "with_distance",
 ]

@@ -8,37 +8,37 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_distance, check_pair_loss, check_range
-from contrastive_jax.distances import euclidean
+from contrastive_jax.checks import check_range
 from contrastive_jax.losses.kinds import AnchorLoss, Mean
+from contrastive_jax.losses.measure import is_fixed, resolve_distance
 from contrastive_jax.statistics import total
 
 
 def of_pairs(
-    loss: Callable[..., jax.Array], distance: Callable[..., jax.Array] = euclidean
+    loss: Callable[..., jax.Array], distance: Callable[..., jax.Array] | None = None
 ) -> AnchorLoss:
     """Makes an anchor's loss of a pair's: the mean over all pairs.
 
-    By itself `all_pairs_loss` is quicker; this is for `weighted_sum`.
+    By itself `all_pairs_loss` is quicker; this is for `weighted_sum`, and for the loss of each row,
+    `anchor_loss(..., reduction="none")`.
 
     Args:
       loss: scalar function `(distance, label)`.
-      distance: of two vectors.
+      distance: of two vectors; by default that of the loss.
 
     Returns:
       Loss for `anchor_loss`.
 
     Raises:
-      ValueError: if `loss` or `distance` is not a function.
+      ValueError: if `loss` or `distance` is not a function, or the distance does not fit the loss.
     """
-    check_pair_loss(loss)
-    check_distance(distance)
+    measure = resolve_distance(loss, distance)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         value = loss(distance, label)
         return total(value), total(1.0), total(1.0, value != 0)
 
-    return AnchorLoss(lambda found: Mean(*found), (statistics,), distance)
+    return AnchorLoss(lambda found: Mean(*found), (statistics,), measure, is_fixed(loss))
 
 
 def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:

@@ -1,4 +1,8 @@
-"""Losses of one pair: a distance and a label, for `pair_loss` and `all_pairs_loss`."""
+"""Losses of one pair: a distance and a label, for `pair_loss` and `all_pairs_loss`.
+
+Each carries the distance of its paper, `losses.sigmoid.distance`, and the ones that fit its
+formula, `losses.sigmoid.distances` (`contrastive_jax.losses.measure`).
+"""
 
 import math
 
@@ -8,9 +12,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from contrastive_jax.checks import check_known, check_range, check_scalars
+from contrastive_jax.distances import cosine, euclidean, manhattan, squared_euclidean
+from contrastive_jax.losses.measure import with_distance
 from contrastive_jax.losses.softplus import softplus
 
 
+@with_distance(euclidean)
 def contrastive(
     distance: ArrayLike,
     label: ArrayLike,
@@ -32,7 +39,7 @@ def contrastive(
     something by themselves, as verification by a threshold needs.
 
     Args:
-      distance: scalar, at least 0.
+      distance: scalar, at least 0; Euclidean by default, and any other that is at least 0.
       label: scalar, 0 for a similar pair and 1 for a dissimilar one; integer, bool or float.
       margin: scalar above 0, in the unit of `distance`. It may be traced: another margin is no
         reason to compile again.
@@ -58,6 +65,7 @@ def contrastive(
     return _by_label(label, similar, jnp.maximum(0, margin - distance)) ** 2
 
 
+@with_distance(euclidean)
 def contrastive_halved(
     distance: ArrayLike,
     label: ArrayLike,
@@ -74,7 +82,7 @@ def contrastive_halved(
     *When.* To repeat published figures without changing their learning rate.
 
     Args:
-      distance: scalar, at least 0.
+      distance: scalar, at least 0; Euclidean by default, and any other that is at least 0.
       label: scalar, 0 similar, 1 dissimilar.
       margin: scalar above 0, in the unit of `distance`.
       positive_margin: scalar in [0, `margin`).
@@ -93,6 +101,7 @@ def contrastive_halved(
     return 0.5 * contrastive(distance, label, margin, positive_margin)
 
 
+@with_distance(euclidean)
 def contrastive_linear(
     distance: ArrayLike,
     label: ArrayLike,
@@ -110,7 +119,7 @@ def contrastive_linear(
     `distances.signal_to_noise` it is the signal-to-noise ratio contrastive loss.
 
     Args:
-      distance: scalar, at least 0.
+      distance: scalar, at least 0; Euclidean by default, and any other that is at least 0.
       label: scalar, 0 similar, 1 dissimilar.
       margin: scalar above 0, in the unit of `distance`.
       positive_margin: scalar in [0, `margin`): similar pairs so close are left alone.
@@ -133,6 +142,7 @@ def contrastive_linear(
     return _by_label(label, similar, jnp.maximum(0, margin - distance))
 
 
+@with_distance(cosine, (cosine,))
 def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 0.0) -> jax.Array:
     r"""Cosine embedding loss: similar pairs are to point in one direction.
 
@@ -163,6 +173,7 @@ def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 
     return _by_label(label, distance, jnp.maximum(0, 1 - distance - margin))
 
 
+@with_distance(cosine, (cosine, euclidean, manhattan))
 def sentence_contrastive(
     distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 0.5
 ) -> jax.Array:
@@ -173,7 +184,7 @@ def sentence_contrastive(
     *When.* A sentence encoder is to be compared with one trained there.
 
     Args:
-      distance: scalar, `distances.cosine` there.
+      distance: scalar; cosine by default, or Euclidean or Manhattan, as there.
       label: scalar, 0 similar, 1 dissimilar.
       margin: scalar above 0; below 2 for the cosine distance.
 
@@ -190,6 +201,7 @@ def sentence_contrastive(
     return contrastive_halved(distance, label, margin)
 
 
+@with_distance(cosine, (cosine,))
 def sigmoid(
     distance: ArrayLike,
     label: ArrayLike,
@@ -231,6 +243,7 @@ def sigmoid(
     return softplus((2 * label - 1) * logit)
 
 
+@with_distance(squared_euclidean)
 def logistic(
     distance: ArrayLike,
     label: ArrayLike,
@@ -247,7 +260,8 @@ def logistic(
     *When.* Pairs are to be verified by a threshold that is known, or learned along.
 
     Args:
-      distance: scalar, at least 0.
+      distance: scalar, at least 0; squared Euclidean by default, as in the paper, and any other
+        that is at least 0.
       label: scalar, 0 similar, 1 dissimilar.
       threshold: scalar above 0, in the unit of `distance`, where both kinds cost $\log 2$.
       scale: scalar above 0, how steep the change is.
@@ -261,7 +275,7 @@ def logistic(
 
     References:
       Hu, Lu and Tan, Discriminative Deep Metric Learning for Face Verification in the Wild, 2014,
-      eq. 6 and 7, of squared distances there and divided by the scale.
+      eq. 6 and 7, divided by the scale there.
     """
     check_known(scale=scale)
     distance, label, threshold = _checked(distance, label, threshold, name="threshold")
@@ -269,6 +283,7 @@ def logistic(
     return softplus((1 - 2 * label) * scale * (distance - threshold))
 
 
+@with_distance(euclidean)
 def margin_based(
     distance: ArrayLike,
     label: ArrayLike,
@@ -288,7 +303,7 @@ def margin_based(
     (`mining.distance_weighted`).
 
     Args:
-      distance: scalar, at least 0.
+      distance: scalar, at least 0; Euclidean by default, and any other that is at least 0.
       label: scalar, 0 similar, 1 dissimilar.
       margin: scalar above 0, in the unit of `distance`.
       boundary: scalar above `margin`; may be learned.

@@ -86,7 +86,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def _of_pairs(
-    loss: Callable[..., jax.Array], distance: Callable[..., jax.Array], margin: float
+    loss: Callable[..., jax.Array], margin: float, distance: Callable[..., jax.Array] | None = None
 ) -> Any:
     def value(x: jax.Array, classes: jax.Array, _: Any) -> jax.Array:
         # The signal-to-noise ratio knows no length; the peer normalises all the same.
@@ -157,11 +157,11 @@ def _columns(parameter: torch.Tensor) -> torch.Tensor:
 ROWS: dict[str, Row] = {
     "contrastive_linear": Row(
         # Margins within which about half of the dissimilar pairs lie.
-        _of_pairs(losses.contrastive_linear, distances.euclidean, 1.41),
+        _of_pairs(losses.contrastive_linear, 1.41),
         lambda _: peers.ContrastiveLoss(pos_margin=0, neg_margin=1.41),
     ),
     "signal_to_noise": Row(
-        _of_pairs(losses.contrastive_linear, distances.signal_to_noise, 2.0),
+        _of_pairs(losses.contrastive_linear, 2.0, distances.signal_to_noise),
         lambda _: peers.SignalToNoiseRatioContrastiveLoss(pos_margin=0, neg_margin=2),
     ),
     "ntxent": Row(_of_anchors(losses.ntxent(0.07)), lambda _: peers.NTXentLoss(0.07)),

@@ -1,0 +1,155 @@
+"""The loss of an anchor by some of its pairs: those that a miner selects, or that are given.
+
+`anchor_loss` reduces the statistics of all pairs of an anchor tile by tile. A miner that has a
+condition restricts these statistics to the pairs that meet it. Where a positive and a negative are
+selected together, their distances are at hand, and the statistics are reduced over an array of two.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
+from contrastive_jax.statistics import OfSimilar, Statistic, is_statistic, total
+
+Loss = Callable[..., jax.Array] | AnchorLoss | TripleLoss
+
+LABELS = np.int32(0), np.int32(1)
+"""Labels of a positive pair and of a negative one."""
+
+
+def means_of_triplet(
+    loss: AnchorLoss | TripleLoss,
+    distances: Sequence[jax.Array],
+    valid: Sequence[jax.Array],
+    data: tuple[Any, ...] = (),
+) -> tuple[Mean, ...]:
+    """Returns the means that an anchor adds to a loss, over one positive and one negative.
+
+    Args:
+      loss: of anchors, or of anchors and their positives.
+      distances: of the positive and of the negative, finite also where one is not valid.
+      valid: whether the positive and whether the negative counts.
+      data: data of the anchor; of a `TripleLoss` the distance of its positive.
+
+    Returns:
+      The means, one for most losses.
+    """
+    both, counts, results = jnp.stack([*distances]), jnp.stack([*valid]), data
+    for function in loss.statistics:
+        of_pairs = jax.vmap(function, (0, 0, *[None] * len(results)))
+        pairs = of_pairs(both, jnp.stack(LABELS), *results)
+        reduced = jax.tree.map(partial(_over_pairs, counts), pairs, is_leaf=is_statistic)
+        results = (*results, reduced)
+    means = loss.loss(*results)
+    return (means,) if isinstance(means, Mean) else tuple(means)
+
+
+def mean_of_two(loss: Loss, positive: jax.Array, negative: jax.Array) -> Mean:
+    """Returns the one mean of `means_of_two`."""
+    means = means_of_two(loss, positive, negative)
+    if len(means) > 1:
+        raise ValueError(
+            f"this miner selects a negative for each positive, and the loss has {len(means)} means "
+            "of which each anchor has one: mine the terms of weighted_sum one by one, and add up "
+            "the results of anchor_loss"
+        )
+    return means[0]
+
+
+def means_of_two(
+    loss: Loss, positive: jax.Array, negative: jax.Array, *data: Any
+) -> tuple[Mean, ...]:
+    """Returns the means of an anchor with one positive and one negative.
+
+    A distance that is not finite stands for a pair that was not found.
+    """
+    both = positive, negative
+    valid = [jnp.isfinite(one) for one in both]
+    finite = [jnp.where(known, one, 1) for known, one in zip(valid, both, strict=True)]
+    if isinstance(loss, AnchorLoss):
+        return means_of_triplet(loss, finite, valid, data)
+    if isinstance(loss, TripleLoss):
+        # Without a positive the result is masked, and its derivative has to be finite.
+        valid[0], has_positive = jnp.ones_like(valid[0]), valid[0]
+        means = means_of_triplet(loss, finite, valid, (finite[0],))
+        return tuple(masked(mean, has_positive) for mean in means)
+    value, count = jnp.zeros_like(positive), jnp.zeros_like(positive)
+    for label, distance, known in zip(LABELS, finite, valid, strict=True):
+        value += jnp.where(known, loss(distance, label), 0)
+        count += known.astype(count.dtype)
+    return (Mean(value, count),)
+
+
+def masked(mean: Mean, counts: jax.Array) -> Mean:
+    """Returns a mean that is empty where an anchor, or its positive, does not count."""
+    return Mean(*(None if one is None else jnp.where(counts, one, 0) for one in mean))
+
+
+def _over_pairs(valid: jax.Array, pairs: Statistic) -> jax.Array:
+    """Reduces a statistic of pairs `[2]` over those that are valid."""
+    where, value = pairs.where & valid, pairs.value
+    if pairs.kind == "sum":
+        return jnp.sum(jnp.where(where, value, 0))
+    some = jnp.any(where)
+    if pairs.kind == "log_sum_exp":
+        # Over no pair the logarithm is taken of 1, as that of 0 has no derivative.
+        value = jnp.where(where, value, jnp.where(some, -jnp.inf, 0))
+        return jnp.where(some, jax.nn.logsumexp(value), -jnp.inf)
+    none = -jnp.inf if pairs.kind == "max" else jnp.inf
+    value = jnp.where(where, value, none)
+    return value[jnp.argmax(value) if pairs.kind == "max" else jnp.argmin(value)]
+
+
+def as_loss_of_anchors(loss: Loss) -> Any:
+    """Returns the mean of a pair loss over the pairs of an anchor, and other losses as they are."""
+    if isinstance(loss, AnchorLoss | TripleLoss):
+        return loss
+
+    def of_pair(distance: jax.Array, label: jax.Array) -> Any:
+        return total(loss(distance, label)), total(1.0)
+
+    return AnchorLoss(lambda sums: Mean(*sums), (of_pair,))
+
+
+def restricted_to(
+    loss: Any, is_mined: Callable[..., jax.Array], first: Callable[..., Any] | None = None
+) -> Any:
+    """Returns a loss of anchors or triplets that sees the pairs alone that meet a condition.
+
+    Args:
+      loss: of all pairs.
+      is_mined: takes a distance, a label and, where there are some, the statistics of `first`.
+      first: statistics of all pairs that the condition depends on.
+    """
+    # A loss of triplets has the distance of its positive where one of anchors has its data.
+    data_count = 1 if isinstance(loss, TripleLoss) else len(loss.needs)
+    end = data_count + (first is not None)
+
+    def restricted(function: Callable[..., Any]) -> Any:
+        def mined(distance: jax.Array, label: jax.Array, *known: Any) -> Any:
+            where = is_mined(distance, label, *known[data_count:end])
+            return jax.tree.map(
+                lambda one: Statistic(one.kind, one.value, one.where & where),
+                function(distance, label, *known[:data_count], *known[end:]),
+                is_leaf=is_statistic,
+            )
+
+        return OfSimilar(mined) if isinstance(function, OfSimilar) else mined
+
+    def of_anchor(*known: Any) -> Any:
+        return loss.loss(*known[:data_count], *known[end:])
+
+    def of_positive(positive: jax.Array, *known: Any) -> Mean:
+        counts = is_mined(positive, 0, *known[: end - 1])
+        # Where the positive is not mined any statistics do, whose derivative is finite.
+        results = jax.tree.map(lambda leaf: jnp.where(counts, leaf, 1), known[end - 1 :])
+        return masked(loss.loss(positive, *results), counts)
+
+    statistics = (*([] if first is None else [first]), *map(restricted, loss.statistics))
+    function = of_positive if isinstance(loss, TripleLoss) else of_anchor
+    return loss._replace(loss=function, statistics=statistics)

@@ -1,0 +1,129 @@
+"""Losses of a batch of given triplets."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contrastive_jax.anchor_loss import total_of_means
+from contrastive_jax.checks import check_distance, check_traced, check_values
+from contrastive_jax.host_arrays import as_array
+from contrastive_jax.losses import AnchorLoss, TripleLoss, of_pairs
+from contrastive_jax.losses._selected import means_of_triplet
+
+
+def triplet_loss(
+    anchors: jax.Array,
+    positives: jax.Array,
+    negatives: jax.Array,
+    embeddings: jax.Array | None = None,
+    *,
+    loss: Callable[..., jax.Array] | AnchorLoss | TripleLoss,
+    distance: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    data: tuple[Any, ...] = (),
+) -> jax.Array:
+    """Losses of a batch of given triplets, one by one.
+
+    The loss of a triplet is that of `anchor_loss` for an anchor whose pairs are this positive and
+    this negative alone. Losses are not reduced, so that triplets can be weighted or inspected; take
+    their mean for training.
+
+        triplet_loss(a, p, n, loss=losses.triplet_all(0.2))  # rows, [B, D]
+        triplet_loss(i, j, k, x, loss=losses.triplet_all(0.2))  # indices into rows of x, [B]
+
+    Args:
+      anchors: embeddings, `[B, D]`, floating; or, with `embeddings`, indices of their rows, `[B]`,
+        integers from 0.
+      positives: the same of the positives.
+      negatives: the same of the negatives.
+      embeddings: rows that the other three are indices of, `[N, D]`, floating.
+      loss: of triplets, such as `losses.triplet_all()` or `losses.angular()`; of anchors, such as
+        `losses.ntxent()`; or of pairs, of which it is the mean over the two.
+      distance: function of two vectors `[D]` to a scalar; by default that of the loss.
+      data: what an `AnchorLoss` is to know of each anchor beside, trees of floating `[B]`.
+
+    Returns:
+      Losses, `[B]`. They can be differentiated in any mode and any number of times.
+
+    Raises:
+      AssertionError: if ranks, shapes or dtypes do not fit.
+      ValueError: if `loss` is none of those above, the distance does not fit it, data that it needs
+        are missing, or a concrete embedding or index has a wrong value.
+
+    References:
+      Schroff, Kalenichenko and Philbin, FaceNet, 2015, eq. 3.
+    """
+    of_triplet, measure = _checked_loss(loss, distance, data)
+    rows = {"anchors": anchors, "positives": positives, "negatives": negatives}
+    rows = {name: as_array(name, values) for name, values in rows.items()}
+    if embeddings is not None:
+        rows = _rows_of(embeddings, rows)
+    expected = {"custom_message": "expected anchors, positives and negatives: [B, D]"}
+    chex.assert_rank([*rows.values()], 2, **expected)
+    chex.assert_equal_shape([*rows.values()], **expected)
+    chex.assert_type(
+        [*rows.values()], float, custom_message="give embeddings where they are indices"
+    )
+    for leaf in jax.tree.leaves(data):
+        chex.assert_shape(
+            leaf, rows["anchors"].shape[:1], custom_message="data must be trees of [B]"
+        )
+    check_values(**rows)
+
+    def one(anchor: jax.Array, positive: jax.Array, negative: jax.Array, *data: Any) -> jax.Array:
+        vector = anchor
+        if isinstance(of_triplet, TripleLoss):
+            to_positive = of_triplet.to_positive or measure
+            data = (to_positive(anchor, positive),)
+            if of_triplet.joined is not None:
+                vector = of_triplet.joined(anchor, positive)
+        distances = [measure(vector, other) for other in (positive, negative)]
+        means = means_of_triplet(of_triplet, distances, [jnp.bool_(True)] * 2, data)
+        return total_of_means(means)
+
+    return jax.vmap(one)(*rows.values(), *data)
+
+
+def _checked_loss(
+    loss: Any, distance: Any, data: tuple[Any, ...]
+) -> tuple[AnchorLoss | TripleLoss, Callable[..., jax.Array]]:
+    """Returns a loss of anchors or triplets, and the distance that it measures."""
+    if not isinstance(loss, AnchorLoss | TripleLoss):
+        loss = of_pairs(loss, distance)
+    elif distance is not None:
+        check_distance(distance)
+        if loss.fixed and distance is not loss.distance:
+            raise ValueError("the formula of this loss is of its own distance: leave distance out")
+    needs = loss.needs if isinstance(loss, AnchorLoss) else ()
+    if len(data) != len(needs):
+        raise ValueError(
+            f"the loss needs data: a tuple of {' and '.join(needs) or 'nothing'}, got {len(data)} "
+            "entries"
+        )
+    return loss, loss.distance if distance is None else distance
+
+
+def _rows_of(embeddings: Any, indices: dict[str, Any]) -> dict[str, Any]:
+    """Returns the rows of embeddings that indices name."""
+    embeddings = jnp.asarray(as_array("embeddings", embeddings))
+    chex.assert_rank(embeddings, 2, custom_message="expected embeddings: [N, D]")
+    count = len(embeddings)
+    for name, index in indices.items():
+        if index.ndim != 1 or not jnp.issubdtype(index.dtype, jnp.integer):
+            raise AssertionError(
+                f"{name} must be indices of rows of embeddings, integers [B], got {index.dtype} of "
+                f"shape {index.shape}; leave embeddings out where they are rows themselves"
+            )
+        message = f"{name} must be indices from 0 to {count - 1}, rows of embeddings, got {{wrong}}"
+        if isinstance(index, jax.core.Tracer):
+            valid = (index >= 0) & (index < count)
+            wrong = index[jnp.argmin(valid)] if index.size else jnp.int32(0)
+            check_traced(jnp.all(valid), message, wrong=wrong)
+        elif (
+            wrong_rows := np.flatnonzero((np.asarray(index) < 0) | (np.asarray(index) >= count))
+        ).size:
+            raise ValueError(message.format(wrong=np.asarray(index)[wrong_rows[0]]))
+    return {name: embeddings[index] for name, index in indices.items()}
