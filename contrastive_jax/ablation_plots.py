@@ -12,11 +12,11 @@ from numpy.typing import ArrayLike
 from contrastive_jax._extras import needs
 from contrastive_jax.evaluation.intervals import bootstrap_interval
 from contrastive_jax.plots import (
-    _CLASSES,
     _LINES,
     _MARK,
     _MARKERS,
     _PAIRS,
+    CLASS_COLORS,
     _check_rows,
     _name_lines,
     _names,
@@ -193,7 +193,7 @@ def maps(
     count = len(embeddings)
     figure = Figure(figsize=(0.4 + 2.3 * count, 3.1), layout="constrained")
     panels = figure.subplots(1, count, squeeze=False)[0]
-    looks = {c: (_CLASSES[k % 10], _MARKERS[(k + k // 10) % 10]) for k, c in enumerate(names)}
+    looks = {c: (CLASS_COLORS[k % 10], _MARKERS[(k + k // 10) % 10]) for k, c in enumerate(names)}
     for axes, x in zip(panels, sorted(embeddings), strict=True):
         points = np.asarray(embeddings[x], np.float64)
         if points.ndim != 2 or len(points) != len(classes) or points.shape[1] < 2:

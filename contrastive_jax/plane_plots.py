@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from contrastive_jax._extras import needs
 from contrastive_jax.data.labels import check_unmasked
 from contrastive_jax.plots import (
-    _CLASSES,
     _MARK,
     _MARKERS,
     _PAIRS,
     _STYLE,
     BLACK,
+    CLASS_COLORS,
     _check_rows,
     _legend,
     _name_lines,
@@ -216,7 +216,7 @@ def _animation(
             textcoords="offset points",
             fontsize=9.5,
         )
-    looks = {c: (_CLASSES[k % 10], _MARKERS[(k + k // 10) % 10]) for k, c in enumerate(names)}
+    looks = {c: (CLASS_COLORS[k % 10], _MARKERS[(k + k // 10) % 10]) for k, c in enumerate(names)}
     colors = [looks[c][0] for c in classes]
     trails = axes.add_collection(LineCollection([], colors=colors, alpha=0.35, linewidths=1.2))
     size = float(np.clip(9000 / path.shape[1], 7, 36))

@@ -47,7 +47,7 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
     "#000000",
 )
 # Ten classes: colours told apart by anyone, then a dark yellow, a dark purple and a grey.
-_CLASSES = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK, "#B8A900", "#6A3D9A", "#8C8C8C")
+CLASS_COLORS = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK, "#B8A900", "#6A3D9A", "#8C8C8C")
 _MARKERS = "os^Dv<>Pp*"
 _PAIRS: tuple[tuple[int, str, dict[str, Any]], ...] = (
     (0, "similar", {"color": BLUE, "linestyle": "-"}),
@@ -303,7 +303,7 @@ def embedding_map(
     names = {c: _shortened(name, 0.95, 9.5) for c, name in names.items()}
     if images is not None:
         images = _checked_images(images, len(embeddings))
-    color = {c: _CLASSES[k % 10] for k, c in enumerate(names)}
+    color = {c: CLASS_COLORS[k % 10] for k, c in enumerate(names)}
     marker = {c: _MARKERS[(k + k // 10) % 10] for k, c in enumerate(names)}
 
     points, x_label, y_label = _plane(embeddings)
