@@ -48,6 +48,14 @@ def empty(size: int, width: int, dtype: Any = jnp.float32) -> Memory:
 
     Raises:
       ValueError: if a size is not above 0, or the dtype is not floating.
+
+    Example:
+      >>> from contrastive_jax import memory
+      >>> bank = memory.empty(size=4, width=2)
+      >>> bank.embeddings.shape
+      (4, 2)
+      >>> print(bank.classes)  # -1: nothing is stored yet
+      [-1 -1 -1 -1]
     """
     if not (is_whole(1, size) and is_whole(1, width)):
         raise ValueError(f"size and width must be whole and above 0, got {size} and {width}")
@@ -90,6 +98,14 @@ def push(
       ValueError: if the batch of all devices is larger than the memory, an array is masked, or a
         known embedding, class or step has a wrong value; `contrastive_jax.checks` says how to check
         traced ones.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import memory
+      >>> bank = memory.empty(size=4, width=2)
+      >>> bank = memory.push(bank, jnp.ones((2, 2)), jnp.array([3, 5]), step=0)
+      >>> print(bank.classes)
+      [ 3  5 -1 -1]
     """
     size, width = memory.embeddings.shape
     classes = as_classes("classes", classes)
@@ -141,6 +157,18 @@ def references(
     Raises:
       AssertionError: if `step` is not an integer or `max_age` not a scalar.
       ValueError: if a known step or age is below 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses, memory
+      >>> bank = memory.push(memory.empty(size=4, width=2), jnp.eye(2), jnp.array([0, 1]), step=0)
+      >>> embeddings, classes = memory.references(bank, step=1, max_age=1000)
+      >>> print(classes)
+      [ 0  1 -1 -1]
+      >>> x = jnp.array([[1.0, 0.2], [0.1, 1.0]])
+      >>> value = anchor_loss(x, jnp.array([0, 1]), embeddings, classes, loss=losses.supcon(0.5))
+      >>> print(f"{value:.3f}")
+      0.172
     """
     step = _checked_step(step)
     embeddings, classes = memory.embeddings, memory.classes

@@ -51,7 +51,15 @@ def embedding_norm(
       ValueError: if an array is masked, or a known embedding or class has a wrong value.
 
     References:
-      Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016, sec. 3.2.3.
+      Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016
+      <https://proceedings.neurips.cc/paper/2016/hash/6b180037abbebea991d8b1232f8a8ca9-Abstract.html>,
+      sec. 3.2.3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import regularizers
+      >>> print(regularizers.embedding_norm(jnp.array([[3.0, 4.0], [0.0, 1.0]])))
+      13.0
     """
     embeddings, counts = _counted(embeddings, classes)
     total: jax.Array
@@ -85,7 +93,15 @@ def koleo(
       ValueError: if an array is masked, or a known embedding or class has a wrong value.
 
     References:
-      Sablayrolles et al., Spreading Vectors for Similarity Search, 2019, eq. 3.
+      Sablayrolles et al., Spreading Vectors for Similarity Search, 2019
+      <https://arxiv.org/abs/1806.03198>, eq. 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import regularizers
+      >>> apart, close = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [1.0, 0.1]])
+      >>> print(f"{regularizers.koleo(apart):.2f} {regularizers.koleo(close):.2f}")
+      -0.35 2.31
     """
     embeddings, counts = _counted(embeddings, classes)
     numbers = jnp.where(counts > 0, 0, -1)
@@ -136,7 +152,14 @@ def variance(
         embedding or class has a wrong value.
 
     References:
-      Bardes, Ponce and LeCun, VICReg, 2022, eq. 1 and 2.
+      Bardes, Ponce and LeCun, VICReg, 2022 <https://arxiv.org/abs/2105.04906>, eq. 1 and 2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import regularizers
+      >>> x = jnp.array([[0.5, 2.0], [-0.5, -2.0]])  # the first entry varies too little
+      >>> print(f"{regularizers.variance(x):.2f}")
+      0.15
     """
     check_known(eps=eps)
     check_range(0, math.inf, target=target)
@@ -168,7 +191,14 @@ def covariance(
       ValueError: if an array is masked, or a known embedding or class has a wrong value.
 
     References:
-      Bardes, Ponce and LeCun, VICReg, 2022, eq. 3 and 4.
+      Bardes, Ponce and LeCun, VICReg, 2022 <https://arxiv.org/abs/2105.04906>, eq. 3 and 4.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import regularizers
+      >>> x = jnp.array([[1.0, 1.0], [-1.0, -1.0]])  # the entries vary together
+      >>> print(f"{regularizers.covariance(x):.2f}")
+      4.00
     """
     centred, count = _centred(embeddings, classes, axis_name)
     centred = gathered(centred)
@@ -196,7 +226,15 @@ def centers(proxies: jax.Array) -> jax.Array:
       ValueError: if an array is masked, or a known proxy is not finite.
 
     References:
-      Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019, eq. 9.
+      Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019
+      <https://arxiv.org/abs/1909.05235>, eq. 9.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import regularizers
+      >>> proxies = jnp.array([[[1.0, 0.0], [0.0, 1.0]]])  # one class with two centres
+      >>> print(f"{regularizers.centers(proxies):.3f}")
+      0.707
     """
     proxies = as_array("proxies", proxies)
     chex.assert_rank(proxies, 3, custom_message="expected proxies: [C, K, D]")

@@ -41,6 +41,7 @@ def seen_classes(number: int) -> np.ndarray:
     """Which classes are trained on where classes are split: the first half, rounded up, `[C]` bool.
 
     References:
-      Oh Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, 2016.
+      Oh Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, 2016
+      <https://arxiv.org/abs/1511.06452>.
     """
     return np.arange(number) < (number + 1) // 2

@@ -45,7 +45,7 @@ def bootstrap_interval(
 
     References:
       Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69(4),
-      2015, section 5.3.
+      2015 <https://doi.org/10.1080/00031305.2015.1089789>, section 5.3.
     """
     array, counts = split_mask(values)
     array = array[counts].astype(np.float64) if array.ndim == 1 else array

@@ -30,6 +30,16 @@ def of_pairs(
 
     Raises:
       ValueError: if `loss` or `distance` is not a function.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> contrastive = losses.of_pairs(losses.contrastive)
+      >>> value = anchor_loss(x, classes, loss=contrastive)
+      >>> print(f"{value:.3f}")
+      0.135
     """
     check_pair_loss(loss)
     check_distance(distance)
@@ -56,6 +66,16 @@ def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
       ValueError: if there are no terms, a known weight is not finite, a loss is not an
         `AnchorLoss`, or distances differ: add up the results of several calls of `anchor_loss`
         then.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> both = losses.weighted_sum((0.5, losses.supcon(0.5)), (0.5, losses.ntxent(0.5)))
+      >>> value = anchor_loss(x, classes, loss=both)
+      >>> print(f"{value:.3f}")
+      0.430
     """
     if not terms or not all(isinstance(term, tuple) and len(term) == 2 for term in terms):
         raise ValueError(

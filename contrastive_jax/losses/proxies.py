@@ -35,7 +35,19 @@ def normalized_softmax(temperature: ArrayLike = 0.05) -> ProxyLoss:
       ValueError: if a known temperature is not above 0.
 
     References:
-      Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, 2019, eq. 3.
+      Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, 2019
+      <https://arxiv.org/abs/1811.12649>, eq. 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses, proxy_loss
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> proxies = jnp.array([[1.0, 0.2], [-0.2, 1.0]])  # one for each class
+      >>> loss = losses.normalized_softmax(temperature=0.5)
+      >>> value = proxy_loss(x, classes, proxies, loss=loss)
+      >>> print(f"{value:.3f}")
+      0.169
     """
     check_known(temperature=temperature)
 
@@ -68,7 +80,18 @@ def proxy_nca(temperature: ArrayLike = 1 / 9) -> ProxyLoss:
 
     References:
       Teh, DeVries and Taylor, ProxyNCA++: Revisiting and Revitalizing Proxy Neighborhood Component
-      Analysis, 2020, eq. 6.
+      Analysis, 2020 <https://arxiv.org/abs/2004.01113>, eq. 6.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses, proxy_loss
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> proxies = jnp.array([[1.0, 0.2], [-0.2, 1.0]])  # one for each class
+      >>> loss = losses.proxy_nca(temperature=0.5)
+      >>> value = proxy_loss(x, classes, proxies, loss=loss)
+      >>> print(f"{value:.3f}")
+      0.049
     """
     check_known(temperature=temperature)
     # A squared distance on the unit sphere is twice a cosine distance.
@@ -96,7 +119,19 @@ def cosface(margin: ArrayLike = 0.35, scale: ArrayLike = 64.0) -> ProxyLoss:
       ValueError: if a known number is not in its range.
 
     References:
-      Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, 2018, eq. 4.
+      Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, 2018
+      <https://arxiv.org/abs/1801.09414>, eq. 4.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses, proxy_loss
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> proxies = jnp.array([[1.0, 0.2], [-0.2, 1.0]])  # one for each class
+      >>> loss = losses.cosface(scale=4.0)
+      >>> value = proxy_loss(x, classes, proxies, loss=loss)
+      >>> print(f"{value:.3f}")
+      0.175
     """
     check_range(0, 2, margin=margin)
     return _with_margin(lambda distance: 1 - distance - margin, scale)
@@ -125,7 +160,19 @@ def arcface(margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> ProxyLoss:
       ValueError: if a known number is not in its range.
 
     References:
-      Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019, eq. 3.
+      Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019
+      <https://arxiv.org/abs/1801.07698>, eq. 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses, proxy_loss
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> proxies = jnp.array([[1.0, 0.2], [-0.2, 1.0]])  # one for each class
+      >>> loss = losses.arcface(scale=4.0)
+      >>> value = proxy_loss(x, classes, proxies, loss=loss)
+      >>> print(f"{value:.3f}")
+      0.142
     """
     check_range(0, math.pi, margin=margin)
 
@@ -162,7 +209,19 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
       ValueError: if a known number is not in its range.
 
     References:
-      Kim et al., Proxy Anchor Loss for Deep Metric Learning, 2020, eq. 4.
+      Kim et al., Proxy Anchor Loss for Deep Metric Learning, 2020
+      <https://arxiv.org/abs/2003.13911>, eq. 4.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses, proxy_loss
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> proxies = jnp.array([[1.0, 0.2], [-0.2, 1.0]])  # one for each class
+      >>> loss = losses.proxy_anchor()
+      >>> value = proxy_loss(x, classes, proxies, loss=loss)
+      >>> print(f"{value:.3f}")
+      13.241
     """
     check_known(alpha=alpha)
     check_range(0, 1, margin=margin)
@@ -212,8 +271,18 @@ def soft_triple(
       ValueError: if a known number is not in its range.
 
     References:
-      Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019, eq. 7 and
-      8.
+      Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019
+      <https://arxiv.org/abs/1909.05235>, eq. 7 and 8.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses, proxy_loss
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> centers = jnp.array([[[1.0, 0.2], [0.6, 0.8]], [[-0.2, 1.0], [-1.0, 0.2]]])  # two a class
+      >>> value = proxy_loss(x, classes, centers, loss=losses.soft_triple(scale=4.0))
+      >>> print(f"{value:.3f}")
+      0.159
     """
     check_known(scale=scale, gamma=gamma)
     check_range(0, 2, margin=margin)

@@ -33,7 +33,17 @@ def fast_ap(bins: int = 10) -> AnchorLoss:
       ValueError: if `bins` is not a whole number from 1.
 
     References:
-      Cakir et al., Deep Metric Learning to Rank, 2019, eq. 5 to 8.
+      Cakir et al., Deep Metric Learning to Rank, 2019 <https://doi.org/10.1109/CVPR.2019.00196>,
+      eq. 5 to 8.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 1, 0, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.fast_ap())
+      >>> print(f"{value:.3f}")
+      0.583
     """
     check_whole(1, bins=bins)
 
@@ -82,7 +92,17 @@ def smooth_ap(temperature: ArrayLike = 0.01, *, include_query: bool = False) -> 
       ValueError: if a known temperature is not above 0.
 
     References:
-      Brown et al., Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval, 2020, eq. 6.
+      Brown et al., Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval, 2020
+      <https://arxiv.org/abs/2007.12163>, eq. 6.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.smooth_ap(temperature=0.1))
+      >>> print(f"{value:.3f}")
+      0.054
     """
     check_known(temperature=temperature)
 

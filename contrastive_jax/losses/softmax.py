@@ -38,9 +38,18 @@ def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
       ValueError: if a known temperature is not above 0.
 
     References:
-      Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018, eq. 4.
-      Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020,
-      eq. 1.
+      Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018
+      <https://arxiv.org/abs/1807.03748>, eq. 4. Chen et al., A Simple Framework for Contrastive
+      Learning of Visual Representations, 2020 <https://arxiv.org/abs/2002.05709>, eq. 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.ntxent(temperature=0.5))
+      >>> print(f"{value:.3f}")
+      0.430
     """
     check_known(temperature=temperature)
 
@@ -86,7 +95,17 @@ def supcon(
       ValueError: if a known temperature is not above 0, or `log` is neither.
 
     References:
-      Khosla et al., Supervised Contrastive Learning, 2020, eq. 2 (outside) and 3 (inside).
+      Khosla et al., Supervised Contrastive Learning, 2020 <https://arxiv.org/abs/2004.11362>, eq. 2
+      (outside) and 3 (inside).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.supcon(temperature=0.5))
+      >>> print(f"{value:.3f}")
+      0.430
     """
     check_known(temperature=temperature)
     if log not in ("outside", "inside"):
@@ -127,7 +146,16 @@ def decoupled(temperature: ArrayLike = 0.1) -> AnchorLoss:
       ValueError: if a known temperature is not above 0.
 
     References:
-      Yeh et al., Decoupled Contrastive Learning, 2022, eq. 5.
+      Yeh et al., Decoupled Contrastive Learning, 2022 <https://arxiv.org/abs/2110.06848>, eq. 5.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.decoupled(temperature=0.5))
+      >>> print(f"{value:.3f}")
+      -0.737
     """
     check_known(temperature=temperature)
 
@@ -162,7 +190,18 @@ def n_pair() -> AnchorLoss:
       Loss in [0, inf) for `anchor_loss`.
 
     References:
-      Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016, eq. 8.
+      Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016
+      <https://proceedings.neurips.cc/paper/2016/hash/6b180037abbebea991d8b1232f8a8ca9-Abstract.html>,
+      eq. 8.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.n_pair())
+      >>> print(f"{value:.3f}")
+      0.674
     """
     return ntxent(1.0)._replace(distance=negative_dot)
 
@@ -188,8 +227,18 @@ def nca(scale: ArrayLike = 1.0) -> AnchorLoss:
       ValueError: if a known scale is not above 0.
 
     References:
-      Goldberger et al., Neighbourhood Components Analysis, 2004, eq. 1 and 2, with the logarithm of
-      sec. 2.
+      Goldberger et al., Neighbourhood Components Analysis, 2004
+      <https://proceedings.neurips.cc/paper/2004/hash/42fe880812925e520249e808937738d2-Abstract.html>,
+      eq. 1 and 2, with the logarithm of sec. 2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.nca(scale=2.0))
+      >>> print(f"{value:.3f}")
+      0.221
     """
     check_known(scale=scale)
 

@@ -37,9 +37,18 @@ def lifted(margin: ArrayLike = 1.0, positive_margin: ArrayLike = 0.0) -> AnchorL
       ValueError: if a known margin is not finite.
 
     References:
-      Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, 2016, eq. 4;
-      Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017,
-      eq. 8.
+      Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, 2016
+      <https://arxiv.org/abs/1511.06452>, eq. 4; Hermans, Beyer and Leibe, In Defense of the Triplet
+      Loss for Person Re-Identification, 2017 <https://arxiv.org/abs/1703.07737>, eq. 8.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.lifted(margin=1.0))
+      >>> print(f"{value:.3f}")
+      0.973
     """
     check_range(-math.inf, math.inf, margin=margin, positive_margin=positive_margin)
 
@@ -81,8 +90,17 @@ def multi_similarity(
       ValueError: if a known number is not in its range.
 
     References:
-      Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019,
-      eq. 15.
+      Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019
+      <https://arxiv.org/abs/1904.06627>, eq. 15.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.multi_similarity())
+      >>> print(f"{value:.3f}")
+      0.269
     """
     check_known(alpha=alpha, beta=beta)
     check_range(-1, 1, base=base)
@@ -122,7 +140,17 @@ def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
       ValueError: if a known number is not in its range.
 
     References:
-      Sun et al., Circle Loss: A Unified Perspective of Pair Similarity Optimization, 2020, eq. 6.
+      Sun et al., Circle Loss: A Unified Perspective of Pair Similarity Optimization, 2020
+      <https://arxiv.org/abs/2002.10857>, eq. 6.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.circle())
+      >>> print(f"{value:.3f}")
+      3.201
     """
     check_known(margin=margin, scale=scale)
     check_range(0, 1, margin=margin)
@@ -168,7 +196,18 @@ def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLos
       ValueError: if a known number is not in its range.
 
     References:
-      Yu and Tao, Deep Metric Learning with Tuplet Margin Loss, 2019, eq. 5.
+      Yu and Tao, Deep Metric Learning with Tuplet Margin Loss, 2019
+      <https://openaccess.thecvf.com/content_ICCV_2019/papers/Yu_Deep_Metric_Learning_With_Tuplet_Margin_Loss_ICCV_2019_paper.pdf>,
+      eq. 5.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.tuplet_margin())
+      >>> print(f"{value:.3f}")
+      0.000
     """
     check_known(scale=scale)
     check_range(0, math.pi / 2, margin=margin)
@@ -210,9 +249,22 @@ def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
       ValueError: if a known margin is not above 0.
 
     References:
-      Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017,
-      eq. 4, with the weights and the mean of pytorch-metric-learning's MarginLoss. The paper's
-      penalty on boundaries, the sum of them times a number, is left to be added.
+      Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017
+      <https://arxiv.org/abs/1706.07567>, eq. 4, with the weights and the mean of
+      pytorch-metric-learning's MarginLoss. The paper's penalty on boundaries, the sum of them times
+      a number, is left to be added.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> boundaries = jnp.array([0.5, 0.7])  # one for each class, learned
+      >>> value = anchor_loss(
+      ...     x, classes, loss=losses.margin_by_class(), data=(boundaries[classes],)
+      ... )
+      >>> print(f"{value:.3f}")
+      0.207
     """
     check_known(margin=margin)
 

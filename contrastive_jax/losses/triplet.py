@@ -37,8 +37,17 @@ def triplet_hard(margin: ArrayLike = 0.2, *, smooth: bool = False) -> AnchorLoss
       ValueError: if a known margin is not above 0.
 
     References:
-      Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017,
-      eq. 5, and sec. 3.2 for the soft margin.
+      Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017
+      <https://arxiv.org/abs/1703.07737>, eq. 5, and sec. 3.2 for the soft margin.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.triplet_hard(margin=0.5))
+      >>> print(f"{value:.3f}")
+      0.119
     """
     _check(margin, smooth)
 
@@ -76,7 +85,17 @@ def triplet_semi_hard(margin: ArrayLike = 0.2) -> TripleLoss:
       ValueError: if a known margin is not above 0.
 
     References:
-      Schroff, Kalenichenko and Philbin, FaceNet, 2015, eq. 3 and 4.
+      Schroff, Kalenichenko and Philbin, FaceNet, 2015 <https://arxiv.org/abs/1503.03832>, eq. 3 and
+      4.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.triplet_semi_hard(margin=0.5))
+      >>> print(f"{value:.3f}")
+      0.119
     """
     check_known(margin=margin)
 
@@ -117,8 +136,17 @@ def triplet_all(margin: ArrayLike = 0.2, *, smooth: bool = False) -> TripleLoss:
       ValueError: if a known margin is not above 0.
 
     References:
-      Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017,
-      eq. 6.
+      Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017
+      <https://arxiv.org/abs/1703.07737>, eq. 6.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.triplet_all(margin=0.5))
+      >>> print(f"{value:.3f}")
+      0.060
     """
     _check(margin, smooth)
 
@@ -155,7 +183,17 @@ def angular(alpha: ArrayLike = 0.7) -> TripleLoss:
       ValueError: if a known angle is not in its range.
 
     References:
-      Wang et al., Deep Metric Learning with Angular Loss, 2017, eq. 7 and 8.
+      Wang et al., Deep Metric Learning with Angular Loss, 2017 <https://arxiv.org/abs/1708.01682>,
+      eq. 7 and 8.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.angular())
+      >>> print(f"{value:.3f}")
+      0.313
     """
     check_known(alpha=alpha)
     check_range(0, math.pi / 2, alpha=alpha)
