@@ -200,7 +200,8 @@ def anchor_statistics(
       >>> x = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
       >>> classes = jnp.array([0, 0, 1])
       >>> def extremes(distance, label):
-      ...     return statistics.largest(distance, label == 0), statistics.smallest(distance, label == 1)
+      ...     farthest = statistics.largest(distance, label == 0)
+      ...     return farthest, statistics.smallest(distance, label == 1)
       >>> ((farthest, nearest),) = anchor_statistics(
       ...     x, classes, statistics=(extremes,), distance=distances.euclidean
       ... )

@@ -94,6 +94,24 @@ def make_grid(
 
     Raises:
       ValueError: if the strategy is unknown, or cells and devices do not fit.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import grid
+      >>> from contrastive_jax.training import Numbers, TrainState
+      >>> def step(state, source, numbers):
+      ...     params = state.params * numbers.margin
+      ...     metrics = {"loss": params, "gradient_norm": params}
+      ...     return state._replace(step=state.step + 1, params=params), metrics
+      >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
+      >>> margins = [Numbers(margin=0.5, seed=0), Numbers(margin=0.25, seed=0)]
+      >>> source = jnp.zeros(1)
+      >>> trials = grid.make_grid(
+      ...     step, state, source, margins[0], "vmap", cells=2, devices=jax.devices()[:1]
+      ... )
+      >>> trials.cells, trials.strategy
+      (2, 'vmap')
     """
     devices = list(devices or jax.local_devices())
     if strategy not in get_args(Strategy):
@@ -154,7 +172,13 @@ def make_grid(
 
 
 def groups_of(strategy: Strategy, devices: int, devices_per_cell: int = 1) -> int:
-    """Groups of devices that train cells side by side."""
+    """Groups of devices that train cells side by side.
+
+    Example:
+      >>> from contrastive_jax.grid import groups_of
+      >>> groups_of("shard_map", devices=8, devices_per_cell=2), groups_of("vmap", devices=8)
+      (4, 1)
+    """
     return devices // devices_per_cell if strategy == "shard_map" else 1
 
 
@@ -172,6 +196,26 @@ def fit_grid(make: Callable[[int], Grid], cells: int, unit: int, limit: float) -
 
     Raises:
       MemoryError: if not even one unit fits, saying how much it takes.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import grid
+      >>> from contrastive_jax.training import Numbers, TrainState
+      >>> def step(state, source, numbers):
+      ...     params = state.params * numbers.margin
+      ...     metrics = {"loss": params, "gradient_norm": params}
+      ...     return state._replace(step=state.step + 1, params=params), metrics
+      >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
+      >>> margins = [Numbers(margin=0.5, seed=0), Numbers(margin=0.25, seed=0)]
+      >>> source = jnp.zeros(1)
+      >>> def make(cells):
+      ...     devices = jax.devices()[:1]
+      ...     return grid.make_grid(
+      ...         step, state, source, margins[0], "vmap", cells=cells, devices=devices
+      ...     )
+      >>> grid.fit_grid(make, cells=3, unit=1, limit=2**30).cells
+      3
     """
     chunk = -(-cells // unit) * unit
     while (grid := make(chunk)).bytes > limit:
@@ -218,6 +262,29 @@ def train_grid(
 
     Raises:
       ValueError: if windows or steps are not whole calls, or a seed is not in [0, 2^32).
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import grid
+      >>> from contrastive_jax.training import Numbers, TrainState
+      >>> def step(state, source, numbers):
+      ...     params = state.params * numbers.margin
+      ...     metrics = {"loss": params, "gradient_norm": params}
+      ...     return state._replace(step=state.step + 1, params=params), metrics
+      >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
+      >>> margins = [Numbers(margin=0.5, seed=0), Numbers(margin=0.25, seed=0)]
+      >>> source = jnp.zeros(1)
+      >>> trials = grid.make_grid(
+      ...     step, state, source, margins[0], "vmap", cells=2, devices=jax.devices()[:1]
+      ... )
+      >>> source = jax.device_put(source, trials.shared)
+      >>> for window in grid.train_grid(
+      ...     trials, lambda trial: state, source, margins, steps=2, window=1
+      ... ):
+      ...     print(window.step, window.metrics["loss"].ravel())
+      1 [0.5  0.25]
+      2 [0.25   0.0625]
     """
     for one in numbers:
         check_seed(one.seed)
@@ -278,6 +345,25 @@ def time_grid(grid: Grid, init: Init, source: Source, numbers: Sequence[Numbers]
     Returns:
       Steps of cells per second, the faster of two calls; places of a call that no cell fills do
       not count.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import grid
+      >>> from contrastive_jax.training import Numbers, TrainState
+      >>> def step(state, source, numbers):
+      ...     params = state.params * numbers.margin
+      ...     metrics = {"loss": params, "gradient_norm": params}
+      ...     return state._replace(step=state.step + 1, params=params), metrics
+      >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
+      >>> margins = [Numbers(margin=0.5, seed=0), Numbers(margin=0.25, seed=0)]
+      >>> source = jnp.zeros(1)
+      >>> trials = grid.make_grid(
+      ...     step, state, source, margins[0], "vmap", cells=2, devices=jax.devices()[:1]
+      ... )
+      >>> source = jax.device_put(source, trials.shared)
+      >>> grid.time_grid(trials, lambda trial: state, source, margins) > 0
+      True
     """
     cells = [*range(min(grid.cells, len(numbers)))]
     states, of_cells = _placed(grid, cells, init, numbers)

@@ -7,7 +7,8 @@ it as the second set, then the batch goes in:
     value = anchor_loss(x, classes, loss=loss) + anchor_loss(x, classes, *others, loss=loss)
     bank = memory.push(bank, x, classes, step)
 
-Wang et al., Cross-Batch Memory for Embedding Learning, 2020, sec. 3.3.
+Wang et al., Cross-Batch Memory for Embedding Learning, 2020
+<https://arxiv.org/abs/1912.06798>, sec. 3.3.
 """
 
 from typing import Any, NamedTuple

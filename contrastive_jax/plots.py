@@ -118,7 +118,12 @@ def _write_literally(figure: Figure) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes a figure to a file, whose ending names the format; the same figure, the same bytes."""
+    """Writes a figure to a file, whose ending names the format; the same figure, the same bytes.
+
+    Example:
+      >>> from contrastive_jax import losses, plots
+      >>> plots.save(plots.loss_curve(losses.contrastive, margin=1.0), "loss.png")
+    """
     undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     with style.context(["default", _STYLE]):
         figure.savefig(path, metadata=undated.get(Path(path).suffix))
@@ -141,6 +146,12 @@ def loss_curve(
     Raises:
       ValueError: if `margin` or `max_distance` is not above 0 and finite, or `loss` does not return
         a scalar.
+
+    Example:
+      >>> from contrastive_jax import losses, plots
+      >>> figure = plots.loss_curve(losses.contrastive, margin=1.0)
+      >>> figure.axes[0].get_xlabel()
+      'distance D'
     """
     end = 1.5 * margin if max_distance is None else max_distance
     for name, value in (("margin", margin), ("max_distance", end)):
@@ -183,6 +194,12 @@ def distance_histograms(
     Raises:
       ValueError: if shapes differ, there are no pairs, a distance, the margin or the threshold is
         not finite, or a label is neither 0 nor 1.
+
+    Example:
+      >>> from contrastive_jax import plots
+      >>> figure = plots.distance_histograms([0.1, 0.2, 0.9, 1.1], [0, 0, 1, 1], margin=1.0)
+      >>> figure.axes[0].get_xlabel()
+      'distance'
     """
     distances, labels = np.asarray(distances), np.asarray(labels)
     if distances.shape != labels.shape or distances.ndim != 1 or not distances.size:
@@ -233,6 +250,14 @@ def roc(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, logarithmic: bool 
 
     Raises:
       ValueError: if there is no curve, or one is not two ascending rates of one shape `[T]`.
+
+    Example:
+      >>> from contrastive_jax import plots
+      >>> from contrastive_jax.evaluation.verification import roc_curve
+      >>> curve = roc_curve([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1])
+      >>> figure = plots.roc({"contrastive": (curve.far, curve.tar)})
+      >>> len(figure.axes)
+      1
     """
     if not curves:
         raise ValueError("curves must hold at least one, got none")
@@ -292,6 +317,14 @@ def embedding_map(
     Raises:
       ValueError: if shapes do not fit, an embedding is not finite, a class has no name, or pixels
         are out of range.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax import plots
+      >>> points = np.array([[0.0, 0.0], [0.1, 0.0], [1.0, 1.0], [1.0, 0.9]])
+      >>> figure = plots.embedding_map(points, [0, 0, 1, 1], class_names=["cat", "dog"])
+      >>> figure.axes[0].get_xlabel()
+      'embedding, first entry'
     """
     embeddings, classes = np.asarray(embeddings, np.float64), np.asarray(classes)
     if embeddings.ndim != 2 or min(embeddings.shape) < 2:
@@ -460,6 +493,14 @@ def gallery(
     Raises:
       ValueError: if shapes do not fit, a position or a pixel is out of range, or a class has no
         name.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax import plots
+      >>> images, classes = np.zeros((3, 8, 8, 1), np.uint8), [0, 0, 1]
+      >>> figure = plots.gallery(images, classes, neighbours=[[1], [0], [1]], queries=[0, 2])
+      >>> len(figure.axes)
+      1
     """
     classes, neighbours, queries = (np.asarray(x) for x in (classes, neighbours, queries))
     names = _names(classes, class_names, len(classes))
@@ -533,6 +574,16 @@ def training_curves(
 
     Raises:
       ValueError: if there are no records, or one has no step.
+
+    Example:
+      >>> from contrastive_jax import plots
+      >>> records = [
+      ...     {"step": 1, "loss": 0.5, "similar_distance": 0.7, "dissimilar_distance": 0.8},
+      ...     {"step": 2, "loss": 0.4, "similar_distance": 0.5, "dissimilar_distance": 0.9},
+      ... ]
+      >>> figure = plots.training_curves(records, margin=1.0)
+      >>> len(figure.axes)
+      4
     """
     if not records:
         raise ValueError("records must hold at least one, got none")
@@ -582,6 +633,12 @@ def growth(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) -> Figu
 
     Raises:
       ValueError: if there is no curve, or one is not three `[S]` of numbers above 0.
+
+    Example:
+      >>> from contrastive_jax import plots
+      >>> figure = plots.growth({"tiles": ([1024, 2048], [0.01, 0.04], [1e6, 2e6])})
+      >>> len(figure.axes)
+      2
     """
     if not curves:
         raise ValueError("curves must hold at least one, got none")
@@ -632,6 +689,13 @@ def intervals(
     Raises:
       ValueError: if there is no panel, a panel is empty, names differ between panels or a mean is
         not finite.
+
+    Example:
+      >>> from contrastive_jax import plots
+      >>> panels = {"seen classes": {"contrastive": (0.64, 0.01), "supcon": (0.60, 0.01)}}
+      >>> figure = plots.intervals(panels, "MAP@R")
+      >>> figure.axes[0].get_title()
+      'seen classes'
     """
     rows = [[*panel] for panel in panels.values()]
     if not rows or not rows[0]:

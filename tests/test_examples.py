@@ -21,6 +21,17 @@ EXAMPLES = {
 }
 
 
+def test_every_public_function_has_an_example():
+    functions = [
+        f"{module}.{name}"
+        for module, members in PUBLIC.items()
+        for name, node in members.items()
+        if isinstance(node, ast.FunctionDef)
+    ]
+    assert len(functions) > 150
+    assert [name for name in functions if name not in EXAMPLES] == []
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_prints_what_it_says(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some write files

@@ -164,6 +164,7 @@ def test_links_to_papers_are_arxiv_doi_or_proceedings():
         assert re.fullmatch(
             r"https://(arxiv\.org/abs/\d{4}\.\d{4,5}|doi\.org/10\.\d{4,}/\S+|"
             r"proceedings\.neurips\.cc/paper/\d{4}/hash/[0-9a-f]{32}-Abstract\.html|"
+            r"openaccess\.thecvf\.com/\S+\.pdf|"
             r"kevinmusgrave\.github\.io/pytorch-metric-learning/)",
             link,
         ), link

@@ -77,6 +77,12 @@ def load(
       ValueError: if the name is unknown, the set has no images or labels, its images differ in
         size and no `image_size` is given, they take more memory than the machine has, files are
         damaged or can not be read or written, or a split ends up empty.
+
+    Example:
+      >>> from contrastive_jax.data import load
+      >>> digits = load("digits")
+      >>> digits.train.images.shape[1:], len(digits.test.classes)
+      ((8, 8, 1), 450)
     """
     from contrastive_jax.data.images import decode_images  # needs Pillow, as only this does
 

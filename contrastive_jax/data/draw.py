@@ -47,6 +47,14 @@ def index_by_class(classes: ArrayLike, similar_fraction: float = 0.5) -> ClassIn
     Raises:
       ValueError: if the labels are not classes, no example has a class, or the classes can not give
         such pairs: similar ones need a class with two examples, dissimilar ones need two classes.
+
+    Example:
+      >>> from contrastive_jax.data.draw import index_by_class
+      >>> index = index_by_class([7, 3, 7, 3, 9])
+      >>> print(index.classes, index.sizes)  # class 9 has one example, so it comes last
+      [3 7 9] [2 2 1]
+      >>> print(index.members)
+      [1 3 0 2 4]
     """
     numbers = class_numbers(classes)
     if not 0 <= similar_fraction <= 1:
@@ -103,6 +111,17 @@ def draw_pairs(
     Returns:
       Positions of the first and of the second members and labels (0 similar, 1 dissimilar), int32,
       `[B]` each.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from contrastive_jax.data.draw import draw_pairs, index_by_class
+      >>> classes = np.array([0, 1, 0, 1])
+      >>> first, second, labels = draw_pairs(jax.random.key(0), index_by_class(classes), 4, 0.5)
+      >>> print(labels)
+      [1 0 1 0]
+      >>> print(classes[first] != classes[second])
+      [ True False  True False]
     """
     chex.assert_rank(similar_fraction, 0)
     index = gathered(index)
@@ -152,6 +171,14 @@ def draw_balanced(
 
     Raises:
       ValueError: if there are fewer than P classes.
+
+    Example:
+      >>> import jax
+      >>> from contrastive_jax.data.draw import draw_balanced, index_by_class
+      >>> index = index_by_class([0, 1, 2, 0, 1, 2])
+      >>> positions, classes = draw_balanced(jax.random.key(0), index, classes=2, examples=2)
+      >>> positions.shape, len(set(classes.tolist()))
+      ((4,), 2)
     """
     known = index.sizes.shape[0]
     if not 0 < classes <= known or examples < 1:

@@ -46,6 +46,12 @@ def bootstrap_interval(
     References:
       Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69(4),
       2015 <https://doi.org/10.1080/00031305.2015.1089789>, section 5.3.
+
+    Example:
+      >>> from contrastive_jax.evaluation.intervals import bootstrap_interval
+      >>> mean, low, high = bootstrap_interval([0.90, 0.92, 0.91, 0.93])
+      >>> print(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
+      0.915 [0.900, 0.930]
     """
     array, counts = split_mask(values)
     array = array[counts].astype(np.float64) if array.ndim == 1 else array

@@ -41,6 +41,15 @@ def roc_curve(distances: ArrayLike, labels: ArrayLike) -> ROC:
     Raises:
       ValueError: shapes other than [N], a distance that is not finite, a label outside {0, 1},
         or pairs of one label only.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import roc_curve
+      >>> distances, labels = [0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1]
+      >>> thresholds, far, tar = roc_curve(distances, labels)
+      >>> print(far)
+      [0.  0.  0.5 0.5 1. ]
+      >>> print(tar)
+      [0.  0.5 0.5 1.  1. ]
     """
     thresholds, similar, dissimilar = _accepted(*_pairs(distances, labels))
     return ROC(thresholds, dissimilar / dissimilar[-1], similar / similar[-1])
@@ -50,6 +59,11 @@ def roc_auc(distances: ArrayLike, labels: ArrayLike) -> float:
     """Area under the ROC curve, in [0, 1]: how often a similar pair is closer than a dissimilar.
 
     A tie between the two counts half. Args and Raises as in `roc_curve`.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import roc_auc
+      >>> roc_auc([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1])
+      0.75
     """
     _, far, tar = roc_curve(distances, labels)
     return float(np.trapezoid(tar, far))
@@ -62,6 +76,11 @@ def equal_error_rate(distances: ArrayLike, labels: ArrayLike) -> float:
 
     The crossing is interpolated linearly on the polyline through the points of the ROC curve.
     Args and Raises as in `roc_curve`.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import equal_error_rate
+      >>> equal_error_rate([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1])
+      0.5
     """
     _, far, tar = roc_curve(distances, labels)
     return float(np.interp(1.0, far + tar, far))
@@ -81,6 +100,11 @@ def tar_at_far(distances: ArrayLike, labels: ArrayLike, far: float) -> float:
 
     Raises:
       ValueError: as in `roc_curve`, or `far` outside [0, 1].
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import tar_at_far
+      >>> tar_at_far([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1], far=0.1)
+      0.5
     """
     if not 0 <= far <= 1:
         raise ValueError(f"far must lie in [0, 1], got {far}.")
@@ -97,6 +121,11 @@ def average_precision(distances: ArrayLike, labels: ArrayLike) -> float:
     interpolation, the definition of scikit-learn's `average_precision_score`. Similar is the
     positive class.
     Args and Raises as in `roc_curve`.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import average_precision
+      >>> print(f"{average_precision([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1]):.3f}")
+      0.833
     """
     _, similar, dissimilar = _accepted(*_pairs(distances, labels))
     precision = similar[1:] / (similar + dissimilar)[1:]
@@ -110,6 +139,11 @@ def best_threshold(distances: ArrayLike, labels: ArrayLike) -> float:
     accepting nothing is best it lies just below the smallest distance, where accepting everything
     is best, on the largest. Choose it on validation pairs, judge it on test pairs.
     Args and Raises as in `roc_curve`.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import best_threshold
+      >>> best_threshold([0.25, 0.5, 1.0, 2.0], [0, 0, 1, 1])
+      0.75
     """
     return _best_threshold(*_pairs(distances, labels))
 
@@ -124,6 +158,11 @@ def accuracy_at(distances: ArrayLike, labels: ArrayLike, threshold: float) -> fl
 
     Raises:
       ValueError: as in `roc_curve`, or a NaN threshold.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import accuracy_at
+      >>> accuracy_at([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1], threshold=0.5)
+      0.75
     """
     if np.isnan(threshold):
         raise ValueError("threshold must be a number, got NaN.")
@@ -157,6 +196,11 @@ def kfold_accuracy(
     References:
       Huang, Ramesh, Berg and Learned-Miller (2007), "Labeled Faces in the Wild: A Database for
       Studying Face Recognition in Unconstrained Environments", the protocol of View 2.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import kfold_accuracy
+      >>> kfold_accuracy([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], folds=2)
+      (1.0, 0.0)
     """
     check_seed(seed)
     given, has_fold = split_mask(folds)
@@ -194,6 +238,12 @@ def verification(
 
     Raises:
       ValueError: as in `accuracy_at` and `kfold_accuracy`.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import verification
+      >>> figures = verification([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], threshold=0.5, folds=2)
+      >>> figures["auc"], figures["accuracy"]
+      (1.0, 1.0)
     """
     accuracy = accuracy_at(distances, labels, threshold)
     kfold_mean, kfold_error = kfold_accuracy(distances, labels, folds)

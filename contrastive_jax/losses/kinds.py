@@ -28,6 +28,19 @@ class AnchorLoss(NamedTuple):
     Every function takes a walk over the pairs. A later one may depend on data and on earlier ones;
     derivatives by these are taken in sums. A log-sum-exp or an extreme may depend on them too, in
     which pairs it is of, but a value that has a derivative by them is refused.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses, statistics
+      >>> def farthest_positive(distance, label):
+      ...     return statistics.largest(distance, label == 0), statistics.total(1.0, label == 0)
+      >>> def value(result):
+      ...     farthest, count = result
+      ...     return losses.Mean(jnp.where(count > 0, farthest, 0.0), count > 0)
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+      >>> loss = losses.AnchorLoss(value, (farthest_positive,))
+      >>> print(anchor_loss(x, jnp.array([0, 0, 1]), loss=loss))
+      1.0
     """
 
     loss: Callable[..., Any]
