@@ -1,4 +1,4 @@
-"""Losses made of losses."""
+"""Losses that combine other losses."""
 
 import math
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from contrastive_jax.statistics import total
 def of_pairs(
     loss: Callable[..., jax.Array], distance: Callable[..., jax.Array] = euclidean
 ) -> AnchorLoss:
-    """Makes an anchor's loss of a pair's: the mean over all pairs.
+    """Makes an anchor loss that is the mean of a pair loss over all pairs.
 
-    By itself `all_pairs_loss` is quicker; this is for `weighted_sum`.
+    Use it in `weighted_sum`; by itself a pair loss is faster in `all_pairs_loss`.
 
     Args:
       loss: scalar function `(distance, label)`.
@@ -52,18 +52,18 @@ def of_pairs(
 
 
 def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
-    """Adds up losses, each with its mean, in the walks of the longest of them.
+    """Adds anchor losses, computed in the same passes over the pairs.
 
     Args:
       *terms: weights and losses of one distance. Weights are scalars and may be traced. The losses
-        know no data.
+        take no data.
 
     Returns:
       Loss for `anchor_loss`.
 
     Raises:
       AssertionError: if a weight is not a scalar.
-      ValueError: if there are no terms, a known weight is not finite, a loss is not an
+      ValueError: if there are no terms, a concrete weight is not finite, a loss is not an
         `AnchorLoss`, or distances differ: add up the results of several calls of `anchor_loss`
         then.
 

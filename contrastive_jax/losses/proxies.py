@@ -17,13 +17,14 @@ from contrastive_jax.statistics import log_sum_exp, smallest
 
 
 def normalized_softmax(temperature: ArrayLike = 0.05) -> ProxyLoss:
-    r"""Normalised softmax: classification by the cosine with the proxy of each class.
+    r"""Normalised softmax loss: classification by the cosine with the proxy of each class.
 
     $$-\log \frac{e^{s_y / t}}{\sum_c e^{s_c / t}}$$
 
     with $s$ the cosine, $t$ the temperature and $y$ the class of the anchor; the mean over anchors.
 
-    *When.* The simplest proxy loss, hard to beat with many classes.
+    *When.* Use it as the first proxy loss to try, above all with many classes. In
+    docs/compare_losses.md it is among the best on seen classes and among the worst on unseen ones.
 
     Args:
       temperature: above 0; 0.05 in the paper. May be traced.
@@ -32,7 +33,7 @@ def normalized_softmax(temperature: ArrayLike = 0.05) -> ProxyLoss:
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known temperature is not above 0.
+      ValueError: if a concrete temperature is not above 0.
 
     References:
       Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, 2019
@@ -60,14 +61,16 @@ def normalized_softmax(temperature: ArrayLike = 0.05) -> ProxyLoss:
 
 
 def proxy_nca(temperature: ArrayLike = 1 / 9) -> ProxyLoss:
-    r"""ProxyNCA++: the probability of the own proxy by squared distances on the unit sphere.
+    r"""ProxyNCA++ loss: classification by the squared distance to the proxy of each class.
 
     $$-\log \frac{e^{-d_y / t}}{\sum_c e^{-d_c / t}}$$
 
-    with $d$ the squared distance, $t$ the temperature and $y$ the class of the anchor, over all
-    proxies, its own included; the mean over anchors.
+    with $d$ the squared distance on the unit sphere, $t$ the temperature and $y$ the class of the
+    anchor. The sum is over all proxies, that of the anchor's class included. The loss is the mean
+    over anchors.
 
-    *When.* As `normalized_softmax`, which it equals at half the temperature; here with the paper's.
+    *When.* Use it like `normalized_softmax`, which it equals at half the temperature. In
+    docs/compare_losses.md it is first on seen classes and last but one on unseen ones.
 
     Args:
       temperature: above 0; 1/9 in the paper. May be traced.
@@ -76,7 +79,7 @@ def proxy_nca(temperature: ArrayLike = 1 / 9) -> ProxyLoss:
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known temperature is not above 0.
+      ValueError: if a concrete temperature is not above 0.
 
     References:
       Teh, DeVries and Taylor, ProxyNCA++: Revisiting and Revitalizing Proxy Neighborhood Component
@@ -99,14 +102,15 @@ def proxy_nca(temperature: ArrayLike = 1 / 9) -> ProxyLoss:
 
 
 def cosface(margin: ArrayLike = 0.35, scale: ArrayLike = 64.0) -> ProxyLoss:
-    r"""CosFace: the cosine with the own proxy must win by a margin.
+    r"""CosFace loss: a softmax over classes with a margin on the cosine.
 
     $$-\log \frac{e^{\gamma (s_y - m)}}{e^{\gamma (s_y - m)} + \sum_{c \neq y} e^{\gamma s_c}}$$
 
     with $s$ the cosine, $m$ the margin, $\gamma$ the scale and $y$ the class of the anchor; the
-    mean over anchors. Of several proxies of a class the nearest counts as its own.
+    mean over anchors. Where a class has several proxies, the nearest one counts.
 
-    *When.* Many classes, and identities never seen in training are to be told apart.
+    *When.* Use it with many classes, as in face recognition, where identities that training never
+    saw must be distinguished.
 
     Args:
       margin: cosine in [0, 2); 0.35 in the paper.
@@ -116,7 +120,7 @@ def cosface(margin: ArrayLike = 0.35, scale: ArrayLike = 64.0) -> ProxyLoss:
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known number is not in its range.
+      ValueError: if a concrete number is not in its range.
 
     References:
       Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, 2018
@@ -138,7 +142,7 @@ def cosface(margin: ArrayLike = 0.35, scale: ArrayLike = 64.0) -> ProxyLoss:
 
 
 def arcface(margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> ProxyLoss:
-    r"""ArcFace: the angle to the own proxy must win by a margin.
+    r"""ArcFace loss: a softmax over classes with a margin on the angle.
 
     $$-\log \frac{e^{\gamma \cos(\theta_y + m)}}
     {e^{\gamma \cos(\theta_y + m)} + \sum_{c \neq y} e^{\gamma \cos \theta_c}}$$
@@ -146,7 +150,7 @@ def arcface(margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> ProxyLoss:
     as `cosface`, with $\theta$ the angle. Where $\theta_y + m$ exceeds $\pi$,
     $\cos \theta_y - m \sin m$ takes the place of the cosine, which would rise again.
 
-    *When.* As `cosface`; the margin is the same at every angle.
+    *When.* Use it like `cosface`. The margin is the same at every angle.
 
     Args:
       margin: angle in radians, in [0, pi); 0.5 in the paper. pytorch-metric-learning has degrees,
@@ -157,7 +161,7 @@ def arcface(margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> ProxyLoss:
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known number is not in its range.
+      ValueError: if a concrete number is not in its range.
 
     References:
       Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019
@@ -184,7 +188,7 @@ def arcface(margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> ProxyLoss:
 
 
 def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
-    r"""Proxy-Anchor: each proxy is an anchor for all embeddings of the batch.
+    r"""Proxy-Anchor loss: each proxy is an anchor for all embeddings of the batch.
 
     $$\log\big(1 + \sum_p e^{-\alpha (s_p - m)}\big)$$
 
@@ -195,8 +199,8 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
 
     the mean over all proxies.
 
-    *When.* Fast convergence with many classes, while the embeddings of a batch still see each
-    other.
+    *When.* Use it with many classes where other proxy losses converge slowly: a proxy weights the
+    embeddings of a batch against each other.
 
     Args:
       margin: cosine in [0, 1); 0.1 in the paper.
@@ -206,7 +210,7 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known number is not in its range.
+      ValueError: if a concrete number is not in its range.
 
     References:
       Kim et al., Proxy Anchor Loss for Deep Metric Learning, 2020
@@ -246,7 +250,7 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
 def soft_triple(
     margin: ArrayLike = 0.01, scale: ArrayLike = 20.0, gamma: ArrayLike = 0.1
 ) -> CentersLoss:
-    r"""SoftTriple: classification with several centres of each class, softly chosen.
+    r"""SoftTriple loss: classification with several centres for each class.
 
     $$S_c = \sum_k \frac{e^{s_{ck} / \gamma}}{\sum_l e^{s_{cl} / \gamma}} s_{ck}$$
 
@@ -255,9 +259,9 @@ def soft_triple(
     $$-\log \frac{e^{\lambda (S_y - m)}}{e^{\lambda (S_y - m)} + \sum_{c \neq y} e^{\lambda S_c}}$$
 
     with $m$ the margin, $\lambda$ the scale and $y$ the class of the anchor; the mean over anchors.
-    Proxies are `[C, K, D]`; `regularizers.centers` merges those not needed.
+    Proxies are `[C, K, D]`; `regularizers.centers` merges centres that are not needed.
 
-    *When.* Classes that have several modes.
+    *When.* Use it where a class has several modes.
 
     Args:
       margin: cosine in [0, 2); 0.01 in the paper.
@@ -268,7 +272,7 @@ def soft_triple(
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known number is not in its range.
+      ValueError: if a concrete number is not in its range.
 
     References:
       Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019
@@ -296,7 +300,7 @@ def soft_triple(
 
 
 def _with_margin(own: Any, scale: ArrayLike) -> ProxyLoss:
-    """Softmax over classes of scaled cosines, that of the own class being changed before."""
+    """Makes a softmax loss in which `own` changes the cosine with the proxy of the class."""
     check_known(scale=scale)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:

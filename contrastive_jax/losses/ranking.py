@@ -1,4 +1,4 @@
-"""Losses that approximate the average precision of an anchor's ranking."""
+"""Losses that approximate the average precision of the ranking of an anchor."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def fast_ap(bins: int = 10) -> AnchorLoss:
     bins over [0, 4], shared linearly between the two nearest; the precision at a bin is that of all
     distances up to it. The mean over anchors that have a positive.
 
-    *When.* The order of a long ranking is the goal, and batches are large.
+    *When.* Use it where the order of a long ranking is the goal and batches are large.
 
     Args:
       bins: number of intervals, at least 1; 10 in the paper.
@@ -73,23 +73,25 @@ def smooth_ap(temperature: ArrayLike = 0.01, *, include_query: bool = False) -> 
     $$1 - \frac{1}{|P|} \sum_{p \in P} \frac{1 + \sum_{j \in P} \sigma((d_p - d_j) / t)}
     {1 + \sum_j \sigma((d_p - d_j) / t)}$$
 
-    with $d$ the distance, $t$ the temperature, $\sigma$ the sigmoid and $j \neq p$: the rank of a
-    positive among the positives $P$ over that among all. The mean over anchors that have a
-    positive. A walk over all pairs for every four examples of the largest class.
+    with $d$ the distance, $t$ the temperature, $\sigma$ the sigmoid and $j \neq p$. The fraction is
+    the rank of a positive among the positives $P$, divided by its rank among all. The loss is the
+    mean over anchors that have a positive. It takes a pass over all pairs for every four examples
+    of the largest class.
 
-    *When.* Average precision itself is the goal and batches hold several examples of each class.
+    *When.* Use it where average precision itself is the goal and batches have several examples of
+    each class.
 
     Args:
-      temperature: above 0, in the unit of the distance; 0.01 in the paper, for cosines. The lower,
-        the closer to AP and the rarer a gradient.
+      temperature: above 0, in the unit of the distance; 0.01 in the paper, for cosines. A lower
+        one is closer to AP, and fewer pairs have a gradient.
       include_query: whether the anchor itself, at distance 0, is retrieved as one more positive, as
-        in the authors' code and in pytorch-metric-learning. It lifts every AP.
+        in the authors' code and in pytorch-metric-learning. That raises every AP.
 
     Returns:
       Loss in [0, 1) for `anchor_loss`.
 
     Raises:
-      ValueError: if a known temperature is not above 0.
+      ValueError: if a concrete temperature is not above 0.
 
     References:
       Brown et al., Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval, 2020

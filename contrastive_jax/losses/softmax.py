@@ -1,4 +1,4 @@
-"""Losses that ask which of its pairs an anchor is similar to: a softmax over distances."""
+"""Anchor losses with a softmax over the distances of an anchor."""
 
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from contrastive_jax.statistics import OfSimilar, Statistic, log_sum_exp, total
 
 
 def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
-    r"""NT-Xent, also InfoNCE: which of the negatives and one positive is the positive?
+    r"""NT-Xent loss, also called InfoNCE: a softmax over one positive and all negatives.
 
     $$-\log \frac{e^{s_p / t}}{e^{s_p / t} + \sum_n e^{s_n / t}}$$
 
@@ -26,7 +26,8 @@ def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
     `anchor_loss(x, classes, y, classes, loss=ntxent())` and of the same with x and y exchanged.
     Over devices each row needs a class of its own: add `B * jax.lax.axis_index(axis_name)`.
 
-    *When.* Pairs without class labels (two views, two modalities), and large batches.
+    *When.* Use it for pairs without class labels, such as two views or two modalities, and with
+    large batches.
 
     Args:
       temperature: above 0, in the unit of the distance; 0.05 to 0.5 for cosines. May be traced.
@@ -35,7 +36,7 @@ def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
       Loss in [0, inf) for `anchor_loss`. An anchor without negatives has loss 0.
 
     Raises:
-      ValueError: if a known temperature is not above 0.
+      ValueError: if a concrete temperature is not above 0.
 
     References:
       Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018
@@ -68,7 +69,7 @@ def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
 def supcon(
     temperature: ArrayLike = 0.1, *, log: Literal["outside", "inside"] = "outside"
 ) -> AnchorLoss:
-    r"""Supervised contrastive loss: the positives of an anchor in a softmax over all others.
+    r"""Supervised contrastive loss: a softmax over all other rows, averaged over the positives.
 
     With the logarithm outside of the sum over the positives $P$,
 
@@ -81,18 +82,20 @@ def supcon(
     with $s$ the cosine, $t$ the temperature and $a$ all others. The mean over anchors that have a
     positive.
 
-    *When.* Class labels and several examples of each class in a batch; the strongest default where
-    only retrieval counts. Outside trains better (the paper's table 1).
+    *When.* Use it with class labels and several examples of each class in a batch. In the
+    comparison of this library (docs/compare_losses.md) it is in the lower half of the table, tuned
+    like the others, so compare it with simpler losses. The logarithm outside trains better in the
+    paper's table 1.
 
     Args:
       temperature: above 0, in the unit of the distance; 0.05 to 0.5 for cosines. May be traced.
-      log: where the logarithm stands.
+      log: `"outside"` or `"inside"` of the sum over the positives.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`.
 
     Raises:
-      ValueError: if a known temperature is not above 0, or `log` is neither.
+      ValueError: if a concrete temperature is not above 0, or `log` is neither.
 
     References:
       Khosla et al., Supervised Contrastive Learning, 2020 <https://arxiv.org/abs/2004.11362>, eq. 2
@@ -134,7 +137,8 @@ def decoupled(temperature: ArrayLike = 0.1) -> AnchorLoss:
     with $s$ the cosine and $t$ the temperature; the mean over positive pairs of anchors that have
     a negative.
 
-    *When.* Small batches, where the positive in NT-Xent's denominator weakens its own gradient.
+    *When.* Use it with small batches, where the positive in NT-Xent's denominator weakens its own
+    gradient.
 
     Args:
       temperature: above 0, in the unit of the distance; 0.05 to 0.5 for cosines. May be traced.
@@ -143,7 +147,7 @@ def decoupled(temperature: ArrayLike = 0.1) -> AnchorLoss:
       Loss in (-inf, inf) for `anchor_loss`.
 
     Raises:
-      ValueError: if a known temperature is not above 0.
+      ValueError: if a concrete temperature is not above 0.
 
     References:
       Yeh et al., Decoupled Contrastive Learning, 2022 <https://arxiv.org/abs/2110.06848>, eq. 5.
@@ -174,7 +178,7 @@ def decoupled(temperature: ArrayLike = 0.1) -> AnchorLoss:
 
 
 def n_pair() -> AnchorLoss:
-    r"""N-pair loss: inner products with all negatives against that with a positive.
+    r"""N-pair loss: a softmax over inner products with one positive and all negatives.
 
     $$\log\big(1 + \sum_n e^{a \cdot n - a \cdot p}\big)$$
 
@@ -183,8 +187,8 @@ def n_pair() -> AnchorLoss:
     positives of other classes: pass anchors and positives as two sets. Lengths are not normalised;
     add `regularizers.embedding_norm`, as the paper does.
 
-    *When.* Unnormalised embeddings and many classes with two examples each; else `ntxent`, which is
-    the same on the unit sphere with a temperature.
+    *When.* Use it with unnormalised embeddings and many classes with two examples each. On the unit
+    sphere use `ntxent`, which is the same with a temperature.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`.
@@ -207,14 +211,15 @@ def n_pair() -> AnchorLoss:
 
 
 def nca(scale: ArrayLike = 1.0) -> AnchorLoss:
-    r"""Neighbourhood components analysis: how probable is a neighbour of the same class?
+    r"""Neighbourhood components analysis: the probability of a neighbour of the same class.
 
     $$-\log \frac{\sum_p e^{-\alpha d_p}}{\sum_a e^{-\alpha d_a}}$$
 
     with $d$ the squared Euclidean distance, $\alpha$ the scale, $p$ the positives and $a$ all
     others; the mean over anchors that have a positive.
 
-    *When.* Nearest-neighbour classification is the goal and a class may lie in several places.
+    *When.* Use it where nearest-neighbour classification is the goal and a class may form several
+    clusters.
 
     Args:
       scale: above 0, inverse unit of the distance. On the unit sphere squared distances lie in
@@ -224,7 +229,7 @@ def nca(scale: ArrayLike = 1.0) -> AnchorLoss:
       Loss in [0, inf) for `anchor_loss`.
 
     Raises:
-      ValueError: if a known scale is not above 0.
+      ValueError: if a concrete scale is not above 0.
 
     References:
       Goldberger et al., Neighbourhood Components Analysis, 2004

@@ -1,4 +1,4 @@
-"""Losses that weigh the pairs of an anchor against each other, each by how hard it is."""
+"""Anchor losses that weight each pair of an anchor by how hard it is."""
 
 import math
 from typing import Any
@@ -17,24 +17,24 @@ from contrastive_jax.statistics import OfSimilar, Statistic, log_sum_exp, total
 
 
 def lifted(margin: ArrayLike = 1.0, positive_margin: ArrayLike = 0.0) -> AnchorLoss:
-    r"""Generalised lifted structure loss: a soft farthest positive against a soft nearest negative.
+    r"""Generalised lifted structure loss: a soft farthest positive and a soft nearest negative.
 
     $$\max\big(0, \log \sum_p e^{d_p - m_+} + \log \sum_n e^{m - d_n}\big)$$
 
-    with $d$ the distance, $m$ the margin and $m_+$ the positive one, a log-sum-exp of nothing being
-    0; the mean over all anchors.
+    with $d$ the distance, $m$ the margin and $m_+$ the positive margin. A log-sum-exp over no pairs
+    counts as 0. The loss is the mean over all anchors.
 
-    *When.* A smooth stand-in for the hardest triplet of each anchor, in large batches.
+    *When.* Use it as a smooth form of the hardest triplet of each anchor, with large batches.
 
     Args:
       margin: in the unit of the distance; 0.5 to 1 on the unit sphere. May be traced.
-      positive_margin: in the same unit; a shift of the sum, as one of `margin` is.
+      positive_margin: in the same unit. A change of it shifts the sum as a change of `margin` does.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`.
 
     Raises:
-      ValueError: if a known margin is not finite.
+      ValueError: if a concrete margin is not finite.
 
     References:
       Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, 2016
@@ -68,26 +68,28 @@ def lifted(margin: ArrayLike = 1.0, positive_margin: ArrayLike = 0.0) -> AnchorL
 def multi_similarity(
     alpha: ArrayLike = 2.0, beta: ArrayLike = 50.0, base: ArrayLike = 0.5
 ) -> AnchorLoss:
-    r"""Multi-similarity loss: pairs weigh by their own similarity and by that of the others.
+    r"""Multi-similarity loss: a pair is weighted by its similarity and by those of other pairs.
 
     $$\frac{1}{\alpha} \log\big(1 + \sum_p e^{-\alpha (s_p - \lambda)}\big)
     + \frac{1}{\beta} \log\big(1 + \sum_n e^{\beta (s_n - \lambda)}\big)$$
 
     with $s$ the cosine and $\lambda$ the base; the mean over all anchors.
 
-    *When.* Class labels and several examples of each class; a strong default beside `supcon`. The
-    paper mines pairs first: `mining.multi_similarity(losses.multi_similarity())`.
+    *When.* Use it with class labels and several examples of each class. The paper mines pairs
+    first, `mining.multi_similarity(losses.multi_similarity())`, which is also the better one of the
+    two in docs/compare_losses.md on seen classes.
 
     Args:
       alpha: above 0, sharpness among positives.
       beta: above 0, sharpness among negatives.
-      base: cosine in [-1, 1) that positives are to exceed and negatives to stay below.
+      base: cosine in [-1, 1). The cosine of a positive should exceed it, that of a negative should
+        stay below it.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`; with the cosine distance alone.
 
     Raises:
-      ValueError: if a known number is not in its range.
+      ValueError: if a concrete number is not in its range.
 
     References:
       Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019
@@ -117,7 +119,7 @@ def multi_similarity(
 
 
 def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
-    r"""Circle loss: every pair is pushed as hard as it is away from its optimum.
+    r"""Circle loss: the gradient of a pair grows with its difference from the optimum.
 
     $$\log\big(1 + \sum_n e^{\gamma w_n (s_n - m)} \sum_p e^{-\gamma w_p (s_p - 1 + m)}\big)$$
 
@@ -125,19 +127,19 @@ def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
     $w_p = \max(0, 1 + m - s_p)$ that are not differentiated; the mean over anchors with a positive
     and a negative whose loss is not 0.
 
-    *When.* Class labels and several examples of each class, where positives and negatives differ
-    much in how far they have come.
+    *When.* Use it with class labels and several examples of each class, where positives and
+    negatives converge at different rates.
 
     Args:
-      margin: in (0, 1), a cosine: positives are to exceed `1 - margin`, negatives to stay below
-        `margin`.
+      margin: cosine in (0, 1). The cosine of a positive should exceed `1 - margin`, that of a
+        negative should stay below `margin`.
       scale: above 0.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`; with the cosine distance alone.
 
     Raises:
-      ValueError: if a known number is not in its range.
+      ValueError: if a concrete number is not in its range.
 
     References:
       Sun et al., Circle Loss: A Unified Perspective of Pair Similarity Optimization, 2020
@@ -174,15 +176,15 @@ def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
 
 
 def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLoss:
-    r"""Tuplet margin loss: a positive against all negatives, its angle less a slack.
+    r"""Tuplet margin loss: a softmax over a positive and all negatives, with a slack on the angle.
 
     $$\log\big(1 + \sum_n e^{\gamma (s_n - \cos(\theta_p - m))}\big)$$
 
     with $s$ the cosine, $\theta$ the angle, $m$ the margin and $\gamma$ the scale; the mean over
     positive pairs.
 
-    *When.* As `ntxent` with labels, where hard positives would be overfitted: the slack leaves
-    those within `margin` alone.
+    *When.* Use it like `ntxent` with class labels, where the network would overfit hard positives:
+    the slack leaves positives within `margin` alone.
 
     Args:
       margin: angle in radians, in [0, pi / 2); 0.1 in the paper. pytorch-metric-learning has
@@ -193,7 +195,7 @@ def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLos
       Loss in [0, inf) for `anchor_loss`; with the cosine distance alone.
 
     Raises:
-      ValueError: if a known number is not in its range.
+      ValueError: if a concrete number is not in its range.
 
     References:
       Yu and Tao, Deep Metric Learning with Tuplet Margin Loss, 2019
@@ -226,18 +228,19 @@ def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLos
 
 
 def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
-    r"""Margin based loss with a boundary for each anchor, as `losses.margin_based` for each pair.
+    r"""Margin based loss with a boundary for each anchor.
 
     $$\max(0, m + z (d - \beta_a))$$
 
     with $d$ the distance, $z$ 1 if similar and -1 if not, $m$ the margin and $\beta_a$ the boundary
     of the anchor.
 
-    Boundaries are passed as data, `anchor_loss(..., data=(boundaries[classes],))`, and have a
-    gradient: learned by class, one grows where its class is wide. Pairs count as often as they are
-    in a triplet of anchor, positive and negative; the mean over those that are not 0.
+    Boundaries are passed as data, `anchor_loss(..., data=(boundaries[classes],))`, and get a
+    gradient: a boundary learned for each class grows where the class is wide. A pair counts as
+    often as it is in a triplet of anchor, positive and negative. The loss is the mean over pairs
+    whose loss is not 0. `losses.margin_based` is the same with one boundary.
 
-    *When.* As `losses.margin_based`, with labels.
+    *When.* Use it where classes differ in spread, and labels say which class a row is of.
 
     Args:
       margin: above 0, in the unit of the distance.
@@ -246,13 +249,13 @@ def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
       Loss in [0, inf) for `anchor_loss`.
 
     Raises:
-      ValueError: if a known margin is not above 0.
+      ValueError: if a concrete margin is not above 0.
 
     References:
       Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017
       <https://arxiv.org/abs/1706.07567>, eq. 4, with the weights and the mean of
-      pytorch-metric-learning's MarginLoss. The paper's penalty on boundaries, the sum of them times
-      a number, is left to be added.
+      pytorch-metric-learning's MarginLoss. Add the paper's penalty on boundaries, a multiple of
+      their sum, to the loss yourself.
 
     Example:
       >>> import jax.numpy as jnp

@@ -23,18 +23,19 @@ def triplet_hard(margin: ArrayLike = 0.2, *, smooth: bool = False) -> AnchorLoss
     with $d$ the distance and $m$ the margin, or $\log(1 + e^{d_p - d_n + m})$ if it is smooth; the
     mean over anchors that have both.
 
-    *When.* Clean labels and batches of a few classes with some examples each; begins hard, and
-    collapses where labels are noisy or the rate is high: then `triplet_semi_hard`.
+    *When.* Use it with clean labels and batches of a few classes with several examples each. It
+    starts slowly, and all embeddings may collapse to a point where labels are noisy or the learning
+    rate is high; use `triplet_semi_hard` there.
 
     Args:
       margin: above 0, in the unit of the distance; 0.05 to 0.5 on the unit sphere.
-      smooth: whether a triplet beyond the margin still pulls; also with margin 0 then.
+      smooth: whether a triplet beyond the margin still has a gradient. `margin` may be 0 then.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`.
 
     Raises:
-      ValueError: if a known margin is not above 0.
+      ValueError: if a concrete margin is not above 0.
 
     References:
       Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017
@@ -64,16 +65,16 @@ def triplet_hard(margin: ArrayLike = 0.2, *, smooth: bool = False) -> AnchorLoss
 
 
 def triplet_semi_hard(margin: ArrayLike = 0.2) -> TripleLoss:
-    r"""Triplet loss of each positive pair and the nearest negative that is farther off.
+    r"""Triplet loss of each positive pair and the nearest negative that is farther away.
 
     $$\max(0, d_p - d_n + m)$$
 
-    with $d$ the distance and $m$ the margin. Where no negative is farther off, the farthest one
-    takes its place. The mean over positive pairs whose anchor has a negative. A walk over all pairs
-    for every four examples of the largest class.
+    with $d$ the distance and $m$ the margin. Where no negative is farther away, the farthest one
+    takes its place. The loss is the mean over positive pairs whose anchor has a negative. It takes
+    a pass over all pairs for every four examples of the largest class.
 
-    *When.* The triplet loss that trains without care: negatives inside the positive, which pull an
-    embedding together at the start, are left out.
+    *When.* Use it as the first triplet loss to try. It leaves out negatives nearer than the
+    positive, which make embeddings collapse at the start of training.
 
     Args:
       margin: above 0, in the unit of the distance; 0.05 to 0.5 on the unit sphere.
@@ -82,7 +83,7 @@ def triplet_semi_hard(margin: ArrayLike = 0.2) -> TripleLoss:
       Loss in [0, inf) for `anchor_loss`.
 
     Raises:
-      ValueError: if a known margin is not above 0.
+      ValueError: if a concrete margin is not above 0.
 
     References:
       Schroff, Kalenichenko and Philbin, FaceNet, 2015 <https://arxiv.org/abs/1503.03832>, eq. 3 and
@@ -118,22 +119,22 @@ def triplet_all(margin: ArrayLike = 0.2, *, smooth: bool = False) -> TripleLoss:
 
     $$\max(0, d_p - d_n + m)$$
 
-    with $d$ the distance and $m$ the margin. The mean over triplets, or over those whose loss is
-    not 0 with `reduction="active"` (batch all of the paper). A walk over all pairs for every four
-    examples of the largest class; memory stays linear in the batch, though triplets grow with its
-    cube.
+    with $d$ the distance and $m$ the margin. The loss is the mean over triplets, or over those
+    whose loss is not 0 with `reduction="active"` ("batch all" of the paper). It takes a pass over
+    all pairs for every four examples of the largest class. Memory stays linear in the batch, though
+    the number of triplets grows with its cube.
 
-    *When.* Few and noisy examples, of which none is to be trusted alone.
+    *When.* Use it with few or noisy examples, where a single hardest triplet may be a wrong label.
 
     Args:
       margin: above 0, in the unit of the distance; 0.05 to 0.5 on the unit sphere.
-      smooth: $\log(1 + e^x)$ in place of $\max(0, x)$; also with margin 0 then.
+      smooth: whether $\log(1 + e^x)$ takes the place of $\max(0, x)$. `margin` may be 0 then.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`.
 
     Raises:
-      ValueError: if a known margin is not above 0.
+      ValueError: if a concrete margin is not above 0.
 
     References:
       Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017
@@ -161,16 +162,16 @@ def triplet_all(margin: ArrayLike = 0.2, *, smooth: bool = False) -> TripleLoss:
 
 
 def angular(alpha: ArrayLike = 0.7) -> TripleLoss:
-    r"""Angular loss: the angle at the negative in the triangle that it makes with a positive pair.
+    r"""Angular loss: the angle at the negative, in a triangle of a positive pair and a negative.
 
     $$\log\big(1 + \sum_n e^{4 \tan^2 \alpha \, (a + p) \cdot n
     - 2 (1 + \tan^2 \alpha) \, a \cdot p}\big)$$
 
-    for each positive pair, $a$ and $p$ of unit length; the mean over positive pairs. A walk over
-    all pairs for every example of the largest class.
+    for each positive pair, $a$ and $p$ of unit length. The loss is the mean over positive pairs. It
+    takes a pass over all pairs for every example of the largest class.
 
-    *When.* Classes of different spread, as the angle does not depend on scale; the paper adds it to
-    `n_pair`.
+    *When.* Use it with classes of different spread, as the angle does not depend on scale. The
+    paper adds it to `n_pair`.
 
     Args:
       alpha: angle in radians, in (0, pi / 2); 0.6 to 1 in the paper. pytorch-metric-learning has
@@ -180,7 +181,7 @@ def angular(alpha: ArrayLike = 0.7) -> TripleLoss:
       Loss in [0, inf) for `anchor_loss`; the paper has negatives of unit length too.
 
     Raises:
-      ValueError: if a known angle is not in its range.
+      ValueError: if a concrete angle is not in its range.
 
     References:
       Wang et al., Deep Metric Learning with Angular Loss, 2017 <https://arxiv.org/abs/1708.01682>,
