@@ -48,7 +48,7 @@ def of_pairs(
         value = loss(distance, label)
         return total(value), total(1.0), total(1.0, value != 0)
 
-    return AnchorLoss(lambda found: Mean(*found), (statistics,), distance)
+    return AnchorLoss(lambda stats: Mean(*stats), (statistics,), distance)
 
 
 def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
@@ -100,22 +100,22 @@ def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
                 "changes it"
             )
 
-    def of_walk(place: int, distance: jax.Array, label: jax.Array, *found: Any) -> dict[int, Any]:
+    def in_pass(index: int, distance: jax.Array, label: jax.Array, *stats: Any) -> dict[int, Any]:
         return {
-            k: loss.statistics[place](distance, label, *[earlier[k] for earlier in found])
+            k: loss.statistics[index](distance, label, *[earlier[k] for earlier in stats])
             for k, loss in enumerate(losses)
-            if place < len(loss.statistics)
+            if index < len(loss.statistics)
         }
 
-    def loss_of(*found: Any) -> tuple[Mean, ...]:
+    def loss_of(*stats: Any) -> tuple[Mean, ...]:
         means = []
         for k, (weight, loss) in enumerate(terms):
-            result = loss.loss(*[one[k] for one in found[: len(loss.statistics)]])
+            result = loss.loss(*[one[k] for one in stats[: len(loss.statistics)]])
             for mean in [result] if isinstance(result, Mean) else result:
                 means.append(mean._replace(value=weight * mean.value))
         return tuple(means)
 
-    walks = max(len(loss.statistics) for loss in losses)
-    statistics = tuple(partial(of_walk, place) for place in range(walks))
+    passes = max(len(loss.statistics) for loss in losses)
+    statistics = tuple(partial(in_pass, index) for index in range(passes))
     fixed = any(loss.fixed for loss in losses)
     return AnchorLoss(loss_of, statistics, losses[0].distance, fixed=fixed)

@@ -237,8 +237,8 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
             log_sum_exp(alpha * (s + margin), label == 1),
         )
 
-    def loss(found: Any) -> tuple[Mean, Mean]:
-        positives, negatives = found
+    def loss(stats: Any) -> tuple[Mean, Mean]:
+        positives, negatives = stats
         return (
             Mean(softplus(positives), positives > -jnp.inf),
             Mean(softplus(negatives), 1.0),
@@ -306,11 +306,11 @@ def _with_margin(own: Any, scale: ArrayLike) -> ProxyLoss:
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         return smallest(distance, label == 0), log_sum_exp(scale * (1 - distance), label == 1)
 
-    def loss(found: Any) -> Mean:
-        distance, others = found
-        known = jnp.isfinite(distance)
-        value = softplus(others - scale * own(jnp.where(known, distance, 0)))
-        return Mean(jnp.where(known, value, 0), known)
+    def loss(stats: Any) -> Mean:
+        distance, others = stats
+        valid = jnp.isfinite(distance)
+        value = softplus(others - scale * own(jnp.where(valid, distance, 0)))
+        return Mean(jnp.where(valid, value, 0), valid)
 
     def of_row(cosines: jax.Array, own_class: jax.Array) -> Mean:
         if len(cosines) == 1:

@@ -49,20 +49,20 @@ def fast_ap(bins: int = 10) -> AnchorLoss:
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         # In units of a bin; twice the cosine distance is the squared Euclidean one.
-        place = distance * (bins / 2)
-        shares = [jax.nn.relu(1 - jnp.abs(place - k)) for k in range(int(bins) + 1)]
+        position = distance * (bins / 2)
+        shares = [jax.nn.relu(1 - jnp.abs(position - k)) for k in range(int(bins) + 1)]
         positives = [total(share, label == 0) for share in shares]
         return positives, [total(share) for share in shares], total(1.0, label == 0)
 
-    def loss(found: Any) -> Mean:
-        positives, everything, count = found
+    def loss(stats: Any) -> Mean:
+        positives, everything, count = stats
         positives, everything = jnp.stack(positives), jnp.stack(everything)
         seen, below = jnp.cumsum(everything), jnp.cumsum(positives)
         some = seen > 0
         gained = jnp.where(some, positives * below / jnp.where(some, seen, 1), 0)
-        known = count > 0
+        valid = count > 0
         value = 1 - jnp.sum(gained) / jnp.maximum(count, 1)
-        return Mean(jnp.where(known, value, 0), known)
+        return Mean(jnp.where(valid, value, 0), valid)
 
     return AnchorLoss(loss, (statistics,), fixed=True)
 
@@ -110,21 +110,21 @@ def smooth_ap(temperature: ArrayLike = 0.01, *, include_query: bool = False) -> 
 
     def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Any:
         before, similar = jax.nn.sigmoid((positive - distance) / temperature), label == 0
-        found = [total(before), total(before, similar), total(1.0, similar)]
+        stats = [total(before), total(before, similar), total(1.0, similar)]
         if include_query:
             nearer = jax.nn.sigmoid(-distance / temperature)
-            found += [total(nearer), total(nearer, similar)]
-        return tuple(found)
+            stats += [total(nearer), total(nearer, similar)]
+        return tuple(stats)
 
-    def loss(positive: jax.Array, found: Any) -> Mean:
-        everything, positives, count, *of_query = found
+    def loss(positive: jax.Array, stats: Any) -> Mean:
+        everything, positives, count, *query_stats = stats
         # The positive is among those that are compared with it, and adds a half to either sum.
         if not include_query:
             return Mean((1 - (0.5 + positives) / (0.5 + everything)) / count, 1 / count)
         query = 0.5 + jax.nn.sigmoid(positive / temperature)
         value = 1 - (query + positives) / (query + everything)
         # The query counts once, and so by a part with each of its positives.
-        value += (1 - (1 + of_query[1]) / (1 + of_query[0])) / count
+        value += (1 - (1 + query_stats[1]) / (1 + query_stats[0])) / count
         return Mean(value / (count + 1), 1 / count)
 
     return TripleLoss(loss, (statistics,))

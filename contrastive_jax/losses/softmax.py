@@ -116,15 +116,15 @@ def supcon(
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         logit, similar = -distance / temperature, label == 0
-        of_positives = (total if log == "outside" else log_sum_exp)(logit, similar)
-        return log_sum_exp(logit), of_positives, total(1.0, similar)
+        positives = (total if log == "outside" else log_sum_exp)(logit, similar)
+        return log_sum_exp(logit), positives, total(1.0, similar)
 
-    def loss(found: Any) -> Mean:
-        everything, of_positives, count = found
-        known, some = count > 0, jnp.maximum(count, 1)
-        of_positives = jnp.where(known, of_positives, 0)
-        mean = of_positives / some if log == "outside" else of_positives - jnp.log(some)
-        return Mean(jnp.where(known, jnp.where(known, everything, 0) - mean, 0), known)
+    def loss(stats: Any) -> Mean:
+        everything, positives, count = stats
+        valid, some = count > 0, jnp.maximum(count, 1)
+        positives = jnp.where(valid, positives, 0)
+        mean = positives / some if log == "outside" else positives - jnp.log(some)
+        return Mean(jnp.where(valid, jnp.where(valid, everything, 0) - mean, 0), valid)
 
     return AnchorLoss(loss, (statistics,))
 
@@ -167,12 +167,12 @@ def decoupled(temperature: ArrayLike = 0.1) -> AnchorLoss:
         logit, similar = -distance / temperature, label == 0
         return log_sum_exp(logit, ~similar), total(logit, similar), total(1.0, similar)
 
-    def loss(found: Any) -> Mean:
-        negatives, positives, count = found
-        known = negatives > -jnp.inf
-        count = jnp.where(known, count, 0)
-        value = count * jnp.where(known, negatives, 0) - positives
-        return Mean(jnp.where(known, value, 0), count)
+    def loss(stats: Any) -> Mean:
+        negatives, positives, count = stats
+        valid = negatives > -jnp.inf
+        count = jnp.where(valid, count, 0)
+        value = count * jnp.where(valid, negatives, 0) - positives
+        return Mean(jnp.where(valid, value, 0), count)
 
     return AnchorLoss(loss, (statistics,))
 
@@ -251,10 +251,10 @@ def nca(scale: ArrayLike = 1.0) -> AnchorLoss:
         logit = scale * -distance
         return log_sum_exp(logit), log_sum_exp(logit, label == 0)
 
-    def loss(found: Any) -> Mean:
-        everything, of_positives = found
-        known = of_positives > -jnp.inf
-        value = jnp.where(known, everything, 0) - jnp.where(known, of_positives, 0)
-        return Mean(jnp.where(known, value, 0), known)
+    def loss(stats: Any) -> Mean:
+        everything, positives = stats
+        valid = positives > -jnp.inf
+        value = jnp.where(valid, everything, 0) - jnp.where(valid, positives, 0)
+        return Mean(jnp.where(valid, value, 0), valid)
 
     return AnchorLoss(loss, (statistics,), squared_euclidean)

@@ -58,8 +58,8 @@ def lifted(margin: ArrayLike = 1.0, positive_margin: ArrayLike = 0.0) -> AnchorL
             log_sum_exp(margin - distance, label == 1),
         )
 
-    def loss(found: Any) -> Mean:
-        positives, negatives = (jnp.where(jnp.isneginf(one), 0, one) for one in found)
+    def loss(stats: Any) -> Mean:
+        positives, negatives = (jnp.where(jnp.isneginf(one), 0, one) for one in stats)
         return Mean(jax.nn.relu(positives + negatives), 1.0)
 
     return AnchorLoss(loss, (statistics,), euclidean)
@@ -111,8 +111,8 @@ def multi_similarity(
         above = 1 - distance - base
         return log_sum_exp(alpha * -above, label == 0), log_sum_exp(beta * above, label == 1)
 
-    def loss(found: Any) -> Mean:
-        positives, negatives = (softplus(one) for one in found)
+    def loss(stats: Any) -> Mean:
+        positives, negatives = (softplus(one) for one in stats)
         return Mean(positives / alpha + negatives / beta, 1.0)
 
     return AnchorLoss(loss, (statistics,), fixed=True)
@@ -159,17 +159,17 @@ def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         s = 1 - distance
-        of_positive = lax.stop_gradient(jax.nn.relu(1 + margin - s))
-        of_negative = lax.stop_gradient(jax.nn.relu(s + margin))
+        positive_weight = lax.stop_gradient(jax.nn.relu(1 + margin - s))
+        negative_weight = lax.stop_gradient(jax.nn.relu(s + margin))
         return (
-            log_sum_exp(scale * of_positive * (1 - margin - s), label == 0),
-            log_sum_exp(scale * of_negative * (s - margin), label == 1),
+            log_sum_exp(scale * positive_weight * (1 - margin - s), label == 0),
+            log_sum_exp(scale * negative_weight * (s - margin), label == 1),
         )
 
-    def loss(found: Any) -> Mean:
-        known = jnp.isfinite(found[0]) & jnp.isfinite(found[1])
-        both = sum(jnp.where(known, one, 0) for one in found)
-        value = jnp.where(known, softplus(both), 0)
+    def loss(stats: Any) -> Mean:
+        valid = jnp.isfinite(stats[0]) & jnp.isfinite(stats[1])
+        both = sum(jnp.where(valid, one, 0) for one in stats)
+        value = jnp.where(valid, softplus(both), 0)
         return Mean(value, value != 0)
 
     return AnchorLoss(loss, (statistics,), fixed=True)
@@ -272,14 +272,14 @@ def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
     check_known(margin=margin)
 
     def statistics(distance: jax.Array, label: jax.Array, boundary: jax.Array) -> Any:
-        kinds = []
+        terms = []
         for sign, where in ((1, label == 0), (-1, label == 1)):
             value = jax.nn.relu(margin + sign * (distance - boundary))
-            kinds.append((total(value, where), total(1.0, where & (value > 0)), total(1.0, where)))
-        return kinds
+            terms.append((total(value, where), total(1.0, where & (value > 0)), total(1.0, where)))
+        return terms
 
-    def loss(boundary: jax.Array, found: Any) -> Mean:
-        (positive, active_positive, positives), (negative, active_negative, negatives) = found
+    def loss(boundary: jax.Array, stats: Any) -> Mean:
+        (positive, active_positive, positives), (negative, active_negative, negatives) = stats
         # Without pairs of the other label a sum counts nothing, however large it is.
         positive = jnp.where(negatives > 0, positive, 0)
         negative = jnp.where(positives > 0, negative, 0)

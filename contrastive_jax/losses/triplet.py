@@ -55,11 +55,11 @@ def triplet_hard(margin: ArrayLike = 0.2, *, smooth: bool = False) -> AnchorLoss
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         return largest(distance, label == 0), smallest(distance, label == 1)
 
-    def loss(found: Any) -> Mean:
-        known = jnp.isfinite(found[0]) & jnp.isfinite(found[1])
-        positive, negative = (jnp.where(known, one, 0) for one in found)
+    def loss(stats: Any) -> Mean:
+        valid = jnp.isfinite(stats[0]) & jnp.isfinite(stats[1])
+        positive, negative = (jnp.where(valid, one, 0) for one in stats)
         value = _hinge(positive - negative + margin, smooth)
-        return Mean(jnp.where(known, value, 0), known)
+        return Mean(jnp.where(valid, value, 0), valid)
 
     return AnchorLoss(loss, (statistics,), euclidean)
 
@@ -104,12 +104,12 @@ def triplet_semi_hard(margin: ArrayLike = 0.2) -> TripleLoss:
         farther = (label == 1) & (distance > positive)
         return smallest(distance, farther), largest(distance, label == 1)
 
-    def loss(positive: jax.Array, found: Any) -> Mean:
-        farther, farthest = found
+    def loss(positive: jax.Array, stats: Any) -> Mean:
+        farther, farthest = stats
         negative = jnp.where(jnp.isfinite(farther), farther, farthest)
-        known = jnp.isfinite(negative)
-        value = jax.nn.relu(positive - jnp.where(known, negative, 0) + margin)
-        return Mean(jnp.where(known, value, 0), known)
+        valid = jnp.isfinite(negative)
+        value = jax.nn.relu(positive - jnp.where(valid, negative, 0) + margin)
+        return Mean(jnp.where(valid, value, 0), valid)
 
     return TripleLoss(loss, (statistics,), euclidean)
 
@@ -155,8 +155,8 @@ def triplet_all(margin: ArrayLike = 0.2, *, smooth: bool = False) -> TripleLoss:
         value, negative = _hinge(positive - distance + margin, smooth), label == 1
         return total(value, negative), total(1.0, negative), total(1.0, negative & (value > 0))
 
-    def loss(positive: jax.Array, found: Any) -> Mean:
-        return Mean(*found)
+    def loss(positive: jax.Array, stats: Any) -> Mean:
+        return Mean(*stats)
 
     return TripleLoss(loss, (statistics,), euclidean)
 
@@ -203,8 +203,8 @@ def angular(alpha: ArrayLike = 0.7) -> TripleLoss:
         return log_sum_exp(-4 * jnp.tan(alpha) ** 2 * distance, label == 1)
 
     def loss(positive: jax.Array, negatives: jax.Array) -> Mean:
-        of_pair = 2 * (1 + jnp.tan(alpha) ** 2) * (1 - positive)
-        return Mean(softplus(negatives - of_pair), 1.0)
+        pair_term = 2 * (1 + jnp.tan(alpha) ** 2) * (1 - positive)
+        return Mean(softplus(negatives - pair_term), 1.0)
 
     def joined(anchor: jax.Array, positive: jax.Array) -> jax.Array:
         return unit(anchor) + unit(positive)
