@@ -1,4 +1,4 @@
-"""Figures of an ablation: what a number does to the embedding, and how sure that is.
+"""Figures of an ablation: the effect of a hyperparameter, with its uncertainty.
 
 They look as those of `contrastive_jax.plots`. The values of the number that is varied have the
 colours of a scale from dark to light, the same in every figure.
@@ -46,7 +46,7 @@ def metric_curves(
     Args:
       metrics: for each metric, by the name that the legend shows, the values of all seeds, `[S]`,
         by the number. Numbers without values, all of whose trainings diverged, are left out.
-      quantity: what the number is.
+      quantity: name of the hyperparameter, for the axis.
       chosen: the number that validation chose; marked if given.
       logarithmic: whether the number has a logarithmic axis.
 
@@ -67,16 +67,16 @@ def metric_curves(
         raise ValueError("metrics must hold at least one, got none")
     figure, axes = _one_panel(6, 4)
     for k, (name, by_number) in enumerate(metrics.items()):
-        found = {x: np.asarray(by_number[x], np.float64) for x in sorted(by_number)}
-        found = {x: values for x, values in found.items() if values.size}
-        if not found:
+        by_value = {x: np.asarray(by_number[x], np.float64) for x in sorted(by_number)}
+        by_value = {x: values for x, values in by_value.items() if values.size}
+        if not by_value:
             raise ValueError(f"metric {name!r} has no values")
         line = _LINES[k % len(_LINES)]
-        places = np.array([*found])
-        mean, low, high = np.array([bootstrap_interval(values) for values in found.values()]).T
-        axes.fill_between(places, low, high, color=line["color"], alpha=0.2, linewidth=0)
-        axes.plot(places, mean, label=name, marker=_MARKERS[k % 10], markersize=4.5, **line)
-        for x, values in found.items():
+        positions = np.array([*by_value])
+        mean, low, high = np.array([bootstrap_interval(values) for values in by_value.values()]).T
+        axes.fill_between(positions, low, high, color=line["color"], alpha=0.2, linewidth=0)
+        axes.plot(positions, mean, label=name, marker=_MARKERS[k % 10], markersize=4.5, **line)
+        for x, values in by_value.items():
             seeds = {"color": line["color"], "s": 9, "alpha": 0.55, "linewidths": 0}
             axes.scatter(np.full(values.size, x), values, **seeds)
     if logarithmic:
@@ -111,7 +111,7 @@ def distance_ridge(
 
     Args:
       pairs: distances `[N]` and labels `[N]` (0 similar, 1 dissimilar), by the number.
-      quantity: what the number is.
+      quantity: name of the hyperparameter, for the axis.
       marked: whether the number is a distance, a margin, and is marked in its row.
 
     Returns:
@@ -130,7 +130,7 @@ def distance_ridge(
     if not pairs:
         raise ValueError("pairs must hold at least one row, got none")
     rows = sorted(pairs)
-    found = {}
+    by_value = {}
     for x in rows:
         distances, labels = (np.asarray(part) for part in pairs[x])
         if distances.shape != labels.shape or distances.ndim != 1 or not distances.size:
@@ -139,15 +139,15 @@ def distance_ridge(
                 f"{distances.shape} and {labels.shape}"
             )
         _check_rows(f"distances of {x:g}", distances, np.isfinite(distances), "finite")
-        found[x] = distances, labels
-    end = max(distances.max() for distances, _ in found.values())
+        by_value[x] = distances, labels
+    end = max(distances.max() for distances, _ in by_value.values())
     if marked:
         end = max(end, rows[-1])
     edges = np.linspace(0, 1.02 * end or 1.0, 91)
     middles = (edges[1:] + edges[:-1]) / 2
     figure, axes = _one_panel(6, 1.2 + 0.55 * len(rows))
     for row, x in enumerate(rows):
-        distances, labels = found[x]
+        distances, labels = by_value[x]
         for label, kind, line in _PAIRS:
             chosen = distances[labels == label]
             if not chosen.size:
@@ -188,7 +188,7 @@ def maps(
     Args:
       embeddings: `[N, D]`, finite, D at least 2, by the number.
       classes: `[N]` integers.
-      quantity: what the number is.
+      quantity: name of the hyperparameter, for the axis.
       class_names: name of each class number; the number itself by default.
       most: examples that are drawn at most, the same in each panel.
 
@@ -257,7 +257,7 @@ def active_pairs(
 
     Args:
       courses: steps `[T]` and shares `[T]` by the number; shares that are not finite are left out.
-      quantity: what the number is.
+      quantity: name of the hyperparameter, for the axis.
 
     Returns:
       The figure.

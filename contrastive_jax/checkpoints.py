@@ -228,7 +228,7 @@ def save_state(path: str | Path, state: Any) -> None:
 
 
 def restore_state(path: str | Path, like: State) -> State:
-    """Restores what `save_state` saved.
+    """Restores a state that `save_state` saved.
 
     Args:
       path: where it lies.
@@ -357,7 +357,7 @@ def _read(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def _sealed(state: Any, metrics: Mapping[str, float]) -> dict[str, str]:
-    """The digests of a state and its metrics, and a digest of these."""
+    """Returns the digests of a state and its metrics, and a digest of the digests."""
     digests = {name: _digest(array) for name, array in _arrays(state).items()}
     saved = json.dumps(metrics, sort_keys=True) if metrics else ""
     return seal({"digests": digests, "metrics": saved})
@@ -376,7 +376,7 @@ def seal(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def unseal(sealed: Any) -> dict[str, Any]:
-    """Gives back the record that `seal` put a digest beside.
+    """Returns the record of a result of `seal`.
 
     Raises:
       ValueError: if it is not the record that was sealed.
@@ -407,7 +407,7 @@ def _arrays(tree: Any) -> dict[str, np.ndarray]:
 
 
 def _name(keys: tuple[Any, ...]) -> str:
-    """The name by which Orbax saves an array."""
+    """Returns the name by which Orbax saves an array."""
     parts = []
     for key in keys:
         if isinstance(key, jax.tree_util.GetAttrKey):

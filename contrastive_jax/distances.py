@@ -233,7 +233,7 @@ def minkowski(a: ArrayLike, b: ArrayLike, order: float | jax.Array) -> jax.Array
     Raises:
       AssertionError: if `a` and `b` are not floating-point vectors of one shape and dtype, or
         `order` is not a scalar.
-      ValueError: if `order` is known and below 1, infinite or NaN.
+      ValueError: if `order` is concrete and below 1, infinite or NaN.
 
     Example:
       >>> import jax.numpy as jnp
@@ -313,7 +313,7 @@ def poincare(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
     Raises:
       AssertionError: if `a` and `b` are not floating-point vectors of one shape and dtype.
-      ValueError: if the values are known and a norm is not below 1.
+      ValueError: if the values are concrete and a norm is not below 1.
 
     References:
       Nickel and Kiela, Poincare Embeddings for Learning Hierarchical Representations, 2017

@@ -1,7 +1,8 @@
-"""A grid of trainings from one compilation: hyper-parameters that are numbers are data.
+"""A grid of trainings from one compilation, with hyperparameters as arguments.
 
-A cell of the grid is a training with numbers of its own. Cells that share their structure (encoder,
-batch, loss) share a step, compiled once, and are trained several at a time or one after another.
+A cell of the grid is one trial: a training with hyperparameters of its own. Cells that share their
+structure (encoder, batch, loss) share a step, compiled once, and are trained several at a time or
+one after another.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,36 +28,38 @@ class Grid(NamedTuple):
 
     strategy: Strategy
     cells: int
-    """Cells of one call, C."""
+    """The number of cells of one call, C."""
     steps_per_call: int
     bytes: int
     """Memory of a call on each device, by XLA's analysis: arguments, results and temporaries; 0
     where there is no analysis."""
     step: Callable[[Any, Any, Any], tuple[Any, Metrics]]
-    """From states `[C, ...]`, the source and numbers `[C]` to states and metrics `[C, steps]`."""
+    """A function of states `[C, ...]`, the source and numbers `[C]` to states and metrics
+    `[C, steps]`."""
     spread: NamedSharding
-    """Of what each cell has its own of."""
+    """Sharding of the arrays that differ between trials: states and hyperparameters."""
     shared: NamedSharding
-    """Of what all cells share: put the source there once, by `jax.device_put`."""
+    """Sharding of the arrays that all trials share: put the source there, by `jax.device_put`."""
 
 
 class Window(NamedTuple):
     """Some steps of the cells that are trained together."""
 
     cells: list[int]
-    """Their positions in the grid, N."""
+    """The positions of the cells in the grid, N."""
     step: int
-    """Steps they have taken."""
+    """The number of steps that they have taken."""
     states: Any
-    """After that step, `[C, ...]`, of which the first N are theirs; the next window consumes it."""
+    """The states after that step, `[C, ...]`, of which the first N count. The next window consumes
+    them."""
     metrics: dict[str, np.ndarray]
-    """Of each step of the window, `[N, steps]`."""
+    """The metrics of each step of the window, `[N, steps]`."""
     diverged: list[int | None]
     """The first step whose loss or gradient was not finite, or the last if parameters are not after
     it, of each cell; None where there is none."""
 
     def state(self, place: int) -> TrainState:
-        """The state of the cell at this place in `cells`, copied to the host."""
+        """Copies the state of the cell at this index of `cells` to the host."""
         state: TrainState = jax.tree.map(lambda x: np.array(x[place]), self.states)
         return state
 
@@ -165,14 +168,14 @@ def make_grid(
         .compile()
     )
     needed = 0
-    if found := compiled.memory_analysis():
-        needed = found.argument_size_in_bytes + found.output_size_in_bytes
-        needed += found.temp_size_in_bytes - found.alias_size_in_bytes
+    if analysis := compiled.memory_analysis():
+        needed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+        needed += analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
     return Grid(strategy, cells, steps_per_call, needed, compiled, spread, shared)
 
 
 def groups_of(strategy: Strategy, devices: int, devices_per_cell: int = 1) -> int:
-    """Groups of devices that train cells side by side.
+    """Returns the number of groups of devices that train cells side by side.
 
     Example:
       >>> from contrastive_jax.grid import groups_of
@@ -183,7 +186,7 @@ def groups_of(strategy: Strategy, devices: int, devices_per_cell: int = 1) -> in
 
 
 def fit_grid(make: Callable[[int], Grid], cells: int, unit: int, limit: float) -> Grid:
-    """The grid of the most cells at once that fit into memory, found by compiling.
+    """Makes the grid with the most cells in one call that fit into memory, by compiling it.
 
     Args:
       make: from cells of one call to a grid.
@@ -326,11 +329,11 @@ def train_grid(
 
 
 def _finite(params: Any) -> list[bool]:
-    """Whether all parameters of each cell are."""
-    found = [
+    """Tells for each cell whether all its parameters are finite."""
+    by_leaf = [
         jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(params)
     ]
-    return [all(of_cell) for of_cell in zip(*(one.tolist() for one in found), strict=True)]
+    return [all(of_cell) for of_cell in zip(*(one.tolist() for one in by_leaf), strict=True)]
 
 
 def time_grid(grid: Grid, init: Init, source: Source, numbers: Sequence[Numbers]) -> float:
@@ -378,7 +381,7 @@ def time_grid(grid: Grid, init: Init, source: Source, numbers: Sequence[Numbers]
 def _placed(
     grid: Grid, cells: list[int], init: Init, numbers: Sequence[Numbers]
 ) -> tuple[Any, Any]:
-    """States and numbers of some cells on the devices, the last repeated where a call has room."""
+    """Puts states and hyperparameters of some cells on the devices, padded by the last cell."""
     whole = cells + cells[-1:] * (grid.cells - len(cells))
     states = [jax.device_get(init(k)) for k in cells]
     states += states[-1:] * (grid.cells - len(cells))

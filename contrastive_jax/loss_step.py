@@ -35,7 +35,7 @@ class Learned(NamedTuple):
 def make_learned_optimizer(
     encoder: optax.GradientTransformation, loss: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Optimises encoder and loss apart, each with a learning rate of its own.
+    """Optimizes encoder and loss separately, each with its own learning rate.
 
     Example:
       >>> import jax.numpy as jnp

@@ -29,15 +29,15 @@ class Memory(NamedTuple):
     embeddings: jax.Array
     """`[M, D]`."""
     classes: jax.Array
-    """`[M]`, -1 where nothing is kept yet."""
+    """`[M]`, -1 where nothing is stored yet."""
     steps: jax.Array
-    """`[M]`, the step in which each was kept."""
+    """`[M]`, the step in which each was stored."""
     place: jax.Array
-    """Where the next goes."""
+    """The index at which the next embedding is stored."""
 
 
 def empty(size: int, width: int, dtype: Any = jnp.float32) -> Memory:
-    """A memory of nothing.
+    """Creates a memory without embeddings.
 
     Args:
       size: embeddings to hold, M.
@@ -79,7 +79,7 @@ def push(
     *,
     axis_name: Any = None,
 ) -> Memory:
-    """Keeps a batch in place of the oldest embeddings.
+    """Stores a batch in place of the oldest embeddings.
 
     Rows that are spread over a mesh under `jax.jit` are gathered, as every device holds the memory.
 
@@ -142,10 +142,10 @@ def references(
     max_age: jax.Array | int | None = None,
     axis_name: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """What the memory holds, as `references` and `reference_classes` of a loss.
+    """Returns the stored embeddings, as `references` and `reference_classes` of a loss.
 
     Args:
-      memory: what was kept.
+      memory: the memory to read.
       step: number of the batch that is compared with it, an integer from 0.
       max_age: steps, at least 0, after which an embedding, made by an encoder of long ago, is
         ignored.
@@ -157,7 +157,7 @@ def references(
 
     Raises:
       AssertionError: if `step` is not an integer or `max_age` not a scalar.
-      ValueError: if a known step or age is below 0.
+      ValueError: if a concrete step or age is below 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -182,7 +182,7 @@ def references(
 
 
 def own_share(rows: tuple[jax.Array, jax.Array], axis_name: Any) -> tuple[jax.Array, jax.Array]:
-    """The part of this device in vectors and classes that all hold, with class -1 as padding."""
+    """Returns the share of this device of rows that all devices hold, padded by class -1."""
     vectors, classes = rows
     devices = lax.axis_size(axis_name)
     share = -(-len(classes) // devices)
@@ -197,7 +197,7 @@ def own_share(rows: tuple[jax.Array, jax.Array], axis_name: Any) -> tuple[jax.Ar
 
 
 def _checked_step(step: Any) -> jax.Array:
-    """The number of a batch, if it is one that an array of steps can hold."""
+    """Checks the number of a batch and returns it as int32."""
     step = as_array("step", step, "an integer")
     if step.ndim or not jnp.issubdtype(step.dtype, jnp.integer):
         raise AssertionError(f"step must be an integer and a scalar, got {step}")
@@ -206,7 +206,7 @@ def _checked_step(step: Any) -> jax.Array:
 
 
 def _gathered(tree: Any, axis_name: Any) -> Any:
-    """The rows of all devices, known to be the same on each, as those of `all_gather` are not."""
+    """Gathers the rows of all devices; JAX can tell that the result is the same on each."""
     devices, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
 
     def one(rows: jax.Array) -> jax.Array:

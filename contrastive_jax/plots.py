@@ -408,7 +408,7 @@ def _outline(marker: str) -> Outline:
 
 
 def _declutter(places: Array, columns: int, rows: int) -> dict[tuple[int, int], int]:
-    """Which example goes into each cell of a grid: into its own, or failing that one beside it.
+    """Assigns examples to cells of a grid: each to its own cell, or to one beside it.
 
     Places are counted in cells from the lower left corner, `[N, 2]`.
     """
@@ -680,7 +680,7 @@ def intervals(
       panels: for each setting, by its title, the mean and half of the interval of each thing, by
         its name; the same names in each panel, the first drawn uppermost. Half of an interval may
         be NaN, where none is known.
-      quantity: what the means are of.
+      quantity: name of the quantity, for the axis.
       percent: whether they are shares, to be drawn as percentages.
 
     Returns:
@@ -707,7 +707,7 @@ def intervals(
     names = rows[0]
     figure = Figure(figsize=(3.2 + 2.6 * len(panels), 1 + 0.2 * len(names)), layout="constrained")
     drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    places = np.arange(len(names))
+    heights = np.arange(len(names))
     for axes, (title, panel) in zip(drawn, panels.items(), strict=True):
         mean, half = np.array([panel[name] for name in names], np.float64).T
         if not np.isfinite(mean).all():
@@ -715,7 +715,7 @@ def intervals(
             raise ValueError(f"the mean of {name!r} in panel {title!r} must be finite")
         axes.errorbar(
             mean,
-            places,
+            heights,
             xerr=np.nan_to_num(half),
             fmt="o",
             color=BLUE,
@@ -726,14 +726,14 @@ def intervals(
         axes.margins(y=0.5 / len(names))
         if percent:
             axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    drawn[0].set_yticks(places, names)
+    drawn[0].set_yticks(heights, names)
     drawn[0].invert_yaxis()
     return figure
 
 
 def _series(records: Sequence[Mapping[str, float]], key: str) -> tuple[Array, Array]:
-    found = [(record["step"], record[key]) for record in records if key in record]
-    steps, values = np.array(found, np.float64).reshape(-1, 2).T
+    pairs = [(record["step"], record[key]) for record in records if key in record]
+    steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
     finite = np.isfinite(values)
     return steps[finite], values[finite]
 
@@ -797,7 +797,7 @@ def _name_lines(target: Axes | Figure, lines: Sequence[Line2D], **options: Any) 
 
 
 def _names(classes: Array, class_names: Sequence[str] | None, rows: int) -> dict[int, str]:
-    """The name of each class present, in ascending order of its number."""
+    """Returns the name of each class present, in ascending order of its number."""
     if classes.shape != (rows,) or not np.issubdtype(classes.dtype, np.integer) or not rows:
         raise ValueError(
             f"classes must be [{rows}] integers, one a row, got {classes.dtype} of shape "
@@ -819,7 +819,7 @@ def _names(classes: Array, class_names: Sequence[str] | None, rows: int) -> dict
 
 
 def _shortened(name: str, width: float, size: float) -> str:
-    """As much of a name as `width` inches hold at this size in points."""
+    """Shortens a name to `width` inches at this size in points."""
     shown = name
     for length in range(len(name) - 1, 0, -1):
         if _text_width(shown, size) <= 72 * width:
@@ -829,7 +829,7 @@ def _shortened(name: str, width: float, size: float) -> str:
 
 
 def _text_width(text: str, size: float) -> float:
-    """Width in points, known without a figure."""
+    """Returns the width of a text in points, without a figure."""
     font = FontProperties(size=size)
     return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
 
@@ -842,7 +842,7 @@ def _checked_images(images: ArrayLike, rows: int) -> Array:
 
 
 def _pictures(images: Array) -> Array:
-    """Images as RGB in [0, 1]; grey ones with black borders inverted, as ink on paper."""
+    """Converts images to RGB in [0, 1]; inverts grey ones with black borders, as ink on paper."""
     pixels = images / 255 if np.issubdtype(images.dtype, np.integer) else images
     if not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError(

@@ -32,7 +32,7 @@ __all__ = ["centers", "covariance", "embedding_norm", "koleo", "variance"]
 def embedding_norm(
     embeddings: jax.Array, classes: jax.Array | None = None, *, axis_name: Any = None
 ) -> jax.Array:
-    r"""Mean squared length, for losses of inner products, which grow with it.
+    r"""Mean squared length, a penalty for losses of inner products.
 
     $$\frac{1}{N} \sum_i |x_i|^2$$
 
@@ -48,7 +48,7 @@ def embedding_norm(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
-      ValueError: if an array is masked, or a known embedding or class has a wrong value.
+      ValueError: if an array is masked, or a concrete embedding or class has a wrong value.
 
     References:
       Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016
@@ -70,13 +70,13 @@ def embedding_norm(
 def koleo(
     embeddings: jax.Array, classes: jax.Array | None = None, *, axis_name: Any = None
 ) -> jax.Array:
-    r"""Kozachenko-Leonenko regulariser: no two embeddings of the sphere are to be close.
+    r"""Kozachenko-Leonenko regulariser, which keeps embeddings on the sphere apart.
 
     $$-\frac{1}{N} \sum_i \log \min_{j \neq i} |x_i - x_j|$$
 
     of $N$ embeddings $x_i$.
 
-    It spreads embeddings evenly. Nearest neighbours are found in one walk over the pairs, without a
+    It spreads embeddings evenly. One pass over the pairs gives the nearest neighbours, without a
     B x B array.
 
     Args:
@@ -90,7 +90,7 @@ def koleo(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
-      ValueError: if an array is masked, or a known embedding or class has a wrong value.
+      ValueError: if an array is masked, or a concrete embedding or class has a wrong value.
 
     References:
       Sablayrolles et al., Spreading Vectors for Similarity Search, 2019
@@ -129,7 +129,7 @@ def variance(
     eps: float = 1e-4,
     axis_name: Any = None,
 ) -> jax.Array:
-    r"""VICReg's variance term: each entry is to vary over the batch.
+    r"""VICReg's variance term, which makes each entry vary over the batch.
 
     $$\frac{1}{D} \sum_d \max\big(0, \tau - \sqrt{\text{var}_d + \epsilon}\big)$$
 
@@ -172,7 +172,7 @@ def variance(
 def covariance(
     embeddings: jax.Array, classes: jax.Array | None = None, *, axis_name: Any = None
 ) -> jax.Array:
-    r"""VICReg's covariance term: different entries are to vary independently.
+    r"""VICReg's covariance term, which decorrelates the entries of an embedding.
 
     $$\frac{1}{D} \sum_{d \neq e} C_{de}^2$$
 
@@ -188,7 +188,7 @@ def covariance(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
-      ValueError: if an array is masked, or a known embedding or class has a wrong value.
+      ValueError: if an array is masked, or a concrete embedding or class has a wrong value.
 
     References:
       Bardes, Ponce and LeCun, VICReg, 2022 <https://arxiv.org/abs/2105.04906>, eq. 3 and 4.
@@ -209,7 +209,7 @@ def covariance(
 
 
 def centers(proxies: jax.Array) -> jax.Array:
-    r"""SoftTriple's regulariser: centres of a class that are not needed merge.
+    r"""SoftTriple's regulariser, which merges the centres of a class that are not needed.
 
     $$\frac{1}{C K (K - 1)} \sum_c \sum_{k < l} \sqrt{2 - 2 w_{ck} \cdot w_{cl}}$$
 
@@ -223,7 +223,7 @@ def centers(proxies: jax.Array) -> jax.Array:
 
     Raises:
       AssertionError: if ranks or dtypes do not fit.
-      ValueError: if an array is masked, or a known proxy is not finite.
+      ValueError: if an array is masked, or a concrete proxy is not finite.
 
     References:
       Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019
@@ -251,7 +251,7 @@ def centers(proxies: jax.Array) -> jax.Array:
 
 
 def _counted(embeddings: jax.Array, classes: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Embeddings in float32 at least, zero where they are to be ignored, and which count."""
+    """Returns embeddings in float32 at least, 0 in ignored rows, and 1 for each row that counts."""
     classes = None if classes is None else as_classes("classes", classes)
     embeddings = jnp.asarray(as_array("embeddings", embeddings, classes=classes))
     chex.assert_rank(embeddings, 2, custom_message="expected embeddings: [B, D]")
@@ -274,7 +274,7 @@ def _counted(embeddings: jax.Array, classes: jax.Array | None) -> tuple[jax.Arra
 def _centred(
     embeddings: jax.Array, classes: jax.Array | None, axis_name: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Embeddings less their mean over all devices, and the number of them."""
+    """Subtracts the mean over all devices; returns the rows and their number."""
     embeddings, counts = _counted(embeddings, classes)
     total, count = jnp.sum(embeddings, axis=0), jnp.sum(counts)
     if axis_name is not None:

@@ -328,7 +328,7 @@ def open_events(folder: Path, step: int) -> Iterator[EventsWriter]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The records of `metrics.jsonl`, in order; lines that are none are left out, with a warning.
+    """Reads the records of `metrics.jsonl`, in order, and warns of lines that are not records.
 
     A last line cut short by a kill is left out without one.
 
@@ -461,7 +461,7 @@ def _repair(file: IO[bytes]) -> None:
 def read_lines(
     path: Path, *, keys: Iterable[str] = (), numbers: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
-    """The records of a JSON lines file, none where there is no file.
+    """Reads the records of a JSON lines file; a missing file has none.
 
     Args:
       path: of the file.
@@ -487,7 +487,7 @@ def read_lines(
 def _lines(
     path: Path, *, keys: Iterable[str] = (), numbers: Iterable[str] = ()
 ) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Lines with their records, without a torn last one; None of what is no record."""
+    """Yields lines with their records, without a torn last line; None where a line is no record."""
     *lines, last = path.read_bytes().split(b"\n")
     if _record(last) is not None:
         lines.append(last)  # only its end was cut off

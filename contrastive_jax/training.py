@@ -1,4 +1,4 @@
-"""The training step, written once against an axis name, and the loop that takes it.
+"""The training step, written once against an axis name, and the training loop.
 
 `jax.pmap` and `jax.shard_map` (`contrastive_jax.parallel`) and `jax.vmap(axis_name=AXIS)` all run
 this step, and agree.
@@ -34,7 +34,7 @@ Encode = Callable[[Params, jax.Array], jax.Array]
 
 
 class TrainState(NamedTuple):
-    """What a step changes, and all that a checkpoint holds."""
+    """The arrays that a step changes and a checkpoint stores."""
 
     step: jax.Array
     params: Params
@@ -81,7 +81,7 @@ class Source(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """Hyper-parameters that are data to a step: another value never compiles again."""
+    """Hyperparameters that are arguments of a step: another value compiles nothing."""
 
     margin: ArrayLike
     seed: ArrayLike
@@ -89,7 +89,7 @@ class Numbers(NamedTuple):
     similar_fraction: ArrayLike = 0.5
     """Share of similar pairs: of those drawn, and of the weight where groups are compared."""
     options: Any = ()
-    """Numbers of a loss by name, where a step takes one that has some."""
+    """Hyperparameters of a loss by name, for steps whose loss has some."""
 
 
 PairStep = Callable[[TrainState, Pairs, Numbers], tuple[TrainState, Metrics]]
@@ -183,7 +183,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW with linear warm-up, cosine decay to zero and clipping by the global norm.
+    """Makes AdamW with linear warm-up, cosine decay to zero and clipping by the global norm.
 
     Args:
       learning_rate: its peak, reached after the warm-up.
@@ -231,7 +231,7 @@ def make_optimizer(
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step.
+    """Makes the state before the first step.
 
     Example:
       >>> import jax.numpy as jnp
@@ -468,7 +468,7 @@ def updated(
     gradient: Params,
     sums: Metrics,
 ) -> tuple[TrainState, Metrics]:
-    """The state after a step, and what the step is to report.
+    """Applies the gradient; returns the new state and the metrics of the step.
 
     Example:
       >>> import jax.numpy as jnp
@@ -508,7 +508,7 @@ def _across(group: int, members: list[jax.Array]) -> list[jax.Array]:
 
 
 def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
-    """Weights of mean 1 in each row, similar ones adding up to their share of it."""
+    """Returns weights of mean 1 in each row, in which similar pairs have their share."""
     fraction = jnp.asarray(similar_fraction, jnp.float32)
     dissimilar = labels.astype(jnp.float32)
     similar = 1 - dissimilar
@@ -518,7 +518,7 @@ def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
 
 
 def keys_of_rows(seed: ArrayLike, step: jax.Array, share: int) -> jax.Array:
-    """Keys `[share, 2]` of the rows of this device, two each, however the batch is spread.
+    """Returns two keys for each row of this device, `[share, 2]`, however the batch is sharded.
 
     Example:
       >>> import jax
@@ -535,7 +535,7 @@ def keys_of_rows(seed: ArrayLike, step: jax.Array, share: int) -> jax.Array:
 
 
 def _key_of_step(seed: ArrayLike, step: jax.Array) -> jax.Array:
-    """The key of a step; every random number of the training comes from it."""
+    """Returns the key of a step, from which all its random numbers are drawn."""
     check_seed(seed)
     return jax.random.fold_in(jax.random.key(seed), step)
 
@@ -645,7 +645,7 @@ def make_balanced_step(batch_step: BatchStep, classes: int, examples: int) -> Dr
 
 
 def _share(drawn: tuple[jax.Array, ...], kind: str) -> tuple[jax.Array, ...]:
-    """The part of a batch that this device takes."""
+    """Returns the part of a batch that this device takes."""
     share, remainder = divmod(len(drawn[0]), jax.lax.axis_size(AXIS))
     if remainder:
         raise ValueError(
@@ -763,8 +763,8 @@ def train(
 def warn_inverted(similar_distance: float, dissimilar_distance: float) -> None:
     """Warns that similar pairs stay farther apart than dissimilar ones.
 
-    Once may be chance. Where it stays so, the labels are almost always inverted: here 0 is similar
-    and 1 dissimilar, in other libraries often the other way round.
+    A single window may be chance. If it stays so, the labels are almost always inverted: here 0 is
+    similar and 1 dissimilar, and other libraries often swap the two.
 
     Args:
       similar_distance: mean distance of similar pairs over a window of steps.

@@ -131,6 +131,19 @@ def test_docstrings_begin_with_a_plain_sentence():
     assert [name for name, text in _docstrings() if not re.match(r"[^$\\^\n]+(\n\n|$)", text)] == []
 
 
+def test_docstrings_do_not_begin_with_a_fragment():
+    openings = r"(Of|What|Whether)\b"
+    # Functions of the engine in public modules are not shown.
+    shown = [
+        (name, text)
+        for name, text in _docstrings()
+        if name.rpartition(".")[2] not in INSIDE.get(name.rpartition(".")[0], set())
+        and name != "statistics.Statistic"
+    ]
+    assert len(shown) > 150
+    assert [name for name, text in shown if re.match(openings, text)] == []
+
+
 def test_what_is_returned_is_not_read_as_its_type():
     first_line = r"^(?:Returns|Yields):\n.*:( |$)"
     assert [name for name, text in _docstrings() if re.search(first_line, text, re.M)] == []

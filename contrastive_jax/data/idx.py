@@ -193,7 +193,7 @@ def find_idx(name: str, data_dir: Path | None) -> dict[str, Path]:
 
 
 def _sets(folder: Path) -> dict[str, dict[str, Path]]:
-    """The IDX files in a folder, by what stands before their names, split and kind."""
+    """Returns the IDX files in a folder, by the prefix of their names, split and content."""
     sets: dict[str, dict[str, Path]] = {}
     try:
         # Gzipped files last, which are preferred, and those with a dash before them.
@@ -217,7 +217,7 @@ def _sets(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def class_names(name: str, files: dict[str, Path]) -> tuple[str, ...]:
-    """Names of the classes of a data set; those of any set are its labels.
+    """Returns the names of the classes of a data set; by default they are its labels.
 
     Args:
       name: as of `find_idx`.
@@ -241,7 +241,7 @@ def class_names(name: str, files: dict[str, Path]) -> tuple[str, ...]:
 
 
 def folder_of(files: dict[str, Path], root: Path) -> Path:
-    """The folder in which a data set of these files is prepared.
+    """Returns the folder in which a data set of these files is prepared.
 
     Other files are another data set: their prepared copies must not be taken for each other.
 
@@ -334,7 +334,7 @@ BUILDERS = {"fashion_mnist": FashionMnistIdx, "mnist": MnistIdx, "idx": AnyIdx}
 
 
 def png(image: np.ndarray) -> bytes:
-    """A grey image `[H, W]` as PNG, packed lightly: it is read far more often than sent.
+    """Encodes a grey image `[H, W]` as PNG, with little compression, as it is read often.
 
     Example:
       >>> import numpy as np

@@ -76,7 +76,7 @@ def decode_images(
 
 
 def _opened(contents: Mapping[str, Sequence[bytes]], split: str, row: int) -> Image.Image:
-    """A picture, of which only the header is read yet."""
+    """Opens a picture and reads its header alone."""
     content = contents[split][row]
     try:
         return Image.open(io.BytesIO(content))

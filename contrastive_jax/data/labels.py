@@ -1,4 +1,4 @@
-"""Class labels in the forms that people have them in."""
+"""Class labels given as integers, booleans or strings."""
 
 from typing import Any
 

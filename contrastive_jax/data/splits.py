@@ -1,4 +1,4 @@
-"""Dividing examples: a part held out, and classes held out."""
+"""Splits of a data set that hold out examples or classes."""
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -44,7 +44,7 @@ def hold_out(classes: ArrayLike, fraction: float, *, seed: int) -> tuple[np.ndar
 
 
 def seen_classes(number: int) -> np.ndarray:
-    """Which classes are trained on where classes are split: the first half, rounded up, `[C]` bool.
+    """Returns a mask of the classes to train on, `[C]` bool: the first half, rounded up.
 
     References:
       Oh Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, 2016

@@ -1,4 +1,4 @@
-"""All figures of an embedding on a test set, from embeddings and classes."""
+"""All metrics of an embedding on a test set, from embeddings and classes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +36,7 @@ def summarize(
     pairs: int = 50_000,
     seed: int = 0,
 ) -> Summary:
-    """Verification and retrieval on test, with the threshold chosen on validation.
+    """Computes verification and retrieval on test, with the threshold chosen on validation.
 
     Half of the pairs are similar and classes are balanced, in both sets; they depend on the seed
     alone. Retrieval ranks by the Euclidean distance. Rows of class -1 or of a masked class
@@ -91,7 +91,7 @@ def drawn_distances(
     pairs: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances of pairs drawn from a set, half of them similar, with classes balanced.
+    """Computes distances of pairs drawn from a set, half of them similar, with classes balanced.
 
     Args:
       points: embeddings or flat images, `[N, D]`.
@@ -128,7 +128,7 @@ def _drawn(
     pairs: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `drawn_distances`, with the names of the points and of their classes for errors."""
+    """Does the same as `drawn_distances`, with the names of the arguments for errors."""
     check_distance(distance)
     check_seed(seed)
     array, unmasked = split_mask(points)
@@ -150,7 +150,7 @@ def _drawn(
 
 
 def _in_float32(name: str, points: np.ndarray, unmasked: np.ndarray, rows: np.ndarray) -> jax.Array:
-    """The embeddings in float32, in which distances are measured, if all of them fit."""
+    """Checks that embeddings fit into float32, and converts them."""
     limits = np.finfo(np.float32)
     size = np.max(np.abs(points.astype(np.float64)), axis=1, initial=0)
     requirements = (

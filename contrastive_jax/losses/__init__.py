@@ -1,6 +1,7 @@
 """Losses: the table of contents.
 
-Of a pair, functions `(distance, label)` for `pair_loss` and `all_pairs_loss`; label 0 is similar:
+Pair losses are functions `(distance, label)` for `pair_loss` and `all_pairs_loss`. Label 0 means a
+positive pair (similar), label 1 a negative pair (dissimilar):
 
     contrastive           squares, with a margin                      Hadsell 2006
     contrastive_halved    with the factors 1/2 of the paper           Hadsell 2006
@@ -11,7 +12,7 @@ Of a pair, functions `(distance, label)` for `pair_loss` and `all_pairs_loss`; l
     logistic              a soft margin about a threshold             Hu 2014
     margin_based          a boundary with a margin on either side     Wu 2017
 
-Of an anchor and all its pairs, made by functions, for `anchor_loss`:
+Anchor losses look at all pairs of an anchor. These functions make them, for `anchor_loss`:
 
     ntxent                a positive against all negatives (InfoNCE)  Oord 2018, Chen 2020
     supcon                all positives in a softmax over all         Khosla 2020
@@ -26,14 +27,14 @@ Of an anchor and all its pairs, made by functions, for `anchor_loss`:
     triplet_hard          farthest positive, nearest negative         Hermans 2017
     fast_ap               average precision by histograms             Cakir 2019
 
-the same with a walk for every few positives:
+These take a pass over the pairs for every few positives of an anchor:
 
     triplet_semi_hard     the nearest negative that is farther        Schroff 2015
     triplet_all           all triplets                                Hermans 2017
     angular               the angle at the negative                   Wang 2017
     smooth_ap             average precision by sigmoids               Brown 2020
 
-Of embeddings and learned proxies of classes, for `proxy_loss`:
+Proxy losses compare embeddings with learned proxies of the classes, for `proxy_loss`:
 
     normalized_softmax    classification by cosines                   Zhai 2019
     proxy_nca             by squared distances (ProxyNCA++)           Teh 2020
@@ -42,11 +43,12 @@ Of embeddings and learned proxies of classes, for `proxy_loss`:
     arcface               a margin on the angle                       Deng 2019
     soft_triple           several centres of a class                  Qian 2019
 
-The numbers that a loss takes, such as margins and temperatures, are real scalars, traced or not;
-one of another shape is an AssertionError that names it.
+Hyperparameters of a loss, such as margins and temperatures, are real scalars, traced or not. One of
+another shape raises an AssertionError that names it.
 
-Made of others: `weighted_sum`, `of_pairs`, and `contrastive_jax.mining`. Of one's own: a function
-of a distance and a label, or an `AnchorLoss` or `TripleLoss` of `contrastive_jax.statistics`.
+`weighted_sum`, `of_pairs` and `contrastive_jax.mining` make losses of other losses. A loss of your
+own is a function of a distance and a label, or an `AnchorLoss` or `TripleLoss` of
+`contrastive_jax.statistics`.
 """
 
 from contrastive_jax.losses.combined import of_pairs, weighted_sum
