@@ -4,19 +4,19 @@ A pair loss is a scalar function of a distance and a label; everything else is a
 it. Label 0 is similar, 1 is dissimilar, everywhere.
 
     distances       distances between two vectors, with safe gradients
-    losses          the losses: of a pair, of an anchor, of proxies
+    losses          losses of a pair, of an anchor, of triplets and of proxies
     pair_loss       a batch of given pairs
     triplet_loss    a batch of given triplets
     all_pairs_loss  all pairs of a batch, or of a batch and references
     anchor_loss     losses of an anchor and all its pairs
     proxy_loss      losses of embeddings and learned proxies of classes
-    statistics      what an anchor keeps of its pairs
-    mining          which pairs count
+    statistics      sums, extremes and log-sum-exps over the pairs of an anchor
+    mining          rules that select pairs
     memory          embeddings of earlier batches as references
-    regularizers    of embeddings, whatever their classes
+    regularizers    penalties on embeddings, whatever their classes
     encoders        networks from images to embeddings
     data            labelled images and the pairs drawn from them
-    training        the step, the optimiser, the loop
+    training        the step, the optimizer, the loop
     parallel        the step over devices
     evaluation      verification and retrieval
     plots           figures

@@ -1,4 +1,4 @@
-"""Figures of an ablation: what a number does to the embedding, and how sure that is.
+"""Figures of an ablation: the effect of a hyperparameter, with its uncertainty.
 
 They look as those of `contrastive_jax.plots`. The values of the number that is varied have the
 colours of a scale from dark to light, the same in every figure.
@@ -12,11 +12,11 @@ from numpy.typing import ArrayLike
 from contrastive_jax._extras import needs
 from contrastive_jax.evaluation.intervals import bootstrap_interval
 from contrastive_jax.plots import (
-    _CLASSES,
     _LINES,
     _MARK,
     _MARKERS,
     _PAIRS,
+    CLASS_COLORS,
     _check_rows,
     _name_lines,
     _names,
@@ -46,7 +46,7 @@ def metric_curves(
     Args:
       metrics: for each metric, by the name that the legend shows, the values of all seeds, `[S]`,
         by the number. Numbers without values, all of whose trainings diverged, are left out.
-      quantity: what the number is.
+      quantity: name of the hyperparameter, for the axis.
       chosen: the number that validation chose; marked if given.
       logarithmic: whether the number has a logarithmic axis.
 
@@ -55,21 +55,28 @@ def metric_curves(
 
     Raises:
       ValueError: if there is no metric, or one has no values.
+
+    Example:
+      >>> from contrastive_jax import ablation_plots
+      >>> map_at_r = {0.5: [0.75, 0.76], 1.0: [0.74, 0.76]}  # the values of two seeds by margin
+      >>> figure = ablation_plots.metric_curves({"MAP@R": map_at_r}, chosen=0.5)
+      >>> figure.axes[0].get_xlabel()
+      'margin'
     """
     if not metrics:
         raise ValueError("metrics must hold at least one, got none")
     figure, axes = _one_panel(6, 4)
     for k, (name, by_number) in enumerate(metrics.items()):
-        found = {x: np.asarray(by_number[x], np.float64) for x in sorted(by_number)}
-        found = {x: values for x, values in found.items() if values.size}
-        if not found:
+        by_value = {x: np.asarray(by_number[x], np.float64) for x in sorted(by_number)}
+        by_value = {x: values for x, values in by_value.items() if values.size}
+        if not by_value:
             raise ValueError(f"metric {name!r} has no values")
         line = _LINES[k % len(_LINES)]
-        places = np.array([*found])
-        mean, low, high = np.array([bootstrap_interval(values) for values in found.values()]).T
-        axes.fill_between(places, low, high, color=line["color"], alpha=0.2, linewidth=0)
-        axes.plot(places, mean, label=name, marker=_MARKERS[k % 10], markersize=4.5, **line)
-        for x, values in found.items():
+        positions = np.array([*by_value])
+        mean, low, high = np.array([bootstrap_interval(values) for values in by_value.values()]).T
+        axes.fill_between(positions, low, high, color=line["color"], alpha=0.2, linewidth=0)
+        axes.plot(positions, mean, label=name, marker=_MARKERS[k % 10], markersize=4.5, **line)
+        for x, values in by_value.items():
             seeds = {"color": line["color"], "s": 9, "alpha": 0.55, "linewidths": 0}
             axes.scatter(np.full(values.size, x), values, **seeds)
     if logarithmic:
@@ -104,7 +111,7 @@ def distance_ridge(
 
     Args:
       pairs: distances `[N]` and labels `[N]` (0 similar, 1 dissimilar), by the number.
-      quantity: what the number is.
+      quantity: name of the hyperparameter, for the axis.
       marked: whether the number is a distance, a margin, and is marked in its row.
 
     Returns:
@@ -112,11 +119,18 @@ def distance_ridge(
 
     Raises:
       ValueError: if there are no rows, shapes differ or a distance is not finite.
+
+    Example:
+      >>> from contrastive_jax import ablation_plots
+      >>> pairs = {0.5: ([0.1, 0.6], [0, 1]), 1.0: ([0.2, 1.1], [0, 1])}
+      >>> figure = ablation_plots.distance_ridge(pairs)
+      >>> figure.axes[0].get_ylabel()
+      'margin'
     """
     if not pairs:
         raise ValueError("pairs must hold at least one row, got none")
     rows = sorted(pairs)
-    found = {}
+    by_value = {}
     for x in rows:
         distances, labels = (np.asarray(part) for part in pairs[x])
         if distances.shape != labels.shape or distances.ndim != 1 or not distances.size:
@@ -125,15 +139,15 @@ def distance_ridge(
                 f"{distances.shape} and {labels.shape}"
             )
         _check_rows(f"distances of {x:g}", distances, np.isfinite(distances), "finite")
-        found[x] = distances, labels
-    end = max(distances.max() for distances, _ in found.values())
+        by_value[x] = distances, labels
+    end = max(distances.max() for distances, _ in by_value.values())
     if marked:
         end = max(end, rows[-1])
     edges = np.linspace(0, 1.02 * end or 1.0, 91)
     middles = (edges[1:] + edges[:-1]) / 2
     figure, axes = _one_panel(6, 1.2 + 0.55 * len(rows))
     for row, x in enumerate(rows):
-        distances, labels = found[x]
+        distances, labels = by_value[x]
         for label, kind, line in _PAIRS:
             chosen = distances[labels == label]
             if not chosen.size:
@@ -174,7 +188,7 @@ def maps(
     Args:
       embeddings: `[N, D]`, finite, D at least 2, by the number.
       classes: `[N]` integers.
-      quantity: what the number is.
+      quantity: name of the hyperparameter, for the axis.
       class_names: name of each class number; the number itself by default.
       most: examples that are drawn at most, the same in each panel.
 
@@ -184,6 +198,14 @@ def maps(
     Raises:
       ValueError: if there is no panel, shapes do not fit, an embedding is not finite, or a class
         has no name.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax import ablation_plots
+      >>> points = np.array([[0.0, 0.0], [0.1, 0.0], [1.0, 1.0], [1.0, 0.9]])
+      >>> figure = ablation_plots.maps({0.5: points, 1.0: 2 * points}, [0, 0, 1, 1])
+      >>> [axes.get_title() for axes in figure.axes]
+      ['margin 0.5', 'margin 1']
     """
     if not embeddings:
         raise ValueError("embeddings must hold at least one panel, got none")
@@ -193,7 +215,7 @@ def maps(
     count = len(embeddings)
     figure = Figure(figsize=(0.4 + 2.3 * count, 3.1), layout="constrained")
     panels = figure.subplots(1, count, squeeze=False)[0]
-    looks = {c: (_CLASSES[k % 10], _MARKERS[(k + k // 10) % 10]) for k, c in enumerate(names)}
+    looks = {c: (CLASS_COLORS[k % 10], _MARKERS[(k + k // 10) % 10]) for k, c in enumerate(names)}
     for axes, x in zip(panels, sorted(embeddings), strict=True):
         points = np.asarray(embeddings[x], np.float64)
         if points.ndim != 2 or len(points) != len(classes) or points.shape[1] < 2:
@@ -235,13 +257,20 @@ def active_pairs(
 
     Args:
       courses: steps `[T]` and shares `[T]` by the number; shares that are not finite are left out.
-      quantity: what the number is.
+      quantity: name of the hyperparameter, for the axis.
 
     Returns:
       The figure.
 
     Raises:
       ValueError: if there is no line or shapes differ.
+
+    Example:
+      >>> from contrastive_jax import ablation_plots
+      >>> courses = {0.5: ([0, 100], [0.9, 0.1]), 1.0: ([0, 100], [1.0, 0.2])}
+      >>> figure = ablation_plots.active_pairs(courses)
+      >>> figure.axes[0].get_xlabel()
+      'step'
     """
     if not courses:
         raise ValueError("courses must hold at least one line, got none")

@@ -149,9 +149,22 @@ def all_pairs_loss(
         `contrastive_jax.checks` says how to check traced ones.
 
     References:
-      Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006,
-      eq. 1: the sum over all pairs. Musgrave, Belongie and Lim, PyTorch Metric Learning, 2020: the
-      mean over active pairs.
+      Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006
+      <https://doi.org/10.1109/CVPR.2006.100>, eq. 1: the sum over all pairs. Musgrave, Belongie and
+      Lim, PyTorch Metric Learning, 2020 <https://arxiv.org/abs/2008.09164>: the mean over active
+      pairs.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import all_pairs_loss
+      >>> x = jnp.array([[0.0, 0.0], [0.5, 0.0], [0.0, 0.75]])
+      >>> classes = jnp.array([0, 0, 1])
+      >>> value, gradient = jax.value_and_grad(all_pairs_loss)(x, classes, margin=1.0)
+      >>> print(f"{value:.4f}")
+      0.1074
+      >>> gradient.shape
+      (3, 2)
     """
     if reduction not in _REDUCTIONS:
         remedy = (
@@ -211,6 +224,16 @@ def all_pairs_sums(
       `loss`, the sums of losses, `pairs` and `active`, the numbers of pairs and of those whose loss
       is not 0 (with weights, their sums); `[2]` each, of similar and of dissimilar pairs. `loss` is
       differentiable in any way, with an axis name once in reverse mode.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import all_pairs_sums
+      >>> x = jnp.array([[0.0, 0.0], [0.5, 0.0], [0.0, 0.75]])
+      >>> sums = all_pairs_sums(x, jnp.array([0, 0, 1]), margin=1.0)
+      >>> print(sums.pairs)  # positive and negative pairs, both orders of each
+      [2. 4.]
+      >>> print(sums.loss.round(2))
+      [0.5  0.14]
     """
     loss_sums, counts = _reduced(
         lambda sums: (sums.loss, (sums.pairs, sums.active)),

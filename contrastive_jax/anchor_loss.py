@@ -95,6 +95,15 @@ def anchor_loss(
       TypeError: if a second derivative is taken with an axis name.
       ValueError: if an option is not one of those above, a known value is wrong, or the loss would
         need a derivative that is not taken (see `losses.AnchorLoss`).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.supcon(temperature=0.5))
+      >>> print(f"{value:.3f}")
+      0.430
     """
     check_reduction(reduction)
     if not isinstance(loss, AnchorLoss | TripleLoss):
@@ -210,6 +219,22 @@ def anchor_statistics(
     Returns:
       For each function the tree it returns, of `[B]`; what no pair adds to for rows of class -1.
       With `method="autodiff"` they can be differentiated in any way, else once, in reverse mode.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_statistics, distances, statistics
+      >>> x = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+      >>> classes = jnp.array([0, 0, 1])
+      >>> def extremes(distance, label):
+      ...     farthest = statistics.largest(distance, label == 0)
+      ...     return farthest, statistics.smallest(distance, label == 1)
+      >>> ((farthest, nearest),) = anchor_statistics(
+      ...     x, classes, statistics=(extremes,), distance=distances.euclidean
+      ... )
+      >>> print(farthest)
+      [  5.   5. -inf]
+      >>> print(nearest.round(2))
+      [1.   4.24 1.  ]
     """
     check_method(method, axis_name)
     data = gathered(data)

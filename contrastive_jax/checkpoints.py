@@ -53,6 +53,16 @@ def open_checkpoints(
     Raises:
       ValueError: if none would be kept.
       OSError: from the context, if a file can not be read or written.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.checkpoints import open_checkpoints, restore, save
+      >>> with open_checkpoints("checkpoints", best_by="accuracy") as checkpoints:
+      ...     save(checkpoints, 10, {"weight": np.ones(2)}, {"accuracy": 0.5})
+      ...     save(checkpoints, 20, {"weight": np.zeros(2)}, {"accuracy": 0.4})
+      ...     state = restore(checkpoints, checkpoints.best_step(), {"weight": np.zeros(2)})
+      >>> state["weight"]
+      array([1., 1.])
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
@@ -131,6 +141,14 @@ def save(
 
     Raises:
       OSError: if this or the checkpoint before it can not be written, as on a full disk.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.checkpoints import open_checkpoints, save
+      >>> with open_checkpoints("checkpoints", best_by="accuracy") as checkpoints:
+      ...     save(checkpoints, 10, {"weight": np.ones(2)}, {"accuracy": 0.5})
+      ...     checkpoints.latest_step()
+      10
     """
     metrics = {name: float(value) for name, value in metrics.items()}
     state = jax.tree.map(np.array, jax.device_get(state))
@@ -162,6 +180,15 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, like: State) -> State
     Raises:
       ValueError: if the checkpoint is damaged, or if the saved state has another structure or other
         shapes, as when the encoder of the run was changed.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.checkpoints import open_checkpoints, restore, save
+      >>> with open_checkpoints("checkpoints", best_by="accuracy") as checkpoints:
+      ...     save(checkpoints, 10, {"weight": np.ones(2)}, {"accuracy": 0.5})
+      ...     state = restore(checkpoints, 10, {"weight": np.zeros(2)})
+      >>> state["weight"]
+      array([1., 1.])
     """
     with _writing(Path(checkpoints.directory)):
         checkpoints.wait_until_finished()
@@ -183,6 +210,13 @@ def save_state(path: str | Path, state: Any) -> None:
 
     Raises:
       OSError: if it can not be written, as on a full disk.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.checkpoints import restore_state, save_state
+      >>> save_state("state", {"weight": np.ones(2)})
+      >>> restore_state("state", {"weight": np.zeros(2)})
+      {'weight': array([1., 1.])}
     """
     path = Path(path).absolute()
     state = jax.tree.map(np.array, jax.device_get(state))
@@ -194,7 +228,7 @@ def save_state(path: str | Path, state: Any) -> None:
 
 
 def restore_state(path: str | Path, like: State) -> State:
-    """Restores what `save_state` saved.
+    """Restores a state that `save_state` saved.
 
     Args:
       path: where it lies.
@@ -205,6 +239,13 @@ def restore_state(path: str | Path, like: State) -> State:
 
     Raises:
       ValueError: if it is damaged, or has another structure or other shapes.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.checkpoints import restore_state, save_state
+      >>> save_state("state", {"weight": np.ones(2)})
+      >>> restore_state("state", {"weight": np.zeros(2)})
+      {'weight': array([1., 1.])}
     """
     return _restored(str(path), Path(path), like)
 
@@ -220,6 +261,13 @@ def damage(path: str | Path) -> str | None:
 
     Raises:
       OSError: if a file may not be read, which says nothing about what is in it.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.checkpoints import damage, save_state
+      >>> save_state("state", {"weight": np.ones(2)})
+      >>> print(damage("state"))
+      None
     """
     try:
         _verified_arrays(Path(path))
@@ -309,23 +357,39 @@ def _read(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def _sealed(state: Any, metrics: Mapping[str, float]) -> dict[str, str]:
-    """The digests of a state and its metrics, and a digest of these."""
+    """Returns the digests of a state and its metrics, and a digest of the digests."""
     digests = {name: _digest(array) for name, array in _arrays(state).items()}
     saved = json.dumps(metrics, sort_keys=True) if metrics else ""
     return seal({"digests": digests, "metrics": saved})
 
 
 def seal(record: Mapping[str, Any]) -> dict[str, str]:
-    """Puts a digest beside a record of JSON types."""
+    """Puts a digest beside a record of JSON types.
+
+    Example:
+      >>> from contrastive_jax.checkpoints import seal
+      >>> sorted(seal({"step": 10}))
+      ['record', 'sha256']
+    """
     text = json.dumps(record)
     return {"record": text, "sha256": _sha256(text.encode())}
 
 
 def unseal(sealed: Any) -> dict[str, Any]:
-    """Gives back the record that `seal` put a digest beside.
+    """Returns the record of a result of `seal`.
 
     Raises:
       ValueError: if it is not the record that was sealed.
+
+    Example:
+      >>> from contrastive_jax.checkpoints import seal, unseal
+      >>> sealed = seal({"step": 10})
+      >>> unseal(sealed)
+      {'step': 10}
+      >>> unseal({**sealed, "record": '{"step": 11}'})
+      Traceback (most recent call last):
+          ...
+      ValueError: the record is not the one that its digest is of
     """
     try:
         text = sealed["record"]
@@ -343,7 +407,7 @@ def _arrays(tree: Any) -> dict[str, np.ndarray]:
 
 
 def _name(keys: tuple[Any, ...]) -> str:
-    """The name by which Orbax saves an array."""
+    """Returns the name by which Orbax saves an array."""
     parts = []
     for key in keys:
         if isinstance(key, jax.tree_util.GetAttrKey):

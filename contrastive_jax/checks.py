@@ -90,6 +90,15 @@ def check_pairs(a: ArrayLike, b: ArrayLike, labels: ArrayLike, margin: ArrayLike
     Raises:
       ValueError: for the first known value that is wrong, naming argument, row and value. Values
         already on a device are copied to the host for it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import checks
+      >>> a = b = jnp.zeros((2, 3))
+      >>> checks.check_pairs(a, b, jnp.array([0, 2]))
+      Traceback (most recent call last):
+          ...
+      ValueError: labels must be 0 (similar) or 1 (dissimilar), got 2 in row 1
     """
     check_values(a=a, b=b, labels=labels, margin=margin)
 
@@ -105,6 +114,15 @@ def check_values(**values: ArrayLike) -> None:
 
     Raises:
       ValueError: for the first known value that is wrong, naming argument, row and value.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import checks
+      >>> checks.check_values(classes=jnp.array([3, -1]), margin=1.0)
+      >>> checks.check_values(embeddings=jnp.array([[0.0], [jnp.nan]]))
+      Traceback (most recent call last):
+          ...
+      ValueError: embeddings must be finite, got nan in row 1
     """
     known = {name: x for name, x in values.items() if not isinstance(x, jax.core.Tracer)}
     for name, x in (values | jax.device_get(known)).items():
@@ -121,6 +139,14 @@ def check_known(**values: ArrayLike) -> None:
     Raises:
       AssertionError: if a value, traced or not, is not a real scalar.
       ValueError: for the first known value that is wrong, naming it.
+
+    Example:
+      >>> from contrastive_jax import checks
+      >>> checks.check_known(label=1, temperature=0.1)
+      >>> checks.check_known(temperature=0.0)
+      Traceback (most recent call last):
+          ...
+      ValueError: temperature must be above 0 and finite, got 0.0
     """
     for name, x in values.items():
         check_scalars(**{name: x})
@@ -142,6 +168,14 @@ def check_range(low: float, high: float, **values: ArrayLike) -> None:
     Raises:
       AssertionError: if a value, traced or not, is not a real scalar.
       ValueError: for the first known number that is not in the range, naming it.
+
+    Example:
+      >>> from contrastive_jax import checks
+      >>> checks.check_range(0, 1, margin=0.5)
+      >>> checks.check_range(0, 1, margin=1.5)
+      Traceback (most recent call last):
+          ...
+      ValueError: margin must be in [0, 1), got 1.5
     """
     for name, x in values.items():
         check_scalars(**{name: x})
@@ -234,6 +268,15 @@ def check_scalars(**values: ArrayLike) -> None:
 
     Raises:
       AssertionError: for the first that is not, naming it.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax import checks
+      >>> checks.check_scalars(margin=0.5)
+      >>> checks.check_scalars(margin=np.ones(3, np.float32))
+      Traceback (most recent call last):
+          ...
+      AssertionError: margin must be a scalar, got float32 of shape (3,)
     """
     for name, x in values.items():
         dtype = x.dtype if isinstance(x, jax.Array) else np.asarray(x).dtype
@@ -268,6 +311,14 @@ def check_whole(low: int, **values: Any) -> None:
 
     Raises:
       ValueError: for the first that is not, naming it.
+
+    Example:
+      >>> from contrastive_jax import checks
+      >>> checks.check_whole(1, bins=10)
+      >>> checks.check_whole(1, bins=2.5)
+      Traceback (most recent call last):
+          ...
+      ValueError: bins must be a whole number, at least 1, got 2.5
     """
     for name, x in values.items():
         if not is_whole(low, x):
@@ -282,6 +333,14 @@ def check_pair_loss(loss: Any) -> None:
 
     Raises:
       ValueError: if it is not.
+
+    Example:
+      >>> from contrastive_jax import checks, losses
+      >>> checks.check_pair_loss(losses.contrastive)
+      >>> checks.check_pair_loss("contrastive")
+      Traceback (most recent call last):
+          ...
+      ValueError: loss must be a function of a distance and a label, got 'contrastive'; an ...
     """
     if not callable(loss):
         raise ValueError(
@@ -298,6 +357,14 @@ def check_distance(distance: Any) -> None:
 
     Raises:
       ValueError: if it is not.
+
+    Example:
+      >>> from contrastive_jax import checks, distances
+      >>> checks.check_distance(distances.cosine)
+      >>> checks.check_distance("cosine")
+      Traceback (most recent call last):
+          ...
+      ValueError: distance must be a function of two vectors, such as those of ...
     """
     if not callable(distance):
         raise ValueError(
@@ -316,6 +383,14 @@ def check_seed(seed: ArrayLike) -> None:
 
     Raises:
       ValueError: if it is not an integer in [0, 2^32).
+
+    Example:
+      >>> from contrastive_jax import checks
+      >>> checks.check_seed(0)
+      >>> checks.check_seed(-1)
+      Traceback (most recent call last):
+          ...
+      ValueError: seed must be an integer from 0 to 4294967295 (2^32 - 1), got -1
     """
     if isinstance(seed, jax.core.Tracer):
         return

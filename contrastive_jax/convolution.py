@@ -47,6 +47,14 @@ def convolution(
 
     Returns:
       `[B, H', W', O]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from contrastive_jax.convolution import convolution
+      >>> layer = nnx.Conv(1, 4, (3, 3), conv_general_dilated=convolution, rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 8, 8, 1))).shape
+      (2, 8, 8, 4)
     """
 
     def by_xla(lhs: jax.Array, rhs: jax.Array) -> jax.Array:

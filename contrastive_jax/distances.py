@@ -53,6 +53,12 @@ def euclidean(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
     Raises:
       AssertionError: if `a` and `b` are not floating-point vectors of one shape and dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import distances
+      >>> print(distances.euclidean(jnp.array([0.0, 0.0]), jnp.array([3.0, 4.0])))
+      5.0
     """
     a, b = _vectors(a, b)
     return _norm(a - b)
@@ -72,6 +78,12 @@ def squared_euclidean(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
     Raises:
       AssertionError: if `a` and `b` are not floating-point vectors of one shape and dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import distances
+      >>> print(distances.squared_euclidean(jnp.array([0.0, 0.0]), jnp.array([3.0, 4.0])))
+      25.0
     """
     a, b = _vectors(a, b)
     return jnp.sum(jnp.square(a - b))
@@ -96,6 +108,14 @@ def cosine(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
     Raises:
       AssertionError: if `a` and `b` are not floating-point vectors of one shape and dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import distances
+      >>> print(distances.cosine(jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])))
+      1.0
+      >>> print(distances.cosine(jnp.array([1.0, 0.0]), jnp.array([-3.0, 0.0])))
+      2.0
     """
     a, b = _vectors(a, b)
     a, b, size = _directions(a, b)
@@ -125,6 +145,13 @@ def angular(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
     Raises:
       AssertionError: if `a` and `b` are not floating-point vectors of one shape and dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import distances
+      >>> right = distances.angular(jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0]))
+      >>> print(f"{right:.3f}")
+      1.571
     """
     a, b = _vectors(a, b)
     a, b, size = _directions(a, b)
@@ -150,6 +177,12 @@ def manhattan(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
     Raises:
       AssertionError: if `a` and `b` are not floating-point vectors of one shape and dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import distances
+      >>> print(distances.manhattan(jnp.array([0.0, 0.0]), jnp.array([3.0, 4.0])))
+      7.0
     """
     a, b = _vectors(a, b)
     return jnp.sum(_absolute(a - b))
@@ -170,6 +203,12 @@ def chebyshev(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
     Raises:
       AssertionError: if `a` and `b` are not floating-point vectors of one shape and dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import distances
+      >>> print(distances.chebyshev(jnp.array([0.0, 0.0]), jnp.array([3.0, 4.0])))
+      4.0
     """
     a, b = _vectors(a, b)
     return jnp.max(_absolute(a - b))
@@ -194,7 +233,14 @@ def minkowski(a: ArrayLike, b: ArrayLike, order: float | jax.Array) -> jax.Array
     Raises:
       AssertionError: if `a` and `b` are not floating-point vectors of one shape and dtype, or
         `order` is not a scalar.
-      ValueError: if `order` is known and below 1, infinite or NaN.
+      ValueError: if `order` is concrete and below 1, infinite or NaN.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import distances
+      >>> a, b = jnp.array([0.0, 0.0]), jnp.array([3.0, 4.0])
+      >>> print(f"{distances.minkowski(a, b, 1.0):.3f} {distances.minkowski(a, b, 2.0):.3f}")
+      7.000 5.000
     """
     a, b = _vectors(a, b)
     chex.assert_rank(order, 0)
@@ -231,7 +277,16 @@ def mahalanobis(a: ArrayLike, b: ArrayLike, factor: ArrayLike) -> jax.Array:
 
     References:
       Weinberger and Saul, Distance Metric Learning for Large Margin Nearest Neighbor
-      Classification, 2009, eq. 2.
+      Classification, 2009 <https://www.jmlr.org/papers/v10/weinberger09a.html>, eq. 2.
+
+    Example:
+      >>> from functools import partial
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import distances
+      >>> factor = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+      >>> distance = partial(distances.mahalanobis, factor=factor)
+      >>> print(distance(jnp.array([0.0, 0.0]), jnp.array([2.0, 3.0])))
+      5.0
     """
     a, b = _vectors(a, b)
     factor = jnp.asarray(factor)
@@ -258,10 +313,18 @@ def poincare(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
     Raises:
       AssertionError: if `a` and `b` are not floating-point vectors of one shape and dtype.
-      ValueError: if the values are known and a norm is not below 1.
+      ValueError: if the values are concrete and a norm is not below 1.
 
     References:
-      Nickel and Kiela, Poincare Embeddings for Learning Hierarchical Representations, 2017, eq. 1.
+      Nickel and Kiela, Poincare Embeddings for Learning Hierarchical Representations, 2017
+      <https://arxiv.org/abs/1705.08039>, eq. 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import distances
+      >>> distance = distances.poincare(jnp.array([0.0, 0.0]), jnp.array([0.5, 0.0]))
+      >>> print(f"{distance:.3f}")
+      1.099
     """
     a, b = _vectors(a, b)
     gap_a, gap_b = _gap(a), _gap(b)
@@ -287,6 +350,12 @@ def negative_dot(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
     Raises:
       AssertionError: if `a` and `b` are not floating-point vectors of one shape and dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import distances
+      >>> print(distances.negative_dot(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])))
+      -11.0
     """
     a, b = _vectors(a, b)
     return -jnp.sum(a * b)
@@ -312,8 +381,15 @@ def signal_to_noise(a: ArrayLike, b: ArrayLike) -> jax.Array:
       AssertionError: if `a` and `b` are not floating-point vectors of one shape and dtype.
 
     References:
-      Yuan et al., Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning, 2019,
-      eq. 3.
+      Yuan et al., Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning, 2019
+      <https://arxiv.org/abs/1904.02616>, eq. 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import distances
+      >>> a, b = jnp.array([1.0, -1.0]), jnp.array([2.0, -1.0])
+      >>> print(f"{distances.signal_to_noise(a, b):.3f} {distances.signal_to_noise(b, a):.3f}")
+      0.250 0.111
     """
     a, b = _vectors(a, b)
     return noise_over_signal(jnp.var(a - b), jnp.var(a))

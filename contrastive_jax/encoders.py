@@ -26,7 +26,17 @@ _Conv = partial(nnx.Conv, conv_general_dilated=convolution)
 
 
 class MLP(nnx.Module):
-    """Fully connected network with ReLU, for small images and quick ablations."""
+    """Fully connected network with ReLU, for small images and quick ablations.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import encoders
+      >>> from flax import nnx
+      >>> encoder = encoders.MLP((8, 8, 1), width=16, hidden=(32,), rngs=nnx.Rngs(0))
+      >>> embeddings = encoder(jnp.zeros((3, 8, 8, 1), jnp.uint8))
+      >>> embeddings.shape
+      (3, 16)
+    """
 
     def __init__(
         self,
@@ -70,6 +80,18 @@ class DrLIM(nnx.Module):
     15 maps of 6 x 6 kernels, subsampling by two with a trained gain and bias for each map, 30 maps
     of 9 x 9 kernels, and a full connection to the embedding, with tanh in between. On images below
     28 x 28 the kernels shrink in proportion, down to 8 x 8 images.
+
+    References:
+      Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006
+      <https://doi.org/10.1109/CVPR.2006.100>, section 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import encoders
+      >>> from flax import nnx
+      >>> encoder = encoders.DrLIM((8, 8, 1), width=2, rngs=nnx.Rngs(0))
+      >>> encoder(jnp.zeros((3, 8, 8, 1), jnp.uint8)).shape
+      (3, 2)
     """
 
     def __init__(
@@ -120,6 +142,14 @@ class ConvNet(nnx.Module):
 
     Every stage halves the image and nothing is pooled: the gradient of max-pooling is the slowest
     part of such a network on a CPU.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import encoders
+      >>> from flax import nnx
+      >>> encoder = encoders.ConvNet((8, 8, 1), channels=(4, 8), hidden=32, rngs=nnx.Rngs(0))
+      >>> encoder(jnp.zeros((3, 8, 8, 1), jnp.uint8)).shape
+      (3, 64)
     """
 
     def __init__(
@@ -176,6 +206,11 @@ class ResNet18(nnx.Module):
     Group statistics belong to one example, so the embedding of an image depends neither on the
     batch nor on the number of devices. Images up to 64 x 64 get the 3 x 3 stem used for CIFAR,
     larger ones the 7 x 7 stem with stride 2 and max-pooling.
+
+    References:
+      He et al., Deep Residual Learning for Image Recognition, 2016
+      <https://arxiv.org/abs/1512.03385>. Wu and He, Group Normalization, 2018
+      <https://arxiv.org/abs/1803.08494>.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
-"""A grid of trainings from one compilation: hyper-parameters that are numbers are data.
+"""A grid of trainings from one compilation, with hyperparameters as arguments.
 
-A cell of the grid is a training with numbers of its own. Cells that share their structure (encoder,
-batch, loss) share a step, compiled once, and are trained several at a time or one after another.
+A cell of the grid is one trial: a training with hyperparameters of its own. Cells that share their
+structure (encoder, batch, loss) share a step, compiled once, and are trained several at a time or
+one after another.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,36 +28,38 @@ class Grid(NamedTuple):
 
     strategy: Strategy
     cells: int
-    """Cells of one call, C."""
+    """The number of cells of one call, C."""
     steps_per_call: int
     bytes: int
     """Memory of a call on each device, by XLA's analysis: arguments, results and temporaries; 0
     where there is no analysis."""
     step: Callable[[Any, Any, Any], tuple[Any, Metrics]]
-    """From states `[C, ...]`, the source and numbers `[C]` to states and metrics `[C, steps]`."""
+    """A function of states `[C, ...]`, the source and numbers `[C]` to states and metrics
+    `[C, steps]`."""
     spread: NamedSharding
-    """Of what each cell has its own of."""
+    """Sharding of the arrays that differ between trials: states and hyperparameters."""
     shared: NamedSharding
-    """Of what all cells share: put the source there once, by `jax.device_put`."""
+    """Sharding of the arrays that all trials share: put the source there, by `jax.device_put`."""
 
 
 class Window(NamedTuple):
     """Some steps of the cells that are trained together."""
 
     cells: list[int]
-    """Their positions in the grid, N."""
+    """The positions of the cells in the grid, N."""
     step: int
-    """Steps they have taken."""
+    """The number of steps that they have taken."""
     states: Any
-    """After that step, `[C, ...]`, of which the first N are theirs; the next window consumes it."""
+    """The states after that step, `[C, ...]`, of which the first N count. The next window consumes
+    them."""
     metrics: dict[str, np.ndarray]
-    """Of each step of the window, `[N, steps]`."""
+    """The metrics of each step of the window, `[N, steps]`."""
     diverged: list[int | None]
     """The first step whose loss or gradient was not finite, or the last if parameters are not after
     it, of each cell; None where there is none."""
 
     def state(self, place: int) -> TrainState:
-        """The state of the cell at this place in `cells`, copied to the host."""
+        """Copies the state of the cell at this index of `cells` to the host."""
         state: TrainState = jax.tree.map(lambda x: np.array(x[place]), self.states)
         return state
 
@@ -94,6 +97,24 @@ def make_grid(
 
     Raises:
       ValueError: if the strategy is unknown, or cells and devices do not fit.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import grid
+      >>> from contrastive_jax.training import Numbers, TrainState
+      >>> def step(state, source, numbers):
+      ...     params = state.params * numbers.margin
+      ...     metrics = {"loss": params, "gradient_norm": params}
+      ...     return state._replace(step=state.step + 1, params=params), metrics
+      >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
+      >>> margins = [Numbers(margin=0.5, seed=0), Numbers(margin=0.25, seed=0)]
+      >>> source = jnp.zeros(1)
+      >>> trials = grid.make_grid(
+      ...     step, state, source, margins[0], "vmap", cells=2, devices=jax.devices()[:1]
+      ... )
+      >>> trials.cells, trials.strategy
+      (2, 'vmap')
     """
     devices = list(devices or jax.local_devices())
     if strategy not in get_args(Strategy):
@@ -147,19 +168,25 @@ def make_grid(
         .compile()
     )
     needed = 0
-    if found := compiled.memory_analysis():
-        needed = found.argument_size_in_bytes + found.output_size_in_bytes
-        needed += found.temp_size_in_bytes - found.alias_size_in_bytes
+    if analysis := compiled.memory_analysis():
+        needed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+        needed += analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
     return Grid(strategy, cells, steps_per_call, needed, compiled, spread, shared)
 
 
 def groups_of(strategy: Strategy, devices: int, devices_per_cell: int = 1) -> int:
-    """Groups of devices that train cells side by side."""
+    """Returns the number of groups of devices that train cells side by side.
+
+    Example:
+      >>> from contrastive_jax.grid import groups_of
+      >>> groups_of("shard_map", devices=8, devices_per_cell=2), groups_of("vmap", devices=8)
+      (4, 1)
+    """
     return devices // devices_per_cell if strategy == "shard_map" else 1
 
 
 def fit_grid(make: Callable[[int], Grid], cells: int, unit: int, limit: float) -> Grid:
-    """The grid of the most cells at once that fit into memory, found by compiling.
+    """Makes the grid with the most cells in one call that fit into memory, by compiling it.
 
     Args:
       make: from cells of one call to a grid.
@@ -172,6 +199,26 @@ def fit_grid(make: Callable[[int], Grid], cells: int, unit: int, limit: float) -
 
     Raises:
       MemoryError: if not even one unit fits, saying how much it takes.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import grid
+      >>> from contrastive_jax.training import Numbers, TrainState
+      >>> def step(state, source, numbers):
+      ...     params = state.params * numbers.margin
+      ...     metrics = {"loss": params, "gradient_norm": params}
+      ...     return state._replace(step=state.step + 1, params=params), metrics
+      >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
+      >>> margins = [Numbers(margin=0.5, seed=0), Numbers(margin=0.25, seed=0)]
+      >>> source = jnp.zeros(1)
+      >>> def make(cells):
+      ...     devices = jax.devices()[:1]
+      ...     return grid.make_grid(
+      ...         step, state, source, margins[0], "vmap", cells=cells, devices=devices
+      ...     )
+      >>> grid.fit_grid(make, cells=3, unit=1, limit=2**30).cells
+      3
     """
     chunk = -(-cells // unit) * unit
     while (grid := make(chunk)).bytes > limit:
@@ -218,6 +265,29 @@ def train_grid(
 
     Raises:
       ValueError: if windows or steps are not whole calls, or a seed is not in [0, 2^32).
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import grid
+      >>> from contrastive_jax.training import Numbers, TrainState
+      >>> def step(state, source, numbers):
+      ...     params = state.params * numbers.margin
+      ...     metrics = {"loss": params, "gradient_norm": params}
+      ...     return state._replace(step=state.step + 1, params=params), metrics
+      >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
+      >>> margins = [Numbers(margin=0.5, seed=0), Numbers(margin=0.25, seed=0)]
+      >>> source = jnp.zeros(1)
+      >>> trials = grid.make_grid(
+      ...     step, state, source, margins[0], "vmap", cells=2, devices=jax.devices()[:1]
+      ... )
+      >>> source = jax.device_put(source, trials.shared)
+      >>> for window in grid.train_grid(
+      ...     trials, lambda trial: state, source, margins, steps=2, window=1
+      ... ):
+      ...     print(window.step, window.metrics["loss"].ravel())
+      1 [0.5  0.25]
+      2 [0.25   0.0625]
     """
     for one in numbers:
         check_seed(one.seed)
@@ -259,11 +329,11 @@ def train_grid(
 
 
 def _finite(params: Any) -> list[bool]:
-    """Whether all parameters of each cell are."""
-    found = [
+    """Tells for each cell whether all its parameters are finite."""
+    by_leaf = [
         jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(params)
     ]
-    return [all(of_cell) for of_cell in zip(*(one.tolist() for one in found), strict=True)]
+    return [all(of_cell) for of_cell in zip(*(one.tolist() for one in by_leaf), strict=True)]
 
 
 def time_grid(grid: Grid, init: Init, source: Source, numbers: Sequence[Numbers]) -> float:
@@ -278,6 +348,25 @@ def time_grid(grid: Grid, init: Init, source: Source, numbers: Sequence[Numbers]
     Returns:
       Steps of cells per second, the faster of two calls; places of a call that no cell fills do
       not count.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import grid
+      >>> from contrastive_jax.training import Numbers, TrainState
+      >>> def step(state, source, numbers):
+      ...     params = state.params * numbers.margin
+      ...     metrics = {"loss": params, "gradient_norm": params}
+      ...     return state._replace(step=state.step + 1, params=params), metrics
+      >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
+      >>> margins = [Numbers(margin=0.5, seed=0), Numbers(margin=0.25, seed=0)]
+      >>> source = jnp.zeros(1)
+      >>> trials = grid.make_grid(
+      ...     step, state, source, margins[0], "vmap", cells=2, devices=jax.devices()[:1]
+      ... )
+      >>> source = jax.device_put(source, trials.shared)
+      >>> grid.time_grid(trials, lambda trial: state, source, margins) > 0
+      True
     """
     cells = [*range(min(grid.cells, len(numbers)))]
     states, of_cells = _placed(grid, cells, init, numbers)
@@ -292,7 +381,7 @@ def time_grid(grid: Grid, init: Init, source: Source, numbers: Sequence[Numbers]
 def _placed(
     grid: Grid, cells: list[int], init: Init, numbers: Sequence[Numbers]
 ) -> tuple[Any, Any]:
-    """States and numbers of some cells on the devices, the last repeated where a call has room."""
+    """Puts states and hyperparameters of some cells on the devices, padded by the last cell."""
     whole = cells + cells[-1:] * (grid.cells - len(cells))
     states = [jax.device_get(init(k)) for k in cells]
     states += states[-1:] * (grid.cells - len(cells))

@@ -32,6 +32,13 @@ def locked(path: Path, what: str, *, shared: bool = False) -> Iterator[None]:
     Raises:
       BlockingIOError: if another process holds the lock, naming that process.
       OSError: if the file can not be opened for writing.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.locks import locked
+      >>> with locked(Path("run.lock"), "the run"):
+      ...     print("no other process holds the lock now")
+      no other process holds the lock now
     """
     with path.open("a+") as file:
         try:
@@ -61,6 +68,11 @@ def take(file: IO[str] | IO[bytes], *, shared: bool = False, wait: bool = True) 
 
     Raises:
       BlockingIOError: if another holds it and this does not wait.
+
+    Example:
+      >>> from contrastive_jax.locks import take
+      >>> with open("records.jsonl", "ab") as file:
+      ...     take(file)  # waits until no other process holds it; closing the file releases it
     """
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:

@@ -35,7 +35,18 @@ class Learned(NamedTuple):
 def make_learned_optimizer(
     encoder: optax.GradientTransformation, loss: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Optimises encoder and loss apart, each with a learning rate of its own."""
+    """Optimizes encoder and loss separately, each with its own learning rate.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from contrastive_jax.loss_step import Learned, make_learned_optimizer
+      >>> optimizer = make_learned_optimizer(optax.sgd(0.1), optax.sgd(1.0))
+      >>> params = Learned(encoder=jnp.ones(2), loss=jnp.ones(2))
+      >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+      >>> print(updates.encoder, updates.loss)
+      [-0.1 -0.1] [-1. -1.]
+    """
     return optax.partition(
         {"encoder": encoder, "loss": loss},
         lambda params: Learned(
@@ -75,6 +86,30 @@ def make_loss_step(
     Returns:
       `step(state, batch, numbers) -> (state, metrics)`; metrics are `loss`, `similar_distance`,
       `dissimilar_distance` and `gradient_norm`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> import optax
+      >>> from contrastive_jax import losses, proxy_loss, training
+      >>> from contrastive_jax.loss_step import Learned, make_loss_step
+      >>> from contrastive_jax.parallel import parallel
+      >>> def encode(params, images):
+      ...     return images.reshape(len(images), -1) @ params
+      >>> def value_of(embeddings, classes, proxies, references, options):
+      ...     loss = losses.normalized_softmax()
+      ...     return proxy_loss(embeddings, classes, proxies, loss=loss, axis_name=training.AXIS)
+      >>> optimizer = optax.sgd(0.1)
+      >>> step = make_loss_step(encode, optimizer, value_of)
+      >>> device = parallel(step, "shard_map", jax.devices()[:1])
+      >>> state = training.init_state(Learned(jnp.ones((4, 2)), jnp.eye(2)), optimizer)
+      >>> images = np.arange(16.0, dtype=np.float32).reshape(4, 2, 2, 1)
+      >>> batch = training.Batch(images, np.array([0, 0, 1, 1]))
+      >>> placed = device.replicate((state, batch, training.Numbers(margin=1.0, seed=0)))
+      >>> state, metrics = device.step(*placed)
+      >>> print(sorted(metrics))
+      ['dissimilar_distance', 'gradient_norm', 'loss', 'similar_distance']
     """
 
     def step(state: TrainState, batch: Batch, numbers: Numbers) -> tuple[TrainState, Metrics]:

@@ -7,7 +7,8 @@ it as the second set, then the batch goes in:
     value = anchor_loss(x, classes, loss=loss) + anchor_loss(x, classes, *others, loss=loss)
     bank = memory.push(bank, x, classes, step)
 
-Wang et al., Cross-Batch Memory for Embedding Learning, 2020, sec. 3.3.
+Wang et al., Cross-Batch Memory for Embedding Learning, 2020
+<https://arxiv.org/abs/1912.06798>, sec. 3.3.
 """
 
 from typing import Any, NamedTuple
@@ -28,15 +29,15 @@ class Memory(NamedTuple):
     embeddings: jax.Array
     """`[M, D]`."""
     classes: jax.Array
-    """`[M]`, -1 where nothing is kept yet."""
+    """`[M]`, -1 where nothing is stored yet."""
     steps: jax.Array
-    """`[M]`, the step in which each was kept."""
+    """`[M]`, the step in which each was stored."""
     place: jax.Array
-    """Where the next goes."""
+    """The index at which the next embedding is stored."""
 
 
 def empty(size: int, width: int, dtype: Any = jnp.float32) -> Memory:
-    """A memory of nothing.
+    """Creates a memory without embeddings.
 
     Args:
       size: embeddings to hold, M.
@@ -48,6 +49,14 @@ def empty(size: int, width: int, dtype: Any = jnp.float32) -> Memory:
 
     Raises:
       ValueError: if a size is not above 0, or the dtype is not floating.
+
+    Example:
+      >>> from contrastive_jax import memory
+      >>> bank = memory.empty(size=4, width=2)
+      >>> bank.embeddings.shape
+      (4, 2)
+      >>> print(bank.classes)  # -1: nothing is stored yet
+      [-1 -1 -1 -1]
     """
     if not (is_whole(1, size) and is_whole(1, width)):
         raise ValueError(f"size and width must be whole and above 0, got {size} and {width}")
@@ -70,7 +79,7 @@ def push(
     *,
     axis_name: Any = None,
 ) -> Memory:
-    """Keeps a batch in place of the oldest embeddings.
+    """Stores a batch in place of the oldest embeddings.
 
     Rows that are spread over a mesh under `jax.jit` are gathered, as every device holds the memory.
 
@@ -90,6 +99,14 @@ def push(
       ValueError: if the batch of all devices is larger than the memory, an array is masked, or a
         known embedding, class or step has a wrong value; `contrastive_jax.checks` says how to check
         traced ones.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import memory
+      >>> bank = memory.empty(size=4, width=2)
+      >>> bank = memory.push(bank, jnp.ones((2, 2)), jnp.array([3, 5]), step=0)
+      >>> print(bank.classes)
+      [ 3  5 -1 -1]
     """
     size, width = memory.embeddings.shape
     classes = as_classes("classes", classes)
@@ -125,10 +142,10 @@ def references(
     max_age: jax.Array | int | None = None,
     axis_name: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """What the memory holds, as `references` and `reference_classes` of a loss.
+    """Returns the stored embeddings, as `references` and `reference_classes` of a loss.
 
     Args:
-      memory: what was kept.
+      memory: the memory to read.
       step: number of the batch that is compared with it, an integer from 0.
       max_age: steps, at least 0, after which an embedding, made by an encoder of long ago, is
         ignored.
@@ -140,7 +157,19 @@ def references(
 
     Raises:
       AssertionError: if `step` is not an integer or `max_age` not a scalar.
-      ValueError: if a known step or age is below 0.
+      ValueError: if a concrete step or age is below 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses, memory
+      >>> bank = memory.push(memory.empty(size=4, width=2), jnp.eye(2), jnp.array([0, 1]), step=0)
+      >>> embeddings, classes = memory.references(bank, step=1, max_age=1000)
+      >>> print(classes)
+      [ 0  1 -1 -1]
+      >>> x = jnp.array([[1.0, 0.2], [0.1, 1.0]])
+      >>> value = anchor_loss(x, jnp.array([0, 1]), embeddings, classes, loss=losses.supcon(0.5))
+      >>> print(f"{value:.3f}")
+      0.172
     """
     step = _checked_step(step)
     embeddings, classes = memory.embeddings, memory.classes
@@ -153,7 +182,7 @@ def references(
 
 
 def own_share(rows: tuple[jax.Array, jax.Array], axis_name: Any) -> tuple[jax.Array, jax.Array]:
-    """The part of this device in vectors and classes that all hold, with class -1 as padding."""
+    """Returns the share of this device of rows that all devices hold, padded by class -1."""
     vectors, classes = rows
     devices = lax.axis_size(axis_name)
     share = -(-len(classes) // devices)
@@ -168,7 +197,7 @@ def own_share(rows: tuple[jax.Array, jax.Array], axis_name: Any) -> tuple[jax.Ar
 
 
 def _checked_step(step: Any) -> jax.Array:
-    """The number of a batch, if it is one that an array of steps can hold."""
+    """Checks the number of a batch and returns it as int32."""
     step = as_array("step", step, "an integer")
     if step.ndim or not jnp.issubdtype(step.dtype, jnp.integer):
         raise AssertionError(f"step must be an integer and a scalar, got {step}")
@@ -177,7 +206,7 @@ def _checked_step(step: Any) -> jax.Array:
 
 
 def _gathered(tree: Any, axis_name: Any) -> Any:
-    """The rows of all devices, known to be the same on each, as those of `all_gather` are not."""
+    """Gathers the rows of all devices; JAX can tell that the result is the same on each."""
     devices, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
 
     def one(rows: jax.Array) -> jax.Array:

@@ -85,8 +85,17 @@ def hard(
         does not fit it, or its negatives are not measured from the anchor.
 
     References:
-      Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017,
-      eq. 5.
+      Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017
+      <https://arxiv.org/abs/1703.07737>, eq. 5.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, mining
+      >>> x = jnp.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 1.0, 0.0], [-0.6, 0.8, 0.0]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=mining.hard())
+      >>> print(f"{value:.3f}")
+      0.203
     """
     return _of_extremes(largest, loss, distance)
 
@@ -111,8 +120,17 @@ def easy_positive(
         does not fit it, or its negatives are not measured from the anchor.
 
     References:
-      Xuan, Stylianou and Pless, Improved Embeddings with Easy Positive Triplet Mining, 2020,
-      sec. 3.
+      Xuan, Stylianou and Pless, Improved Embeddings with Easy Positive Triplet Mining, 2020
+      <https://arxiv.org/abs/1904.04370>, sec. 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, mining
+      >>> x = jnp.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 1.0, 0.0], [-0.6, 0.8, 0.0]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=mining.easy_positive())
+      >>> print(f"{value:.3f}")
+      0.203
     """
     return _of_extremes(smallest, loss, distance)
 
@@ -163,7 +181,16 @@ def semi_hard(
         margin is not above 0.
 
     References:
-      Schroff, Kalenichenko and Philbin, FaceNet, 2015, eq. 4.
+      Schroff, Kalenichenko and Philbin, FaceNet, 2015 <https://arxiv.org/abs/1503.03832>, eq. 4.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, mining
+      >>> x = jnp.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 1.0, 0.0], [-0.6, 0.8, 0.0]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=mining.semi_hard(margin=0.5))
+      >>> print(f"{value:.3f}")
+      0.206
     """
     measure, fixed = _measure(loss, distance)
     _check_of_positives(loss)
@@ -241,8 +268,17 @@ def multi_similarity(
       ValueError: as `hard`, or if a known `epsilon` is below 0.
 
     References:
-      Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019,
-      eq. 11 and 12.
+      Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019
+      <https://arxiv.org/abs/1904.06627>, eq. 11 and 12.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses, mining
+      >>> x = jnp.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 1.0, 0.0], [-0.6, 0.8, 0.0]])
+      >>> classes = jnp.array([0, 1, 0, 1])
+      >>> value = anchor_loss(x, classes, loss=mining.multi_similarity(losses.multi_similarity()))
+      >>> print(f"{value:.3f}")
+      0.957
     """
     measure, fixed = _measure(loss, distance)
     check_range(0, math.inf, epsilon=epsilon)
@@ -290,8 +326,17 @@ def distance_weighted(
         not `0 < cutoff < largest <= 2`.
 
     References:
-      Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017,
-      eq. 1 to 3.
+      Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017
+      <https://arxiv.org/abs/1706.07567>, eq. 1 to 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, mining
+      >>> x = jnp.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 1.0, 0.0], [-0.6, 0.8, 0.0]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=mining.distance_weighted(dimension=3))
+      >>> print(f"{value:.3f}")
+      0.253
     """
     measure, _ = _measure(loss, None if isinstance(loss, AnchorLoss | TripleLoss) else euclidean)
     if measure is not euclidean:
@@ -410,7 +455,16 @@ def online_hard_loss(
         triplets is given a margin.
 
     References:
-      Reimers and Gurevych, Sentence-BERT, 2019, and its library's OnlineContrastiveLoss.
+      Reimers and Gurevych, Sentence-BERT, 2019 <https://arxiv.org/abs/1908.10084>, and its
+      library's OnlineContrastiveLoss.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import mining
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> value = mining.online_hard_loss(x, jnp.array([0, 1, 0, 1]))
+      >>> print(f"{value:.3f}")
+      4.380
     """
     measure, _ = _measure(loss, distance)
     if margin is not None:

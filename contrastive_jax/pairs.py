@@ -51,6 +51,15 @@ def pair_loss(
       ValueError: if `loss` or `distance` is not a function, the distance does not fit the loss, an
         array is masked, or a known label, margin or embedding has a wrong value;
         `contrastive_jax.checks` says how to check traced ones.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import pair_loss
+      >>> a = jnp.array([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+      >>> b = jnp.array([[0.5, 0.0], [0.5, 0.0], [3.0, 4.0]])
+      >>> labels = jnp.array([0, 1, 1])  # 0: a positive pair, 1: a negative pair
+      >>> print(pair_loss(a, b, labels, margin=1.0))
+      [0.25 0.25 0.  ]
     """
     measure = resolve_distance(loss, distance)
     a, b, labels = (

@@ -98,6 +98,20 @@ def parallel(
     Raises:
       ValueError: if the strategy is unknown, or if `"pmap"` is to check values before jax 0.8; from
         the step, the first check that failed.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import training
+      >>> from contrastive_jax.parallel import parallel
+      >>> def step(state, rows):
+      ...     total = jax.lax.psum(rows.sum(), training.AXIS)
+      ...     return state + total, {"loss": total}
+      >>> devices = parallel(step, "shard_map", jax.devices()[:1], sharded=(1,))
+      >>> state, rows = devices.replicate(jnp.float32(0.0)), devices.shard(jnp.arange(4.0))
+      >>> state, metrics = devices.step(state, rows)
+      >>> print(devices.fetch(state))
+      6.0
     """
     devices = list(devices or jax.local_devices())
     mesh = Mesh(np.array(devices), (AXIS,))

@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from contrastive_jax._extras import needs
 from contrastive_jax.data.labels import check_unmasked
 from contrastive_jax.plots import (
-    _CLASSES,
     _MARK,
     _MARKERS,
     _PAIRS,
     _STYLE,
     BLACK,
+    CLASS_COLORS,
     _check_rows,
     _legend,
     _name_lines,
@@ -65,6 +65,17 @@ def gradient_arrows(
     Raises:
       ValueError: if shapes differ, a number is not finite, a label is neither 0 nor 1, or the
         margin is not above 0.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import pair_loss, plane_plots
+      >>> points, labels = jnp.array([[0.5, 0.0], [0.0, 0.5]]), jnp.array([0, 1])
+      >>> anchor = jnp.zeros_like(points)
+      >>> gradients = jax.grad(lambda points: pair_loss(points, anchor, labels).sum())(points)
+      >>> figure = plane_plots.gradient_arrows(points, gradients, labels, margin=1.0)
+      >>> len(figure.axes)
+      1
     """
     points, gradients = np.asarray(points, np.float64), np.asarray(gradients, np.float64)
     labels, center = np.asarray(labels), np.asarray(anchor, np.float64)
@@ -163,6 +174,14 @@ def descent(
 
     Raises:
       ValueError: if shapes do not fit, a number of the path is not finite or a class has no name.
+
+    Example:
+      >>> import warnings
+      >>> import numpy as np
+      >>> from contrastive_jax import plane_plots
+      >>> path = np.linspace(1, 0, 5)[:, None, None] * np.array([[0.0, 0.0], [1.0, 1.0]])
+      >>> animation = plane_plots.descent(path, [0, 1], losses=[1.0, 0.6, 0.3, 0.1, 0.0])
+      >>> animation.save("descent.gif", writer="pillow")
     """
     check_unmasked(path=path, classes=classes, losses=losses, steps=steps)
     path, classes = np.asarray(path, np.float64), np.asarray(classes)
@@ -216,7 +235,7 @@ def _animation(
             textcoords="offset points",
             fontsize=9.5,
         )
-    looks = {c: (_CLASSES[k % 10], _MARKERS[(k + k // 10) % 10]) for k, c in enumerate(names)}
+    looks = {c: (CLASS_COLORS[k % 10], _MARKERS[(k + k // 10) % 10]) for k, c in enumerate(names)}
     colors = [looks[c][0] for c in classes]
     trails = axes.add_collection(LineCollection([], colors=colors, alpha=0.35, linewidths=1.2))
     size = float(np.clip(9000 / path.shape[1], 7, 36))

@@ -47,7 +47,7 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
     "#000000",
 )
 # Ten classes: colours told apart by anyone, then a dark yellow, a dark purple and a grey.
-_CLASSES = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK, "#B8A900", "#6A3D9A", "#8C8C8C")
+CLASS_COLORS = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK, "#B8A900", "#6A3D9A", "#8C8C8C")
 _MARKERS = "os^Dv<>Pp*"
 _PAIRS: tuple[tuple[int, str, dict[str, Any]], ...] = (
     (0, "similar", {"color": BLUE, "linestyle": "-"}),
@@ -118,7 +118,12 @@ def _write_literally(figure: Figure) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes a figure to a file, whose ending names the format; the same figure, the same bytes."""
+    """Writes a figure to a file, whose ending names the format; the same figure, the same bytes.
+
+    Example:
+      >>> from contrastive_jax import losses, plots
+      >>> plots.save(plots.loss_curve(losses.contrastive, margin=1.0), "loss.png")
+    """
     undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     with style.context(["default", _STYLE]):
         figure.savefig(path, metadata=undated.get(Path(path).suffix))
@@ -141,6 +146,12 @@ def loss_curve(
     Raises:
       ValueError: if `margin` or `max_distance` is not above 0 and finite, or `loss` does not return
         a scalar.
+
+    Example:
+      >>> from contrastive_jax import losses, plots
+      >>> figure = plots.loss_curve(losses.contrastive, margin=1.0)
+      >>> figure.axes[0].get_xlabel()
+      'distance D'
     """
     end = 1.5 * margin if max_distance is None else max_distance
     for name, value in (("margin", margin), ("max_distance", end)):
@@ -183,6 +194,12 @@ def distance_histograms(
     Raises:
       ValueError: if shapes differ, there are no pairs, a distance, the margin or the threshold is
         not finite, or a label is neither 0 nor 1.
+
+    Example:
+      >>> from contrastive_jax import plots
+      >>> figure = plots.distance_histograms([0.1, 0.2, 0.9, 1.1], [0, 0, 1, 1], margin=1.0)
+      >>> figure.axes[0].get_xlabel()
+      'distance'
     """
     distances, labels = np.asarray(distances), np.asarray(labels)
     if distances.shape != labels.shape or distances.ndim != 1 or not distances.size:
@@ -233,6 +250,14 @@ def roc(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, logarithmic: bool 
 
     Raises:
       ValueError: if there is no curve, or one is not two ascending rates of one shape `[T]`.
+
+    Example:
+      >>> from contrastive_jax import plots
+      >>> from contrastive_jax.evaluation.verification import roc_curve
+      >>> curve = roc_curve([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1])
+      >>> figure = plots.roc({"contrastive": (curve.far, curve.tar)})
+      >>> len(figure.axes)
+      1
     """
     if not curves:
         raise ValueError("curves must hold at least one, got none")
@@ -292,6 +317,14 @@ def embedding_map(
     Raises:
       ValueError: if shapes do not fit, an embedding is not finite, a class has no name, or pixels
         are out of range.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax import plots
+      >>> points = np.array([[0.0, 0.0], [0.1, 0.0], [1.0, 1.0], [1.0, 0.9]])
+      >>> figure = plots.embedding_map(points, [0, 0, 1, 1], class_names=["cat", "dog"])
+      >>> figure.axes[0].get_xlabel()
+      'embedding, first entry'
     """
     embeddings, classes = np.asarray(embeddings, np.float64), np.asarray(classes)
     if embeddings.ndim != 2 or min(embeddings.shape) < 2:
@@ -303,7 +336,7 @@ def embedding_map(
     names = {c: _shortened(name, 0.95, 9.5) for c, name in names.items()}
     if images is not None:
         images = _checked_images(images, len(embeddings))
-    color = {c: _CLASSES[k % 10] for k, c in enumerate(names)}
+    color = {c: CLASS_COLORS[k % 10] for k, c in enumerate(names)}
     marker = {c: _MARKERS[(k + k // 10) % 10] for k, c in enumerate(names)}
 
     points, x_label, y_label = _plane(embeddings)
@@ -375,7 +408,7 @@ def _outline(marker: str) -> Outline:
 
 
 def _declutter(places: Array, columns: int, rows: int) -> dict[tuple[int, int], int]:
-    """Which example goes into each cell of a grid: into its own, or failing that one beside it.
+    """Assigns examples to cells of a grid: each to its own cell, or to one beside it.
 
     Places are counted in cells from the lower left corner, `[N, 2]`.
     """
@@ -460,6 +493,14 @@ def gallery(
     Raises:
       ValueError: if shapes do not fit, a position or a pixel is out of range, or a class has no
         name.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax import plots
+      >>> images, classes = np.zeros((3, 8, 8, 1), np.uint8), [0, 0, 1]
+      >>> figure = plots.gallery(images, classes, neighbours=[[1], [0], [1]], queries=[0, 2])
+      >>> len(figure.axes)
+      1
     """
     classes, neighbours, queries = (np.asarray(x) for x in (classes, neighbours, queries))
     names = _names(classes, class_names, len(classes))
@@ -533,6 +574,16 @@ def training_curves(
 
     Raises:
       ValueError: if there are no records, or one has no step.
+
+    Example:
+      >>> from contrastive_jax import plots
+      >>> records = [
+      ...     {"step": 1, "loss": 0.5, "similar_distance": 0.7, "dissimilar_distance": 0.8},
+      ...     {"step": 2, "loss": 0.4, "similar_distance": 0.5, "dissimilar_distance": 0.9},
+      ... ]
+      >>> figure = plots.training_curves(records, margin=1.0)
+      >>> len(figure.axes)
+      4
     """
     if not records:
         raise ValueError("records must hold at least one, got none")
@@ -582,6 +633,12 @@ def growth(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) -> Figu
 
     Raises:
       ValueError: if there is no curve, or one is not three `[S]` of numbers above 0.
+
+    Example:
+      >>> from contrastive_jax import plots
+      >>> figure = plots.growth({"tiles": ([1024, 2048], [0.01, 0.04], [1e6, 2e6])})
+      >>> len(figure.axes)
+      2
     """
     if not curves:
         raise ValueError("curves must hold at least one, got none")
@@ -623,7 +680,7 @@ def intervals(
       panels: for each setting, by its title, the mean and half of the interval of each thing, by
         its name; the same names in each panel, the first drawn uppermost. Half of an interval may
         be NaN, where none is known.
-      quantity: what the means are of.
+      quantity: name of the quantity, for the axis.
       percent: whether they are shares, to be drawn as percentages.
 
     Returns:
@@ -632,6 +689,13 @@ def intervals(
     Raises:
       ValueError: if there is no panel, a panel is empty, names differ between panels or a mean is
         not finite.
+
+    Example:
+      >>> from contrastive_jax import plots
+      >>> panels = {"seen classes": {"contrastive": (0.64, 0.01), "supcon": (0.60, 0.01)}}
+      >>> figure = plots.intervals(panels, "MAP@R")
+      >>> figure.axes[0].get_title()
+      'seen classes'
     """
     rows = [[*panel] for panel in panels.values()]
     if not rows or not rows[0]:
@@ -643,7 +707,7 @@ def intervals(
     names = rows[0]
     figure = Figure(figsize=(3.2 + 2.6 * len(panels), 1 + 0.2 * len(names)), layout="constrained")
     drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    places = np.arange(len(names))
+    heights = np.arange(len(names))
     for axes, (title, panel) in zip(drawn, panels.items(), strict=True):
         mean, half = np.array([panel[name] for name in names], np.float64).T
         if not np.isfinite(mean).all():
@@ -651,7 +715,7 @@ def intervals(
             raise ValueError(f"the mean of {name!r} in panel {title!r} must be finite")
         axes.errorbar(
             mean,
-            places,
+            heights,
             xerr=np.nan_to_num(half),
             fmt="o",
             color=BLUE,
@@ -662,14 +726,14 @@ def intervals(
         axes.margins(y=0.5 / len(names))
         if percent:
             axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    drawn[0].set_yticks(places, names)
+    drawn[0].set_yticks(heights, names)
     drawn[0].invert_yaxis()
     return figure
 
 
 def _series(records: Sequence[Mapping[str, float]], key: str) -> tuple[Array, Array]:
-    found = [(record["step"], record[key]) for record in records if key in record]
-    steps, values = np.array(found, np.float64).reshape(-1, 2).T
+    pairs = [(record["step"], record[key]) for record in records if key in record]
+    steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
     finite = np.isfinite(values)
     return steps[finite], values[finite]
 
@@ -733,7 +797,7 @@ def _name_lines(target: Axes | Figure, lines: Sequence[Line2D], **options: Any) 
 
 
 def _names(classes: Array, class_names: Sequence[str] | None, rows: int) -> dict[int, str]:
-    """The name of each class present, in ascending order of its number."""
+    """Returns the name of each class present, in ascending order of its number."""
     if classes.shape != (rows,) or not np.issubdtype(classes.dtype, np.integer) or not rows:
         raise ValueError(
             f"classes must be [{rows}] integers, one a row, got {classes.dtype} of shape "
@@ -755,7 +819,7 @@ def _names(classes: Array, class_names: Sequence[str] | None, rows: int) -> dict
 
 
 def _shortened(name: str, width: float, size: float) -> str:
-    """As much of a name as `width` inches hold at this size in points."""
+    """Shortens a name to `width` inches at this size in points."""
     shown = name
     for length in range(len(name) - 1, 0, -1):
         if _text_width(shown, size) <= 72 * width:
@@ -765,7 +829,7 @@ def _shortened(name: str, width: float, size: float) -> str:
 
 
 def _text_width(text: str, size: float) -> float:
-    """Width in points, known without a figure."""
+    """Returns the width of a text in points, without a figure."""
     font = FontProperties(size=size)
     return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
 
@@ -778,7 +842,7 @@ def _checked_images(images: ArrayLike, rows: int) -> Array:
 
 
 def _pictures(images: Array) -> Array:
-    """Images as RGB in [0, 1]; grey ones with black borders inverted, as ink on paper."""
+    """Converts images to RGB in [0, 1]; inverts grey ones with black borders, as ink on paper."""
     pixels = images / 255 if np.issubdtype(images.dtype, np.integer) else images
     if not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError(

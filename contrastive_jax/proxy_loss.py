@@ -78,6 +78,16 @@ def proxy_loss(
       AssertionError: if ranks, shapes or dtypes do not fit.
       ValueError: as `anchor_loss`, and if a known class has no proxy, a known proxy is not finite
         or an option is not one of those above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses, proxy_loss
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> proxies = jnp.array([[1.0, 0.2], [-0.2, 1.0]])  # one for each class
+      >>> value = proxy_loss(x, classes, proxies, loss=losses.proxy_nca(temperature=0.5))
+      >>> print(f"{value:.3f}")
+      0.049
     """
     if isinstance(loss, AnchorLoss):
         loss = ProxyLoss(loss)

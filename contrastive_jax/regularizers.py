@@ -32,7 +32,7 @@ __all__ = ["centers", "covariance", "embedding_norm", "koleo", "variance"]
 def embedding_norm(
     embeddings: jax.Array, classes: jax.Array | None = None, *, axis_name: Any = None
 ) -> jax.Array:
-    r"""Mean squared length, for losses of inner products, which grow with it.
+    r"""Mean squared length, a penalty for losses of inner products.
 
     $$\frac{1}{N} \sum_i |x_i|^2$$
 
@@ -48,10 +48,18 @@ def embedding_norm(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
-      ValueError: if an array is masked, or a known embedding or class has a wrong value.
+      ValueError: if an array is masked, or a concrete embedding or class has a wrong value.
 
     References:
-      Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016, sec. 3.2.3.
+      Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016
+      <https://proceedings.neurips.cc/paper/2016/hash/6b180037abbebea991d8b1232f8a8ca9-Abstract.html>,
+      sec. 3.2.3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import regularizers
+      >>> print(regularizers.embedding_norm(jnp.array([[3.0, 4.0], [0.0, 1.0]])))
+      13.0
     """
     embeddings, counts = _counted(embeddings, classes)
     total: jax.Array
@@ -62,13 +70,13 @@ def embedding_norm(
 def koleo(
     embeddings: jax.Array, classes: jax.Array | None = None, *, axis_name: Any = None
 ) -> jax.Array:
-    r"""Kozachenko-Leonenko regulariser: no two embeddings of the sphere are to be close.
+    r"""Kozachenko-Leonenko regulariser, which keeps embeddings on the sphere apart.
 
     $$-\frac{1}{N} \sum_i \log \min_{j \neq i} |x_i - x_j|$$
 
     of $N$ embeddings $x_i$.
 
-    It spreads embeddings evenly. Nearest neighbours are found in one walk over the pairs, without a
+    It spreads embeddings evenly. One pass over the pairs gives the nearest neighbours, without a
     B x B array.
 
     Args:
@@ -82,10 +90,18 @@ def koleo(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
-      ValueError: if an array is masked, or a known embedding or class has a wrong value.
+      ValueError: if an array is masked, or a concrete embedding or class has a wrong value.
 
     References:
-      Sablayrolles et al., Spreading Vectors for Similarity Search, 2019, eq. 3.
+      Sablayrolles et al., Spreading Vectors for Similarity Search, 2019
+      <https://arxiv.org/abs/1806.03198>, eq. 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import regularizers
+      >>> apart, close = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [1.0, 0.1]])
+      >>> print(f"{regularizers.koleo(apart):.2f} {regularizers.koleo(close):.2f}")
+      -0.35 2.31
     """
     embeddings, counts = _counted(embeddings, classes)
     numbers = jnp.where(counts > 0, 0, -1)
@@ -113,7 +129,7 @@ def variance(
     eps: float = 1e-4,
     axis_name: Any = None,
 ) -> jax.Array:
-    r"""VICReg's variance term: each entry is to vary over the batch.
+    r"""VICReg's variance term, which makes each entry vary over the batch.
 
     $$\frac{1}{D} \sum_d \max\big(0, \tau - \sqrt{\text{var}_d + \epsilon}\big)$$
 
@@ -136,7 +152,14 @@ def variance(
         embedding or class has a wrong value.
 
     References:
-      Bardes, Ponce and LeCun, VICReg, 2022, eq. 1 and 2.
+      Bardes, Ponce and LeCun, VICReg, 2022 <https://arxiv.org/abs/2105.04906>, eq. 1 and 2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import regularizers
+      >>> x = jnp.array([[0.5, 2.0], [-0.5, -2.0]])  # the first entry varies too little
+      >>> print(f"{regularizers.variance(x):.2f}")
+      0.15
     """
     check_known(eps=eps)
     check_range(0, math.inf, target=target)
@@ -149,7 +172,7 @@ def variance(
 def covariance(
     embeddings: jax.Array, classes: jax.Array | None = None, *, axis_name: Any = None
 ) -> jax.Array:
-    r"""VICReg's covariance term: different entries are to vary independently.
+    r"""VICReg's covariance term, which decorrelates the entries of an embedding.
 
     $$\frac{1}{D} \sum_{d \neq e} C_{de}^2$$
 
@@ -165,10 +188,17 @@ def covariance(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
-      ValueError: if an array is masked, or a known embedding or class has a wrong value.
+      ValueError: if an array is masked, or a concrete embedding or class has a wrong value.
 
     References:
-      Bardes, Ponce and LeCun, VICReg, 2022, eq. 3 and 4.
+      Bardes, Ponce and LeCun, VICReg, 2022 <https://arxiv.org/abs/2105.04906>, eq. 3 and 4.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import regularizers
+      >>> x = jnp.array([[1.0, 1.0], [-1.0, -1.0]])  # the entries vary together
+      >>> print(f"{regularizers.covariance(x):.2f}")
+      4.00
     """
     centred, count = _centred(embeddings, classes, axis_name)
     centred = gathered(centred)
@@ -179,7 +209,7 @@ def covariance(
 
 
 def centers(proxies: jax.Array) -> jax.Array:
-    r"""SoftTriple's regulariser: centres of a class that are not needed merge.
+    r"""SoftTriple's regulariser, which merges the centres of a class that are not needed.
 
     $$\frac{1}{C K (K - 1)} \sum_c \sum_{k < l} \sqrt{2 - 2 w_{ck} \cdot w_{cl}}$$
 
@@ -193,10 +223,18 @@ def centers(proxies: jax.Array) -> jax.Array:
 
     Raises:
       AssertionError: if ranks or dtypes do not fit.
-      ValueError: if an array is masked, or a known proxy is not finite.
+      ValueError: if an array is masked, or a concrete proxy is not finite.
 
     References:
-      Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019, eq. 9.
+      Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019
+      <https://arxiv.org/abs/1909.05235>, eq. 9.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import regularizers
+      >>> proxies = jnp.array([[[1.0, 0.0], [0.0, 1.0]]])  # one class with two centres
+      >>> print(f"{regularizers.centers(proxies):.3f}")
+      0.707
     """
     proxies = as_array("proxies", proxies)
     chex.assert_rank(proxies, 3, custom_message="expected proxies: [C, K, D]")
@@ -213,7 +251,7 @@ def centers(proxies: jax.Array) -> jax.Array:
 
 
 def _counted(embeddings: jax.Array, classes: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Embeddings in float32 at least, zero where they are to be ignored, and which count."""
+    """Returns embeddings in float32 at least, 0 in ignored rows, and 1 for each row that counts."""
     classes = None if classes is None else as_classes("classes", classes)
     embeddings = jnp.asarray(as_array("embeddings", embeddings, classes=classes))
     chex.assert_rank(embeddings, 2, custom_message="expected embeddings: [B, D]")
@@ -236,7 +274,7 @@ def _counted(embeddings: jax.Array, classes: jax.Array | None) -> tuple[jax.Arra
 def _centred(
     embeddings: jax.Array, classes: jax.Array | None, axis_name: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Embeddings less their mean over all devices, and the number of them."""
+    """Subtracts the mean over all devices; returns the rows and their number."""
     embeddings, counts = _counted(embeddings, classes)
     total, count = jnp.sum(embeddings, axis=0), jnp.sum(counts)
     if axis_name is not None:

@@ -47,6 +47,10 @@ def check_name(name: str) -> None:
     Raises:
       ValueError: if it is empty, `.`, `..`, longer than 100 characters, or has others than letters,
         digits, `-`, `_` and `.`.
+
+    Example:
+      >>> from contrastive_jax.runs import check_name
+      >>> check_name("my-run")
     """
     allowed = re.fullmatch(f"[A-Za-z0-9._-]{{1,{LONGEST_NAME}}}", name)
     if not allowed or name in (".", ".."):
@@ -89,6 +93,13 @@ def open_run(
       FileNotFoundError: if there is no such run to resume.
       ValueError: if the name is not that of one folder, or options differ from those the run was
         begun with.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.runs import open_run
+      >>> with open_run(Path("runs"), "my-run", "digits", {"margin": 1.0}) as folder:
+      ...     print(folder.as_posix())
+      runs/my-run
     """
     if name is not None:
         check_name(name)
@@ -125,6 +136,14 @@ def create_run(runs: Path, name: str | None, default_name: str, config: Mapping[
     Raises:
       FileExistsError: if the named folder exists; nothing is touched.
       ValueError: if the name is not that of one folder.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.runs import create_run
+      >>> create_run(Path("runs"), None, "digits", {"margin": 1.0}).as_posix()
+      'runs/digits-1'
+      >>> create_run(Path("runs"), None, "digits", {"margin": 2.0}).as_posix()
+      'runs/digits-2'
     """
     if name is not None:
         check_name(name)
@@ -174,6 +193,14 @@ def remove_run(folder: Path) -> None:
     Raises:
       BlockingIOError: if a process works on it.
       FileExistsError: if the folder holds something else than a run; nothing is touched.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.runs import create_run, remove_run
+      >>> folder = create_run(Path("runs"), "my-run", "digits", {"margin": 1.0})
+      >>> remove_run(folder)
+      >>> folder.exists()
+      False
     """
     if folder.is_symlink():
         raise FileExistsError(
@@ -194,7 +221,15 @@ def remove_run(folder: Path) -> None:
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes the configuration of a run, in place of the one before."""
+    """Writes the configuration of a run, in place of the one before.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.runs import read_config, write_config
+      >>> write_config(Path(), {"margin": 1.0})
+      >>> read_config(Path())
+      {'margin': 1.0}
+    """
     _replace(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -204,6 +239,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
       FileNotFoundError: if there is none.
       ValueError: if it is damaged.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.runs import read_config, write_config
+      >>> write_config(Path(), {"margin": 1.0})
+      >>> read_config(Path())
+      {'margin': 1.0}
     """
     path = folder / CONFIG
     if not path.exists():
@@ -229,6 +271,12 @@ def check_resumable(folder: Path, config: Mapping[str, Any], free: Iterable[str]
       FileNotFoundError: if there is no such run.
       ValueError: if its configuration is damaged, or an option differs, naming each with both
         values.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.runs import check_resumable, write_config
+      >>> write_config(Path(), {"margin": 1.0, "steps": 100})
+      >>> check_resumable(Path(), {"margin": 1.0, "steps": 200}, free=["steps"])
     """
     before = read_config(folder)
     now = json.loads(json.dumps(config))
@@ -255,6 +303,14 @@ def open_events(folder: Path, step: int) -> Iterator[EventsWriter]:
 
     Yields:
       The writer, for `write_metrics`.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.runs import open_events, read_metrics, write_metrics
+      >>> with open_events(Path(), step=0) as events:
+      ...     write_metrics(Path(), events, [{"step": 1, "loss": 0.5}])
+      >>> read_metrics(Path())
+      [{'step': 1, 'loss': 0.5}]
     """
     events = folder / "tensorboard"
     with _named(events):
@@ -272,9 +328,16 @@ def open_events(folder: Path, step: int) -> Iterator[EventsWriter]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The records of `metrics.jsonl`, in order; lines that are none are left out, with a warning.
+    """Reads the records of `metrics.jsonl`, in order, and warns of lines that are not records.
 
     A last line cut short by a kill is left out without one.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.runs import append_line, read_metrics
+      >>> append_line(Path("metrics.jsonl"), {"step": 1, "loss": 0.5})
+      >>> read_metrics(Path())
+      [{'step': 1, 'loss': 0.5}]
     """
     return read_lines(folder / METRICS, numbers=("step",))
 
@@ -283,6 +346,15 @@ def truncate_metrics(folder: Path, step: int) -> None:
     """Drops the records after `step`, which a resumed run writes again, and a torn last line.
 
     Other lines that can not be read stay where they are, with a warning.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.runs import append_line, read_metrics, truncate_metrics
+      >>> append_line(Path("metrics.jsonl"), {"step": 1, "loss": 0.5})
+      >>> append_line(Path("metrics.jsonl"), {"step": 2, "loss": 0.4})
+      >>> truncate_metrics(Path(), step=1)
+      >>> read_metrics(Path())
+      [{'step': 1, 'loss': 0.5}]
     """
     path = folder / METRICS
     if not path.exists():
@@ -309,6 +381,14 @@ def write_metrics(
 
     Raises:
       OSError: if they can not be written, as on a full disk.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.runs import open_events, read_metrics, write_metrics
+      >>> with open_events(Path(), step=0) as events:
+      ...     write_metrics(Path(), events, [{"step": 1, "loss": 0.5}])
+      >>> read_metrics(Path())
+      [{'step': 1, 'loss': 0.5}]
     """
     # A mean over no pairs is NaN, which JSON does not have.
     finite = [
@@ -328,6 +408,13 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Adds a record to a JSON lines file, whose last line a kill may have cut short.
 
     Several processes may add to one file.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.runs import append_line, read_lines
+      >>> append_line(Path("trials.jsonl"), {"margin": 1.0})
+      >>> read_lines(Path("trials.jsonl"))
+      [{'margin': 1.0}]
     """
     _append(path, [record])
 
@@ -341,7 +428,19 @@ def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def repair_lines(path: Path) -> None:
-    """Drops a last line that a kill has cut short from a JSON lines file, if there is one."""
+    """Drops a last line that a kill has cut short from a JSON lines file, if there is one.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.runs import append_line, repair_lines
+      >>> path = Path("trials.jsonl")
+      >>> append_line(path, {"margin": 1.0})
+      >>> with path.open("a") as file:
+      ...     _ = file.write('{"mar')  # a kill cut this line short
+      >>> repair_lines(path)
+      >>> print(path.read_text().strip())
+      {"margin": 1.0}
+    """
     if path.exists():
         _append(path, [])
 
@@ -362,7 +461,7 @@ def _repair(file: IO[bytes]) -> None:
 def read_lines(
     path: Path, *, keys: Iterable[str] = (), numbers: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
-    """The records of a JSON lines file, none where there is no file.
+    """Reads the records of a JSON lines file; a missing file has none.
 
     Args:
       path: of the file.
@@ -372,6 +471,13 @@ def read_lines(
     Returns:
       The records in order. Lines that are none are left out, with a warning that names file and
       line; a last line cut short by a kill without one.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.runs import append_line, read_lines
+      >>> append_line(Path("trials.jsonl"), {"margin": 1.0})
+      >>> read_lines(Path("trials.jsonl"), keys=["margin"])
+      [{'margin': 1.0}]
     """
     if not path.exists():
         return []
@@ -381,7 +487,7 @@ def read_lines(
 def _lines(
     path: Path, *, keys: Iterable[str] = (), numbers: Iterable[str] = ()
 ) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Lines with their records, without a torn last one; None of what is no record."""
+    """Yields lines with their records, without a torn last line; None where a line is no record."""
     *lines, last = path.read_bytes().split(b"\n")
     if _record(last) is not None:
         lines.append(last)  # only its end was cut off

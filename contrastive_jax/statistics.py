@@ -41,6 +41,19 @@ def total(value: ArrayLike, where: ArrayLike = True) -> Statistic:
 
     Returns:
       The statistic.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_statistics, distances, statistics
+      >>> x = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+      >>> classes = jnp.array([0, 0, 1])
+      >>> def statistic(distance, label):
+      ...     return statistics.total(1.0, label == 0)
+      >>> (result,) = anchor_statistics(
+      ...     x, classes, statistics=(statistic,), distance=distances.squared_euclidean
+      ... )
+      >>> print(result)  # the number of positives of each anchor
+      [1. 1. 0.]
     """
     return _statistic("sum", value, where)
 
@@ -56,6 +69,19 @@ def largest(value: ArrayLike, where: ArrayLike = True) -> Statistic:
 
     Returns:
       The statistic.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_statistics, distances, statistics
+      >>> x = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+      >>> classes = jnp.array([0, 0, 1])
+      >>> def statistic(distance, label):
+      ...     return statistics.largest(distance, label == 1)
+      >>> (result,) = anchor_statistics(
+      ...     x, classes, statistics=(statistic,), distance=distances.squared_euclidean
+      ... )
+      >>> print(result)  # the farthest negative of each anchor
+      [ 1. 18. 18.]
     """
     return _statistic("max", value, where)
 
@@ -69,6 +95,19 @@ def smallest(value: ArrayLike, where: ArrayLike = True) -> Statistic:
 
     Returns:
       The statistic.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_statistics, distances, statistics
+      >>> x = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+      >>> classes = jnp.array([0, 0, 1])
+      >>> def statistic(distance, label):
+      ...     return statistics.smallest(distance, label == 1)
+      >>> (result,) = anchor_statistics(
+      ...     x, classes, statistics=(statistic,), distance=distances.squared_euclidean
+      ... )
+      >>> print(result)  # the nearest negative of each anchor
+      [ 1. 18.  1.]
     """
     return _statistic("min", value, where)
 
@@ -86,6 +125,19 @@ def log_sum_exp(value: ArrayLike, where: ArrayLike = True) -> Statistic:
 
     Returns:
       The statistic.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_statistics, distances, statistics
+      >>> x = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+      >>> classes = jnp.array([0, 0, 1])
+      >>> def statistic(distance, label):
+      ...     return statistics.log_sum_exp(-distance, label == 1)
+      >>> (result,) = anchor_statistics(
+      ...     x, classes, statistics=(statistic,), distance=distances.squared_euclidean
+      ... )
+      >>> print([f"{one:.2f}" for one in result])  # a soft nearest negative of each anchor
+      ['-1.00', '-18.00', '-1.00']
     """
     return _statistic("log_sum_exp", value, where)
 

@@ -1,4 +1,4 @@
-"""The training step, written once against an axis name, and the loop that takes it.
+"""The training step, written once against an axis name, and the training loop.
 
 `jax.pmap` and `jax.shard_map` (`contrastive_jax.parallel`) and `jax.vmap(axis_name=AXIS)` all run
 this step, and agree.
@@ -34,7 +34,7 @@ Encode = Callable[[Params, jax.Array], jax.Array]
 
 
 class TrainState(NamedTuple):
-    """What a step changes, and all that a checkpoint holds."""
+    """The arrays that a step changes and a checkpoint stores."""
 
     step: jax.Array
     params: Params
@@ -81,7 +81,7 @@ class Source(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """Hyper-parameters that are data to a step: another value never compiles again."""
+    """Hyperparameters that are arguments of a step: another value compiles nothing."""
 
     margin: ArrayLike
     seed: ArrayLike
@@ -89,7 +89,7 @@ class Numbers(NamedTuple):
     similar_fraction: ArrayLike = 0.5
     """Share of similar pairs: of those drawn, and of the weight where groups are compared."""
     options: Any = ()
-    """Numbers of a loss by name, where a step takes one that has some."""
+    """Hyperparameters of a loss by name, for steps whose loss has some."""
 
 
 PairStep = Callable[[TrainState, Pairs, Numbers], tuple[TrainState, Metrics]]
@@ -109,6 +109,15 @@ def split_encoder(encoder: nnx.Module) -> tuple[Encode, Params]:
     Raises:
       ValueError: if the encoder holds variables that are not parameters. Batch statistics would
         depend on how the batch is spread over devices, dropout on a key that no step passes on.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import encoders, training
+      >>> from flax import nnx
+      >>> encoder = encoders.MLP((8, 8, 1), width=2, hidden=(4,), rngs=nnx.Rngs(0))
+      >>> encode, params = training.split_encoder(encoder)
+      >>> encode(params, jnp.zeros((3, 8, 8, 1))).shape
+      (3, 2)
     """
     graphdef, *states = nnx.split(encoder, nnx.Param, ...)
     params, rest = states
@@ -137,6 +146,15 @@ def check_images(encode: Encode, params: Params, **splits: np.ndarray) -> None:
     Raises:
       ValueError: if the encoder does not take images of that shape, or a split has others than the
         first.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax import encoders, training
+      >>> from flax import nnx
+      >>> encoder = encoders.MLP((8, 8, 1), width=2, hidden=(4,), rngs=nnx.Rngs(0))
+      >>> encode, params = training.split_encoder(encoder)
+      >>> images = np.zeros((3, 8, 8, 1), np.uint8)
+      >>> training.check_images(encode, params, train=images, test=images)
     """
     first, expected = next((name, images.shape[1:]) for name, images in splits.items())
     for name, images in splits.items():
@@ -165,7 +183,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW with linear warm-up, cosine decay to zero and clipping by the global norm.
+    """Makes AdamW with linear warm-up, cosine decay to zero and clipping by the global norm.
 
     Args:
       learning_rate: its peak, reached after the warm-up.
@@ -179,6 +197,16 @@ def make_optimizer(
 
     Raises:
       ValueError: if the warm-up is not shorter than the training.
+
+    References:
+      Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019
+      <https://arxiv.org/abs/1711.05101>.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import training
+      >>> optimizer = training.make_optimizer(1e-3, steps=100, warmup_steps=10)
+      >>> state = optimizer.init({"weight": jnp.ones((2, 2))})
     """
     if not 0 <= warmup_steps < steps:
         raise ValueError(
@@ -203,7 +231,16 @@ def make_optimizer(
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+    """Makes the state before the first step.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import training
+      >>> optimizer = training.make_optimizer(1e-3, steps=100)
+      >>> state = training.init_state({"weight": jnp.ones((2, 2))}, optimizer)
+      >>> print(state.step)
+      0
+    """
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
@@ -244,6 +281,25 @@ def make_pair_step(
       ValueError: if the distance does not fit the loss; when the step is traced, if pairs have both
         labels and classes or neither, only labels where `group` is above 1, or do not divide into
         microbatches and groups.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from contrastive_jax import training
+      >>> from contrastive_jax.parallel import parallel
+      >>> def encode(params, images):
+      ...     return images.reshape(len(images), -1) @ params
+      >>> optimizer = training.make_optimizer(1e-2, steps=100)
+      >>> step = training.make_pair_step(encode, optimizer)
+      >>> device = parallel(step, "shard_map", jax.devices()[:1])
+      >>> state = device.replicate(training.init_state(jnp.ones((4, 2)), optimizer))
+      >>> images = np.arange(32.0, dtype=np.float32).reshape(2, 4, 2, 2, 1)
+      >>> pairs = device.replicate(training.Pairs(*images, labels=np.array([0, 1, 0, 1])))
+      >>> numbers = device.replicate(training.Numbers(margin=1.0, seed=0))
+      >>> state, metrics = device.step(state, pairs, numbers)
+      >>> print(state.step, sorted(metrics))
+      1 ['active_fraction', 'dissimilar_distance', 'gradient_norm', 'loss', 'similar_distance']
     """
     measure = losses.resolve_distance(loss, distance)
 
@@ -343,6 +399,25 @@ def make_all_pairs_step(
 
     Raises:
       ValueError: if the distance does not fit the loss.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from contrastive_jax import training
+      >>> from contrastive_jax.parallel import parallel
+      >>> def encode(params, images):
+      ...     return images.reshape(len(images), -1) @ params
+      >>> optimizer = training.make_optimizer(1e-2, steps=100)
+      >>> step = training.make_all_pairs_step(encode, optimizer)
+      >>> device = parallel(step, "shard_map", jax.devices()[:1])
+      >>> state = device.replicate(training.init_state(jnp.ones((4, 2)), optimizer))
+      >>> images = np.arange(16.0, dtype=np.float32).reshape(4, 2, 2, 1)
+      >>> batch = device.replicate(training.Batch(images, np.array([0, 0, 1, 1])))
+      >>> numbers = device.replicate(training.Numbers(margin=1.0, seed=0))
+      >>> state, metrics = device.step(state, batch, numbers)
+      >>> print(state.step)
+      1
     """
     measure = losses.resolve_distance(loss, distance)
 
@@ -399,7 +474,21 @@ def updated(
     gradient: Params,
     sums: Metrics,
 ) -> tuple[TrainState, Metrics]:
-    """The state after a step, and what the step is to report."""
+    """Applies the gradient; returns the new state and the metrics of the step.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from contrastive_jax import training
+      >>> optimizer = optax.sgd(0.5)
+      >>> state = training.init_state(jnp.ones(2), optimizer)
+      >>> sums = dict.fromkeys(
+      ...     ("similar", "dissimilar", "similar_distance", "dissimilar_distance"), jnp.float32(2.0)
+      ... )
+      >>> state, metrics = training.updated(optimizer, state, 0.25, jnp.ones(2), sums)
+      >>> print(state.params, metrics["similar_distance"])
+      [0.5 0.5] 1.0
+    """
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {
@@ -425,7 +514,7 @@ def _across(group: int, members: list[jax.Array]) -> list[jax.Array]:
 
 
 def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
-    """Weights of mean 1 in each row, similar ones adding up to their share of it."""
+    """Returns weights of mean 1 in each row, in which similar pairs have their share."""
     fraction = jnp.asarray(similar_fraction, jnp.float32)
     dissimilar = labels.astype(jnp.float32)
     similar = 1 - dissimilar
@@ -435,14 +524,24 @@ def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
 
 
 def keys_of_rows(seed: ArrayLike, step: jax.Array, share: int) -> jax.Array:
-    """Keys `[share, 2]` of the rows of this device, two each, however the batch is spread."""
+    """Returns two keys for each row of this device, `[share, 2]`, however the batch is sharded.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import training
+      >>> def keys(rows):
+      ...     return training.keys_of_rows(0, jnp.int32(0), share=2)
+      >>> jax.vmap(keys, axis_name=training.AXIS)(jnp.zeros(3)).shape  # 3 devices with 2 rows each
+      (3, 2, 2)
+    """
     pair = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
     of_step = jax.random.fold_in(_key_of_step(seed, step), 1)
     return jax.vmap(lambda k: jax.random.split(jax.random.fold_in(of_step, k)))(pair)
 
 
 def _key_of_step(seed: ArrayLike, step: jax.Array) -> jax.Array:
-    """The key of a step; every random number of the training comes from it."""
+    """Returns the key of a step, from which all its random numbers are drawn."""
     check_seed(seed)
     return jax.random.fold_in(jax.random.key(seed), step)
 
@@ -474,6 +573,23 @@ def make_drawn_step(pair_step: PairStep, batch_size: int) -> DrawnStep:
 
     Raises:
       ValueError: when traced, if the batch can not be shared equally.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import training
+      >>> from contrastive_jax.data import index_by_class
+      >>> from contrastive_jax.parallel import parallel
+      >>> def share_of_positives(state, pairs, numbers):
+      ...     return state, jnp.mean(pairs.first_classes == pairs.second_classes)
+      >>> step = training.make_drawn_step(share_of_positives, batch_size=4)
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> source = training.Source(jnp.zeros((4, 2, 2, 1)), classes, index_by_class(classes))
+      >>> state = training.TrainState(jnp.int32(0), params=(), opt_state=())
+      >>> device = parallel(step, "shard_map", jax.devices()[:1])
+      >>> placed = device.replicate((state, source, training.Numbers(margin=1.0, seed=0)))
+      >>> print(device.step(*placed)[1])
+      0.5
     """
 
     def step(state: TrainState, source: Source, numbers: Numbers) -> tuple[TrainState, Metrics]:
@@ -505,6 +621,23 @@ def make_balanced_step(batch_step: BatchStep, classes: int, examples: int) -> Dr
 
     Raises:
       ValueError: when traced, if the batch can not be shared equally or the data has fewer classes.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import training
+      >>> from contrastive_jax.data import index_by_class
+      >>> from contrastive_jax.parallel import parallel
+      >>> def classes_of_batch(state, batch, numbers):
+      ...     return state, jnp.sort(batch.classes)
+      >>> step = training.make_balanced_step(classes_of_batch, classes=2, examples=2)
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> source = training.Source(jnp.zeros((4, 2, 2, 1)), classes, index_by_class(classes))
+      >>> state = training.TrainState(jnp.int32(0), params=(), opt_state=())
+      >>> device = parallel(step, "shard_map", jax.devices()[:1])
+      >>> placed = device.replicate((state, source, training.Numbers(margin=1.0, seed=0)))
+      >>> print(device.step(*placed)[1])
+      [0 0 1 1]
     """
 
     def step(state: TrainState, source: Source, numbers: Numbers) -> tuple[TrainState, Metrics]:
@@ -518,7 +651,7 @@ def make_balanced_step(batch_step: BatchStep, classes: int, examples: int) -> Dr
 
 
 def _share(drawn: tuple[jax.Array, ...], kind: str) -> tuple[jax.Array, ...]:
-    """The part of a batch that this device takes."""
+    """Returns the part of a batch that this device takes."""
     share, remainder = divmod(len(drawn[0]), jax.lax.axis_size(AXIS))
     if remainder:
         raise ValueError(
@@ -530,7 +663,18 @@ def _share(drawn: tuple[jax.Array, ...], kind: str) -> tuple[jax.Array, ...]:
 
 
 def repeated(step: DrawnStep, count: int) -> DrawnStep:
-    """Makes one call of `count` steps by `lax.scan`; metrics are stacked, `[count]` each."""
+    """Makes one call of `count` steps by `lax.scan`; metrics are stacked, `[count]` each.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import training
+      >>> def count(state, source, numbers):
+      ...     return state + 1, {"loss": state}
+      >>> state, metrics = jax.jit(training.repeated(count, 3))(jnp.int32(0), None, None)
+      >>> print(state, metrics["loss"])
+      3 [0 1 2]
+    """
 
     def call(state: TrainState, source: Source, numbers: Numbers) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(lambda state, _: step(state, source, numbers), state, length=count)
@@ -570,6 +714,18 @@ def train(
       ValueError: if windows or steps are not whole calls.
       FloatingPointError: if the loss or the norm of its gradient is NaN or infinite, naming the
         first such step. No state of that window is handed back.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import training
+      >>> def advance(state):
+      ...     return state / 2, {"loss": state**2, "gradient_norm": 2 * state}
+      >>> for state, records in training.train(
+      ...     advance, jnp.float32(1.0), start=0, steps=4, window=2, batch_size=1
+      ... ):
+      ...     print(records[-1]["step"], records[-1]["loss"])
+      2 0.25
+      4 0.015625
     """
     for name, value in (("window", window), ("steps", steps), ("start", start)):
         if value % steps_per_call:
@@ -613,12 +769,21 @@ def train(
 def warn_inverted(similar_distance: float, dissimilar_distance: float) -> None:
     """Warns that similar pairs stay farther apart than dissimilar ones.
 
-    Once may be chance. Where it stays so, the labels are almost always inverted: here 0 is similar
-    and 1 dissimilar, in other libraries often the other way round.
+    A single window may be chance. If it stays so, the labels are almost always inverted: here 0 is
+    similar and 1 dissimilar, and other libraries often swap the two.
 
     Args:
       similar_distance: mean distance of similar pairs over a window of steps.
       dissimilar_distance: that of dissimilar pairs.
+
+    Example:
+      >>> import warnings
+      >>> from contrastive_jax import training
+      >>> with warnings.catch_warnings(record=True) as caught:
+      ...     warnings.simplefilter("always")
+      ...     training.warn_inverted(similar_distance=1.2, dissimilar_distance=0.4)
+      >>> len(caught)
+      1
     """
     warnings.warn(
         f"similar pairs stay farther apart (mean distance {similar_distance:.3f}) than dissimilar "
@@ -644,6 +809,15 @@ def embed(
 
     Raises:
       ValueError: if there are no images.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax import encoders, training
+      >>> from flax import nnx
+      >>> encoder = encoders.MLP((8, 8, 1), width=2, hidden=(4,), rngs=nnx.Rngs(0))
+      >>> encode, params = training.split_encoder(encoder)
+      >>> training.embed(encode, params, np.zeros((5, 8, 8, 1), np.uint8), batch_size=2).shape
+      (5, 2)
     """
     if len(images) == 0:
         raise ValueError("no images to embed")

@@ -68,7 +68,7 @@ def test_maps_show_the_same_examples_in_the_same_colours():
     assert len(colors[0]) == 100
     np.testing.assert_array_equal(*colors)
     assert {tuple(color[:3]) for color in colors[0]} == {
-        to_rgba(color)[:3] for color in plots._CLASSES[:3]
+        to_rgba(color)[:3] for color in plots.CLASS_COLORS[:3]
     }
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
 

@@ -132,6 +132,19 @@ def test_docstrings_begin_with_a_plain_sentence():
     assert [name for name, text in _docstrings() if not re.match(r"[^$\\^\n]+(\n\n|$)", text)] == []
 
 
+def test_docstrings_do_not_begin_with_a_fragment():
+    openings = r"(Of|What|Whether)\b"
+    # Functions of the engine in public modules are not shown.
+    shown = [
+        (name, text)
+        for name, text in _docstrings()
+        if name.rpartition(".")[2] not in INSIDE.get(name.rpartition(".")[0], set())
+        and name != "statistics.Statistic"
+    ]
+    assert len(shown) > 150
+    assert [name for name, text in shown if re.match(openings, text)] == []
+
+
 def test_what_is_returned_is_not_read_as_its_type():
     first_line = r"^(?:Returns|Yields):\n.*:( |$)"
     assert [name for name, text in _docstrings() if re.search(first_line, text, re.M)] == []
@@ -147,9 +160,31 @@ def test_arguments_are_all_documented_or_none():
                 assert sorted(documented) == sorted(arguments), f"{module}.{name}"
 
 
+# A technical report that has neither an arXiv number nor a DOI.
+WITHOUT_A_LINK = {"evaluation.verification.kfold_accuracy"}
+
+
+def test_every_paper_has_a_link():
+    link = (
+        r"<https://(arxiv\.org/abs/\d{4}\.\d{4,5}|doi\.org/10\.\d{4,}/\S+|"
+        r"proceedings\.neurips\.cc/paper/\S+|openaccess\.thecvf\.com/\S+|"
+        r"www\.jmlr\.org/papers/\S+|pytorch\.org/docs/\S+)>"
+    )
+    sections = {
+        name: re.search(r"^References:\n((?: .*\n?)+)", text, re.M) for name, text in _docstrings()
+    }
+    named = {name: match[1] for name, match in sections.items() if match}
+    assert len(named) > 45
+    for name, text in named.items():
+        assert len(re.findall(link, text)) == text.count("https://"), name
+        assert ("https://" in text) == (name not in WITHOUT_A_LINK), name
+
+
 def test_every_page_is_in_the_table_of_contents():
-    listed = re.findall(r"reference/\w+\.md", (ROOT / "mkdocs.yml").read_text())
-    pages = [f"reference/{page.name}" for page in (ROOT / "docs" / "reference").glob("*.md")]
+    listed = re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text())
+    docs = ROOT / "docs"
+    pages = [page.relative_to(docs).as_posix() for page in docs.rglob("*.md")]
+    assert len(pages) > 25
     assert sorted(listed) == sorted(pages)
 
 

@@ -1,4 +1,4 @@
-"""What the README shows runs, and what it says of options is so."""
+"""The README and the pages of the site: their code runs, and what they name exists."""
 
 import dataclasses
 import importlib
@@ -9,40 +9,89 @@ from pathlib import Path
 import pytest
 import tyro
 
-from experiments import drlim, margin_ablation, search, train
+from experiments import compare_losses, digits_map, drlim, margin_ablation, search, train
 
 ROOT = Path(train.__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page: page.read_text() for page in PAGES}
 
 
-def test_code_blocks_run_one_after_another():
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) >= 4
-    namespace = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
-    assert namespace["value"].shape == ()
+def _blocks(page):
+    return re.findall(r"```python\n(.*?)```", TEXTS[page], flags=re.DOTALL)
 
 
-def test_comments_of_the_formula_are_what_it_gives():
+# The code of docs/accelerators.md needs a compiler for a TPU: tests/accelerators runs it.
+RUNNABLE = [page for page in PAGES if _blocks(page) and page.stem != "accelerators"]
+
+
+def _name(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def test_the_readme_is_short():
+    assert len(TEXTS[README].splitlines()) <= 220
+
+
+def test_pages_have_code():
+    assert {_name(page) for page in RUNNABLE} == {
+        "README.md",
+        "docs/all_pairs.md",
+        "docs/index.md",
+        "docs/losses.md",
+    }
+
+
+@pytest.fixture(scope="module")
+def namespaces():
+    return {}
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=_name)
+def test_code_blocks_run_one_after_another(page, namespaces):
+    namespace = namespaces[page] = {}
+    for block in _blocks(page):
+        exec(compile(block, _name(page), "exec"), namespace)
+
+
+def test_the_readme_trains_the_encoder_that_it_says(namespaces):
+    namespace = namespaces.get(README) or {}
+    if not namespace:
+        exec(compile(_blocks(README)[0], "README.md", "exec"), namespace)
+    said = re.search(r"# ([\d.]+) and ([\d.]+); raw pixels have ([\d.]+) and", TEXTS[README])
+    for name, value in zip(("precision_at_1", "map_at_r"), said.groups()[:2], strict=True):
+        assert namespace["figures"][name] == pytest.approx(float(value), abs=0.015)
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "index.md"], ids=_name)
+def test_comments_of_the_formula_are_what_it_gives(page):
     from contrastive_jax import losses
 
-    lines = re.findall(r"^losses\.contrastive\((.*?)\)  # ([\d.]+):", README, flags=re.MULTILINE)
+    lines = re.findall(
+        r"^losses\.contrastive\((.*?)\)  # ([\d.]+):", TEXTS[page], flags=re.MULTILINE
+    )
     assert len(lines) == 3
     for arguments, value in lines:
-        found = losses.contrastive(*map(float, arguments.split(", ")))
-        assert float(found) == pytest.approx(float(value))
+        computed = losses.contrastive(*map(float, arguments.split(", ")))
+        assert float(computed) == pytest.approx(float(value))
 
 
-COMMANDS = sorted({*re.findall(r"python -m (experiments\.[^\n`#]*[^\n`#) ])", README)})
+COMMANDS = sorted(
+    {
+        command
+        for text in TEXTS.values()
+        for command in re.findall(r"python -m (experiments\.[^\n`#]*[^\n`#) ])", text)
+    }
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command):
     name, *arguments = shlex.split(command.replace("$seed", "0"))  # of a loop of the shell
-    if ".benchmarks." in name:
-        # They import their peers, which are not installed here.
-        source = (ROOT / f"{name.replace('.', '/')}.py").read_text()
+    if ".benchmarks." in name or name == "experiments.accelerators":
+        # They import their peers or their compilers, which are not installed here.
+        path = ROOT / name.replace(".", "/")
+        source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
         for option in arguments:
             assert not option.startswith("--") or f"    {option[2:]}: " in source
         return
@@ -51,30 +100,100 @@ def test_commands_are_understood(command):
         tyro.cli(config, args=arguments, use_underscores=True)
 
 
+def test_commands_are_many():
+    assert len(COMMANDS) > 10
+
+
 def test_options_in_the_text_exist():
     fields = {
         field.name
-        for module in (train, margin_ablation, search, drlim)
+        for module in (train, margin_ablation, search, drlim, digits_map, compare_losses)
         for field in dataclasses.fields(module.Config)
     }
-    found = {*re.findall(r"(?<!\w)--(?:no_)?([a-z]\w+)", README)} - {"help"}
-    assert len(found) > 10
+    named = {
+        option
+        for text in TEXTS.values()
+        for option in re.findall(r"(?<![\w-])--(?:no_)?([a-z]\w+)", text)
+    } - {"help"}
+    assert len(named) > 10
     benchmarks = {
         option for c in COMMANDS if ".benchmarks." in c for option in re.findall(r"--(\w+)", c)
     }
-    assert found <= fields | benchmarks
+    assert named <= fields | benchmarks
 
 
-def test_what_is_linked_is_there():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert len(links) > 8
-    for link in links:
-        assert link.startswith("https://") or (ROOT / link).exists(), link
+LINKS = [
+    (page, link)
+    for page in PAGES
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", TEXTS[page], flags=re.S))
+]
+
+
+def _anchors(path):
+    """Anchors of a page: its headings, and in the reference the documented objects."""
+    text = path.read_text()
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    slugs = {re.sub(r"[^\w -]", "", one).strip().lower().replace(" ", "-") for one in headings}
+    return slugs, re.findall(r"^::: (\S+)$", text, flags=re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_links_lead_somewhere(page):
+    for link in [link for source, link in LINKS if source == page]:
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        if page.parent.name == "docs":
+            assert ROOT / "docs" in target.parents, f"{link} is not on the site"
+        if not anchor:
+            continue
+        slugs, modules = _anchors(target)
+        module = next((one for one in modules if anchor.startswith(f"{one}.")), None)
+        if module is None:
+            assert anchor in slugs, link
+        else:
+            assert hasattr(importlib.import_module(module), anchor.removeprefix(f"{module}."))
+
+
+def test_links_to_papers_are_arxiv_doi_or_proceedings():
+    web = {link for _, link in LINKS if link.startswith("https://")}
+    assert len(web) > 20
+    for link in web:
+        assert re.fullmatch(
+            r"https://(arxiv\.org/abs/\d{4}\.\d{4,5}|doi\.org/10\.\d{4,}/\S+|"
+            r"proceedings\.neurips\.cc/paper/\d{4}/hash/[0-9a-f]{32}-Abstract\.html|"
+            r"openaccess\.thecvf\.com/\S+\.pdf|"
+            r"kevinmusgrave\.github\.io/pytorch-metric-learning/)",
+            link,
+        ), link
+
+
+def test_the_table_of_the_readme_has_every_loss():
+    import contrastive_jax
+    from contrastive_jax import losses
+
+    table = TEXTS[README].split("| type | losses, with their papers | call |")[1].split("\n\n")[0]
+    rows = [row.split("|")[1:4] for row in table.splitlines()[2:]]
+    named = [name for _, names, _ in rows for name in re.findall(r"`(\w+)`", names)]
+    # Types have capitals, and these two make losses of others.
+    expected = {name for name in losses.__all__ if name.islower()} - {"of_pairs", "weighted_sum"}
+    assert sorted(named) == sorted(expected)
+    for _, _, calls in rows:
+        for name in re.findall(r"`(\w+)`", calls):
+            assert name in contrastive_jax.__all__
 
 
 def test_targets_of_make_exist():
     makefile = (ROOT / "Makefile").read_text()
-    targets = {*re.findall(r"(?:^    |`)make ([\w-]+)", README, flags=re.MULTILINE)}
-    assert {"train", "test"} <= targets
+    targets = {
+        target
+        for text in TEXTS.values()
+        for target in re.findall(r"(?:^    |`)make ([\w-]+)", text, flags=re.MULTILINE)
+    }
+    assert {"train", "test", "docs"} <= targets
     for target in targets:
         assert f"\n{target}:" in makefile
+    assert "make train" in TEXTS[README]
+    assert "make test" in TEXTS[README]

@@ -77,6 +77,12 @@ def load(
       ValueError: if the name is unknown, the set has no images or labels, its images differ in
         size and no `image_size` is given, they take more memory than the machine has, files are
         damaged or can not be read or written, or a split ends up empty.
+
+    Example:
+      >>> from contrastive_jax.data import load
+      >>> digits = load("digits")
+      >>> digits.train.images.shape[1:], len(digits.test.classes)
+      ((8, 8, 1), 450)
     """
     from contrastive_jax.data.images import decode_images  # needs Pillow, as only this does
 
@@ -138,7 +144,7 @@ def _rows(examples: Examples, rows: np.ndarray) -> Examples:
 
 
 def _expanded(option: str, folder: str | Path | None) -> Path | None:
-    """A folder as given, with `~` at its beginning replaced by the home folder."""
+    """Replaces `~` at the beginning of a folder by the home folder."""
     try:
         return None if folder is None else Path(folder).expanduser()
     except RuntimeError as error:
@@ -146,7 +152,7 @@ def _expanded(option: str, folder: str | Path | None) -> Path | None:
 
 
 def _line(error: Exception) -> str:
-    """The message of an error in one line, of which little is of use beyond the first words."""
+    """Shortens the message of an error to one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= 500 else text[:500] + " ..."
 
@@ -220,7 +226,7 @@ def _needs_tensorflow(name: str) -> str:
 
 
 def _image_and_label(name: str, info: Any) -> tuple[str, str]:
-    """The names of two features: of the images and of their labels."""
+    """Returns the names of the features that hold the images and their labels."""
     import tensorflow_datasets as tfds
 
     features = info.features
@@ -247,7 +253,7 @@ def _image_and_label(name: str, info: Any) -> tuple[str, str]:
 
 
 def _is_class(feature: Any) -> bool:
-    """Whether a feature is one integer, boolean or string, which may stand for a class."""
+    """Tells whether a feature is one integer, boolean or string, which may be a class."""
     import tensorflow_datasets as tfds
 
     if not isinstance(feature, tfds.features.Tensor) or feature.shape:
@@ -315,7 +321,7 @@ def _labelled(
 
 
 def _read(name: str, builder: Any, split: str, image: str) -> list[dict[str, Any]]:
-    """All examples of a split, with images still encoded."""
+    """Reads all examples of a split, with images still encoded."""
     import tensorflow_datasets as tfds
 
     with _explained(
@@ -351,6 +357,6 @@ def _classes(
 
 
 def _plain(value: Any) -> Any:
-    """A label as an integer, a boolean or a string of Python."""
+    """Converts a label to an integer, a boolean or a string of Python."""
     value = value.item() if isinstance(value, np.generic) else value
     return value.decode(errors="replace") if isinstance(value, bytes) else value

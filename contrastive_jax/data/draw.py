@@ -16,7 +16,9 @@ from contrastive_jax.sharding import gathered
 
 
 class ClassIndex(NamedTuple):
-    """Examples by class. Classes without examples are left out, and the pairable come first.
+    """An index of examples by class.
+
+    Classes without examples are left out, and those with two examples or more come first.
 
     A class has a rank here, its position in `starts`, `sizes` and `classes`.
     """
@@ -47,6 +49,14 @@ def index_by_class(classes: ArrayLike, similar_fraction: float = 0.5) -> ClassIn
     Raises:
       ValueError: if the labels are not classes, no example has a class, or the classes can not give
         such pairs: similar ones need a class with two examples, dissimilar ones need two classes.
+
+    Example:
+      >>> from contrastive_jax.data.draw import index_by_class
+      >>> index = index_by_class([7, 3, 7, 3, 9])
+      >>> print(index.classes, index.sizes)  # class 9 has one example, so it comes last
+      [3 7 9] [2 2 1]
+      >>> print(index.members)
+      [1 3 0 2 4]
     """
     numbers = class_numbers(classes)
     if not 0 <= similar_fraction <= 1:
@@ -103,13 +113,24 @@ def draw_pairs(
     Returns:
       Positions of the first and of the second members and labels (0 similar, 1 dissimilar), int32,
       `[B]` each.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from contrastive_jax.data.draw import draw_pairs, index_by_class
+      >>> classes = np.array([0, 1, 0, 1])
+      >>> first, second, labels = draw_pairs(jax.random.key(0), index_by_class(classes), 4, 0.5)
+      >>> print(labels)
+      [1 0 1 0]
+      >>> print(classes[first] != classes[second])
+      [ True False  True False]
     """
     chex.assert_rank(similar_fraction, 0)
     index = gathered(index)
     keys = jax.random.split(key, 4)
     # A float32 product such as 10 * 0.1 may fall just short of the whole number it stands for.
-    places = jnp.arange(batch_size + 1, dtype=jnp.float32)
-    steps = jnp.floor(places * jnp.asarray(similar_fraction, jnp.float32) + 1e-4)
+    ranks = jnp.arange(batch_size + 1, dtype=jnp.float32)
+    steps = jnp.floor(ranks * jnp.asarray(similar_fraction, jnp.float32) + 1e-4)
     similar = steps[1:] > steps[:-1]
 
     def below(key: jax.Array, bound: ArrayLike) -> jax.Array:
@@ -152,21 +173,29 @@ def draw_balanced(
 
     Raises:
       ValueError: if there are fewer than P classes.
+
+    Example:
+      >>> import jax
+      >>> from contrastive_jax.data.draw import draw_balanced, index_by_class
+      >>> index = index_by_class([0, 1, 2, 0, 1, 2])
+      >>> positions, classes = draw_balanced(jax.random.key(0), index, classes=2, examples=2)
+      >>> positions.shape, len(set(classes.tolist()))
+      ((4,), 2)
     """
-    known = index.sizes.shape[0]
-    if not 0 < classes <= known or examples < 1:
+    available = index.sizes.shape[0]
+    if not 0 < classes <= available or examples < 1:
         raise ValueError(
-            f"a batch must have from 1 to {known} classes, as many as the data, and at least 1 "
+            f"a batch must have from 1 to {available} classes, as many as the data, and at least 1 "
             f"example of each, got {classes} classes and {examples} examples"
         )
     index = gathered(index)
-    of_classes, of_examples = jax.random.split(key)
-    chosen = jax.random.permutation(of_classes, known)[:classes].astype(jnp.int32)
+    class_key, example_key = jax.random.split(key)
+    chosen = jax.random.permutation(class_key, available)[:classes].astype(jnp.int32)
     sizes = index.sizes[chosen]
 
     def add(taken: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
         last = sizes - examples + k
-        drawn = jax.random.randint(jax.random.fold_in(of_examples, k), sizes.shape, 0, last + 1)
+        drawn = jax.random.randint(jax.random.fold_in(example_key, k), sizes.shape, 0, last + 1)
         seen = jnp.any(taken == drawn[:, None], axis=1)
         member = jnp.where(last < 0, -1, jnp.where(seen, last, drawn))
         return taken.at[:, k].set(member), None

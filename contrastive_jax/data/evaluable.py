@@ -20,6 +20,11 @@ def check_evaluable(data: Dataset) -> None:
       ValueError: for the first split that is wrong, saying what is wrong with it and the remedy:
         images and classes differ in number, images differ in size from those of train, there are no
         examples with a class, or (of validation and test) one class alone, or no class twice.
+
+    Example:
+      >>> from contrastive_jax.data import load
+      >>> from contrastive_jax.data.evaluable import check_evaluable
+      >>> check_evaluable(load("digits"))
     """
     shape = data.train.images.shape[1:]
     for split in ("train", "validation", "test"):

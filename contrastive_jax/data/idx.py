@@ -73,6 +73,14 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
       ValueError: if the file can not be read, is not whole or not of this format, or holds more
         than the memory of the machine.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.data.idx import read_idx
+      >>> path = Path("labels-idx1-ubyte")
+      >>> _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3]) + bytes([7, 2, 1]))
+      >>> print(read_idx(path))
+      [7 2 1]
     """
     try:
         with path.open("rb") as file:
@@ -149,6 +157,15 @@ def find_idx(name: str, data_dir: Path | None) -> dict[str, Path]:
     Raises:
       FileNotFoundError: naming the missing file, where it was looked for and how to get it.
       ValueError: if the folder can not be read, or holds the files of several sets.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.data.idx import find_idx
+      >>> for split in ("train", "t10k"):
+      ...     Path(f"{split}-images-idx3-ubyte").touch()
+      ...     Path(f"{split}-labels-idx1-ubyte").touch()
+      >>> find_idx("idx", Path())["test-images"].name
+      't10k-images-idx3-ubyte'
     """
     if data_dir is None:
         folders = [root / "share/datasets" / name.replace("_", "-") for root in _ROOTS]
@@ -176,7 +193,7 @@ def find_idx(name: str, data_dir: Path | None) -> dict[str, Path]:
 
 
 def _sets(folder: Path) -> dict[str, dict[str, Path]]:
-    """The IDX files in a folder, by what stands before their names, split and kind."""
+    """Returns the IDX files in a folder, by the prefix of their names, split and content."""
     sets: dict[str, dict[str, Path]] = {}
     try:
         # Gzipped files last, which are preferred, and those with a dash before them.
@@ -200,7 +217,7 @@ def _sets(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def class_names(name: str, files: dict[str, Path]) -> tuple[str, ...]:
-    """Names of the classes of a data set; those of any set are its labels.
+    """Returns the names of the classes of a data set; by default they are its labels.
 
     Args:
       name: as of `find_idx`.
@@ -211,6 +228,11 @@ def class_names(name: str, files: dict[str, Path]) -> tuple[str, ...]:
 
     Raises:
       ValueError: if a file of labels is damaged.
+
+    Example:
+      >>> from contrastive_jax.data.idx import class_names
+      >>> class_names("fashion_mnist", {})[:2]
+      ('T-shirt/top', 'Trouser')
     """
     if name in _CLASSES:
         return _CLASSES[name]
@@ -219,7 +241,7 @@ def class_names(name: str, files: dict[str, Path]) -> tuple[str, ...]:
 
 
 def folder_of(files: dict[str, Path], root: Path) -> Path:
-    """The folder in which a data set of these files is prepared.
+    """Returns the folder in which a data set of these files is prepared.
 
     Other files are another data set: their prepared copies must not be taken for each other.
 
@@ -232,6 +254,13 @@ def folder_of(files: dict[str, Path], root: Path) -> Path:
 
     Raises:
       ValueError: if a file can not be read.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.data.idx import folder_of
+      >>> _ = Path("images").write_bytes(b"pixels")
+      >>> folder_of({"train-images": Path("images")}, Path("prepared")).as_posix()
+      'prepared/idx/6ec9c2b0eb14'
     """
     digest = hashlib.sha256()
     for path in files.values():
@@ -305,7 +334,14 @@ BUILDERS = {"fashion_mnist": FashionMnistIdx, "mnist": MnistIdx, "idx": AnyIdx}
 
 
 def png(image: np.ndarray) -> bytes:
-    """A grey image `[H, W]` as PNG, packed lightly: it is read far more often than sent."""
+    """Encodes a grey image `[H, W]` as PNG, with little compression, as it is read often.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.data.idx import png
+      >>> png(np.zeros((8, 8), np.uint8))[1:4]
+      b'PNG'
+    """
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png", compress_level=1)
     return buffer.getvalue()

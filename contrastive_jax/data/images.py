@@ -32,6 +32,15 @@ def decode_images(
     Raises:
       ValueError: if the pictures differ in size, take more memory than the machine has, or one of
         them is damaged or has pixels that are not integers.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.data.idx import png
+      >>> from contrastive_jax.data.images import decode_images
+      >>> picture = png(np.zeros((8, 8), np.uint8))
+      >>> pixels, transparent = decode_images({"train": [picture]}, grey=True, image_size=None)
+      >>> pixels["train"].shape, transparent
+      ((1, 8, 8, 1), 0)
     """
     rows = [(split, row) for split, part in contents.items() for row in range(len(part))]
     if image_size:
@@ -67,7 +76,7 @@ def decode_images(
 
 
 def _opened(contents: Mapping[str, Sequence[bytes]], split: str, row: int) -> Image.Image:
-    """A picture, of which only the header is read yet."""
+    """Opens a picture and reads its header alone."""
     content = contents[split][row]
     try:
         return Image.open(io.BytesIO(content))

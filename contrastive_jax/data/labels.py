@@ -1,4 +1,4 @@
-"""Class labels in the forms that people have them in."""
+"""Class labels given as integers, booleans or strings."""
 
 from typing import Any
 
@@ -25,6 +25,11 @@ def class_numbers(classes: ArrayLike) -> np.ndarray:
 
     Raises:
       ValueError: if the labels are of another shape or type, or an integer is out of range.
+
+    Example:
+      >>> from contrastive_jax.data.labels import class_numbers
+      >>> print(class_numbers(["cat", "dog", "cat"]))
+      [0 1 0]
     """
     values, labelled = checked_classes("classes", classes)
     numbers = np.full(len(values), IGNORED, np.int32)
@@ -50,6 +55,11 @@ def check_unmasked(**arguments: Any) -> None:
 
     Raises:
       ValueError: if an entry is masked.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.data.labels import check_unmasked
+      >>> check_unmasked(distances=np.array([0.5, 0.7]))
     """
     for name, argument in arguments.items():
         for values in jax.tree.leaves(argument):

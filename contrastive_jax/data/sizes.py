@@ -14,6 +14,10 @@ def check_fits(size: int, subject: str, remedy: str) -> None:
     Raises:
       ValueError: if the array is larger than the memory of the machine. Where the system does not
         say how large that is, any size passes.
+
+    Example:
+      >>> from contrastive_jax.data.sizes import check_fits
+      >>> check_fits(1000, "ten images", "take fewer")
     """
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

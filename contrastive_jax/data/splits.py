@@ -1,4 +1,4 @@
-"""Dividing examples: a part held out, and classes held out."""
+"""Splits of a data set that hold out examples or classes."""
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -23,6 +23,12 @@ def hold_out(classes: ArrayLike, fraction: float, *, seed: int) -> tuple[np.ndar
     Raises:
       ValueError: if the fraction is not in (0, 1), the labels are not classes, or the seed is out
         of its range.
+
+    Example:
+      >>> from contrastive_jax.data.splits import hold_out
+      >>> kept, held = hold_out([0, 0, 0, 0, 1, 1, 1, 1], 0.5, seed=0)
+      >>> len(kept), len(held)
+      (4, 4)
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction to hold out must be in (0, 1), got {fraction}")
@@ -38,9 +44,15 @@ def hold_out(classes: ArrayLike, fraction: float, *, seed: int) -> tuple[np.ndar
 
 
 def seen_classes(number: int) -> np.ndarray:
-    """Which classes are trained on where classes are split: the first half, rounded up, `[C]` bool.
+    """Returns a mask of the classes to train on, `[C]` bool: the first half, rounded up.
 
     References:
-      Oh Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, 2016.
+      Oh Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, 2016
+      <https://arxiv.org/abs/1511.06452>.
+
+    Example:
+      >>> from contrastive_jax.data.splits import seen_classes
+      >>> print(seen_classes(5))
+      [ True  True  True False False]
     """
     return np.arange(number) < (number + 1) // 2

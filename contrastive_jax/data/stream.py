@@ -41,6 +41,15 @@ def stream_pairs(
       ImportError: if Grain is not installed, with the extra that brings it.
       ValueError: as `index_by_class`; or if images and classes differ in number, an entry of an
         image is masked, or the seed is out of its range.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.data.stream import stream_pairs
+      >>> images, classes = np.zeros((6, 8, 8, 1), np.uint8), np.array([0, 0, 1, 1, 2, 2])
+      >>> pairs = stream_pairs(images, classes, seed=0, batch_size=4, similar_fraction=0.5)
+      >>> first, second, first_classes, second_classes = next(pairs)
+      >>> first.shape, int(np.sum(first_classes == second_classes))
+      ((4, 8, 8, 1), 2)
     """
     with needs("train", __name__):
         import grain

@@ -1,4 +1,4 @@
-"""How good an embedding is, on pairs (`verification`) and on neighbours (`retrieval`).
+"""Measures of an embedding, on pairs (`verification`) and on neighbours (`retrieval`).
 
 Both work in float64 on the host, with ties resolved exactly, and take NumPy or JAX arrays.
 """

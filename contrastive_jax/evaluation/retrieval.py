@@ -74,6 +74,15 @@ def nearest_neighbours(
       ValueError: embeddings that are not [N, D], empty, not of one width, not finite, masked or
         beyond the range of the module, rows of zeros under "cosine", identities that do not fit, an
         unknown distance, or k not whole or out of range.
+
+    Example:
+      >>> from contrastive_jax.evaluation.retrieval import nearest_neighbours
+      >>> points = [[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]]
+      >>> indices, distances = nearest_neighbours(points, k=1)
+      >>> print(indices.ravel())
+      [2 2 0]
+      >>> print(distances.ravel().round(2))
+      [1.   4.24 1.  ]
     """
     one_set = references is None
     rows = _rows("queries", queries)
@@ -156,7 +165,14 @@ def retrieval(
 
     References:
       Musgrave, Belongie and Lim (2020), "A Metric Learning Reality Check", ECCV (R-precision,
-      MAP@R).
+      MAP@R) <https://arxiv.org/abs/2003.08505>.
+
+    Example:
+      >>> from contrastive_jax.evaluation.retrieval import retrieval
+      >>> points = [[0.0], [0.1], [0.3], [5.0], [5.1]]
+      >>> figures = retrieval(points, [0, 0, 1, 1, 1])
+      >>> print(f"{figures['precision_at_1']:.2f} {figures['map_at_r']:.2f}")
+      0.80 0.80
     """
     if (references is None) != (reference_classes is None):
         raise ValueError("references and reference_classes must be given together or not at all.")

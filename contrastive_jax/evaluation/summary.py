@@ -1,4 +1,4 @@
-"""All figures of an embedding on a test set, from embeddings and classes."""
+"""All metrics of an embedding on a test set, from embeddings and classes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +36,7 @@ def summarize(
     pairs: int = 50_000,
     seed: int = 0,
 ) -> Summary:
-    """Verification and retrieval on test, with the threshold chosen on validation.
+    """Computes verification and retrieval on test, with the threshold chosen on validation.
 
     Half of the pairs are similar and classes are balanced, in both sets; they depend on the seed
     alone. Retrieval ranks by the Euclidean distance. Rows of class -1 or of a masked class
@@ -59,6 +59,15 @@ def summarize(
       ValueError: if a set has less than two classes or no class with two members, classes do not
         fit, `distance` is not a function, the seed is out of its range, or a row that counts is
         masked, not finite or out of the range of float32.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.evaluation.summary import summarize
+      >>> classes = np.arange(40) % 2
+      >>> points = np.random.default_rng(0).normal(size=(40, 2)) + 10 * classes[:, None]
+      >>> summary = summarize(points[:20], classes[:20], points[20:], classes[20:], pairs=100)
+      >>> summary.figures["auc"], summary.figures["precision_at_1"]
+      (1.0, 1.0)
     """
     threshold = best_threshold(
         *_drawn(
@@ -82,7 +91,7 @@ def drawn_distances(
     pairs: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances of pairs drawn from a set, half of them similar, with classes balanced.
+    """Computes distances of pairs drawn from a set, half of them similar, with classes balanced.
 
     Args:
       points: embeddings or flat images, `[N, D]`.
@@ -98,6 +107,15 @@ def drawn_distances(
       ValueError: if the set has less than two classes or no class with two members, classes do not
         fit, `distance` is not a function, the seed is out of its range, or a row that counts is
         masked, not finite or out of the range of float32.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax import distances
+      >>> from contrastive_jax.evaluation.summary import drawn_distances
+      >>> points, classes = np.array([[0.0], [0.0], [3.0], [3.0]]), np.array([0, 0, 1, 1])
+      >>> between, labels = drawn_distances(points, classes, distances.euclidean, pairs=4, seed=0)
+      >>> print(between, labels)
+      [3. 0. 3. 0.] [1 0 1 0]
     """
     return _drawn(("points", "classes"), points, classes, distance, pairs, seed)
 
@@ -110,7 +128,7 @@ def _drawn(
     pairs: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `drawn_distances`, with the names of the points and of their classes for errors."""
+    """Does the same as `drawn_distances`, with the names of the arguments for errors."""
     check_distance(distance)
     check_seed(seed)
     array, unmasked = split_mask(points)
@@ -132,7 +150,7 @@ def _drawn(
 
 
 def _in_float32(name: str, points: np.ndarray, unmasked: np.ndarray, rows: np.ndarray) -> jax.Array:
-    """The embeddings in float32, in which distances are measured, if all of them fit."""
+    """Checks that embeddings fit into float32, and converts them."""
     limits = np.finfo(np.float32)
     size = np.max(np.abs(points.astype(np.float64)), axis=1, initial=0)
     requirements = (

@@ -1,4 +1,4 @@
-"""Verification: are two examples the same? Figures from distances of pairs and their labels.
+"""Verification metrics, from the distances of pairs and their labels.
 
 A pair is accepted as similar when its distance is at most a threshold. Two rates describe a
 threshold: TAR, the fraction of similar pairs accepted, and FAR, the fraction of dissimilar pairs
@@ -41,34 +41,54 @@ def roc_curve(distances: ArrayLike, labels: ArrayLike) -> ROC:
     Raises:
       ValueError: shapes other than [N], a distance that is not finite, a label outside {0, 1},
         or pairs of one label only.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import roc_curve
+      >>> distances, labels = [0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1]
+      >>> thresholds, far, tar = roc_curve(distances, labels)
+      >>> print(far)
+      [0.  0.  0.5 0.5 1. ]
+      >>> print(tar)
+      [0.  0.5 0.5 1.  1. ]
     """
     thresholds, similar, dissimilar = _accepted(*_pairs(distances, labels))
     return ROC(thresholds, dissimilar / dissimilar[-1], similar / similar[-1])
 
 
 def roc_auc(distances: ArrayLike, labels: ArrayLike) -> float:
-    """Area under the ROC curve, in [0, 1]: how often a similar pair is closer than a dissimilar.
+    """Computes the area under the ROC curve, in [0, 1].
 
-    A tie between the two counts half. Args and Raises as in `roc_curve`.
+    It is the probability that a similar pair is closer than a dissimilar one; a tie counts half.
+    Args and Raises are those of `roc_curve`.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import roc_auc
+      >>> roc_auc([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1])
+      0.75
     """
     _, far, tar = roc_curve(distances, labels)
     return float(np.trapezoid(tar, far))
 
 
 def equal_error_rate(distances: ArrayLike, labels: ArrayLike) -> float:
-    r"""Error rate, in [0, 1], at which FAR equals FRR, the fraction of similar pairs rejected.
+    r"""Computes the error rate at which FAR equals FRR, the fraction of similar pairs rejected.
 
     $$\text{FRR} = 1 - \text{TAR}$$
 
     The crossing is interpolated linearly on the polyline through the points of the ROC curve.
-    Args and Raises as in `roc_curve`.
+    Args and Raises are those of `roc_curve`.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import equal_error_rate
+      >>> equal_error_rate([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1])
+      0.5
     """
     _, far, tar = roc_curve(distances, labels)
     return float(np.interp(1.0, far + tar, far))
 
 
 def tar_at_far(distances: ArrayLike, labels: ArrayLike, far: float) -> float:
-    """Largest TAR, in [0, 1], among thresholds whose FAR is at most `far`; no interpolation.
+    """Computes the largest TAR, in [0, 1], among thresholds whose FAR is at most `far`.
 
     A `far` below 1 / (number of dissimilar pairs) allows no false accept at all. The result is
     then the fraction of similar pairs closer than every dissimilar one: well defined, but resting
@@ -81,6 +101,11 @@ def tar_at_far(distances: ArrayLike, labels: ArrayLike, far: float) -> float:
 
     Raises:
       ValueError: as in `roc_curve`, or `far` outside [0, 1].
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import tar_at_far
+      >>> tar_at_far([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1], far=0.1)
+      0.5
     """
     if not 0 <= far <= 1:
         raise ValueError(f"far must lie in [0, 1], got {far}.")
@@ -89,14 +114,19 @@ def tar_at_far(distances: ArrayLike, labels: ArrayLike, far: float) -> float:
 
 
 def average_precision(distances: ArrayLike, labels: ArrayLike) -> float:
-    r"""Precision of the accepted pairs averaged over the steps of recall, in (0, 1].
+    r"""Computes the precision of accepted pairs, averaged over the steps of recall, in (0, 1].
 
     $$\sum_t (r_t - r_{t - 1}) p_t$$
 
     with $r_t$ the recall and $p_t$ the precision at the distinct distances $t$, without
     interpolation, the definition of scikit-learn's `average_precision_score`. Similar is the
     positive class.
-    Args and Raises as in `roc_curve`.
+    Args and Raises are those of `roc_curve`.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import average_precision
+      >>> print(f"{average_precision([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1]):.3f}")
+      0.833
     """
     _, similar, dissimilar = _accepted(*_pairs(distances, labels))
     precision = similar[1:] / (similar + dissimilar)[1:]
@@ -104,18 +134,23 @@ def average_precision(distances: ArrayLike, labels: ArrayLike) -> float:
 
 
 def best_threshold(distances: ArrayLike, labels: ArrayLike) -> float:
-    """Threshold with the highest accuracy on these pairs, halfway between two distances.
+    """Returns the threshold with the highest accuracy on these pairs, halfway between distances.
 
     Among equally accurate thresholds it is the smallest, the one that accepts fewest pairs. Where
     accepting nothing is best it lies just below the smallest distance, where accepting everything
     is best, on the largest. Choose it on validation pairs, judge it on test pairs.
-    Args and Raises as in `roc_curve`.
+    Args and Raises are those of `roc_curve`.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import best_threshold
+      >>> best_threshold([0.25, 0.5, 1.0, 2.0], [0, 0, 1, 1])
+      0.75
     """
     return _best_threshold(*_pairs(distances, labels))
 
 
 def accuracy_at(distances: ArrayLike, labels: ArrayLike, threshold: float) -> float:
-    """Fraction, in [0, 1], of pairs told right: similar and accepted, or neither.
+    """Computes the fraction of correct decisions: pairs that are similar and accepted, or neither.
 
     Args:
       distances: [N], small for similar pairs.
@@ -124,6 +159,11 @@ def accuracy_at(distances: ArrayLike, labels: ArrayLike, threshold: float) -> fl
 
     Raises:
       ValueError: as in `roc_curve`, or a NaN threshold.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import accuracy_at
+      >>> accuracy_at([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1], threshold=0.5)
+      0.75
     """
     if np.isnan(threshold):
         raise ValueError("threshold must be a number, got NaN.")
@@ -133,7 +173,7 @@ def accuracy_at(distances: ArrayLike, labels: ArrayLike, threshold: float) -> fl
 def kfold_accuracy(
     distances: ArrayLike, labels: ArrayLike, folds: int | ArrayLike = 10, *, seed: int = 0
 ) -> tuple[float, float]:
-    """Accuracy as Labeled Faces in the Wild reports it: mean and standard error over folds.
+    """Computes accuracy as Labeled Faces in the Wild reports it: mean and standard error of folds.
 
     Each fold is judged at the `best_threshold` of all the others.
 
@@ -157,6 +197,11 @@ def kfold_accuracy(
     References:
       Huang, Ramesh, Berg and Learned-Miller (2007), "Labeled Faces in the Wild: A Database for
       Studying Face Recognition in Unconstrained Environments", the protocol of View 2.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import kfold_accuracy
+      >>> kfold_accuracy([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], folds=2)
+      (1.0, 0.0)
     """
     check_seed(seed)
     given, has_fold = split_mask(folds)
@@ -179,7 +224,7 @@ def kfold_accuracy(
 def verification(
     distances: ArrayLike, labels: ArrayLike, threshold: float, folds: int | ArrayLike = 10
 ) -> dict[str, float]:
-    """All the figures of this module for one set of pairs.
+    """Computes all metrics of this module for one set of pairs.
 
     Args:
       distances: [N], small for similar pairs.
@@ -194,6 +239,12 @@ def verification(
 
     Raises:
       ValueError: as in `accuracy_at` and `kfold_accuracy`.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import verification
+      >>> figures = verification([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], threshold=0.5, folds=2)
+      >>> figures["auc"], figures["accuracy"]
+      (1.0, 1.0)
     """
     accuracy = accuracy_at(distances, labels, threshold)
     kfold_mean, kfold_error = kfold_accuracy(distances, labels, folds)
@@ -209,7 +260,7 @@ def verification(
 
 
 def _accepted(distances: Floats, similar: Bools) -> tuple[Floats, Floats, Floats]:
-    """Thresholds, and how many similar and how many dissimilar pairs each accepts."""
+    """Returns thresholds, and the counts of similar and dissimilar pairs that each accepts."""
     thresholds, inverse = np.unique(distances, return_inverse=True)
     counts = [np.bincount(inverse[kind], minlength=len(thresholds)) for kind in (similar, ~similar)]
     similar_accepted, dissimilar_accepted = (np.append(0.0, np.cumsum(count)) for count in counts)
@@ -234,7 +285,7 @@ def _accuracy(distances: Floats, similar: Bools, threshold: float) -> float:
 
 
 def _fold_of_each(similar: Bools, folds: NDArray[Any], seed: int) -> NDArray[np.integer[Any]]:
-    """The fold of each pair, [N], as given or dealt."""
+    """Returns the fold of each pair, [N], as given or drawn."""
     number = int(folds) if folds.ndim == 0 else len(np.unique(folds))
     if number < 2:
         raise ValueError(f"folds must be at least 2, got {number}.")
@@ -259,14 +310,14 @@ def _fold_of_each(similar: Bools, folds: NDArray[Any], seed: int) -> NDArray[np.
 
 
 def _pairs(distances: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
-    """Checked distances and which pairs are similar, without the masked pairs."""
+    """Returns checked distances and a mask of similar pairs, without the masked pairs."""
     return _checked_pairs(distances, labels)[:2]
 
 
 def _checked_pairs(
     distances: ArrayLike, labels: ArrayLike, counts: Bools | bool = True
 ) -> tuple[Floats, Bools, NDArray[np.intp]]:
-    """As `_pairs`, of the pairs that count; and the rows of these."""
+    """Does the same as `_pairs` for the pairs that count, and returns their rows too."""
     distances, has_distance = split_mask(distances)
     labels, has_label = split_mask(labels)
     distances = np.asarray(distances, np.float64)

@@ -1,7 +1,8 @@
 """Losses: the table of contents.
 
-Of a pair, functions `(distance, label)` for `pair_loss` and `all_pairs_loss`; label 0 is similar.
-Each carries the distance of its paper, which those measure where the caller names none:
+Pair losses are functions `(distance, label)` for `pair_loss` and `all_pairs_loss`. Label 0 means a
+positive pair (similar), label 1 a negative pair (dissimilar). Each carries the distance of its
+paper, which is measured unless the caller names another:
 
     contrastive           squares, with a margin                      Hadsell 2006
     contrastive_halved    with the factors 1/2 of the paper           Hadsell 2006
@@ -12,11 +13,11 @@ Each carries the distance of its paper, which those measure where the caller nam
     logistic              a soft margin about a threshold             Hu 2014
     margin_based          a boundary with a margin on either side     Wu 2017
 
-These are cosine distances for `cosine_embedding`, `sentence_contrastive` and `sigmoid`, squared
-Euclidean ones for `logistic`, and Euclidean ones for the others. A distance that does not fit the
-formula is a ValueError. Called with hyperparameters alone, each binds them: `sigmoid(bias=-5.0)`.
+`cosine_embedding`, `sentence_contrastive` and `sigmoid` measure cosine distances, `logistic`
+squared Euclidean ones, and the others Euclidean ones. A distance that does not fit the formula
+raises a ValueError. A call with hyperparameters alone binds them: `sigmoid(bias=-5.0)`.
 
-Of an anchor and all its pairs, made by functions, for `anchor_loss`:
+Anchor losses look at all pairs of an anchor. These functions make them, for `anchor_loss`:
 
     ntxent                a positive against all negatives (InfoNCE)  Oord 2018, Chen 2020
     supcon                all positives in a softmax over all         Khosla 2020
@@ -31,14 +32,14 @@ Of an anchor and all its pairs, made by functions, for `anchor_loss`:
     triplet_hard          farthest positive, nearest negative         Hermans 2017
     fast_ap               average precision by histograms             Cakir 2019
 
-the same with a walk for every few positives:
+These take a pass over the pairs for every few positives of an anchor:
 
     triplet_semi_hard     the nearest negative that is farther        Schroff 2015
     triplet_all           all triplets                                Hermans 2017
     angular               the angle at the negative                   Wang 2017
     smooth_ap             average precision by sigmoids               Brown 2020
 
-Of embeddings and learned proxies of classes, for `proxy_loss`:
+Proxy losses compare embeddings with learned proxies of the classes, for `proxy_loss`:
 
     normalized_softmax    classification by cosines                   Zhai 2019
     proxy_nca             by squared distances (ProxyNCA++)           Teh 2020
@@ -47,12 +48,12 @@ Of embeddings and learned proxies of classes, for `proxy_loss`:
     arcface               a margin on the angle                       Deng 2019
     soft_triple           several centres of a class                  Qian 2019
 
-The numbers that a loss takes, such as margins and temperatures, are real scalars, traced or not;
-one of another shape is an AssertionError that names it.
+Hyperparameters of a loss, such as margins and temperatures, are real scalars, traced or not. One of
+another shape raises an AssertionError that names it.
 
-Made of others: `weighted_sum`, `of_pairs`, and `contrastive_jax.mining`. Of one's own: a function
-of a distance and a label, which measures Euclidean distances unless `with_distance` names another,
-or an `AnchorLoss` or `TripleLoss` of `contrastive_jax.statistics`.
+`weighted_sum`, `of_pairs` and `contrastive_jax.mining` make losses of other losses. A loss of your
+own is a function of a distance and a label, which measures Euclidean distances unless
+`with_distance` names another, or an `AnchorLoss` or `TripleLoss` of `contrastive_jax.statistics`.
 """
 
 from contrastive_jax.losses.combined import of_pairs, weighted_sum

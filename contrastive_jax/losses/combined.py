@@ -1,4 +1,4 @@
-"""Losses made of losses."""
+"""Losses that combine other losses."""
 
 import math
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from contrastive_jax.statistics import total
 def of_pairs(
     loss: Callable[..., jax.Array], distance: Callable[..., jax.Array] | None = None
 ) -> AnchorLoss:
-    """Makes an anchor's loss of a pair's: the mean over all pairs.
+    """Makes an anchor loss that is the mean of a pair loss over all pairs.
 
-    By itself `all_pairs_loss` is quicker; this is for `weighted_sum`, and for the loss of each row,
-    `anchor_loss(..., reduction="none")`.
+    Use it in `weighted_sum`, or for the loss of each row with `reduction="none"`; by itself a pair
+    loss is faster in `all_pairs_loss`.
 
     Args:
       loss: scalar function `(distance, label)`.
@@ -31,6 +31,16 @@ def of_pairs(
 
     Raises:
       ValueError: if `loss` or `distance` is not a function, or the distance does not fit the loss.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> contrastive = losses.of_pairs(losses.contrastive)
+      >>> value = anchor_loss(x, classes, loss=contrastive)
+      >>> print(f"{value:.3f}")
+      0.135
     """
     measure = resolve_distance(loss, distance)
 
@@ -38,24 +48,34 @@ def of_pairs(
         value = loss(distance, label)
         return total(value), total(1.0), total(1.0, value != 0)
 
-    return AnchorLoss(lambda found: Mean(*found), (statistics,), measure, is_fixed(loss))
+    return AnchorLoss(lambda stats: Mean(*stats), (statistics,), measure, is_fixed(loss))
 
 
 def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
-    """Adds up losses, each with its mean, in the walks of the longest of them.
+    """Adds anchor losses, computed in the same passes over the pairs.
 
     Args:
       *terms: weights and losses of one distance. Weights are scalars and may be traced. The losses
-        know no data.
+        take no data.
 
     Returns:
       Loss for `anchor_loss`.
 
     Raises:
       AssertionError: if a weight is not a scalar.
-      ValueError: if there are no terms, a known weight is not finite, a loss is not an
+      ValueError: if there are no terms, a concrete weight is not finite, a loss is not an
         `AnchorLoss`, or distances differ: add up the results of several calls of `anchor_loss`
         then.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> both = losses.weighted_sum((0.5, losses.supcon(0.5)), (0.5, losses.ntxent(0.5)))
+      >>> value = anchor_loss(x, classes, loss=both)
+      >>> print(f"{value:.3f}")
+      0.430
     """
     if not terms or not all(isinstance(term, tuple) and len(term) == 2 for term in terms):
         raise ValueError(
@@ -80,22 +100,22 @@ def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
                 "changes it"
             )
 
-    def of_walk(place: int, distance: jax.Array, label: jax.Array, *found: Any) -> dict[int, Any]:
+    def in_pass(index: int, distance: jax.Array, label: jax.Array, *stats: Any) -> dict[int, Any]:
         return {
-            k: loss.statistics[place](distance, label, *[earlier[k] for earlier in found])
+            k: loss.statistics[index](distance, label, *[earlier[k] for earlier in stats])
             for k, loss in enumerate(losses)
-            if place < len(loss.statistics)
+            if index < len(loss.statistics)
         }
 
-    def loss_of(*found: Any) -> tuple[Mean, ...]:
+    def loss_of(*stats: Any) -> tuple[Mean, ...]:
         means = []
         for k, (weight, loss) in enumerate(terms):
-            result = loss.loss(*[one[k] for one in found[: len(loss.statistics)]])
+            result = loss.loss(*[one[k] for one in stats[: len(loss.statistics)]])
             for mean in [result] if isinstance(result, Mean) else result:
                 means.append(mean._replace(value=weight * mean.value))
         return tuple(means)
 
-    walks = max(len(loss.statistics) for loss in losses)
-    statistics = tuple(partial(of_walk, place) for place in range(walks))
+    passes = max(len(loss.statistics) for loss in losses)
+    statistics = tuple(partial(in_pass, index) for index in range(passes))
     fixed = any(loss.fixed for loss in losses)
     return AnchorLoss(loss_of, statistics, losses[0].distance, fixed=fixed)

@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 
 
 def turned(distance: jax.Array, angle: ArrayLike) -> jax.Array:
-    """Cosine of the angle that has this cosine distance, turned by another."""
+    """Returns the cosine of an angle, given by its cosine distance, plus another angle."""
     square = distance * (2 - distance)
     flat = square <= 0
     sine = jnp.where(flat, 0, jnp.sqrt(jnp.where(flat, 1, square)))

@@ -1,4 +1,4 @@
-"""Losses that are made of what an anchor keeps of its pairs."""
+"""Types of losses of an anchor and of proxies."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -9,58 +9,72 @@ from contrastive_jax.distances import cosine
 
 
 class Mean(NamedTuple):
-    """What an anchor adds to a mean: the batch has the sum of values over the sum of counts."""
+    """The contribution of an anchor to a mean: the sum of values over the sum of counts."""
 
     value: Any
     count: Any
     active: Any = None
-    """Count of what is not 0, for the mean over that; `count` where `value` is not 0 by default."""
+    """The count of terms that are not 0, for `reduction="active"`. By default it is `count` where
+    `value` is not 0."""
 
 
 class AnchorLoss(NamedTuple):
-    """A loss by what an anchor keeps of its pairs; the functions in it are of one pair or anchor.
+    """A loss that is a function of statistics of all pairs of an anchor.
 
-    Each function of `statistics` takes a distance, a label (0 similar, 1 dissimilar), the data of
-    the anchor where there is any, and the results of the functions before it; it returns a tree of
-    `contrastive_jax.statistics`. `loss` takes data and results and returns a `Mean`, or a tuple of
-    them, of which the batch has the sum.
+    Each function of `statistics` takes the distance and the label of one pair (0 similar, 1
+    dissimilar), the data of the anchor where there are any, and the results of the functions before
+    it. It returns a tree of `contrastive_jax.statistics`. `loss` takes the data and the results of
+    one anchor and returns a `Mean`, or a tuple of them whose sum is the loss of the batch.
 
-    Every function takes a walk over the pairs. A later one may depend on data and on earlier ones;
-    derivatives by these are taken in sums. A log-sum-exp or an extreme may depend on them too, in
-    which pairs it is of, but a value that has a derivative by them is refused.
+    Every function takes a pass over the pairs. A later one may depend on data and on earlier
+    results. A sum may have derivatives by them. A log-sum-exp, a maximum or a minimum may select
+    its pairs by them, but a value that has a derivative by them is an error.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses, statistics
+      >>> def farthest_positive(distance, label):
+      ...     return statistics.largest(distance, label == 0), statistics.total(1.0, label == 0)
+      >>> def value(result):
+      ...     farthest, count = result
+      ...     return losses.Mean(jnp.where(count > 0, farthest, 0.0), count > 0)
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+      >>> loss = losses.AnchorLoss(value, (farthest_positive,))
+      >>> print(anchor_loss(x, jnp.array([0, 0, 1]), loss=loss))
+      1.0
     """
 
     loss: Callable[..., Any]
     statistics: tuple[Any, ...]
     distance: Callable[..., jax.Array] = cosine
-    """Where the caller names none."""
+    """The distance that is measured where the caller gives none."""
     fixed: bool = False
-    """Whether the formula is of that distance alone."""
+    """True if the formula holds for that distance alone."""
     needs: tuple[str, ...] = ()
-    """What the data are, for errors."""
+    """Descriptions of the data, for errors."""
 
 
 class TripleLoss(NamedTuple):
-    """A loss of an anchor, one of its positives, and what the anchor keeps of its pairs.
+    """A loss that is a function of one positive and of statistics of all pairs of its anchor.
 
-    As `AnchorLoss`, but for each positive of the anchor, whose distance all functions know as their
-    datum, with what is said there of derivatives. It takes as many walks as the largest class has
-    rows, `at_once` of them together.
+    It is like an `AnchorLoss` for each positive of the anchor, whose distance all functions take as
+    their data. The rules for derivatives are the same. It takes a pass over the pairs for every
+    `at_once` rows of the largest class.
     """
 
     loss: Callable[..., Mean]
     statistics: tuple[Any, ...]
     distance: Callable[..., jax.Array] = cosine
-    """Where the caller names none."""
+    """The distance that is measured where the caller gives none."""
     joined: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    """From the vectors of anchor and positive to one whose distances from the other rows are taken
-    in place of the anchor's. Its statistics must be of dissimilar pairs alone."""
+    """A function from the vectors of anchor and positive to a vector that takes the place of the
+    anchor in distances to the other rows. Its statistics must select negative pairs alone."""
     to_positive: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    """Distance of anchor and positive; by default as of all pairs."""
+    """The distance of anchor and positive, by default that of all pairs."""
     at_once: int = 4
-    """Positives of an anchor that share a walk; 1 where `joined` is given."""
+    """The number of positives of an anchor that share a pass; 1 where `joined` is given."""
     fixed: bool = False
-    """Whether the formula is of that distance alone."""
+    """True if the formula holds for that distance alone."""
 
 
 class ProxyLoss(NamedTuple):
@@ -69,7 +83,7 @@ class ProxyLoss(NamedTuple):
     loss: AnchorLoss
     anchors: Literal["embeddings", "proxies"] = "embeddings"
     of_row: Callable[[jax.Array, jax.Array], Mean] | None = None
-    """The same as a `CentersLoss`, which is quicker where there are not too many proxies."""
+    """The same loss as a `CentersLoss`, which is faster for up to a few thousand proxies."""
 
 
 class CentersLoss(NamedTuple):

@@ -57,8 +57,18 @@ def contrastive(
         ones.
 
     References:
-      Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006,
-      eq. 4, which has the same labels and halves both terms.
+      Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006
+      <https://doi.org/10.1109/CVPR.2006.100>, eq. 4, which has the same labels and halves both
+      terms.
+
+    Example:
+      >>> from contrastive_jax import losses
+      >>> print(losses.contrastive(0.5, 0, margin=1.0))
+      0.25
+      >>> print(losses.contrastive(0.5, 1, margin=1.0))
+      0.25
+      >>> print(losses.contrastive(1.5, 1, margin=1.0))
+      0.0
     """
     distance, label, margin = _checked(distance, label, margin)
     similar = _beyond(distance, positive_margin, margin)
@@ -95,8 +105,13 @@ def contrastive_halved(
       ValueError: as `contrastive`.
 
     References:
-      Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006,
-      eq. 4.
+      Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006
+      <https://doi.org/10.1109/CVPR.2006.100>, eq. 4.
+
+    Example:
+      >>> from contrastive_jax import losses
+      >>> print(losses.contrastive_halved(0.5, 0), losses.contrastive_halved(0.5, 1))
+      0.125 0.125
     """
     return 0.5 * contrastive(distance, label, margin, positive_margin)
 
@@ -132,10 +147,15 @@ def contrastive_linear(
       ValueError: as `contrastive`.
 
     References:
-      Musgrave, Belongie and Lim, PyTorch Metric Learning, 2020, ContrastiveLoss, which is averaged
-      over active pairs (`reduction="active"`). Yuan et al., Signal-to-Noise Ratio: A Robust
-      Distance Metric for Deep Metric Learning, 2019, whose penalty on the mean of the entries is
-      left out.
+      Musgrave, Belongie and Lim, PyTorch Metric Learning, 2020 <https://arxiv.org/abs/2008.09164>,
+      ContrastiveLoss, which is averaged over active pairs (`reduction="active"`). Yuan et al.,
+      Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning, 2019
+      <https://arxiv.org/abs/1904.02616>, whose penalty on the mean of the entries is left out.
+
+    Example:
+      >>> from contrastive_jax import losses
+      >>> print(losses.contrastive_linear(0.5, 0), losses.contrastive_linear(0.25, 1))
+      0.5 0.75
     """
     distance, label, margin = _checked(distance, label, margin)
     similar = _beyond(distance, positive_margin, margin)
@@ -166,7 +186,13 @@ def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 
       ValueError: if a known label is neither 0 nor 1, or a known margin not in its range.
 
     References:
-      PyTorch, torch.nn.CosineEmbeddingLoss.
+      PyTorch, torch.nn.CosineEmbeddingLoss
+      <https://pytorch.org/docs/stable/generated/torch.nn.CosineEmbeddingLoss.html>.
+
+    Example:
+      >>> from contrastive_jax import losses
+      >>> print(losses.cosine_embedding(0.25, 0), losses.cosine_embedding(0.25, 1))
+      0.25 0.75
     """
     check_range(-1, 1, margin=margin)
     distance, label, margin = _checked(distance, label, margin, above_zero=False)
@@ -196,7 +222,13 @@ def sentence_contrastive(
       ValueError: as `contrastive`.
 
     References:
-      Reimers and Gurevych, Sentence-BERT, 2019, and its library's ContrastiveLoss.
+      Reimers and Gurevych, Sentence-BERT, 2019 <https://arxiv.org/abs/1908.10084>, and its
+      library's ContrastiveLoss.
+
+    Example:
+      >>> from contrastive_jax import losses
+      >>> print(losses.sentence_contrastive(0.5, 0), losses.sentence_contrastive(0.25, 1))
+      0.125 0.03125
     """
     return contrastive_halved(distance, label, margin)
 
@@ -234,8 +266,14 @@ def sigmoid(
         bias not finite.
 
     References:
-      Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, sec. 3.2, with the sum over
-      pairs divided by the number of images.
+      Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023
+      <https://arxiv.org/abs/2303.15343>, sec. 3.2, with the sum over pairs divided by the number of
+      images.
+
+    Example:
+      >>> from contrastive_jax import losses
+      >>> print(f"{losses.sigmoid(0.5, 0):.3f} {losses.sigmoid(0.5, 1):.3f}")
+      5.007 0.007
     """
     check_range(-math.inf, math.inf, bias=bias)
     distance, label, temperature = _checked(distance, label, temperature, name="temperature")
@@ -274,8 +312,14 @@ def logistic(
       ValueError: if a known label is neither 0 nor 1, or a known threshold or scale not above 0.
 
     References:
-      Hu, Lu and Tan, Discriminative Deep Metric Learning for Face Verification in the Wild, 2014,
+      Hu, Lu and Tan, Discriminative Deep Metric Learning for Face Verification in the Wild, 2014
+      <https://openaccess.thecvf.com/content_cvpr_2014/papers/Hu_Discriminative_Deep_Metric_2014_CVPR_paper.pdf>,
       eq. 6 and 7, divided by the scale there.
+
+    Example:
+      >>> from contrastive_jax import losses
+      >>> print(f"{losses.logistic(1.0, 0):.3f} {losses.logistic(3.0, 1):.3f}")
+      0.693 0.127
     """
     check_known(scale=scale)
     distance, label, threshold = _checked(distance, label, threshold, name="threshold")
@@ -317,8 +361,15 @@ def margin_based(
         boundary not finite.
 
     References:
-      Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017,
-      eq. 4.
+      Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017
+      <https://arxiv.org/abs/1706.07567>, eq. 4.
+
+    Example:
+      >>> from contrastive_jax import losses
+      >>> print(losses.margin_based(1.5, 0, margin=0.25, boundary=1.0))
+      0.75
+      >>> print(losses.margin_based(1.5, 1, margin=0.25, boundary=1.0))
+      0.0
     """
     distance, label, margin = _checked(distance, label, margin)
     check_range(-math.inf, math.inf, boundary=boundary)

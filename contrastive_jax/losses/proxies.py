@@ -17,13 +17,14 @@ from contrastive_jax.statistics import log_sum_exp, smallest
 
 
 def normalized_softmax(temperature: ArrayLike = 0.05) -> ProxyLoss:
-    r"""Normalised softmax: classification by the cosine with the proxy of each class.
+    r"""Normalised softmax loss: classification by the cosine with the proxy of each class.
 
     $$-\log \frac{e^{s_y / t}}{\sum_c e^{s_c / t}}$$
 
     with $s$ the cosine, $t$ the temperature and $y$ the class of the anchor; the mean over anchors.
 
-    *When.* The simplest proxy loss, hard to beat with many classes.
+    *When.* Use it as the first proxy loss to try, above all with many classes. In
+    docs/compare_losses.md it is among the best on seen classes and among the worst on unseen ones.
 
     Args:
       temperature: above 0; 0.05 in the paper. May be traced.
@@ -32,10 +33,22 @@ def normalized_softmax(temperature: ArrayLike = 0.05) -> ProxyLoss:
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known temperature is not above 0.
+      ValueError: if a concrete temperature is not above 0.
 
     References:
-      Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, 2019, eq. 3.
+      Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, 2019
+      <https://arxiv.org/abs/1811.12649>, eq. 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses, proxy_loss
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> proxies = jnp.array([[1.0, 0.2], [-0.2, 1.0]])  # one for each class
+      >>> loss = losses.normalized_softmax(temperature=0.5)
+      >>> value = proxy_loss(x, classes, proxies, loss=loss)
+      >>> print(f"{value:.3f}")
+      0.169
     """
     check_known(temperature=temperature)
 
@@ -48,14 +61,16 @@ def normalized_softmax(temperature: ArrayLike = 0.05) -> ProxyLoss:
 
 
 def proxy_nca(temperature: ArrayLike = 1 / 9) -> ProxyLoss:
-    r"""ProxyNCA++: the probability of the own proxy by squared distances on the unit sphere.
+    r"""ProxyNCA++ loss: classification by the squared distance to the proxy of each class.
 
     $$-\log \frac{e^{-d_y / t}}{\sum_c e^{-d_c / t}}$$
 
-    with $d$ the squared distance, $t$ the temperature and $y$ the class of the anchor, over all
-    proxies, its own included; the mean over anchors.
+    with $d$ the squared distance on the unit sphere, $t$ the temperature and $y$ the class of the
+    anchor. The sum is over all proxies, that of the anchor's class included. The loss is the mean
+    over anchors.
 
-    *When.* As `normalized_softmax`, which it equals at half the temperature; here with the paper's.
+    *When.* Use it like `normalized_softmax`, which it equals at half the temperature. In
+    docs/compare_losses.md it is first on seen classes and last but one on unseen ones.
 
     Args:
       temperature: above 0; 1/9 in the paper. May be traced.
@@ -64,11 +79,22 @@ def proxy_nca(temperature: ArrayLike = 1 / 9) -> ProxyLoss:
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known temperature is not above 0.
+      ValueError: if a concrete temperature is not above 0.
 
     References:
       Teh, DeVries and Taylor, ProxyNCA++: Revisiting and Revitalizing Proxy Neighborhood Component
-      Analysis, 2020, eq. 6.
+      Analysis, 2020 <https://arxiv.org/abs/2004.01113>, eq. 6.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses, proxy_loss
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> proxies = jnp.array([[1.0, 0.2], [-0.2, 1.0]])  # one for each class
+      >>> loss = losses.proxy_nca(temperature=0.5)
+      >>> value = proxy_loss(x, classes, proxies, loss=loss)
+      >>> print(f"{value:.3f}")
+      0.049
     """
     check_known(temperature=temperature)
     # A squared distance on the unit sphere is twice a cosine distance.
@@ -76,14 +102,15 @@ def proxy_nca(temperature: ArrayLike = 1 / 9) -> ProxyLoss:
 
 
 def cosface(margin: ArrayLike = 0.35, scale: ArrayLike = 64.0) -> ProxyLoss:
-    r"""CosFace: the cosine with the own proxy must win by a margin.
+    r"""CosFace loss: a softmax over classes with a margin on the cosine.
 
     $$-\log \frac{e^{\gamma (s_y - m)}}{e^{\gamma (s_y - m)} + \sum_{c \neq y} e^{\gamma s_c}}$$
 
     with $s$ the cosine, $m$ the margin, $\gamma$ the scale and $y$ the class of the anchor; the
-    mean over anchors. Of several proxies of a class the nearest counts as its own.
+    mean over anchors. Where a class has several proxies, the nearest one counts.
 
-    *When.* Many classes, and identities never seen in training are to be told apart.
+    *When.* Use it with many classes, as in face recognition, where identities that training never
+    saw must be distinguished.
 
     Args:
       margin: cosine in [0, 2); 0.35 in the paper.
@@ -93,17 +120,29 @@ def cosface(margin: ArrayLike = 0.35, scale: ArrayLike = 64.0) -> ProxyLoss:
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known number is not in its range.
+      ValueError: if a concrete number is not in its range.
 
     References:
-      Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, 2018, eq. 4.
+      Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, 2018
+      <https://arxiv.org/abs/1801.09414>, eq. 4.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses, proxy_loss
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> proxies = jnp.array([[1.0, 0.2], [-0.2, 1.0]])  # one for each class
+      >>> loss = losses.cosface(scale=4.0)
+      >>> value = proxy_loss(x, classes, proxies, loss=loss)
+      >>> print(f"{value:.3f}")
+      0.175
     """
     check_range(0, 2, margin=margin)
     return _with_margin(lambda distance: 1 - distance - margin, scale)
 
 
 def arcface(margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> ProxyLoss:
-    r"""ArcFace: the angle to the own proxy must win by a margin.
+    r"""ArcFace loss: a softmax over classes with a margin on the angle.
 
     $$-\log \frac{e^{\gamma \cos(\theta_y + m)}}
     {e^{\gamma \cos(\theta_y + m)} + \sum_{c \neq y} e^{\gamma \cos \theta_c}}$$
@@ -111,7 +150,7 @@ def arcface(margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> ProxyLoss:
     as `cosface`, with $\theta$ the angle. Where $\theta_y + m$ exceeds $\pi$,
     $\cos \theta_y - m \sin m$ takes the place of the cosine, which would rise again.
 
-    *When.* As `cosface`; the margin is the same at every angle.
+    *When.* Use it like `cosface`. The margin is the same at every angle.
 
     Args:
       margin: angle in radians, in [0, pi); 0.5 in the paper. pytorch-metric-learning has degrees,
@@ -122,10 +161,22 @@ def arcface(margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> ProxyLoss:
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known number is not in its range.
+      ValueError: if a concrete number is not in its range.
 
     References:
-      Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019, eq. 3.
+      Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019
+      <https://arxiv.org/abs/1801.07698>, eq. 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses, proxy_loss
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> proxies = jnp.array([[1.0, 0.2], [-0.2, 1.0]])  # one for each class
+      >>> loss = losses.arcface(scale=4.0)
+      >>> value = proxy_loss(x, classes, proxies, loss=loss)
+      >>> print(f"{value:.3f}")
+      0.142
     """
     check_range(0, math.pi, margin=margin)
 
@@ -137,7 +188,7 @@ def arcface(margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> ProxyLoss:
 
 
 def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
-    r"""Proxy-Anchor: each proxy is an anchor for all embeddings of the batch.
+    r"""Proxy-Anchor loss: each proxy is an anchor for all embeddings of the batch.
 
     $$\log\big(1 + \sum_p e^{-\alpha (s_p - m)}\big)$$
 
@@ -148,8 +199,8 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
 
     the mean over all proxies.
 
-    *When.* Fast convergence with many classes, while the embeddings of a batch still see each
-    other.
+    *When.* Use it with many classes where other proxy losses converge slowly: a proxy weights the
+    embeddings of a batch against each other.
 
     Args:
       margin: cosine in [0, 1); 0.1 in the paper.
@@ -159,10 +210,22 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known number is not in its range.
+      ValueError: if a concrete number is not in its range.
 
     References:
-      Kim et al., Proxy Anchor Loss for Deep Metric Learning, 2020, eq. 4.
+      Kim et al., Proxy Anchor Loss for Deep Metric Learning, 2020
+      <https://arxiv.org/abs/2003.13911>, eq. 4.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses, proxy_loss
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> proxies = jnp.array([[1.0, 0.2], [-0.2, 1.0]])  # one for each class
+      >>> loss = losses.proxy_anchor()
+      >>> value = proxy_loss(x, classes, proxies, loss=loss)
+      >>> print(f"{value:.3f}")
+      13.241
     """
     check_known(alpha=alpha)
     check_range(0, 1, margin=margin)
@@ -174,8 +237,8 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
             log_sum_exp(alpha * (s + margin), label == 1),
         )
 
-    def loss(found: Any) -> tuple[Mean, Mean]:
-        positives, negatives = found
+    def loss(stats: Any) -> tuple[Mean, Mean]:
+        positives, negatives = stats
         return (
             Mean(softplus(positives), positives > -jnp.inf),
             Mean(softplus(negatives), 1.0),
@@ -187,7 +250,7 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
 def soft_triple(
     margin: ArrayLike = 0.01, scale: ArrayLike = 20.0, gamma: ArrayLike = 0.1
 ) -> CentersLoss:
-    r"""SoftTriple: classification with several centres of each class, softly chosen.
+    r"""SoftTriple loss: classification with several centres for each class.
 
     $$S_c = \sum_k \frac{e^{s_{ck} / \gamma}}{\sum_l e^{s_{cl} / \gamma}} s_{ck}$$
 
@@ -196,9 +259,9 @@ def soft_triple(
     $$-\log \frac{e^{\lambda (S_y - m)}}{e^{\lambda (S_y - m)} + \sum_{c \neq y} e^{\lambda S_c}}$$
 
     with $m$ the margin, $\lambda$ the scale and $y$ the class of the anchor; the mean over anchors.
-    Proxies are `[C, K, D]`; `regularizers.centers` merges those not needed.
+    Proxies are `[C, K, D]`; `regularizers.centers` merges centres that are not needed.
 
-    *When.* Classes that have several modes.
+    *When.* Use it where a class has several modes.
 
     Args:
       margin: cosine in [0, 2); 0.01 in the paper.
@@ -209,11 +272,21 @@ def soft_triple(
       Loss in [0, inf) for `proxy_loss`.
 
     Raises:
-      ValueError: if a known number is not in its range.
+      ValueError: if a concrete number is not in its range.
 
     References:
-      Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019, eq. 7 and
-      8.
+      Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019
+      <https://arxiv.org/abs/1909.05235>, eq. 7 and 8.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses, proxy_loss
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> centers = jnp.array([[[1.0, 0.2], [0.6, 0.8]], [[-0.2, 1.0], [-1.0, 0.2]]])  # two a class
+      >>> value = proxy_loss(x, classes, centers, loss=losses.soft_triple(scale=4.0))
+      >>> print(f"{value:.3f}")
+      0.159
     """
     check_known(scale=scale, gamma=gamma)
     check_range(0, 2, margin=margin)
@@ -227,17 +300,17 @@ def soft_triple(
 
 
 def _with_margin(own: Any, scale: ArrayLike) -> ProxyLoss:
-    """Softmax over classes of scaled cosines, that of the own class being changed before."""
+    """Makes a softmax loss in which `own` changes the cosine with the proxy of the class."""
     check_known(scale=scale)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         return smallest(distance, label == 0), log_sum_exp(scale * (1 - distance), label == 1)
 
-    def loss(found: Any) -> Mean:
-        distance, others = found
-        known = jnp.isfinite(distance)
-        value = softplus(others - scale * own(jnp.where(known, distance, 0)))
-        return Mean(jnp.where(known, value, 0), known)
+    def loss(stats: Any) -> Mean:
+        distance, others = stats
+        valid = jnp.isfinite(distance)
+        value = softplus(others - scale * own(jnp.where(valid, distance, 0)))
+        return Mean(jnp.where(valid, value, 0), valid)
 
     def of_row(cosines: jax.Array, own_class: jax.Array) -> Mean:
         if len(cosines) == 1:

@@ -1,4 +1,4 @@
-"""Losses that approximate the average precision of an anchor's ranking."""
+"""Losses that approximate the average precision of the ranking of an anchor."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def fast_ap(bins: int = 10) -> AnchorLoss:
     bins over [0, 4], shared linearly between the two nearest; the precision at a bin is that of all
     distances up to it. The mean over anchors that have a positive.
 
-    *When.* The order of a long ranking is the goal, and batches are large.
+    *When.* Use it where the order of a long ranking is the goal and batches are large.
 
     Args:
       bins: number of intervals, at least 1; 10 in the paper.
@@ -33,26 +33,36 @@ def fast_ap(bins: int = 10) -> AnchorLoss:
       ValueError: if `bins` is not a whole number from 1.
 
     References:
-      Cakir et al., Deep Metric Learning to Rank, 2019, eq. 5 to 8.
+      Cakir et al., Deep Metric Learning to Rank, 2019 <https://doi.org/10.1109/CVPR.2019.00196>,
+      eq. 5 to 8.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 1, 0, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.fast_ap())
+      >>> print(f"{value:.3f}")
+      0.583
     """
     check_whole(1, bins=bins)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         # In units of a bin; twice the cosine distance is the squared Euclidean one.
-        place = distance * (bins / 2)
-        shares = [jax.nn.relu(1 - jnp.abs(place - k)) for k in range(int(bins) + 1)]
+        position = distance * (bins / 2)
+        shares = [jax.nn.relu(1 - jnp.abs(position - k)) for k in range(int(bins) + 1)]
         positives = [total(share, label == 0) for share in shares]
         return positives, [total(share) for share in shares], total(1.0, label == 0)
 
-    def loss(found: Any) -> Mean:
-        positives, everything, count = found
+    def loss(stats: Any) -> Mean:
+        positives, everything, count = stats
         positives, everything = jnp.stack(positives), jnp.stack(everything)
         seen, below = jnp.cumsum(everything), jnp.cumsum(positives)
         some = seen > 0
         gained = jnp.where(some, positives * below / jnp.where(some, seen, 1), 0)
-        known = count > 0
+        valid = count > 0
         value = 1 - jnp.sum(gained) / jnp.maximum(count, 1)
-        return Mean(jnp.where(known, value, 0), known)
+        return Mean(jnp.where(valid, value, 0), valid)
 
     return AnchorLoss(loss, (statistics,), fixed=True)
 
@@ -63,46 +73,58 @@ def smooth_ap(temperature: ArrayLike = 0.01, *, include_query: bool = False) -> 
     $$1 - \frac{1}{|P|} \sum_{p \in P} \frac{1 + \sum_{j \in P} \sigma((d_p - d_j) / t)}
     {1 + \sum_j \sigma((d_p - d_j) / t)}$$
 
-    with $d$ the distance, $t$ the temperature, $\sigma$ the sigmoid and $j \neq p$: the rank of a
-    positive among the positives $P$ over that among all. The mean over anchors that have a
-    positive. A walk over all pairs for every four examples of the largest class.
+    with $d$ the distance, $t$ the temperature, $\sigma$ the sigmoid and $j \neq p$. The fraction is
+    the rank of a positive among the positives $P$, divided by its rank among all. The loss is the
+    mean over anchors that have a positive. It takes a pass over all pairs for every four examples
+    of the largest class.
 
-    *When.* Average precision itself is the goal and batches hold several examples of each class.
+    *When.* Use it where average precision itself is the goal and batches have several examples of
+    each class.
 
     Args:
-      temperature: above 0, in the unit of the distance; 0.01 in the paper, for cosines. The lower,
-        the closer to AP and the rarer a gradient.
+      temperature: above 0, in the unit of the distance; 0.01 in the paper, for cosines. A lower
+        one is closer to AP, and fewer pairs have a gradient.
       include_query: whether the anchor itself, at distance 0, is retrieved as one more positive, as
-        in the authors' code and in pytorch-metric-learning. It lifts every AP.
+        in the authors' code and in pytorch-metric-learning. That raises every AP.
 
     Returns:
       Loss in [0, 1) for `anchor_loss`.
 
     Raises:
-      ValueError: if a known temperature is not above 0.
+      ValueError: if a concrete temperature is not above 0.
 
     References:
-      Brown et al., Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval, 2020, eq. 6.
+      Brown et al., Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval, 2020
+      <https://arxiv.org/abs/2007.12163>, eq. 6.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.smooth_ap(temperature=0.1))
+      >>> print(f"{value:.3f}")
+      0.054
     """
     check_known(temperature=temperature)
 
     def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Any:
         before, similar = jax.nn.sigmoid((positive - distance) / temperature), label == 0
-        found = [total(before), total(before, similar), total(1.0, similar)]
+        stats = [total(before), total(before, similar), total(1.0, similar)]
         if include_query:
             nearer = jax.nn.sigmoid(-distance / temperature)
-            found += [total(nearer), total(nearer, similar)]
-        return tuple(found)
+            stats += [total(nearer), total(nearer, similar)]
+        return tuple(stats)
 
-    def loss(positive: jax.Array, found: Any) -> Mean:
-        everything, positives, count, *of_query = found
+    def loss(positive: jax.Array, stats: Any) -> Mean:
+        everything, positives, count, *query_stats = stats
         # The positive is among those that are compared with it, and adds a half to either sum.
         if not include_query:
             return Mean((1 - (0.5 + positives) / (0.5 + everything)) / count, 1 / count)
         query = 0.5 + jax.nn.sigmoid(positive / temperature)
         value = 1 - (query + positives) / (query + everything)
         # The query counts once, and so by a part with each of its positives.
-        value += (1 - (1 + of_query[1]) / (1 + of_query[0])) / count
+        value += (1 - (1 + query_stats[1]) / (1 + query_stats[0])) / count
         return Mean(value / (count + 1), 1 / count)
 
     return TripleLoss(loss, (statistics,))

@@ -1,4 +1,4 @@
-"""Losses that ask which of its pairs an anchor is similar to: a softmax over distances."""
+"""Anchor losses with a softmax over the distances of an anchor."""
 
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from contrastive_jax.statistics import OfSimilar, Statistic, log_sum_exp, total
 
 
 def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
-    r"""NT-Xent, also InfoNCE: which of the negatives and one positive is the positive?
+    r"""NT-Xent loss, also called InfoNCE: a softmax over one positive and all negatives.
 
     $$-\log \frac{e^{s_p / t}}{e^{s_p / t} + \sum_n e^{s_n / t}}$$
 
@@ -26,7 +26,8 @@ def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
     `anchor_loss(x, classes, y, classes, loss=ntxent())` and of the same with x and y exchanged.
     Over devices each row needs a class of its own: add `B * jax.lax.axis_index(axis_name)`.
 
-    *When.* Pairs without class labels (two views, two modalities), and large batches.
+    *When.* Use it for pairs without class labels, such as two views or two modalities, and with
+    large batches.
 
     Args:
       temperature: above 0, in the unit of the distance; 0.05 to 0.5 for cosines. May be traced.
@@ -35,12 +36,21 @@ def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
       Loss in [0, inf) for `anchor_loss`. An anchor without negatives has loss 0.
 
     Raises:
-      ValueError: if a known temperature is not above 0.
+      ValueError: if a concrete temperature is not above 0.
 
     References:
-      Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018, eq. 4.
-      Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020,
-      eq. 1.
+      Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018
+      <https://arxiv.org/abs/1807.03748>, eq. 4. Chen et al., A Simple Framework for Contrastive
+      Learning of Visual Representations, 2020 <https://arxiv.org/abs/2002.05709>, eq. 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.ntxent(temperature=0.5))
+      >>> print(f"{value:.3f}")
+      0.430
     """
     check_known(temperature=temperature)
 
@@ -59,7 +69,7 @@ def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
 def supcon(
     temperature: ArrayLike = 0.1, *, log: Literal["outside", "inside"] = "outside"
 ) -> AnchorLoss:
-    r"""Supervised contrastive loss: the positives of an anchor in a softmax over all others.
+    r"""Supervised contrastive loss: a softmax over all other rows, averaged over the positives.
 
     With the logarithm outside of the sum over the positives $P$,
 
@@ -72,21 +82,33 @@ def supcon(
     with $s$ the cosine, $t$ the temperature and $a$ all others. The mean over anchors that have a
     positive.
 
-    *When.* Class labels and several examples of each class in a batch; the strongest default where
-    only retrieval counts. Outside trains better (the paper's table 1).
+    *When.* Use it with class labels and several examples of each class in a batch. In the
+    comparison of this library (docs/compare_losses.md) it is in the lower half of the table, tuned
+    like the others, so compare it with simpler losses. The logarithm outside trains better in the
+    paper's table 1.
 
     Args:
       temperature: above 0, in the unit of the distance; 0.05 to 0.5 for cosines. May be traced.
-      log: where the logarithm stands.
+      log: `"outside"` or `"inside"` of the sum over the positives.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`.
 
     Raises:
-      ValueError: if a known temperature is not above 0, or `log` is neither.
+      ValueError: if a concrete temperature is not above 0, or `log` is neither.
 
     References:
-      Khosla et al., Supervised Contrastive Learning, 2020, eq. 2 (outside) and 3 (inside).
+      Khosla et al., Supervised Contrastive Learning, 2020 <https://arxiv.org/abs/2004.11362>, eq. 2
+      (outside) and 3 (inside).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.supcon(temperature=0.5))
+      >>> print(f"{value:.3f}")
+      0.430
     """
     check_known(temperature=temperature)
     if log not in ("outside", "inside"):
@@ -94,15 +116,15 @@ def supcon(
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         logit, similar = -distance / temperature, label == 0
-        of_positives = (total if log == "outside" else log_sum_exp)(logit, similar)
-        return log_sum_exp(logit), of_positives, total(1.0, similar)
+        positives = (total if log == "outside" else log_sum_exp)(logit, similar)
+        return log_sum_exp(logit), positives, total(1.0, similar)
 
-    def loss(found: Any) -> Mean:
-        everything, of_positives, count = found
-        known, some = count > 0, jnp.maximum(count, 1)
-        of_positives = jnp.where(known, of_positives, 0)
-        mean = of_positives / some if log == "outside" else of_positives - jnp.log(some)
-        return Mean(jnp.where(known, jnp.where(known, everything, 0) - mean, 0), known)
+    def loss(stats: Any) -> Mean:
+        everything, positives, count = stats
+        valid, some = count > 0, jnp.maximum(count, 1)
+        positives = jnp.where(valid, positives, 0)
+        mean = positives / some if log == "outside" else positives - jnp.log(some)
+        return Mean(jnp.where(valid, jnp.where(valid, everything, 0) - mean, 0), valid)
 
     return AnchorLoss(loss, (statistics,))
 
@@ -115,7 +137,8 @@ def decoupled(temperature: ArrayLike = 0.1) -> AnchorLoss:
     with $s$ the cosine and $t$ the temperature; the mean over positive pairs of anchors that have
     a negative.
 
-    *When.* Small batches, where the positive in NT-Xent's denominator weakens its own gradient.
+    *When.* Use it with small batches, where the positive in NT-Xent's denominator weakens its own
+    gradient.
 
     Args:
       temperature: above 0, in the unit of the distance; 0.05 to 0.5 for cosines. May be traced.
@@ -124,10 +147,19 @@ def decoupled(temperature: ArrayLike = 0.1) -> AnchorLoss:
       Loss in (-inf, inf) for `anchor_loss`.
 
     Raises:
-      ValueError: if a known temperature is not above 0.
+      ValueError: if a concrete temperature is not above 0.
 
     References:
-      Yeh et al., Decoupled Contrastive Learning, 2022, eq. 5.
+      Yeh et al., Decoupled Contrastive Learning, 2022 <https://arxiv.org/abs/2110.06848>, eq. 5.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.decoupled(temperature=0.5))
+      >>> print(f"{value:.3f}")
+      -0.737
     """
     check_known(temperature=temperature)
 
@@ -135,18 +167,18 @@ def decoupled(temperature: ArrayLike = 0.1) -> AnchorLoss:
         logit, similar = -distance / temperature, label == 0
         return log_sum_exp(logit, ~similar), total(logit, similar), total(1.0, similar)
 
-    def loss(found: Any) -> Mean:
-        negatives, positives, count = found
-        known = negatives > -jnp.inf
-        count = jnp.where(known, count, 0)
-        value = count * jnp.where(known, negatives, 0) - positives
-        return Mean(jnp.where(known, value, 0), count)
+    def loss(stats: Any) -> Mean:
+        negatives, positives, count = stats
+        valid = negatives > -jnp.inf
+        count = jnp.where(valid, count, 0)
+        value = count * jnp.where(valid, negatives, 0) - positives
+        return Mean(jnp.where(valid, value, 0), count)
 
     return AnchorLoss(loss, (statistics,))
 
 
 def n_pair() -> AnchorLoss:
-    r"""N-pair loss: inner products with all negatives against that with a positive.
+    r"""N-pair loss: a softmax over inner products with one positive and all negatives.
 
     $$\log\big(1 + \sum_n e^{a \cdot n - a \cdot p}\big)$$
 
@@ -155,27 +187,39 @@ def n_pair() -> AnchorLoss:
     positives of other classes: pass anchors and positives as two sets. Lengths are not normalised;
     add `regularizers.embedding_norm`, as the paper does.
 
-    *When.* Unnormalised embeddings and many classes with two examples each; else `ntxent`, which is
-    the same on the unit sphere with a temperature.
+    *When.* Use it with unnormalised embeddings and many classes with two examples each. On the unit
+    sphere use `ntxent`, which is the same with a temperature.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`.
 
     References:
-      Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016, eq. 8.
+      Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016
+      <https://proceedings.neurips.cc/paper/2016/hash/6b180037abbebea991d8b1232f8a8ca9-Abstract.html>,
+      eq. 8.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.n_pair())
+      >>> print(f"{value:.3f}")
+      0.674
     """
     return ntxent(1.0)._replace(distance=negative_dot)
 
 
 def nca(scale: ArrayLike = 1.0) -> AnchorLoss:
-    r"""Neighbourhood components analysis: how probable is a neighbour of the same class?
+    r"""Neighbourhood components analysis: the probability of a neighbour of the same class.
 
     $$-\log \frac{\sum_p e^{-\alpha d_p}}{\sum_a e^{-\alpha d_a}}$$
 
     with $d$ the squared Euclidean distance, $\alpha$ the scale, $p$ the positives and $a$ all
     others; the mean over anchors that have a positive.
 
-    *When.* Nearest-neighbour classification is the goal and a class may lie in several places.
+    *When.* Use it where nearest-neighbour classification is the goal and a class may form several
+    clusters.
 
     Args:
       scale: above 0, inverse unit of the distance. On the unit sphere squared distances lie in
@@ -185,11 +229,21 @@ def nca(scale: ArrayLike = 1.0) -> AnchorLoss:
       Loss in [0, inf) for `anchor_loss`.
 
     Raises:
-      ValueError: if a known scale is not above 0.
+      ValueError: if a concrete scale is not above 0.
 
     References:
-      Goldberger et al., Neighbourhood Components Analysis, 2004, eq. 1 and 2, with the logarithm of
-      sec. 2.
+      Goldberger et al., Neighbourhood Components Analysis, 2004
+      <https://proceedings.neurips.cc/paper/2004/hash/42fe880812925e520249e808937738d2-Abstract.html>,
+      eq. 1 and 2, with the logarithm of sec. 2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.nca(scale=2.0))
+      >>> print(f"{value:.3f}")
+      0.221
     """
     check_known(scale=scale)
 
@@ -197,10 +251,10 @@ def nca(scale: ArrayLike = 1.0) -> AnchorLoss:
         logit = scale * -distance
         return log_sum_exp(logit), log_sum_exp(logit, label == 0)
 
-    def loss(found: Any) -> Mean:
-        everything, of_positives = found
-        known = of_positives > -jnp.inf
-        value = jnp.where(known, everything, 0) - jnp.where(known, of_positives, 0)
-        return Mean(jnp.where(known, value, 0), known)
+    def loss(stats: Any) -> Mean:
+        everything, positives = stats
+        valid = positives > -jnp.inf
+        value = jnp.where(valid, everything, 0) - jnp.where(valid, positives, 0)
+        return Mean(jnp.where(valid, value, 0), valid)
 
     return AnchorLoss(loss, (statistics,), squared_euclidean)

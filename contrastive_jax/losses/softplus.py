@@ -1,4 +1,4 @@
-"""The smooth hinge, as cheap as pairs need it."""
+"""The smooth hinge, in a form that is cheap to compute for many pairs."""
 
 import jax
 import jax.numpy as jnp

@@ -65,7 +65,9 @@ class Config:
     keops_rounds: int = 1
     """Rounds of KeOps."""
     results: Path | None = None
-    """Folder for figures as JSON and for the picture of the growth."""
+    """Folder for figures as JSON."""
+    picture: Path | None = None
+    """File for the picture of the growth, as docs/all_pairs_cpu.png."""
 
 
 class Data(NamedTuple):
@@ -452,6 +454,7 @@ def main(config: Config) -> None:
         figures = {"table": rows, "growth": growth, "digits": precision, "keops": streamed}
         path = config.results / "all_pairs_cpu.json"
         path.write_text(json.dumps(figures, indent=1) + "\n")
+    if config.picture:
         names = dict.fromkeys(row["contender"] for row in growth)
         curves = {}
         for name in names:
@@ -460,7 +463,7 @@ def main(config: Config) -> None:
                 [row[key] for row in mine] for key in ("rows", "seconds", "memory")
             )
             curves[name] = sizes, seconds, np.maximum(memory, 1e6)
-        plots.save(plots.growth(curves), config.results / "all_pairs_cpu.png")
+        plots.save(plots.growth(curves), config.picture)
 
 
 if __name__ == "__main__":

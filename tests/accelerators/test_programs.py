@@ -4,6 +4,7 @@
 """
 
 import functools
+import re
 
 import pytest
 
@@ -11,6 +12,7 @@ from experiments.accelerators.catalogue import PROGRAMS, ROWS
 from experiments.accelerators.check import faults
 from experiments.accelerators.facts import facts
 from experiments.accelerators.programs import WIDTH
+from experiments.accelerators.table import PAGE
 from experiments.accelerators.targets import H100, V5E_HOST, V5E_POD, is_available
 
 # A program takes seconds to a minute to compile, and several tests read it.
@@ -31,6 +33,13 @@ rings = [case(one) for one in all_pairs if one.target in (V5E_HOST, V5E_POD)]
 def skip_without_compiler(target):
     if not is_available(target):
         pytest.skip(f"no compiler for {target.name}")
+
+
+def test_the_example_of_the_page_compiles(capsys):
+    skip_without_compiler(V5E_HOST)
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    exec(compile(block, PAGE.name, "exec"), {})
+    assert int(capsys.readouterr().out) > 0
 
 
 @pytest.mark.parametrize("program", available)

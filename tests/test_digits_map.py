@@ -1,0 +1,45 @@
+"""The figure of the first page: images and labels stay inside the frame and apart."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from experiments import digits_map
+from experiments.digits_map import DIGIT, HEIGHT, LABEL, WIDTH
+
+
+def _clusters(seed):
+    key = np.random.default_rng(seed)
+    classes = np.repeat(np.arange(10), 20)
+    centres = np.array([[x, y] for x in range(5) for y in range(2)], float)
+    return centres[classes] + 0.08 * key.normal(size=(200, 2)), classes
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_images_fill_the_panel(seed):
+    points = digits_map.fit(_clusters(seed)[0])
+    assert np.all(points - DIGIT / 2 >= 0)
+    assert np.all(points + DIGIT / 2 <= [WIDTH, HEIGHT])
+    assert np.max(np.ptp(points, axis=0) / [WIDTH, HEIGHT]) > 0.9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_lie_on_no_image_and_no_other_label(seed):
+    embeddings, classes = _clusters(seed)
+    points = digits_map.fit(embeddings)
+    labels = digits_map.label_positions(points, classes)
+    assert labels.shape == (10, 2)
+    apart = np.abs(labels[:, None] - points).max(-1)
+    assert apart.min() > (DIGIT + LABEL) / 2
+    between = np.abs(labels[:, None] - labels).max(-1) + 10 * np.eye(10)
+    assert between.min() > LABEL
+    # Each label is nearest to a point of its own class.
+    assert np.array_equal(classes[apart.argmin(1)], np.arange(10))
+
+
+def test_the_command_writes_both_panels(tmp_path):
+    path = tmp_path / "map.png"
+    digits_map.main(digits_map.Config(path=path, steps=50))
+    height, width = matplotlib.image.imread(path).shape[:2]
+    assert width / 150 <= 10
+    assert height / 150 <= 5

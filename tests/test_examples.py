@@ -1,0 +1,48 @@
+"""The examples in docstrings run, and every public function has one."""
+
+import ast
+import doctest
+
+import pytest
+from test_docs import ENGINE, INSIDE, _public, _trees
+
+PUBLIC = {
+    module: {
+        name: node for name, node in _public(tree).items() if name not in INSIDE.get(module, set())
+    }
+    for module, tree in _trees()
+    if module not in ENGINE
+}
+EXAMPLES = {
+    f"{module}.{name}": docstring
+    for module, members in PUBLIC.items()
+    for name, node in members.items()
+    if ">>>" in (docstring := ast.get_docstring(node) or "")
+}
+
+
+def test_every_public_function_has_an_example():
+    functions = [
+        f"{module}.{name}"
+        for module, members in PUBLIC.items()
+        for name, node in members.items()
+        if isinstance(node, ast.FunctionDef)
+    ]
+    assert len(functions) > 150
+    assert [name for name in functions if name not in EXAMPLES] == []
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_prints_what_it_says(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
+    example = doctest.DocTestParser().get_doctest(EXAMPLES[name], {}, name, None, 0)
+    failures = []
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+    runner.run(example, out=failures.append)
+    assert not failures, "".join(failures)
+
+
+def test_examples_are_sections_of_their_own():
+    for name, docstring in EXAMPLES.items():
+        before = docstring[: docstring.index(">>>")].rstrip()
+        assert before.endswith("\n\nExample:"), name
