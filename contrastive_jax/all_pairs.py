@@ -132,7 +132,7 @@ def all_pairs_loss(
       axis_name: of the devices that share the batch.
       exact: whether close pairs are measured again. Without, the walk takes a tenth less time, and
         distances below about a twentieth of what the batch extends to lose digits.
-      tile: rows and columns of a tile, a multiple of 8; by default 512 on a CPU and 2048 elsewhere.
+      tile: rows and columns of a tile, a multiple of 8; by default 512 on a CPU, 4096 on a GPU and 2048 on a TPU.
       precision: of matrix products. The default keeps a GPU from TF32, which loses the digits that
         small distances need.
       method: `"one_walk"`, or `"autodiff"`, which goes row by row through the scalar functions as
@@ -452,7 +452,8 @@ def prepared(
     """
     given = tile
     if tile is None:
-        tile = 512 if jax.default_backend() == "cpu" else 2048
+        # The sizes that were fastest of those measured, on an H200 and on CPUs.
+        tile = {"cpu": 512, "gpu": 4096}.get(jax.default_backend(), 2048)
     if not isinstance(tile, int | np.integer) or tile < 8 or tile % 8:
         raise ValueError(f"tile must be a whole multiple of 8 and above 0, got {tile!r}")
     tile = int(tile)

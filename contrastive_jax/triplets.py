@@ -31,9 +31,6 @@ def triplet_loss(
     this negative alone. Losses are not reduced, so that triplets can be weighted or inspected; take
     their mean for training.
 
-        triplet_loss(a, p, n, loss=losses.triplet_all(0.2))  # rows, [B, D]
-        triplet_loss(i, j, k, x, loss=losses.triplet_all(0.2))  # indices into rows of x, [B]
-
     Args:
       anchors: embeddings, `[B, D]`, floating; or, with `embeddings`, indices of their rows, `[B]`,
         integers from 0.
@@ -54,7 +51,19 @@ def triplet_loss(
         are missing, or a concrete embedding or index has a wrong value.
 
     References:
-      Schroff, Kalenichenko and Philbin, FaceNet, 2015, eq. 3.
+      Schroff, Kalenichenko and Philbin, FaceNet, 2015 <https://arxiv.org/abs/1503.03832>, eq. 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses, triplet_loss
+      >>> x = jnp.array([[0.0, 0.0], [0.3, 0.4], [0.6, 0.0], [3.0, 4.0]])
+      >>> loss = losses.triplet_all(margin=0.2)
+      >>> values = triplet_loss(x[:1], x[1:2], x[2:3], loss=loss)  # rows
+      >>> print([f"{value:.1f}" for value in values])
+      ['0.1']
+      >>> values = triplet_loss([0, 0], [1, 1], [2, 3], x, loss=loss)  # indices of rows of x
+      >>> print([f"{value:.1f}" for value in values])
+      ['0.1', '0.0']
     """
     of_triplet, measure = _checked_loss(loss, distance, data)
     rows = {"anchors": anchors, "positives": positives, "negatives": negatives}

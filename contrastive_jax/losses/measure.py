@@ -43,12 +43,6 @@ def with_distance(
 
     A function without this decorator is a loss too, of Euclidean distances.
 
-        @losses.with_distance(distances.cosine, (distances.cosine,))
-        def hinge(distance, label, margin=0.5):
-            return jnp.where(label == 0, distance, jnp.maximum(0, margin - distance))
-
-        all_pairs_loss(x, classes, loss=hinge(margin=0.3))
-
     Args:
       distance: function of two vectors that the loss measures by default.
       distances: distances that fit its formula, `distance` among them; by default every distance
@@ -59,6 +53,17 @@ def with_distance(
 
     Raises:
       ValueError: if `distance` is not a function.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import distances, losses, pair_loss
+      >>> @losses.with_distance(distances.cosine, (distances.cosine,))
+      ... def hinge(distance, label, margin=0.5):
+      ...     return jnp.where(label == 0, distance, jnp.maximum(0, margin - distance))
+      >>> a, b = jnp.array([[2.0, 0.0]]), jnp.array([[3.0, 4.0]])
+      >>> value = pair_loss(a, b, jnp.array([1]), loss=hinge(margin=0.6))[0]
+      >>> print(f"{value:.1f}")  # the cosine distance is 0.4
+      0.2
     """
     check_distance(distance)
 
@@ -94,6 +99,13 @@ def resolve_distance(loss: Callable[..., jax.Array], distance: Distance | None =
 
     Raises:
       ValueError: if `loss` or `distance` is not a function, or the distance does not fit the loss.
+
+    Example:
+      >>> from contrastive_jax import losses
+      >>> print(losses.resolve_distance(losses.sigmoid).__name__)
+      cosine
+      >>> print(losses.resolve_distance(losses.contrastive).__name__)
+      euclidean
     """
     check_pair_loss(loss)
     if distance is not None:
