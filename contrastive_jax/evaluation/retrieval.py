@@ -8,7 +8,13 @@ serve where queries are among the references of another array, and where duplica
 Rows of class -1, and rows whose class is masked (`numpy.ma`), are ignored whatever they hold, as
 queries and as references.
 
-Distances are compared in float64, as $|r|^2 - 2 q \cdot r$ of embeddings centred on their median.
+Distances are compared in float64, of embeddings centred on their median, as $|r|^2 - 2 q \cdot r$
+or as sums of squared differences. From `SWEPT_FROM` pairs on, the default device of JAX first
+compares them in float32 within bounds that hold for certain, in blocks, and the host computes in
+float64 only what those bounds leave open: results are the same, sooner. Smaller sets, which would
+wait for a compilation, and queries with more matches or neighbours than `_sweep.MOST` are compared
+in float64 alone.
+
 Identical references tie exactly. All distances are exact when the embeddings are integers, or
 multiples of one power of two, and squared distances stay below $2^{53}$. Otherwise two references
 whose squared distances differ by no more than rounding, about 1e-15 of the squared largest norm
@@ -24,20 +30,26 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from contrastive_jax.evaluation import _candidates
+from contrastive_jax.evaluation._candidates import Points
 from contrastive_jax.evaluation._points import (
     Distance,
     Floats,
     Indices,
+    Names,
     checked_identities,
     checked_points,
     equal_names,
     require_one_sort,
     row_count,
 )
+from contrastive_jax.evaluation._sweep import MOST
 from contrastive_jax.host_arrays import checked_classes
 
 T = TypeVar("T")
 
+# Pairs from which on a sweep in JAX is faster in spite of its compilation, about a second.
+SWEPT_FROM = 2**26
 DISTANCES_HELD = 2**24  # 128 MiB
 THREADS = os.cpu_count() or 1
 
@@ -83,8 +95,8 @@ def nearest_neighbours(
     reference_rows = rows if references is None else row_count("references", references)
     ids = checked_identities(query_ids, reference_ids, rows, reference_rows, one_set)
     query_points, reference_points = checked_points(queries, references, distance)
-    left_out = None if ids is None else equal_names(*ids)
-    excluded = int(one_set) if left_out is None else max(map(len, left_out))
+    left_out = _left_out(rows, one_set, ids)
+    excluded = max(map(len, left_out))
     available = len(reference_points) - excluded
     if not isinstance(k, int | np.integer) or not 1 <= k <= available:
         raise ValueError(
@@ -97,9 +109,14 @@ def nearest_neighbours(
         order = np.lexsort((indices, squared))
         return indices[order], squared[order]
 
-    every_query = np.arange(len(query_points))
-    found = _map_scores(nearest, every_query, query_points, reference_points, one_set, left_out)
-    indices, squared = (np.stack(column) for column in zip(*found, strict=True))
+    points = Points(query_points, reference_points, left_out)
+    indices, squared = np.empty((rows, k), np.intp), np.empty((rows, k))
+    rest = np.arange(rows)
+    if k + excluded <= MOST and rows * reference_rows >= SWEPT_FROM:
+        indices, squared, crowded = _candidates.nearest(points, k)
+        rest = np.flatnonzero(crowded)
+    for query, row in zip(rest, _map_scores(nearest, rest, points), strict=True):
+        indices[query], squared[query] = row
     return Neighbours(indices, squared / 2 if distance == "cosine" else np.sqrt(squared))
 
 
@@ -186,9 +203,10 @@ def retrieval(
         class_of_reference[reference_counts],
     )
     matches = equal_names(class_of_query, class_of_reference)
-    left_out = None
     if ids is not None:
-        left_out = equal_names(ids[0][counts], ids[1][reference_counts])
+        ids = ids[0][counts], ids[1][reference_counts]
+    left_out = _left_out(len(matches), one_set, ids)
+    if ids is not None:
         matches = [
             np.setdiff1d(own, same, assume_unique=True)
             for own, same in zip(matches, left_out, strict=True)
@@ -223,8 +241,19 @@ def retrieval(
             float(np.sum(precision_at_hits)) / r,
         )
 
-    table = _map_scores(figures, matched, query_points, reference_points, one_set, left_out)
-    rank, r_precision, average_precision_at_r = np.array(table).T
+    points = Points(query_points, reference_points, left_out)
+    table = np.empty((len(matched), 3))
+    rest = np.ones(len(matched), bool)
+    few = np.array([len(matches[query]) + len(left_out[query]) <= MOST for query in matched])
+    if np.sum(few) * len(reference_points) >= SWEPT_FROM:
+        selected = matched[few]
+        names = class_of_query, class_of_reference
+        swept = _candidates.match_figures(points, selected, [matches[q] for q in selected], names)
+        table[few] = np.stack([swept.rank, swept.r_precision, swept.average_precision], axis=1)
+        rest[few] = swept.crowded
+    if rest.any():
+        table[rest] = _map_scores(figures, matched[rest], points)
+    rank, r_precision, average_precision_at_r = table.T
     return {
         **{f"recall_at_{k}": float(np.mean(rank <= k)) for k in ks},
         "precision_at_1": float(np.mean(rank == 1)),
@@ -236,37 +265,34 @@ def retrieval(
     }
 
 
-def _map_scores(
-    visit: Callable[[int, Floats], T],
-    selected: Indices,
-    queries: Floats,
-    references: Floats,
-    one_set: bool,
-    left_out: list[Indices] | None,
-) -> list[T]:
+def _left_out(queries: int, one_set: bool, ids: tuple[Names, Names] | None) -> list[Indices]:
+    """Lists for each query the references that are not ranked for it."""
+    if ids is not None:
+        return equal_names(*ids)
+    return list(np.arange(queries)[:, None] if one_set else np.empty((queries, 0), np.intp))
+
+
+def _map_scores(visit: Callable[[int, Floats], T], selected: Indices, points: Points) -> list[T]:
     """Calls visit(query, scores) for the selected queries, in blocks, on threads.
 
     scores, [M], order the references: squared distances less the query's squared norm, and infinity
-    for the query itself within one set and for those that are left out for it.
+    for those that are left out for the query.
     """
+    queries, references, left_out = points
     rows_seen: dict[bytes, int] = {}
     original = np.array([rows_seen.setdefault(r.tobytes(), i) for i, r in enumerate(references)])
     copies = np.flatnonzero(original != np.arange(len(references)))
-    left = np.hstack([-2 * queries, np.ones((len(queries), 1))])
     right = np.hstack([references, np.sum(references**2, axis=1, keepdims=True)]).T
 
     def visit_each(block: Indices, scores: Floats) -> list[T]:
         return [visit(int(query), row) for query, row in zip(block, scores, strict=True)]
 
     def visit_block(block: Indices) -> list[T]:
-        scores = left[block] @ right
+        scores = np.hstack([-2 * queries[block], np.ones((len(block), 1))]) @ right
         # A matrix product may round equal columns differently.
         scores[:, copies] = scores[:, original[copies]]
-        if one_set:
-            scores[np.arange(len(block)), block] = np.inf
-        if left_out is not None:
-            for row, query in enumerate(block):
-                scores[row, left_out[query]] = np.inf
+        for row, query in zip(scores, block, strict=True):
+            row[left_out[query]] = np.inf
         shares = np.array_split(block, THREADS), np.array_split(scores, THREADS)
         return [result for share in pool.map(visit_each, *shares) for result in share]
 
