@@ -1,6 +1,6 @@
 """Measures of an embedding, on pairs (`verification`) and on neighbours (`retrieval`).
 
-Both work in float64 on the host, with ties resolved exactly, and take NumPy or JAX arrays.
+Both give the results of float64, with ties resolved exactly, and take NumPy or JAX arrays.
 """
 
 from contrastive_jax.evaluation import retrieval, verification

@@ -8,7 +8,13 @@ serve where queries are among the references of another array, and where duplica
 Rows of class -1, and rows whose class is masked (`numpy.ma`), are ignored whatever they hold, as
 queries and as references.
 
-Distances are compared in float64, as $|r|^2 - 2 q \cdot r$ of embeddings centred on their median.
+Distances are compared in float64, of embeddings centred on their median, as $|r|^2 - 2 q \cdot r$
+or as sums of squared differences. From `SWEPT_FROM` pairs on, the default device of JAX first
+compares them in float32 within bounds that hold for certain, in blocks, and the host computes in
+float64 only what those bounds leave open: results are the same, sooner. Smaller sets, which would
+wait for a compilation, and queries with more matches or neighbours than `_sweep.MOST` are compared
+in float64 alone.
+
 Identical references tie exactly. All distances are exact when the embeddings are integers, or
 multiples of one power of two, and squared distances stay below $2^{53}$. Otherwise two references
 whose squared distances differ by no more than rounding, about 1e-15 of the squared largest norm
@@ -16,27 +22,36 @@ after centring, may come in either order; this is finer than float32 embeddings 
 Squares of embeddings must fit float64: beyond the range from 1e-140 to 1e150 they are refused.
 """
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from contrastive_jax.host_arrays import checked_classes, checked_names, split_mask
+from contrastive_jax.evaluation import _candidates
+from contrastive_jax.evaluation._candidates import Points
+from contrastive_jax.evaluation._points import (
+    Distance,
+    Floats,
+    Indices,
+    Names,
+    checked_identities,
+    checked_points,
+    equal_names,
+    require_one_sort,
+    row_count,
+)
+from contrastive_jax.evaluation._sweep import MOST
+from contrastive_jax.host_arrays import checked_classes
 
-Floats = NDArray[np.float64]
-Indices = NDArray[np.intp]
-Names = NDArray[Any]
-Distance = Literal["euclidean", "cosine"]
 T = TypeVar("T")
 
+# Pairs from which on a sweep in JAX is faster in spite of its compilation, about a second.
+SWEPT_FROM = 2**26
 DISTANCES_HELD = 2**24  # 128 MiB
 THREADS = os.cpu_count() or 1
-# Sums of squares of entries beyond these overflow, or lose digits, in float64.
-LEAST, MOST = 1e-140, 1e150
 
 
 class Neighbours(NamedTuple):
@@ -85,12 +100,12 @@ def nearest_neighbours(
       [1.   4.24 1.  ]
     """
     one_set = references is None
-    rows = _rows("queries", queries)
-    reference_rows = rows if references is None else _rows("references", references)
-    ids = _identities(query_ids, reference_ids, rows, reference_rows, one_set)
-    query_points, reference_points = _points(queries, references, distance)
-    left_out = None if ids is None else _matches(*ids)
-    excluded = int(one_set) if left_out is None else max(map(len, left_out))
+    rows = row_count("queries", queries)
+    reference_rows = rows if references is None else row_count("references", references)
+    ids = checked_identities(query_ids, reference_ids, rows, reference_rows, one_set)
+    query_points, reference_points = checked_points(queries, references, distance)
+    left_out = _left_out(rows, one_set, ids)
+    excluded = max(map(len, left_out))
     available = len(reference_points) - excluded
     if not isinstance(k, int | np.integer) or not 1 <= k <= available:
         raise ValueError(
@@ -103,9 +118,14 @@ def nearest_neighbours(
         order = np.lexsort((indices, squared))
         return indices[order], squared[order]
 
-    every_query = np.arange(len(query_points))
-    found = _map_scores(nearest, every_query, query_points, reference_points, one_set, left_out)
-    indices, squared = (np.stack(column) for column in zip(*found, strict=True))
+    points = Points(query_points, reference_points, left_out)
+    indices, squared = np.empty((rows, k), np.intp), np.empty((rows, k))
+    rest = np.arange(rows)
+    if k + excluded <= MOST and rows * reference_rows >= SWEPT_FROM:
+        indices, squared, crowded = _candidates.nearest(points, k)
+        rest = np.flatnonzero(crowded)
+    for query, row in zip(rest, _map_scores(nearest, rest, points), strict=True):
+        indices[query], squared[query] = row
     return Neighbours(indices, squared / 2 if distance == "cosine" else np.sqrt(squared))
 
 
@@ -184,24 +204,25 @@ def retrieval(
         if not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"ks must be whole numbers and at least 1, got {ks}.")
     one_set = references is None
-    rows = _rows("queries", queries)
+    rows = row_count("queries", queries)
     class_of_query, counts = checked_classes("query_classes", query_classes, rows)
     reference_rows, class_of_reference, reference_counts = rows, class_of_query, counts
     if references is not None:
-        reference_rows = _rows("references", references)
+        reference_rows = row_count("references", references)
         class_of_reference, reference_counts = checked_classes(
             "reference_classes", reference_classes, reference_rows
         )
-    _require_one_sort("classes", class_of_query, class_of_reference)
-    ids = _identities(query_ids, reference_ids, rows, reference_rows, one_set)
+    require_one_sort("classes", class_of_query, class_of_reference)
+    ids = checked_identities(query_ids, reference_ids, rows, reference_rows, one_set)
     class_of_query, class_of_reference = (
         class_of_query[counts],
         class_of_reference[reference_counts],
     )
-    matches = _matches(class_of_query, class_of_reference)
-    left_out = None
+    matches = equal_names(class_of_query, class_of_reference)
     if ids is not None:
-        left_out = _matches(ids[0][counts], ids[1][reference_counts])
+        ids = ids[0][counts], ids[1][reference_counts]
+    left_out = _left_out(len(matches), one_set, ids)
+    if ids is not None:
         matches = [
             np.setdiff1d(own, same, assume_unique=True)
             for own, same in zip(matches, left_out, strict=True)
@@ -216,7 +237,7 @@ def retrieval(
             f"none of the {len(matches)} queries has a reference of its class other than itself"
             f"{remark}."
         )
-    query_points, reference_points = _points(
+    query_points, reference_points = checked_points(
         queries, references, distance, counts, reference_counts
     )
 
@@ -236,8 +257,19 @@ def retrieval(
             float(np.sum(precision_at_hits)) / r,
         )
 
-    table = _map_scores(figures, matched, query_points, reference_points, one_set, left_out)
-    rank, r_precision, average_precision_at_r = np.array(table).T
+    points = Points(query_points, reference_points, left_out)
+    table = np.empty((len(matched), 3))
+    rest = np.ones(len(matched), bool)
+    few = np.array([len(matches[query]) + len(left_out[query]) <= MOST for query in matched])
+    if np.sum(few) * len(reference_points) >= SWEPT_FROM:
+        selected = matched[few]
+        names = class_of_query, class_of_reference
+        swept = _candidates.match_figures(points, selected, [matches[q] for q in selected], names)
+        table[few] = np.stack([swept.rank, swept.r_precision, swept.average_precision], axis=1)
+        rest[few] = swept.crowded
+    if rest.any():
+        table[rest] = _map_scores(figures, matched[rest], points)
+    rank, r_precision, average_precision_at_r = table.T
     return {
         **{f"recall_at_{k}": float(np.mean(rank <= k)) for k in ks},
         "precision_at_1": float(np.mean(rank == 1)),
@@ -249,37 +281,34 @@ def retrieval(
     }
 
 
-def _map_scores(
-    visit: Callable[[int, Floats], T],
-    selected: Indices,
-    queries: Floats,
-    references: Floats,
-    one_set: bool,
-    left_out: list[Indices] | None,
-) -> list[T]:
+def _left_out(queries: int, one_set: bool, ids: tuple[Names, Names] | None) -> list[Indices]:
+    """Lists for each query the references that are not ranked for it."""
+    if ids is not None:
+        return equal_names(*ids)
+    return list(np.arange(queries)[:, None] if one_set else np.empty((queries, 0), np.intp))
+
+
+def _map_scores(visit: Callable[[int, Floats], T], selected: Indices, points: Points) -> list[T]:
     """Calls visit(query, scores) for the selected queries, in blocks, on threads.
 
     scores, [M], order the references: squared distances less the query's squared norm, and infinity
-    for the query itself within one set and for those that are left out for it.
+    for those that are left out for the query.
     """
+    queries, references, left_out = points
     rows_seen: dict[bytes, int] = {}
     original = np.array([rows_seen.setdefault(r.tobytes(), i) for i, r in enumerate(references)])
     copies = np.flatnonzero(original != np.arange(len(references)))
-    left = np.hstack([-2 * queries, np.ones((len(queries), 1))])
     right = np.hstack([references, np.sum(references**2, axis=1, keepdims=True)]).T
 
     def visit_each(block: Indices, scores: Floats) -> list[T]:
         return [visit(int(query), row) for query, row in zip(block, scores, strict=True)]
 
     def visit_block(block: Indices) -> list[T]:
-        scores = left[block] @ right
+        scores = np.hstack([-2 * queries[block], np.ones((len(block), 1))]) @ right
         # A matrix product may round equal columns differently.
         scores[:, copies] = scores[:, original[copies]]
-        if one_set:
-            scores[np.arange(len(block)), block] = np.inf
-        if left_out is not None:
-            for row, query in enumerate(block):
-                scores[row, left_out[query]] = np.inf
+        for row, query in zip(scores, block, strict=True):
+            row[left_out[query]] = np.inf
         shares = np.array_split(block, THREADS), np.array_split(scores, THREADS)
         return [result for share in pool.map(visit_each, *shares) for result in share]
 
@@ -294,138 +323,3 @@ def _first(scores: Floats, count: int) -> Indices:
     last = np.partition(scores, count - 1)[count - 1]
     candidates = np.flatnonzero(scores <= last)
     return candidates[np.argsort(scores[candidates], kind="stable")[:count]]
-
-
-def _matches(name_of_query: Names, name_of_reference: Names) -> list[Indices]:
-    """The references of each query's class, or of its identity, ascending."""
-    names, counts = np.unique(name_of_reference, return_counts=True)
-    grouped = np.split(np.argsort(name_of_reference, kind="stable"), np.cumsum(counts)[:-1])
-    members = dict(zip(names.tolist(), grouped, strict=len(names) > 0))
-    return [members.get(name, np.empty(0, np.intp)) for name in name_of_query.tolist()]
-
-
-def _identities(
-    query_ids: ArrayLike | None,
-    reference_ids: ArrayLike | None,
-    queries: int,
-    references: int,
-    one_set: bool,
-) -> tuple[Names, Names] | None:
-    """Checked identities of queries and references, or None."""
-    if query_ids is None and reference_ids is None:
-        return None
-    if query_ids is None or (reference_ids is None) != one_set:
-        raise ValueError(
-            "query_ids and reference_ids must be given together, or query_ids alone within one set."
-        )
-    of_queries = _unmasked_names("query_ids", query_ids, queries)
-    if one_set:
-        return of_queries, of_queries
-    of_references = _unmasked_names("reference_ids", reference_ids, references)
-    _require_one_sort("ids", of_queries, of_references)
-    return of_queries, of_references
-
-
-def _unmasked_names(name: str, values: ArrayLike | None, rows: int) -> Names:
-    names, unmasked = checked_names(name, values, rows)
-    if not unmasked.all():
-        raise ValueError(
-            f"{name} must not be masked, as in row {np.argmin(unmasked)}; give each row without an "
-            "identity one of its own."
-        )
-    return names
-
-
-def _require_one_sort(name: str, of_queries: Names, of_references: Names) -> None:
-    """Refuses integers beside strings, of which none would be equal."""
-    if (of_queries.dtype.kind in "iu") != (of_references.dtype.kind in "iu") or (
-        of_queries.dtype.kind == "S"
-    ) != (of_references.dtype.kind == "S"):
-        raise ValueError(
-            f"query_{name} and reference_{name} must both be integers or both strings, "
-            f"got {of_queries.dtype} and {of_references.dtype}."
-        )
-
-
-def _rows(name: str, values: ArrayLike) -> int:
-    """The number of embeddings, whose shape is checked."""
-    shape = np.shape(values)
-    if len(shape) != 2 or not math.prod(shape):
-        raise ValueError(f"{name} must be [N, D] and not empty, got shape {shape}.")
-    return int(shape[0])
-
-
-def _points(
-    queries: ArrayLike,
-    references: ArrayLike | None,
-    distance: Distance,
-    counts: NDArray[np.bool_] | None = None,
-    reference_counts: NDArray[np.bool_] | None = None,
-) -> tuple[Floats, Floats]:
-    """Checked embeddings that count, with their median at the origin.
-
-    They are to be compared by Euclidean distance.
-    """
-    if distance not in ("euclidean", "cosine"):
-        raise ValueError(f'distance must be "euclidean" or "cosine", got {distance!r}.')
-    query_points = _embeddings("queries", queries, distance, counts)
-    if references is None:
-        reference_points = query_points
-    else:
-        reference_points = _embeddings("references", references, distance, reference_counts)
-    if query_points.shape[1] != reference_points.shape[1]:
-        raise ValueError(
-            "queries and references must be of one width, "
-            f"got shapes {query_points.shape} and {reference_points.shape}."
-        )
-    # Of the centres that keep small distances accurate, this one keeps integers integers.
-    middle = len(reference_points) // 2
-    centre = np.partition(reference_points, middle, axis=0)[middle]
-    query_points = query_points - centre
-    # Adding 0 turns -0 into 0, as equal references are found by their bytes.
-    reference_points = reference_points - centre + 0.0
-    spread = max(np.max(np.abs(points)) for points in (query_points, reference_points))
-    if distance == "euclidean" and 0 < spread < LEAST:
-        raise ValueError(
-            f"embeddings must differ by at least {LEAST:g} in an entry, or the squares of their "
-            f"distances vanish in float64, got at most {spread:.3g} from their median; multiply "
-            "all by one number."
-        )
-    return query_points, reference_points
-
-
-def _embeddings(
-    name: str, values: ArrayLike, distance: Distance, counts: NDArray[np.bool_] | None
-) -> Floats:
-    given, unmasked = split_mask(values)
-    rows = np.arange(len(given)) if counts is None else np.flatnonzero(counts)
-    _require_rows(
-        np.all(unmasked[rows], axis=1),
-        rows,
-        f"{name} must be free of masked entries (leave such rows out, or give them class -1)",
-    )
-    with np.errstate(over="ignore"):
-        embeddings = np.asarray(given[rows], np.float64)
-    _require_rows(np.all(np.isfinite(embeddings), axis=1), rows, f"{name} must be finite")
-    size = np.max(np.abs(embeddings), axis=1)
-    _require_rows(size <= MOST, rows, f"{name} must be at most {MOST:g} in size", size)
-    if distance == "euclidean":
-        return embeddings
-    _require_rows(size > 0, rows, f"{name} must not be zero, where cosine is undefined")
-    requirement = f"{name} must have an entry of at least {LEAST:g} in size for the cosine"
-    _require_rows(size >= LEAST, rows, requirement, size)
-    normalised: Floats = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return normalised
-
-
-def _require_rows(
-    valid: NDArray[np.bool_], rows: Indices, requirement: str, values: Floats | None = None
-) -> None:
-    """Raises an error that names the first of the rows that is not valid, and its value."""
-    wrong = np.flatnonzero(~valid)
-    if len(wrong):
-        value = "" if values is None else f", with {values[wrong[0]]:.3g},"
-        raise ValueError(
-            f"{requirement}: row {rows[wrong[0]]}{value} is not ({len(wrong)} of {len(valid)} "
-            "rows)."
-        )
