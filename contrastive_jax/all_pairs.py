@@ -132,7 +132,8 @@ def all_pairs_loss(
       axis_name: of the devices that share the batch.
       exact: whether close pairs are measured again. Without, the walk takes a tenth less time, and
         distances below about a twentieth of what the batch extends to lose digits.
-      tile: rows and columns of a tile, a multiple of 8; by default 512 on a CPU, 4096 on a GPU and 2048 on a TPU.
+      tile: rows and columns of a tile, a multiple of 8; by default 512 on a CPU, 4096 on a GPU and
+        2048 on a TPU, or no tiles at all up to 1,024 rows a side (4,096 on a GPU) on one device.
       precision: of matrix products. The default keeps a GPU from TF32, which loses the digits that
         small distances need.
       method: `"one_walk"`, or `"autodiff"`, which goes row by row through the scalar functions as

@@ -54,8 +54,12 @@ MODULES = {
     "contrastive_jax.runs": "contrastive_jax.runs needs tensorboardX: [train]",
     "experiments.benchmarks.ablation": "experiments.benchmarks.ablation needs torch: [bench]",
     "experiments.benchmarks.all_pairs": "experiments.benchmarks.all_pairs needs psutil: [bench]",
+    "experiments.benchmarks.gpu": "experiments.benchmarks.gpu needs torch: [bench]",
     "experiments.benchmarks.losses": "experiments.benchmarks.losses needs psutil: [bench]",
     "experiments.benchmarks.retrieval": "experiments.benchmarks.retrieval needs faiss: [bench]",
+    "experiments.benchmarks.small_batches": (
+        "experiments.benchmarks.small_batches needs tyro: [bench]"
+    ),
     "experiments.benchmarks.training": "experiments.benchmarks.training needs torch: [bench]",
     "experiments.cells": "experiments.cells needs tqdm: [train]",
     "experiments.compare_losses": "experiments.compare_losses needs tyro: [train]",

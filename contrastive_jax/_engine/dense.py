@@ -28,8 +28,8 @@ from contrastive_jax.streaming import Side, kept
 from contrastive_jax.tiles import Parameters, Sums, Task
 from contrastive_jax.triples import Triples, triple_sums_of
 
-# Rows of a side up to which a matrix of all pairs is faster than a sweep over tiles, on a CPU and on
-# a GPU. There the matrix of 4,096 rows takes 300 MB and less than half of the time.
+# Rows of a side up to which all pairs are computed at once, on a CPU and on a GPU. A sweep over
+# 4,096 rows takes twice the time on a GPU, where the matrix and its gradient take 300 MB.
 LARGEST, LARGEST_ON_GPU = 1024, 4096
 # Entries of the differences of all pairs, `N x M x D`, up to which a distance that does not follow
 # from a product is computed at once.
