@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-all check format docs notebooks package test-versions test-accelerators \
-  clean
+.PHONY: train test test-all test-dense check format docs notebooks package test-versions \
+  test-accelerators clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m experiments.train $(ARGS)
@@ -16,6 +16,11 @@ test: $(VENV)/.installed
 # The long tests too, compiled as users compile.
 test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --dist loadgroup --optimised --long $(ARGS)
+
+# The tests of the sweep over tiles, on the matrix of all pairs that small batches take.
+test-dense: $(VENV)/.installed
+	$(BIN)/python -m pytest -n auto --dist loadgroup --dense tests/test_all_pairs.py \
+	  tests/test_anchor_losses.py $(ARGS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -11,7 +11,8 @@ does nothing unless the caller asks for it by `checkify`, outside of everything 
 `step` may be plain, or already mapped over devices by `jax.pmap` or `jax.shard_map`; its arguments
 and results stay as they are, and buffers are donated by this outer `jax.jit`. `error.throw()` waits
 for the step and raises a ValueError for the check that failed. On several devices rows count within
-the share of each; `error.get()`, the message or None, says at which.
+the share of each; `error.get()`, the message or None, says at which. Before jax 0.8 `checkify` can
+not take checks out of `jax.pmap` or `jax.checkpoint`.
 
 Numbers of a loss or a distance are checked where they enter: where the loss is made
 (`losses.ntxent(temperature)`), or where a function that closes over them, or has them bound by

@@ -90,6 +90,8 @@ def test_traced_values_when_asked_for(arguments, message):
 
 @pytest.mark.parametrize("transform", TRANSFORMED)
 def test_checks_survive_transformations(transform):
+    if transform == "remat" and jax.__version_info__ < (0, 8):
+        pytest.skip("before jax 0.8 checkify takes no checks out of jax.checkpoint")
     checked = jax.jit(checkify.checkify(TRANSFORMED[transform]))
     error, _ = checked(A, B, LABELS, 1.0)
     error.throw()
@@ -201,6 +203,8 @@ MAPPED = """
 
 @pytest.mark.parametrize("strategy", ["pmap", "shard_map"])
 def test_checks_in_a_step_over_eight_devices(strategy):
+    if strategy == "pmap" and jax.__version_info__ < (0, 8):
+        pytest.skip("before jax 0.8 checkify takes no checks out of jax.pmap")
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"{strategy = }\n{textwrap.dedent(MAPPED)}"],
         env=os.environ

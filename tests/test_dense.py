@@ -78,7 +78,9 @@ def _assert_right(name, x, y=None):
     (_, matrix), gradient = _program(name, one_set)(x, columns, weights, classes, others)
     pairs = ~np.eye(len(x), dtype=bool) if one_set else np.ones(matrix.shape, bool)
     expected = DISTANCES[name][1](x.astype(float)[:, None], columns.astype(float)[None])
-    np.testing.assert_allclose(matrix[pairs], expected[pairs], rtol=1e-4, atol=1e-37)
+    # Chords are right from 1e-6 on, and so are cosine distances from half of their square.
+    least = 5e-13 if name == "cosine" else 0
+    np.testing.assert_allclose(matrix[pairs], expected[pairs], rtol=1e-4, atol=1e-4 * least + 1e-37)
     want = _derivative(name, x, columns, weights.astype(float))
     got = [np.asarray(one, float) for one in gradient]
     if one_set:
@@ -169,6 +171,7 @@ def _names(function, *arguments):
     return {*visit(jax.make_jaxpr(function)(*arguments).jaxpr)}
 
 
+@pytest.mark.sweep
 def test_it_is_chosen_by_shape():
     def value(x, classes, *others, **options):
         return all_pairs_loss(x, classes, *others, **options)
