@@ -61,6 +61,7 @@ MODULES = {
         "experiments.benchmarks.small_batches needs tyro: [bench]"
     ),
     "experiments.benchmarks.training": "experiments.benchmarks.training needs torch: [bench]",
+    "experiments.digits_map": "experiments.digits_map needs tyro: [train]",
     "experiments.cells": "experiments.cells needs tqdm: [train]",
     "experiments.compare_losses": "experiments.compare_losses needs tyro: [train]",
     "experiments.drlim": "experiments.drlim needs tyro: [train]",
