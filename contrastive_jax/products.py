@@ -90,24 +90,29 @@ def _arc_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return _arc(square), jnp.where(slope > 0, lax.rsqrt(slope), 0) * tangents[0]
 
 
-def _inverse_lengths(x: jax.Array) -> jax.Array:
-    """One over the lengths of vectors, `[N, 1]`, and 0 for a vector without direction."""
+def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Vectors of largest entry 1, one over their lengths, and the largest entry; `[N, .]` each.
+
+    A vector without direction is 0.
+    """
     size = jnp.max(jnp.abs(x), axis=1, keepdims=True)
     # As `distances.cosine` does: so short a vector counts as one without direction.
     none = size < 8 * math.sqrt(np.finfo(x.dtype).tiny)
     size = jnp.where(none, 1, size)
-    square = jnp.sum(jnp.square(x / size), axis=1, keepdims=True)
-    return jnp.where(none, 0, lax.rsqrt(square) / size)
+    scaled = jnp.where(none, 0, x / size)
+    square = jnp.sum(jnp.square(scaled), axis=1, keepdims=True)
+    return scaled, jnp.where(none, 0, lax.rsqrt(jnp.where(none, 1, square))), size
 
 
 @jax.custom_vjp
 def _directions(x: jax.Array) -> jax.Array:
-    return x * _inverse_lengths(x)
+    scaled, inverse, _ = _scaled(x)
+    return scaled * inverse
 
 
 def _directions_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    inverse = _inverse_lengths(x)
-    return x * inverse, (x * inverse, inverse)
+    scaled, inverse, size = _scaled(x)
+    return scaled * inverse, (scaled * inverse, inverse / size)
 
 
 def _directions_backward(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array]:

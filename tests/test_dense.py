@@ -219,3 +219,58 @@ def test_the_largest_of_equal_values_is_one():
     )(x)
     norms = [np.linalg.norm(np.asarray(one), axis=1) for one in (gradient, tiled)]
     np.testing.assert_allclose(np.sort(norms[0][1:3]), np.sort(norms[1][1:3]), rtol=1e-5)
+
+
+def test_a_first_row_that_does_not_count_leaves_no_trace():
+    """Also not in the derivative of a loss that has none at the distance 1."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 4)), jnp.float32)
+    classes = np.array([-1, 1, 0, 1, 2, 2, 1, 0])
+
+    def loss(distance, label, margin):
+        return jnp.sqrt(jnp.abs(distance - margin))
+
+    def value(margin, **options):
+        return all_pairs_loss(x, classes, loss=loss, margin=margin, **options)
+
+    np.testing.assert_allclose(
+        jax.grad(value)(1.0), jax.grad(functools.partial(value, tile=8))(1.0), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("classes", [[0], [-1, -1, 3], [-1, -1]])
+def test_no_pair_that_counts(classes):
+    def unsafe(a, b):
+        return jnp.sqrt(jnp.sum((a - b) ** 2))
+
+    x = jnp.ones((len(classes), 4))
+    for distance in (unsafe, distances.euclidean, distances.cosine):
+        value, gradient = jax.value_and_grad(
+            lambda x, d=distance: all_pairs_loss(x, np.array(classes), distance=d, margin=1.0)
+        )(x)
+        assert value == 0
+        assert (np.asarray(gradient) == 0).all()
+
+
+def test_the_gradient_of_a_factor_far_from_the_origin():
+    rng = np.random.default_rng(2)
+    x = (rng.standard_normal((12, 6)) + 1e4).astype(np.float32)
+    classes = np.arange(12) // 3
+
+    def value(factor, x):
+        distance = functools.partial(distances.mahalanobis, factor=factor)
+        return all_pairs_loss(x, classes, distance=distance, margin=1.0)
+
+    got = jax.grad(value)(jnp.asarray(FACTOR), x)
+    with jax.enable_x64(True):
+        want = jax.grad(value)(jnp.asarray(FACTOR, float), jnp.asarray(x, float))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_cosines_of_the_longest_vectors():
+    x = np.random.default_rng(3).standard_normal((8, 4)).astype(np.float32)
+    classes = np.arange(8) // 2
+
+    def value(x):
+        return all_pairs_loss(x, classes, distance=distances.cosine, margin=1.0)
+
+    np.testing.assert_allclose(value(x * np.float32(1e38) / 4), value(x), rtol=1e-5)

@@ -18,7 +18,7 @@ from jax import lax
 from contrastive_jax._engine.distance_matrix import (
     Metric,
     distance_matrix,
-    first_pair,
+    pair_that_counts,
     pairs_that_count,
 )
 from contrastive_jax.anchors import Stage, values_of_stage
@@ -223,12 +223,12 @@ def _matrix(
 
 
 def _mask_and_labels(x: Side, y: Side | None) -> tuple[jax.Array, jax.Array]:
-    """Which pairs count, and labels, with that of the first pair for those that do not."""
+    """Which pairs count, and labels, with that of a pair that counts for the others."""
     columns = x if y is None else y
     counts = pairs_that_count(x.classes, None if y is None else y.classes)
     labels = x.classes[:, None] != columns.classes[None]
-    first = first_pair(y is None)
-    labels = jnp.where(counts, labels, labels[first] | ~counts[first])
+    pair = pair_that_counts(x.classes, None if y is None else y.classes)
+    labels = jnp.where(counts, labels, labels[pair] | ~counts[pair])
     return counts, labels.astype(jnp.int32)
 
 

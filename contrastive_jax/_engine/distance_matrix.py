@@ -48,6 +48,10 @@ class Rows(NamedTuple):
     """What rounding has taken off the points, `[N, E]`; None where they are exact."""
 
 
+# Indices of a row and of a column.
+Pair = tuple[jax.Array, jax.Array]
+
+
 def pairs_that_count(x_classes: jax.Array, y_classes: jax.Array | None) -> jax.Array:
     """Tells which pairs of two sets count, or of one set, where no row is paired with itself.
 
@@ -115,30 +119,35 @@ def distance_matrix(
       cotangent holds for pairs that do not count is ignored.
     """
     counts = pairs_that_count(x_classes, y_classes)
+    pair = pair_that_counts(x_classes, y_classes)
     if metric.product is None:
-        pair = pair_that_counts(x_classes, y_classes)
         arguments = varying((x, y, parameters), axes_of((x, y, parameters)))
         pairs = _pair_by_pair(metric, counts, pair, *arguments)
-        return _masked(_with_first_pair(pairs, counts, y is None), counts)
+        return _masked(_with_pair(pairs, counts, pair), counts)
 
     @jax.custom_vjp
     def matrix(
-        x: Rows, y: Rows | None, parameters: tuple[jax.Array, ...], counts: jax.Array
+        x: Rows, y: Rows | None, parameters: tuple[jax.Array, ...], counts: jax.Array, pair: Pair
     ) -> Any:
-        return _forward(metric, x, y, parameters, counts)[0]
+        return _forward(metric, x, y, parameters, counts, pair)[0]
 
     matrix.defvjp(partial(_forward, metric), partial(_backward, metric))
-    rows = _rows(metric, parameters, x)
-    columns = None if y is None else _rows(metric, parameters, y)
-    arguments = (rows, columns, parameters, counts)
+    origin = lax.stop_gradient(x[:1])
+    rows = _rows(metric, parameters, x, origin)
+    columns = None if y is None else _rows(metric, parameters, y, origin)
+    arguments = (rows, columns, parameters, counts, pair)
     return cast(jax.Array, matrix(*varying(arguments, axes_of(arguments))))
 
 
-def _rows(metric: Metric, parameters: tuple[jax.Array, ...], vectors: jax.Array) -> Rows:
+def _rows(
+    metric: Metric, parameters: tuple[jax.Array, ...], vectors: jax.Array, origin: jax.Array
+) -> Rows:
     product = cast(Product, metric.product)
     if product.points is None:
         return Rows(vectors, vectors, None)
-    points = product.points(vectors, *parameters)
+    # Points that are linear in the vectors are taken from an origin nearby, as the gradient by the
+    # factors is a sum of products with these vectors, which cancel where they are long.
+    points = product.points(vectors - origin if product.linear else vectors, *parameters)
     rest = None
     if product.rest is not None and metric.refine:
         rest = product.rest(*lax.stop_gradient((vectors, points)))
@@ -155,29 +164,26 @@ def _pair_by_pair(
 ) -> jax.Array:
     """The matrix of a distance that does not follow from a product."""
     columns = x if y is None else y
-    i, j = pair
+    # If no pair counts, one of two different vectors takes its place.
+    substitutes = x[pair[0]], columns[pair[1]] + jnp.where(counts[pair], 0, 1)
 
     def one(a: jax.Array, b: jax.Array, valid: jax.Array) -> jax.Array:
         # The distance of a row from itself need not have a derivative.
-        a, b = jnp.where(valid, a, x[i]), jnp.where(valid, b, columns[j])
+        a, b = (jnp.where(valid, *both) for both in zip((a, b), substitutes, strict=True))
         return metric.distance(a, b, *parameters)
 
     over_columns = jax.vmap(one, (None, 0, 0))
     return jax.vmap(over_columns, (0, None, 0))(x, columns, counts).astype(x.dtype)
 
 
-def _with_first_pair(matrix: jax.Array, counts: jax.Array, one_set: bool) -> jax.Array:
-    """Puts an entry that counts in place of those that do not, or 1 if the first one does not.
+def _with_pair(
+    matrix: jax.Array, counts: jax.Array, pair: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+    """Puts the entry of a pair that counts in place of all that do not, or 1 if none does.
 
     A loss need not have a derivative where two points coincide, as a row does with itself.
     """
-    first = first_pair(one_set)
-    return jnp.where(counts, matrix, jnp.where(counts[first], matrix[first], 1))
-
-
-def first_pair(one_set: bool) -> tuple[int, int]:
-    """Indices of a pair of the first row, in one set not with itself."""
-    return (0, -1) if one_set else (0, 0)
+    return jnp.where(counts, matrix, jnp.where(counts[pair], matrix[pair], 1))
 
 
 @jax.custom_vjp
@@ -213,6 +219,7 @@ def _forward(
     y: Rows | None,
     parameters: tuple[jax.Array, ...],
     counts: jax.Array,
+    pair: Pair,
 ) -> tuple[jax.Array, _Residuals]:
     x, y, parameters = differentiable_once((x, y, parameters))
     product = cast(Product, metric.product)
@@ -223,7 +230,7 @@ def _forward(
         entries, rounds, count = _resolved(metric, x, y, parameters, counts)
     else:
         entries, _ = _squares(metric, x, y, parameters, _first_references(x, y))
-    entries = _with_first_pair(entries, counts, y is None)
+    entries = _with_pair(entries, counts, pair)
     matrix = product.of(entries, *_lengths(metric, x))
     return matrix, _Residuals(x, y, parameters, counts, entries, rounds, count)
 
@@ -233,9 +240,6 @@ def _lengths(metric: Metric, x: Rows) -> tuple[jax.Array, ...]:
     by_anchor = cast(Product, metric.product).by_anchor
     return (jnp.sum(x.points**2, axis=1)[:, None],) if by_anchor else ()
 
-
-# The largest number of rows, a power of two.
-_KEYS = 2**13
 
 # Indices of the references of the rows and, of two sets, of the columns.
 References = tuple[jax.Array, ...]
@@ -337,12 +341,10 @@ def _references(one_set: bool, index: jax.Array, unresolved: jax.Array) -> Refer
         return jnp.min(jnp.where(mask, keys, keys.dtype.type(2**24)), axis=1)
 
     if one_set:
-        return (
-            (least(unresolved | jnp.eye(size, dtype=bool), keys[None]) % size).astype(jnp.int32),
-        )
+        return (least(unresolved | jnp.eye(size, dtype=bool), keys[None]).astype(jnp.int32) % size,)
     columns = least(unresolved.T, keys[None])
     both = least(unresolved, columns[None]), columns
-    return tuple((one % size).astype(jnp.int32) for one in both)
+    return tuple(one.astype(jnp.int32) % size for one in both)
 
 
 def _dot(metric: Metric, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
@@ -385,6 +387,7 @@ def _backward(metric: Metric, residuals: _Residuals, cotangent: jax.Array) -> An
         of_side(x, of_x),
         None if y is None else of_side(y, cast(jax.Array, of_y)),
         jax.tree.map(lambda _: None, parameters),
+        None,
         None,
     )
 
