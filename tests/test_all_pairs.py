@@ -294,7 +294,13 @@ def test_degenerate_batches(distance):
     def ours(x, c):
         return jax.value_and_grad(
             lambda x: all_pairs_loss(
-                x, c, distance=DISTANCES[distance][0], reduction="active", tile=8
+                x,
+                c,
+                loss=LOSSES["contrastive"][0],
+                distance=DISTANCES[distance][0],
+                margin=1.0,
+                reduction="active",
+                tile=8,
             )
         )(x)
 

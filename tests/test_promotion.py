@@ -126,6 +126,11 @@ def _proxies(name, x, traced):
     return sum(values)
 
 
+def _of_any_distance(distance, label):
+    """The contrastive loss as a function of one's own, which takes negative distances too."""
+    return losses.contrastive(distance, label)
+
+
 def _distances(x, traced):
     order = jnp.float32(2.5) if traced else 2.5
     parameters = {"minkowski": {"order": order}, "mahalanobis": {"factor": PROXIES[:, 0]}}
@@ -134,7 +139,7 @@ def _distances(x, traced):
         distance = partial(getattr(distances, name), **parameters.get(name, {}))
         x_ = 0.1 * x
         total += jnp.sum(jax.vmap(distance)(x_, 1.5 * x_ + 0.01))
-        loss = losses.contrastive
+        loss = _of_any_distance
         total += all_pairs_loss(x_, CLASSES, loss=loss, distance=distance, tile=TILE)
     return total
 
