@@ -27,6 +27,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -109,7 +111,8 @@ def nearest_neighbours(
         order = np.lexsort((indices, squared))
         return indices[order], squared[order]
 
-    points = Points(query_points, reference_points, left_out)
+    devices = _devices(queries if references is None else references)
+    points = Points(query_points, reference_points, left_out, devices)
     indices, squared = np.empty((rows, k), np.intp), np.empty((rows, k))
     rest = np.arange(rows)
     if k + excluded <= MOST and rows * reference_rows >= SWEPT_FROM:
@@ -241,7 +244,8 @@ def retrieval(
             float(np.sum(precision_at_hits)) / r,
         )
 
-    points = Points(query_points, reference_points, left_out)
+    devices = _devices(queries if references is None else references)
+    points = Points(query_points, reference_points, left_out, devices)
     table = np.empty((len(matched), 3))
     rest = np.ones(len(matched), bool)
     few = np.array([len(matches[query]) + len(left_out[query]) <= MOST for query in matched])
@@ -272,13 +276,19 @@ def _left_out(queries: int, one_set: bool, ids: tuple[Names, Names] | None) -> l
     return list(np.arange(queries)[:, None] if one_set else np.empty((queries, 0), np.intp))
 
 
+def _devices(references: ArrayLike) -> tuple[jax.Device, ...]:
+    """The devices on which references lie, or else the one on which JAX puts arrays."""
+    array = references if isinstance(references, jax.Array) else jnp.zeros(())
+    return tuple(sorted(array.sharding.device_set, key=lambda device: device.id))
+
+
 def _map_scores(visit: Callable[[int, Floats], T], selected: Indices, points: Points) -> list[T]:
     """Calls visit(query, scores) for the selected queries, in blocks, on threads.
 
     scores, [M], order the references: squared distances less the query's squared norm, and infinity
     for those that are left out for the query.
     """
-    queries, references, left_out = points
+    queries, references, left_out, _ = points
     rows_seen: dict[bytes, int] = {}
     original = np.array([rows_seen.setdefault(r.tobytes(), i) for i, r in enumerate(references)])
     copies = np.flatnonzero(original != np.arange(len(references)))
