@@ -22,9 +22,11 @@ after centring, may come in either order; this is finer than float32 embeddings 
 Squares of embeddings must fit float64: beyond the range from 1e-140 to 1e150 they are refused.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -54,6 +56,7 @@ T = TypeVar("T")
 SWEPT_FROM = 2**26
 DISTANCES_HELD = 2**24  # 128 MiB
 THREADS = os.cpu_count() or 1
+STRIDE = 16  # scores for each one that is sampled
 
 
 class Neighbours(NamedTuple):
@@ -314,6 +317,24 @@ def _map_scores(visit: Callable[[int, Floats], T], selected: Indices, points: Po
 
 def _first(scores: Floats, count: int) -> Indices:
     """The indices of the `count` smallest scores, ascending, equal ones by index."""
-    last = np.partition(scores, count - 1)[count - 1]
-    candidates = np.flatnonzero(scores <= last)
-    return candidates[np.argsort(scores[candidates], kind="stable")[:count]]
+    within = np.empty(0, np.intp)
+    # A sample gives a bound for all but the `count` smallest and some more, in a fraction of the
+    # time that it takes to select among all scores.
+    sample = scores[_sample(len(scores))]
+    rank = int(count / STRIDE + math.sqrt(count) + 4)
+    if rank < len(sample) // 2:
+        within = np.flatnonzero(scores <= np.partition(sample, rank)[rank])
+    if len(within) < count:
+        within = np.flatnonzero(scores <= np.partition(scores, count - 1)[count - 1])
+    values = scores[within]
+    order = np.argsort(values)
+    ascending = values[order]
+    if np.any(ascending[1:] == ascending[:-1]):
+        order = np.argsort(values, kind="stable")
+    return within[order[:count]]
+
+
+@lru_cache(maxsize=4)
+def _sample(size: int) -> Indices:
+    """Random indices, one of `STRIDE`: at regular ones some classes might never stand."""
+    return np.random.default_rng(0).integers(size, size=size // STRIDE)
