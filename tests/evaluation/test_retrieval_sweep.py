@@ -84,6 +84,8 @@ def rows_that_differ(rng, name, size, width):
             x[:, :3] = 3e-4 * x[:, :3] + rng.integers(0, 2, (size, 3))
             x[:, 3:] *= 3e-4
             return x
+        case "queries far off":  # Then it is the norm of the query that digits are lost to.
+            return 1e-6 * x + rng.integers(0, 2, (size, width))
         case "far from the origin":
             return (100 + 1e-5 * x).astype(np.float32)
         case "an outlier":
@@ -105,6 +107,7 @@ def rows_that_differ(rng, name, size, width):
     [
         "plain",
         "nearly equal",
+        "queries far off",
         "far from the origin",
         "an outlier",
         "tiny beside large",
@@ -118,6 +121,8 @@ def test_embeddings_of_any_size_rank_as_in_float64(name):
     # Two tiles of references, the last one not full, and two blocks of queries.
     x, c = rows_that_differ(rng, name, 3500, 5), rng.integers(-1, 900, 3500)
     queries = x[:300] + (0 if x.dtype.kind == "i" else 1e-10 * x[:300])
+    if name == "queries far off":
+        queries = 100 * rng.standard_normal(queries.shape)
     classes = rng.integers(0, 900, 300)
     sets = queries, classes, x, c
     wanted = in_float64(retrieval, *sets)
@@ -142,14 +147,14 @@ def test_one_set_with_classes_of_every_size(distance):
 
 
 def test_left_out_references_that_were_counted_are_not_ranked():
-    # The match of the query at 0 is behind 100 others, and behind 5 of its own identity.
-    references = np.concatenate([1 + np.arange(100) / 100, 3 + np.arange(5), [20.0]])[:, None]
-    classes = np.array([1] * 105 + [0])
-    ids = np.array([2] * 100 + [7] * 5 + [8])
+    # The match of the query at 0 is behind 2,000 others, and behind 5 of its own identity.
+    references = np.concatenate([1 + np.arange(2000) / 2000, 3 + np.arange(5), [20.0]])[:, None]
+    classes = np.array([1] * 2005 + [0])
+    ids = np.array([2] * 2000 + [7] * 5 + [8])
     sets = [[0.0]], [0], references, classes
     figures = retrieval(*sets, query_ids=[7], reference_ids=ids)
-    assert figures["mean_reciprocal_rank"] == 1 / 101
-    assert retrieval(*sets)["mean_reciprocal_rank"] == 1 / 106
+    assert figures["mean_reciprocal_rank"] == 1 / 2001
+    assert retrieval(*sets)["mean_reciprocal_rank"] == 1 / 2006
 
 
 def test_queries_with_too_many_candidates_are_ranked_all_the_same(monkeypatch):
