@@ -9,11 +9,12 @@ Rows of class -1, and rows whose class is masked (`numpy.ma`), are ignored whate
 queries and as references.
 
 Distances are compared in float64, of embeddings centred on their median, as $|r|^2 - 2 q \cdot r$
-or as sums of squared differences. From `SWEPT_FROM` pairs on, the default device of JAX first
-compares them in float32 within bounds that hold for certain, in blocks, and the host computes in
-float64 only what those bounds leave open: results are the same, sooner. Smaller sets, which would
-wait for a compilation, and queries with more matches or neighbours than `_sweep.MOST` are compared
-in float64 alone.
+or as sums of squared differences. From `SWEPT_FROM` pairs on, a device first compares them in
+float32 within bounds that hold for certain, in blocks, and the host computes in float64 only what
+those bounds leave open: results are the same, sooner. The references are divided among the devices
+on which they lie, if they are a JAX array, and are put on the default device of JAX if not. Smaller
+sets, which would wait for a compilation, and queries with more matches or neighbours than
+`_sweep.MOST` are compared in float64 alone, on the host.
 
 Identical references tie exactly. All distances are exact when the embeddings are integers, or
 multiples of one power of two, and squared distances stay below $2^{53}$. Otherwise two references
@@ -56,7 +57,7 @@ T = TypeVar("T")
 SWEPT_FROM = 2**26
 DISTANCES_HELD = 2**24  # 128 MiB
 THREADS = os.cpu_count() or 1
-STRIDE = 16  # scores for each one that is sampled
+STRIDE = 16  # one score of so many is sampled
 
 
 class Neighbours(NamedTuple):
@@ -280,7 +281,7 @@ def _left_out(queries: int, one_set: bool, ids: tuple[Names, Names] | None) -> l
 
 
 def _devices(references: ArrayLike) -> tuple[jax.Device, ...]:
-    """The devices on which references lie, or else the one on which JAX puts arrays."""
+    """Returns the devices on which references lie, or else the one on which JAX puts arrays."""
     array = references if isinstance(references, jax.Array) else jnp.zeros(())
     return tuple(sorted(array.sharding.device_set, key=lambda device: device.id))
 
@@ -336,5 +337,5 @@ def _first(scores: Floats, count: int) -> Indices:
 
 @lru_cache(maxsize=4)
 def _sample(size: int) -> Indices:
-    """Random indices, one of `STRIDE`: at regular ones some classes might never stand."""
+    """Draws a random index for each `STRIDE` scores; regular indices can miss whole classes."""
     return np.random.default_rng(0).integers(size, size=size // STRIDE)

@@ -1,149 +1,211 @@
-"""Ranks by a sweep in float32 equal those of float64, whatever the embeddings are."""
+"""Retrieval as it ranks large sets: a float32 sweep, whose doubts float64 settles."""
+
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from test_retrieval import brute_force, labelled, ranking
+from jax.sharding import Mesh, PartitionSpec
+from test_retrieval import brute_force, ranking
 
 from contrastive_jax.evaluation import _candidates, _sweep
 from contrastive_jax.evaluation import retrieval as module
 from contrastive_jax.evaluation.retrieval import nearest_neighbours, retrieval
 
-some = settings(deadline=None, max_examples=30, derandomize=True)
-DEVICES = 8
+TILE, QUERIES, SIZE, WIDTH = 48, 16, 203, 6
 
 
 @pytest.fixture(autouse=True)
-def swept(monkeypatch):
-    """Sweeps sets of any size."""
+def crowded_queries(monkeypatch):
+    """Sweeps sets of any size in small tiles; lists how many queries each block left to float64."""
+    crowded = []
+    settled = _candidates._settled
+
+    def observed(*args):
+        block = settled(*args)
+        crowded.append(int(block.crowded.sum()))
+        return block
+
     monkeypatch.setattr(module, "SWEPT_FROM", 0)
+    monkeypatch.setattr(_sweep, "TILE", TILE)
+    monkeypatch.setattr(_sweep, "QUERIES", QUERIES)
+    monkeypatch.setattr(_candidates, "_settled", observed)
+    return crowded
 
 
-def in_float64(function, *args, **kwargs):
-    """The result without a sweep."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SWEPT_FROM", np.inf)
-        return function(*args, **kwargs)
+def normal(rng):
+    return rng.normal(size=(SIZE, WIDTH))
 
 
-def assert_figures(expected, *args, **kwargs):
-    if expected is None:
-        with pytest.raises(ValueError, match=r"none of the .* queries has a reference"):
-            retrieval(*args, **kwargs)
-    else:
-        assert retrieval(*args, **kwargs) == pytest.approx(expected, abs=1e-12)
+def grid(rng):
+    return rng.integers(-1, 2, (SIZE, WIDTH)).astype(float)
 
 
-def assert_same_neighbours(*args, **kwargs):
-    for swept, wanted in zip(
-        nearest_neighbours(*args, **kwargs),
-        in_float64(nearest_neighbours, *args, **kwargs),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(swept, wanted)
+def duplicates(rng):
+    return rng.normal(size=(40, WIDTH))[rng.integers(0, 40, SIZE)]
 
 
-@some
-@given(st.data(), st.booleans(), st.booleans())
-def test_integers_with_ties_equal_brute_force(data, one_set, named):
-    sets = [data.draw(labelled(2)) for _ in range(1 if one_set else 2)]
-    arrays = [array for one in sets for array in one]
-    assert_figures(brute_force(*arrays), *arrays)
-    ids = [
-        np.array(data.draw(st.lists(st.integers(-1, 9), min_size=n, max_size=n)))
-        for n in (len(points) for points, _ in sets)
-    ]
-    if named:
-        ids = [one.astype(str) for one in ids]
-    options = dict(zip(("query_ids", "reference_ids"), ids, strict=False))
-    assert_figures(brute_force(*arrays, **options), *arrays, **options)
+def all_equal(rng):
+    return np.ones((SIZE, WIDTH))
 
 
-@some
-@given(st.data())
-def test_neighbours_of_integers_equal_brute_force(data):
-    (queries, _), (references, _) = data.draw(labelled(2)), data.draw(labelled(2))
-    k = data.draw(st.integers(1, len(references)))
-    indices, distances = nearest_neighbours(queries, references, k=k)
-    for query, row, lengths in zip(queries, indices, distances, strict=True):
-        order, squared = ranking(query, references)
-        np.testing.assert_array_equal(row, order[:k])
-        np.testing.assert_allclose(lengths, np.sqrt(squared[order[:k]]), rtol=1e-15)
+def clusters(rng, size):
+    centres = rng.integers(-16, 17, (12, WIDTH)) / 8
+    return centres[rng.integers(0, 12, SIZE)] + size * rng.integers(-8, 9, (SIZE, WIDTH))
 
 
-def rows_that_differ(rng, name, size, width):
-    """Embeddings in float64 that a sweep in float32 could rank wrongly."""
-    x = rng.standard_normal((size, width))
-    copies = rng.integers(0, size, size // 4)
-    x[: len(copies)] = x[copies]
-    match name:
-        case "nearly equal":  # Eight clusters, in which float32 can not tell distances apart.
-            x[:, :3] = 3e-4 * x[:, :3] + rng.integers(0, 2, (size, 3))
-            x[:, 3:] *= 3e-4
-            return x
-        case "queries far off":  # Then it is the norm of the query that digits are lost to.
-            return 1e-6 * x + rng.integers(0, 2, (size, width))
-        case "far from the origin":
-            return (100 + 1e-5 * x).astype(np.float32)
-        case "an outlier":
-            x[size // 2] = 1e15
-            return x
-        case "tiny beside large":
-            return x * 10.0 ** rng.choice([-30, -12, 0], (size, 1))
-        case "huge":
-            return x * 1e149
-        case "minute":
-            return x * 1e-138
-        case "coarse":
-            return np.round(4 * x).astype(np.int8)
-    return x
+def below_float32(rng):
+    """Clusters whose distances float32 does not have, and float64 has exactly."""
+    return clusters(rng, 2.0**-17)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "plain",
-        "nearly equal",
-        "queries far off",
-        "far from the origin",
-        "an outlier",
-        "tiny beside large",
-        "huge",
-        "minute",
-        "coarse",
-    ],
-)
-def test_embeddings_of_any_size_rank_as_in_float64(name):
+def below_products(rng):
+    """Clusters whose distances float64 has from differences alone."""
+    return clusters(rng, 2.0**-40)
+
+
+def on_a_sphere(rng):
+    """References of which all are nearly as far from the queries, most of which are near 0."""
+    points = normal(rng)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    points[::3] *= 1e-9
+    return points
+
+
+def one_far(rng):
+    points = rng.integers(-99, 100, (SIZE, WIDTH)).astype(float)
+    points[100] = 1e15
+    return points
+
+
+def many_sizes(rng):
+    points = normal(rng) * 10.0 ** rng.integers(-60, 60, (SIZE, 1))
+    points[::2] = 0  # also their median, so that the small ones keep their digits
+    return points
+
+
+def whole_numbers(rng):
+    return rng.integers(-(2**20), 2**20, (SIZE, WIDTH))
+
+
+def huge(rng):
+    return 1e149 * normal(rng)
+
+
+def tiny(rng):
+    return 1e-139 * (1 + np.abs(normal(rng)))
+
+
+SETS = [
+    normal,
+    grid,
+    duplicates,
+    all_equal,
+    below_float32,
+    below_products,
+    on_a_sphere,
+    one_far,
+    many_sizes,
+    whole_numbers,
+    huge,
+    tiny,
+]
+
+
+def labels(rng):
+    """Classes of some 5 members each, and rows to ignore."""
+    return rng.integers(-1, 40, SIZE)
+
+
+@pytest.mark.parametrize("points", SETS)
+@pytest.mark.parametrize("identities", [False, True])
+def test_figures_equal_those_of_float64(crowded_queries, points, identities):
     rng = np.random.default_rng(0)
-    # Two tiles of references, the last one not full, and two blocks of queries.
-    x, c = rows_that_differ(rng, name, 3500, 5), rng.integers(-1, 900, 3500)
-    queries = x[:300] + (0 if x.dtype.kind == "i" else 1e-10 * x[:300])
-    if name == "queries far off":
-        queries = 100 * rng.standard_normal(queries.shape)
-    classes = rng.integers(0, 900, 300)
-    sets = queries, classes, x, c
-    wanted = in_float64(retrieval, *sets)
-    assert_figures(wanted, *sets)
-    # Beside much larger ones float64 itself does not tell the smallest distances apart.
-    if name not in ("an outlier", "tiny beside large", "huge", "minute"):
-        assert wanted == pytest.approx(brute_force(*map(np.asarray, map(np.float64, sets))))
-    assert_same_neighbours(queries, x, k=10)
+    x, c, ids = points(rng), labels(rng), rng.integers(0, 60, SIZE)
+    options = {"query_ids": ids} if identities else {}
+    assert retrieval(x, c, **options) == pytest.approx(brute_force(x, c, **options), abs=1e-12)
+    halves = x[:83], c[:83], x[83:], c[83:]
+    if identities:
+        options = {"query_ids": ids[:83], "reference_ids": ids[83:]}
+    expected = brute_force(*halves, **options)
+    assert retrieval(*halves, **options) == pytest.approx(expected, abs=1e-12)
+    assert crowded_queries
+    assert not any(crowded_queries)
+
+
+@pytest.mark.parametrize("points", SETS)
+@pytest.mark.parametrize("k", [1, 40])
+def test_neighbours_equal_those_of_float64(crowded_queries, points, k):
+    x = points(np.random.default_rng(0))
+    one, two = nearest_neighbours(x, k=k), nearest_neighbours(x[:83], x[83:], k=k)
+    assert len(crowded_queries) == -(-SIZE // QUERIES) + -(-83 // QUERIES)
+    assert not any(crowded_queries)
+    for query in range(SIZE):
+        order, squared = ranking(x[query], x, query)
+        np.testing.assert_array_equal(one.indices[query], order[:k])
+        distances = np.sqrt(squared[order[:k]].astype(float))
+        np.testing.assert_allclose(one.distances[query], distances, rtol=1e-14)
+    for query in range(83):
+        order, _ = ranking(x[query], x[83:])
+        np.testing.assert_array_equal(two.indices[query], order[:k])
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
-def test_one_set_with_classes_of_every_size(distance):
-    rng = np.random.default_rng(1)
-    # Pairs, fives, and two classes of which a sweep is not asked for the nearest.
-    sizes = [2] * 200 + [5] * 60 + [61, 150, 400]
-    c = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    x = rng.standard_normal((len(sizes), 5))[c] + rng.standard_normal((len(c), 5))
-    points = x / np.linalg.norm(x, axis=1, keepdims=True) if distance == "cosine" else x
-    assert_figures(brute_force(points, c), x, c, distance=distance)
-    assert_same_neighbours(x, k=10, distance=distance)
-    assert_same_neighbours(x, k=3, distance=distance, query_ids=rng.integers(0, 400, len(c)))
+def test_a_sweep_changes_nothing(monkeypatch, distance):
+    rng = np.random.default_rng(0)
+    x, c, ids = (points(rng) for points in (normal, labels, labels))
+    x[c == -1] = np.nan
+    calls = [
+        partial(retrieval, x, c, distance=distance),
+        partial(retrieval, x, c, distance=distance, query_ids=ids),
+        partial(nearest_neighbours, x[c != -1], k=9, distance=distance),
+        partial(nearest_neighbours, x[c != -1], k=9, distance=distance, query_ids=ids[c != -1]),
+    ]
+    swept = [call() for call in calls]
+    monkeypatch.setattr(module, "SWEPT_FROM", np.inf)
+    for call, got in zip(calls, swept, strict=True):
+        want = call()
+        if isinstance(want, dict):
+            assert got == pytest.approx(want, abs=1e-12)
+        else:
+            np.testing.assert_array_equal(got.indices, want.indices)
+            np.testing.assert_array_equal(got.distances, want.distances)
+
+
+@pytest.mark.parametrize("points", [duplicates, below_float32])
+def test_queries_with_too_many_candidates_are_ranked_in_float64(
+    monkeypatch, crowded_queries, points
+):
+    monkeypatch.setattr(_candidates, "FEW", 20)
+    monkeypatch.setattr(_candidates, "CROWDED", 20)
+    rng = np.random.default_rng(0)
+    x, c = points(rng), labels(rng)
+    assert retrieval(x, c) == pytest.approx(brute_force(x, c), abs=1e-12)
+    assert 0 < sum(crowded_queries) < np.sum(c >= 0)
+    indices = nearest_neighbours(x, k=10).indices
+    expected = [ranking(query, x, own)[0][:10] for own, query in enumerate(x)]
+    np.testing.assert_array_equal(indices, expected)
+
+
+def test_large_classes_are_ranked_in_float64(crowded_queries):
+    rng = np.random.default_rng(0)
+    # One class is larger than a sweep can be asked for, the others are not.
+    x, c = normal(rng), np.where(np.arange(SIZE) < 90, 40, labels(rng))
+    assert retrieval(x, c) == pytest.approx(brute_force(x, c), abs=1e-12)
+    assert len(crowded_queries) < -(-SIZE // QUERIES)
+    k = _sweep.MOST
+    indices = nearest_neighbours(x, x, k=k + 1).indices
+    assert (indices[:, :k] == nearest_neighbours(x, x, k=k).indices).all()
+
+
+def test_queries_far_from_the_references_lose_digits_to_their_own_norm(crowded_queries):
+    rng = np.random.default_rng(0)
+    x = 1e-6 * normal(rng) + rng.integers(0, 2, (SIZE, WIDTH))
+    sets = 100 * normal(rng), labels(rng), x, labels(rng)
+    assert retrieval(*sets) == pytest.approx(brute_force(*sets), abs=1e-12)
+    assert crowded_queries
+    assert not any(crowded_queries)
 
 
 def test_left_out_references_that_were_counted_are_not_ranked():
@@ -157,126 +219,40 @@ def test_left_out_references_that_were_counted_are_not_ranked():
     assert retrieval(*sets)["mean_reciprocal_rank"] == 1 / 2006
 
 
-def test_queries_with_too_many_candidates_are_ranked_all_the_same(monkeypatch):
-    rng = np.random.default_rng(2)
-    # The median lies in the first cluster. In the second one float32 can not tell distances apart.
-    x = 3e-4 * rng.standard_normal((2400, 3)) + np.repeat([[0], [1]], [1300, 1100], axis=0)
-    c = rng.permutation(np.arange(2400) % 800)
-    blocks = []
-    settled = _candidates._settled
-    monkeypatch.setattr(
-        _candidates, "_settled", lambda *args: blocks.append(settled(*args)) or blocks[-1]
+def test_identical_rows_tie_whatever_their_width():
+    x = np.random.default_rng(0).normal(size=(2, 10_000))[[0, 1, 1, 1]]
+    squared = _candidates.squared_distances(
+        _candidates.Points(x, x, [], ()), np.zeros(66, int), np.repeat([1, 2, 3], 22)
     )
-    assert_figures(brute_force(x, c), x, c)
-    crowded = np.concatenate([block.crowded for block in blocks])
-    assert crowded[1300:].all()
-    assert not crowded[:1300].any()
+    assert len(set(squared)) == 1
 
 
-def on_mesh(x):
-    mesh = jax.make_mesh((DEVICES,), ("rows",), axis_types=(AxisType.Auto,))
-    return jax.device_put(x, NamedSharding(mesh, PartitionSpec("rows")))
-
-
-def test_references_over_devices_give_the_figures_of_one():
-    rng = np.random.default_rng(3)
-    x, c = rng.standard_normal((4000, 5)).astype(np.float32), rng.integers(0, 800, 4000)
-    assert retrieval(on_mesh(x), c) == retrieval(x, c) == in_float64(retrieval, x, c)
-    for spread, whole in zip(
-        nearest_neighbours(x[:50], on_mesh(x), k=5), nearest_neighbours(x[:50], x, k=5), strict=True
-    ):
-        np.testing.assert_array_equal(spread, whole)
-
-
-@pytest.mark.parametrize("transformation", ["shard_map", "pmap"])
 @pytest.mark.parametrize("spread", ["references", "queries"])
-def test_a_sweep_over_devices_settles_the_same_pairs(transformation, spread):
-    rng = np.random.default_rng(4)
-    references = rng.integers(-9, 9, (DEVICES * _sweep.TILE - 100, 3)).astype(np.float64)
-    queries = rng.integers(-9, 9, (DEVICES * _sweep.QUERIES, 3)).astype(np.float64)
-    tiles = _sweep.reference_tiles(references, 1 / 16, DEVICES)
-    size = _sweep.QUERIES
-    blocks = [
-        _sweep.query_block(rows, 1 / 16, np.full(size, 4), np.full(size, np.inf), np.full(size, 3))
-        for rows in np.split(queries, DEVICES)
-    ]
-    over = "tiles" if spread == "references" else None
-
-    def sweep(block, own):
-        return _sweep.sweep(block, own, most=8, axis_name=over)
-
-    def settled(swept):
-        swept = jax.tree.map(np.asarray, swept)
-        points = _candidates.Points(queries[:size], references, [np.empty(0, int)] * size, ())
-        some, goal = np.arange(size), np.full(size, 3.0)
-        block = _candidates._settled(points, slice(0, size), some, goal, swept)
-        nearest = _candidates.by_distance(block)[1:]
-        nearer = block.nearer + np.bincount(block.pairs.query[block.squared < 3], minlength=size)
-        first = nearest[1][nearest[0] < 4]
-        return nearer, block.pairs.reference[first], block.crowded
-
-    whole = jax.jit(lambda *arrays: _sweep.sweep(*arrays, most=8))(blocks[0], tiles)
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)
-    by_device = jax.tree.map(lambda leaf: np.split(leaf, DEVICES), tiles)
-    by_device = _sweep.References(*map(np.stack, by_device))
-    in_axes = (None, 0) if over else (0, None)
-    if transformation == "pmap":
-        swept = jax.pmap(sweep, axis_name="tiles", in_axes=in_axes)(
-            *((blocks[0], by_device) if over else (stacked, tiles))
+def test_devices_share_a_sweep(spread):
+    rng = np.random.default_rng(0)
+    references, queries = rng.normal(size=(8 * TILE - 5, WIDTH)), rng.normal(size=(QUERIES, WIDTH))
+    scale = _sweep.scale_of(references, queries)
+    squared = np.sum((queries[:, None] - references) ** 2, axis=2)
+    infinite, target = np.full(QUERIES, np.inf), np.sort(squared)[:, 30]
+    block = _sweep.query_block(queries, scale, np.full(QUERIES, 2), infinite, target)
+    tiles = _sweep.reference_tiles(references, scale, 8)
+    mesh, axis = Mesh(np.array(jax.devices()[:8]), "devices"), PartitionSpec("devices")
+    if spread == "references":
+        sweep = partial(_sweep.sweep, most=8, axis_name="devices")
+        specs = (PartitionSpec(), axis), _sweep.Swept(axis, PartitionSpec())
+    else:
+        sweep = partial(_sweep.sweep, most=8)
+        specs = (
+            (axis, PartitionSpec()),
+            _sweep.Swept(PartitionSpec(None, None, "devices"), axis),
         )
-    else:
-        mesh = jax.make_mesh((DEVICES,), ("tiles",), axis_types=(AxisType.Auto,))
-        each, every = PartitionSpec("tiles"), PartitionSpec()
-
-        def one(block, own):
-            block = block if over else jax.tree.map(lambda leaf: leaf[0], block)
-            swept = sweep(block, own)
-            return swept if over else jax.tree.map(lambda leaf: leaf[None], swept)
-
-        swept = jax.jit(
-            jax.shard_map(
-                one,
-                mesh=mesh,
-                in_specs=(every, each) if over else (each, every),
-                out_specs=_sweep.Swept(each, every if over else each),
-            )
-        )(*((blocks[0], tiles) if over else (stacked, tiles)))
-    if over:
-        nearer = swept.nearer[0] if transformation == "pmap" else swept.nearer
-        swept = _sweep.Swept(swept.words.reshape(whole.words.shape), nearer)
-        for got, wanted in zip(settled(swept), settled(whole), strict=True):
-            np.testing.assert_array_equal(got, wanted)
-    else:
-        for got, wanted in zip(swept, whole, strict=True):
-            np.testing.assert_array_equal(got[0], wanted)
-        assert np.any(np.asarray(swept.nearer[1]) != np.asarray(whole.nearer))
-
-
-def test_sets_within_a_tile_share_a_program():
-    rng = np.random.default_rng(5)
-    sweep, *_ = _sweep.on_devices((jax.devices()[0],))
-    nearest_neighbours(rng.standard_normal((40, 2)), k=2)
-    programs = sweep._cache_size()
-    for size in (300, 700):
-        nearest_neighbours(rng.standard_normal((size, 2)), k=5)
-    assert sweep._cache_size() == programs
-
-
-def test_a_sweep_holds_a_tile_of_scores():
-    sweep, *_ = _sweep.on_devices((jax.devices()[0],))
-    one = np.ones(1)
-    block = _sweep.query_block(np.ones((1, 2)), 1.0, one, one, one)
-    tiles = _sweep.reference_tiles(np.ones((64 * _sweep.TILE, 2)), 1.0, 64)
-    temporary = sweep.lower(8, block, tiles).compile().memory_analysis().temp_size_in_bytes
-    # Some arrays of the size of a tile of scores, and words of all tiles; all scores are 64 tiles.
-    scores = 4 * _sweep.TILE * _sweep.QUERIES
-    assert temporary < 8 * scores + 3 * 64 * scores / _sweep.GROUP
-
-
-def test_small_sets_are_ranked_without_a_program(monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setattr(_candidates, "candidates", None)
-    rng = np.random.default_rng(6)
-    x, c = rng.standard_normal((450, 4)), rng.integers(0, 100, 450)
-    assert retrieval(x, c)["queries"] == 450
-    assert nearest_neighbours(x, k=3).indices.shape == (450, 3)
+    sharded = jax.jit(jax.shard_map(sweep, mesh=mesh, in_specs=specs[0], out_specs=specs[1]))
+    words, nearer = jax.tree.map(np.asarray, sharded(*jax.tree.map(jnp.asarray, (block, tiles))))
+    query, reference = _candidates._pairs(words.reshape(-1, QUERIES), len(references))
+    candidate = np.zeros(squared.shape, bool)
+    candidate[query, reference] = True
+    # All that are not candidates are certain: counted if nearer, not among the nearest.
+    np.testing.assert_array_equal(nearer, np.sum((squared < target[:, None]) & ~candidate, axis=1))
+    assert candidate[np.arange(QUERIES)[:, None], np.argsort(squared, axis=1)[:, :2]].all()
+    assert candidate[squared == target[:, None]].all()
+    assert candidate.sum() < squared.size / 2
