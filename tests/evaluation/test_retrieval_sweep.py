@@ -201,9 +201,11 @@ def test_large_classes_are_ranked_in_float64(crowded_queries):
 
 def test_queries_far_from_the_references_lose_digits_to_their_own_norm(crowded_queries):
     rng = np.random.default_rng(0)
-    x = 1e-6 * normal(rng) + rng.integers(0, 2, (SIZE, WIDTH))
-    sets = 100 * normal(rng), labels(rng), x, labels(rng)
+    x = 1e-6 * normal(rng) + rng.integers(0, 2, (SIZE, 1))
+    sets = 1000 * normal(rng), labels(rng), x, labels(rng)
     assert retrieval(*sets) == pytest.approx(brute_force(*sets), abs=1e-12)
+    nearest = nearest_neighbours(sets[0], x, k=1).indices[:, 0]
+    assert nearest.tolist() == [ranking(query, x)[0][0] for query in sets[0]]
     assert crowded_queries
     assert not any(crowded_queries)
 
