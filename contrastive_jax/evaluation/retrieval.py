@@ -23,11 +23,9 @@ after centring, may come in either order; this is finer than float32 embeddings 
 Squares of embeddings must fit float64: beyond the range from 1e-140 to 1e150 they are refused.
 """
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -48,6 +46,7 @@ from contrastive_jax.evaluation._points import (
     require_one_sort,
     row_count,
 )
+from contrastive_jax.evaluation._selection import smallest
 from contrastive_jax.evaluation._sweep import MOST
 from contrastive_jax.host_arrays import checked_classes
 
@@ -57,7 +56,6 @@ T = TypeVar("T")
 SWEPT_FROM = 2**26
 DISTANCES_HELD = 2**24  # 128 MiB
 THREADS = os.cpu_count() or 1
-STRIDE = 16  # one score of so many is sampled
 
 
 class Neighbours(NamedTuple):
@@ -110,7 +108,7 @@ def nearest_neighbours(
         )
 
     def nearest(query: int, scores: Floats) -> tuple[Indices, Floats]:
-        indices = _first(scores, k)
+        indices = smallest(scores, k)
         squared = np.sum((reference_points[indices] - query_points[query]) ** 2, axis=1)
         order = np.lexsort((indices, squared))
         return indices[order], squared[order]
@@ -239,7 +237,7 @@ def retrieval(
         tied_before = np.count_nonzero(scores[:first] == scores[first])
         r = len(own) - itself
         hit_ranks = 1 + np.flatnonzero(
-            class_of_reference[_first(scores, r)] == class_of_query[query]
+            class_of_reference[smallest(scores, r)] == class_of_query[query]
         )
         precision_at_hits = np.arange(1, len(hit_ranks) + 1) / hit_ranks
         return (
@@ -314,28 +312,3 @@ def _map_scores(visit: Callable[[int, Floats], T], selected: Indices, points: Po
     blocks = [selected[start : start + rows] for start in range(0, len(selected), rows)]
     with ThreadPoolExecutor(THREADS) as pool:
         return [result for block in blocks for result in visit_block(block)]
-
-
-def _first(scores: Floats, count: int) -> Indices:
-    """The indices of the `count` smallest scores, ascending, equal ones by index."""
-    within = np.empty(0, np.intp)
-    # A sample gives a bound for all but the `count` smallest and some more, in a fraction of the
-    # time that it takes to select among all scores.
-    sample = scores[_sample(len(scores))]
-    rank = int(count / STRIDE + math.sqrt(count) + 4)
-    if rank < len(sample) // 2:
-        within = np.flatnonzero(scores <= np.partition(sample, rank)[rank])
-    if len(within) < count:
-        within = np.flatnonzero(scores <= np.partition(scores, count - 1)[count - 1])
-    values = scores[within]
-    order = np.argsort(values)
-    ascending = values[order]
-    if np.any(ascending[1:] == ascending[:-1]):
-        order = np.argsort(values, kind="stable")
-    return within[order[:count]]
-
-
-@lru_cache(maxsize=4)
-def _sample(size: int) -> Indices:
-    """Draws a random index for each `STRIDE` scores; regular indices can miss whole classes."""
-    return np.random.default_rng(0).integers(size, size=size // STRIDE)
