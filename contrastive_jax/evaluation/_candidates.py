@@ -23,11 +23,19 @@ FEW, CROWDED = 2**10, 2**13
 
 
 class Points(NamedTuple):
-    """Embeddings in float64, and for each query the references that are not ranked for it."""
+    """Embeddings in float64, what is not ranked, and where a sweep runs.
+
+    Attributes:
+      queries: [Q, D].
+      references: [M, D].
+      left_out: for each query the references that are not ranked for it.
+      devices: the devices among which the tiles of references are divided.
+    """
 
     queries: Floats
     references: Floats
     left_out: Sequence[Indices]
+    devices: tuple[jax.Device, ...]
 
 
 class Pairs(NamedTuple):
@@ -165,7 +173,9 @@ def candidates(
       Candidates of block after block.
     """
     scale = _sweep.scale_of(points.queries, points.references)
-    references = jax.device_put(_sweep.reference_tiles(points.references, scale))
+    sweep, by_query, by_tile = _sweep.on_devices(points.devices)
+    tiles = -(-len(points.references) // (_sweep.TILE * len(points.devices))) * len(points.devices)
+    references = jax.device_put(_sweep.reference_tiles(points.references, scale, tiles), by_tile)
     asked = count + np.array([len(points.left_out[query]) for query in selected])
     asked = np.minimum(asked, len(points.references))
     most = 8 if np.max(asked) <= 8 else _sweep.MOST
@@ -175,7 +185,7 @@ def candidates(
         block = _sweep.query_block(
             points.queries[selected[here]], scale, asked[here], bound[here], target[here]
         )
-        return here, _sweep.swept(jax.device_put(block), references, most=most)
+        return here, sweep(most, jax.device_put(block, by_query), references)
 
     # The device computes the next block while the host settles this one.
     ahead = start(0)

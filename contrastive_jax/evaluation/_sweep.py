@@ -17,13 +17,15 @@ of |r| is added to the norms of the references once, the part of |q| to the thre
 What underflows is less than `TINY` for each of D entries, as entries are at most 1.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 from numpy.typing import NDArray
 
 from contrastive_jax._compat import pcast_varying, varying_axes
@@ -150,7 +152,35 @@ def sweep(
     return Swept(words & jnp.uint32((1 << GROUP) - 1), nearer)
 
 
-swept = jax.jit(sweep, static_argnames=("most", "axis_name"))
+@lru_cache(maxsize=8)
+def on_devices(
+    devices: tuple[jax.Device, ...],
+) -> tuple[Callable[[int, Queries, References], Swept], Sharding, Sharding]:
+    """Compiles a sweep of tiles that are divided among devices.
+
+    Args:
+      devices: one or more.
+
+    Returns:
+      The sweep of (`most`, queries, references), and the shardings of the queries and the
+      references.
+    """
+    mesh = jax.make_mesh((len(devices),), ("tiles",), axis_types=(AxisType.Auto,), devices=devices)
+    by_tile = PartitionSpec("tiles")
+
+    def over_tiles(most: int, queries: Queries, references: References) -> Swept:
+        if len(devices) == 1:
+            return sweep(queries, references, most=most)
+        mapped: Callable[..., Swept] = jax.shard_map(
+            partial(sweep, most=most, axis_name="tiles"),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), by_tile),
+            out_specs=Swept(by_tile, PartitionSpec()),
+        )
+        return mapped(queries, references)
+
+    shardings = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, by_tile)
+    return jax.jit(over_tiles, static_argnums=0), *shardings
 
 
 def scale_of(*points: Floats) -> float:
@@ -159,13 +189,13 @@ def scale_of(*points: Floats) -> float:
     return float(np.ldexp(1.0, -int(np.frexp(largest)[1])))
 
 
-def reference_tiles(points: Floats, scale: float, tiles: int | None = None) -> References:
+def reference_tiles(points: Floats, scale: float, tiles: int) -> References:
     """Makes tiles of references, on the host.
 
     Args:
       points: references in float64, [M, D].
       scale: as `scale_of` returns it.
-      tiles: how many tiles there are to be; the last ones may be empty.
+      tiles: how many tiles there are to be, enough for all references.
 
     Returns:
       Tiles in float32, filled up with references that are infinitely far.
@@ -173,7 +203,6 @@ def reference_tiles(points: Floats, scale: float, tiles: int | None = None) -> R
     scaled = points * scale
     relative, absolute = _rounding(points.shape[1])
     squared = np.einsum("nd,nd->n", scaled, scaled)
-    tiles = -(-len(points) // TILE) if tiles is None else tiles
     padding = tiles * TILE - len(points)
     rows = np.zeros((tiles * TILE, points.shape[1]), np.float32)
     rows[: len(points)] = scaled

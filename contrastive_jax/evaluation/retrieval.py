@@ -9,11 +9,12 @@ Rows of class -1, and rows whose class is masked (`numpy.ma`), are ignored whate
 queries and as references.
 
 Distances are compared in float64, of embeddings centred on their median, as $|r|^2 - 2 q \cdot r$
-or as sums of squared differences. From `SWEPT_FROM` pairs on, the default device of JAX first
-compares them in float32 within bounds that hold for certain, in blocks, and the host computes in
-float64 only what those bounds leave open: results are the same, sooner. Smaller sets, which would
-wait for a compilation, and queries with more matches or neighbours than `_sweep.MOST` are compared
-in float64 alone.
+or as sums of squared differences. From `SWEPT_FROM` pairs on, a device first compares them in
+float32 within bounds that hold for certain, in blocks, and the host computes in float64 only what
+those bounds leave open: results are the same, sooner. The references are divided among the devices
+on which they lie, if they are a JAX array, and are put on the default device of JAX if not. Smaller
+sets, which would wait for a compilation, and queries with more matches or neighbours than
+`_sweep.MOST` are compared in float64 alone, on the host.
 
 Identical references tie exactly. All distances are exact when the embeddings are integers, or
 multiples of one power of two, and squared distances stay below $2^{53}$. Otherwise two references
@@ -27,6 +28,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -43,6 +46,7 @@ from contrastive_jax.evaluation._points import (
     require_one_sort,
     row_count,
 )
+from contrastive_jax.evaluation._selection import smallest
 from contrastive_jax.evaluation._sweep import MOST
 from contrastive_jax.host_arrays import checked_classes
 
@@ -113,12 +117,13 @@ def nearest_neighbours(
         )
 
     def nearest(query: int, scores: Floats) -> tuple[Indices, Floats]:
-        indices = _first(scores, k)
+        indices = smallest(scores, k)
         squared = np.sum((reference_points[indices] - query_points[query]) ** 2, axis=1)
         order = np.lexsort((indices, squared))
         return indices[order], squared[order]
 
-    points = Points(query_points, reference_points, left_out)
+    devices = _devices(queries if references is None else references)
+    points = Points(query_points, reference_points, left_out, devices)
     indices, squared = np.empty((rows, k), np.intp), np.empty((rows, k))
     rest = np.arange(rows)
     if k + excluded <= MOST and rows * reference_rows >= SWEPT_FROM:
@@ -248,7 +253,7 @@ def retrieval(
         tied_before = np.count_nonzero(scores[:first] == scores[first])
         r = len(own) - itself
         hit_ranks = 1 + np.flatnonzero(
-            class_of_reference[_first(scores, r)] == class_of_query[query]
+            class_of_reference[smallest(scores, r)] == class_of_query[query]
         )
         precision_at_hits = np.arange(1, len(hit_ranks) + 1) / hit_ranks
         return (
@@ -257,7 +262,8 @@ def retrieval(
             float(np.sum(precision_at_hits)) / r,
         )
 
-    points = Points(query_points, reference_points, left_out)
+    devices = _devices(queries if references is None else references)
+    points = Points(query_points, reference_points, left_out, devices)
     table = np.empty((len(matched), 3))
     rest = np.ones(len(matched), bool)
     few = np.array([len(matches[query]) + len(left_out[query]) <= MOST for query in matched])
@@ -288,13 +294,19 @@ def _left_out(queries: int, one_set: bool, ids: tuple[Names, Names] | None) -> l
     return list(np.arange(queries)[:, None] if one_set else np.empty((queries, 0), np.intp))
 
 
+def _devices(references: ArrayLike) -> tuple[jax.Device, ...]:
+    """Returns the devices on which references lie, or else the one on which JAX puts arrays."""
+    array = references if isinstance(references, jax.Array) else jnp.zeros(())
+    return tuple(sorted(array.sharding.device_set, key=lambda device: device.id))
+
+
 def _map_scores(visit: Callable[[int, Floats], T], selected: Indices, points: Points) -> list[T]:
     """Calls visit(query, scores) for the selected queries, in blocks, on threads.
 
     scores, [M], order the references: squared distances less the query's squared norm, and infinity
     for those that are left out for the query.
     """
-    queries, references, left_out = points
+    queries, references, left_out, _ = points
     rows_seen: dict[bytes, int] = {}
     original = np.array([rows_seen.setdefault(r.tobytes(), i) for i, r in enumerate(references)])
     copies = np.flatnonzero(original != np.arange(len(references)))
@@ -316,10 +328,3 @@ def _map_scores(visit: Callable[[int, Floats], T], selected: Indices, points: Po
     blocks = [selected[start : start + rows] for start in range(0, len(selected), rows)]
     with ThreadPoolExecutor(THREADS) as pool:
         return [result for block in blocks for result in visit_block(block)]
-
-
-def _first(scores: Floats, count: int) -> Indices:
-    """The indices of the `count` smallest scores, ascending, equal ones by index."""
-    last = np.partition(scores, count - 1)[count - 1]
-    candidates = np.flatnonzero(scores <= last)
-    return candidates[np.argsort(scores[candidates], kind="stable")[:count]]

@@ -199,10 +199,32 @@ def test_large_classes_are_ranked_in_float64(crowded_queries):
     assert (indices[:, :k] == nearest_neighbours(x, x, k=k).indices).all()
 
 
+def test_queries_far_from_the_references_lose_digits_to_their_own_norm(crowded_queries):
+    rng = np.random.default_rng(0)
+    x = 1e-6 * normal(rng) + rng.integers(0, 2, (SIZE, 1))
+    sets = 1000 * normal(rng), labels(rng), x, labels(rng)
+    assert retrieval(*sets) == pytest.approx(brute_force(*sets), abs=1e-12)
+    nearest = nearest_neighbours(sets[0], x, k=1).indices[:, 0]
+    assert nearest.tolist() == [ranking(query, x)[0][0] for query in sets[0]]
+    assert crowded_queries
+    assert not any(crowded_queries)
+
+
+def test_left_out_references_that_were_counted_are_not_ranked():
+    # The match of the query at 0 is behind 2,000 others, and behind 5 of its own identity.
+    references = np.concatenate([1 + np.arange(2000) / 2000, 3 + np.arange(5), [20.0]])[:, None]
+    classes = np.array([1] * 2005 + [0])
+    ids = np.array([2] * 2000 + [7] * 5 + [8])
+    sets = [[0.0]], [0], references, classes
+    figures = retrieval(*sets, query_ids=[7], reference_ids=ids)
+    assert figures["mean_reciprocal_rank"] == 1 / 2001
+    assert retrieval(*sets)["mean_reciprocal_rank"] == 1 / 2006
+
+
 def test_identical_rows_tie_whatever_their_width():
     x = np.random.default_rng(0).normal(size=(2, 10_000))[[0, 1, 1, 1]]
     squared = _candidates.squared_distances(
-        _candidates.Points(x, x, []), np.zeros(66, int), np.repeat([1, 2, 3], 22)
+        _candidates.Points(x, x, [], ()), np.zeros(66, int), np.repeat([1, 2, 3], 22)
     )
     assert len(set(squared)) == 1
 
@@ -215,7 +237,7 @@ def test_devices_share_a_sweep(spread):
     squared = np.sum((queries[:, None] - references) ** 2, axis=2)
     infinite, target = np.full(QUERIES, np.inf), np.sort(squared)[:, 30]
     block = _sweep.query_block(queries, scale, np.full(QUERIES, 2), infinite, target)
-    tiles = _sweep.reference_tiles(references, scale)
+    tiles = _sweep.reference_tiles(references, scale, 8)
     mesh, axis = Mesh(np.array(jax.devices()[:8]), "devices"), PartitionSpec("devices")
     if spread == "references":
         sweep = partial(_sweep.sweep, most=8, axis_name="devices")
