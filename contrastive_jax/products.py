@@ -117,8 +117,11 @@ def _directions_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.A
 
 def _directions_backward(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array]:
     directions, inverse = residuals
-    along = jnp.sum(directions * cotangent, axis=1, keepdims=True)
-    return (inverse * (cotangent - along * directions),)
+    # Twice, as the rounding of the first projection leaves some of what is along the direction.
+    for _ in range(2):
+        along = jnp.sum(directions * cotangent, axis=1, keepdims=True)
+        cotangent = cotangent - along * directions
+    return (inverse * cotangent,)
 
 
 _directions.defvjp(_directions_forward, _directions_backward)
