@@ -17,7 +17,7 @@ ROWS = 8192
 """Rows of a device."""
 TILE = 512
 DEFAULT_TILE = 2048
-"""The default on accelerators, not that of the CPU that compiles. A TPU program takes several
+"""The default on a TPU, not that of the CPU that compiles. A TPU program takes several
 times as long to compile as with `TILE`, so that only `all_pairs_loss` on one device has it."""
 PROXIES = 1024
 CENTERS = 3
