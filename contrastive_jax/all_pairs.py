@@ -32,7 +32,7 @@ from contrastive_jax.products import as_product, is_symmetric
 from contrastive_jax.program_cache import Unidentified, identified
 from contrastive_jax.sharding import gathered
 from contrastive_jax.statistics import total
-from contrastive_jax.streaming import Side, kept, pair_sums
+from contrastive_jax.streaming import Side, kept, not_finite, pair_sums
 from contrastive_jax.tiles import Parameters, Sums, Task, axes_of, varying
 from contrastive_jax.widening import widen
 
@@ -64,9 +64,12 @@ def all_pairs_loss(
     """Loss over all pairs of a batch, or over all pairs between a batch and references.
 
     Two rows are a similar pair (label 0) if they are of one class, and a dissimilar one (label 1)
-    if not. In one set a row is not paired with itself, and every pair counts in both orders. The
-    B x B matrix is never built: the pairs are walked tile by tile. Where the gradient is asked for,
-    loss and gradient come out of one walk; `loss` and `distance` are differentiated inside it.
+    if not. In one set a row is not paired with itself, and every pair counts in both orders.
+
+    *Memory.* Up to 1,024 rows a side on one device (4,096 on a GPU) the matrix of all pairs is
+    computed at once. Beyond, or where a tile is given, it is never built: the pairs are walked tile
+    by tile, loss and gradient come out of one walk, and `loss` and `distance` are differentiated
+    inside it.
 
     *Precision.* Euclidean, squared Euclidean, cosine, angular, Mahalanobis distance, negative dot
     product and signal-to-noise ratio of `contrastive_jax.distances` use matrix products. The
@@ -390,11 +393,10 @@ def _reduced_by_class(
 
     def result_of(engine: Any, x: Side, y: Side | None, margins: Any, parameters: Any) -> Any:
         data = (margins[jnp.maximum(x.classes, 0)],)
-        (found,) = engine(task, stages, x, y, data, parameters)
+        (stats,) = engine(task, stages, x, y, data, parameters)
         # A NaN or an infinity shows, whatever the loss makes of it.
-        sides = [kept(side).vectors for side in (x, y) if side is not None]
-        bad = sum(jnp.sum(vectors * 0) for vectors in sides)
-        sums = jax.tree.map(jnp.sum, found)
+        bad = not_finite(x, y)
+        sums = jax.tree.map(jnp.sum, stats)
         loss_sums, *counts = (jnp.stack(each) for each in zip(*sums, strict=True))
         totals = shared_total((loss_sums + bad, *counts), task.axis_name)
         return reduce(Sums(*(one if by_label else jnp.sum(one, keepdims=True) for one in totals)))
@@ -505,7 +507,7 @@ def prepared(
 
 
 def _is_dense(task: Task, x: Side, y: Side | None, tile: int | None) -> bool:
-    """Whether the matrix of all pairs is computed at once: not over devices, nor by given tiles."""
+    """Returns whether all pairs are computed at once, which devices and a given tile rule out."""
     return tile is None and task.axis_name is None and dense.fits(task, x, y)
 
 

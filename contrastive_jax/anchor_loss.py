@@ -21,7 +21,7 @@ from contrastive_jax.distances import cosine
 from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
 from contrastive_jax.sharding import gathered
 from contrastive_jax.statistics import OfSimilar, is_statistic
-from contrastive_jax.streaming import Side, kept
+from contrastive_jax.streaming import Side, kept, not_finite
 from contrastive_jax.tiles import Parameters, Task, axes_of, varying
 from contrastive_jax.triples import Triples, triple_sums
 
@@ -48,10 +48,10 @@ def anchor_loss(
 ) -> jax.Array:
     """Loss of a batch in which every row is an anchor for all others, or for references.
 
-    The B x B matrix is never built. Of each anchor the statistics that its loss is made of are kept
-    in one walk over tiles of pairs, and one more adds up the gradient; see
-    `contrastive_jax.all_pairs_loss` for how tiles, close pairs and devices are dealt with, which is
-    the same here. `contrastive_jax.losses` lists the losses.
+    Beyond small batches the B x B matrix is never built. Of each anchor the statistics that its
+    loss is made of are kept in one walk over tiles of pairs, and one more adds up the gradient; see
+    `contrastive_jax.all_pairs_loss` for how small batches, tiles, close pairs and devices are dealt
+    with, which is the same here. `contrastive_jax.losses` lists the losses.
 
     Call it under `jax.jit`. Outside, a program is compiled once for each shape and each loss of
     equal numbers; for a loss that closes over an array, at every call.
@@ -310,7 +310,7 @@ def _anchor_total(
         if reduction == "none":
             each = total_of_means((means,) if isinstance(means, Mean) else means)
             each = jnp.broadcast_to(each, counts.shape)
-            return jnp.where(counts, each + _not_finite(x, y), 0)
+            return jnp.where(counts, each + not_finite(x, y), 0)
         sums = [
             tuple(jnp.sum(jnp.where(counts, one, 0)) for one in three(mean))
             for mean in ([means] if isinstance(means, Mean) else means)
@@ -355,7 +355,7 @@ def _triple_total(
         if reduction == "none":
             mean = Mean(*engine.triple_sums_by_anchor(task, triples, x, y, of_loss, parameters))
             counts = kept(x).classes >= 0
-            return jnp.where(counts, total_of_means((mean,)) + _not_finite(x, y), 0)
+            return jnp.where(counts, total_of_means((mean,)) + not_finite(x, y), 0)
         sums = engine.triple_sums(task, triples, x, y, of_loss, parameters)
         return _reduced([sums], x, y, task.axis_name, reduction)
 
@@ -370,7 +370,7 @@ def _reduced(
     reduction: AnchorReduction,
 ) -> jax.Array:
     """The loss of sums over the anchors of this device: values, counts and active counts."""
-    bad = _not_finite(x, y)
+    bad = not_finite(x, y)
     # Of no device in particular, as the loss of all devices is the same on each.
     total = jnp.zeros((), x.vectors.dtype)
     for value, *counts in sums:
@@ -378,12 +378,6 @@ def _reduced(
         count = active if reduction == "active" else count
         total += value if reduction == "sum" else value / jnp.where(count > 0, count, 1)
     return total
-
-
-def _not_finite(x: Side, y: Side | None) -> jax.Array:
-    """Returns 0, or NaN where an embedding that counts is not finite, whatever the loss does."""
-    sides = [kept(side).vectors for side in (x, y) if side is not None]
-    return cast(jax.Array, sum(jnp.sum(vectors * 0) for vectors in sides))
 
 
 def total_of_means(means: tuple[Mean, ...]) -> jax.Array:

@@ -16,8 +16,8 @@ from jax import lax
 
 from contrastive_jax.anchors import Stage, values_of_stage
 from contrastive_jax.program_cache import compiled
-from contrastive_jax.statistics import Statistic, is_statistic, none_kept, result
-from contrastive_jax.streaming import Side, kept
+from contrastive_jax.statistics import is_statistic, none_kept, reduced, result
+from contrastive_jax.streaming import Side, kept, zero_or_nan
 from contrastive_jax.tiles import Parameters, Sums, Task, axes_of, varying
 from contrastive_jax.triples import Triples
 
@@ -77,7 +77,7 @@ def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> S
         sums = lax.cond(jnp.any(weights > 0), of_row, lambda *_: nothing, row, weights)
         return cast(Sums, sums)
 
-    bad = jnp.sum(x.vectors * 0) + jnp.sum(columns.vectors * 0)
+    bad = zero_or_nan(x.vectors) + zero_or_nan(columns.vectors)
     zero = jnp.zeros(count, dtype) + bad
     nothing = jax.tree.map(jnp.zeros_like, Sums(zero, zero, zero))
     init = Sums(zero, zero * 0, zero * 0)
@@ -276,25 +276,9 @@ def _statistics(
     for k in range(len(stages)):
         of_pair = partial(values_of_stage, stages, k)
         pairs = jax.vmap(of_pair, (0, 0, None, None))(distances, labels, results, parameters.loss)
-        reduce = partial(_reduced, counts, distances.dtype)
+        reduce = partial(reduced, counts=counts, dtype=distances.dtype)
         results = (*results, jax.tree.map(reduce, pairs, is_leaf=is_statistic))
     return results[len(data) :]
-
-
-def _reduced(counts: jax.Array, dtype: Any, pairs: Statistic) -> jax.Array:
-    """A statistic of pairs `[M]`, over those that count."""
-    where, value = pairs.where & counts, pairs.value.astype(dtype)
-    if pairs.kind == "sum":
-        return jnp.sum(jnp.where(where, value, 0))
-    if pairs.kind == "log_sum_exp":
-        where &= value > -jnp.inf
-        some = jnp.any(where)
-        value = jnp.where(where, value, jnp.where(some, -jnp.inf, 0))
-        return jnp.where(some, jax.nn.logsumexp(value), -jnp.inf)
-    least = -jnp.inf if pairs.kind == "max" else jnp.inf
-    value = jnp.where(where, value, least)
-    index = jnp.argmax(value) if pairs.kind == "max" else jnp.argmin(value)
-    return jnp.where(jnp.any(where), value[index], least)
 
 
 def _statistics_of_none(

@@ -249,6 +249,32 @@ def merged(kind: Kind, a: Kept, b: Kept) -> Kept:
     return most, a[1] * _exp_below(a[0], most) + b[1] * _exp_below(b[0], most)
 
 
+def reduced(pairs: Statistic, counts: jax.Array, dtype: Any) -> jax.Array:
+    """Reduces a statistic of a row of pairs in plain JAX, which can be differentiated in any way.
+
+    Args:
+      pairs: statistic of `[M]` pairs.
+      counts: mask of the pairs that count, `[M]`.
+      dtype: dtype of the result.
+
+    Returns:
+      The statistic over those that count, a scalar.
+    """
+    where, value = pairs.where & counts, pairs.value.astype(dtype)
+    if pairs.kind == "sum":
+        return jnp.sum(jnp.where(where, value, 0))
+    if pairs.kind == "log_sum_exp":
+        # Over no pair the logarithm is taken of 1, as that of 0 has no derivative.
+        where &= value > -jnp.inf
+        some = jnp.any(where)
+        value = jnp.where(where, value, jnp.where(some, -jnp.inf, 0))
+        return jnp.where(some, jax.nn.logsumexp(value), -jnp.inf)
+    none = -jnp.inf if pairs.kind == "max" else jnp.inf
+    value = jnp.where(where, value, none)
+    index = jnp.argmax(value) if pairs.kind == "max" else jnp.argmin(value)
+    return jnp.where(jnp.any(where), value[index], none)
+
+
 def result(kind: Kind, kept: Kept) -> jax.Array:
     """The statistic that was kept."""
     if kind == "sum":

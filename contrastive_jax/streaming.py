@@ -167,7 +167,7 @@ def _walk(
     sides, orders, context = arranged(task, (x, y), parameters, wanted)
     carry = walked(context, sides, nothing_added(context, sides))
     # A NaN or an infinity shows, whatever the loss makes of its distances.
-    bad = sum(jnp.sum(side.vectors * 0) + jnp.sum(side.weights * 0) for side in sides)
+    bad = sum(zero_or_nan(side.vectors) + zero_or_nan(side.weights) for side in sides)
     sums = carry.sums._replace(loss=carry.sums.loss + bad)
     if task.axis_name is not None:
         sums = lax.psum(sums, task.axis_name)
@@ -292,6 +292,33 @@ def _passed_on(tree: Any, axis: Any, steps: int) -> Any:
     devices = lax.axis_size(axis)
     route = [(i, (i + steps) % devices) for i in range(devices)]
     return jax.tree.map(lambda x: lax.ppermute(x, axis, route), tree)
+
+
+def zero_or_nan(x: jax.Array) -> jax.Array:
+    """Returns NaN if an entry is not finite, else 0; without a derivative.
+
+    Args:
+      x: floating array of any shape.
+
+    Returns:
+      A scalar that makes a loss NaN, whatever that makes of its distances.
+    """
+    # Scaled, as the sum of finite entries may overflow.
+    return 0 * jnp.sum(lax.stop_gradient(x) * 2.0**-32)
+
+
+def not_finite(x: Side, y: Side | None) -> jax.Array:
+    """Returns NaN if an embedding that counts is not finite, else 0; without a derivative.
+
+    Args:
+      x: rows.
+      y: columns; None for those of `x`.
+
+    Returns:
+      A scalar.
+    """
+    sides = [kept(side) for side in (x, y) if side is not None]
+    return cast(jax.Array, sum(zero_or_nan(side.vectors) for side in sides))
 
 
 def kept(side: Side) -> Side:

@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 
 from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses
 from contrastive_jax._engine import dense
-from contrastive_jax._engine.distance_matrix import Metric, distance_matrix
+from contrastive_jax._engine.distance_matrix import (
+    Metric,
+    distance_matrix,
+    pair_that_counts,
+    pairs_that_count,
+)
 from contrastive_jax.products import as_product
 
 FACTOR = np.random.default_rng(9).standard_normal((5, 6)).astype(np.float32)
@@ -49,15 +54,16 @@ def _program(name, one_set):
     factor = tuple(jnp.asarray(value) for value in bound.values())
 
     def total(x, y, weights, x_classes, y_classes):
-        sets = (None, None) if one_set else (y, y_classes)
-        matrix = distance_matrix(metric, x, x_classes, *sets, factor)
+        columns, others = (None, None) if one_set else (y, y_classes)
+        masks = pairs_that_count(x_classes, others), pair_that_counts(x_classes, others)
+        matrix = distance_matrix(metric, x, columns, factor, *masks)
         return jnp.sum(weights * matrix), matrix
 
     return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
 
 
 def _derivative(name, x, y, weights):
-    """Gradients of a weighted sum of distances in float64, by complex steps or by hand."""
+    """Gradients of a weighted sum of the scalar distances, by autodiff in float64."""
     of_pair = DISTANCES[name][0]
     with jax.enable_x64(True):
         a, b = jnp.asarray(x, float), jnp.asarray(y, float)

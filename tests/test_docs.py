@@ -58,6 +58,7 @@ INSIDE = {
         "kept_of_tile",
         "merged",
         "none_kept",
+        "reduced",
         "result",
         "to_keep",
     },

@@ -8,7 +8,7 @@ the loss makes of the distances is ordinary JAX, and the derivatives of the matr
 """
 
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,15 @@ from jax import lax
 
 from contrastive_jax._engine.distance_matrix import (
     Metric,
+    Pair,
     distance_matrix,
     pair_that_counts,
     pairs_that_count,
 )
 from contrastive_jax.anchors import Stage, values_of_stage
 from contrastive_jax.program_cache import compiled
-from contrastive_jax.statistics import Statistic, is_statistic
-from contrastive_jax.streaming import Side, kept
+from contrastive_jax.statistics import Statistic, is_statistic, kept_of_tile
+from contrastive_jax.streaming import Side, kept, zero_or_nan
 from contrastive_jax.tiles import Parameters, Sums, Task
 from contrastive_jax.triples import Triples, triple_sums_of
 
@@ -77,8 +78,9 @@ def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> S
     x, y = kept(x), None if y is None else kept(y)
     columns = x if y is None else y
     symmetric = y is None and len(task.distances) == 1
-    matrix = _matrix(task, x, y, parameters.distance, symmetric=symmetric)
-    counts, labels = _mask_and_labels(x, y)
+    pairs = _pairs(x, y)
+    counts, _, labels = pairs
+    matrix = _matrix(task, x, y, parameters.distance, pairs, symmetric=symmetric)
 
     def of_pair(distance: jax.Array, label: jax.Array) -> jax.Array:
         return cast(jax.Array, task.loss(distance, label, *parameters.loss))
@@ -94,9 +96,9 @@ def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> S
             return jnp.sum(values)[None]
         return jnp.stack([jnp.sum(jnp.where(labels == k, values, 0)) for k in range(2)])
 
-    bad = _zero_or_nan(x.vectors) + (0 if y is None else _zero_or_nan(y.vectors))
+    bad = zero_or_nan(x.vectors) + (0 if y is None else zero_or_nan(y.vectors))
     if task.weighted:
-        bad += _zero_or_nan(x_weights) + _zero_or_nan(y_weights)
+        bad += zero_or_nan(x_weights) + zero_or_nan(y_weights)
     if task.weighted or task.by_label:
         number = total(weights)
     else:
@@ -145,8 +147,9 @@ def _anchor_statistics(
     parameters: Parameters,
 ) -> tuple[Any, ...]:
     x, y = kept(x), None if y is None else kept(y)
-    matrix = _matrix(task, x, y, parameters.distance)
-    return _statistics(stages, matrix, *_mask_and_labels(x, y), data, parameters.loss)
+    pairs = _pairs(x, y)
+    matrix = _matrix(task, x, y, parameters.distance, pairs)
+    return _statistics(stages, matrix, pairs, data, parameters.loss)
 
 
 def triple_sums(
@@ -185,7 +188,9 @@ def _triple_sums(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, y = kept(x), None if y is None else kept(y)
     # Distances from a vector that is made of anchor and positive change with the positive.
-    shared = None if triples.joined is not None else _matrix(task, x, y, parameters.distance)
+    shared = None
+    if triples.joined is None:
+        shared = _matrix(task, x, y, parameters.distance, _pairs(x, y))
 
     def statistics(
         stages: tuple[Stage, ...],
@@ -195,18 +200,31 @@ def _triple_sums(
         parameters: Parameters,
         matrix: jax.Array | None,
     ) -> tuple[Any, ...]:
+        pairs = _pairs(anchors, columns)
         if matrix is None:
-            matrix = _matrix(task, anchors, columns, parameters.distance)
-        masks = _mask_and_labels(anchors, columns)
-        return _statistics(stages, matrix, *masks, data, parameters.loss)
+            matrix = _matrix(task, anchors, columns, parameters.distance, pairs)
+        return _statistics(stages, matrix, pairs, data, parameters.loss)
 
     return triple_sums_of(statistics, task, triples, x, y, of_loss, parameters, shared)
 
 
-def _zero_or_nan(x: jax.Array) -> jax.Array:
-    """NaN if an entry is not finite, else 0."""
-    # The sum of finite entries is finite, as there are not so many.
-    return 0 * jnp.sum(lax.stop_gradient(x) * 2.0**-32)
+class _Pairs(NamedTuple):
+    """All pairs of two sets, or of one."""
+
+    counts: jax.Array
+    """Mask of the pairs that count, `[N, M]`."""
+    pair: Pair
+    """Indices of one of them, which takes the place of those that do not count."""
+    labels: jax.Array
+    """`[N, M]`, with the label of `pair` where a pair does not count."""
+
+
+def _pairs(x: Side, y: Side | None) -> _Pairs:
+    classes = x.classes, None if y is None else y.classes
+    counts, pair = pairs_that_count(*classes), pair_that_counts(*classes)
+    labels = x.classes[:, None] != (x if y is None else y).classes[None]
+    labels = jnp.where(counts, labels, labels[pair] | ~counts[pair])
+    return _Pairs(counts, pair, labels.astype(jnp.int32))
 
 
 def _matrix(
@@ -214,29 +232,19 @@ def _matrix(
     x: Side,
     y: Side | None,
     parameters: tuple[jax.Array, ...],
+    pairs: _Pairs,
     *,
     symmetric: bool = False,
 ) -> jax.Array:
     metric = Metric(task.distances[0], task.product, task.exact, task.precision, symmetric)
-    y_vectors, y_classes = (None, None) if y is None else (y.vectors, y.classes)
-    return distance_matrix(metric, x.vectors, x.classes, y_vectors, y_classes, parameters)
-
-
-def _mask_and_labels(x: Side, y: Side | None) -> tuple[jax.Array, jax.Array]:
-    """Which pairs count, and labels, with that of a pair that counts for the others."""
-    columns = x if y is None else y
-    counts = pairs_that_count(x.classes, None if y is None else y.classes)
-    labels = x.classes[:, None] != columns.classes[None]
-    pair = pair_that_counts(x.classes, None if y is None else y.classes)
-    labels = jnp.where(counts, labels, labels[pair] | ~counts[pair])
-    return counts, labels.astype(jnp.int32)
+    columns = None if y is None else y.vectors
+    return distance_matrix(metric, x.vectors, columns, parameters, pairs.counts, pairs.pair)
 
 
 def _statistics(
     stages: tuple[Stage, ...],
     matrix: jax.Array,
-    counts: jax.Array,
-    labels: jax.Array,
+    pairs: _Pairs,
     data: tuple[Any, ...],
     parameters: tuple[jax.Array, ...],
 ) -> tuple[Any, ...]:
@@ -244,9 +252,10 @@ def _statistics(
     for k in range(len(stages)):
         of_pair = partial(values_of_stage, stages, k)
         over_columns = jax.vmap(of_pair, (0, 0, None, None))
-        pairs = jax.vmap(over_columns, (0, 0, 0, None))(matrix, labels, results, parameters)
-        reduce = partial(_reduced, counts, matrix.dtype)
-        results = (*results, jax.tree.map(reduce, pairs, is_leaf=is_statistic))
+        over_rows = jax.vmap(over_columns, (0, 0, 0, None))
+        each = over_rows(matrix, pairs.labels, results, parameters)
+        reduce = partial(_reduced, pairs.counts, matrix.dtype)
+        results = (*results, jax.tree.map(reduce, each, is_leaf=is_statistic))
     return results[len(data) :]
 
 
@@ -270,20 +279,18 @@ def _reduced(counts: jax.Array, dtype: Any, pairs: Statistic) -> jax.Array:
 
 def _largest(value: jax.Array, where: jax.Array) -> jax.Array:
     """Largest value of each row where a mask holds, with the derivative of one entry alone."""
-    indices = np.arange(value.shape[1])[None]
+    indices = np.arange(value.shape[1])
 
     @jax.custom_vjp
     def largest(value: jax.Array, where: jax.Array) -> jax.Array:
         return jnp.max(jnp.where(where, value, -jnp.inf), axis=1)
 
     def forward(value: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
-        value = lax.optimization_barrier(jnp.where(where, value, -jnp.inf))
-        result = jnp.max(value, axis=1)
-        equal = where & (value == result[:, None])
-        return result, jnp.max(jnp.where(equal, indices, -1), axis=1)
+        both = kept_of_tile(Statistic("max", value, where), None, 1, jnp.asarray(indices))
+        return cast(tuple[jax.Array, jax.Array], both)
 
     def backward(index: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
-        return jnp.where(indices == index[:, None], cotangent[:, None], 0), None
+        return jnp.where(indices[None] == index[:, None], cotangent[:, None], 0), None
 
     largest.defvjp(forward, backward)
     return largest(value, where)

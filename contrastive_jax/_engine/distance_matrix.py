@@ -3,8 +3,8 @@
 A distance that follows from a product of points is computed as `|a|^2 + |b|^2 - 2 a b`, a matrix
 product, as everybody does, here of points from one reference, the first row. Where two points are
 close and far from the reference, that difference has lost its digits. Such pairs get another
-reference, the first row that they are close to, and the product is computed again, until every
-pair is resolved. A cluster of close points takes one more product, and a batch without close pairs
+reference, a row that they are close to, and the product is computed again, until every pair is
+resolved. A cluster of close points takes one more product, and a batch without close pairs
 none. The gradient of each pair is taken from the same reference as its distance.
 """
 
@@ -31,10 +31,10 @@ class Metric(NamedTuple):
     """Takes two vectors and the parameters of the distance."""
     product: Product | None
     refine: bool
-    """Whether close pairs are computed again."""
+    """True if close pairs are computed again."""
     precision: lax.PrecisionLike
     symmetric: bool
-    """Whether the cotangent of the matrix of one set is symmetric."""
+    """True if the cotangent of the matrix of one set is symmetric."""
 
 
 class Rows(NamedTuple):
@@ -43,9 +43,9 @@ class Rows(NamedTuple):
     vectors: jax.Array
     """`[N, D]`."""
     points: jax.Array
-    """What a product takes, `[N, E]`; the vectors themselves for many distances."""
+    """Operands of the product, `[N, E]`; the vectors themselves for many distances."""
     rest: jax.Array | None
-    """What rounding has taken off the points, `[N, E]`; None where they are exact."""
+    """The part of the points that rounding has removed, `[N, E]`; None where they are exact."""
 
 
 # Indices of a row and of a column.
@@ -69,9 +69,7 @@ def pairs_that_count(x_classes: jax.Array, y_classes: jax.Array | None) -> jax.A
     return mask
 
 
-def pair_that_counts(
-    x_classes: jax.Array, y_classes: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
+def pair_that_counts(x_classes: jax.Array, y_classes: jax.Array | None) -> Pair:
     """Finds the indices of one pair that counts; of any pair if none does.
 
     Args:
@@ -98,28 +96,26 @@ def _first(mask: jax.Array) -> jax.Array:
 def distance_matrix(
     metric: Metric,
     x: jax.Array,
-    x_classes: jax.Array,
     y: jax.Array | None,
-    y_classes: jax.Array | None,
     parameters: tuple[jax.Array, ...],
+    counts: jax.Array,
+    pair: Pair,
 ) -> jax.Array:
     """Distances of the rows of `x` from those of `y`, or from one another.
 
     Args:
       metric: the distance.
       x: vectors, `[N, D]`, of zeros where a row does not count.
-      x_classes: their classes, `[N]`; -1 where a row does not count.
       y: vectors, `[M, D]`; None for those of `x`.
-      y_classes: their classes, `[M]`.
       parameters: parameters of the distance.
+      counts: mask of the pairs that count, `[N, M]`.
+      pair: indices of one of them.
 
     Returns:
-      The matrix, `[N, M]`, with the distance of some pair that counts in place of each pair that
-      does not. It can be differentiated once, in reverse mode, by vectors and parameters; what the
-      cotangent holds for pairs that do not count is ignored.
+      The matrix, `[N, M]`, with the distance of `pair` in place of each that does not count. It can
+      be differentiated once, in reverse mode, by vectors and parameters; what the cotangent holds
+      for pairs that do not count is ignored.
     """
-    counts = pairs_that_count(x_classes, y_classes)
-    pair = pair_that_counts(x_classes, y_classes)
     if metric.product is None:
         arguments = varying((x, y, parameters), axes_of((x, y, parameters)))
         pairs = _pair_by_pair(metric, counts, pair, *arguments)
@@ -157,7 +153,7 @@ def _rows(
 def _pair_by_pair(
     metric: Metric,
     counts: jax.Array,
-    pair: tuple[jax.Array, jax.Array],
+    pair: Pair,
     x: jax.Array,
     y: jax.Array | None,
     parameters: tuple[jax.Array, ...],
@@ -176,9 +172,7 @@ def _pair_by_pair(
     return jax.vmap(over_columns, (0, None, 0))(x, columns, counts).astype(x.dtype)
 
 
-def _with_pair(
-    matrix: jax.Array, counts: jax.Array, pair: tuple[jax.Array, jax.Array]
-) -> jax.Array:
+def _with_pair(matrix: jax.Array, counts: jax.Array, pair: Pair) -> jax.Array:
     """Puts the entry of a pair that counts in place of all that do not, or 1 if none does.
 
     A loss need not have a derivative where two points coincide, as a row does with itself.
@@ -302,7 +296,6 @@ def _resolved(
     metric: Metric, x: Rows, y: Rows | None, parameters: Any, counts: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Squared distances, the round in which each was resolved, and the number of rounds."""
-
     square, is_exact = _squares(metric, x, y, parameters, _first_references(x, y))
     # Rounding may leave less than nothing of a square that is 0. A pair that is not resolved has
     # an entry of -1.
@@ -338,13 +331,14 @@ def _references(one_set: bool, index: jax.Array, unresolved: jax.Array) -> Refer
     keys = (scattered * size + rows).astype(jnp.float32)
 
     def least(mask: jax.Array, keys: jax.Array) -> jax.Array:
-        return jnp.min(jnp.where(mask, keys, keys.dtype.type(2**24)), axis=1)
+        return jnp.min(jnp.where(mask, keys[None], keys.dtype.type(2**24)), axis=1)
 
     if one_set:
-        return (least(unresolved | jnp.eye(size, dtype=bool), keys[None]).astype(jnp.int32) % size,)
-    columns = least(unresolved.T, keys[None])
-    both = least(unresolved, columns[None]), columns
-    return tuple(one.astype(jnp.int32) % size for one in both)
+        chosen: tuple[jax.Array, ...] = (least(unresolved | jnp.eye(size, dtype=bool), keys),)
+    else:
+        columns = least(unresolved.T, keys)
+        chosen = least(unresolved, columns), columns
+    return tuple(one.astype(jnp.int32) % size for one in chosen)
 
 
 def _dot(metric: Metric, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
@@ -380,7 +374,7 @@ def _backward(metric: Metric, residuals: _Residuals, cotangent: jax.Array) -> An
         of_x += 2 * by_lengths[0] * x.points
 
     def of_side(side: Rows, of_points: jax.Array) -> Rows:
-        # Points that are the vectors take the gradient of both.
+        # Vectors have the gradient through their points, which are made outside of this function.
         return Rows(jnp.zeros_like(side.vectors), of_points, None)
 
     return (

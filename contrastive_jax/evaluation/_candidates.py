@@ -29,13 +29,14 @@ class Points(NamedTuple):
       queries: [Q, D].
       references: [M, D].
       left_out: for each query the references that are not ranked for it.
-      devices: the devices among which the tiles of references are divided.
+      devices: the devices among which the tiles of references are divided; none for points that no
+        sweep compares.
     """
 
     queries: Floats
     references: Floats
     left_out: Sequence[Indices]
-    devices: tuple[jax.Device, ...]
+    devices: tuple[jax.Device, ...] = ()
 
 
 class Pairs(NamedTuple):

@@ -122,12 +122,12 @@ def nearest_neighbours(
         order = np.lexsort((indices, squared))
         return indices[order], squared[order]
 
-    devices = _devices(queries if references is None else references)
-    points = Points(query_points, reference_points, left_out, devices)
+    points = Points(query_points, reference_points, left_out)
     indices, squared = np.empty((rows, k), np.intp), np.empty((rows, k))
     rest = np.arange(rows)
     if k + excluded <= MOST and rows * reference_rows >= SWEPT_FROM:
-        indices, squared, crowded = _candidates.nearest(points, k)
+        swept_points = _on_devices(points, queries if references is None else references)
+        indices, squared, crowded = _candidates.nearest(swept_points, k)
         rest = np.flatnonzero(crowded)
     for query, row in zip(rest, _map_scores(nearest, rest, points), strict=True):
         indices[query], squared[query] = row
@@ -262,15 +262,16 @@ def retrieval(
             float(np.sum(precision_at_hits)) / r,
         )
 
-    devices = _devices(queries if references is None else references)
-    points = Points(query_points, reference_points, left_out, devices)
+    points = Points(query_points, reference_points, left_out)
     table = np.empty((len(matched), 3))
     rest = np.ones(len(matched), bool)
     few = np.array([len(matches[query]) + len(left_out[query]) <= MOST for query in matched])
     if np.sum(few) * len(reference_points) >= SWEPT_FROM:
         selected = matched[few]
         names = class_of_query, class_of_reference
-        swept = _candidates.match_figures(points, selected, [matches[q] for q in selected], names)
+        swept_points = _on_devices(points, queries if references is None else references)
+        own = [matches[query] for query in selected]
+        swept = _candidates.match_figures(swept_points, selected, own, names)
         table[few] = np.stack([swept.rank, swept.r_precision, swept.average_precision], axis=1)
         rest[few] = swept.crowded
     if rest.any():
@@ -294,10 +295,13 @@ def _left_out(queries: int, one_set: bool, ids: tuple[Names, Names] | None) -> l
     return list(np.arange(queries)[:, None] if one_set else np.empty((queries, 0), np.intp))
 
 
-def _devices(references: ArrayLike) -> tuple[jax.Device, ...]:
-    """Returns the devices on which references lie, or else the one on which JAX puts arrays."""
+def _on_devices(points: Points, references: ArrayLike) -> Points:
+    """Adds the devices on which references lie, or else the one on which JAX puts arrays."""
     array = references if isinstance(references, jax.Array) else jnp.zeros(())
-    return tuple(sorted(array.sharding.device_set, key=lambda device: device.id))
+    devices: tuple[jax.Device, ...] = tuple(
+        sorted(array.sharding.device_set, key=lambda device: device.id)
+    )
+    return points._replace(devices=devices)
 
 
 def _map_scores(visit: Callable[[int, Floats], T], selected: Indices, points: Points) -> list[T]:

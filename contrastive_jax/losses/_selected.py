@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
-from contrastive_jax.statistics import OfSimilar, Statistic, is_statistic, total
+from contrastive_jax.statistics import OfSimilar, Statistic, is_statistic, reduced, total
 
 Loss = Callable[..., jax.Array] | AnchorLoss | TripleLoss
 
@@ -43,8 +43,8 @@ def means_of_triplet(
     for function in loss.statistics:
         of_pairs = jax.vmap(function, (0, 0, *[None] * len(results)))
         pairs = of_pairs(both, jnp.stack(LABELS), *results)
-        reduced = jax.tree.map(partial(_over_pairs, counts), pairs, is_leaf=is_statistic)
-        results = (*results, reduced)
+        reduce = partial(reduced, counts=counts, dtype=both.dtype)
+        results = (*results, jax.tree.map(reduce, pairs, is_leaf=is_statistic))
     means = loss.loss(*results)
     return (means,) if isinstance(means, Mean) else tuple(means)
 
@@ -88,21 +88,6 @@ def means_of_two(
 def masked(mean: Mean, counts: jax.Array) -> Mean:
     """Returns a mean that is empty where an anchor, or its positive, does not count."""
     return Mean(*(None if one is None else jnp.where(counts, one, 0) for one in mean))
-
-
-def _over_pairs(valid: jax.Array, pairs: Statistic) -> jax.Array:
-    """Reduces a statistic of pairs `[2]` over those that are valid."""
-    where, value = pairs.where & valid, pairs.value
-    if pairs.kind == "sum":
-        return jnp.sum(jnp.where(where, value, 0))
-    some = jnp.any(where)
-    if pairs.kind == "log_sum_exp":
-        # Over no pair the logarithm is taken of 1, as that of 0 has no derivative.
-        value = jnp.where(where, value, jnp.where(some, -jnp.inf, 0))
-        return jnp.where(some, jax.nn.logsumexp(value), -jnp.inf)
-    none = -jnp.inf if pairs.kind == "max" else jnp.inf
-    value = jnp.where(where, value, none)
-    return value[jnp.argmax(value) if pairs.kind == "max" else jnp.argmin(value)]
 
 
 def as_loss_of_anchors(loss: Loss) -> Any:

@@ -110,7 +110,7 @@ def resolve_distance(loss: Callable[..., jax.Array], distance: Distance | None =
     check_pair_loss(loss)
     if distance is not None:
         check_distance(distance)
-    carrier: Any = loss if hasattr(loss, "distances") else _unbound(loss)
+    carrier = _carrier(loss)
     carries = hasattr(carrier, "distances")
     if distance is None:
         return cast(Distance, carrier.distance) if carries else euclidean
@@ -128,8 +128,12 @@ def is_fixed(loss: Callable[..., jax.Array]) -> bool:
     Returns:
       False for one that takes every distance that is at least 0, or that carries none.
     """
-    carrier = loss if hasattr(loss, "distances") else _unbound(loss)
-    return getattr(carrier, "distances", None) is not None
+    return getattr(_carrier(loss), "distances", None) is not None
+
+
+def _carrier(loss: Callable[..., jax.Array]) -> Any:
+    """Returns what carries the distance of a loss: itself, or the function that it binds."""
+    return loss if hasattr(loss, "distances") else _unbound(loss)
 
 
 def _check_names(function: Callable[..., Any], hyperparameters: dict[str, Any]) -> None:

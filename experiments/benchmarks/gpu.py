@@ -6,8 +6,8 @@
 Each row is the loss and its gradient by the embeddings, float32 unit vectors of width 128, four
 rows a class, all in one process and in turn; times are medians of the rounds. Memory is what a
 program of JAX holds beside its arguments, and the peak of PyTorch's allocator. A contender that
-does not fit into the memory of the card is left out. The last lines have the time of the sweep by
-the size of its tiles.
+does not fit into the memory of the card, or has more rows than `LARGEST` allows, is left out. The
+last lines have the time of the sweep by the size of its tiles.
 """
 
 import dataclasses
@@ -37,6 +37,8 @@ from contrastive_jax import all_pairs_loss, anchor_loss, losses
 from experiments.benchmarks import small_batches
 
 WIDTH = 128
+LARGEST = {"dense": 16_384, "optax": 4096, "pytorch-metric-learning": 4096}
+"""Rows beyond which a contender is not tried, as it holds several arrays of all pairs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,14 +161,12 @@ def run(config: Config) -> dict[str, Any]:
     for loss, contenders in CONTENDERS.items():
         for rows in config.rows:
             fitting = {
-                name: one
-                for name, one in contenders.items()
-                if name == "here" or rows <= (4096 if "py" in name or name == "optax" else 16384)
+                name: one for name, one in contenders.items() if rows <= LARGEST.get(name, rows)
             }
-            found = measure(fitting, rows, config.rounds)
-            measured.setdefault(loss, {})[rows] = found
+            figures = measure(fitting, rows, config.rounds)
+            measured.setdefault(loss, {})[rows] = figures
             cells = [
-                f"{name} {one['ms']:.2f} ms {one['mb']:,.0f} MB" for name, one in found.items()
+                f"{name} {one['ms']:.2f} ms {one['mb']:,.0f} MB" for name, one in figures.items()
             ]
             print(f"{loss}, {rows:,} rows: " + "; ".join(cells), flush=True)
     tiles: dict[str, Any] = {}
@@ -180,12 +180,12 @@ def run(config: Config) -> dict[str, Any]:
                 calls[f"{name} {tile}"] = _of_jax(loss_of)(*make_data(rows))[0]
         tiles[str(rows)] = timed(calls, config.rounds)
         print(rows, {name: round(ms, 2) for name, ms in tiles[str(rows)].items()}, flush=True)
-    found = {"device": device.device_kind, "jax": jax.__version__, "torch": torch.__version__}
-    found |= {"measured": measured, "tiles": tiles}
+    result = {"device": device.device_kind, "jax": jax.__version__, "torch": torch.__version__}
+    result |= {"measured": measured, "tiles": tiles}
     if config.results:
         kind = device.device_kind.replace(" ", "_").lower()
-        (config.results / f"gpu_{kind}.json").write_text(json.dumps(found, indent=1))
-    return found
+        (config.results / f"gpu_{kind}.json").write_text(json.dumps(result, indent=1))
+    return result
 
 
 if __name__ == "__main__":

@@ -273,10 +273,10 @@ def measure(contender: Contender, rows: int, config: Config) -> dict[str, float]
             start = time.perf_counter()
             jax.block_until_ready(program(*data))
             seconds.append(time.perf_counter() - start)
-    found = {"ms": 1e3 * statistics.median(times[0]), "compilation": programs[0][1]}
+    figures = {"ms": 1e3 * statistics.median(times[0]), "compilation": programs[0][1]}
     if len(programs) == 2:
         (value, gradient), (other, its_gradient) = outputs
-        found |= {
+        figures |= {
             "dense_ms": 1e3 * statistics.median(times[1]),
             "dense_compilation": programs[1][1],
             "value_differs": float(abs(value - other) / abs(other)),
@@ -284,7 +284,7 @@ def measure(contender: Contender, rows: int, config: Config) -> dict[str, float]
                 jnp.max(jnp.abs(gradient - its_gradient)) / jnp.max(jnp.abs(its_gradient))
             ),
         }
-    return found
+    return figures
 
 
 def table(measured: dict[str, dict[int, dict[str, float]]], rows: tuple[int, ...]) -> str:
