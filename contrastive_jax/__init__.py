@@ -14,13 +14,16 @@ it. Label 0 is similar, 1 is dissimilar, everywhere.
     mining          rules that select pairs
     memory          embeddings of earlier batches as references
     regularizers    penalties on embeddings, whatever their classes
-    encoders        networks from images to embeddings
+    models          networks from images to embeddings
     data            labelled images and the pairs drawn from them
-    training        the step, the optimizer, the loop
-    parallel        the step over devices
+    train           objectives, the step, the loop, and runs
+    load            a trained encoder
     evaluation      verification and retrieval
     plots           figures
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from contrastive_jax import distances, losses, memory, mining, regularizers, statistics
 from contrastive_jax.all_pairs import all_pairs_loss, all_pairs_sums
@@ -29,19 +32,38 @@ from contrastive_jax.pairs import pair_loss
 from contrastive_jax.proxy_loss import proxy_loss
 from contrastive_jax.triplets import triplet_loss
 
+if TYPE_CHECKING:
+    from contrastive_jax import data, evaluation, models, plots, train
+    from contrastive_jax.train.run import load
+
 __all__ = [
     "all_pairs_loss",
     "all_pairs_sums",
     "anchor_loss",
     "anchor_statistics",
+    "data",
     "distances",
+    "evaluation",
+    "load",
     "losses",
     "memory",
     "mining",
+    "models",
     "pair_loss",
+    "plots",
     "proxy_loss",
     "regularizers",
     "statistics",
+    "train",
     "triplet_loss",
 ]
 __version__ = "0.1.0.dev0"
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what takes long to import, Flax and Matplotlib among it, when it is first used."""
+    if name in ("data", "evaluation", "models", "plots", "train"):
+        return importlib.import_module(f"contrastive_jax.{name}")
+    if name == "load":
+        return importlib.import_module("contrastive_jax.train.run").load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -51,7 +51,7 @@ def roc_curve(distances: ArrayLike, labels: ArrayLike) -> ROC:
       >>> print(tar)
       [0.  0.5 0.5 1.  1. ]
     """
-    thresholds, similar, dissimilar = _accepted(*_pairs(distances, labels))
+    thresholds, similar, dissimilar = _accepted(*unmasked_pairs(distances, labels))
     return ROC(thresholds, dissimilar / dissimilar[-1], similar / similar[-1])
 
 
@@ -128,7 +128,7 @@ def average_precision(distances: ArrayLike, labels: ArrayLike) -> float:
       >>> print(f"{average_precision([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1]):.3f}")
       0.833
     """
-    _, similar, dissimilar = _accepted(*_pairs(distances, labels))
+    _, similar, dissimilar = _accepted(*unmasked_pairs(distances, labels))
     precision = similar[1:] / (similar + dissimilar)[1:]
     return float(np.diff(similar) @ precision / similar[-1])
 
@@ -146,7 +146,7 @@ def best_threshold(distances: ArrayLike, labels: ArrayLike) -> float:
       >>> best_threshold([0.25, 0.5, 1.0, 2.0], [0, 0, 1, 1])
       0.75
     """
-    return _best_threshold(*_pairs(distances, labels))
+    return _best_threshold(*unmasked_pairs(distances, labels))
 
 
 def accuracy_at(distances: ArrayLike, labels: ArrayLike, threshold: float) -> float:
@@ -167,7 +167,7 @@ def accuracy_at(distances: ArrayLike, labels: ArrayLike, threshold: float) -> fl
     """
     if np.isnan(threshold):
         raise ValueError("threshold must be a number, got NaN.")
-    return _accuracy(*_pairs(distances, labels), threshold)
+    return _accuracy(*unmasked_pairs(distances, labels), threshold)
 
 
 def kfold_accuracy(
@@ -309,15 +309,21 @@ def _fold_of_each(similar: Bools, folds: NDArray[Any], seed: int) -> NDArray[np.
     return dealt
 
 
-def _pairs(distances: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
-    """Returns checked distances and a mask of similar pairs, without the masked pairs."""
+def unmasked_pairs(distances: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
+    """Returns checked distances and a mask of similar pairs, without the masked pairs.
+
+    Example:
+      >>> from contrastive_jax.evaluation.verification import unmasked_pairs
+      >>> print(unmasked_pairs([0.5, 1.5], [0, 1])[1])
+      [ True False]
+    """
     return _checked_pairs(distances, labels)[:2]
 
 
 def _checked_pairs(
     distances: ArrayLike, labels: ArrayLike, counts: Bools | bool = True
 ) -> tuple[Floats, Bools, NDArray[np.intp]]:
-    """Does the same as `_pairs` for the pairs that count, and returns their rows too."""
+    """Does the same as `unmasked_pairs` for the pairs that count, and returns their rows too."""
     distances, has_distance = split_mask(distances)
     labels, has_label = split_mask(labels)
     distances = np.asarray(distances, np.float64)

@@ -56,7 +56,7 @@ def open_checkpoints(
 
     Example:
       >>> import numpy as np
-      >>> from contrastive_jax.checkpoints import open_checkpoints, restore, save
+      >>> from contrastive_jax.train.checkpoints import open_checkpoints, restore, save
       >>> with open_checkpoints("checkpoints", best_by="accuracy") as checkpoints:
       ...     save(checkpoints, 10, {"weight": np.ones(2)}, {"accuracy": 0.5})
       ...     save(checkpoints, 20, {"weight": np.zeros(2)}, {"accuracy": 0.4})
@@ -144,7 +144,7 @@ def save(
 
     Example:
       >>> import numpy as np
-      >>> from contrastive_jax.checkpoints import open_checkpoints, save
+      >>> from contrastive_jax.train.checkpoints import open_checkpoints, save
       >>> with open_checkpoints("checkpoints", best_by="accuracy") as checkpoints:
       ...     save(checkpoints, 10, {"weight": np.ones(2)}, {"accuracy": 0.5})
       ...     checkpoints.latest_step()
@@ -183,7 +183,7 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, like: State) -> State
 
     Example:
       >>> import numpy as np
-      >>> from contrastive_jax.checkpoints import open_checkpoints, restore, save
+      >>> from contrastive_jax.train.checkpoints import open_checkpoints, restore, save
       >>> with open_checkpoints("checkpoints", best_by="accuracy") as checkpoints:
       ...     save(checkpoints, 10, {"weight": np.ones(2)}, {"accuracy": 0.5})
       ...     state = restore(checkpoints, 10, {"weight": np.zeros(2)})
@@ -213,7 +213,7 @@ def save_state(path: str | Path, state: Any) -> None:
 
     Example:
       >>> import numpy as np
-      >>> from contrastive_jax.checkpoints import restore_state, save_state
+      >>> from contrastive_jax.train.checkpoints import restore_state, save_state
       >>> save_state("state", {"weight": np.ones(2)})
       >>> restore_state("state", {"weight": np.zeros(2)})
       {'weight': array([1., 1.])}
@@ -242,7 +242,7 @@ def restore_state(path: str | Path, like: State) -> State:
 
     Example:
       >>> import numpy as np
-      >>> from contrastive_jax.checkpoints import restore_state, save_state
+      >>> from contrastive_jax.train.checkpoints import restore_state, save_state
       >>> save_state("state", {"weight": np.ones(2)})
       >>> restore_state("state", {"weight": np.zeros(2)})
       {'weight': array([1., 1.])}
@@ -264,7 +264,7 @@ def damage(path: str | Path) -> str | None:
 
     Example:
       >>> import numpy as np
-      >>> from contrastive_jax.checkpoints import damage, save_state
+      >>> from contrastive_jax.train.checkpoints import damage, save_state
       >>> save_state("state", {"weight": np.ones(2)})
       >>> print(damage("state"))
       None
@@ -367,7 +367,7 @@ def seal(record: Mapping[str, Any]) -> dict[str, str]:
     """Puts a digest beside a record of JSON types.
 
     Example:
-      >>> from contrastive_jax.checkpoints import seal
+      >>> from contrastive_jax.train.checkpoints import seal
       >>> sorted(seal({"step": 10}))
       ['record', 'sha256']
     """
@@ -382,7 +382,7 @@ def unseal(sealed: Any) -> dict[str, Any]:
       ValueError: if it is not the record that was sealed.
 
     Example:
-      >>> from contrastive_jax.checkpoints import seal, unseal
+      >>> from contrastive_jax.train.checkpoints import seal, unseal
       >>> sealed = seal({"step": 10})
       >>> unseal(sealed)
       {'step': 10}

@@ -15,7 +15,7 @@ from jax.experimental import checkify
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from contrastive_jax._compat import check_checked_pmap, donated_state
-from contrastive_jax.training import AXIS
+from contrastive_jax.train.types import AXIS
 
 Strategy = Literal["pmap", "shard_map"]
 
@@ -77,7 +77,7 @@ def parallel(
     sharded: tuple[int, ...] = (),
     check_values: bool = False,
 ) -> Parallel:
-    """Runs a step written against `training.AXIS` on every device at once.
+    """Runs a step written against `train.AXIS` on every device at once.
 
     The first argument, the state, is donated: its buffers hold the new state. Before jax 0.9 CPUs
     keep the old state beside the new one.
@@ -102,10 +102,10 @@ def parallel(
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from contrastive_jax import training
-      >>> from contrastive_jax.parallel import parallel
+      >>> from contrastive_jax import train
+      >>> from contrastive_jax.train.devices import parallel
       >>> def step(state, rows):
-      ...     total = jax.lax.psum(rows.sum(), training.AXIS)
+      ...     total = jax.lax.psum(rows.sum(), train.AXIS)
       ...     return state + total, {"loss": total}
       >>> devices = parallel(step, "shard_map", jax.devices()[:1], sharded=(1,))
       >>> state, rows = devices.replicate(jnp.float32(0.0)), devices.shard(jnp.arange(4.0))

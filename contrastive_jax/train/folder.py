@@ -30,11 +30,6 @@ from typing import IO, Any
 from contrastive_jax import locks
 from contrastive_jax._extras import needs
 
-with needs("train", __name__):
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-    from tensorboardX.summary import scalar
-
 CONFIG = "config.json"
 LOCK = "run.lock"
 METRICS = "metrics.jsonl"
@@ -49,7 +44,7 @@ def check_name(name: str) -> None:
         digits, `-`, `_` and `.`.
 
     Example:
-      >>> from contrastive_jax.runs import check_name
+      >>> from contrastive_jax.train.folder import check_name
       >>> check_name("my-run")
     """
     allowed = re.fullmatch(f"[A-Za-z0-9._-]{{1,{LONGEST_NAME}}}", name)
@@ -96,7 +91,7 @@ def open_run(
 
     Example:
       >>> from pathlib import Path
-      >>> from contrastive_jax.runs import open_run
+      >>> from contrastive_jax.train.folder import open_run
       >>> with open_run(Path("runs"), "my-run", "digits", {"margin": 1.0}) as folder:
       ...     print(folder.as_posix())
       runs/my-run
@@ -139,7 +134,7 @@ def create_run(runs: Path, name: str | None, default_name: str, config: Mapping[
 
     Example:
       >>> from pathlib import Path
-      >>> from contrastive_jax.runs import create_run
+      >>> from contrastive_jax.train.folder import create_run
       >>> create_run(Path("runs"), None, "digits", {"margin": 1.0}).as_posix()
       'runs/digits-1'
       >>> create_run(Path("runs"), None, "digits", {"margin": 2.0}).as_posix()
@@ -196,7 +191,7 @@ def remove_run(folder: Path) -> None:
 
     Example:
       >>> from pathlib import Path
-      >>> from contrastive_jax.runs import create_run, remove_run
+      >>> from contrastive_jax.train.folder import create_run, remove_run
       >>> folder = create_run(Path("runs"), "my-run", "digits", {"margin": 1.0})
       >>> remove_run(folder)
       >>> folder.exists()
@@ -225,7 +220,7 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
     Example:
       >>> from pathlib import Path
-      >>> from contrastive_jax.runs import read_config, write_config
+      >>> from contrastive_jax.train.folder import read_config, write_config
       >>> write_config(Path(), {"margin": 1.0})
       >>> read_config(Path())
       {'margin': 1.0}
@@ -242,7 +237,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Example:
       >>> from pathlib import Path
-      >>> from contrastive_jax.runs import read_config, write_config
+      >>> from contrastive_jax.train.folder import read_config, write_config
       >>> write_config(Path(), {"margin": 1.0})
       >>> read_config(Path())
       {'margin': 1.0}
@@ -274,7 +269,7 @@ def check_resumable(folder: Path, config: Mapping[str, Any], free: Iterable[str]
 
     Example:
       >>> from pathlib import Path
-      >>> from contrastive_jax.runs import check_resumable, write_config
+      >>> from contrastive_jax.train.folder import check_resumable, write_config
       >>> write_config(Path(), {"margin": 1.0, "steps": 100})
       >>> check_resumable(Path(), {"margin": 1.0, "steps": 200}, free=["steps"])
     """
@@ -290,7 +285,7 @@ def check_resumable(folder: Path, config: Mapping[str, Any], free: Iterable[str]
 
 
 @contextlib.contextmanager
-def open_events(folder: Path, step: int) -> Iterator[EventsWriter]:
+def open_events(folder: Path, step: int) -> Iterator[Any]:
     """Opens a file of TensorBoard events for what comes after `step` steps.
 
     TensorBoard drops events of later steps that were written before. Events are written in the
@@ -306,12 +301,16 @@ def open_events(folder: Path, step: int) -> Iterator[EventsWriter]:
 
     Example:
       >>> from pathlib import Path
-      >>> from contrastive_jax.runs import open_events, read_metrics, write_metrics
+      >>> from contrastive_jax.train.folder import open_events, read_metrics, write_metrics
       >>> with open_events(Path(), step=0) as events:
       ...     write_metrics(Path(), events, [{"step": 1, "loss": 0.5}])
       >>> read_metrics(Path())
       [{'step': 1, 'loss': 0.5}]
     """
+    with needs("train", "writing TensorBoard events"):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
     events = folder / "tensorboard"
     with _named(events):
         events.mkdir(exist_ok=True)
@@ -334,7 +333,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
     Example:
       >>> from pathlib import Path
-      >>> from contrastive_jax.runs import append_line, read_metrics
+      >>> from contrastive_jax.train.folder import append_line, read_metrics
       >>> append_line(Path("metrics.jsonl"), {"step": 1, "loss": 0.5})
       >>> read_metrics(Path())
       [{'step': 1, 'loss': 0.5}]
@@ -349,7 +348,7 @@ def truncate_metrics(folder: Path, step: int) -> None:
 
     Example:
       >>> from pathlib import Path
-      >>> from contrastive_jax.runs import append_line, read_metrics, truncate_metrics
+      >>> from contrastive_jax.train.folder import append_line, read_metrics, truncate_metrics
       >>> append_line(Path("metrics.jsonl"), {"step": 1, "loss": 0.5})
       >>> append_line(Path("metrics.jsonl"), {"step": 2, "loss": 0.4})
       >>> truncate_metrics(Path(), step=1)
@@ -369,14 +368,12 @@ def _until(record: Mapping[str, Any] | None, step: int) -> bool:
     return record is None or record["step"] <= step
 
 
-def write_metrics(
-    folder: Path, events: EventsWriter, records: Iterable[Mapping[str, float]]
-) -> None:
+def write_metrics(folder: Path, events: Any, records: Iterable[Mapping[str, float]]) -> None:
     """Appends records to `metrics.jsonl` and to the TensorBoard events; both are flushed.
 
     Args:
       folder: of the run.
-      events: writer from `open_events`.
+      events: writer from `open_events`, or None to write no events.
       records: each with its `step` and any scalars.
 
     Raises:
@@ -384,7 +381,7 @@ def write_metrics(
 
     Example:
       >>> from pathlib import Path
-      >>> from contrastive_jax.runs import open_events, read_metrics, write_metrics
+      >>> from contrastive_jax.train.folder import open_events, read_metrics, write_metrics
       >>> with open_events(Path(), step=0) as events:
       ...     write_metrics(Path(), events, [{"step": 1, "loss": 0.5}])
       >>> read_metrics(Path())
@@ -395,6 +392,11 @@ def write_metrics(
         {key: value for key, value in record.items() if math.isfinite(value)} for record in records
     ]
     _append(folder / METRICS, finite)
+    if events is None:
+        return
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
     with _named(folder / "tensorboard"):
         for record in finite:
             now, step = time.time(), int(record["step"])
@@ -411,7 +413,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
     Example:
       >>> from pathlib import Path
-      >>> from contrastive_jax.runs import append_line, read_lines
+      >>> from contrastive_jax.train.folder import append_line, read_lines
       >>> append_line(Path("trials.jsonl"), {"margin": 1.0})
       >>> read_lines(Path("trials.jsonl"))
       [{'margin': 1.0}]
@@ -432,7 +434,7 @@ def repair_lines(path: Path) -> None:
 
     Example:
       >>> from pathlib import Path
-      >>> from contrastive_jax.runs import append_line, repair_lines
+      >>> from contrastive_jax.train.folder import append_line, repair_lines
       >>> path = Path("trials.jsonl")
       >>> append_line(path, {"margin": 1.0})
       >>> with path.open("a") as file:
@@ -474,7 +476,7 @@ def read_lines(
 
     Example:
       >>> from pathlib import Path
-      >>> from contrastive_jax.runs import append_line, read_lines
+      >>> from contrastive_jax.train.folder import append_line, read_lines
       >>> append_line(Path("trials.jsonl"), {"margin": 1.0})
       >>> read_lines(Path("trials.jsonl"), keys=["margin"])
       [{'margin': 1.0}]

@@ -16,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from contrastive_jax._compat import donated_state, vmap_over_states
 from contrastive_jax.checks import check_seed
-from contrastive_jax.training import AXIS, DrawnStep, Metrics, Numbers, Source, TrainState, repeated
+from contrastive_jax.train.steps import repeated
+from contrastive_jax.train.types import AXIS, Hyperparameters, Metrics, Source, Step, TrainState
 
 CELLS = "cells"
 Strategy = Literal["sequential", "vmap", "shard_map"]
@@ -65,10 +66,10 @@ class Window(NamedTuple):
 
 
 def make_grid(
-    step: DrawnStep,
+    step: Step,
     state: TrainState,
     source: Source,
-    numbers: Numbers,
+    numbers: Hyperparameters,
     strategy: Strategy,
     *,
     cells: int = 1,
@@ -79,7 +80,7 @@ def make_grid(
     """Compiles the step of several cells from that of one. The numbers are the same to rounding.
 
     Args:
-      step: of one cell, written against `training.AXIS`.
+      step: of one cell, written against `train.AXIS`.
       state: of any one cell; its shapes are what counts, here and below.
       source: the data, which all cells share.
       numbers: of any one cell.
@@ -101,14 +102,14 @@ def make_grid(
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from contrastive_jax import grid
-      >>> from contrastive_jax.training import Numbers, TrainState
+      >>> from contrastive_jax.train import grid
+      >>> from contrastive_jax.train import Hyperparameters, TrainState
       >>> def step(state, source, numbers):
-      ...     params = state.params * numbers.margin
+      ...     params = state.params * numbers.loss["margin"]
       ...     metrics = {"loss": params, "gradient_norm": params}
       ...     return state._replace(step=state.step + 1, params=params), metrics
       >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
-      >>> margins = [Numbers(margin=0.5, seed=0), Numbers(margin=0.25, seed=0)]
+      >>> margins = [Hyperparameters(0, {"margin": m}) for m in (0.5, 0.25)]
       >>> source = jnp.zeros(1)
       >>> trials = grid.make_grid(
       ...     step, state, source, margins[0], "vmap", cells=2, devices=jax.devices()[:1]
@@ -178,14 +179,14 @@ def groups_of(strategy: Strategy, devices: int, devices_per_cell: int = 1) -> in
     """Returns the number of groups of devices that train cells side by side.
 
     Example:
-      >>> from contrastive_jax.grid import groups_of
+      >>> from contrastive_jax.train.grid import groups_of
       >>> groups_of("shard_map", devices=8, devices_per_cell=2), groups_of("vmap", devices=8)
       (4, 1)
     """
     return devices // devices_per_cell if strategy == "shard_map" else 1
 
 
-def fit_grid(make: Callable[[int], Grid], cells: int, unit: int, limit: float) -> Grid:
+def largest_grid(make: Callable[[int], Grid], cells: int, unit: int, limit: float) -> Grid:
     """Makes the grid with the most cells in one call that fit into memory, by compiling it.
 
     Args:
@@ -203,21 +204,21 @@ def fit_grid(make: Callable[[int], Grid], cells: int, unit: int, limit: float) -
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from contrastive_jax import grid
-      >>> from contrastive_jax.training import Numbers, TrainState
+      >>> from contrastive_jax.train import grid
+      >>> from contrastive_jax.train import Hyperparameters, TrainState
       >>> def step(state, source, numbers):
-      ...     params = state.params * numbers.margin
+      ...     params = state.params * numbers.loss["margin"]
       ...     metrics = {"loss": params, "gradient_norm": params}
       ...     return state._replace(step=state.step + 1, params=params), metrics
       >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
-      >>> margins = [Numbers(margin=0.5, seed=0), Numbers(margin=0.25, seed=0)]
+      >>> margins = [Hyperparameters(0, {"margin": m}) for m in (0.5, 0.25)]
       >>> source = jnp.zeros(1)
       >>> def make(cells):
       ...     devices = jax.devices()[:1]
       ...     return grid.make_grid(
       ...         step, state, source, margins[0], "vmap", cells=cells, devices=devices
       ...     )
-      >>> grid.fit_grid(make, cells=3, unit=1, limit=2**30).cells
+      >>> grid.largest_grid(make, cells=3, unit=1, limit=2**30).cells
       3
     """
     chunk = -(-cells // unit) * unit
@@ -239,7 +240,7 @@ def train_grid(
     grid: Grid,
     init: Init,
     source: Source,
-    numbers: Sequence[Numbers],
+    numbers: Sequence[Hyperparameters],
     *,
     start: int = 0,
     steps: int,
@@ -269,14 +270,14 @@ def train_grid(
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from contrastive_jax import grid
-      >>> from contrastive_jax.training import Numbers, TrainState
+      >>> from contrastive_jax.train import grid
+      >>> from contrastive_jax.train import Hyperparameters, TrainState
       >>> def step(state, source, numbers):
-      ...     params = state.params * numbers.margin
+      ...     params = state.params * numbers.loss["margin"]
       ...     metrics = {"loss": params, "gradient_norm": params}
       ...     return state._replace(step=state.step + 1, params=params), metrics
       >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
-      >>> margins = [Numbers(margin=0.5, seed=0), Numbers(margin=0.25, seed=0)]
+      >>> margins = [Hyperparameters(0, {"margin": m}) for m in (0.5, 0.25)]
       >>> source = jnp.zeros(1)
       >>> trials = grid.make_grid(
       ...     step, state, source, margins[0], "vmap", cells=2, devices=jax.devices()[:1]
@@ -336,7 +337,7 @@ def _finite(params: Any) -> list[bool]:
     return [all(of_cell) for of_cell in zip(*(one.tolist() for one in by_leaf), strict=True)]
 
 
-def time_grid(grid: Grid, init: Init, source: Source, numbers: Sequence[Numbers]) -> float:
+def time_grid(grid: Grid, init: Init, source: Source, numbers: Sequence[Hyperparameters]) -> float:
     """Measures how quickly a grid trains.
 
     Args:
@@ -352,14 +353,14 @@ def time_grid(grid: Grid, init: Init, source: Source, numbers: Sequence[Numbers]
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from contrastive_jax import grid
-      >>> from contrastive_jax.training import Numbers, TrainState
+      >>> from contrastive_jax.train import grid
+      >>> from contrastive_jax.train import Hyperparameters, TrainState
       >>> def step(state, source, numbers):
-      ...     params = state.params * numbers.margin
+      ...     params = state.params * numbers.loss["margin"]
       ...     metrics = {"loss": params, "gradient_norm": params}
       ...     return state._replace(step=state.step + 1, params=params), metrics
       >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
-      >>> margins = [Numbers(margin=0.5, seed=0), Numbers(margin=0.25, seed=0)]
+      >>> margins = [Hyperparameters(0, {"margin": m}) for m in (0.5, 0.25)]
       >>> source = jnp.zeros(1)
       >>> trials = grid.make_grid(
       ...     step, state, source, margins[0], "vmap", cells=2, devices=jax.devices()[:1]
@@ -379,7 +380,7 @@ def time_grid(grid: Grid, init: Init, source: Source, numbers: Sequence[Numbers]
 
 
 def _placed(
-    grid: Grid, cells: list[int], init: Init, numbers: Sequence[Numbers]
+    grid: Grid, cells: list[int], init: Init, numbers: Sequence[Hyperparameters]
 ) -> tuple[Any, Any]:
     """Puts states and hyperparameters of some cells on the devices, padded by the last cell."""
     whole = cells + cells[-1:] * (grid.cells - len(cells))

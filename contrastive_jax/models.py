@@ -30,9 +30,9 @@ class MLP(nnx.Module):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from contrastive_jax import encoders
+      >>> from contrastive_jax import models
       >>> from flax import nnx
-      >>> encoder = encoders.MLP((8, 8, 1), width=16, hidden=(32,), rngs=nnx.Rngs(0))
+      >>> encoder = models.MLP((8, 8, 1), width=16, hidden=(32,), rngs=nnx.Rngs(0))
       >>> embeddings = encoder(jnp.zeros((3, 8, 8, 1), jnp.uint8))
       >>> embeddings.shape
       (3, 16)
@@ -87,9 +87,9 @@ class DrLIM(nnx.Module):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from contrastive_jax import encoders
+      >>> from contrastive_jax import models
       >>> from flax import nnx
-      >>> encoder = encoders.DrLIM((8, 8, 1), width=2, rngs=nnx.Rngs(0))
+      >>> encoder = models.DrLIM((8, 8, 1), width=2, rngs=nnx.Rngs(0))
       >>> encoder(jnp.zeros((3, 8, 8, 1), jnp.uint8)).shape
       (3, 2)
     """
@@ -145,9 +145,9 @@ class ConvNet(nnx.Module):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from contrastive_jax import encoders
+      >>> from contrastive_jax import models
       >>> from flax import nnx
-      >>> encoder = encoders.ConvNet((8, 8, 1), channels=(4, 8), hidden=32, rngs=nnx.Rngs(0))
+      >>> encoder = models.ConvNet((8, 8, 1), channels=(4, 8), hidden=32, rngs=nnx.Rngs(0))
       >>> encoder(jnp.zeros((3, 8, 8, 1), jnp.uint8)).shape
       (3, 64)
     """

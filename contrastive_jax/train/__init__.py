@@ -1,0 +1,55 @@
+"""Training: objectives, one step, one loop, and runs that can be used afterwards."""
+
+from contrastive_jax.train.devices import Parallel, parallel
+from contrastive_jax.train.diagnostics import warn_collapsed, warn_inverted
+from contrastive_jax.train.draw import draws_classes, draws_pairs
+from contrastive_jax.train.loop import fit, windows
+from contrastive_jax.train.loss_table import objective
+from contrastive_jax.train.networks import Network, check_images, embed, network
+from contrastive_jax.train.objectives import Objective
+from contrastive_jax.train.optimizer import make_optimizer, with_loss
+from contrastive_jax.train.run import Comparison, Run, load
+from contrastive_jax.train.steps import init_state, make_step, repeated
+from contrastive_jax.train.types import (
+    AXIS,
+    Batch,
+    Hyperparameters,
+    Pairs,
+    Params,
+    Source,
+    TrainState,
+    Weights,
+)
+
+__all__ = [
+    "AXIS",
+    "Batch",
+    "Comparison",
+    "Hyperparameters",
+    "Network",
+    "Objective",
+    "Pairs",
+    "Parallel",
+    "Params",
+    "Run",
+    "Source",
+    "TrainState",
+    "Weights",
+    "check_images",
+    "draws_classes",
+    "draws_pairs",
+    "embed",
+    "fit",
+    "init_state",
+    "load",
+    "make_optimizer",
+    "make_step",
+    "network",
+    "objective",
+    "parallel",
+    "repeated",
+    "warn_collapsed",
+    "warn_inverted",
+    "windows",
+    "with_loss",
+]

@@ -1,0 +1,404 @@
+"""Objectives: what a training step minimises, as a function of the embeddings of a batch.
+
+An objective has a value, parameters of its own such as proxies, hyperparameters, a distance, and
+what a step logs. `contrastive_jax.train.objective` makes one from the name of a loss or from a
+loss; the functions below make each kind.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from contrastive_jax import losses
+from contrastive_jax.all_pairs import all_pairs_sums
+from contrastive_jax.anchor_loss import anchor_loss
+from contrastive_jax.distances import cosine
+from contrastive_jax.pairs import pair_loss
+from contrastive_jax.proxy_loss import proxy_loss
+from contrastive_jax.train.types import AXIS, Batch, Metrics, Pairs
+
+Distance = Callable[..., jax.Array]
+Options = Mapping[str, Any]
+
+
+class Objective(NamedTuple):
+    """What a training step minimises."""
+
+    value: Callable[[jax.Array, Any, Any, Any, Options], tuple[jax.Array, Metrics]]
+    """`value(embeddings, batch, params, references, hyperparameters)` returns the loss of the
+    global batch over `AXIS` and sums for logging. `references` are embeddings and classes of a
+    memory, or None. For a separable objective the value is the mean over the pairs of a device."""
+    distance: Distance
+    """The distance that is logged, and by which the trained encoder compares two images."""
+    hyperparameters: Mapping[str, float] = MappingProxyType({})
+    """Values that a step takes as arguments, so that another value compiles nothing."""
+    init: Callable[[int, int, int], Any] = lambda classes, width, seed: ()
+    """A function of the number of classes, the width of embeddings and a seed to the parameters of
+    the loss."""
+    learning_rate: float = 0.0
+    """The learning rate of these parameters; 0 where there are none."""
+    separable: bool = False
+    """True if the objective takes `Pairs` and is a mean over them, False if it takes a `Batch`."""
+    group: int = 1
+    """The number of pairs whose members are compared across."""
+    bounded: bool = False
+    """True if its margin is a distance that two embeddings must be able to reach."""
+    takes_memory: bool = True
+    """False if it does not compare embeddings with each other, but with proxies."""
+
+    def check_batch(self, batch: Any) -> None:
+        """Raises ValueError where a batch is not one that the objective takes."""
+        expected = Pairs if self.separable else Batch
+        if not isinstance(batch, expected):
+            raise ValueError(f"the objective takes {expected.__name__}, got {type(batch).__name__}")
+        if isinstance(batch, Pairs):
+            _check_pairs(batch, self.group)
+
+
+def pairs(
+    loss: Callable[..., jax.Array] = losses.contrastive,
+    distance: Distance | None = None,
+    *,
+    group: int = 1,
+    similar_fraction: float = 0.5,
+    **hyperparameters: float,
+) -> Objective:
+    """Makes the objective of given pairs, or of pairs that are drawn by class.
+
+    Args:
+      loss: scalar function of distance, label and hyperparameters.
+      distance: between two embeddings; by default that of the loss.
+      group: pairs whose members are compared across, G. With 1 the loss is the mean over the given
+        pairs. With G > 1 every first member of a group is compared with every second one, G^2
+        pairs for the cost of encoding G; similar and dissimilar pairs are averaged apart in each
+        group and weighted by `similar_fraction`. This takes classes: the labels of the given pairs
+        do not say whether members of two of them are similar.
+      similar_fraction: share of similar pairs among those drawn, and their weight in groups.
+      **hyperparameters: of the loss, such as `margin`.
+
+    Returns:
+      The objective, of a batch of `Pairs`.
+
+    Raises:
+      ValueError: if the distance does not fit the loss.
+
+    Example:
+      >>> from contrastive_jax.train import objectives
+      >>> objectives.pairs(margin=1.2, group=8).hyperparameters
+      {'similar_fraction': 0.5, 'margin': 1.2}
+    """
+    measure = losses.resolve_distance(loss, distance)
+
+    def value(
+        embeddings: jax.Array, batch: Pairs, params: Any, references: Any, options: Options
+    ) -> tuple[jax.Array, Metrics]:
+        fraction, options = _without_fraction(options)
+        a, b = jnp.split(embeddings, 2)
+        if batch.labels is not None:
+            labels = jnp.asarray(batch.labels)
+        else:
+            classes: list[Any] = [batch.first_classes, batch.second_classes]
+            a, b, first_classes, second_classes = _across(group, [a, b, *classes])
+            labels = (first_classes != second_classes).astype(jnp.int32)
+        values = pair_loss(a, b, labels, loss=_bound(loss, options), distance=measure)
+        weights = _weights(labels.reshape(-1, group**2), fraction)
+        mean = jnp.mean(values if group == 1 else values * weights.ravel())
+        return mean, _pair_sums(jax.vmap(measure)(a, b), values, labels)
+
+    defaults = {"similar_fraction": similar_fraction} | hyperparameters
+    return Objective(value, measure, defaults, separable=True, group=group)
+
+
+def all_pairs(
+    loss: Callable[..., jax.Array] = losses.contrastive,
+    distance: Distance | None = None,
+    *,
+    similar_fraction: float = 0.5,
+    init: Callable[[int, int, int], Any] | None = None,
+    bind: Callable[[Any], Options] = lambda params: {},
+    learning_rate: float = 0.0,
+    **hyperparameters: float,
+) -> Objective:
+    """Makes the objective of all pairs of a batch.
+
+    The loss is the mean over similar pairs times `similar_fraction`, plus the mean over dissimilar
+    pairs times the rest. With a memory, it is also that of the pairs of a batch and the memory
+    (Wang et al. 2020, <https://arxiv.org/abs/1912.06798>).
+
+    Args:
+      loss: scalar function of distance, label and hyperparameters.
+      distance: between two embeddings; by default that of the loss.
+      similar_fraction: weight of similar pairs.
+      init: from the number of classes, the width of embeddings and a seed to parameters of the
+        loss.
+      bind: from these parameters to hyperparameters of the loss.
+      learning_rate: of these parameters.
+      **hyperparameters: of the loss, such as `margin`.
+
+    Returns:
+      The objective, of a `Batch`.
+
+    Raises:
+      ValueError: if the distance does not fit the loss.
+
+    Example:
+      >>> from contrastive_jax import losses
+      >>> from contrastive_jax.train import objectives
+      >>> objectives.all_pairs(losses.contrastive, margin=1.2).hyperparameters
+      {'similar_fraction': 0.5, 'margin': 1.2}
+    """
+    measure = losses.resolve_distance(loss, distance)
+
+    def value(
+        embeddings: jax.Array, batch: Batch, params: Any, references: Any, options: Options
+    ) -> tuple[jax.Array, Metrics]:
+        fraction, options = _without_fraction(options)
+        classes = jnp.asarray(batch.classes)
+        sums = all_pairs_sums(
+            embeddings,
+            classes,
+            *references or (),
+            loss=_bound(loss, {**options, **bind(params)}),
+            distance=measure,
+            axis_name=AXIS,
+        )
+        means = sums.loss / jnp.maximum(sums.pairs, 1)
+        fraction = jnp.asarray(fraction, means.dtype)
+        mean = fraction * means[0] + (1 - fraction) * means[1]
+        if references is not None:
+            return mean, {}
+        logged = _distances(embeddings, classes, measure) | {"active": sums.active[1]}
+        return mean, logged
+
+    defaults = {"similar_fraction": similar_fraction} | hyperparameters
+    init = init or Objective._field_defaults["init"]
+    return Objective(value, measure, defaults, init, learning_rate)
+
+
+def anchors(
+    make: Callable[..., losses.AnchorLoss | losses.TripleLoss],
+    *,
+    init: Callable[[int, int, int], Any] | None = None,
+    learning_rate: float = 0.0,
+    distance: Distance | None = None,
+    width_as: str | None = None,
+    **hyperparameters: float,
+) -> Objective:
+    """Makes the objective of a loss of each image of a batch and all its pairs.
+
+    Args:
+      make: from hyperparameters to a loss for `contrastive_jax.anchor_loss`, such as
+        `losses.supcon`.
+      init: from the number of classes, the width of embeddings and a seed to one parameter for each
+        class, which an anchor takes as its data.
+      learning_rate: of these parameters.
+      distance: that is logged, and by which the trained encoder compares two images; by default
+        that of the loss.
+      width_as: name of the argument of `make` that takes the width of embeddings, if there is one;
+        the distance must then be given.
+      **hyperparameters: of the loss, such as `temperature`.
+
+    Returns:
+      The objective, of a `Batch`.
+
+    Example:
+      >>> from contrastive_jax import losses
+      >>> from contrastive_jax.train import objectives
+      >>> objectives.anchors(losses.supcon, temperature=0.1).distance.__name__
+      'cosine'
+    """
+    measure = distance or make(**hyperparameters).distance
+
+    def value(
+        embeddings: jax.Array, batch: Batch, params: Any, references: Any, options: Options
+    ) -> tuple[jax.Array, Metrics]:
+        classes = jnp.asarray(batch.classes)
+        data = () if init is None else (params[jnp.maximum(classes, 0)],)
+        width = {width_as: embeddings.shape[1]} if width_as else {}
+        mean = anchor_loss(
+            embeddings,
+            classes,
+            *references or (),
+            loss=make(**width, **options),
+            data=data,
+            axis_name=AXIS,
+        )
+        logged = {} if references is not None else _distances(embeddings, classes, measure)
+        return mean, logged
+
+    init_ = init or Objective._field_defaults["init"]
+    return Objective(value, measure, hyperparameters, init_, learning_rate)
+
+
+def proxies(
+    make: Callable[..., losses.ProxyLoss | losses.CentersLoss],
+    *,
+    centers: int | None = None,
+    regularizer: Callable[[jax.Array], jax.Array] | None = None,
+    learning_rate: float = 1e-2,
+    **hyperparameters: float,
+) -> Objective:
+    """Makes the objective of a loss of embeddings and trained proxies of classes.
+
+    Args:
+      make: from hyperparameters to a loss for `contrastive_jax.proxy_loss`, such as
+        `losses.proxy_anchor`.
+      centers: proxies of each class, for losses of several, K.
+      regularizer: from the proxies to a penalty that is added to the loss.
+      learning_rate: of the proxies.
+      **hyperparameters: of the loss, such as `temperature`.
+
+    Returns:
+      The objective, of a `Batch`. Its parameters are proxies of unit length, `[C, D]` or
+      `[C, K, D]`.
+
+    Example:
+      >>> from contrastive_jax import losses
+      >>> from contrastive_jax.train import objectives
+      >>> objectives.proxies(losses.normalized_softmax).init(10, 64, 0).shape
+      (10, 64)
+    """
+
+    def init(classes: int, width: int, seed: int) -> jax.Array:
+        shape = (classes, width) if centers is None else (classes, centers, width)
+        vectors = jax.random.normal(jax.random.key(seed), shape)
+        unit: jax.Array = vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+        return unit
+
+    def value(
+        embeddings: jax.Array, batch: Batch, params: Any, references: Any, options: Options
+    ) -> tuple[jax.Array, Metrics]:
+        classes = jnp.asarray(batch.classes)
+        loss = make(**options)
+        mean = proxy_loss(embeddings, classes, params, loss=loss, axis_name=AXIS)
+        if regularizer is not None:
+            # Every device computes the same penalty, and adds its part to the gradient.
+            part = regularizer(params) / jax.lax.axis_size(AXIS)
+            mean += part + jax.lax.stop_gradient(jax.lax.psum(part, AXIS) - part)
+        return mean, _distances(embeddings, classes, cosine)
+
+    return Objective(value, cosine, hyperparameters, init, learning_rate, takes_memory=False)
+
+
+def batches(
+    loss: Callable[..., jax.Array], distance: Distance = cosine, **hyperparameters: float
+) -> Objective:
+    """Makes the objective of a function of a whole batch, such as `mining.online_hard_loss`.
+
+    Args:
+      loss: function `(embeddings, classes, *references, axis_name=..., **hyperparameters)` to the
+        loss of the global batch.
+      distance: that is logged, and by which the trained encoder compares two images.
+      **hyperparameters: of the loss.
+
+    Returns:
+      The objective, of a `Batch`.
+
+    Example:
+      >>> from contrastive_jax import mining
+      >>> from contrastive_jax.train import objectives
+      >>> objectives.batches(mining.online_hard_loss, margin=0.8).hyperparameters
+      {'margin': 0.8}
+    """
+
+    def value(
+        embeddings: jax.Array, batch: Batch, params: Any, references: Any, options: Options
+    ) -> tuple[jax.Array, Metrics]:
+        classes = jnp.asarray(batch.classes)
+        mean = loss(embeddings, classes, *references or (), axis_name=AXIS, **options)
+        logged = {} if references is not None else _distances(embeddings, classes, distance)
+        return mean, logged
+
+    return Objective(value, distance, hyperparameters)
+
+
+def _without_fraction(options: Options) -> tuple[Any, dict[str, Any]]:
+    """Takes the weight of similar pairs out of the hyperparameters of a loss."""
+    rest = dict(options)
+    return rest.pop("similar_fraction", 0.5), rest
+
+
+def _bound(loss: Callable[..., jax.Array], options: Options) -> Callable[..., jax.Array]:
+    return partial(loss, **options) if options else loss
+
+
+def _check_pairs(pairs: Pairs, group: int) -> None:
+    """Checks that pairs have labels or classes, and classes where they are compared across."""
+    given = [
+        name
+        for name in ("labels", "first_classes", "second_classes")
+        if getattr(pairs, name) is not None
+    ]
+    if given not in (["labels"], ["first_classes", "second_classes"]):
+        raise ValueError(
+            "pairs must have either labels, as Pairs(first, second, labels), or the classes of "
+            "both members, as Pairs(first, second, first_classes=..., second_classes=...), got "
+            f"{' and '.join(given) or 'neither'}"
+        )
+    if given == ["labels"] and group > 1:
+        raise ValueError(
+            f"a group of {group} pairs compares every first member with every second one, and the "
+            "labels of the given pairs do not say which of those are similar: give first_classes "
+            "and second_classes, or make the objective with group=1"
+        )
+
+
+def _across(group: int, members: list[jax.Array]) -> list[jax.Array]:
+    """Repeats first and second members `[B, ...]` so that those of a group meet: `[B * group]`."""
+    spread = []
+    for k, member in enumerate(members):
+        grouped = member.reshape(-1, group, *member.shape[1:])
+        axis = 2 - k % 2
+        met = jnp.repeat(jnp.expand_dims(grouped, axis), group, axis)
+        spread.append(met.reshape(-1, *member.shape[1:]))
+    return spread
+
+
+def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
+    """Returns weights of mean 1 in each row, in which similar pairs have their share."""
+    fraction = jnp.asarray(similar_fraction, jnp.float32)
+    dissimilar = labels.astype(jnp.float32)
+    similar = 1 - dissimilar
+    share = fraction * similar / jnp.maximum(similar.sum(1, keepdims=True), 1)
+    rest = (1 - fraction) * dissimilar / jnp.maximum(dissimilar.sum(1, keepdims=True), 1)
+    return labels.shape[1] * (share + rest)
+
+
+def _pair_sums(distance: jax.Array, values: jax.Array, labels: jax.Array) -> Metrics:
+    """Returns the sums over the pairs of a device from which logged means are made."""
+    dissimilar = labels.astype(jnp.float32)
+    similar = 1 - dissimilar
+    return {
+        "similar": jnp.sum(similar),
+        "dissimilar": jnp.sum(dissimilar),
+        "similar_distance": jnp.sum(similar * distance),
+        "dissimilar_distance": jnp.sum(dissimilar * distance),
+        "active": jnp.sum(jnp.where(values > 0, dissimilar, 0)),
+    }
+
+
+def _distances(embeddings: jax.Array, classes: jax.Array, distance: Distance) -> Metrics:
+    """Returns the sums of distances of all pairs of the global batch, for logged means."""
+    sums = all_pairs_sums(
+        jax.lax.stop_gradient(embeddings),
+        classes,
+        loss=_distance_itself,
+        distance=distance,
+        axis_name=AXIS,
+        exact=False,
+    )
+    return {
+        "similar": sums.pairs[0],
+        "dissimilar": sums.pairs[1],
+        "similar_distance": sums.loss[0],
+        "dissimilar_distance": sums.loss[1],
+    }
+
+
+def _distance_itself(distance: jax.Array, label: jax.Array) -> jax.Array:
+    return distance

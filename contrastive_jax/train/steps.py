@@ -1,0 +1,327 @@
+"""The training step, written once against an axis name.
+
+`jax.pmap` and `jax.shard_map` (`contrastive_jax.train.devices`) and `jax.vmap(axis_name=AXIS)` all
+run this step, and agree.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from contrastive_jax import memory
+from contrastive_jax.checks import check_seed
+from contrastive_jax.data.augment import Augment
+from contrastive_jax.train.networks import Network
+from contrastive_jax.train.objectives import Objective
+from contrastive_jax.train.types import (
+    AXIS,
+    Batch,
+    Hyperparameters,
+    Metrics,
+    Pairs,
+    Params,
+    Step,
+    TrainState,
+)
+
+
+def init_state(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    loss_params: Any = (),
+    *,
+    memory: Any = (),
+) -> TrainState:
+    """Makes the state before the first step.
+
+    Args:
+      network: with the initial weights of the encoder.
+      optimizer: of `Params`.
+      loss_params: those of the loss, from `Objective.init`.
+      memory: from `contrastive_jax.memory.empty`, for an objective that compares with earlier
+        batches.
+
+    Returns:
+      The state.
+
+    Example:
+      >>> from contrastive_jax import models
+      >>> from contrastive_jax.train import init_state, make_optimizer, network
+      >>> encoder = network(models.MLP, (8, 8, 1))
+      >>> state = init_state(encoder, make_optimizer(1e-3, steps=100))
+      >>> print(state.step)
+      0
+    """
+    params = Params(network.weights.params, loss_params)
+    return TrainState(
+        jnp.zeros((), jnp.int32),
+        params,
+        optimizer.init(params),
+        memory,
+        network.weights.averages,
+    )
+
+
+def make_step(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    *,
+    augment: Augment | None = None,
+    microbatches: int = 1,
+    remat: bool = True,
+    max_age: int | None = None,
+) -> Step:
+    """Makes the training step of an objective, of whose batch each device along `AXIS` has a share.
+
+    With several microbatches a device encodes its images part by part, so that the activations of
+    one part are in memory at a time. For an objective of given pairs, whose loss is a mean over
+    pairs, this is gradient accumulation. Every other objective compares embeddings of all parts:
+    their embeddings are computed first, and each part is encoded a second time in the backward pass
+    (GradCache). The gradient is that of the whole batch. Only batch normalisation, which uses the
+    statistics of each part, makes a difference.
+
+    Args:
+      network: the encoder.
+      optimizer: of `Params`, applied to the gradient of the objective of the global batch.
+      objective: from `contrastive_jax.train.objectives`.
+      augment: from a key and an image to an image, applied to every image.
+      microbatches: number of parts in which a device encodes its images.
+      remat: whether a part is encoded again in the backward pass, as described above. Without it,
+        activations of all parts stay in memory.
+      max_age: steps after which the memory of earlier batches ignores an embedding.
+
+    Returns:
+      `step(state, batch, hyperparameters) -> (state, metrics)`. The batch is `Pairs` or `Batch`, as
+      the objective takes. Metrics are those of the global batch before the update: `loss`,
+      `gradient_norm`, `similar_distance` and `dissimilar_distance` (means; NaN where the batch has
+      no such pair), and for pair losses `active_fraction` (dissimilar pairs whose loss is not 0).
+
+    Raises:
+      ValueError: when the step is traced, if the batch is not one that the objective takes or does
+        not divide into microbatches.
+
+    References:
+      Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021
+      <https://arxiv.org/abs/2101.06983>: GradCache.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from contrastive_jax import models, train
+      >>> encoder = train.network(models.MLP, (2, 2, 1))
+      >>> optimizer = train.make_optimizer(1e-2, steps=100)
+      >>> step = train.make_step(encoder, optimizer, train.objective("contrastive", margin=1.0))
+      >>> device = train.parallel(step, "shard_map", jax.devices()[:1])
+      >>> state = device.replicate(train.init_state(encoder, optimizer))
+      >>> images = np.arange(16.0, dtype=np.float32).reshape(4, 2, 2, 1)
+      >>> batch = device.replicate(train.Batch(images, np.array([0, 0, 1, 1])))
+      >>> hyperparameters = device.replicate(train.Hyperparameters(seed=0))
+      >>> state, metrics = device.step(state, batch, hyperparameters)
+      >>> print(state.step, sorted(metrics)[:3])
+      1 ['active_fraction', 'dissimilar_distance', 'gradient_norm']
+    """
+
+    def step(
+        state: TrainState, batch: Pairs | Batch, hyperparameters: Hyperparameters
+    ) -> tuple[TrainState, Metrics]:
+        objective.check_batch(batch)
+        batch = jax.tree.map(jnp.asarray, batch)
+        share = len(batch[0])
+        unit = microbatches * objective.group
+        if share % unit:
+            kind = "pairs" if isinstance(batch, Pairs) else "images"
+            groups = f" and groups of {objective.group}" if objective.group > 1 else ""
+            raise ValueError(
+                f"the {kind} of a device must be a multiple of microbatches"
+                f"{' times group' if groups else ''}, got {share} {kind}, {microbatches} "
+                f"microbatches{groups}"
+            )
+        if augment is not None:
+            keys = keys_of_rows(hyperparameters.seed, state.step, share)
+            batch = _augmented(augment, keys, batch)
+        options = dict(objective.hyperparameters) | dict(hyperparameters.loss)
+        key = _dropout_key(hyperparameters.seed, state.step)
+        keys = jax.random.split(key, microbatches)
+        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+        references = None
+        if state.memory:
+            references = memory.references(
+                state.memory, state.step, max_age=max_age, axis_name=AXIS
+            )
+        gradient_of = _accumulated if objective.separable else _cached
+        value, gradient, sums, embeddings, averages = gradient_of(
+            network, objective, state, batch, parts, keys, references, options, remat
+        )
+        averages = jax.tree.map(_mean_over_devices, averages)
+        stored = state.memory
+        if stored:
+            assert isinstance(batch, Batch)  # of an objective that takes a memory
+            classes = jnp.asarray(batch.classes)
+            stored = memory.push(stored, embeddings, classes, state.step, axis_name=AXIS)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": value} | _means(sums) | {"gradient_norm": optax.tree.norm(gradient)}
+        after = TrainState(state.step + 1, params, opt_state, stored, averages)
+        return after, metrics
+
+    return step
+
+
+def _accumulated(
+    network: Network,
+    objective: Objective,
+    state: TrainState,
+    batch: Any,
+    parts: Any,
+    keys: jax.Array,
+    references: Any,
+    options: dict[str, Any],
+    remat: bool,
+) -> tuple[jax.Array, Any, Metrics, Any, Any]:
+    """Adds up the gradients of microbatches, for a loss that is a mean over pairs."""
+
+    def value_of(params: Params, averages: Any, part: Pairs, key: jax.Array) -> tuple[Any, Any]:
+        images = jnp.concatenate([part.first, part.second])
+        embeddings, averages = network.apply(params.encoder, averages, images, key)
+        value, sums = objective.value(embeddings, part, params.loss, None, options)
+        return value, (sums, averages)
+
+    def add(carry: Any, part_and_key: Any) -> tuple[Any, None]:
+        total, averages = carry
+        (value, (sums, averages)), gradient = gradient_of(state.params, averages, *part_and_key)
+        return (jax.tree.map(jnp.add, total, (value, gradient, sums)), averages), None
+
+    gradient_of = jax.value_and_grad(value_of, has_aux=True)
+    first = jax.tree.map(lambda x: x[0], (parts, keys))
+    (value, (sums, _)), gradient = jax.eval_shape(gradient_of, state.params, state.averages, *first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (value, gradient, sums))
+    (total, averages), _ = jax.lax.scan(add, (zeros, state.averages), (parts, keys))
+    value, gradient, sums = total
+    # Shares and parts are equal, so the mean of means is the mean over the global batch.
+    value, gradient = jax.tree.map(lambda x: x / len(keys), jax.lax.pmean((value, gradient), AXIS))
+    return value, gradient, jax.lax.psum(sums, AXIS), None, averages
+
+
+def _cached(
+    network: Network,
+    objective: Objective,
+    state: TrainState,
+    batch: Any,
+    parts: Any,
+    keys: jax.Array,
+    references: Any,
+    options: dict[str, Any],
+    remat: bool,
+) -> tuple[jax.Array, Any, Metrics, Any, Any]:
+    """Takes the gradient of a loss of all embeddings of a batch."""
+
+    def value_of(params: Params) -> tuple[jax.Array, Any]:
+        def one(averages: Any, images_and_key: Any) -> tuple[Any, jax.Array]:
+            images, key = images_and_key
+            embeddings, averages = network.apply(params.encoder, averages, images, key)
+            return averages, embeddings
+
+        several = remat and len(keys) > 1
+        averages, embeddings = jax.lax.scan(
+            jax.checkpoint(one) if several else one, state.averages, (parts.images, keys)
+        )
+        embeddings = embeddings.reshape(len(batch.classes), -1)
+        value, sums = objective.value(embeddings, batch, params.loss, None, options)
+        if references is not None:
+            value += objective.value(embeddings, batch, params.loss, references, options)[0]
+        return value, (sums, embeddings, averages)
+
+    gradient_of = jax.value_and_grad(value_of, has_aux=True)
+    (value, (sums, embeddings, averages)), gradient = gradient_of(state.params)
+    # Each device has the gradient of its own rows alone, so parameters take the sum.
+    return value, jax.lax.psum(gradient, AXIS), sums, embeddings, averages
+
+
+def _augmented(augment: Augment, keys: jax.Array, batch: Pairs | Batch) -> Pairs | Batch:
+    """Changes every image of a batch, with a key of its own."""
+    if isinstance(batch, Pairs):
+        images: tuple[Any, Any] = (batch.first, batch.second)
+        first, second = map(jax.vmap(augment), keys.T, images)
+        return batch._replace(first=first, second=second)
+    return batch._replace(images=jax.vmap(augment)(keys[:, 0], jnp.asarray(batch.images)))
+
+
+def _mean_over_devices(x: jax.Array) -> jax.Array:
+    # Counters are the same on all devices.
+    return jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+
+def _means(sums: Metrics) -> Metrics:
+    """Returns the means over positive and over negative pairs that a step logs."""
+    metrics = {
+        "similar_distance": sums["similar_distance"] / sums["similar"],
+        "dissimilar_distance": sums["dissimilar_distance"] / sums["dissimilar"],
+    }
+    if "active" in sums:
+        metrics["active_fraction"] = sums["active"] / sums["dissimilar"]
+    return metrics
+
+
+def keys_of_rows(seed: ArrayLike, step: jax.Array, share: int) -> jax.Array:
+    """Returns two keys for each row of this device, `[share, 2]`, however the batch is sharded.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax.train.steps import AXIS, keys_of_rows
+      >>> def keys(rows):
+      ...     return keys_of_rows(0, jnp.int32(0), share=2)
+      >>> jax.vmap(keys, axis_name=AXIS)(jnp.zeros(3)).shape  # 3 devices with 2 rows each
+      (3, 2, 2)
+    """
+    row = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
+    step_key = jax.random.fold_in(key_of_step(seed, step), 1)
+    return jax.vmap(lambda k: jax.random.split(jax.random.fold_in(step_key, k)))(row)
+
+
+def key_of_step(seed: ArrayLike, step: jax.Array) -> jax.Array:
+    """Returns the key of a step, from which all its random numbers are drawn.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax.train.steps import key_of_step
+      >>> bool((key_of_step(0, jnp.int32(1)) == key_of_step(0, jnp.int32(2))))
+      False
+    """
+    check_seed(seed)
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def _dropout_key(seed: ArrayLike, step: jax.Array) -> jax.Array:
+    """Returns the key of this device from which its encoder draws in a step."""
+    step_key = jax.random.fold_in(key_of_step(seed, step), 2)
+    return jax.random.fold_in(step_key, jax.lax.axis_index(AXIS))
+
+
+def repeated(step: Step, count: int) -> Step:
+    """Makes one call of `count` steps by `lax.scan`; metrics are stacked, `[count]` each.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import train
+      >>> def count(state, source, hyperparameters):
+      ...     return state + 1, {"loss": state}
+      >>> state, metrics = jax.jit(train.repeated(count, 3))(jnp.int32(0), None, None)
+      >>> print(state, metrics["loss"])
+      3 [0 1 2]
+    """
+
+    def call(
+        state: TrainState, source: Any, hyperparameters: Hyperparameters
+    ) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(
+            lambda state, _: step(state, source, hyperparameters), state, length=count
+        )
+
+    return call

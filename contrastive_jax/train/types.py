@@ -1,0 +1,100 @@
+"""The types that training steps, objectives and loops share."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from contrastive_jax.data.draw import ClassIndex
+
+AXIS = "devices"
+"""The name of the axis of devices, against which steps are written."""
+
+Array = jax.Array | np.ndarray
+Metrics = dict[str, jax.Array]
+
+
+class Weights(NamedTuple):
+    """The arrays that an encoder takes to embed images."""
+
+    params: Any
+    averages: Any = ()
+    """Running averages, such as those of batch normalisation; `()` where there are none."""
+
+
+class Params(NamedTuple):
+    """All parameters that are trained: those of the encoder and those of the loss."""
+
+    encoder: Any
+    loss: Any = ()
+    """Proxies, boundaries or a temperature; `()` where the loss has no parameters."""
+
+
+class TrainState(NamedTuple):
+    """The arrays that a step changes and a checkpoint stores."""
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+    memory: Any = ()
+    """Embeddings of earlier batches (`contrastive_jax.memory`), where a loss takes them."""
+    averages: Any = ()
+    """Running averages of the encoder."""
+
+    @property
+    def weights(self) -> Weights:
+        """The arrays that the encoder takes to embed images."""
+        return Weights(self.params.encoder, self.averages)
+
+
+class Pairs(NamedTuple):
+    """Images `[B, H, W, C]` of the first and of the second members, with labels or with classes.
+
+    A pair is given by its label or by the classes of its members, never by both:
+
+        Pairs(first, second, labels)
+        Pairs(first, second, first_classes=first_classes, second_classes=second_classes)
+
+    Labels say nothing about the other pairs of a batch, so they can not be compared across
+    (`group` above 1 in `objectives.pairs`); classes can.
+    """
+
+    first: Array
+    second: Array
+    labels: Array | None = None
+    """0 for a similar pair, 1 for a dissimilar one, `[B]`."""
+    first_classes: Array | None = None
+    """Integers, `[B]`."""
+    second_classes: Array | None = None
+    """Integers, `[B]`."""
+
+
+class Batch(NamedTuple):
+    """Images `[B, H, W, C]` and classes `[B]`, -1 where an image is to be ignored."""
+
+    images: Array
+    classes: Array
+
+
+class Source(NamedTuple):
+    """A data set on the device: images `[N, H, W, C]`, classes `[N]`, and examples by class."""
+
+    images: Array
+    classes: Array
+    by_class: ClassIndex
+
+
+class Hyperparameters(NamedTuple):
+    """Hyperparameters that are arguments of a step: another value compiles nothing."""
+
+    seed: ArrayLike
+    """From 0 to 2^32 - 1."""
+    loss: Mapping[str, ArrayLike] = {}
+    """Hyperparameters of the objective by name, such as `margin`; by default its own."""
+
+
+Step = Callable[[TrainState, Any, Hyperparameters], tuple[TrainState, Metrics]]
+"""A function of the state, a batch (`Pairs`, `Batch` or `Source`) and hyperparameters."""
