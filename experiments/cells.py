@@ -14,7 +14,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,12 +27,14 @@ from contrastive_jax._extras import needs
 with needs("train", "experiments.cells"):
     from tqdm import tqdm
 
-from contrastive_jax import grid as grids
-from contrastive_jax import runs, training
-from contrastive_jax.data import Dataset, check_evaluable, index_by_class, load
+from contrastive_jax.data import Dataset, index_by_class
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import summarize
-from experiments import loss_table, option_checks, train
+from contrastive_jax.train import Hyperparameters, Source, TrainState, embed, loss_table
+from contrastive_jax.train import folder as runs
+from contrastive_jax.train import grid as grids
+from contrastive_jax.train.loop import Assembled, assemble
+from experiments import option_checks, options, train
 
 # Options of a training that are data to a step, and those that change its structure.
 NUMBERS = (
@@ -55,8 +57,8 @@ STRUCTURE: dict[str, type] = {
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "loss": loss_table.NAMES,
-    "encoder": (*train.ENCODERS,),
-    "distance": (*train.DISTANCES,),
+    "encoder": (*options.ENCODERS,),
+    "distance": (*options.DISTANCES,),
     "objective": ("auto", "pairs", "all_pairs"),
 }
 # Of a setting on validation.
@@ -78,73 +80,25 @@ FREE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-    """What all cells have in common, and how they are trained."""
+class Training(options.Runs, options.Training, options.Data):
+    """Options that all trials have in common, and how they are trained."""
 
-    dataset: str = "digits"
-    """digits, fashion_mnist, mnist, or any name in tensorflow-datasets with images and labels."""
-    data_dir: Path | None = None
-    """Folder of the raw IDX files of fashion_mnist, mnist or idx; Debian's by default."""
-    tfds_dir: Path | None = None
-    """Folder of prepared data sets; that of tensorflow-datasets by default."""
-    image_size: int | None = None
-    """Side to which images are scaled; needed where they differ in size."""
-    split_classes: bool = False
-    """Train on the first half of the classes and test on the other half, never seen."""
-
-    encoder: Literal["mlp", "drlim", "convnet", "resnet18"] = "convnet"
-    """Network from images to embeddings."""
-    width: int = 64
-    """Number of entries of an embedding."""
-    normalize: bool = True
-    """Scale embeddings to unit length."""
-    loss: str = "contrastive"
-    """The loss, as --loss of experiments.train."""
-    loss_options: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Numbers of the loss in place of those it is trained with."""
-    objective: Literal["auto", "pairs", "all_pairs"] = "auto"
-    """Compare drawn pairs, or all images of a batch."""
-    distance: (
-        Literal["euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "chebyshev"]
-        | None
-    ) = None
-    """Distance of the contrastive loss and of verification, euclidean by default."""
-    similar_fraction: float | None = None
-    """Share of similar pairs; by default that of experiments.train."""
-    group: int | None = None
-    """Pairs whose members are compared across; by default that of experiments.train."""
-    batch_size: int = 128
-    """Pairs in a batch; with all_pairs half the number of images."""
     steps: int = 1000
-    """Training steps of every cell."""
-    learning_rate: float = 4e-3
-    """Peak of the learning rate."""
-    weight_decay: float | None = None
-    """Decoupled weight decay; by default that of experiments.train."""
-
+    """Training steps of every trial."""
     strategy: Strategy = "auto"
-    """How the cells are trained: one after another, mapped, or spread over devices; auto times each
-    for a few steps. The numbers are the same to rounding."""
+    """How the trials are trained: one after another, mapped, or spread over devices; auto times
+    each for a few steps. The numbers are the same to rounding."""
     devices: int | None = None
     """Number of devices; all by default, and of a CPU its cores."""
     devices_per_cell: int = 1
-    """Devices over which the batch of a cell is spread; shard_map takes the others for the grid."""
+    """Devices over which the batch of a trial is spread; the others are for the grid."""
     memory_limit: float | None = None
     """GB that a device may hold, by which the grid is split into chunks; by default most of an
     accelerator's memory and half of what a host has free."""
     log_every: int = 50
-    """Steps between two points of the course of a cell."""
+    """Steps between two points of the history of a trial."""
     shown_by: str = "map_at_r"
-    """The figure by which a setting is chosen on validation, and which the figures show."""
-
-    runs: Path = Path("runs")
-    """Folder of all runs."""
-    name: str | None = None
-    """Folder of this run; by default named after experiment and data set, with a free number."""
-    resume: bool = False
-    """Go on with the run of this name, adding cells that are new."""
-    overwrite: bool = False
-    """Replace the run of this name."""
+    """The figure by which hyperparameters are chosen on validation, and which the figures show."""
 
 
 Setting = dict[str, Any]
@@ -214,7 +168,7 @@ def check_axes(axes: Iterable[str], losses: Iterable[str]) -> None:
 def _options_of(loss: str) -> dict[str, float]:
     if loss == "contrastive" or loss not in loss_table.NAMES:
         return {}
-    return loss_table.options_of(loss)
+    return loss_table.hyperparameters_of(loss)
 
 
 def whole_options(loss: str) -> set[str]:
@@ -235,9 +189,10 @@ def configured(base: train.Config, setting: Setting) -> train.Config:
     """
     fields = {key: setting[key] for key in setting if key in NUMBERS or key in STRUCTURE}
     numbers = {key: value for key, value in setting.items() if key not in fields}
-    return train.resolved(
+    config: train.Config = option_checks.checked_training(
         dataclasses.replace(base, **fields, loss_options=base.loss_options | numbers)
     )
+    return config
 
 
 class Group(NamedTuple):
@@ -278,7 +233,7 @@ def check_groups(groups: Iterable[Group], devices: Sequence[jax.Device]) -> None
     """
     for group in groups:
         for config in group.configs:
-            train.settled(config, devices)
+            options.settled(config, devices)
 
 
 def structure_of(group: Group) -> str:
@@ -294,29 +249,13 @@ def _structure(setting: Setting, config: train.Config) -> str:
 class Prepared(NamedTuple):
     """A group ready to be trained."""
 
-    assembled: train.Assembled
-    source: training.Source
-    numbers: list[training.Numbers]
+    assembled: Assembled
+    distance: Callable[..., jax.Array]
+    """The distance of the objective."""
+    source: Source
+    numbers: list[Hyperparameters]
     init: grids.Init
     """From the position of a cell to its first state."""
-
-
-def load_data(config: Training) -> Dataset:
-    """The data set that the options name.
-
-    Raises:
-      FileNotFoundError, ImportError, ValueError: as `contrastive_jax.data.load`, or if its splits
-        can not be evaluated.
-    """
-    data = load(
-        config.dataset,
-        data_dir=config.data_dir,
-        tfds_dir=config.tfds_dir,
-        image_size=config.image_size,
-        split_classes=config.split_classes,
-    )
-    check_evaluable(data)
-    return data
 
 
 def check_data(groups: Iterable[Group], data: Dataset, devices: Sequence[jax.Device]) -> None:
@@ -335,7 +274,7 @@ def check_data(groups: Iterable[Group], data: Dataset, devices: Sequence[jax.Dev
 
 
 def prepare(group: Group, data: Dataset, devices: Sequence[jax.Device]) -> Prepared:
-    """Makes the step of a group, and the numbers and first states of its cells.
+    """Makes the step of a group, and the hyperparameters and first states of its cells.
 
     Args:
       group: of cells.
@@ -348,34 +287,41 @@ def prepare(group: Group, data: Dataset, devices: Sequence[jax.Device]) -> Prepa
     Raises:
       ValueError: if options do not fit each other or the data.
     """
-    all_options = [train.settled(config, devices) for config in group.configs]
-    built = [
-        train.built_loss(config, options, data.train.classes)
-        for config, options in zip(group.configs, all_options, strict=True)
-    ]
-    for fraction in {options["similar_fraction"] for options in all_options}:
+    settled = [options.settled(config, devices) for config in group.configs]
+    objectives = [*map(options.objective_of, group.configs, settled)]
+    for fraction in {one["similar_fraction"] for one in settled}:
         index = index_by_class(data.train.classes, fraction)
     config = group.configs[0]
-    assembled = train.assemble(config, all_options[0], data, index, built[0], tunable=True)
+    assembled = assemble(
+        options.model_of(config, settled[0]),
+        data,
+        objectives[0],
+        steps=settled[0]["steps"],
+        seed=config.seed,
+        **options.batch_of(config, settled[0], data),
+        **options.optimizers_of(config, settled[0], objectives[0], tunable=True),
+    )
     # Seeds come again with each margin.
-    first_state = functools.cache(lambda seed: assembled.init(seed, built[0]))
+    first_state = functools.cache(assembled.init)
 
-    def init(cell: int) -> training.TrainState:
-        config, options, loss = group.configs[cell], all_options[cell], built[cell]
+    def init(cell: int) -> TrainState:
+        config, one, objective = group.configs[cell], settled[cell], objectives[cell]
         state = first_state(config.seed)
-        tuned = {key: options[key] for key in ("learning_rate", "weight_decay", "clip_norm")}
-        if loss is not None and jax.tree.leaves(loss.params):
-            state = state._replace(params=state.params._replace(loss=loss.params))
-            tuned["loss_learning_rate"] = config.loss_learning_rate or loss.learning_rate
+        tuned = {key: one[key] for key in ("learning_rate", "weight_decay", "clip_norm")}
+        loss_params = assembled.init_loss(objective, config.seed)
+        if jax.tree.leaves(loss_params):
+            state = state._replace(params=state.params._replace(loss=loss_params))
+            tuned["loss_learning_rate"] = config.loss_learning_rate or objective.learning_rate
         values = {key: np.array(value, np.float32) for key, value in tuned.items()}
         return state._replace(opt_state=optax.tree.set(state.opt_state, **values))
 
     return Prepared(
         assembled,
-        training.Source(*data.train, index),
+        objectives[0].distance,
+        Source(*data.train, index),
         [
-            train.numbers_of(config, options, loss)
-            for config, options, loss in zip(group.configs, all_options, built, strict=True)
+            Hyperparameters(config.seed, dict(objective.hyperparameters))
+            for config, objective in zip(group.configs, objectives, strict=True)
         ],
         init,
     )
@@ -456,21 +402,21 @@ def open_run(
       FileNotFoundError: if there is no such run to resume.
       ValueError: if options differ from those it was begun with.
     """
-    options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    options["axes"] = sorted(axes)
-    options["dtype"] = "float32" if device.platform == "cpu" else "bfloat16"
+    record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    record["axes"] = sorted(axes)
+    record["dtype"] = "float32" if device.platform == "cpu" else "bfloat16"
     with runs.open_run(
         config.runs,
-        config.name,
+        config.resume or config.name,
         default_name,
-        options,
-        resume=config.resume,
+        record,
+        resume=config.resume is not None,
         overwrite=config.overwrite,
         free=free,
         shared=shared,
     ) as folder:
         if config.resume:
-            runs.write_config(folder, options)
+            runs.write_config(folder, record)
         yield folder
 
 
@@ -522,7 +468,7 @@ def made_grid(
 ) -> grids.Grid:
     """`grid.make_grid` of a group, with some cells at once."""
     state, numbers = prepared.init(0), prepared.numbers[0]
-    step, source = prepared.assembled.step, prepared.source
+    step, source = prepared.assembled.drawn, prepared.source
     return grids.make_grid(step, state, source, numbers, strategy, cells=at_once, **where)
 
 
@@ -563,7 +509,7 @@ def choose_grid(
         def make(cells: int) -> grids.Grid:
             return made_grid(prepared, strategy, cells, **where)
 
-        return grids.fit_grid(make, most, abreast if strategy == "shard_map" else 1, limit)
+        return grids.largest_grid(make, most, abreast if strategy == "shard_map" else 1, limit)
 
     # On a CPU more than a few cells at once only leave its caches.
     at_once = count if devices[0].platform != "cpu" else min(count, 4)
@@ -634,17 +580,14 @@ def compile_grid(
     return grid
 
 
-def embedded(
-    prepared: Prepared, state: training.TrainState, images: np.ndarray
-) -> np.ndarray | None:
+def embedded(prepared: Prepared, state: TrainState, images: np.ndarray) -> np.ndarray | None:
     """Embeddings of a trained cell; None if one is not finite."""
-    params = train.of_encoder(state.params)
-    embeddings = training.embed(prepared.assembled.encode, params, images)
+    embeddings = embed(prepared.assembled.network.encode, state.weights, images)
     return embeddings if np.isfinite(embeddings).all() else None
 
 
 def figures_of(
-    prepared: Prepared, state: training.TrainState, data: Dataset
+    prepared: Prepared, state: TrainState, data: Dataset
 ) -> dict[str, dict[str, float]] | None:
     """Figures of a trained cell on validation and on test; None if it has diverged after all."""
     validation = embedded(prepared, state, data.validation.images)
@@ -656,7 +599,7 @@ def figures_of(
         data.validation.classes,
         test,
         data.test.classes,
-        distance=prepared.assembled.distance,
+        distance=prepared.distance,
     )
     on_validation = retrieval(validation, data.validation.classes)
     return {"validation": on_validation, "test": summary.figures}

@@ -1,9 +1,17 @@
-"""The command line of an experiment: errors that its user can mend end it with one line."""
+"""The command line of an experiment: its options, and errors that its user can mend in one line."""
 
+import dataclasses
+import difflib
 import errno
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from contrastive_jax._extras import needs
+from contrastive_jax.train import folder
 
 Config = TypeVar("Config")
 
@@ -35,12 +43,103 @@ def run(main: Callable[[Config], object], parse: Callable[[], Config]) -> None:
 
     Raises:
       SystemExit: with code 1 and one line on stderr, if an error ends the experiment that its user
-        can mend.
+        can mend; with code 130 after Ctrl-C.
     """
     try:
         main(parse())
+    except KeyboardInterrupt:
+        sys.exit(130)
     except MENDABLE as error:
         sys.exit(f"error: {message_of(error)}")
+
+
+def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -> Config:
+    """Reads options from the command line.
+
+    With `--resume NAME` the options of that run take the place of the defaults.
+
+    Args:
+      config: dataclass of the options.
+      program: module that runs.
+      doc: text of which the first line describes it.
+      arguments: of the command line; by default those of the process.
+
+    Returns:
+      The options.
+
+    Raises:
+      FileNotFoundError: if there is no run to resume.
+      ValueError: if an option is unknown, with those that are close to it.
+    """
+    with needs("train", program):
+        import tyro
+
+    arguments = _expanded(config, sys.argv[1:] if arguments is None else arguments)
+
+    def read(**more: Any) -> tuple[Any, list[str]]:
+        return tyro.cli(
+            config,
+            prog=f"python -m {program}",
+            description=doc.splitlines()[0],
+            use_underscores=True,
+            args=arguments,
+            return_unknown_args=True,
+            **more,
+        )
+
+    parsed, unknown = read()
+    if unknown:
+        names = [f"--{field.name}" for field in dataclasses.fields(config)]  # type: ignore[arg-type]
+        name = unknown[0].split("=")[0]
+        close = difflib.get_close_matches(name, names, n=3)
+        raise ValueError(
+            f"unknown option {name}; "
+            + (f"close to it: {', '.join(close)}; " if close else "")
+            + f"there are {', '.join(names)}; --help explains them"
+        )
+    if getattr(parsed, "resume", None):
+        before = folder.read_config(parsed.runs / parsed.resume)
+        default = _from_saved(config, before.get("given", before))
+        parsed, _ = read(default=dataclasses.replace(default, overwrite=False))
+    return typing.cast(Config, parsed)
+
+
+def _expanded(config: type[Any], arguments: Sequence[str]) -> list[str]:
+    """Writes options as tyro reads them: NAME=VALUE of a mapping, and switches without a value."""
+    fields = {field.name: field.type for field in dataclasses.fields(config)}
+    mappings = {f"--{name}" for name, kind in fields.items() if str(kind).startswith("dict")}
+    switches = {name for name, kind in fields.items() if kind == bool | None}
+    expanded: list[str] = []
+    option = ""
+    for position, argument in enumerate(arguments):
+        following = arguments[position + 1] if position + 1 < len(arguments) else "--"
+        if argument.startswith("--"):
+            option = argument
+        name = argument.removeprefix("--")
+        if option in mappings and not argument.startswith("--") and "=" in argument:
+            expanded += argument.split("=", 1)
+        elif name in switches and following.startswith("--"):
+            expanded += [argument, "True"]
+        elif name.removeprefix("no_") in switches and name.startswith("no_"):
+            expanded += [f"--{name.removeprefix('no_')}", "False"]
+        else:
+            expanded.append(argument)
+    return expanded
+
+
+def _from_saved(config: type[Any], saved: dict[str, Any]) -> Any:
+    """Makes options of what a run recorded as JSON."""
+    hints = typing.get_type_hints(config)
+    values = {}
+    for field in dataclasses.fields(config):
+        if field.name not in saved:
+            continue
+        value, hint = saved[field.name], hints[field.name]
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if value is not None and Path in kinds:
+            value = Path(value)
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return config(**values)
 
 
 def message_of(error: BaseException) -> str:

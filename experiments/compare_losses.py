@@ -1,8 +1,8 @@
 """Trains every loss alike, tuned with the same budget each, and compares them on test.
 
     python -m experiments.compare_losses                           # forty minutes on two cores
-    python -m experiments.compare_losses --resume                  # goes on after an interruption
-    python -m experiments.compare_losses --resume --losses supcon  # a part; several side by side
+    python -m experiments.compare_losses --resume compare_losses   # goes on
+    python -m experiments.compare_losses --resume compare_losses --losses supcon  # a part
 
 As "A Metric Learning Reality Check" (Musgrave, Belongie and Lim 2020) asks for: the same encoder,
 batch, steps and augmentation for all; learning rate and the numbers of a loss chosen by MAP@R on
@@ -11,8 +11,8 @@ a 95 % interval (Student's t over seeds). Two splits: all classes, and half of t
 training, against the others. The figures of raw pixels stand beside them.
 
 What a reader should know: in both splits validation is of held-out images of the classes trained
-on, where that paper holds out classes; a loss without an entry in `RANGES` has its learning rate
-tuned alone; and of proxies and boundaries the learning rate follows that of the encoder.
+on, where that paper holds out classes; a loss without ranges in the table of losses has its
+learning rate tuned alone; and of proxies and boundaries the learning rate follows that of the encoder.
 
 Each training adds a line to runs/NAME/cells.jsonl when it is complete. The numbers of a loss are
 data, so that all trainings of a loss and a split share one compilation.
@@ -20,82 +20,41 @@ data, so that all trainings of a loss and a split share one compilation.
 
 import contextlib
 import dataclasses
-import difflib
 import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from flax import nnx
 from scipy import stats
 
 from contrastive_jax._extras import needs
 
 with needs("train", "experiments.compare_losses"):
-    import tyro
     from tqdm import tqdm
 
-from contrastive_jax import locks, plots, runs, training
+from contrastive_jax import locks, plots
+from contrastive_jax import train as training
 from contrastive_jax.data import Dataset, check_evaluable, index_by_class, load
 from contrastive_jax.evaluation.retrieval import retrieval
-from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss_step
-from contrastive_jax.parallel import parallel
-from experiments import command, loss_table, option_checks
-from experiments.train import ENCODERS, augmentation, images_of
+from contrastive_jax.train import folder as runs
+from contrastive_jax.train import loss_table
+from contrastive_jax.train.loop import assemble
+from experiments import command, option_checks
+from experiments.options import ENCODERS, augmentation
 
 SPLITS = ("all classes", "unseen classes")
 SHOWN = {"precision_at_1": "P@1", "r_precision": "R-precision", "map_at_r": "MAP@R"}
 CHOSEN_BY = "map_at_r"
 LEARNING_RATE = 4e-3
-# What is searched beside the learning rate, logarithmically.
+# Ranges that are searched beside those of the table of losses, logarithmically.
 LEARNING_RATES = (1e-3, 1e-2)
 FRACTIONS = (0.05, 0.5)
-TEMPERATURES = (0.03, 0.5)
-MARGINS = (0.5, 1.6)
-SLACKS = (0.05, 0.5)
-SCALES = (8.0, 64.0)
-RANGES: dict[str, dict[str, tuple[float, float]]] = {
-    "contrastive": {"margin": MARGINS},
-    "contrastive_halved": {"margin": MARGINS},
-    "contrastive_linear": {"margin": MARGINS},
-    "cosine_embedding": {"margin": (0.05, 0.7)},
-    "sentence_contrastive": {"margin": (0.3, 1.3)},
-    "logistic": {"threshold": (0.5, 1.4), "scale": (3.0, 30.0)},
-    "margin_based": {"margin": SLACKS, "boundary": (0.5, 1.3)},
-    "signal_to_noise": {"margin": (0.5, 2.0)},
-    "ntxent": {"temperature": TEMPERATURES},
-    "supcon": {"temperature": TEMPERATURES},
-    "supcon_inside": {"temperature": TEMPERATURES},
-    "decoupled": {"temperature": TEMPERATURES},
-    "nca": {"scale": (2.0, 32.0)},
-    "lifted": {"margin": (0.3, 2.0)},
-    "multi_similarity": {"alpha": (1.0, 10.0), "beta": (10.0, 80.0)},
-    "circle": {"margin": (0.1, 0.6), "scale": SCALES},
-    "tuplet_margin": {"margin": (0.03, 0.3), "scale": SCALES},
-    "margin_by_class": {"margin": SLACKS},
-    "triplet_hard": {"margin": SLACKS},
-    "triplet_semi_hard": {"margin": SLACKS},
-    "triplet_all": {"margin": SLACKS},
-    "angular": {"alpha": (0.4, 1.0)},
-    "smooth_ap": {"temperature": (0.01, 0.2)},
-    "mined_hard": {"margin": MARGINS},
-    "mined_semi_hard": {"margin": MARGINS},
-    "mined_easy_positive": {"margin": MARGINS},
-    "mined_multi_similarity": {"margin": (0.3, 1.3)},
-    "mined_distance_weighted": {"margin": SLACKS, "boundary": (0.5, 1.3)},
-    "normalized_softmax": {"temperature": TEMPERATURES},
-    "proxy_nca": {"temperature": (0.05, 1.0)},
-    "proxy_anchor": {"margin": (0.03, 0.3), "alpha": SCALES},
-    "cosface": {"margin": SLACKS, "scale": SCALES},
-    "arcface": {"margin": SLACKS, "scale": SCALES},
-    "soft_triple": {"scale": SCALES, "gamma": (0.05, 0.3)},
-    "online_hard": {"margin": (0.3, 1.3)},
-}
 # Options that may differ when it is resumed: they do not change the numbers.
 FREE = {"losses", "resume", "overwrite", "name", "runs", "data_dir", "tfds_dir"}
 
@@ -132,7 +91,7 @@ class Config:
     """Folder of all runs."""
     name: str = "compare_losses"
     """Folder of this run."""
-    resume: bool = False
+    resume: str | None = None
     """Go on with the run of this name."""
     overwrite: bool = False
     """Replace the run of this name."""
@@ -154,8 +113,12 @@ def main(config: Config) -> Path:
     for split, data in sets.items():
         check_evaluable(data)
         index_by_class(data.train.classes)  # to see that pairs can be drawn
-        encode, params = _encoder(config, data, 0)
-        training.check_images(encode, params, **images_of(data))
+        training.check_images(
+            training.network(_model(config), data.train.images.shape[1:]),
+            train=data.train.images,
+            validation=data.validation.images,
+            test=data.test.images,
+        )
         classes = len(np.unique(data.train.classes))
         if config.batch_size % classes or config.batch_size < 2 * classes:
             raise ValueError(
@@ -225,8 +188,8 @@ def trial_settings(name: str, count: int) -> list[dict[str, Any]]:
     Returns:
       Each a learning rate and options.
     """
-    ranges = {"learning_rate": LEARNING_RATES} | RANGES.get(name, {})
-    known = loss_table.options_of(name)
+    ranges = {"learning_rate": LEARNING_RATES} | dict(loss_table.TABLE[name].ranges)
+    known = loss_table.hyperparameters_of(name)
     if "similar_fraction" in known:
         ranges = ranges | {"similar_fraction": FRACTIONS}
     # All settings have the same numbers, so that they share a compilation.
@@ -243,71 +206,61 @@ def trial_settings(name: str, count: int) -> list[dict[str, Any]]:
 
 
 def _trainer(config: Config, name: str, data: Dataset) -> Callable[..., Any]:
-    """A training of a loss, compiled once, from a setting and a seed to a function that embeds.
+    """Compiles the training of a loss, from hyperparameters and a seed to a function that embeds.
 
     It returns None where the training diverged.
     """
-    index = index_by_class(data.train.classes)
-    classes, proxies = len(index.sizes), loss_table.classes_of(data.train.classes)
-    encode, _ = _encoder(config, data, 0)
     shared = {"steps": config.steps, "warmup_steps": config.steps // 20}
-    built = loss_table.build(name, {}, classes=proxies, width=config.width, seed=0)
+    objective = training.objective(name)
+    encoder_optimizer = training.make_optimizer(
+        LEARNING_RATE, weight_decay=config.weight_decay, **shared
+    )
+    loss_optimizer = training.make_optimizer(objective.learning_rate, **shared)
     # A learning rate scales all steps, of the encoder and of the loss; as a number in the state it
     # is data.
-    optimizer = optax.chain(
-        make_learned_optimizer(
-            training.make_optimizer(LEARNING_RATE, weight_decay=config.weight_decay, **shared),
-            training.make_optimizer(built.learning_rate, **shared),
-        ),
-        optax.inject_hyperparams(optax.scale)(step_size=1.0),
+    scales = [optax.inject_hyperparams(optax.scale)(step_size=1.0) for _ in range(2)]
+    parts = assemble(
+        _model(config),
+        data,
+        objective,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        batch_classes=len(np.unique(data.train.classes)),
+        optimizer=optax.chain(encoder_optimizer, scales[0]),
+        loss_optimizer=optax.chain(loss_optimizer, scales[1]),
+        augment=augmentation(config.dataset not in ("digits", "mnist"), 1),
     )
-    step = training.make_balanced_step(
-        make_loss_step(
-            encode,
-            optimizer,
-            built.value_of,
-            distance=built.distance,
-            augment=augmentation(config.dataset not in ("digits", "mnist"), 1),
-        ),
-        classes,
-        config.batch_size // classes,
-    )
-    placed = parallel(step, "shard_map", jax.devices()[:1])
-    source = placed.replicate(training.Source(*data.train, index))
+    placed = training.parallel(parts.drawn, "shard_map", jax.devices()[:1])
+    source = placed.replicate(training.Source(*data.train, index_by_class(data.train.classes)))
 
     def train(setting: dict[str, Any], seed: int) -> Any:
-        of_seed = loss_table.build(
-            name, setting["options"], classes=proxies, width=config.width, seed=seed
+        chosen = training.objective(name, **setting["options"])
+        state = parts.init(seed)
+        state = state._replace(
+            params=state.params._replace(loss=parts.init_loss(chosen, seed)),
+            opt_state=optax.tree.set(
+                state.opt_state, step_size=np.float32(setting["learning_rate"] / LEARNING_RATE)
+            ),
         )
-        params = Learned(_encoder(config, data, seed)[1], of_seed.params)
-        state = training.init_state(params, optimizer)
-        state.opt_state[1].hyperparams["step_size"] = np.float32(
-            setting["learning_rate"] / LEARNING_RATE
-        )
-        numbers = training.Numbers(1.0, seed, 0.5, of_seed.options)
-        state, numbers = placed.replicate((state, numbers))
+        hyperparameters = training.Hyperparameters(seed, dict(chosen.hyperparameters))
+        state, hyperparameters = placed.replicate((state, hyperparameters))
         try:
-            ((state, _),) = training.train(
-                lambda state: placed.step(state, source, numbers),
+            ((state, _),) = training.windows(
+                lambda state: placed.step(state, source, hyperparameters),
                 state,
-                start=0,
                 steps=config.steps,
                 window=config.steps,
-                batch_size=config.batch_size,
             )
         except FloatingPointError:
             return None
-        trained = placed.fetch(state).params.encoder
-        return lambda images: training.embed(encode, trained, images)
+        weights = placed.fetch(state).weights
+        return lambda images: training.embed(parts.network.encode, weights, images)
 
     return train
 
 
-def _encoder(config: Config, data: Dataset, seed: int) -> tuple[training.Encode, Any]:
-    encoder = ENCODERS[config.encoder](
-        data.train.images.shape[1:], config.width, rngs=nnx.Rngs(seed)
-    )
-    return training.split_encoder(encoder)
+def _model(config: Config) -> Any:
+    return partial(ENCODERS[config.encoder], width=config.width)
 
 
 def _figures(embeddings: np.ndarray, classes: np.ndarray) -> dict[str, float]:
@@ -405,13 +358,7 @@ def _check(config: Config) -> None:
     if config.encoder not in ENCODERS:
         raise ValueError(f"--encoder must be one of {', '.join(ENCODERS)}, got {config.encoder}")
     for name in config.losses:
-        if name not in loss_table.NAMES:
-            close = difflib.get_close_matches(name, loss_table.NAMES, n=3)
-            raise ValueError(
-                f"unknown loss {name}; "
-                + (f"close to it: {', '.join(close)}; " if close else "")
-                + f"known: {', '.join(loss_table.NAMES)}"
-            )
+        loss_table.check_name(name)
     if twice := [name for name in config.losses if config.losses.count(name) > 1]:
         raise ValueError(f"--losses names {twice[0]} twice: leave one of them out")
 
@@ -423,10 +370,10 @@ def _folder(config: Config, names: Iterable[str]) -> Iterator[Path]:
     with contextlib.ExitStack() as held:
         run = runs.open_run(
             config.runs,
-            config.name,
+            config.resume or config.name,
             config.name,
             options,
-            resume=config.resume,
+            resume=config.resume is not None,
             overwrite=config.overwrite,
             free=FREE,
             shared=True,
@@ -440,12 +387,4 @@ def _folder(config: Config, names: Iterable[str]) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    command.run(
-        main,
-        lambda: tyro.cli(
-            Config,
-            prog="python -m experiments.compare_losses",
-            description=str(__doc__).splitlines()[0],
-            use_underscores=True,
-        ),
-    )
+    command.run(main, lambda: command.parse(Config, "experiments.compare_losses", str(__doc__)))

@@ -23,10 +23,10 @@ with needs("train", "experiments.digits_map"):
     from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
 
-from contrastive_jax import plots, training
+from contrastive_jax import plots
+from contrastive_jax import train as training
 from contrastive_jax.data import Dataset, index_by_class, load
-from contrastive_jax.encoders import MLP
-from contrastive_jax.parallel import parallel
+from contrastive_jax.models import MLP
 from experiments import command
 
 Array = NDArray[Any]
@@ -75,30 +75,27 @@ def embed_before_and_after(data: Dataset, steps: int, seed: int) -> tuple[Array,
     Returns:
       The embeddings of the test images before the first and after the last step, `[N, 2]` each.
     """
-    encode, params = training.split_encoder(
+    encoder = training.network(
         MLP(data.train.images.shape[1:], width=2, normalize=False, rngs=nnx.Rngs(seed))
     )
-    before = training.embed(encode, params, data.test.images)
+    before = training.embed(encoder.encode, encoder.weights, data.test.images)
     optimizer = training.make_optimizer(3e-3, steps, warmup_steps=steps // 50, weight_decay=0.1)
-    step = training.make_balanced_step(
-        training.make_all_pairs_step(encode, optimizer), classes=10, examples=12
-    )
-    device = parallel(step, "shard_map", jax.devices()[:1])
+    objective = training.objective("contrastive", margin=1.0, similar_fraction=0.5)
+    step = training.make_step(encoder, optimizer, objective)
+    step = training.draws_classes(step, classes=10, examples=12)
+    device = training.parallel(step, "shard_map", jax.devices()[:1])
     source = training.Source(*data.train, index_by_class(data.train.classes))
-    source = device.replicate(source)
-    numbers = device.replicate(training.Numbers(margin=1.0, seed=seed))
-    state = device.replicate(training.init_state(params, optimizer))
+    source, hyperparameters = device.replicate((source, training.Hyperparameters(seed)))
+    state = device.replicate(training.init_state(encoder, optimizer))
     # One window holds all steps, so the loop hands back one state.
-    [(trained, _)] = training.train(
-        lambda state: device.step(state, source, numbers),
+    [(trained, _)] = training.windows(
+        lambda state: device.step(state, source, hyperparameters),
         state,
-        start=0,
         steps=steps,
         window=steps,
-        batch_size=120,
     )
-    params = device.fetch(trained).params
-    return before, training.embed(encode, params, data.test.images)
+    weights = device.fetch(trained).weights
+    return before, training.embed(encoder.encode, weights, data.test.images)
 
 
 def draw(panels: dict[str, Array], images: Array, classes: Array) -> Figure:

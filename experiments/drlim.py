@@ -29,14 +29,15 @@ from flax import nnx
 from contrastive_jax._extras import needs
 
 with needs("train", "experiments.drlim"):
-    import tyro
     from tqdm import tqdm
 
-from contrastive_jax import plots, runs, training
+from contrastive_jax import plots
+from contrastive_jax import train as training
 from contrastive_jax.data import Dataset, Examples, load
-from contrastive_jax.encoders import DrLIM
 from contrastive_jax.evaluation.retrieval import nearest_neighbours
-from contrastive_jax.parallel import parallel
+from contrastive_jax.models import DrLIM
+from contrastive_jax.train import folder as runs
+from contrastive_jax.train import objectives
 from experiments import command, option_checks
 
 # Of an image of 28 x 28 in the paper, in pixels to the right.
@@ -100,8 +101,8 @@ def main(config: Config) -> Path:
             f"a map needs 2 test images at least, and {config.dataset} has {len(test.classes)} of "
             f"classes {config.classes}: name others with --classes"
         )
-    encode, params = _encoder(config, train.images)
-    training.check_images(encode, params, train=train.images, test=test.images)
+    encoder = _encoder(config, train.images)
+    training.check_images(encoder, train=train.images, test=test.images)
     options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     with runs.open_run(
         config.runs,
@@ -216,42 +217,40 @@ def draw(
 
 def learn(config: Config, images: np.ndarray, similar: np.ndarray, shown: np.ndarray) -> np.ndarray:
     """Trains a map, and returns where it puts the images to show, `[N, 2]`."""
-    encode, params = _encoder(config, images)
+    encoder = _encoder(config, images)
     optimizer = training.make_optimizer(
         config.learning_rate, config.steps, warmup_steps=config.steps // 50
     )
-    pair_step = training.make_pair_step(encode, optimizer)
+    pair_step = training.make_step(encoder, optimizer, objectives.pairs(margin=config.margin))
 
-    def step(state: Any, source: Any, numbers: Any) -> Any:
+    def step(state: Any, source: Any, hyperparameters: Any) -> Any:
         images, similar = source
-        key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
-        i, j, labels = draw(key, similar, config.batch_size, numbers.similar_fraction)
-        return pair_step(state, training.Pairs(images[i], images[j], labels), numbers)
+        key = jax.random.fold_in(jax.random.key(hyperparameters.seed), state.step)
+        i, j, labels = draw(key, similar, config.batch_size, config.similar_fraction)
+        return pair_step(state, training.Pairs(images[i], images[j], labels), hyperparameters)
 
-    placed = parallel(step, "shard_map", jax.devices()[:1])
-    state, source, numbers = placed.replicate(
+    placed = training.parallel(step, "shard_map", jax.devices()[:1])
+    state, source, hyperparameters = placed.replicate(
         (
-            training.init_state(params, optimizer),
+            training.init_state(encoder, optimizer),
             (images, similar),
-            training.Numbers(config.margin, config.seed, config.similar_fraction),
+            training.Hyperparameters(config.seed),
         )
     )
-    windows = training.train(
-        lambda state: placed.step(state, source, numbers),
+    windows = training.windows(
+        lambda state: placed.step(state, source, hyperparameters),
         state,
-        start=0,
         steps=config.steps,
         window=min(100, config.steps),
-        batch_size=config.batch_size,
     )
     with tqdm(total=config.steps, unit="step", disable=None, leave=False) as bar:
         for state, records in windows:  # noqa: B007 (the last is what is wanted)
             bar.update(len(records))
-    return training.embed(encode, placed.fetch(state).params, shown)
+    return training.embed(encoder.encode, placed.fetch(state).weights, shown)
 
 
-def _encoder(config: Config, images: np.ndarray) -> tuple[training.Encode, Any]:
-    return training.split_encoder(DrLIM(images.shape[1:], 2, rngs=nnx.Rngs(config.seed)))
+def _encoder(config: Config, images: np.ndarray) -> training.Network:
+    return training.network(DrLIM(images.shape[1:], 2, rngs=nnx.Rngs(config.seed)))
 
 
 def class_of_neighbour(embeddings: np.ndarray, labels: np.ndarray, copies: int) -> float:
@@ -287,12 +286,4 @@ def _check(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    command.run(
-        main,
-        lambda: tyro.cli(
-            Config,
-            prog="python -m experiments.drlim",
-            description=str(__doc__).splitlines()[0],
-            use_underscores=True,
-        ),
-    )
+    command.run(main, lambda: command.parse(Config, "experiments.drlim", str(__doc__)))

@@ -3,7 +3,7 @@
     python -m experiments.margin_ablation                                   # digits, a few minutes
     python -m experiments.margin_ablation --dataset fashion_mnist --margins 0.25 0.5 1 --seeds 5
     python -m experiments.margin_ablation --grid learning_rate=1e-3,4e-3 --grid width=2,64
-    python -m experiments.margin_ablation --name NAME --resume              # goes on, or adds cells
+    python -m experiments.margin_ablation --resume NAME                     # goes on, or adds cells
 
 Numbers are data: all cells that share their structure train from one compilation, one after
 another, mapped, or spread over devices, whichever a short trial finds the quickest. The setting is
@@ -37,11 +37,20 @@ with needs("train", "experiments.margin_ablation"):
     import tyro
     from tqdm import tqdm
 
-from contrastive_jax import ablation_plots, checkpoints, plots, runs, training
-from contrastive_jax import grid as grids
+from contrastive_jax import ablation_plots, plots
 from contrastive_jax.data import Dataset
 from contrastive_jax.evaluation.summary import drawn_distances
-from experiments import ablation_report, cells, command, loss_table, option_checks, train
+from contrastive_jax.train import (
+    Hyperparameters,
+    Source,
+    TrainState,
+    checkpoints,
+    embed,
+    loss_table,
+)
+from contrastive_jax.train import folder as runs
+from contrastive_jax.train import grid as grids
+from experiments import ablation_report, cells, command, evaluate, option_checks, options
 
 MARGINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 # Of a cell over its steps, means over windows.
@@ -82,7 +91,7 @@ def main(config: Config) -> Path:
     groups = cells.groups(cells.base_of(config), cells.product(axes))
     cells.check_groups(groups, devices[: config.devices_per_cell])
     option_checks.warn_of_reach(itertools.chain(*(group.configs for group in groups)))
-    data = cells.load_data(config)
+    data = options.load_data(config)
     cells.check_data(groups, data, devices[: config.devices_per_cell])
     name, count = f"margin-ablation-{config.dataset}", len(cells.product(axes))
     with cells.open_run(config, name, axes, FREE, devices[0]) as folder:
@@ -214,10 +223,10 @@ def _train_chunk(
     data: Dataset,
     prepared: cells.Prepared,
     grid: grids.Grid,
-    source: training.Source,
+    source: Source,
     bar: Any,
-    numbers: Sequence[training.Numbers],
-    states: list[training.TrainState],
+    numbers: Sequence[Hyperparameters],
+    states: list[TrainState],
     known: list[dict[str, Any]],
     step: int,
 ) -> None:
@@ -273,7 +282,7 @@ def _save_running(
     grid: grids.Grid,
     step: int,
     known: Sequence[dict[str, Any]],
-    states: Sequence[training.TrainState],
+    states: Sequence[TrainState],
 ) -> None:
     """Keeps where cells have got to, in place of where they were before."""
     record: dict[str, Any] = {"strategy": grid.strategy, "at_once": grid.cells, "step": step}
@@ -331,7 +340,7 @@ def _figures(
     if not best:
         return {}
     chosen = ablation_report.chosen_of([*best.values()])
-    shown = {"precision_at_1": "precision at 1", config.shown_by: train.TITLES[config.shown_by]}
+    shown = {"precision_at_1": "precision at 1", config.shown_by: evaluate.TITLES[config.shown_by]}
     figures = {
         "curve": ablation_plots.metric_curves(
             {name: ablation_report.values_by(best, key) for key, name in shown.items()},
@@ -351,7 +360,7 @@ def _figures(
     shown_cells = [row.cells[0] for row in best.values()]
     places = [keys.index(cells.key_of(cell["setting"])) for cell in shown_cells]
     prepared = cells.prepare(group.part(places), data, devices[: config.devices_per_cell])
-    distance, classes = prepared.assembled.distance, data.test.classes
+    distance, classes = prepared.distance, data.test.classes
     embeddings, pairs = {}, {}
     for k, (x, cell) in enumerate(zip(best, shown_cells, strict=True)):
         try:
@@ -359,11 +368,11 @@ def _figures(
         except ValueError as error:
             error.add_note(
                 f"to train the cell anew, remove the line of {cell['setting']} from "
-                f"{folder / 'cells.jsonl'} and --resume"
+                f"{folder / 'cells.jsonl'} and --resume the run"
             )
             raise
-        params = train.of_encoder(state.params)
-        embeddings[x] = training.embed(prepared.assembled.encode, params, data.test.images)
+        encode = prepared.assembled.network.encode
+        embeddings[x] = embed(encode, state.weights, data.test.images)
         pairs[x] = drawn_distances(embeddings[x], classes, distance, pairs=20_000, seed=0)
     marked = axis == "margin" and group.configs[0].loss in loss_table.BOUNDED
     figures["distances"] = ablation_plots.distance_ridge(pairs, quantity, marked=marked)
@@ -404,12 +413,4 @@ def _check(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    command.run(
-        main,
-        lambda: tyro.cli(
-            Config,
-            prog="python -m experiments.margin_ablation",
-            description=str(__doc__).splitlines()[0],
-            use_underscores=True,
-        ),
-    )
+    command.run(main, lambda: command.parse(Config, "experiments.margin_ablation", str(__doc__)))

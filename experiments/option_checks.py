@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from contrastive_jax import distances
+from contrastive_jax import distances, train
 from contrastive_jax.data import datasets
-from experiments import loss_table
+from contrastive_jax.train import diagnostics, loss_table
+from experiments.options import resolved
 
 Config = TypeVar("Config")
 
@@ -106,7 +107,6 @@ EFFECTS = (
         "--data_dir has no effect with --dataset {dataset}, which is not read from IDX files: "
         f"leave it out, or name one of {', '.join(IDX)} with --dataset",
     ),
-    Effect("resume", lambda config: bool(config.name), "--resume needs the --name of the run"),
     Effect(
         "overwrite", lambda config: bool(config.name), "--overwrite needs the --name of the run"
     ),
@@ -132,7 +132,7 @@ EFFECTS_OF_TRAINING = (
     Effect("loss_learning_rate", lambda config: not _contrastive(config), _ALONE),
     Effect(
         "loss_learning_rate",
-        lambda config: loss_table.is_learned(config.loss),
+        lambda config: loss_table.TABLE[config.loss].learning_rate > 0,
         "{loss} has no parameters: leave --loss_learning_rate out",
     ),
     Effect("memory", lambda config: not _contrastive(config), _ALONE),
@@ -191,6 +191,19 @@ def is_given(config: Any, option: str) -> bool:
             default = field.default if factory is dataclasses.MISSING else factory()
             return bool(getattr(config, option) != default)
     return False
+
+
+def checked_training(config: Any) -> Any:
+    """Checks the options of a single training, and fills in those that depend on the loss.
+
+    Raises:
+      ValueError: if an option has a wrong value, or no effect under the others.
+    """
+    config = checked(config)
+    check_effects(config)
+    loss_table.check_name(config.loss)
+    check_effects(config, EFFECTS_OF_TRAINING)
+    return resolved(config)
 
 
 def checked(config: Config) -> Config:
@@ -272,28 +285,6 @@ def check_axes(config: Any, axes: Iterable[str], option: str) -> None:
             raise ValueError(f"{name} is an axis of {option}: leave it out of --loss_options")
 
 
-def reach(distance: Callable[..., Any], width: int, *, normalize: bool) -> float:
-    """The largest distance between two embeddings.
-
-    Args:
-      distance: of `contrastive_jax.distances`.
-      width: entries of an embedding.
-      normalize: whether embeddings are of unit length.
-
-    Returns:
-      The distance, in its own unit (radians of an angle); infinite where there is no bound.
-    """
-    bounds: dict[Callable[..., Any], float] = {distances.cosine: 2.0, distances.angular: math.pi}
-    if normalize:
-        bounds |= {
-            distances.euclidean: 2.0,
-            distances.squared_euclidean: 4.0,
-            distances.manhattan: 2 * math.sqrt(width),
-            distances.chebyshev: 2.0,
-        }
-    return bounds.get(distance, math.inf)
-
-
 def warn_of_reach(configs: Iterable[Any]) -> None:
     """Warns once of each margin that is out of the reach of its distance.
 
@@ -306,27 +297,17 @@ def warn_of_reach(configs: Iterable[Any]) -> None:
 
 
 def _out_of_reach(config: Any) -> str:
-    """The warning of a training, empty where its margin can be met."""
+    """Returns the warning of a training, empty where its margin can be reached."""
+    if config.loss not in (*loss_table.BOUNDED, *loss_table.SLACK):
+        return ""
+    values = loss_table.hyperparameters_of(config.loss) | config.loss_options
+    distance = train.objective(config.loss, **config.loss_options).distance
     if config.loss == "contrastive":
-        margin, distance = config.margin, getattr(distances, config.distance)
-        beyond = f"a margin of {margin:g}"
-    elif config.loss in (*loss_table.BOUNDED, *loss_table.SLACK):
-        values = loss_table.options_of(config.loss) | config.loss_options
-        built = loss_table.build(
-            config.loss, config.loss_options, classes=2, width=config.width, seed=0
-        )
-        margin, distance = values["margin"] + values.get("boundary", 0.0), built.distance
-        beyond = f"a margin of {values['margin']:g}"
-        if "boundary" in values:
-            beyond += f" beyond a boundary of {values['boundary']:g}"
-    else:
-        return ""
-    largest = reach(distance, config.width, normalize=config.normalize)
-    if margin < largest:
-        return ""
-    of_unit_length = "" if distance in (distances.cosine, distances.angular) else " of unit length"
-    return (
-        f"{beyond} is out of reach: the {distance.__name__.replace('_', ' ')} distance between "
-        f"embeddings{of_unit_length} is at most {largest:.4g}, so every dissimilar pair is pushed "
-        "farther to the end; take less"
+        values, distance = {"margin": config.margin}, getattr(distances, config.distance)
+    return diagnostics.out_of_reach(
+        values["margin"],
+        distance,
+        config.width,
+        unit_length=config.normalize,
+        boundary=values.get("boundary", 0.0),
     )

@@ -14,9 +14,10 @@ from contrastive_jax._extras import needs
 with needs("train", "experiments.results"):
     import tyro
 
-from contrastive_jax.runs import CONFIG
+from contrastive_jax.train.folder import CONFIG
 from experiments import command
-from experiments.train import FREE, TITLES
+from experiments.evaluate import TITLES
+from experiments.train import FREE
 
 
 @dataclasses.dataclass(frozen=True)

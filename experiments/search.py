@@ -3,7 +3,7 @@
     python -m experiments.search                                          # the best margin
     python -m experiments.search --space margin=0.2:1.8 --space learning_rate=1e-3:1e-2:log
     python -m experiments.search --method optuna --space margin=0.2:1.8 --name NAME
-    python -m experiments.search --method optuna --space margin=0.2:1.8 --name NAME --resume
+    python -m experiments.search --method optuna --resume NAME
 
 `halving` (Jamieson and Talwalkar 2016) begins with many settings, trains all a little, keeps the
 third that does best on validation, trains these on, and so forth: as many settings cost a few whole
@@ -40,12 +40,13 @@ from contrastive_jax._extras import needs
 with needs("train", "experiments.search"):
     import tyro
 
-from contrastive_jax import checkpoints, runs, training
-from contrastive_jax import grid as grids
 from contrastive_jax.data import Dataset
 from contrastive_jax.evaluation.intervals import bootstrap_interval
 from contrastive_jax.evaluation.retrieval import retrieval
-from experiments import cells, command, option_checks, train
+from contrastive_jax.train import TrainState, checkpoints
+from contrastive_jax.train import folder as runs
+from contrastive_jax.train import grid as grids
+from experiments import cells, command, evaluate, option_checks, options
 
 FREE = cells.FREE | {"at_once", "seeds"}
 
@@ -91,7 +92,7 @@ def main(config: Config) -> Path:
     corners = cells.groups(cells.base_of(config), _corners(space))
     cells.check_groups(corners, devices[: config.devices_per_cell])
     option_checks.warn_of_reach(itertools.chain(*(group.configs for group in corners)))
-    data = cells.load_data(config)
+    data = options.load_data(config)
     cells.check_data(corners, data, devices[: config.devices_per_cell])
     # A study takes more trials; in halving they are other rungs.
     free = FREE | ({"trials"} if config.method == "optuna" else set())
@@ -179,8 +180,8 @@ class Trainer(NamedTuple):
         *,
         start: int = 0,
         stop: int,
-        begun: Callable[[int, training.TrainState], training.TrainState] | None = None,
-        finished: Callable[[int, cells.Prepared, training.TrainState, int | None], None],
+        begun: Callable[[int, TrainState], TrainState] | None = None,
+        finished: Callable[[int, cells.Prepared, TrainState, int | None], None],
     ) -> None:
         """Trains settings from one step to another.
 
@@ -218,7 +219,7 @@ class Trainer(NamedTuple):
                     finished(where[cell], prepared, window.state(place), window.diverged[place])
 
     def on_validation(
-        self, prepared: cells.Prepared, state: training.TrainState, diverged: int | None
+        self, prepared: cells.Prepared, state: TrainState, diverged: int | None
     ) -> float:
         """The figure that settings are chosen by; 0, as bad as can be, if a training diverged."""
         images, classes = self.data.validation
@@ -283,18 +284,18 @@ def halving(config: Config, folder: Path, space: Space, trainer: Trainer) -> cel
 
         def begun(
             k: int,
-            like: training.TrainState,
+            like: TrainState,
             left: list[cells.Setting] = left,
             rung: int = rung,
-        ) -> training.TrainState:
+        ) -> TrainState:
             where = path(left[k], rung - 1)
-            restored: training.TrainState = checkpoints.restore_state(where, jax.device_get(like))
+            restored: TrainState = checkpoints.restore_state(where, jax.device_get(like))
             return restored
 
         def finished(
             k: int,
             prepared: cells.Prepared,
-            state: training.TrainState,
+            state: TrainState,
             diverged: int | None,
             left: list[cells.Setting] = left,
             rung: int = rung,
@@ -312,7 +313,7 @@ def halving(config: Config, folder: Path, space: Space, trainer: Trainer) -> cel
         def trained_again(
             k: int,
             prepared: cells.Prepared,
-            state: training.TrainState,
+            state: TrainState,
             diverged: int | None,
             damaged: list[cells.Setting] = damaged,
             rung: int = rung,
@@ -387,7 +388,7 @@ def by_optuna(config: Config, folder: Path, space: Space, trainer: Trainer) -> c
         def finished(
             k: int,
             prepared: cells.Prepared,
-            state: training.TrainState,
+            state: TrainState,
             diverged: int | None,
             trials: list[Any] = trials,
             settings: list[cells.Setting] = settings,
@@ -474,9 +475,7 @@ def judge(config: Config, folder: Path, best: cells.Setting, trainer: Trainer) -
     }
     left = [setting for setting in settings if cells.key_of(setting) not in judged]
 
-    def finished(
-        k: int, prepared: cells.Prepared, state: training.TrainState, diverged: int | None
-    ) -> None:
+    def finished(k: int, prepared: cells.Prepared, state: TrainState, diverged: int | None) -> None:
         figures = None if diverged else cells.figures_of(prepared, state, trainer.data)
         judged[cells.key_of(left[k])] = figures and figures["test"]
         runs.append_line(lines, {"setting": left[k], "test": figures and figures["test"]})
@@ -496,7 +495,7 @@ def judge(config: Config, folder: Path, best: cells.Setting, trainer: Trainer) -
     text = json.dumps(results | {"test": figures}, indent=2).replace("NaN", "null")
     (folder / "results.json").write_text(text + "\n")
     print(f"the winner: {_text(best)}; on test, means of {len(found)} new seeds:")
-    for key, title in train.TITLES.items():
+    for key, title in evaluate.TITLES.items():
         if key in figures:
             print("  {}: {mean:.4f} [{low:.4f}, {high:.4f}]".format(title, **figures[key]))
 
@@ -533,12 +532,4 @@ def _check(config: Config, space: Space) -> None:
 
 
 if __name__ == "__main__":
-    command.run(
-        main,
-        lambda: tyro.cli(
-            Config,
-            prog="python -m experiments.search",
-            description=str(__doc__).splitlines()[0],
-            use_underscores=True,
-        ),
-    )
+    command.run(main, lambda: command.parse(Config, "experiments.search", str(__doc__)))

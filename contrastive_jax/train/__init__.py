@@ -1,5 +1,6 @@
 """Training: objectives, one step, one loop, and runs that can be used afterwards."""
 
+from contrastive_jax.train import objectives
 from contrastive_jax.train.devices import Parallel, parallel
 from contrastive_jax.train.diagnostics import warn_collapsed, warn_inverted
 from contrastive_jax.train.draw import draws_classes, draws_pairs
@@ -46,6 +47,7 @@ __all__ = [
     "make_step",
     "network",
     "objective",
+    "objectives",
     "parallel",
     "repeated",
     "warn_collapsed",

@@ -139,8 +139,10 @@ class Assembled(NamedTuple):
     """The parts of a training."""
 
     network: Network
-    state: TrainState
-    """The state before the first step."""
+    init: Callable[[int], TrainState]
+    """A function of a seed to the state before the first step."""
+    init_loss: Callable[[Objective, int], Any]
+    """A function of an objective and a seed to the parameters of its loss."""
     step: Step
     """The step on a batch of the objective."""
     drawn: Step
@@ -158,16 +160,18 @@ def assemble(
     batch_size: int = 256,
     batch_classes: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    loss_optimizer: optax.GradientTransformation | None = None,
     augment: Augment | None = None,
     microbatches: int = 1,
     remat: bool = True,
     memory_size: int = 0,
     max_age: int | None = None,
+    weights: Weights | None = None,
 ) -> Assembled:
     """Makes the parts of a training, as `fit` does. See there for the arguments.
 
     Returns:
-      The encoder, the first state, and the steps.
+      The encoder, the initial states, and the steps.
 
     Raises:
       ValueError: if the encoder does not take the images, the objective takes no memory, or classes
@@ -182,6 +186,8 @@ def assemble(
       32640
     """
     encoder = network(model, data.train.images.shape[1:], seed)
+    if weights is not None:
+        encoder = encoder._replace(weights=weights)
     check_images(
         encoder,
         train=data.train.images,
@@ -193,11 +199,16 @@ def assemble(
     optimizer = optimizer or make_optimizer(
         4e-3, steps, warmup_steps=int(0.02 * steps), weight_decay=0.1
     )
-    params = objective.init(int(data.train.classes.max()) + 1, width, seed)
-    if jax.tree.leaves(params):
+
+    def init_loss(objective: Objective, seed: int) -> Any:
+        return objective.init(int(data.train.classes.max()) + 1, width, seed)
+
+    if jax.tree.leaves(jax.eval_shape(lambda: init_loss(objective, seed))):
         rate = objective.learning_rate
-        of_loss = make_optimizer(rate, steps, warmup_steps=int(0.02 * steps))
-        optimizer = with_loss(optimizer, of_loss)
+        loss_optimizer = loss_optimizer or make_optimizer(
+            rate, steps, warmup_steps=int(0.02 * steps)
+        )
+        optimizer = with_loss(optimizer, loss_optimizer)
     bank: Any = ()
     if memory_size:
         if objective.separable or not objective.takes_memory:
@@ -215,14 +226,20 @@ def assemble(
         remat=remat,
         max_age=max_age,
     )
-    state = init_state(encoder, optimizer, params, memory=bank)
+
+    def init(seed: int) -> TrainState:
+        own = network(model, data.train.images.shape[1:], seed)
+        own = own if weights is None else own._replace(weights=weights)
+        return init_state(own, optimizer, init_loss(objective, seed), memory=bank)
+
     if objective.separable:
         pairs = batch_size // 2
-        return Assembled(encoder, state, step, draws_pairs(step, pairs), pairs)
+        return Assembled(encoder, init, init_loss, step, draws_pairs(step, pairs), pairs)
     classes, examples = balance(batch_size, batch_classes, len(np.unique(data.train.classes)))
     images = classes * examples
     drawn = draws_classes(step, classes, examples)
-    return Assembled(encoder, state, step, drawn, images * (images - 1) // 2)
+    pairs = images * (images - 1) // 2
+    return Assembled(encoder, init, init_loss, step, drawn, pairs)
 
 
 def balance(batch_size: int, batch_classes: int | None, available: int) -> tuple[int, int]:
@@ -263,11 +280,13 @@ def fit(
     batch_size: int = 256,
     batch_classes: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    loss_optimizer: optax.GradientTransformation | None = None,
     augment: Augment | None = None,
     microbatches: int = 1,
     remat: bool = True,
     memory_size: int = 0,
     max_age: int | None = None,
+    weights: Weights | None = None,
     devices: Sequence[jax.Device] | None = None,
     strategy: Strategy = "shard_map",
     steps_per_call: int | None = None,
@@ -278,6 +297,7 @@ def fit(
     keep: int = 2,
     runs: str | Path | None = "runs",
     name: str | None = None,
+    default_name: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     config: Mapping[str, Any] | None = None,
@@ -302,12 +322,15 @@ def fit(
       batch_classes: classes in a batch, each with as many examples; by default the largest number
         up to 32 that divides the images.
       optimizer: any optax optimizer; by default `make_optimizer(4e-3, steps)` with a warm-up of 2 %
-        of the steps and a weight decay of 0.1. Parameters of the loss have one of their own.
+        of the steps and a weight decay of 0.1.
+      loss_optimizer: of the parameters of the loss, where it has some; by default
+        `make_optimizer(objective.learning_rate, steps)` with the same warm-up.
       augment: from a key and an image to an image.
       microbatches: parts in which a device encodes its images, to bound memory; see `make_step`.
       remat: whether parts are encoded again in the backward pass; see `make_step`.
       memory_size: embeddings of earlier batches that a batch is compared with too (XBM).
       max_age: steps after which the memory ignores an embedding.
+      weights: initial weights of the encoder, such as those of another run, in place of its own.
       devices: all local devices by default.
       strategy: `"shard_map"` or `"pmap"`; the numbers are the same.
       steps_per_call: steps of one compiled call; by default 1 on a CPU and `log_every` elsewhere.
@@ -319,7 +342,8 @@ def fit(
         `log_every`.
       keep: checkpoints to keep besides the best.
       runs: folder of all runs, or None to store nothing.
-      name: folder of this run; by default named after data set and encoder, with a free number.
+      name: folder of this run; by default `default_name` with a free number.
+      default_name: by default the names of data set and encoder.
       resume: whether to go on with the run of this name.
       overwrite: whether to replace the run of this name.
       config: more options to record, JSON types; those of a resumed run must be the same.
@@ -376,11 +400,13 @@ def fit(
         batch_size=batch_size,
         batch_classes=batch_classes,
         optimizer=optimizer,
+        loss_optimizer=loss_optimizer,
         augment=augment,
         microbatches=microbatches,
         remat=remat,
         memory_size=memory_size,
         max_age=max_age,
+        weights=weights,
     )
     _warn_of_margin(parts, data, objective)
     record = options if config is None else dict(config)
@@ -393,7 +419,7 @@ def fit(
             folder.open_run(
                 Path(runs),
                 name,
-                f"{data.name}-{_name_of(model)}",
+                default_name or f"{data.name}-{_name_of(model)}",
                 record,
                 resume=resume,
                 overwrite=overwrite,
@@ -407,7 +433,7 @@ def fit(
         events = stack.enter_context(folder.open_events(where, start)) if stored else None
         stop = stack.enter_context(interruption())
         show = _Progress(where, data, steps, start, shown=progress)
-        state = parts.state
+        state = first = parts.init(seed)
         if start:
             state = checkpoints.restore(saved, start, jax.device_get(state))
         folder.truncate_metrics(where, start)
@@ -470,7 +496,7 @@ def fit(
             print(message, file=sys.stderr)
             leave(stop.signal, message)
         best = saved.best_step()
-        weights = checkpoints.restore(saved, best, jax.device_get(parts.state)).weights
+        weights = checkpoints.restore(saved, best, jax.device_get(first)).weights
         validation = embed(parts.network.encode, weights, data.validation.images)
         threshold, calibration = run.calibrated(
             objective.distance, validation, data.validation.classes

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from contrastive_jax.training import AXIS
+from contrastive_jax.train import AXIS
 
 SHARDED = PartitionSpec(AXIS)
 """Rows are spread over the devices."""
@@ -36,7 +36,7 @@ def compile_for(
 
     Args:
       mesh: devices to compile for.
-      function: of the arrays that one device has; it may name `contrastive_jax.training.AXIS` where
+      function: of the arrays that one device has; it may name `contrastive_jax.train.AXIS` where
         there are several devices.
       *arguments: trees of shapes that `placed` has put on the mesh.
       results: `SHARDED` or `REPLICATED` for each result, a tree that begins as the results do.

@@ -23,7 +23,7 @@ from experiments.accelerators.programs import (
     IMAGES,
     WIDTH,
     Encoder,
-    abstract_encoder,
+    abstract_network,
 )
 from experiments.accelerators.targets import Target
 
@@ -192,7 +192,9 @@ def _sum_over_devices(devices: int, words: int) -> dict[str, tuple[int, int]]:
 
 def _parameters(encoder: Encoder, image: Image) -> int:
     """Entries of the parameters of an encoder, which are float32."""
-    return sum(math.prod(one.shape) for one in jax.tree.leaves(abstract_encoder(encoder, image)[1]))
+    return sum(
+        math.prod(one.shape) for one in jax.tree.leaves(abstract_network(encoder, image).weights)
+    )
 
 
 def _training_memory(encoder: Encoder, image: Image, images: int) -> int:
@@ -201,14 +203,14 @@ def _training_memory(encoder: Encoder, image: Image, images: int) -> int:
     They are what autodiff keeps of the forward pass, the gradients of the two largest arrays in it,
     and of the parameters a gradient, its update and both moments of the optimiser.
     """
-    encode, params = abstract_encoder(encoder, image)
+    abstract = abstract_network(encoder, image)
 
-    def residuals(params: Any, batch: jax.Array) -> Any:
-        return jax.vjp(lambda params: encode(params, batch), params)[1]
+    def residuals(weights: Any, batch: jax.Array) -> Any:
+        return jax.vjp(lambda weights: abstract.encode(weights, batch), weights)[1]
 
     batch = jax.ShapeDtypeStruct((images, *image), jnp.uint8)
     sizes: list[int] = [
         math.prod(one.shape) * one.dtype.itemsize
-        for one in jax.tree.leaves(jax.eval_shape(residuals, params, batch))
+        for one in jax.tree.leaves(jax.eval_shape(residuals, abstract.weights, batch))
     ]
     return sum(sizes) + 2 * max(sizes) + 4 * _parameters(encoder, image) * _WORD

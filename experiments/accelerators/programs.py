@@ -15,26 +15,26 @@ from jax.sharding import Mesh
 
 from contrastive_jax import all_pairs_loss, anchor_loss, proxy_loss
 from contrastive_jax.data import ClassIndex
-from contrastive_jax.encoders import ConvNet, ResNet18
-from contrastive_jax.grid import make_grid
 from contrastive_jax.losses import AnchorLoss, CentersLoss, ProxyLoss, TripleLoss
-from contrastive_jax.parallel import parallel
-from contrastive_jax.training import (
+from contrastive_jax.models import ConvNet, ResNet18
+from contrastive_jax.train import (
     AXIS,
     Batch,
-    Encode,
-    Numbers,
+    Hyperparameters,
+    Network,
     Pairs,
-    Params,
     Source,
     TrainState,
+    Weights,
+    draws_classes,
     init_state,
-    make_all_pairs_step,
-    make_balanced_step,
     make_optimizer,
-    make_pair_step,
-    split_encoder,
+    make_step,
+    network,
+    objectives,
+    parallel,
 )
+from contrastive_jax.train.grid import make_grid
 from experiments.accelerators.compile_for import REPLICATED, SHARDED, compile_for, placed
 
 WIDTH = 128
@@ -87,20 +87,20 @@ def with_proxies(
 
 def pair_step(mesh: Mesh, encoder: Encoder) -> jax.stages.Compiled:
     """A training step on given pairs."""
-    encode, params = abstract_encoder(encoder, IMAGE)
-    optimizer = _optimizer()
+    abstract, optimizer = abstract_network(encoder, IMAGE), _optimizer()
     count = mesh.size * IMAGES // 2
     pairs = Pairs(_images(count), _images(count), _integers(count))
-    return _training(mesh, make_pair_step(encode, optimizer), _state(params, optimizer), pairs)
+    step = make_step(abstract, optimizer, objectives.pairs(margin=1.0))
+    return _training(mesh, step, _state(abstract, optimizer), pairs)
 
 
 def all_pairs_step(mesh: Mesh, encoder: Encoder) -> jax.stages.Compiled:
     """A training step on all pairs of a batch."""
-    encode, params = abstract_encoder(encoder, IMAGE)
-    optimizer = _optimizer()
+    abstract, optimizer = abstract_network(encoder, IMAGE), _optimizer()
     count = mesh.size * IMAGES
     batch = Batch(_images(count), _integers(count))
-    return _training(mesh, make_all_pairs_step(encode, optimizer), _state(params, optimizer), batch)
+    step = make_step(abstract, optimizer, objectives.all_pairs(margin=1.0))
+    return _training(mesh, step, _state(abstract, optimizer), batch)
 
 
 def grid(mesh: Mesh) -> jax.stages.Compiled:
@@ -109,8 +109,8 @@ def grid(mesh: Mesh) -> jax.stages.Compiled:
     On one device the step is mapped over the cells. On several each cell has a group of them, which
     share its batch.
     """
-    encode, params = abstract_encoder("ConvNet", GRID_IMAGE)
-    optimizer = _optimizer()
+    abstract, optimizer = abstract_network("ConvNet", GRID_IMAGE), _optimizer()
+    step = make_step(abstract, optimizer, objectives.all_pairs(margin=1.0))
     count, classes = 60_000, 10
     index = ClassIndex(
         members=_integers(count),
@@ -121,8 +121,8 @@ def grid(mesh: Mesh) -> jax.stages.Compiled:
     )
     source = Source(_images(count, GRID_IMAGE), _integers(count), index)
     made = make_grid(
-        make_balanced_step(make_all_pairs_step(encode, optimizer), 8, IMAGES // 8),
-        _state(params, optimizer),
+        draws_classes(step, 8, IMAGES // 8),
+        _state(abstract, optimizer),
         source,
         _hyperparameters(),
         "vmap" if mesh.size == 1 else "shard_map",
@@ -136,18 +136,18 @@ def grid(mesh: Mesh) -> jax.stages.Compiled:
 
 
 @cache
-def abstract_encoder(encoder: Encoder, image: tuple[int, int, int]) -> tuple[Encode, Params]:
-    """An encoder in bfloat16 as a function of its parameters, and the shapes of these."""
+def abstract_network(encoder: Encoder, image: tuple[int, int, int]) -> Network:
+    """Makes an encoder in bfloat16, with the shapes of its weights in their place."""
     make = {"ConvNet": ConvNet, "ResNet18": ResNet18}[encoder]
-    encodes = []
+    networks = []
 
-    def params() -> Params:
-        encode, params = split_encoder(make(image, WIDTH, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
-        encodes.append(encode)
-        return params
+    def weights() -> Weights:
+        networks.append(network(make(image, WIDTH, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))))
+        made: Weights = networks[-1].weights
+        return made
 
-    shapes = jax.eval_shape(params)
-    return encodes[0], shapes
+    shapes = jax.eval_shape(weights)
+    return networks[0]._replace(weights=shapes)
 
 
 def _images(count: int, image: tuple[int, int, int] = IMAGE) -> Any:
@@ -192,12 +192,15 @@ def _optimizer() -> optax.GradientTransformation:
     return make_optimizer(1e-3, steps=1000, warmup_steps=100, weight_decay=1e-4)
 
 
-def _state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    state: TrainState = jax.eval_shape(lambda params: init_state(params, optimizer), params)
+def _state(abstract: Network, optimizer: optax.GradientTransformation) -> TrainState:
+    def made(weights: Weights) -> TrainState:
+        return init_state(abstract._replace(weights=weights), optimizer)
+
+    state: TrainState = jax.eval_shape(made, abstract.weights)
     return state
 
 
-def _hyperparameters() -> Numbers:
+def _hyperparameters() -> Hyperparameters:
     one: Any = Struct((), jnp.float32)
     seed: Any = Struct((), jnp.uint32)
-    return Numbers(margin=one, seed=seed, similar_fraction=one)
+    return Hyperparameters(seed, {"margin": one, "similar_fraction": one})

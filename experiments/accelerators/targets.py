@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from contrastive_jax.training import AXIS
+from contrastive_jax.train import AXIS
 
 # What XLA would ask the driver. The figures are those of an H100 SXM with 80 GB.
 _H100 = """
@@ -81,7 +81,7 @@ def mesh(target: Target) -> Mesh:
       target: devices to compile for.
 
     Returns:
-      A mesh of one axis, `contrastive_jax.training.AXIS`. Programs compile for its devices, which
+      A mesh of one axis, `contrastive_jax.train.AXIS`. Programs compile for its devices, which
       hold no arrays.
 
     Raises:

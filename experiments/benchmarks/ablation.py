@@ -42,12 +42,15 @@ with needs("bench", "experiments.benchmarks.ablation"):
     import torch.nn.functional as F
     import tyro
 
+from contrastive_jax import distances
 from contrastive_jax import grid as grids
-from contrastive_jax import training
+from contrastive_jax import train as training
 from contrastive_jax.data import index_by_class
-from contrastive_jax.encoders import MLP, ConvNet
-from contrastive_jax.parallel import parallel
-from experiments import cells, train
+from contrastive_jax.models import MLP, ConvNet
+from contrastive_jax.train import objectives, parallel
+from contrastive_jax.train.loop import Assembled
+from contrastive_jax.train.types import Step
+from experiments import cells
 from experiments.benchmarks.training import CLASSES, SHAPE, TorchConvNet
 
 MARGINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -77,26 +80,30 @@ def data() -> tuple[np.ndarray, np.ndarray]:
     return images, generator.integers(0, CLASSES, 10_000)
 
 
-def our_step(encoder: str, batch_size: int) -> tuple[training.DrawnStep, Any]:
+def our_step(encoder: str, batch_size: int) -> tuple[Step, Any]:
     """The step of a cell on the pairs drawn, and its optimiser."""
-    encode, _ = training.split_encoder(ENCODERS[encoder](SHAPE, rngs=nnx.Rngs(0)))
+    network = training.network(ENCODERS[encoder], SHAPE)
     make = optax.inject_hyperparams(training.make_optimizer, ("steps", "warmup_steps"))
     optimizer = make(1e-3, 10**6, weight_decay=0.1)
     on_cpu = jax.devices()[0].platform == "cpu"
     microbatches = batch_size // 32 if on_cpu and encoder != "MLP" else 1
-    step = training.make_pair_step(encode, optimizer, microbatches=microbatches)
-    return training.make_drawn_step(step, batch_size), optimizer
+    objective = objectives.pairs(margin=1.0)
+    step = training.make_step(network, optimizer, objective, microbatches=microbatches)
+    return training.draws_pairs(step, batch_size), optimizer
 
 
 def first_state(encoder: str, optimizer: Any, seed: int) -> training.TrainState:
     """The state of a cell before its first step."""
-    module = ENCODERS[encoder](SHAPE, rngs=nnx.Rngs(seed))
-    return training.init_state(training.split_encoder(module)[1], optimizer)
+    return training.init_state(training.network(ENCODERS[encoder], SHAPE, seed), optimizer)
 
 
-def settings(seeds: int) -> list[training.Numbers]:
+def settings(seeds: int) -> list[training.Hyperparameters]:
     """The numbers of all cells."""
-    return [training.Numbers(margin, seed) for margin in MARGINS for seed in range(seeds)]
+    return [
+        training.Hyperparameters(seed, {"margin": margin})
+        for margin in MARGINS
+        for seed in range(seeds)
+    ]
 
 
 def of_grid(
@@ -108,8 +115,9 @@ def of_grid(
     states = {seed: first_state(encoder, optimizer, seed) for seed in range(config.seeds)}
     numbers = settings(config.seeds)
     prepared = cells.Prepared(
-        # Of what is assembled only the step is looked at.
-        train.Assembled(None, None, step, None, None, 0),  # type: ignore[arg-type]
+        # The step is all that is used of these.
+        Assembled(None, None, None, None, step, 0),  # type: ignore[arg-type]
+        distances.euclidean,
         training.Source(images, classes, index_by_class(classes)),
         numbers,
         lambda k: states[k % config.seeds],
@@ -148,13 +156,11 @@ def of_single_runs(encoder: str, config: Config) -> Callable[[], float]:
         for k, of_cell in enumerate(settings(config.seeds)):
             begun, numbers = placed.replicate((states[k % config.seeds], of_cell))
             advance = functools.partial(_advance, placed.step, source, numbers)
-            for _ in training.train(
+            for _ in training.windows(
                 advance,
                 begun,
-                start=0,
                 steps=config.steps,
                 window=config.steps,
-                batch_size=config.batch_size,
             ):
                 pass
         return time.perf_counter() - began

@@ -32,10 +32,10 @@ with needs("bench", "experiments.benchmarks.training"):
     import torch.nn.functional as F
     import tyro
 
-from contrastive_jax import training
+from contrastive_jax import train as training
 from contrastive_jax.data import augment, index_by_class
-from contrastive_jax.encoders import ConvNet
-from contrastive_jax.parallel import parallel
+from contrastive_jax.models import ConvNet
+from contrastive_jax.train import objectives, parallel
 
 SHAPE = (28, 28, 1)
 CLASSES = 10
@@ -168,30 +168,33 @@ def our_side(
     config: Config, images: np.ndarray, classes: np.ndarray, *, change: bool
 ) -> Callable[[int], float]:
     """A function that takes some steps here and returns pairs per second."""
-    encode, params = training.split_encoder(ConvNet(SHAPE, rngs=nnx.Rngs(0)))
+    network = training.network(ConvNet, SHAPE)
     optimizer = training.make_optimizer(1e-3, 10**6, weight_decay=0.1)
-    pair_step = training.make_pair_step(
-        encode, optimizer, augment=shift_and_flip if change else None, microbatches=4
+    pair_step = training.make_step(
+        network,
+        optimizer,
+        objectives.pairs(margin=1.4),
+        augment=shift_and_flip if change else None,
+        microbatches=4,
     )
-    step = training.make_drawn_step(pair_step, config.batch_size)
+    step = training.draws_pairs(pair_step, config.batch_size)
     placed = parallel(step, "shard_map", jax.devices()[:1])
     state, source, numbers = placed.replicate(
         (
-            training.init_state(params, optimizer),
+            training.init_state(network, optimizer),
             training.Source(images, classes, index_by_class(classes)),
-            training.Numbers(1.4, 0),
+            training.Hyperparameters(0),
         )
     )
 
     def take(steps: int) -> float:
         nonlocal state
-        windows = training.train(
+        windows = training.windows(
             lambda state: placed.step(state, source, numbers),
             state,
-            start=0,
             steps=steps,
             window=steps,
-            batch_size=config.batch_size,
+            pairs_per_step=config.batch_size,
         )
         state, records = next(windows)
         return records[-1]["pairs_per_second"]

@@ -1,0 +1,368 @@
+"""Options that several programs have, and what they mean for a training."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import optax
+
+from contrastive_jax._extras import needs
+
+with needs("train", "experiments"):
+    import tyro
+
+from contrastive_jax import distances, models, train
+from contrastive_jax.data import Dataset, augment, check_evaluable, load
+from contrastive_jax.train import loss_table
+from contrastive_jax.train.loop import balance
+
+ENCODERS = {
+    "mlp": models.MLP,
+    "drlim": models.DrLIM,
+    "convnet": models.ConvNet,
+    "resnet18": models.ResNet18,
+}
+DISTANCES = {
+    "euclidean": distances.euclidean,
+    "squared_euclidean": distances.squared_euclidean,
+    "cosine": distances.cosine,
+    "angular": distances.angular,
+    "manhattan": distances.manhattan,
+    "chebyshev": distances.chebyshev,
+}
+# Chosen on validation.
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {
+        "steps": 1500,
+        "flip": False,
+        "shift": 1,
+        "group": 32,
+        "similar_fraction": 0.3,
+        "weight_decay": 1.0,
+    },
+    "mnist": {
+        "steps": 3000,
+        "flip": False,
+        "shift": 1,
+        "group": 32,
+        "similar_fraction": 0.05,
+        "weight_decay": 0.1,
+    },
+    "fashion_mnist": {
+        "steps": 20_000,
+        "flip": True,
+        "shift": 1,
+        "group": 32,
+        "similar_fraction": 0.05,
+        "weight_decay": 0.1,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Options of the data set."""
+
+    dataset: str = "digits"
+    """digits, fashion_mnist, mnist, idx (IDX files of any other set), or any name in
+    tensorflow-datasets with images and labels."""
+    data_dir: Path | None = None
+    """Folder of the raw IDX files of fashion_mnist, mnist or idx; Debian's by default."""
+    tfds_dir: Path | None = None
+    """Folder of prepared data sets; that of tensorflow-datasets by default."""
+    image_size: int | None = None
+    """Side to which images are scaled; needed where they differ in size."""
+    split_classes: bool = False
+    """Train on the first half of the classes and test on the other half, never seen."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Options of the encoder, the objective and the optimizer."""
+
+    encoder: Literal["mlp", "drlim", "convnet", "resnet18"] = "convnet"
+    """Network from images to embeddings."""
+    width: int = 64
+    """Number of entries of an embedding."""
+    normalize: bool = True
+    """Scale embeddings to unit length: distances lie in [0, 2] and the margin has a meaning."""
+    loss: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="NAME",
+            help="The loss. Pair losses such as contrastive compare drawn pairs or all pairs of a "
+            "batch, the others are of whole batches: " + ", ".join(loss_table.NAMES) + ".",
+        ),
+    ] = "contrastive"
+    loss_options: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Hyperparameters of the loss in place of those it is trained with, as temperature=0.1."""
+    objective: Literal["auto", "pairs", "all_pairs"] = "auto"
+    """Compare drawn pairs, or all images of a batch of some classes with some examples of each;
+    auto is pairs for the contrastive loss and all_pairs for the others."""
+    distance: (
+        Literal["euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "chebyshev"]
+        | None
+    ) = None
+    """Distance of the contrastive loss and of verification, euclidean by default; retrieval ranks
+    by the Euclidean distance. Other losses have their own."""
+    similar_fraction: float | None = None
+    """Share of similar pairs, in number and, in groups and with all_pairs, in weight; by default
+    0.3 on digits and 0.05 elsewhere."""
+    group: int | None = None
+    """Pairs whose members are compared across, G^2 pairs for the cost of G; 1 compares the drawn
+    pairs alone. 32 by default, less where a device has fewer pairs."""
+    batch_size: int = 128
+    """Pairs in a batch, over all devices; with all_pairs half the number of images."""
+    learning_rate: float = 4e-3
+    """Peak of the learning rate: linear warm-up, then cosine decay to zero."""
+    weight_decay: float | None = None
+    """Decoupled weight decay of matrices and kernels; by default 1 on digits, of which there are
+    few, and 0.1 elsewhere and with triplet_hard."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Options of the folder of a run."""
+
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    name: str | None = None
+    """Folder of this run; by default named after program, data set and encoder, with the first
+    free number."""
+    resume: str | None = None
+    """Go on with the run of this name, with its own options."""
+    overwrite: bool = False
+    """Replace the run of this name."""
+
+
+def load_data(config: Data) -> Dataset:
+    """Loads the data set that the options name.
+
+    Raises:
+      FileNotFoundError, ImportError, ValueError: as `contrastive_jax.data.load`, or if its splits
+        can not be evaluated.
+    """
+    data = load(
+        config.dataset,
+        data_dir=config.data_dir,
+        tfds_dir=config.tfds_dir,
+        image_size=config.image_size,
+        split_classes=config.split_classes,
+    )
+    check_evaluable(data)
+    return data
+
+
+def resolved(config: Any) -> Any:
+    """Fills in the options whose defaults depend on the loss.
+
+    Args:
+      config: options of a single training.
+
+    Raises:
+      ValueError: if there is no such loss, or one of its hyperparameters has a wrong value.
+    """
+    loss_table.check_name(config.loss)
+    loss_options = dict(config.loss_options)
+    if config.loss == "contrastive":
+        return dataclasses.replace(
+            config,
+            objective="pairs" if config.objective == "auto" else config.objective,
+            distance=config.distance or "euclidean",
+            margin=1.2 if config.margin is None else config.margin,
+        )
+    if config.margin is not None:
+        loss_options["margin"] = config.margin
+    train.objective(config.loss, **loss_options)
+    return dataclasses.replace(
+        config,
+        objective="all_pairs",
+        loss_options=loss_options,
+        margin=None,
+        max_age=(config.max_age or 1000) if config.memory else None,
+    )
+
+
+def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """Fills in the defaults that depend on data set, loss and devices.
+
+    Args:
+      config: options from `resolved`.
+      devices: over which a batch is spread.
+
+    Returns:
+      Every option by its name.
+
+    Raises:
+      ValueError: if options do not fit each other.
+    """
+    on_cpu = devices[0].platform == "cpu"
+    recipe = dict(RECIPES.get(config.dataset, RECIPES["fashion_mnist"]))
+    if (decay := loss_table.TABLE[config.loss].weight_decay) is not None:
+        recipe["weight_decay"] = decay
+    recipe |= {key: getattr(config, key) for key in recipe if getattr(config, key) is not None}
+    # XLA computes convolutions inside of a loop on a CPU by an unoptimised path.
+    steps_per_call = 1 if on_cpu else config.log_every
+    if config.steps_per_call is not None:
+        steps_per_call = config.steps_per_call
+    share = config.batch_size // len(devices)
+    fits = share // 32 if share % 32 == 0 else 1
+    # An MLP is all weights, which each part would read again.
+    microbatches = max(fits, 1) if on_cpu and config.encoder != "mlp" else 1
+    if config.microbatches is not None:
+        microbatches = config.microbatches
+    if config.group is None:
+        recipe["group"] = math.gcd(recipe["group"], share // max(microbatches, 1)) or 1
+    if config.objective == "all_pairs" and config.group is None:
+        recipe["group"] = 1
+    options = dataclasses.asdict(config) | recipe
+    options |= {
+        "dtype": {"auto": "float32" if on_cpu else "bfloat16"}.get(config.dtype, config.dtype),
+        "microbatches": microbatches,
+        "steps_per_call": steps_per_call,
+        "devices": len(devices),
+    }
+    _check(options)
+    return options
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Checks what options say together, before any data is read."""
+    for name, unit in (
+        ("batch_size", "devices"),
+        ("validate_every", "log_every"),
+        ("log_every", "steps_per_call"),
+        ("steps", "steps_per_call"),
+    ):
+        if options[name] % options[unit]:
+            raise ValueError(
+                f"--{name} must be a multiple of --{unit}, got {options[name]} and {options[unit]}"
+            )
+    share, parts = options["batch_size"] // options["devices"], options["microbatches"]
+    if share % (parts * options["group"]):
+        raise ValueError(
+            "the pairs of a device (--batch_size over --devices) must be a multiple of "
+            f"--microbatches times --group, got {share} pairs, {parts} microbatches and groups of "
+            f"{options['group']}"
+        )
+    if options["data_on"] == "host" and options["steps_per_call"] != 1:
+        raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
+    if options["memory"] and options["memory"] < 2 * options["batch_size"]:
+        raise ValueError(
+            f"--memory must be 0 or at least the {2 * options['batch_size']} images of a batch "
+            f"(twice --batch_size), got {options['memory']}"
+        )
+
+
+def model_of(config: Any, options: dict[str, Any]) -> Callable[..., Any]:
+    """Returns the encoder that the options name, as `train.network` takes it."""
+    return partial(
+        ENCODERS[config.encoder],
+        width=config.width,
+        normalize=config.normalize,
+        dtype=options["dtype"],
+    )
+
+
+def objective_of(config: Any, options: dict[str, Any]) -> train.Objective:
+    """Makes the objective that the options name.
+
+    Args:
+      config: options from `resolved`.
+      options: from `settled`.
+    """
+    if config.loss == "contrastive":
+        return train.objective(
+            "contrastive",
+            on=config.objective,
+            distance=DISTANCES[config.distance],
+            group=options["group"] if config.objective == "pairs" else 1,
+            margin=config.margin,
+            similar_fraction=options["similar_fraction"],
+        )
+    takes_fraction = "similar_fraction" in loss_table.hyperparameters_of(config.loss)
+    fraction = {"similar_fraction": options["similar_fraction"]} if takes_fraction else {}
+    return train.objective(config.loss, **fraction | config.loss_options)
+
+
+def optimizers_of(
+    config: Any, options: dict[str, Any], objective: train.Objective, *, tunable: bool = False
+) -> dict[str, optax.GradientTransformation]:
+    """Makes the optimizers of the encoder and of the parameters of the loss.
+
+    Args:
+      config: options from `resolved`.
+      options: from `settled`.
+      objective: from `objective_of`.
+      tunable: whether learning rates, weight decay and the norm of the gradient are part of the
+        state, so that another value compiles nothing.
+    """
+    steps = options["steps"]
+
+    def make(factory: Callable[..., Any], learning_rate: float, **values: float) -> Any:
+        if tunable:
+            factory = optax.inject_hyperparams(factory, static_args=("steps", "warmup_steps"))
+        return factory(learning_rate, steps, warmup_steps=int(config.warmup * steps), **values)
+
+    rate = config.loss_learning_rate or objective.learning_rate
+    return {
+        "optimizer": make(
+            train.make_optimizer,
+            config.learning_rate,
+            weight_decay=options["weight_decay"],
+            clip_norm=config.clip_norm,
+        ),
+        "loss_optimizer": make(_optimizer_of_loss, rate),
+    }
+
+
+def _optimizer_of_loss(
+    loss_learning_rate: float, steps: int, *, warmup_steps: int
+) -> optax.GradientTransformation:
+    return train.make_optimizer(loss_learning_rate, steps, warmup_steps=warmup_steps)
+
+
+def batch_of(config: Any, options: dict[str, Any], data: Dataset) -> dict[str, Any]:
+    """Returns the arguments of `train.fit` that say how a batch is made.
+
+    Raises:
+      ValueError: if shifts, or classes and images of a batch, do not fit the data.
+    """
+    side = min(data.train.images.shape[1:3])
+    if options["shift"] >= side:
+        raise ValueError(
+            f"--shift must be below the {side} pixels of an image's side, got {options['shift']}"
+        )
+    if config.objective == "all_pairs":
+        try:
+            balance(
+                2 * config.batch_size, config.batch_classes, len({*data.train.classes.tolist()})
+            )
+        except ValueError as error:
+            raise ValueError(f"--batch_classes, with twice --batch_size images: {error}") from None
+    return {
+        "batch_size": 2 * config.batch_size,
+        "batch_classes": config.batch_classes,
+        "augment": augmentation(options["flip"], options["shift"]),
+        "microbatches": options["microbatches"],
+        "remat": config.microbatches is not None,
+        "memory_size": config.memory,
+        "max_age": config.max_age,
+    }
+
+
+def augmentation(mirror: bool, pixels: int) -> augment.Augment | None:
+    """Moves an image at random by up to so many pixels, and mirrors it or not; None for neither."""
+    if not mirror and not pixels:
+        return None
+
+    def change(key: jax.Array, image: jax.Array) -> jax.Array:
+        first, second = jax.random.split(key)
+        image = augment.shift(first, image, pixels) if pixels else image
+        return augment.flip(second, image) if mirror else image
+
+    return change
