@@ -12,7 +12,8 @@ training, against the others. The figures of raw pixels stand beside them.
 
 What a reader should know: in both splits validation is of held-out images of the classes trained
 on, where that paper holds out classes; a loss without ranges in the table of losses has its
-learning rate tuned alone; and of proxies and boundaries the learning rate follows that of the encoder.
+learning rate tuned alone; the learning rate of proxies and boundaries follows that of the
+encoder.
 
 Each training adds a line to runs/NAME/cells.jsonl when it is complete. The numbers of a loss are
 data, so that all trainings of a loss and a split share one compilation.

@@ -90,8 +90,7 @@ def _draws_pairs(config: Any) -> bool:
 
 
 _ALONE = (
-    "--loss contrastive takes --margin alone: leave --loss_options, --loss_learning_rate and "
-    "--memory out"
+    "--loss contrastive takes --margin alone: leave --loss_options and --loss_learning_rate out"
 )
 _WHOLE_BATCHES = (
     "--loss {loss} is of whole batches drawn on the device and has a distance of its own: leave "
@@ -135,7 +134,11 @@ EFFECTS_OF_TRAINING = (
         lambda config: loss_table.TABLE[config.loss].learning_rate > 0,
         "{loss} has no parameters: leave --loss_learning_rate out",
     ),
-    Effect("memory", lambda config: not _contrastive(config), _ALONE),
+    Effect(
+        "memory",
+        lambda config: not _draws_pairs(config),
+        "--memory is compared with whole batches: give --objective all_pairs, or another loss",
+    ),
     Effect(
         "memory",
         lambda config: config.loss not in loss_table.PROXIES,

@@ -174,6 +174,7 @@ def resolved(config: Any) -> Any:
             objective="pairs" if config.objective == "auto" else config.objective,
             distance=config.distance or "euclidean",
             margin=1.2 if config.margin is None else config.margin,
+            max_age=(config.max_age or 1000) if config.memory else None,
         )
     if config.margin is not None:
         loss_options["margin"] = config.margin
@@ -343,7 +344,7 @@ def batch_of(config: Any, options: dict[str, Any], data: Dataset) -> dict[str, A
                 2 * config.batch_size, config.batch_classes, len({*data.train.classes.tolist()})
             )
         except ValueError as error:
-            raise ValueError(f"--batch_classes, with twice --batch_size images: {error}") from None
+            raise ValueError(f"--{error} (twice --batch_size)") from None
     return {
         "batch_size": 2 * config.batch_size,
         "batch_classes": config.batch_classes,

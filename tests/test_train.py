@@ -15,8 +15,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from contrastive_jax import checkpoints, plots, runs, training
-from experiments import loss_table, train
+from contrastive_jax import plots
+from contrastive_jax.train import checkpoints, loop, loss_table, steps
+from contrastive_jax.train import folder as runs
+from experiments import command, evaluate, option_checks, options, train
 
 ROOT = Path(train.__file__).parent.parent
 SMALL = {
@@ -39,6 +41,8 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def drawn_config(tmp_path, prepared):
     def make(**options):
+        if options.get("resume") is True:
+            options["resume"] = options["name"]
         return train.Config(**(SMALL | {"runs": tmp_path, "tfds_dir": prepared} | options))
 
     return make
@@ -51,7 +55,7 @@ def config(drawn_config, monkeypatch):
     for name, function in vars(plots).items():
         if callable(function):
             setattr(none, name, lambda *args, **kwargs: None)
-    monkeypatch.setattr(train, "plots", none)
+    monkeypatch.setattr(evaluate, "plots", none)
     return drawn_config
 
 
@@ -123,7 +127,9 @@ def test_killed_and_resumed_is_uninterrupted(config, tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "killed" / "results.json").exists()
-    subprocess.run([*command, "--resume"], cwd=ROOT, env=environment, check=True)
+    # With its own options, of which none is repeated.
+    resumed = [*command[:3], "--resume", "killed", "--runs", str(tmp_path)]
+    subprocess.run(resumed, cwd=ROOT, env=environment, check=True)
 
     jax.tree.map(np.testing.assert_array_equal, _params(tmp_path / "killed"), _params(whole))
     metrics = [
@@ -143,13 +149,13 @@ def test_both_ways_over_devices_and_both_places_of_data_give_the_same(config):
     # Adam makes whole steps of gradients that are all rounding; a small rate keeps those small.
     common = {"steps": 20, "learning_rate": 1e-3, "warmup": 0.5, "encoder": "convnet"}
     want = _params(train.main(config(**common)), 20)
-    for options in (
+    for given in (
         {"parallel": "pmap", "devices": 8},
         {"parallel": "shard_map", "devices": 8},
         {"data_on": "host", "devices": 2, "parallel": "pmap"},
         {"steps_per_call": 10, "check_values": True},
     ):
-        got = _params(train.main(config(**(common | options))), 20)
+        got = _params(train.main(config(**(common | given))), 20)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
 
 
@@ -163,7 +169,7 @@ def test_all_pairs_of_a_batch_are_an_objective(config):
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config, monkeypatch, tmp_path):
-    make = training.make_pair_step
+    make = steps.make_step
 
     def breaking(*args, **kwargs):
         step = make(*args, **kwargs)
@@ -176,12 +182,12 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config, monkeypatc
 
         return broken
 
-    monkeypatch.setattr(training, "make_pair_step", breaking)
+    monkeypatch.setattr(loop, "make_step", breaking)
     with pytest.raises(FloatingPointError, match="step 35: loss nan") as error:
         train.main(config(name="nan"))
     assert error.value.__notes__ == ["the last good checkpoint is of step 20"]
     with checkpoints.open_checkpoints(
-        tmp_path / "nan" / "checkpoints", best_by=train.BEST_BY
+        tmp_path / "nan" / "checkpoints", best_by=loop.BEST_BY
     ) as saved:
         assert saved.all_steps() == [20]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(_params(tmp_path / "nan", 20)))
@@ -194,13 +200,13 @@ def _relabelled(pairs):
 
 
 def test_inverted_labels_are_warned_of(config, monkeypatch):
-    make = training.make_pair_step
+    make = steps.make_step
 
     def inverted(*args, **kwargs):
         step = make(*args, **kwargs)
         return lambda state, pairs, numbers: step(state, _relabelled(pairs), numbers)
 
-    monkeypatch.setattr(training, "make_pair_step", inverted)
+    monkeypatch.setattr(loop, "make_step", inverted)
     with pytest.warns(UserWarning, match="are the labels inverted"):
         train.main(config(group=1, learning_rate=1e-4, batch_size=64))
 
@@ -269,9 +275,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_made_again(config, tmp_path, ca
 
 def test_a_run_in_use_is_refused(config, tmp_path):
     made = config(name="mine", steps=20)
-    options = train.settled(train.resolved(made), jax.devices()[:1])
-    options = json.loads(json.dumps(options, default=str))
-    with runs.open_run(tmp_path, "mine", "x", options) as folder:
+    settled = options.settled(option_checks.checked_training(made), jax.devices()[:1])
+    settled = json.loads(json.dumps(settled, default=str))
+    with runs.open_run(tmp_path, "mine", "x", settled) as folder:
         for option in ("resume", "overwrite"):
             with pytest.raises(BlockingIOError, match=r"mine is in use by process \d+"):
                 train.main(config(name="mine", steps=20, **{option: True}))
@@ -281,7 +287,7 @@ def test_a_run_in_use_is_refused(config, tmp_path):
 @pytest.mark.parametrize("begun", [4, 1])
 def test_a_run_goes_on_to_the_same_bits_on_other_devices(config, capsys, monkeypatch, begun):
     """Four devices, and one with four microbatches, for which its own defaults would be others."""
-    monkeypatch.setattr(train, "_report", lambda *arguments: None)
+    monkeypatch.setattr(evaluate, "report", lambda *arguments: None)
     options = {"steps": 40, "group": None, "name": f"on-{begun}"}
     microbatches = 4 // begun
     folder = train.main(config(**options, devices=begun, microbatches=microbatches))
@@ -301,8 +307,10 @@ def test_a_run_goes_on_to_the_same_bits_on_other_devices(config, capsys, monkeyp
 def _begun_with(folder, config, **others):
     """The folder of a run, of which there is a configuration alone."""
     folder.mkdir(parents=True)
-    options = train.settled(train.resolved(config), jax.devices()[: config.devices])
-    text = json.dumps(options | others, default=str)
+    settled = options.settled(
+        option_checks.checked_training(config), jax.devices()[: config.devices]
+    )
+    text = json.dumps(settled | others, default=str)
     (folder / "config.json").write_text(text)
 
 
@@ -374,7 +382,6 @@ def test_a_folder_is_never_overwritten_without_being_told(config, tmp_path):
         ({"batch_size": 12, "devices": 8}, "--batch_size must be a multiple of --devices"),
         ({"steps_per_call": 7}, "--log_every must be a multiple of --steps_per_call"),
         ({"data_on": "host", "steps_per_call": 10}, "give --steps_per_call 1"),
-        ({"resume": True}, "--resume needs the --name"),
         ({"overwrite": True}, "--overwrite needs the --name"),
         ({"resume": True, "overwrite": True, "name": "x"}, "exclude each other"),
         ({"devices": 99}, "--devices must be from 1 to 8, got 99"),
@@ -389,7 +396,10 @@ def test_a_folder_is_never_overwritten_without_being_told(config, tmp_path):
         ({"width": 1}, "--width must be at least 2, got 1"),
         ({"dataset": "digitz"}, "unknown data set 'digitz'; close to it: digits"),
         ({"loss": "supcom"}, "unknown loss supcom; close to it: supcon"),
-        ({"loss": "supcon", "loss_options": {"temperatur": 1.0}}, "its numbers are temperature"),
+        (
+            {"loss": "supcon", "loss_options": {"temperatur": 1.0}},
+            "its hyperparameters are temperature",
+        ),
         ({"loss": "supcon", "loss_options": {"temperature": 0.0}}, "temperature must be above 0"),
         ({"loss": "mined_hard", "margin": -1.0}, "margin must be above 0"),
         ({"loss": "supcon", "margin": 1.0}, "supcon has no margin"),
@@ -397,7 +407,7 @@ def test_a_folder_is_never_overwritten_without_being_told(config, tmp_path):
         ({"loss": "supcon", "distance": "cosine"}, "leave --objective, --distance and"),
         ({"loss": "arcface", "memory": 64}, "compares with proxies and takes no --memory"),
         ({"loss": "supcon", "memory": 8, "group": None}, "at least the 32 images of a batch"),
-        ({"memory": 64}, "--loss contrastive takes --margin alone"),
+        ({"memory": 64}, "give --objective all_pairs"),
         ({"loss": "arcface", "loss_learning_rate": 0.0}, "--loss_learning_rate must be above 0"),
         ({"loss": "supcon", "loss_learning_rate": 0.1}, "supcon has no parameters"),
     ],
@@ -447,13 +457,15 @@ def test_help_explains_every_option_with_its_default():
 
 def test_unknown_options_and_encoders_list_the_known():
     with pytest.raises(ValueError, match="unknown option --margn; close to it: --margin") as error:
-        train.parse(["--margn", "1.0"])
+        command.parse(train.Config, "x", "x", ["--margn", "1.0"])
     for field in train.Config.__dataclass_fields__:
         assert f"--{field}" in str(error.value)
-    assert train.parse(["--margin", "0.7", "--no_normalize"]).margin == 0.7
+    assert (
+        command.parse(train.Config, "x", "x", ["--margin", "0.7", "--no_normalize"]).margin == 0.7
+    )
     encoder = _command("--encoder", "vgg")
     assert encoder.returncode != 0
-    assert all(name in encoder.stdout + encoder.stderr for name in train.ENCODERS)
+    assert all(name in encoder.stdout + encoder.stderr for name in options.ENCODERS)
 
 
 def test_errors_are_one_line(tmp_path):

@@ -426,13 +426,15 @@ def fit(
                 free=free,
             )
         )
+        if resume:
+            folder.write_config(where, record)
         saved = stack.enter_context(
             checkpoints.open_checkpoints(where / "checkpoints", keep=keep, best_by=BEST_BY)
         )
         start = saved.latest_step() or 0
         events = stack.enter_context(folder.open_events(where, start)) if stored else None
         stop = stack.enter_context(interruption())
-        show = _Progress(where, data, steps, start, shown=progress)
+        show = _Progress(where, data, steps, start, shown=progress, resumed=resume)
         state = first = parts.init(seed)
         if start:
             state = checkpoints.restore(saved, start, jax.device_get(state))
@@ -606,13 +608,16 @@ def _placed(
 class _Progress:
     """A progress bar on a terminal, and a line at each validation elsewhere."""
 
-    def __init__(self, where: Path, data: Dataset, steps: int, start: int, *, shown: bool):
+    def __init__(
+        self, where: Path, data: Dataset, steps: int, start: int, *, shown: bool, resumed: bool
+    ):
         self.shown, self.steps, self.bar = shown, steps, None
         if not shown:
             return
         print(f"{where}: {data.name}, {len(data.train.classes):,} training images, {steps:,} steps")
-        if start:
-            print(f"{where} goes on from step {start:,}")
+        if start or resumed:
+            without = "" if start else ", as there is no good checkpoint"
+            print(f"{where} goes on from step {start:,}{without}")
         if sys.stderr.isatty():
             with contextlib.suppress(ImportError):
                 from tqdm import tqdm

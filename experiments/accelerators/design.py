@@ -192,9 +192,8 @@ def _sum_over_devices(devices: int, words: int) -> dict[str, tuple[int, int]]:
 
 def _parameters(encoder: Encoder, image: Image) -> int:
     """Entries of the parameters of an encoder, which are float32."""
-    return sum(
-        math.prod(one.shape) for one in jax.tree.leaves(abstract_network(encoder, image).weights)
-    )
+    weights = abstract_network(encoder, image).weights
+    return sum(math.prod(one.shape) for one in jax.tree.leaves(weights))
 
 
 def _training_memory(encoder: Encoder, image: Image, images: int) -> int:
