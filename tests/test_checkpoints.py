@@ -10,12 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from contrastive_jax import checkpoints, training
+from contrastive_jax import train
+from contrastive_jax.train import checkpoints
 
 
 def _state(scale, width=3):
     params = {"w": np.full((2, width), scale, np.float32), "b": np.full(width, scale, np.float32)}
-    return jax.device_get(training.init_state(params, optax.adam(1e-3)))
+    encoder = train.network((lambda params, images: images @ params["w"], params))
+    return jax.device_get(train.init_state(encoder, optax.adam(1e-3)))
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path):
@@ -39,7 +41,7 @@ def test_the_last_few_and_the_best_are_kept(tmp_path):
         assert saved.best_step() == 20
         assert saved.latest_step() == 50
         np.testing.assert_array_equal(
-            checkpoints.restore(saved, 20, _state(0.0)).params["w"], np.full((2, 3), 20)
+            checkpoints.restore(saved, 20, _state(0.0)).params.encoder["w"], np.full((2, 3), 20)
         )
 
 

@@ -51,7 +51,6 @@ MODULES = {
     "contrastive_jax.data.images": "contrastive_jax.data.images needs PIL: [train]",
     "contrastive_jax.plane_plots": "contrastive_jax.plots needs matplotlib: [plots]",
     "contrastive_jax.plots": "contrastive_jax.plots needs matplotlib: [plots]",
-    "contrastive_jax.runs": "contrastive_jax.runs needs tensorboardX: [train]",
     "experiments.benchmarks.ablation": "experiments.benchmarks.ablation needs torch: [bench]",
     "experiments.benchmarks.all_pairs": "experiments.benchmarks.all_pairs needs psutil: [bench]",
     "experiments.benchmarks.gpu": "experiments.benchmarks.gpu needs torch: [bench]",

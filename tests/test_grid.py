@@ -4,15 +4,18 @@ import optax
 import pytest
 from flax import nnx
 
-from contrastive_jax import grid as grids
-from contrastive_jax import training
+from contrastive_jax import train
 from contrastive_jax.data import index_by_class
-from contrastive_jax.encoders import ConvNet
-from contrastive_jax.parallel import parallel
+from contrastive_jax.models import ConvNet
+from contrastive_jax.train import grid as grids
+from contrastive_jax.train import objectives, parallel
 
 SHAPE = (8, 8, 1)
 RATES = (1e-3, 3e-3, 1e-3, 1e-2, 2e-3)
-NUMBERS = [training.Numbers(0.4 + 0.2 * k, k % 3, 0.5) for k in range(len(RATES))]
+HYPERPARAMETERS = [
+    train.Hyperparameters(k % 3, {"margin": 0.4 + 0.2 * k, "similar_fraction": 0.5})
+    for k in range(len(RATES))
+]
 
 
 class Setup:
@@ -22,40 +25,46 @@ class Setup:
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (40, *SHAPE), dtype=np.uint8)
         classes = np.arange(40) % 4
-        self.source = training.Source(images, classes, index_by_class(classes))
-        self.encode, _ = training.split_encoder(self.encoder(0))
-        tunable = optax.inject_hyperparams(training.make_optimizer, ("steps", "warmup_steps"))
+        self.source = train.Source(images, classes, index_by_class(classes))
+        tunable = optax.inject_hyperparams(train.make_optimizer, ("steps", "warmup_steps"))
         self.optimizer = tunable(1e-3, 8, warmup_steps=1, weight_decay=0.1)
-        pair_step = training.make_pair_step(self.encode, self.optimizer, group=2)
-        drawn = training.make_drawn_step(pair_step, 8)
+        objective = objectives.pairs(group=2)
+        pair_step = train.make_step(self.encoder(0), self.optimizer, objective)
+        drawn = train.draws_pairs(pair_step, 8)
         self.traced = 0
 
-        def step(state, source, numbers):
+        def step(state, source, hyperparameters):
             self.traced += 1
-            return drawn(state, source, numbers)
+            return drawn(state, source, hyperparameters)
 
         self.step = step
 
     def encoder(self, seed):
-        return ConvNet(SHAPE, 4, channels=(4, 6), hidden=8, rngs=nnx.Rngs(seed))
+        return train.network(ConvNet(SHAPE, 4, channels=(4, 6), hidden=8, rngs=nnx.Rngs(seed)))
 
     def init(self, cell, rates=RATES):
-        params = training.split_encoder(self.encoder(int(NUMBERS[cell].seed)))[1]
-        state = training.init_state(params, self.optimizer)
+        encoder = self.encoder(int(HYPERPARAMETERS[cell].seed))
+        state = train.init_state(encoder, self.optimizer)
         tuned = optax.tree.set(state.opt_state, learning_rate=np.float32(rates[cell]))
         return state._replace(opt_state=tuned)
 
     def grid(self, strategy, **options):
         return grids.make_grid(
-            self.step, self.init(0), self.source, NUMBERS[0], strategy, **options
+            self.step, self.init(0), self.source, HYPERPARAMETERS[0], strategy, **options
         )
 
-    def train(self, grid, init=None, numbers=NUMBERS, start=0, steps=6, window=4):
+    def train(self, grid, init=None, hyperparameters=HYPERPARAMETERS, start=0, steps=6, window=4):
         """The last states by cell, the metrics of all steps by cell, and where cells diverged."""
         states, metrics, diverged = {}, {}, {}
         source = jax.device_put(self.source, grid.shared)
         for one in grids.train_grid(
-            grid, init or self.init, source, numbers, start=start, steps=steps, window=window
+            grid,
+            init or self.init,
+            source,
+            hyperparameters,
+            start=start,
+            steps=steps,
+            window=window,
         ):
             for place, cell in enumerate(one.cells):
                 states[cell] = one.state(place)
@@ -113,14 +122,16 @@ def test_strategies_give_the_same_numbers(setup, one_after_another, strategy, op
 def test_cells_are_single_runs(setup, one_after_another):
     placed = parallel(setup.step, "shard_map", jax.devices()[:1])
     cell = 3
-    state, source, numbers = placed.replicate((setup.init(cell), setup.source, NUMBERS[cell]))
-    ((state, records),) = training.train(
-        lambda state: placed.step(state, source, numbers),
+    state, source, hyperparameters = placed.replicate(
+        (setup.init(cell), setup.source, HYPERPARAMETERS[cell])
+    )
+    ((state, records),) = train.windows(
+        lambda state: placed.step(state, source, hyperparameters),
         state,
         start=0,
         steps=6,
         window=6,
-        batch_size=8,
+        pairs_per_step=8,
     )
     states, metrics, _ = one_after_another
     losses = [record["loss"] for record in records]
@@ -140,7 +151,12 @@ def test_numbers_never_compile_again():
     once = setup.traced
     assert once >= 1
     setup.train(grid)
-    setup.train(grid, numbers=[n._replace(margin=9.0, similar_fraction=0.25) for n in NUMBERS])
+    setup.train(
+        grid,
+        hyperparameters=[
+            n._replace(loss={"margin": 9.0, "similar_fraction": 0.25}) for n in HYPERPARAMETERS
+        ],
+    )
     assert setup.traced == once
 
 
@@ -174,7 +190,7 @@ def test_a_chunk_of_which_all_diverged_is_not_trained_on(setup):
             grid,
             lambda cell: setup.init(cell, [np.nan, 1e-3, *RATES[2:]]),
             jax.device_put(setup.source, grid.shared),
-            NUMBERS[:2],
+            HYPERPARAMETERS[:2],
             steps=6,
             window=2,
         )
@@ -205,14 +221,14 @@ def test_chunks_fit_and_are_alike():
         tried.append(cells)
         return grids.Grid("vmap", cells, 1, 100 + 10 * cells, None, None, None)
 
-    assert grids.fit_grid(make, 32, 1, 1000).cells == 32
+    assert grids.largest_grid(make, 32, 1, 1000).cells == 32
     assert tried == [32]
     # At most 20 fit, and two calls of 16 are as many as one of 20 and one of 12.
-    assert grids.fit_grid(make, 32, 1, 300).cells == 16
-    assert grids.fit_grid(make, 30, 4, 300).cells == 16
-    assert grids.fit_grid(make, 3, 4, 1000).cells == 4
+    assert grids.largest_grid(make, 32, 1, 300).cells == 16
+    assert grids.largest_grid(make, 30, 4, 300).cells == 16
+    assert grids.largest_grid(make, 3, 4, 1000).cells == 4
     with pytest.raises(MemoryError, match=r"training 4 cells at once takes 140 .* on each device"):
-        grids.fit_grid(
+        grids.largest_grid(
             lambda cells: make(cells)._replace(bytes=(100 + 10 * cells) * 2**20), 8, 4, 100 * 2**20
         )
 
@@ -221,7 +237,7 @@ def test_the_rate_is_of_steps_and_leaves_the_states_alone(setup):
     grid = setup.grid("vmap", cells=2)
     states = [setup.init(0), setup.init(1)]
     source = jax.device_put(setup.source, grid.shared)
-    assert grids.time_grid(grid, states.__getitem__, source, NUMBERS) > 0
+    assert grids.time_grid(grid, states.__getitem__, source, HYPERPARAMETERS) > 0
     assert [int(state.step) for state in states] == [0, 0]
 
 
@@ -246,4 +262,4 @@ def test_errors_of_a_grid(setup, strategy, options, words):
 def test_windows_are_whole_calls(setup):
     grid = setup.grid("sequential", steps_per_call=2)
     with pytest.raises(ValueError, match="window must be a multiple of steps_per_call, got 3 and"):
-        next(grids.train_grid(grid, setup.init, setup.source, NUMBERS, steps=4, window=3))
+        next(grids.train_grid(grid, setup.init, setup.source, HYPERPARAMETERS, steps=4, window=3))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from contrastive_jax.training import AXIS
+from contrastive_jax.train import AXIS
 from experiments.accelerators.compile_for import REPLICATED, SHARDED, compile_for, placed
 from experiments.accelerators.hlo import Collective, collectives, dtypes, host_calls, size
 

@@ -1,4 +1,4 @@
-"""Every loss that the command knows by name trains, its parameters too."""
+"""Every loss that has a name trains, its parameters too."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from contrastive_jax import memory, training
-from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss_step
-from contrastive_jax.parallel import parallel
-from experiments import loss_table
+from contrastive_jax import memory, train
+from contrastive_jax.train import loss_table, parallel
 
 WIDTH, CLASSES, BATCH = 8, 4, 16
 
@@ -21,7 +19,7 @@ def _batch():
     signal = np.eye(CLASSES)[classes]
     noise = rng.standard_normal((BATCH, 8)) * 1.5
     images = np.concatenate([signal, noise], axis=1).astype(np.float32)
-    return training.Batch(images[:, None, :, None], classes)
+    return train.Batch(images[:, None, :, None], classes)
 
 
 def _encode(params, images):
@@ -30,26 +28,27 @@ def _encode(params, images):
 
 
 def _trained(name, steps, devices=1, remembered=0):
-    built = loss_table.build(name, {}, classes=CLASSES, width=WIDTH, seed=0)
-    optimizer = make_learned_optimizer(optax.adam(0.03), optax.adam(0.03))
+    objective = train.objective(name)
+    optimizer = train.with_loss(optax.adam(0.03), optax.adam(0.03))
     w = np.random.default_rng(1).standard_normal((12, WIDTH)).astype(np.float32)
-    state = training.init_state(Learned({"w": jnp.asarray(w)}, built.params), optimizer)
-    if remembered:
-        state = state._replace(memory=memory.empty(remembered, WIDTH))
-    step = make_loss_step(_encode, optimizer, built.value_of, distance=built.distance)
+    encoder = train.network((_encode, {"w": jnp.asarray(w)}))
+    params = objective.init(CLASSES, WIDTH, 0)
+    bank = memory.empty(remembered, WIDTH) if remembered else ()
+    state = train.init_state(encoder, optimizer, params, memory=bank)
+    step = train.make_step(encoder, optimizer, objective)
     placed = parallel(step, "shard_map", jax.devices()[:devices], sharded=(1,))
-    numbers = placed.replicate(training.Numbers(1.0, 0, 0.3, built.options))
+    hyperparameters = placed.replicate(train.Hyperparameters(0, dict(objective.hyperparameters)))
     batch, state = placed.shard(_batch()), placed.replicate(state)
     records = []
     for _ in range(steps):
-        state, metrics = placed.step(state, batch, numbers)
+        state, metrics = placed.step(state, batch, hyperparameters)
         records.append({key: float(value) for key, value in metrics.items()})
-    # Numbers of the loss are data: others compile nothing.
-    others = numbers._replace(options=jax.tree.map(lambda number: 0.9 * number, numbers.options))
+    # Other hyperparameters compile nothing.
+    others = hyperparameters._replace(loss=jax.tree.map(lambda x: 0.9 * x, hyperparameters.loss))
     trained = placed.fetch(state)
     placed.step(state, batch, others)
     assert placed.step._cache_size() == 1
-    return built, trained, records
+    return params, trained, records
 
 
 # One loss of each type, and of each way in which the table makes its parameters.
@@ -78,7 +77,7 @@ QUICK = {
 def test_every_loss_trains(name):
     # Embeddings follow proxies only as fast as these move.
     steps = 400 if name in loss_table.PROXIES else 25
-    built, state, records = _trained(name, steps)
+    params, state, records = _trained(name, steps)
     assert all(np.isfinite(list(record.values())).all() for record in records)
     assert records[-1]["loss"] < records[0]["loss"]
     first, last = (
@@ -87,7 +86,7 @@ def test_every_loss_trains(name):
     )
     assert last < 0.9 * first
     for before, after in zip(
-        jax.tree.leaves(built.params), jax.tree.leaves(state.params.loss), strict=True
+        jax.tree.leaves(params), jax.tree.leaves(state.params.loss), strict=True
     ):
         assert np.isfinite(after).all()
         assert not np.array_equal(before, after)
@@ -96,15 +95,16 @@ def test_every_loss_trains(name):
 @pytest.mark.parametrize("name", sorted({*loss_table.NAMES} - QUICK))
 def test_every_loss_has_a_value(name):
     """Traced alone, which takes the loss of the table apart but compiles nothing."""
-    built = loss_table.build(name, {}, classes=CLASSES, width=WIDTH, seed=0)
-    classes = _batch().classes
+    objective = train.objective(name)
+    batch = _batch()
 
     def value(params, x, options):
-        return built.value_of(x, classes, params, None, options)
+        return objective.value(x, batch, params, None, options)[0]
 
-    mapped = jax.vmap(value, (None, 0, None), axis_name=training.AXIS)
+    mapped = jax.vmap(value, (None, 0, None), axis_name=train.AXIS)
     x = jax.ShapeDtypeStruct((1, BATCH, WIDTH), "float32")
-    shaped = jax.eval_shape(mapped, built.params, x, built.options)
+    params = objective.init(CLASSES, WIDTH, 0)
+    shaped = jax.eval_shape(mapped, params, x, dict(objective.hyperparameters))
     assert (shaped.shape, shaped.dtype) == ((1,), np.float32)
 
 

@@ -18,19 +18,20 @@ from contrastive_jax import (
     anchor_loss,
     anchor_statistics,
     distances,
-    encoders,
     losses,
     memory,
     mining,
+    models,
     pair_loss,
     proxy_loss,
     regularizers,
     statistics,
-    training,
+    train,
 )
 from contrastive_jax.data import augment, draw_balanced, draw_pairs, index_by_class
 from contrastive_jax.evaluation.summary import drawn_distances
-from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss_step
+from contrastive_jax.train import objectives
+from contrastive_jax.train.objectives import Objective
 
 ROWS, SIZE, TILE = 16, 6, 8
 RNG = np.random.default_rng(0)
@@ -247,49 +248,48 @@ def test_half_precision(dtype):
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("make", [encoders.MLP, encoders.ConvNet, encoders.DrLIM])
+@pytest.mark.parametrize("make", [models.MLP, models.ConvNet, models.DrLIM])
 def test_encoders(make):
-    encode, params = training.split_encoder(make((12, 12, 1), SIZE, rngs=nnx.Rngs(0)))
-    jax.eval_shape(jax.grad(lambda params: jnp.sum(encode(params, IMAGES))), params)
+    encoder = train.network(make((12, 12, 1), SIZE, rngs=nnx.Rngs(0)))
+    total = jax.grad(lambda weights: jnp.sum(encoder.encode(weights, IMAGES)))
+    jax.eval_shape(total, encoder.weights)
 
 
 @pytest.mark.usefixtures("strict")
 def test_training_steps():
     """Of given pairs, of all pairs, and of a loss with parameters and a memory of its own."""
-    made = encoders.ConvNet((12, 12, 1), SIZE, rngs=nnx.Rngs(0))
-    encode, params = training.split_encoder(made)
-    numbers = training.Numbers(margin=0.5, seed=0, options={"temperature": 0.1})
-    source = training.Source(IMAGES, CLASSES, INDEX)
+    encoder = train.network(models.ConvNet((12, 12, 1), SIZE, rngs=nnx.Rngs(0)))
+    source = train.Source(IMAGES, CLASSES, INDEX)
     # Optax's own Adam takes a float to the power of an integer, which strict dtypes forbid.
     optimizer = optax.sgd(0.1)
-    state = training.init_state(params, optimizer)
+    state = train.init_state(encoder, optimizer)
 
-    def value_of(x, classes, proxies, references, options):
+    def value(x, batch, proxies, references, options):
         if references is None:
-            return proxy_loss(
-                x, classes, proxies, loss=losses.soft_triple(), axis_name=training.AXIS
-            )
-        loss = losses.ntxent(options["temperature"])
-        return anchor_loss(x, classes, *references, loss=loss, axis_name=training.AXIS)
+            return of_proxies.value(x, batch, proxies, None, {})
+        return of_anchors.value(x, batch, (), references, options)
 
-    both = make_learned_optimizer(optimizer, optimizer)
-    learned = training.init_state(Learned(params, jnp.asarray(PROXIES)), both)
-    learned = learned._replace(memory=memory.empty(32, SIZE))
+    of_proxies = objectives.proxies(losses.soft_triple, centers=2)
+    of_anchors = objectives.anchors(losses.ntxent, temperature=0.1)
+    both = train.with_loss(optimizer, optimizer)
+    bank = memory.empty(32, SIZE)
+    learned = train.init_state(encoder, both, jnp.asarray(PROXIES), memory=bank)
     options = {"augment": augment.shift, "microbatches": 2}
+    aged = options | {"max_age": 3}
     steps = [
-        (training.make_pair_step(encode, optimizer, group=2, **options), "pairs", state),
-        (training.make_all_pairs_step(encode, optimizer, **options), "batch", state),
-        (make_loss_step(encode, both, value_of, max_age=3, **options), "batch", learned),
+        (optimizer, objectives.pairs(group=2, margin=0.5), options, state),
+        (optimizer, objectives.all_pairs(margin=0.5), options, state),
+        (both, Objective(value, distances.cosine, {"temperature": 0.1}), aged, learned),
     ]
-    for step, kind, before in steps:
+    for optimizer, objective, options, before in steps:
+        step = train.make_step(encoder, optimizer, objective, **options)
         drawn = (
-            training.make_drawn_step(step, 8)
-            if kind == "pairs"
-            else training.make_balanced_step(step, 4, 2)
+            train.draws_pairs(step, 8) if objective.separable else train.draws_classes(step, 4, 2)
         )
+        hyperparameters = train.Hyperparameters(0, dict(objective.hyperparameters))
         one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], before)
-        mapped = jax.vmap(drawn, (0, None, None), axis_name=training.AXIS)
-        jax.eval_shape(mapped, one, source, numbers)
+        mapped = jax.vmap(drawn, (0, None, None), axis_name=train.AXIS)
+        jax.eval_shape(mapped, one, source, hyperparameters)
 
 
 @pytest.mark.usefixtures("strict")

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from contrastive_jax import data, distances, grid, training
+from contrastive_jax import data, distances, models, train
 from contrastive_jax.evaluation.intervals import bootstrap_interval
 from contrastive_jax.evaluation.summary import drawn_distances, summarize
 from contrastive_jax.evaluation.verification import kfold_accuracy
-from contrastive_jax.parallel import parallel
-from experiments import loss_table
+from contrastive_jax.train import grid, parallel
 
 
 def _takers_of_seeds():
@@ -19,16 +18,16 @@ def _takers_of_seeds():
     points = np.random.default_rng(0).normal(size=(12, 2))
     images = np.zeros((12, 8, 8, 1), np.uint8)
     sets = (points, classes, points, classes)
-    placed = parallel(lambda state, numbers: (state, {}), "shard_map", jax.devices()[:1])
-    step = training.make_drawn_step(lambda state, pairs, numbers: (state, {}), 4)
-    state = training.TrainState(jnp.zeros((), jnp.int32), (), ())
-    source = training.Source(images, classes, data.index_by_class(classes))
+    placed = parallel(lambda state, hyperparameters: (state, {}), "shard_map", jax.devices()[:1])
+    step = train.draws_pairs(lambda state, pairs, hyperparameters: (state, {}), 4)
+    state = train.TrainState(jnp.zeros((), jnp.int32), (), ())
+    source = train.Source(images, classes, data.index_by_class(classes))
 
     def stepped(seed):
         mapped = jax.vmap(
-            lambda state: step(state, source, training.Numbers(1.0, seed)),
+            lambda state: step(state, source, train.Hyperparameters(seed)),
             in_axes=None,
-            axis_name=training.AXIS,
+            axis_name=train.AXIS,
             axis_size=1,
         )
         return jax.eval_shape(mapped, state)
@@ -47,10 +46,11 @@ def _takers_of_seeds():
         ),
         "a step": stepped,
         "train_grid": lambda seed: next(
-            grid.train_grid(None, None, None, [training.Numbers(1.0, seed)], steps=1, window=1)
+            grid.train_grid(None, None, None, [train.Hyperparameters(seed)], steps=1, window=1)
         ),
-        "a loss": lambda seed: loss_table.build("arcface", {}, classes=2, width=2, seed=seed),
-        "parallel": lambda seed: placed.replicate(training.Numbers(1.0, seed)),
+        "network": lambda seed: train.network(models.MLP, (8, 8, 1), seed),
+        "a loss": lambda seed: train.objective("arcface").init(2, 2, seed),
+        "parallel": lambda seed: placed.replicate(train.Hyperparameters(seed)),
     }
 
 

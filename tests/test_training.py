@@ -11,14 +11,14 @@ import pytest
 from flax import nnx
 from sklearn.datasets import load_digits
 
-from contrastive_jax import losses, training
+from contrastive_jax import losses, train
 from contrastive_jax.data import draw_balanced, draw_pairs, index_by_class
 from contrastive_jax.data.augment import flip, shift
-from contrastive_jax.encoders import MLP, DrLIM
-from contrastive_jax.parallel import parallel
+from contrastive_jax.models import MLP, DrLIM
+from contrastive_jax.train import objectives, parallel
 
 BATCH = 32
-NUMBERS = training.Numbers(margin=1.2, seed=3)
+HYPERPARAMETERS = train.Hyperparameters(3, {"margin": 1.2})
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +26,24 @@ def source():
     digits = load_digits()
     images = np.round(digits.images[:200, ..., None] * 255 / 16).astype(np.uint8)
     classes = digits.target[:200].astype(np.int32)
-    return training.Source(images, classes, index_by_class(classes))
+    return train.Source(images, classes, index_by_class(classes))
 
 
 @pytest.fixture(scope="module")
 def model():
     # Smooth: where a ReLU meets its kink, rounding decides between two gradients, and the order of
     # a sum over devices shows in the third digit.
-    encoder = DrLIM((8, 8, 1), 16, normalize=True, rngs=nnx.Rngs(0))
-    encode, params = training.split_encoder(encoder)
-    optimizer = training.make_optimizer(2e-3, steps=1500, warmup_steps=30, weight_decay=0.1)
-    return encode, optimizer, training.init_state(params, optimizer)
+    encoder = train.network(DrLIM((8, 8, 1), 16, normalize=True, rngs=nnx.Rngs(0)))
+    optimizer = train.make_optimizer(2e-3, steps=1500, warmup_steps=30, weight_decay=0.1)
+    return encoder, optimizer, train.init_state(encoder, optimizer)
 
 
 def _run(step, state, source, *, strategy="shard_map", devices=1, calls=20):
     placed = parallel(step, strategy, jax.devices()[:devices])
-    state, source, numbers = (placed.replicate(x) for x in (state, source, NUMBERS))
+    state, source, hyperparameters = (placed.replicate(x) for x in (state, source, HYPERPARAMETERS))
     losses = []
     for _ in range(calls):
-        state, metrics = placed.step(state, source, numbers)
+        state, metrics = placed.step(state, source, hyperparameters)
         losses.append(np.atleast_1d(metrics["loss"]))
     return np.concatenate(losses), placed.fetch(state)
 
@@ -55,25 +54,27 @@ def _assert_close(got, want, tolerance=1e-5):
     )
 
 
+def _linear(weights):
+    def encode(params, images):
+        return (images.reshape(len(images), -1) / 255.0) @ params["w"]
+
+    return train.network((encode, {"w": jnp.asarray(weights, jnp.float32)}))
+
+
 def test_a_step_is_the_formula_and_adam_written_out(source):
     """One step of a linear encoder against float64 NumPy."""
     generator = np.random.default_rng(1)
     weights = generator.normal(size=(64, 3))
     rate, margin = 0.01, 4.0
-    optimizer = training.make_optimizer(rate, steps=10, warmup_steps=0, clip_norm=1e9)
-    state = training.init_state({"w": jnp.asarray(weights, jnp.float32)}, optimizer)
-
-    def encode(params, images):
-        return (images.reshape(len(images), -1) / 255.0) @ params["w"]
-
-    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
-    numbers = training.Numbers(margin=margin, seed=5)
+    optimizer = train.make_optimizer(rate, steps=10, warmup_steps=0, clip_norm=1e9)
+    encoder = _linear(weights)
+    state = train.init_state(encoder, optimizer)
+    step = train.draws_pairs(train.make_step(encoder, optimizer, objectives.pairs()), BATCH)
+    hyperparameters = train.Hyperparameters(5, {"margin": margin})
     placed = parallel(step, "shard_map", jax.devices()[:1])
-    new, metrics = placed.step(*(placed.replicate(x) for x in (state, source, numbers)))
+    new, metrics = placed.step(*(placed.replicate(x) for x in (state, source, hyperparameters)))
 
-    i, j, labels = draw_pairs(
-        jax.random.fold_in(jax.random.key(5), 0), source.by_class, BATCH, numbers.similar_fraction
-    )
+    i, j, labels = draw_pairs(jax.random.fold_in(jax.random.key(5), 0), source.by_class, BATCH, 0.5)
     flat = np.asarray(source.images, np.float64).reshape(200, -1) / 255
     difference = flat[np.asarray(i)] - flat[np.asarray(j)]
     labels = np.asarray(labels)
@@ -93,15 +94,17 @@ def test_a_step_is_the_formula_and_adam_written_out(source):
         metrics["dissimilar_distance"], distance[labels == 1].mean(), rtol=1e-5
     )
     np.testing.assert_allclose(metrics["active_fraction"], (hinge[labels == 1] > 0).mean())
-    np.testing.assert_allclose(placed.fetch(new).params["w"], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        placed.fetch(new).params.encoder["w"], expected, rtol=1e-4, atol=1e-6
+    )
     assert placed.fetch(new).step == 1
 
 
 @pytest.mark.parametrize("augment", [pytest.param(None, marks=pytest.mark.long), flip])
 def test_eight_devices_equal_one(source, model, augment):
-    encode, optimizer, state = model
-    step = training.make_drawn_step(
-        training.make_pair_step(encode, optimizer, augment=augment), BATCH
+    encoder, optimizer, state = model
+    step = train.draws_pairs(
+        train.make_step(encoder, optimizer, objectives.pairs(), augment=augment), BATCH
     )
     want = _run(step, state, source)
     assert want[0][-5:].mean() < want[0][:5].mean(), "it does not learn"
@@ -110,100 +113,109 @@ def test_eight_devices_equal_one(source, model, augment):
 
 
 def test_vmap_runs_the_same_step(source, model):
-    encode, optimizer, state = model
-    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
-    mapped = jax.jit(jax.vmap(step, in_axes=None, out_axes=0, axis_name=training.AXIS, axis_size=4))
+    encoder, optimizer, state = model
+    step = train.draws_pairs(train.make_step(encoder, optimizer, objectives.pairs()), BATCH)
+    mapped = jax.jit(jax.vmap(step, in_axes=None, out_axes=0, axis_name=train.AXIS, axis_size=4))
     values = []
     for _ in range(20):
-        states, metrics = mapped(state, source, NUMBERS)
+        states, metrics = mapped(state, source, HYPERPARAMETERS)
         state = jax.tree.map(lambda x: x[0], states)
         values.append(metrics["loss"][0])
     _assert_close((np.array(values), state), _run(step, model[2], source))
 
 
 def test_many_steps_to_a_call_equal_one_step_to_a_call(source, model):
-    encode, optimizer, state = model
-    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
+    encoder, optimizer, state = model
+    step = train.draws_pairs(train.make_step(encoder, optimizer, objectives.pairs()), BATCH)
     want = _run(step, state, source)
-    _assert_close(_run(training.repeated(step, 5), state, source, calls=4), want)
+    _assert_close(_run(train.repeated(step, 5), state, source, calls=4), want)
 
 
 def test_microbatches_equal_the_whole_batch(source, model):
-    encode, optimizer, state = model
-    make = partial(training.make_pair_step, encode, optimizer, augment=shift)
-    want = _run(training.make_drawn_step(make(), BATCH), state, source)
-    got = _run(training.make_drawn_step(make(microbatches=4), BATCH), state, source)
+    encoder, optimizer, state = model
+    make = partial(train.make_step, encoder, optimizer, objectives.pairs(), augment=shift)
+    want = _run(train.draws_pairs(make(), BATCH), state, source)
+    got = _run(train.draws_pairs(make(microbatches=4), BATCH), state, source)
     _assert_close(got, want)
-    with pytest.raises(ValueError, match="32 pairs, 3 microbatches and groups of 1"):
-        _run(training.make_drawn_step(make(microbatches=3), BATCH), state, source)
+    with pytest.raises(ValueError, match="32 pairs and 3 microbatches"):
+        _run(train.draws_pairs(make(microbatches=3), BATCH), state, source)
 
 
 def test_given_pairs_equal_drawn_ones(source, model):
-    encode, optimizer, state = model
-    pair_step = training.make_pair_step(encode, optimizer)
-    want = _run(training.make_drawn_step(pair_step, BATCH), state, source)
+    encoder, optimizer, state = model
+    pair_step = train.make_step(encoder, optimizer, objectives.pairs())
+    want = _run(train.draws_pairs(pair_step, BATCH), state, source)
     for strategy in ("pmap", "shard_map"):
         placed = parallel(pair_step, strategy, jax.devices(), sharded=(1,))
-        moved, numbers = placed.replicate(state), placed.replicate(NUMBERS)
+        moved, hyperparameters = placed.replicate(state), placed.replicate(HYPERPARAMETERS)
         values = []
         for step in range(20):
             i, j, labels = draw_pairs(
-                jax.random.fold_in(jax.random.key(NUMBERS.seed), step), source.by_class, BATCH, 0.5
+                jax.random.fold_in(jax.random.key(HYPERPARAMETERS.seed), step),
+                source.by_class,
+                BATCH,
+                0.5,
             )
             images = source.images
-            pairs = training.Pairs(images[i], images[j], labels)
-            moved, metrics = placed.step(moved, placed.shard(pairs), numbers)
+            pairs = train.Pairs(images[i], images[j], labels)
+            moved, metrics = placed.step(moved, placed.shard(pairs), hyperparameters)
             values.append(metrics["loss"])
         _assert_close((np.array(values), placed.fetch(moved)), want)
 
 
 def test_labels_alone_are_never_compared_across(model):
     """Refused when the step is traced, by every way to run it: nothing is compiled."""
-    encode, optimizer, state = model
+    encoder, optimizer, state = model
     images, zeros = np.zeros((8, 8, 8, 1), np.uint8), np.zeros(8, np.int32)
     labels = np.arange(8, dtype=np.int32) % 2
-    grouped = training.make_pair_step(encode, optimizer, group=4)
-    single = training.make_pair_step(encode, optimizer)
-    by_labels = training.Pairs(images, images, labels)
-    by_classes = training.Pairs(images, images, first_classes=zeros, second_classes=labels)
+    grouped = train.make_step(encoder, optimizer, objectives.pairs(group=4))
+    single = train.make_step(encoder, optimizer, objectives.pairs())
+    by_labels = train.Pairs(images, images, labels)
+    by_classes = train.Pairs(images, images, first_classes=zeros, second_classes=labels)
     refused = [
         (grouped, by_labels, "a group of 4 pairs .*: give first_classes and second_classes, or .*"),
         # Zeros and labels where classes were, as the positions of these fields once had it.
-        (grouped, training.Pairs(images, images, zeros, labels), "got labels and first_classes"),
-        (single, training.Pairs(images, images, zeros, labels), "got labels and first_classes"),
+        (grouped, train.Pairs(images, images, zeros, labels), "got labels and first_classes"),
+        (single, train.Pairs(images, images, zeros, labels), "got labels and first_classes"),
         (single, by_classes._replace(labels=labels), "got labels and first_classes and second"),
-        (single, training.Pairs(images, images), "either labels, .* got neither"),
+        (single, train.Pairs(images, images), "either labels, .* got neither"),
         (single, by_classes._replace(second_classes=None), "got first_classes"),
     ]
     for strategy in ("pmap", "shard_map"):
         for step, pairs, words in refused:
             placed = parallel(step, strategy, jax.devices()[:1], sharded=(1,))
-            arguments = placed.replicate(state), placed.shard(pairs), placed.replicate(NUMBERS)
+            arguments = (
+                placed.replicate(state),
+                placed.shard(pairs),
+                placed.replicate(HYPERPARAMETERS),
+            )
             with pytest.raises(ValueError, match=words):
                 placed.step.lower(*arguments)
-    one = jax.vmap(single, in_axes=None, out_axes=None, axis_name=training.AXIS, axis_size=1)
-    want = jax.eval_shape(one, state, by_classes, NUMBERS)
+    one = jax.vmap(single, in_axes=None, out_axes=None, axis_name=train.AXIS, axis_size=1)
+    want = jax.eval_shape(one, state, by_classes, HYPERPARAMETERS)
     # By leaves, as a tree of Flax 0.11 does not equal another.
-    assert jax.tree.flatten(jax.eval_shape(one, state, by_labels, NUMBERS)) == jax.tree.flatten(
-        want
-    )
+    assert jax.tree.flatten(
+        jax.eval_shape(one, state, by_labels, HYPERPARAMETERS)
+    ) == jax.tree.flatten(want)
 
 
 def test_another_margin_or_fraction_compiles_nothing(source, model):
-    encode, optimizer, state = model
+    encoder, optimizer, state = model
     traces = []
 
     def counted(distance, label, margin):
         traces.append(1)
         return losses.contrastive(distance, label, margin)
 
-    step = training.make_drawn_step(training.make_pair_step(encode, optimizer, loss=counted), BATCH)
+    step = train.draws_pairs(train.make_step(encoder, optimizer, objectives.pairs(counted)), BATCH)
     placed = parallel(step, "shard_map", jax.devices()[:1])
     state, data = placed.replicate(state), placed.replicate(source)
     seen = []
     for k in range(10):
-        numbers = placed.replicate(training.Numbers(0.1 + 0.1 * k, k, 0.1 + 0.05 * k))
-        state, metrics = placed.step(state, data, numbers)
+        hyperparameters = placed.replicate(
+            train.Hyperparameters(k, {"margin": 0.1 + 0.1 * k, "similar_fraction": 0.1 + 0.05 * k})
+        )
+        state, metrics = placed.step(state, data, hyperparameters)
         seen.append(float(metrics["loss"]))
         if k == 0:
             traced = len(traces)
@@ -212,19 +224,19 @@ def test_another_margin_or_fraction_compiles_nothing(source, model):
 
 
 def test_no_implicit_transfer_in_the_loop(source, model):
-    encode, optimizer, state = model
-    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
+    encoder, optimizer, state = model
+    step = train.draws_pairs(train.make_step(encoder, optimizer, objectives.pairs()), BATCH)
     for strategy in ("pmap", "shard_map"):
         placed = parallel(step, strategy, jax.devices()[:2])
-        arguments = [placed.replicate(x) for x in (state, source, NUMBERS)]
+        arguments = [placed.replicate(x) for x in (state, source, HYPERPARAMETERS)]
         with jax.transfer_guard("disallow"):
             moved, _ = placed.step(*arguments)
             placed.step(moved, *arguments[1:])
 
 
 def test_a_batch_that_does_not_divide_is_refused(source, model):
-    encode, optimizer, state = model
-    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), 12)
+    encoder, optimizer, state = model
+    step = train.draws_pairs(train.make_step(encoder, optimizer, objectives.pairs()), 12)
     with pytest.raises(ValueError, match="got 12 pairs for 8 devices"):
         _run(step, state, source, devices=8, calls=1)
 
@@ -235,8 +247,8 @@ def test_an_unknown_strategy_is_refused():
 
 
 def test_value_checks_in_the_step_name_what_is_wrong(source, model):
-    encode, optimizer, state = model
-    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
+    encoder, optimizer, state = model
+    step = train.draws_pairs(train.make_step(encoder, optimizer, objectives.pairs()), BATCH)
     strategies = ["pmap", "shard_map"]
     if jax.__version_info__ < (0, 8):
         strategies.remove("pmap")
@@ -245,25 +257,15 @@ def test_value_checks_in_the_step_name_what_is_wrong(source, model):
     for strategy in strategies:
         placed = parallel(step, strategy, jax.devices()[:2], check_values=True)
         data = placed.replicate(source)
-        good, _ = placed.step(placed.replicate(state), data, placed.replicate(NUMBERS))
+        good, _ = placed.step(placed.replicate(state), data, placed.replicate(HYPERPARAMETERS))
         _assert_close(placed.fetch(good), _run(step, state, source, calls=1)[1])
         with pytest.raises(ValueError, match=r"margin must be above 0 and finite, got -1"):
-            placed.step(good, data, placed.replicate(NUMBERS._replace(margin=-1.0)))
+            placed.step(
+                good, data, placed.replicate(HYPERPARAMETERS._replace(loss={"margin": -1.0}))
+            )
         broken = state._replace(params=jax.tree.map(lambda p: p * np.nan, state.params))
         with pytest.raises(ValueError, match="a must be finite, got nan in row 0"):
-            placed.step(placed.replicate(broken), data, placed.replicate(NUMBERS))
-
-
-def test_split_encoder_refuses_batch_statistics_and_dropout():
-    class Normed(nnx.Module):
-        def __init__(self, rngs):
-            self.norm = nnx.BatchNorm(4, rngs=rngs)
-
-        def __call__(self, x):
-            return self.norm(x)
-
-    with pytest.raises(ValueError, match="Normed holds variables other than parameters: BatchStat"):
-        training.split_encoder(Normed(nnx.Rngs(0)))
+            placed.step(placed.replicate(broken), data, placed.replicate(HYPERPARAMETERS))
 
 
 def _rate_at(optimizer, step):
@@ -275,7 +277,7 @@ def _rate_at(optimizer, step):
 
 
 def test_learning_rate_warms_up_and_decays_to_zero():
-    optimizer = training.make_optimizer(0.5, steps=20, warmup_steps=10)
+    optimizer = train.make_optimizer(0.5, steps=20, warmup_steps=10)
     # A constant gradient makes every step of Adam as long as the rate.
     np.testing.assert_allclose(_rate_at(optimizer, 0), 0, atol=1e-6)
     np.testing.assert_allclose(_rate_at(optimizer, 5), 0.25, rtol=1e-3)
@@ -283,11 +285,11 @@ def test_learning_rate_warms_up_and_decays_to_zero():
     np.testing.assert_allclose(_rate_at(optimizer, 15), 0.25, rtol=1e-3)
     np.testing.assert_allclose(_rate_at(optimizer, 20), 0, atol=1e-6)
     with pytest.raises(ValueError, match="got 20 of 20"):
-        training.make_optimizer(0.5, steps=20, warmup_steps=20)
+        train.make_optimizer(0.5, steps=20, warmup_steps=20)
 
 
 def test_weight_decay_leaves_biases_alone_and_clipping_bounds_the_gradient():
-    optimizer = training.make_optimizer(0.5, steps=20, weight_decay=0.1)
+    optimizer = train.make_optimizer(0.5, steps=20, weight_decay=0.1)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     nothing = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(nothing, optimizer.init(params), params)
@@ -314,14 +316,14 @@ def _fake_advance(nan_at=None, per_call=1):
     [(0, 10, 4, 1, [4, 8, 10]), (5, 10, 4, 1, [8, 10]), (0, 8, 4, 2, [4, 8]), (10, 10, 4, 1, [])],
 )
 def test_windows_and_records(start, steps, window, per_call, ends):
-    loop = training.train(
+    loop = train.windows(
         _fake_advance(per_call=per_call),
         start,
         start=start,
         steps=steps,
         window=window,
         steps_per_call=per_call,
-        batch_size=7,
+        pairs_per_step=7,
     )
     states, records = [], []
     for state, window_records in loop:
@@ -335,15 +337,15 @@ def test_windows_and_records(start, steps, window, per_call, ends):
 
 
 def test_nan_stops_the_loop_and_names_the_step():
-    loop = training.train(_fake_advance(nan_at=7), 0, start=0, steps=12, window=4, batch_size=1)
+    loop = train.windows(_fake_advance(nan_at=7), 0, start=0, steps=12, window=4, pairs_per_step=1)
     assert next(loop)[0] == 4
     with pytest.raises(FloatingPointError, match="step 7: loss nan"):
         next(loop)
 
 
 def test_windows_must_be_whole_calls():
-    loop = training.train(
-        _fake_advance(), 0, start=0, steps=12, window=5, steps_per_call=2, batch_size=1
+    loop = train.windows(
+        _fake_advance(), 0, start=0, steps=12, window=5, steps_per_call=2, pairs_per_step=1
     )
     with pytest.raises(
         ValueError, match="window must be a multiple of steps_per_call, got 5 and 2"
@@ -353,22 +355,22 @@ def test_windows_must_be_whole_calls():
 
 def test_inverted_labels_are_warned_of():
     with pytest.warns(UserWarning, match="are the labels inverted"):
-        training.warn_inverted(1.5, 0.5)
+        train.warn_inverted(1.5, 0.5)
 
 
 def test_embed_pads_the_last_batch_and_keeps_the_order():
     images = np.arange(7 * 4, dtype=np.uint8).reshape(7, 2, 2, 1)
     module = MLP((2, 2, 1), 3, rngs=nnx.Rngs(0))
-    encode, params = training.split_encoder(module)
+    encoder = train.network(module)
     for batch_size in (1, 3, 7, 100):
         np.testing.assert_allclose(
-            training.embed(encode, params, images, batch_size=batch_size),
+            train.embed(encoder.encode, encoder.weights, images, batch_size=batch_size),
             module(jnp.asarray(images)),
             rtol=1e-5,
             atol=1e-6,
         )
     with pytest.raises(ValueError, match="no images to embed"):
-        training.embed(encode, params, images[:0])
+        train.embed(encoder.encode, encoder.weights, images[:0])
 
 
 def test_augmentations_keep_what_they_should():
@@ -385,8 +387,8 @@ def test_augmentations_keep_what_they_should():
 
 
 def test_nothing_warns_in_a_good_step(source, model):
-    encode, optimizer, state = model
-    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
+    encoder, optimizer, state = model
+    step = train.draws_pairs(train.make_step(encoder, optimizer, objectives.pairs()), BATCH)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _run(step, state, source, calls=2)
@@ -396,19 +398,14 @@ def test_nothing_warns_in_a_good_step(source, model):
 def test_groups_compare_every_first_with_every_second_member(source, group):
     """The loss of a linear encoder in groups, written out in float64."""
     weights = np.random.default_rng(1).normal(size=(64, 3))
-    optimizer = training.make_optimizer(0.01, steps=10)
-    state = training.init_state({"w": jnp.asarray(weights, jnp.float32)}, optimizer)
-
-    def encode(params, images):
-        return (images.reshape(len(images), -1) / 255.0) @ params["w"]
-
-    step = training.make_drawn_step(
-        training.make_pair_step(encode, optimizer, group=group, microbatches=2), BATCH
+    optimizer = train.make_optimizer(0.01, steps=10)
+    encoder = _linear(weights)
+    state = train.init_state(encoder, optimizer)
+    step = train.draws_pairs(
+        train.make_step(encoder, optimizer, objectives.pairs(group=group), microbatches=2), BATCH
     )
-    numbers = training.Numbers(margin=4.0, seed=5, similar_fraction=0.25)
-    i, j, _ = draw_pairs(
-        jax.random.fold_in(jax.random.key(5), 0), source.by_class, BATCH, numbers.similar_fraction
-    )
+    hyperparameters = train.Hyperparameters(5, {"margin": 4.0, "similar_fraction": 0.25})
+    i, j, _ = draw_pairs(jax.random.fold_in(jax.random.key(5), 0), source.by_class, BATCH, 0.25)
     flat = np.asarray(source.images, np.float64).reshape(200, -1) / 255 @ weights
     values, active, dissimilar = [], 0, 0
     for start in range(0, BATCH, group):
@@ -426,7 +423,7 @@ def test_groups_compare_every_first_with_every_second_member(source, group):
         dissimilar += len(dissimilar_losses)
     for devices in (1, 2):
         placed = parallel(step, "shard_map", jax.devices()[:devices])
-        _, metrics = placed.step(*(placed.replicate(x) for x in (state, source, numbers)))
+        _, metrics = placed.step(*(placed.replicate(x) for x in (state, source, hyperparameters)))
         np.testing.assert_allclose(metrics["loss"], np.mean(values), rtol=1e-5)
         np.testing.assert_allclose(metrics["active_fraction"], active / dissimilar, rtol=1e-5)
 
@@ -434,16 +431,15 @@ def test_groups_compare_every_first_with_every_second_member(source, group):
 def test_all_pairs_of_a_batch_are_the_formula(source):
     """The loss of a linear encoder over all pairs of a balanced batch, written out in float64."""
     weights = np.random.default_rng(1).normal(size=(64, 3))
-    optimizer = training.make_optimizer(0.01, steps=10, clip_norm=1e9)
-    state = training.init_state({"w": jnp.asarray(weights, jnp.float32)}, optimizer)
-
-    def encode(params, images):
-        return (images.reshape(len(images), -1) / 255.0) @ params["w"]
-
-    step = training.make_balanced_step(
-        training.make_all_pairs_step(encode, optimizer, microbatches=2), classes=4, examples=5
+    optimizer = train.make_optimizer(0.01, steps=10, clip_norm=1e9)
+    encoder = _linear(weights)
+    state = train.init_state(encoder, optimizer)
+    step = train.draws_classes(
+        train.make_step(encoder, optimizer, objectives.all_pairs(), microbatches=2),
+        classes=4,
+        examples=5,
     )
-    numbers = training.Numbers(margin=4.0, seed=5, similar_fraction=0.25)
+    hyperparameters = train.Hyperparameters(5, {"margin": 4.0, "similar_fraction": 0.25})
     positions, classes = draw_balanced(
         jax.random.fold_in(jax.random.key(5), 0), source.by_class, 4, 5
     )
@@ -460,7 +456,7 @@ def test_all_pairs_of_a_batch_are_the_formula(source):
 
     for devices in (1, 2):
         placed = parallel(step, "shard_map", jax.devices()[:devices])
-        _, metrics = placed.step(*(placed.replicate(x) for x in (state, source, numbers)))
+        _, metrics = placed.step(*(placed.replicate(x) for x in (state, source, hyperparameters)))
         np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
         np.testing.assert_allclose(metrics["gradient_norm"], np.linalg.norm(gradient), rtol=1e-4)
         for name, mean in [
@@ -472,9 +468,11 @@ def test_all_pairs_of_a_batch_are_the_formula(source):
 
 
 def test_all_pairs_on_eight_devices_equal_one(source, model):
-    encode, optimizer, state = model
-    step = training.make_balanced_step(
-        training.make_all_pairs_step(encode, optimizer, augment=flip), classes=8, examples=4
+    encoder, optimizer, state = model
+    step = train.draws_classes(
+        train.make_step(encoder, optimizer, objectives.all_pairs(), augment=flip),
+        classes=8,
+        examples=4,
     )
     want = _run(step, state, source)
     assert want[0][-5:].mean() < want[0][:5].mean(), "it does not learn"
@@ -483,24 +481,24 @@ def test_all_pairs_on_eight_devices_equal_one(source, model):
 
 
 def test_all_pairs_that_do_not_divide_are_refused(source, model):
-    encode, optimizer, state = model
-    step = training.make_balanced_step(training.make_all_pairs_step(encode, optimizer), 3, 3)
+    encoder, optimizer, state = model
+    step = train.draws_classes(train.make_step(encoder, optimizer, objectives.all_pairs()), 3, 3)
     with pytest.raises(ValueError, match="9 images for 2 devices"):
         _run(step, state, source, devices=2)
-    parts = training.make_all_pairs_step(encode, optimizer, microbatches=2)
+    parts = train.make_step(encoder, optimizer, objectives.all_pairs(), microbatches=2)
     with pytest.raises(ValueError, match="9 images and 2 microbatches"):
-        _run(training.make_balanced_step(parts, 3, 3), state, source)
+        _run(train.draws_classes(parts, 3, 3), state, source)
 
 
 def test_a_batch_of_some_classes_has_the_classes_of_its_images():
     """As proxies need them: of a class with one example too, and with gaps between classes."""
     classes = np.repeat([2, 3, 5, 9], [1, 4, 4, 4]).astype(np.int32)
     images = classes.reshape(-1, 1, 1, 1)
-    source = training.Source(images, classes, index_by_class(classes))
-    step = training.make_balanced_step(lambda state, batch, _: (state, batch), 4, 3)
-    run = jax.vmap(step, axis_name=training.AXIS, in_axes=(0, None, None))
-    state = training.TrainState(jnp.zeros(1, jnp.int32), {}, {})
-    _, batch = run(state, source, training.Numbers(margin=1.0, seed=0))
+    source = train.Source(images, classes, index_by_class(classes))
+    step = train.draws_classes(lambda state, batch, _: (state, batch), 4, 3)
+    run = jax.vmap(step, axis_name=train.AXIS, in_axes=(0, None, None))
+    state = train.TrainState(jnp.zeros(1, jnp.int32), {}, {})
+    _, batch = run(state, source, train.Hyperparameters(0))
     real = np.asarray(batch.classes) >= 0
     np.testing.assert_array_equal(
         np.asarray(batch.classes)[real], np.asarray(batch.images)[..., 0, 0, 0][real]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from contrastive_jax import checkpoints, encoders, grid, training
+from contrastive_jax import models, train
 from contrastive_jax.data import index_by_class
-from contrastive_jax.parallel import parallel
+from contrastive_jax.train import checkpoints, grid, objectives, parallel
 
 pytestmark = [
     pytest.mark.usefixtures("tree_mode"),
@@ -19,8 +19,8 @@ pytestmark = [
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), np.uint8)
 CLASSES = np.repeat(np.arange(4, dtype=np.int32), 8)
-SOURCE = training.Source(IMAGES, CLASSES, index_by_class(CLASSES))
-NUMBERS = training.Numbers(margin=1.0, seed=3)
+SOURCE = train.Source(IMAGES, CLASSES, index_by_class(CLASSES))
+HYPERPARAMETERS = train.Hyperparameters(3, {"margin": 1.0})
 NAMES = ("nnx_graph_mode", "nnx_graph_updates")
 
 
@@ -52,42 +52,40 @@ def test_the_mode_is_on():
 
 @pytest.mark.parametrize("name", ["MLP", "DrLIM", "ConvNet", "ResNet18"])
 def test_an_encoder_is_that_of_graph_mode(name):
-    def split():
-        return training.split_encoder(getattr(encoders, name)((8, 8, 1), 4, rngs=nnx.Rngs(0)))
+    def made():
+        return train.network(getattr(models, name)((8, 8, 1), 4, rngs=nnx.Rngs(0)))
 
-    encode, params = split()
+    encoder = made()
     before = _set_graph_mode(True)
-    encode_by_graph, params_by_graph = split()
-    jax.tree.map(np.testing.assert_array_equal, params, params_by_graph)
-    shapes = jax.eval_shape(encode, params, IMAGES)
-    assert shapes == jax.eval_shape(encode_by_graph, params_by_graph, IMAGES)
+    by_graph = made()
+    jax.tree.map(np.testing.assert_array_equal, encoder.weights, by_graph.weights)
+    shapes = jax.eval_shape(encoder.encode, encoder.weights, IMAGES)
+    assert shapes == jax.eval_shape(by_graph.encode, by_graph.weights, IMAGES)
     _set_graph_mode(before)
     assert shapes.shape == (32, 4)
 
 
 @pytest.fixture
 def model():
-    encode, params = training.split_encoder(
-        encoders.MLP((8, 8, 1), 4, hidden=(8,), rngs=nnx.Rngs(0))
-    )
-    optimizer = training.make_optimizer(1e-3, steps=4)
-    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), 8)
-    return step, jax.device_get(training.init_state(params, optimizer))
+    encoder = train.network(models.MLP((8, 8, 1), 4, hidden=(8,), rngs=nnx.Rngs(0)))
+    optimizer = train.make_optimizer(1e-3, steps=4)
+    step = train.draws_pairs(train.make_step(encoder, optimizer, objectives.pairs()), 8)
+    return step, jax.device_get(train.init_state(encoder, optimizer))
 
 
 def test_a_training_goes_on_from_its_checkpoint(model, tmp_path):
     step, begun = model
     placed = parallel(step, "shard_map", jax.devices()[:2])
-    source, numbers = placed.replicate(SOURCE), placed.replicate(NUMBERS)
+    source, hyperparameters = placed.replicate(SOURCE), placed.replicate(HYPERPARAMETERS)
 
     def trained(state, start):
-        windows = training.train(
-            lambda state: placed.step(state, source, numbers),
+        windows = train.windows(
+            lambda state: placed.step(state, source, hyperparameters),
             placed.replicate(state),
             start=start,
             steps=4,
             window=2,
-            batch_size=8,
+            pairs_per_step=8,
         )
         return {records[-1]["step"]: placed.fetch(state) for state, records in windows}
 
@@ -103,10 +101,17 @@ def test_a_training_goes_on_from_its_checkpoint(model, tmp_path):
 def test_a_grid_trains(model):
     step, begun = model
     made = grid.make_grid(
-        step, begun, SOURCE, NUMBERS, "vmap", cells=2, devices=jax.devices()[:1], steps_per_call=2
+        step,
+        begun,
+        SOURCE,
+        HYPERPARAMETERS,
+        "vmap",
+        cells=2,
+        devices=jax.devices()[:1],
+        steps_per_call=2,
     )
-    numbers = [NUMBERS, NUMBERS._replace(margin=0.5)]
+    hyperparameters = [HYPERPARAMETERS, HYPERPARAMETERS._replace(loss={"margin": 0.5})]
     source = jax.device_put(SOURCE, made.shared)
-    (window,) = grid.train_grid(made, lambda k: begun, source, numbers, steps=2, window=2)
+    (window,) = grid.train_grid(made, lambda k: begun, source, hyperparameters, steps=2, window=2)
     assert np.isfinite(window.metrics["loss"]).all()
     assert window.state(0).step == 2

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from contrastive_jax import memory
+from contrastive_jax.checks import check_seed
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset
 from contrastive_jax.data.draw import index_by_class
@@ -174,8 +175,8 @@ def assemble(
       The encoder, the initial states, and the steps.
 
     Raises:
-      ValueError: if the encoder does not take the images, the objective takes no memory, or classes
-        and images of a batch do not fit.
+      ValueError: if the seed is not in [0, 2^32), the encoder does not take the images, the objective
+        takes no memory, or classes and images of a batch do not fit.
 
     Example:
       >>> import contrastive_jax as cj
@@ -185,6 +186,7 @@ def assemble(
       >>> parts.pairs_per_step
       32640
     """
+    check_seed(seed)
     encoder = network(model, data.train.images.shape[1:], seed)
     if weights is not None:
         encoder = encoder._replace(weights=weights)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from contrastive_jax.checks import check_seed
 from contrastive_jax.train.types import Weights
 
 
@@ -35,13 +36,14 @@ def network(model: Any, image_shape: tuple[int, ...] | None = None, seed: int = 
         a tuple of a function `(params, images)` and its parameters, in which form modules of Linen,
         Haiku and Equinox come.
       image_shape: `(H, W, C)` of one image, for a class.
-      seed: of the parameters that a class creates.
+      seed: of the parameters that a class creates, from 0 to 2^32 - 1.
 
     Returns:
       The encoder.
 
     Raises:
       TypeError: if `model` is none of these.
+      ValueError: if the seed is not in [0, 2^32).
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,6 +64,7 @@ def network(model: Any, image_shape: tuple[int, ...] | None = None, seed: int = 
     if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
         return _of_function(*model)
     if callable(model) and "rngs" in (parameters := _parameters(model)):
+        check_seed(seed)
         shape = {"image_shape": image_shape} if "image_shape" in parameters else {}
         return _of_module(model(**shape, rngs=nnx.Rngs(seed)))
     raise TypeError(

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from contrastive_jax import losses
 from contrastive_jax.all_pairs import all_pairs_sums
 from contrastive_jax.anchor_loss import anchor_loss
+from contrastive_jax.checks import check_seed
 from contrastive_jax.distances import cosine
 from contrastive_jax.pairs import pair_loss
 from contrastive_jax.proxy_loss import proxy_loss
@@ -265,6 +266,7 @@ def proxies(
     """
 
     def init(classes: int, width: int, seed: int) -> jax.Array:
+        check_seed(seed)
         shape = (classes, width) if centers is None else (classes, centers, width)
         vectors = jax.random.normal(jax.random.key(seed), shape)
         unit: jax.Array = vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -134,12 +134,10 @@ def make_step(
         unit = microbatches * objective.group
         if share % unit:
             kind = "pairs" if isinstance(batch, Pairs) else "images"
-            groups = f" and groups of {objective.group}" if objective.group > 1 else ""
-            raise ValueError(
-                f"the {kind} of a device must be a multiple of microbatches"
-                f"{' times group' if groups else ''}, got {share} {kind}, {microbatches} "
-                f"microbatches{groups}"
-            )
+            expected, got = "microbatches", f"{share} {kind} and {microbatches} microbatches"
+            if objective.group > 1:
+                expected, got = "microbatches times group", f"{got} of groups of {objective.group}"
+            raise ValueError(f"the {kind} of a device must be a multiple of {expected}, got {got}")
         if augment is not None:
             keys = keys_of_rows(hyperparameters.seed, state.step, share)
             batch = _augmented(augment, keys, batch)

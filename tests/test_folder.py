@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from contrastive_jax import locks, runs
+from contrastive_jax import locks
+from contrastive_jax.train import folder as runs
 
 
 def test_names_are_given_or_the_next_that_is_free(tmp_path):

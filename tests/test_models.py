@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from contrastive_jax import encoders
-from contrastive_jax.training import split_encoder
+from contrastive_jax import models
+from contrastive_jax.train import network
 
-ALL = [encoders.MLP, encoders.DrLIM, encoders.ConvNet, encoders.ResNet18]
+ALL = [models.MLP, models.DrLIM, models.ConvNet, models.ResNet18]
 SHAPES = [(8, 8, 1), (28, 28, 1), (17, 23, 3)]
 
 
@@ -21,13 +21,13 @@ def _images(shape, count=4):
 
 def _embed(module, images):
     # Compiled in one piece, as one by one the layers of ResNet18 take ten times as long.
-    encode, params = split_encoder(module)
-    return jax.jit(encode)(params, images)
+    encoder = network(module)
+    return jax.jit(encoder.encode)(encoder.weights, images)
 
 
 @pytest.mark.parametrize(
     ("encoder", "shape"),
-    [*itertools.product(ALL[:-1], SHAPES), (encoders.ResNet18, SHAPES[2])],
+    [*itertools.product(ALL[:-1], SHAPES), (models.ResNet18, SHAPES[2])],
 )
 def test_embeds_any_image_from_8_by_8_up(encoder, shape):
     embeddings = _embed(encoder(shape, 5, normalize=True, rngs=nnx.Rngs(0)), _images(shape))
@@ -68,12 +68,12 @@ def test_integer_images_are_scaled_to_one(encoder):
 
 @pytest.mark.parametrize("encoder", ALL)
 def test_gradients_reach_every_parameter_and_are_finite_on_blank_images(encoder):
-    encode, params = split_encoder(encoder((8, 8, 1), 3, normalize=True, rngs=nnx.Rngs(0)))
-    weights = jax.random.normal(jax.random.key(1), (4, 3))
+    made = network(encoder((8, 8, 1), 3, normalize=True, rngs=nnx.Rngs(0)))
+    directions = jax.random.normal(jax.random.key(1), (4, 3))
 
     @jax.jit
     def gradient(images):
-        return jax.grad(lambda p: jnp.vdot(encode(p, images), weights))(params)
+        return jax.grad(lambda w: jnp.vdot(made.encode(w, images), directions))(made.weights)
 
     for leaf in jax.tree.leaves(gradient(_images((8, 8, 1)))):
         assert np.abs(leaf).max() > 0
@@ -90,14 +90,14 @@ def test_an_example_is_embedded_the_same_in_any_batch():
 
 
 def test_drlim_has_the_shape_of_the_paper():
-    module = encoders.DrLIM((28, 28, 1), rngs=nnx.Rngs(0))
+    module = models.DrLIM((28, 28, 1), rngs=nnx.Rngs(0))
     assert module.c1.kernel.shape == (6, 6, 1, 15)
     assert module.c3.kernel.shape == (9, 9, 15, 30)
     assert module.out.kernel.shape == (3 * 3 * 30, 2)
 
 
 def test_resnet18_has_eighteen_layers():
-    module = encoders.ResNet18((32, 32, 3), 128, rngs=nnx.Rngs(0))
+    module = models.ResNet18((32, 32, 3), 128, rngs=nnx.Rngs(0))
     kernels = [
         path for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param)) if path[-1] == "kernel"
     ]
@@ -106,7 +106,7 @@ def test_resnet18_has_eighteen_layers():
 
 def test_the_same_seed_gives_the_same_parameters():
     first, second = (
-        nnx.state(encoders.ConvNet((8, 8, 1), rngs=nnx.Rngs(3)), nnx.Param) for _ in range(2)
+        nnx.state(models.ConvNet((8, 8, 1), rngs=nnx.Rngs(3)), nnx.Param) for _ in range(2)
     )
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
@@ -118,4 +118,4 @@ def test_wrong_shapes_are_refused(encoder):
     with pytest.raises(ValueError, match=r"width of the embedding .* got 0"):
         encoder((28, 28, 1), 0, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"at least 8 x 8 pixels, got \(7, 9, 1\)"):
-        encoders.DrLIM((7, 9, 1), rngs=nnx.Rngs(0))
+        models.DrLIM((7, 9, 1), rngs=nnx.Rngs(0))
