@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from contrastive_jax import grid as grids
-from contrastive_jax import training
 from contrastive_jax.data import Dataset, Examples
-from experiments import cells, compare_losses, drlim, margin_ablation, search, train
+from contrastive_jax.train import check_images, loop, network
+from contrastive_jax.train import grid as grids
+from experiments import compare_losses, drlim, margin_ablation, options, search, train
 
 SMALL = {"encoder": "mlp", "width": 4, "steps": 8, "batch_size": 8}
 OPTIONS = {
@@ -42,11 +42,12 @@ def run(monkeypatch, tmp_path):
     def step(*arguments, **options):
         pytest.fail("a step is taken")
 
-    monkeypatch.setattr(training, "train", step)
+    for module in (loop, compare_losses.training, drlim.training):
+        monkeypatch.setattr(module, "windows", step)
     monkeypatch.setattr(grids, "train_grid", step)
 
     def run(program, data):
-        for module in (train, cells, compare_losses, drlim):
+        for module in (options, compare_losses, drlim):
             monkeypatch.setattr(module, "load", lambda *arguments, **options: data)
         program.main(program.Config(runs=tmp_path / "runs", **OPTIONS[program]))
 
@@ -114,12 +115,12 @@ def test_images_that_an_encoder_fails_on_are_named():
         return images.reshape(len(images), -1) @ params
 
     images = np.zeros((5, 2, 2, 1), np.float32)
-    training.check_images(encode, np.zeros((4, 3)), train=images, test=images[:0])
+    check_images(network((encode, np.zeros((4, 3)))), train=images, test=images[:0])
     with pytest.raises(ValueError, match=r"does not take images of train, float32 \[2, 2, 1\]: "):
-        training.check_images(encode, np.zeros((5, 3)), train=images)
+        check_images(network((encode, np.zeros((5, 3)))), train=images)
     with pytest.raises(ValueError, match=r"images of test are \[4, 1, 1\], and those of train \["):
-        training.check_images(
-            encode, np.zeros((4, 3)), train=images, test=images.reshape(5, 4, 1, 1)
+        check_images(
+            network((encode, np.zeros((4, 3)))), train=images, test=images.reshape(5, 4, 1, 1)
         )
 
 
@@ -136,6 +137,6 @@ def test_classes_that_are_not_there_are_refused(run, monkeypatch):
 
 
 def test_the_smallest_test_set_that_can_be_evaluated_is(monkeypatch, tmp_path):
-    monkeypatch.setattr(train, "load", lambda *arguments, **options: _dataset())
+    monkeypatch.setattr(options, "load", lambda *arguments, **options: _dataset())
     folder = train.main(train.Config(runs=tmp_path, **OPTIONS[train]))
     assert (folder / "figures" / "gallery.png").exists()

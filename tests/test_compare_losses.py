@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from contrastive_jax import runs
-from experiments import compare_losses, loss_table
+from contrastive_jax.train import folder as runs
+from contrastive_jax.train import loss_table
+from experiments import compare_losses
 
 SMALL = {
     "dataset": "digits",
@@ -60,13 +61,15 @@ def test_it_goes_on_where_it_was_interrupted(folder):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:3]) + lines[3][:20])
     table = (folder / "results.md").read_text()
-    compare_losses.main(compare_losses.Config(runs=folder.parent, resume=True, **SMALL))
+    compare_losses.main(compare_losses.Config(runs=folder.parent, resume="compare_losses", **SMALL))
     assert len(path.read_text().splitlines()) == len(lines)
     assert _timeless(_cells(folder)) == _timeless(before)
     assert (folder / "results.md").read_text() == table
     with pytest.raises(ValueError, match="steps was 20 and is now 21"):
         compare_losses.main(
-            compare_losses.Config(runs=folder.parent, resume=True, **SMALL | {"steps": 21})
+            compare_losses.Config(
+                runs=folder.parent, resume="compare_losses", **SMALL | {"steps": 21}
+            )
         )
     with pytest.raises(FileExistsError, match="--resume"):
         compare_losses.main(compare_losses.Config(runs=folder.parent, **SMALL))
@@ -96,7 +99,7 @@ def test_settings_are_within_their_ranges_and_every_range_is_of_a_known_number()
     for name in loss_table.NAMES:
         first, *others = compare_losses.trial_settings(name, 6)
         assert first["learning_rate"] == 4e-3
-        known = loss_table.options_of(name)
+        known = loss_table.hyperparameters_of(name)
         assert first["options"] == {key: known[key] for key in others[0]["options"]}
         assert len(others) == 5
         assert len({setting["learning_rate"] for setting in others}) == 5
@@ -104,11 +107,11 @@ def test_settings_are_within_their_ranges_and_every_range_is_of_a_known_number()
             assert 1e-3 <= setting["learning_rate"] <= 1e-2
             for option, value in setting["options"].items():
                 low, high = (
-                    compare_losses.RANGES.get(name, {}) | {"similar_fraction": (0.05, 0.5)}
+                    dict(loss_table.TABLE[name].ranges) | {"similar_fraction": (0.05, 0.5)}
                 )[option]
                 assert low <= value <= high
                 assert option in known
-    assert not {*compare_losses.RANGES} - {*loss_table.NAMES}
+        assert {*loss_table.TABLE[name].ranges} <= {*known}
 
 
 def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(tmp_path, capsys):
@@ -148,7 +151,7 @@ def test_a_line_cut_short_does_not_spoil_the_next(tmp_path):
 
 def test_processes_share_a_run_but_not_a_loss(tmp_path):
     config = compare_losses.Config(runs=tmp_path, **SMALL)
-    again = compare_losses.Config(runs=tmp_path, resume=True, **SMALL)
+    again = compare_losses.Config(runs=tmp_path, resume="compare_losses", **SMALL)
     anew = compare_losses.Config(runs=tmp_path, overwrite=True, **SMALL)
     with compare_losses._folder(config, ["supcon", "nca"]) as folder:
         with compare_losses._folder(again, ["arcface"]) as same:
@@ -179,7 +182,7 @@ def test_processes_share_a_run_but_not_a_loss(tmp_path):
         ({"width": 2}, "--width must be at least 3, got 2"),
         ({"batch_size": 55}, "multiple of the 10 classes that are trained on"),
         ({"dataset": "digitz"}, "unknown data set 'digitz'"),
-        ({"resume": True, "overwrite": True}, "exclude each other"),
+        ({"resume": "compare_losses", "overwrite": True}, "exclude each other"),
     ],
 )
 def test_errors_come_before_anything_is_written(tmp_path, options, words):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from contrastive_jax import checkpoints, runs
-from contrastive_jax import grid as grids
-from experiments import ablation_report, cells, margin_ablation, train
+from contrastive_jax.data import load
+from contrastive_jax.train import checkpoints
+from contrastive_jax.train import folder as runs
+from contrastive_jax.train import grid as grids
+from experiments import ablation_report, cells, margin_ablation
 
 SMALL = {
     "margins": (0.5, 1.0),
@@ -32,6 +34,8 @@ def folder_of_tfds(tmp_path_factory):
 
 
 def _run(tmp_path, folder_of_tfds, **options):
+    if options.get("resume") is True:
+        options["resume"] = options.get("name", "run")
     config = margin_ablation.Config(
         **SMALL | {"runs": tmp_path, "tfds_dir": folder_of_tfds, "name": "run"} | options
     )
@@ -270,7 +274,7 @@ def test_a_grid_is_split_into_chunks_that_fit_and_timed(folder_of_tfds):
     axes = {"margin": [0.5, 1.0], "seed": [0, 1]}
     prepared = cells.prepare(
         cells.groups(_base(), cells.product(axes))[0],
-        train.load("digits", tfds_dir=folder_of_tfds),
+        load("digits", tfds_dir=folder_of_tfds),
         jax.devices()[:1],
     )
 
@@ -435,7 +439,6 @@ def test_axes():
         ({"devices": 9}, "--devices must be from 1 to 8"),
         ({"memory_limit": 0.0}, "--memory_limit must be above 0"),
         ({"shown_by": "accuracy"}, "--shown_by must be one of precision_at_1"),
-        ({"name": None, "resume": True}, "--resume needs the --name"),
     ],
 )
 def test_errors_come_before_anything_is_written(tmp_path, folder_of_tfds, options, words):

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from contrastive_jax.train import diagnostics, folder, loss_table
 from experiments import (
-    cells,
     compare_losses,
     drlim,
-    loss_table,
     margin_ablation,
     option_checks,
+    options,
     search,
     train,
 )
@@ -51,7 +51,7 @@ def no_data(monkeypatch):
     def load(*arguments, **options):
         raise Stopped
 
-    for module in (train, cells, compare_losses, drlim):
+    for module in (options, compare_losses, drlim):
         monkeypatch.setattr(module, "load", load)
 
 
@@ -92,16 +92,15 @@ def test_numbers_out_of_range_are_refused_before_data_is_read(option, tmp_path):
 # For each condition, options under which it does not hold, and what the error says.
 WITHOUT_EFFECT = [
     ("data_dir", {"data_dir": Path("mine"), "dataset": "digits"}, "with --dataset digits"),
-    ("resume", {"resume": True, "name": None}, "--resume needs the --name"),
     ("overwrite", {"overwrite": True, "name": None}, "--overwrite needs the --name"),
-    ("overwrite", {"overwrite": True, "resume": True, "name": "x"}, "exclude each other"),
+    ("overwrite", {"overwrite": True, "resume": "x", "name": "x"}, "exclude each other"),
     ("keep_one_in", {"keep_one_in": 3, "method": "optuna"}, "with --method optuna"),
     ("keep_one_in", {"keep_one_in": 2, "trials": 1}, "and --trials 1"),
     ("at_once", {"at_once": 4}, "with --method halving"),
     ("loss_options", {"loss_options": {"scale": 1.0}}, "takes --margin alone"),
     ("loss_learning_rate", {"loss_learning_rate": 0.1}, "takes --margin alone"),
     ("loss_learning_rate", {"loss_learning_rate": 0.1, "loss": "supcon"}, "has no parameters"),
-    ("memory", {"memory": 512}, "takes --margin alone"),
+    ("memory", {"memory": 512}, "give --objective all_pairs"),
     ("memory", {"memory": 512, "loss": "arcface"}, "takes no --memory"),
     ("max_age", {"max_age": 1000}, "without a memory"),
     ("max_age", {"max_age": 5, "loss": "supcon"}, "without a memory"),
@@ -171,11 +170,12 @@ def test_options_without_effect_are_refused_by_every_program(option, options, wo
         {"distance": "cosine", "margin": 0.5, "similar_fraction": 0.2, "group": 8},
         {"data_on": "host", "objective": "pairs", "group": 8},
         {"objective": "all_pairs", "batch_classes": 4, "similar_fraction": 0.2},
-        {"name": "x", "resume": True},
+        {"name": "x", "resume": "x"},
+        {"objective": "all_pairs", "memory": 512, "max_age": 10},
     ],
 )
 def test_options_with_an_effect_are_taken(options):
-    train.resolved(train.Config(**options))
+    option_checks.checked_training(train.Config(**options))
 
 
 @pytest.mark.parametrize(
@@ -206,13 +206,13 @@ def test_a_loss_or_a_class_named_twice_is_refused(tmp_path):
 def test_folders_that_are_none_are_refused(program, tmp_path):
     absent, file = tmp_path / "absent", tmp_path / "file"
     file.touch()
-    for options, words in (
+    for given, words in (
         ({"tfds_dir": absent}, f"--tfds_dir {absent} is not a folder: create it"),
         ({"tfds_dir": file}, f"--tfds_dir {file} is not a folder: create it"),
         ({"runs": file}, f"--runs {file} is not a folder"),
     ):
         with pytest.raises(ValueError, match=words):
-            program.main(program.Config(**options))
+            program.main(program.Config(**given))
     assert not absent.exists()
 
 
@@ -241,10 +241,10 @@ def test_a_run_in_the_home_folder_lies_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
 
-    def run(config, options):
-        raise Stopped(config.runs)
+    def opened(runs, *arguments, **options):
+        raise Stopped(runs)
 
-    monkeypatch.setattr(train, "_folder", run)
+    monkeypatch.setattr(folder, "open_run", opened)
     with pytest.raises(Stopped, match=str(tmp_path / "home" / "x")):
         train.main(train.Config(runs=Path("~/x"), encoder="mlp", width=4))
     assert not (tmp_path / "~").exists()
@@ -253,19 +253,19 @@ def test_a_run_in_the_home_folder_lies_there(tmp_path, monkeypatch):
 # Margins and what a distance can reach.
 
 
-@pytest.mark.parametrize("name", train.DISTANCES)
+@pytest.mark.parametrize("name", options.DISTANCES)
 def test_reach_is_the_largest_distance_there_is(name):
-    distance = jax.vmap(train.DISTANCES[name])
+    distance = jax.vmap(options.DISTANCES[name])
     points = np.random.default_rng(0).normal(size=(1000, 4))
     # Along an axis, and along the diagonal, is as far as entries can add up.
     points = np.concatenate([points, np.eye(4), np.ones((1, 4))])
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     points = jnp.asarray(points, jnp.float32)
     opposite = distance(points, -points)
-    reach = option_checks.reach(train.DISTANCES[name], 4, normalize=True)
+    reach = diagnostics.reach(options.DISTANCES[name], 4, unit_length=True)
     np.testing.assert_allclose(opposite.max(), reach, rtol=1e-5)
     assert distance(points, points[::-1]).max() <= reach * (1 + 1e-5)
-    raw = option_checks.reach(train.DISTANCES[name], 4, normalize=False)
+    raw = diagnostics.reach(options.DISTANCES[name], 4, unit_length=False)
     assert raw == (reach if name in ("cosine", "angular") else math.inf)
     np.testing.assert_allclose(
         distance(100 * points, -100 * points).max() > 1.01 * reach, math.isinf(raw)
@@ -275,7 +275,7 @@ def test_reach_is_the_largest_distance_there_is(name):
 def _warnings(**options):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        option_checks.warn_of_reach([train.resolved(train.Config(**options))] * 2)
+        option_checks.warn_of_reach([option_checks.checked_training(train.Config(**options))] * 2)
     return [str(warning.message) for warning in caught]
 
 

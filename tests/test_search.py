@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from contrastive_jax import grid as grids
-from contrastive_jax import runs
+from contrastive_jax.train import folder as runs
+from contrastive_jax.train import grid as grids
 from experiments import cells, search
 
 SMALL = {
@@ -30,6 +30,8 @@ def folder_of_tfds(tmp_path_factory):
 
 
 def _run(tmp_path, folder_of_tfds, **options):
+    if options.get("resume") is True:
+        options["resume"] = options.get("name", "run")
     config = search.Config(
         **SMALL | {"runs": tmp_path, "tfds_dir": folder_of_tfds, "name": "run"} | options
     )

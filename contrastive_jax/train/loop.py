@@ -175,8 +175,8 @@ def assemble(
       The encoder, the initial states, and the steps.
 
     Raises:
-      ValueError: if the seed is not in [0, 2^32), the encoder does not take the images, the objective
-        takes no memory, or classes and images of a batch do not fit.
+      ValueError: if the seed is not in [0, 2^32), the encoder does not take the images, the
+        objective takes no memory, or classes and images of a batch do not fit.
 
     Example:
       >>> import contrastive_jax as cj
