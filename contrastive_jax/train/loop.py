@@ -486,6 +486,8 @@ def fit(
                 elif stop():
                     # Never the best, as nothing was validated.
                     checkpoints.save(saved, now, fetch(latest), {BEST_BY: -1.0})
+                if stop():
+                    break
         except FloatingPointError as error:
             error.add_note(f"the last good checkpoint is of step {saved.latest_step() or 0}")
             raise
