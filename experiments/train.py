@@ -98,16 +98,16 @@ class Config(options.Runs, options.Training, options.Data):
 def main(config: Config) -> Path:
     """Runs an experiment and returns its folder."""
     began = time.perf_counter()
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        # Virtual devices that wait for each other hold threads of XLA's pool, one to a core by
+        # default: more devices than cores would wait for ever. JAX reads this when it starts.
+        os.environ.setdefault("PJRT_NPROC", "64")
     given = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     name = config.resume or config.name
     if name is not None:
         folder.check_name(name)
     config = option_checks.checked_training(config)
     option_checks.warn_of_reach([config])
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        # Virtual devices that wait for each other hold threads of XLA's pool, one to a core by
-        # default: more devices than cores would wait for ever.
-        os.environ.setdefault("PJRT_NPROC", "64")
     devices = jax.devices()
     if config.devices is not None:
         if not 0 < config.devices <= len(devices):

@@ -90,11 +90,11 @@ import numpy as np
 from flax import nnx
 from IPython.display import Markdown
 
-from contrastive_jax import checkpoints, data, distances, encoders, plots, training
+from contrastive_jax import data, distances, models, plots, train
 from contrastive_jax.data import augment
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import summarize
-from contrastive_jax.parallel import parallel
+from contrastive_jax.train import checkpoints
 
 platform = jax.default_backend()  # "tpu", "gpu" or "cpu"
 
@@ -141,17 +141,16 @@ print(
 dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
 
 
-def encoder(dtype):
-    network = encoders.ConvNet(
-        images.train.images.shape[1:], width=32, dtype=dtype, rngs=nnx.Rngs(0)
+def encoder_in(dtype):
+    return train.network(
+        models.ConvNet(images.train.images.shape[1:], width=32, dtype=dtype, rngs=nnx.Rngs(0))
     )
-    return training.split_encoder(network)
 
 
-encode, params = encoder(dtype)
+encoder = encoder_in(dtype)
 print(
-    {str(leaf.dtype) for leaf in jax.tree.leaves(params)},
-    encode(params, images.test.images[:2]).dtype,
+    {str(leaf.dtype) for leaf in jax.tree.leaves(encoder.weights)},
+    encoder.encode(encoder.weights, images.test.images[:2]).dtype,
 )
 
 # %% [markdown]
@@ -159,7 +158,9 @@ print(
 
 # %%
 few = images.test.images[:256]
-exact, rounded = (encoder(kind)[0](params, few) for kind in (jnp.float32, jnp.bfloat16))
+exact, rounded = (
+    encoder_in(kind).encode(encoder.weights, few) for kind in (jnp.float32, jnp.bfloat16)
+)
 between = jax.vmap(distances.euclidean)
 off = between(exact[1:], exact[:-1]) / between(rounded[1:], rounded[:-1]) - 1
 print(f"median {jnp.median(jnp.abs(off)):.1e}, largest {jnp.max(jnp.abs(off)):.1e}")
@@ -172,26 +173,28 @@ print(f"median {jnp.median(jnp.abs(off)):.1e}, largest {jnp.max(jnp.abs(off)):.1
 # encoding 16. Images move by up to a pixel at random, as their numbers are few.
 
 # %%
-optimizer = training.make_optimizer(4e-3, steps, warmup_steps=steps // 50, weight_decay=0.5)
-pair_step = training.make_pair_step(encode, optimizer, group=16, augment=augment.shift)
-step = training.make_drawn_step(pair_step, pairs_per_step)
+optimizer = train.make_optimizer(4e-3, steps, warmup_steps=steps // 50, weight_decay=0.5)
+objective = train.objective("contrastive", on="pairs", group=16, margin=1.2)
+pair_step = train.make_step(encoder, optimizer, objective, augment=augment.shift)
+step = train.draws_pairs(pair_step, pairs_per_step)
 # Accelerators take many steps in one call; a CPU is as quick step by step.
 per_call = 1 if platform == "cpu" else checkpoint_every
-numbers = training.Numbers(margin=1.2, seed=0, similar_fraction=0.3)
+hyperparameters = train.Hyperparameters(seed=0, loss=objective.hyperparameters)
 
 
 def train_over_devices(strategy, state, start, stop):
     """Trains from step `start` to `stop` and yields the state and the records of each window."""
-    placed = parallel(training.repeated(step, per_call) if per_call > 1 else step, strategy)
-    source, given = placed.replicate((training.Source(*images.train, index), numbers))
-    for state, records in training.train(
+    call = train.repeated(step, per_call) if per_call > 1 else step
+    placed = train.parallel(call, strategy)
+    source, given = placed.replicate((train.Source(*images.train, index), hyperparameters))
+    for state, records in train.windows(
         lambda state: placed.step(state, source, given),
         placed.replicate(state),
         start=start,
         steps=stop,
         window=checkpoint_every,
         steps_per_call=per_call,
-        batch_size=pairs_per_step,
+        pairs_per_step=pairs_per_step,
     ):
         last = records[-1]
         print(
@@ -207,7 +210,7 @@ def train_over_devices(strategy, state, start, stop):
 # global arrays on a mesh. Both run the same step:
 
 # %%
-start = training.init_state(params, optimizer)
+start = train.init_state(encoder, optimizer)
 ends, courses = {}, {}
 for strategy in ("pmap", "shard_map"):
     courses[strategy] = []
@@ -230,7 +233,8 @@ assert apart < 1e-3
 # Orbax writes a checkpoint beside its final name and renames it when whole, so that a run that is
 # killed leaves only whole ones; the last two and the best by validation are kept. Each has digests
 # of its arrays: a damaged one is left out with a warning. This function is all that is needed,
-# before an interruption and after it: it goes on where the last good checkpoint is.
+# before an interruption and after it: it goes on where the last good checkpoint is. (`train.fit`
+# does the same in one call, with `resume=True` after an interruption.)
 
 
 # %%
@@ -241,7 +245,7 @@ def train_with_checkpoints(stop):
             state = checkpoints.restore(saved, begin, jax.device_get(state))
             print(f"going on from step {begin}")
         for state, records in train_over_devices("shard_map", state, begin, stop):
-            embeddings = training.embed(encode, state.params, images.validation.images)
+            embeddings = train.embed(encoder.encode, state.weights, images.validation.images)
             figures = retrieval(embeddings, images.validation.classes)
             checkpoints.save(saved, int(records[-1]["step"]), state, figures)
         return state
@@ -273,7 +277,7 @@ for interrupted, never in zip(
 
 # %%
 embeddings = {
-    split: training.embed(encode, final.params, getattr(images, split).images)
+    split: train.embed(encoder.encode, final.weights, getattr(images, split).images)
     for split in ("validation", "test")
 }
 plots.embedding_map(

@@ -80,11 +80,12 @@ import numpy as np
 from flax import nnx
 from IPython.display import Markdown
 
-from contrastive_jax import ablation_plots, data, encoders, grid, training
+from contrastive_jax import ablation_plots, data, models, train
 from contrastive_jax.distances import euclidean
 from contrastive_jax.evaluation.intervals import bootstrap_interval
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import drawn_distances
+from contrastive_jax.train import grid
 
 # %% tags=["parameters"]
 margins = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -105,31 +106,33 @@ print(f"{len(cells)} trainings on {len(devices)} devices ({devices[0].platform})
 
 # %%
 digits = data.load("digits")
-source = training.Source(*digits.train, data.index_by_class(digits.train.classes))
+source = train.Source(*digits.train, data.index_by_class(digits.train.classes))
 
 
 def new_encoder(seed):
-    return training.split_encoder(encoders.MLP((8, 8, 1), width, rngs=nnx.Rngs(seed)))
+    return train.network(models.MLP((8, 8, 1), width, rngs=nnx.Rngs(seed)))
 
 
-encode, _ = new_encoder(0)
-optimizer = training.make_optimizer(4e-3, steps, warmup_steps=steps // 50, weight_decay=0.5)
-step = training.make_drawn_step(training.make_pair_step(encode, optimizer, group=16), 128)
+encoder = new_encoder(0)
+optimizer = train.make_optimizer(4e-3, steps, warmup_steps=steps // 50, weight_decay=0.5)
+objective = train.objective("contrastive", on="pairs", group=16)
+step = train.draws_pairs(train.make_step(encoder, optimizer, objective), 128)
 
 
 def start(cell):
-    return training.init_state(new_encoder(cells[cell][1])[1], optimizer)
+    return train.init_state(new_encoder(cells[cell][1]), optimizer)
 
 
-numbers = [
-    training.Numbers(margin=margin, seed=seed, similar_fraction=0.3) for margin, seed in cells
+hyperparameters = [
+    train.Hyperparameters(seed, {"margin": margin, "similar_fraction": 0.3})
+    for margin, seed in cells
 ]
 on_cpu = devices[0].platform == "cpu"
 compiled = grid.make_grid(
     step,
     start(0),
     source,
-    numbers[0],
+    hyperparameters[0],
     "shard_map" if on_cpu else "vmap",
     cells=len(devices) if on_cpu else len(cells),
 )
@@ -142,14 +145,16 @@ print(f"{compiled.cells} cells in a call, {compiled.bytes / 2**20:.0f} MB on eac
 
 # %%
 at = jax.device_put(source, compiled.shared)
-params, active = {}, {cell: [] for cell in cells}
-for window in grid.train_grid(compiled, start, at, numbers, steps=steps, window=max(steps // 4, 1)):
+weights, active = {}, {cell: [] for cell in cells}
+for window in grid.train_grid(
+    compiled, start, at, hyperparameters, steps=steps, window=max(steps // 4, 1)
+):
     for place, k in enumerate(window.cells):
         active[cells[k]].extend(window.metrics["active_fraction"][place])
         if window.step == steps and window.diverged[place] is None:
-            params[cells[k]] = window.state(place).params
+            weights[cells[k]] = window.state(place).weights
     if window.step == steps:
-        print(f"\r{len(params)} of {len(cells)} trained", end="")
+        print(f"\r{len(weights)} of {len(cells)} trained", end="")
 
 # %% [markdown]
 # ## The curve
@@ -158,10 +163,10 @@ for window in grid.train_grid(compiled, start, at, numbers, steps=steps, window=
 
 # %%
 embeddings, validation, test = {}, {}, {}
-for cell, found in params.items():
+for cell, found in weights.items():
     for split, figures in (("validation", validation), ("test", test)):
         examples = getattr(digits, split)
-        points = training.embed(encode, found, examples.images)
+        points = train.embed(encoder.encode, found, examples.images)
         figures[cell] = retrieval(points, examples.classes)
         if split == "test":
             embeddings[cell] = points

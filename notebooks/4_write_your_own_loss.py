@@ -76,21 +76,19 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from contrastive_jax import (
     all_pairs_loss,
     anchor_loss,
     data,
-    encoders,
     losses,
+    models,
     pair_loss,
     plots,
     statistics,
-    training,
+    train,
 )
-from contrastive_jax.parallel import parallel
 
 # %% tags=["parameters"]
 rows = 4096  # of the batch for all pairs
@@ -323,33 +321,13 @@ np.testing.assert_allclose(value, expected, rtol=1e-5)
 # %% [markdown]
 # ## Trained with
 #
-# The training steps take any such function.
+# `train.objective` takes any such function, and `fit` trains with it: four lines from the data to
+# embeddings of images that the network was never shown.
 
 # %%
 digits = data.load("digits")
-encode, params = training.split_encoder(
-    encoders.MLP((8, 8, 1), width=2, normalize=False, rngs=nnx.Rngs(0))
-)
-optimizer = training.make_optimizer(3e-3, steps, warmup_steps=steps // 50, weight_decay=0.1)
-step = training.make_balanced_step(
-    training.make_all_pairs_step(encode, optimizer, loss=soft_margin), classes=10, examples=8
-)
-placed = parallel(step, "shard_map", devices[:1])
-state, source, numbers = placed.replicate(
-    (
-        training.init_state(params, optimizer),
-        training.Source(*digits.train, data.index_by_class(digits.train.classes)),
-        training.Numbers(margin=1.0, seed=0),
-    )
-)
-for state, records in training.train(
-    lambda state: placed.step(state, source, numbers),
-    state,
-    start=0,
-    steps=steps,
-    window=steps,
-    batch_size=80 * 79 // 2,
-):
-    print(f"loss {records[0]['loss']:.3f} at first and {records[-1]['loss']:.3f} at last")
-learned = training.embed(encode, placed.fetch(state).params, digits.test.images)
+objective = train.objective(soft_margin, margin=1.0)
+encoder = partial(models.MLP, width=2, normalize=False)
+run = train.fit(encoder, digits, objective, steps=steps, log_every=10, runs=None)
+learned = run.embed(digits.test.images)
 plots.embedding_map(learned, digits.test.classes, images=digits.test.images)

@@ -48,7 +48,8 @@ def namespaces():
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=_name)
-def test_code_blocks_run_one_after_another(page, namespaces):
+def test_code_blocks_run_one_after_another(page, namespaces, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where runs are stored
     namespace = namespaces[page] = {}
     for block in _blocks(page):
         exec(compile(block, _name(page), "exec"), namespace)

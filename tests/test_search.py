@@ -8,7 +8,7 @@ import pytest
 
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
-from experiments import cells, search
+from experiments import cells, options, search
 
 SMALL = {
     "space": ("margin=0.2:1.8", "learning_rate=1e-3:1e-2:log"),
@@ -75,7 +75,7 @@ def test_halving_trains_on_and_not_anew(halved, tmp_path, folder_of_tfds):
     config = search.Config(
         **SMALL | {"runs": tmp_path, "tfds_dir": folder_of_tfds, "name": "one", "seeds": 1}
     )
-    data = cells.load_data(config)
+    data = options.load_data(config)
     trainer = search.Trainer(config, data, cells.devices_of(config), {})
     values = []
 

@@ -33,8 +33,9 @@ def calibrate(distances: ArrayLike, labels: ArrayLike) -> Calibration:
       ValueError: if shapes, labels or distances do not fit.
 
     References:
-      Platt, Probabilistic Outputs for Support Vector Machines, 1999: targets next to 0 and 1, with
-      which the fit is finite for pairs that a threshold separates.
+      Lin, Lin and Weng, A Note on Platt's Probabilistic Outputs for Support Vector Machines, 2007
+      <https://doi.org/10.1007/s10994-007-5018-6>: targets next to 0 and 1, with which the fit is
+      finite for pairs that a threshold separates.
 
     Example:
       >>> from contrastive_jax.evaluation.calibration import calibrate, probability
@@ -99,4 +100,5 @@ def _log_odds(share: float) -> float:
 
 
 def _expit(x: Floats) -> Floats:
-    return 0.5 * (1 + np.tanh(0.5 * x))
+    # Unlike by a hyperbolic tangent, a small probability is not rounded to 0.
+    return np.exp(-np.logaddexp(0, -x))

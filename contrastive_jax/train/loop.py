@@ -213,7 +213,7 @@ def assemble(
         optimizer = with_loss(optimizer, loss_optimizer)
     bank: Any = ()
     if memory_size:
-        if objective.separable or not objective.takes_memory:
+        if not objective.takes_memory:
             raise ValueError(
                 "an objective of given pairs or of proxies compares with no earlier batches: leave "
                 "memory_size out"
@@ -235,7 +235,12 @@ def assemble(
         return init_state(own, optimizer, init_loss(objective, seed), memory=bank)
 
     if objective.separable:
-        pairs = batch_size // 2
+        pairs, rest = divmod(batch_size, 2)
+        if pairs < 1 or rest:
+            raise ValueError(
+                f"batch_size must be even for an objective of pairs, of two images each, got "
+                f"{batch_size}"
+            )
         return Assembled(encoder, init, init_loss, step, draws_pairs(step, pairs), pairs)
     classes, examples = balance(batch_size, batch_classes, len(np.unique(data.train.classes)))
     images = classes * examples
@@ -360,6 +365,7 @@ def fit(
       FileExistsError: if the named folder exists.
       FileNotFoundError: if there is no such run to resume.
       FloatingPointError: if the loss or its gradient is not finite; checkpoints stay.
+      TypeError: if `data` or `objective` is not of its type.
       ValueError: if arguments do not fit each other or the data.
 
     Example:
@@ -370,6 +376,12 @@ def fit(
       >>> run.folder.as_posix()
       'runs/digits-mlp-1'
     """
+    if not isinstance(data, Dataset):
+        raise TypeError(f"data must come from contrastive_jax.data.load, got {data!r:.80}")
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"objective must come from contrastive_jax.train.objective, got {objective!r:.80}"
+        )
     devices = list(devices or jax.devices())
     options = {
         "steps": steps,
@@ -382,10 +394,22 @@ def fit(
         "hyperparameters": {k: float(v) for k, v in objective.hyperparameters.items()},
         "devices": len(devices),
     }
+    if data_on not in ("device", "host"):
+        raise ValueError(f"data_on must be 'device' or 'host', got {data_on!r}")
+    if data_on == "host" and not objective.separable:
+        raise ValueError(
+            "data_on='host' streams pairs: take an objective of pairs, as objective(..., "
+            "on='pairs'), or data_on='device'"
+        )
     if steps_per_call is None:
         # XLA computes convolutions inside of a loop on a CPU by an unoptimised path.
-        steps_per_call = 1 if devices[0].platform == "cpu" else log_every
-    if validate_every % log_every:
+        one = data_on == "host" or devices[0].platform == "cpu"
+        steps_per_call = 1 if one else log_every
+    if data_on == "host" and steps_per_call != 1:
+        raise ValueError(f"data_on='host' takes one step per call, got {steps_per_call}")
+    if log_every < 1:
+        raise ValueError(f"log_every must be at least 1, got {log_every}")
+    if validate_every < 1 or validate_every % log_every:
         raise ValueError(
             f"validate_every must be a multiple of log_every, got {validate_every} and {log_every}"
         )
@@ -490,6 +514,8 @@ def fit(
                 elif stop():
                     # Never the best, as nothing was validated.
                     checkpoints.save(saved, now, fetch(latest), {BEST_BY: -1.0})
+                if stop():
+                    break
         except FloatingPointError as error:
             error.add_note(f"the last good checkpoint is of step {saved.latest_step() or 0}")
             raise

@@ -28,7 +28,7 @@ Options = Mapping[str, Any]
 
 
 class Objective(NamedTuple):
-    """What a training step minimises."""
+    """The quantity that a training step minimises."""
 
     value: Callable[[jax.Array, Any, Any, Any, Options], tuple[jax.Array, Metrics]]
     """`value(embeddings, batch, params, references, hyperparameters)` returns the loss of the
@@ -50,7 +50,7 @@ class Objective(NamedTuple):
     bounded: bool = False
     """True if its margin is a distance that two embeddings must be able to reach."""
     takes_memory: bool = True
-    """False if it does not compare embeddings with each other, but with proxies."""
+    """False if it does not compare the embeddings of a batch with each other."""
 
     def check_batch(self, batch: Any) -> None:
         """Raises ValueError where a batch is not one that the objective takes."""
@@ -112,7 +112,7 @@ def pairs(
         return mean, _pair_sums(jax.vmap(measure)(a, b), values, labels)
 
     defaults = {"similar_fraction": similar_fraction} | hyperparameters
-    return Objective(value, measure, defaults, separable=True, group=group)
+    return Objective(value, measure, defaults, separable=True, group=group, takes_memory=False)
 
 
 def all_pairs(
@@ -121,7 +121,7 @@ def all_pairs(
     *,
     similar_fraction: float = 0.5,
     init: Callable[[int, int, int], Any] | None = None,
-    bind: Callable[[Any], Options] = lambda params: {},
+    bind: Callable[[Any], Options] | None = None,
     learning_rate: float = 0.0,
     **hyperparameters: float,
 ) -> Objective:
@@ -164,7 +164,7 @@ def all_pairs(
             embeddings,
             classes,
             *references or (),
-            loss=_bound(loss, {**options, **bind(params)}),
+            loss=_bound(loss, options if bind is None else {**options, **bind(params)}),
             distance=measure,
             axis_name=AXIS,
         )

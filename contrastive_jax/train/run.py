@@ -31,7 +31,7 @@ ENCODER = "encoder"
 
 
 class Comparison(NamedTuple):
-    """What an encoder says of pairs of images."""
+    """Pairs of images as an encoder compares them."""
 
     distance: np.ndarray
     """`[N]`, in the unit of the run's distance."""
@@ -154,7 +154,12 @@ class Run:
         if np.dtype(self.image_dtype) == np.uint8 and array.dtype != np.uint8:
             raise ValueError(
                 f"{name} must be uint8, pixels from 0 to 255, as the encoder was trained on; got "
-                f"{array.dtype}: of pixels in [0, 1], give numpy.uint8(numpy.round(255 * {name}))"
+                f"{array.dtype}: "
+                + (
+                    f"of pixels in [0, 1], give numpy.uint8(numpy.round(255 * {name}))"
+                    if array.dtype.kind == "f"
+                    else f"give {name}.astype(numpy.uint8), of pixels in that range"
+                )
             )
         if np.dtype(self.image_dtype) != np.uint8 and array.dtype == np.uint8:
             raise ValueError(
@@ -167,6 +172,8 @@ def _hint(shape: tuple[int, ...], expected: tuple[int, ...], name: str) -> str:
     """Says what may be wrong with the shape of images."""
     if shape == expected:
         return f": for a single image give {name}[None]"
+    if len(shape) == 3 and (*shape[1:], 1) == expected:
+        return f": for grey images without an axis of channels give {name}[..., None]"
     if len(shape) != 4 or len(expected) != 3:
         return ""
     rows, columns, channels = expected
@@ -373,7 +380,9 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
-    return np.dtype(value).name
+    if (dtype := np.dtype(value)).kind == "O":  # as that of any class
+        raise TypeError(f"{value!r} is not a JSON type")
+    return dtype.name
 
 
 def _imported(path: str) -> Any:

@@ -147,6 +147,11 @@ def make_step(
         parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
         references = None
         if state.memory:
+            if not objective.takes_memory:
+                raise ValueError(
+                    "an objective of given pairs or of proxies compares with no earlier batches: "
+                    "leave memory out of the state"
+                )
             references = memory.references(
                 state.memory, state.step, max_age=max_age, axis_name=AXIS
             )

@@ -1,0 +1,149 @@
+"""Ctrl-C and SIGTERM in the middle of `fit`, each sent to a program of its own."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from contrastive_jax.train import folder
+from contrastive_jax.train.interruption import interruption, leave
+
+ROOT = Path(__file__).parent.parent.parent
+STEPS = 20
+# After the first window it waits until the file `go` is there, so that the signal comes meanwhile.
+PROGRAM = """
+import sys, time
+from pathlib import Path
+import jax, numpy as np
+from contrastive_jax import models, train
+from contrastive_jax.data.datasets import Dataset, Examples
+from contrastive_jax.train import folder
+
+name, steps, *resume = sys.argv[1:]
+runs = Path(name).parent
+write = folder.write_metrics
+
+def write_and_wait(*arguments):
+    write(*arguments)
+    folder.write_metrics = write
+    print("window", flush=True)
+    while not (runs / "go").exists():
+        time.sleep(0.01)
+
+folder.write_metrics = write_and_wait
+classes = np.arange(12) % 3
+split = Examples(np.uint8(80 * classes[:, None, None, None] + np.zeros((12, 2, 2, 1))), classes)
+run = train.fit(
+    models.MLP, Dataset("shades", ("a", "b", "c"), split, split, split),
+    train.objective("contrastive"), steps=int(steps), batch_size=6, log_every=5, validate_every=10,
+    devices=jax.devices()[:1], runs=runs, name=Path(name).name, progress=False,
+    resume=bool(resume),
+)
+print("done", run.threshold)
+"""
+
+
+def _started(path, *options):
+    command = [sys.executable, "-c", PROGRAM, str(path), str(STEPS), *options]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("interruption")
+
+
+@pytest.fixture(scope="module")
+def programs(runs):
+    """Programs that are in the middle of a training, by the folder of the run."""
+    started = {name: _started(runs / name / name) for name in ("SIGTERM", "SIGINT", "twice")}
+    for name in started:
+        (runs / name).mkdir()
+    yield started
+    for program in started.values():
+        program.kill()
+        program.communicate()
+
+
+def _steps(path):
+    return [record["step"] for record in folder.read_metrics(path) if "loss" in record]
+
+
+@pytest.mark.parametrize(("name", "codes"), [("SIGTERM", {0}), ("SIGINT", {130, -signal.SIGINT})])
+def test_a_signal_saves_at_the_end_of_the_step(programs, runs, name, codes):
+    program = programs[name]
+    assert program.stdout.readline() == "window\n", program.stderr.read()
+    program.send_signal(getattr(signal, name))
+    (runs / name / "go").touch()
+    output, errors = program.communicate(timeout=300)
+    assert program.returncode in codes, errors
+    assert "done" not in output
+    assert f"{name} is saved at step 6; resume it to go on" in errors
+    assert _steps(runs / name / name) == [1, 2, 3, 4, 5, 6]
+    assert (runs / name / name / "checkpoints" / "6").is_dir()
+
+
+def test_a_run_that_was_stopped_goes_on(runs, programs):
+    path = runs / "SIGTERM" / "SIGTERM"
+    if not (path / "checkpoints" / "6").is_dir():
+        pytest.skip("it was not stopped")
+    program = _started(path, "resume")
+    output, errors = program.communicate(timeout=300)
+    assert program.returncode == 0, errors
+    assert "done" in output
+    assert _steps(path) == [*range(1, STEPS + 1)]
+    assert (path / "run.json").exists()
+
+
+def test_a_second_signal_leaves_at_once(programs, runs):
+    program = programs["twice"]
+    assert program.stdout.readline() == "window\n", program.stderr.read()
+    program.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + 60
+    # The file `go` is not there: the step does not come to its end.
+    while program.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.3)
+        program.send_signal(signal.SIGINT)
+    _, errors = program.communicate(timeout=300)
+    assert program.returncode in {130, -signal.SIGINT}
+    assert "KeyboardInterrupt" in errors
+    assert "is saved" not in errors
+    assert not [*(runs / "twice" / "twice" / "checkpoints").glob("[0-9]*")]
+
+
+def test_handlers_are_put_back_and_left_alone_in_threads():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with interruption() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop()
+        assert stop.signal == signal.SIGTERM
+        # From now on a signal acts as without this.
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    with pytest.raises(RuntimeError, match="inside"), interruption():
+        raise RuntimeError("inside")
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+    def in_a_thread():
+        with interruption() as stop:
+            seen.append((stop(), signal.getsignal(signal.SIGINT)))
+
+    seen = []
+    thread = threading.Thread(target=in_a_thread)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before[0])]
+
+
+def test_the_program_ends_by_the_kind_of_the_signal():
+    with pytest.raises(KeyboardInterrupt, match="saved"):
+        leave(signal.SIGINT, "saved")
+    with pytest.raises(SystemExit) as ended:
+        leave(signal.SIGTERM, "saved")
+    assert ended.value.code == 0
