@@ -204,9 +204,9 @@ def checked_training(config: Any) -> Any:
     """
     config = checked(config)
     check_effects(config)
-    loss_table.check_name(config.loss)
+    complete = resolved(config)
     check_effects(config, EFFECTS_OF_TRAINING)
-    return resolved(config)
+    return complete
 
 
 def checked(config: Config) -> Config:
