@@ -1,5 +1,7 @@
 """Every loss that the command knows by name trains, its parameters too."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,15 +31,21 @@ def _encode(params, images):
     return embeddings / jnp.linalg.norm(embeddings, axis=1, keepdims=True)
 
 
-def _trained(name, steps, devices=1, remembered=0):
+@functools.cache
+def _made(name, devices, remembered):
+    """The loss of the table, its optimiser and its step, which tests share as it is compiled."""
     built = loss_table.build(name, {}, classes=CLASSES, width=WIDTH, seed=0)
     optimizer = make_learned_optimizer(optax.adam(0.03), optax.adam(0.03))
+    step = make_loss_step(_encode, optimizer, built.value_of, distance=built.distance)
+    return built, optimizer, parallel(step, "shard_map", jax.devices()[:devices], sharded=(1,))
+
+
+def _trained(name, steps, devices=1, remembered=0):
+    built, optimizer, placed = _made(name, devices, remembered)
     w = np.random.default_rng(1).standard_normal((12, WIDTH)).astype(np.float32)
     state = training.init_state(Learned({"w": jnp.asarray(w)}, built.params), optimizer)
     if remembered:
         state = state._replace(memory=memory.empty(remembered, WIDTH))
-    step = make_loss_step(_encode, optimizer, built.value_of, distance=built.distance)
-    placed = parallel(step, "shard_map", jax.devices()[:devices], sharded=(1,))
     numbers = placed.replicate(training.Numbers(1.0, 0, 0.3, built.options))
     batch, state = placed.shard(_batch()), placed.replicate(state)
     records = []
@@ -71,7 +79,13 @@ QUICK = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in QUICK else pytest.mark.long)
+        pytest.param(
+            name,
+            marks=[
+                pytest.mark.xdist_group(f"trains-{name}"),
+                *([] if name in QUICK else [pytest.mark.long]),
+            ],
+        )
         for name in loss_table.NAMES
     ],
 )
@@ -108,7 +122,13 @@ def test_every_loss_has_a_value(name):
     assert (shaped.shape, shaped.dtype) == ((1,), np.float32)
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "margin_by_class", "soft_triple", "arcface"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xdist_group(f"trains-{name}"))
+        for name in ("sigmoid", "margin_by_class", "soft_triple", "arcface")
+    ],
+)
 def test_parameters_of_a_loss_are_the_same_over_devices(name):
     _, one, alone = _trained(name, 3)
     _, many, shared = _trained(name, 3, devices=4)

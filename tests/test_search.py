@@ -10,6 +10,9 @@ from contrastive_jax import grid as grids
 from contrastive_jax import runs
 from experiments import cells, search
 
+# Tests share a run, and so a worker.
+pytestmark = pytest.mark.xdist_group("search")
+
 SMALL = {
     "space": ("margin=0.2:1.8", "learning_rate=1e-3:1e-2:log"),
     "trials": 6,

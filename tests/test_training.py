@@ -17,6 +17,9 @@ from contrastive_jax.data.augment import flip, shift
 from contrastive_jax.encoders import MLP, DrLIM
 from contrastive_jax.parallel import parallel
 
+# Tests share a training, and so a worker.
+pytestmark = pytest.mark.xdist_group("training")
+
 BATCH = 32
 NUMBERS = training.Numbers(margin=1.2, seed=3)
 
@@ -47,6 +50,14 @@ def _run(step, state, source, *, strategy="shard_map", devices=1, calls=20):
         state, metrics = placed.step(state, source, numbers)
         losses.append(np.atleast_1d(metrics["loss"]))
     return np.concatenate(losses), placed.fetch(state)
+
+
+@pytest.fixture(scope="module")
+def trained(source, model):
+    """Losses and the last state of twenty steps of drawn pairs, on one device."""
+    encode, optimizer, state = model
+    step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
+    return _run(step, state, source)
 
 
 def _assert_close(got, want, tolerance=1e-5):
@@ -109,7 +120,7 @@ def test_eight_devices_equal_one(source, model, augment):
         _assert_close(_run(step, state, source, strategy=strategy, devices=devices), want)
 
 
-def test_vmap_runs_the_same_step(source, model):
+def test_vmap_runs_the_same_step(source, model, trained):
     encode, optimizer, state = model
     step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
     mapped = jax.jit(jax.vmap(step, in_axes=None, out_axes=0, axis_name=training.AXIS, axis_size=4))
@@ -118,14 +129,13 @@ def test_vmap_runs_the_same_step(source, model):
         states, metrics = mapped(state, source, NUMBERS)
         state = jax.tree.map(lambda x: x[0], states)
         values.append(metrics["loss"][0])
-    _assert_close((np.array(values), state), _run(step, model[2], source))
+    _assert_close((np.array(values), state), trained)
 
 
-def test_many_steps_to_a_call_equal_one_step_to_a_call(source, model):
+def test_many_steps_to_a_call_equal_one_step_to_a_call(source, model, trained):
     encode, optimizer, state = model
     step = training.make_drawn_step(training.make_pair_step(encode, optimizer), BATCH)
-    want = _run(step, state, source)
-    _assert_close(_run(training.repeated(step, 5), state, source, calls=4), want)
+    _assert_close(_run(training.repeated(step, 5), state, source, calls=4), trained)
 
 
 def test_microbatches_equal_the_whole_batch(source, model):
@@ -138,10 +148,9 @@ def test_microbatches_equal_the_whole_batch(source, model):
         _run(training.make_drawn_step(make(microbatches=3), BATCH), state, source)
 
 
-def test_given_pairs_equal_drawn_ones(source, model):
+def test_given_pairs_equal_drawn_ones(source, model, trained):
     encode, optimizer, state = model
     pair_step = training.make_pair_step(encode, optimizer)
-    want = _run(training.make_drawn_step(pair_step, BATCH), state, source)
     for strategy in ("pmap", "shard_map"):
         placed = parallel(pair_step, strategy, jax.devices(), sharded=(1,))
         moved, numbers = placed.replicate(state), placed.replicate(NUMBERS)
@@ -154,7 +163,7 @@ def test_given_pairs_equal_drawn_ones(source, model):
             pairs = training.Pairs(images[i], images[j], labels)
             moved, metrics = placed.step(moved, placed.shard(pairs), numbers)
             values.append(metrics["loss"])
-        _assert_close((np.array(values), placed.fetch(moved)), want)
+        _assert_close((np.array(values), placed.fetch(moved)), trained)
 
 
 def test_labels_alone_are_never_compared_across(model):
@@ -242,11 +251,12 @@ def test_value_checks_in_the_step_name_what_is_wrong(source, model):
         strategies.remove("pmap")
         with pytest.raises(ValueError, match="checks of values inside of pmap need jax 0"):
             parallel(step, "pmap", jax.devices()[:2], check_values=True)
+    _, want = _run(step, state, source, calls=1)
     for strategy in strategies:
         placed = parallel(step, strategy, jax.devices()[:2], check_values=True)
         data = placed.replicate(source)
         good, _ = placed.step(placed.replicate(state), data, placed.replicate(NUMBERS))
-        _assert_close(placed.fetch(good), _run(step, state, source, calls=1)[1])
+        _assert_close(placed.fetch(good), want)
         with pytest.raises(ValueError, match=r"margin must be above 0 and finite, got -1"):
             placed.step(good, data, placed.replicate(NUMBERS._replace(margin=-1.0)))
         broken = state._replace(params=jax.tree.map(lambda p: p * np.nan, state.params))
