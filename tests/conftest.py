@@ -84,7 +84,7 @@ def dense_whatever_tile(request):
 
 @pytest.fixture(scope="session")
 def longer(request):
-    """Whether `--long` was given: every loss then runs in both dtypes."""
+    """Whether `--long` was given: every loss then runs in both dtypes and over tiles."""
     return request.config.getoption("long")
 
 

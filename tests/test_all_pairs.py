@@ -233,7 +233,7 @@ def test_two_sets(distance, reduction):
     def want(x, y):
         return _expected(x, c, y, d, weights=v, y_weights=w, **(options | {"distance": distance}))
 
-    value, gradients = jax.value_and_grad(ours, argnums=(0, 1))(x, y)
+    value, gradients = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(x, y)
     np.testing.assert_allclose(value, want(x, y), rtol=1e-5)
     for gradient, by in [
         (gradients[0], _numerical(lambda x: want(x, y), x.astype(float))),
@@ -241,8 +241,9 @@ def test_two_sets(distance, reduction):
     ]:
         np.testing.assert_allclose(gradient, by, rtol=1e-4, atol=2e-5 * abs(by).max())
     # By one of them alone, as where the other is a memory bank.
-    np.testing.assert_allclose(jax.grad(ours, 0)(x, y), gradients[0], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(jax.grad(ours, 1)(x, y), gradients[1], rtol=1e-5, atol=1e-7)
+    for place, gradient in enumerate(gradients):
+        alone = jax.jit(jax.grad(ours, place))(x, y)
+        np.testing.assert_allclose(alone, gradient, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "manhattan"])
@@ -268,8 +269,9 @@ def test_padding_changes_nothing():
     x, c = _batch(4, 21, 5)
     padded = np.concatenate([x, np.full((11, 5), 1e3, np.float32)])
     classes = np.concatenate([c, np.full(11, -1)])
-    value, gradient = jax.value_and_grad(lambda x: all_pairs_loss(x, c, tile=8))(x)
-    more, longer = jax.value_and_grad(lambda x: all_pairs_loss(x, classes, tile=8))(padded)
+    program = jax.jit(jax.value_and_grad(lambda x, c: all_pairs_loss(x, c, tile=8)))
+    value, gradient = program(x, c)
+    more, longer = program(padded, classes)
     np.testing.assert_allclose(more, value, rtol=1e-6)
     np.testing.assert_allclose(longer[:21], gradient, rtol=1e-5, atol=1e-7)
 
@@ -324,12 +326,17 @@ def test_a_batch_of_one():
         assert (np.asarray(gradient) == 0).all()
 
 
+@jax.jit
+def _of_margin(x, c, margin):
+    return jax.value_and_grad(lambda x: all_pairs_loss(x, c, margin=margin, tile=8))(x)
+
+
 @settings(deadline=None, max_examples=20, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(-6, 6), size=st.sampled_from([1, 40]))
 def test_norms_of_all_sizes(seed, exponent, size):
     x, c = _batch(seed, 20, size, scale=10.0**exponent)
     margin = 1.5 * size**0.5 * 10.0**exponent
-    value, gradient = jax.value_and_grad(lambda x: all_pairs_loss(x, c, margin=margin, tile=8))(x)
+    value, gradient = _of_margin(x, c, margin)
     np.testing.assert_allclose(value, _expected(x, c, margin=margin), rtol=1e-5)
     by = _direct_gradient(x, c, margin)
     np.testing.assert_allclose(gradient, by, rtol=1e-4, atol=1e-5 * abs(by).max())
@@ -396,6 +403,25 @@ def test_a_distance_keeps_its_digits(apart, similar, length):
     np.testing.assert_allclose(gradient[40], -unit, rtol=1e-4, atol=1e-4 * abs(unit).max())
 
 
+@functools.cache
+def _near(distance):
+    """The sum of the distances that are close to a given one."""
+
+    def near(d, label, wanted):
+        return jnp.where((d < 1.01 * wanted) & (d > 0.9 * wanted), d, 0)
+
+    return jax.jit(
+        lambda x, c, wanted: all_pairs_loss(
+            x,
+            c,
+            loss=functools.partial(near, wanted=wanted),
+            distance=DISTANCES[distance][0],
+            reduction="sum",
+            tile=8,
+        )
+    )
+
+
 @pytest.mark.parametrize("distance", ["cosine", "angular", "mahalanobis"])
 @pytest.mark.parametrize("similar", [True, False])
 @pytest.mark.parametrize("apart", [1e-6, 1e-4, 1e-2])
@@ -410,15 +436,7 @@ def test_so_do_distances_of_directions(distance, similar, apart):
     if distance != "mahalanobis":
         sine = np.linalg.norm(np.cross(a, b)) / np.linalg.norm(a) / np.linalg.norm(b)
         true = np.arcsin(sine) if distance == "angular" else 2 * np.sin(np.arcsin(sine) / 2) ** 2
-    value = all_pairs_loss(
-        x,
-        c,
-        loss=lambda d, y: jnp.where((d < 1.01 * true) & (d > 0.9 * true), d, 0),
-        distance=DISTANCES[distance][0],
-        reduction="sum",
-        tile=8,
-    )
-    np.testing.assert_allclose(value / 2, true, rtol=1e-4)
+    np.testing.assert_allclose(_near(distance)(x, c, true) / 2, true, rtol=1e-4)
 
 
 @pytest.mark.parametrize("spread", [1e-6, 1e-4, 1e-2, 1.0])
@@ -495,10 +513,13 @@ def test_agrees_with_pytorch_metric_learning(name, dtype):
             numbers = dict(pair.split("=") for pair in settings_.split(","))
             margin = float(numbers.get("margin", numbers.get("neg_margin", 0)))
             positive = float(numbers.get("pos_margin", 0))
-            x = arrays[f"{case}/embeddings"].astype(dtype)
-            value, gradient = ours(
-                x, arrays[f"{case}/labels"], margin, positive, unit=norm == "unit"
-            )
+            x, classes = arrays[f"{case}/embeddings"], arrays[f"{case}/labels"]
+            # One shape and so one program for all: what is added does not count.
+            full = np.pad(x, ((0, 32 - x.shape[0]), (0, 16 - x.shape[1]))).astype(dtype)
+            full[len(x) :] = 1
+            classes = np.concatenate([classes, np.full(32 - len(x), -1)])
+            value, gradient = ours(full, classes, margin, positive, unit=norm == "unit")
+            gradient = gradient[: x.shape[0], : x.shape[1]]
             np.testing.assert_allclose(value, values[key], rtol=tolerance, err_msg=key)
             want = arrays[f"{key}/grad"]
             np.testing.assert_allclose(
@@ -527,7 +548,7 @@ def test_parameters_that_are_learned():
     for f in (
         jax.grad(ours, (0, 1)),
         jax.jit(jax.grad(ours, (0, 1))),
-        jax.grad(jax.jit(ours), (0, 1)),
+        jax.jit(jax.grad(jax.jit(ours), (0, 1))),
     ):
         by_scale, by_bias = f(0.7, -0.3, x)
         want = _numerical(
@@ -547,7 +568,7 @@ def test_parameters_that_are_learned():
 
     want = _numerical(direct_metric, FACTOR)
     for own in (False, True):
-        found = jax.grad(functools.partial(metric, own=own))(FACTOR.astype(np.float32))
+        found = jax.jit(jax.grad(functools.partial(metric, own=own)))(FACTOR.astype(np.float32))
         np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-5)
 
 
@@ -592,8 +613,8 @@ def test_transformations_agree():
         plain = [jax.value_and_grad(f, (0, 1))(x, margin) for margin in margins]
         plain = jax.tree.map(lambda *p: np.stack(p), *plain)
         mapped = jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1)), (None, 0)))(x, margins)
-        through = jax.vmap(lambda m: jax.value_and_grad(jax.jit(f), (0, 1))(x, m))(margins)
-        both = jax.vmap(jax.value_and_grad(f, (0, 1)))(jnp.stack([x] * 3), margins)
+        through = jax.jit(jax.vmap(lambda m: jax.value_and_grad(jax.jit(f), (0, 1))(x, m)))(margins)
+        both = jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1))))(np.stack([x] * 3), margins)
         for got in (mapped, through, both):
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, plain
@@ -619,7 +640,9 @@ def test_autodiff_gives_the_same(distance, reduction):
             margin=1.5,
         )
         got, want = (
-            jax.value_and_grad(lambda x, f=f, m=m, o=others: f(x, c, *o, method=m, tile=8))(x)
+            jax.jit(
+                jax.value_and_grad(lambda x, f=f, m=m, o=others: f(x, c, *o, method=m, tile=8))
+            )(x)
             for m in ("autodiff", "one_walk")
         )
         jax.tree.map(
@@ -637,9 +660,9 @@ def test_forward_mode_and_second_derivatives():
 
     direction = np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
     gradient = _direct_gradient(x, c, 2.0)
-    _, slope = jax.jvp(f, (x,), (direction,))
+    _, slope = jax.jit(lambda x, way: jax.jvp(f, (x,), (way,)))(x, direction)
     np.testing.assert_allclose(slope, (gradient * direction).sum(), rtol=1e-4)
-    hessian = jax.hessian(f)(x).reshape(12, 12)
+    hessian = jax.jit(jax.hessian(f))(x).reshape(12, 12)
     want = np.stack(
         [
             (
@@ -792,11 +815,13 @@ def test_pairs_that_do_not_count_leave_no_trace():
         (twice, alike, root, distances.euclidean),
     ]:
         one, other = (
-            jax.value_and_grad(
-                lambda x, m, c=c_, loss=loss, d=distance, method=method: all_pairs_loss(
-                    x, c, loss=loss, distance=d, margin=m, tile=8, method=method
-                ),
-                (0, 1),
+            jax.jit(
+                jax.value_and_grad(
+                    lambda x, m, c=c_, loss=loss, d=distance, method=method: all_pairs_loss(
+                        x, c, loss=loss, distance=d, margin=m, tile=8, method=method
+                    ),
+                    (0, 1),
+                )
             )(x_, 2.0)
             for method in ("one_walk", "autodiff")
         )

@@ -108,12 +108,12 @@ def _value(name, hyper, boundaries, x, classes, *others, **options):
 
 
 @functools.lru_cache(maxsize=6)
-def _program(name, dtype, two=False, reduction="mean"):
+def _program(name, dtype, two=False, reduction="mean", tile=TILE):
     """Value and gradients, by embeddings and, in float64, by all that has one.
 
     In float64 close pairs need not be measured again, and the program is half as long.
     """
-    options = {"tile": TILE, "exact": dtype == "float32", "reduction": reduction}
+    options = {"tile": tile, "exact": dtype == "float32", "reduction": reduction}
     places = {"hyper": 0, "boundaries": 1, "x": 2, "references": 4}
     names = ["boundaries", "x"] if name == "margin_by_class" else ["x"]
     if dtype == "float64" and not two:
@@ -238,13 +238,21 @@ def name(request):
 
 def _in_single(name):
     """Whether the loss is one that the other tests compile in float32 too: one of each type."""
-    return name in SHARED or name in VARIANTS or name in ("supcon", "multi_similarity")
+    return name in SHARED or name in ("supcon", "multi_similarity")
+
+
+def _tile(name, longer):
+    """Tiles for one loss of each type; for the others, without `--long`, the whole matrix.
+
+    The program over the matrix is a third as long, and their formulas are the same.
+    """
+    return TILE if longer or _in_single(name) else None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_peers(name, dtype, longer):
-    if name not in PEER_NAMES or (name in VARIANTS and dtype == "float64"):
-        pytest.skip("no peer has it, or float32 does")
+    if name not in PEER_NAMES:
+        pytest.skip("no peer has it")
     if dtype == "float32" and not (longer or _in_single(name)):
         pytest.skip("float64 does, and float32 with --long")
     peer, hyperparameters = PEER_NAMES[name]
@@ -263,7 +271,8 @@ def test_peers(name, dtype, longer):
             classes = np.arange(len(raw)) // len(set(classes.tolist()))
         directions = form.startswith("unit") or form.endswith("unit")
         x = _unit(raw) if directions else raw
-        value, gradients = _program(name, dtype)(*_filled(x, classes), **hyper)
+        program = _program(name, dtype, tile=_tile(name, longer))
+        value, gradients = program(*_filled(x, classes), **hyper)
         gradient = gradients["x"][: x.shape[0], : x.shape[1]]
         gradient = _by_direction(gradient, raw) if directions else gradient
         # PyTorch's softplus, of which this loss is made, leaves out what is below exp(-20).
@@ -337,7 +346,8 @@ def test_values_against_numpy(name, dtype, longer, seed, kind, rows):
     rng = np.random.default_rng(seed)
     sets = _in_float32(_sets(rng, name, kind, rows))
     boundaries = rng.uniform(0.5, 2.0, ROWS).astype(np.float32)
-    value, gradients = _program(name, dtype)(*sets, boundaries=boundaries)
+    program = _program(name, dtype, tile=_tile(name, longer))
+    value, gradients = program(*sets, boundaries=boundaries)
     want = _expected(name, *sets, boundaries=boundaries)
     # Rounding moves points that coincide 1e-8 apart, where close pairs are not measured again.
     tolerance = {"rtol": 1e-5, "atol": 2e-6} if dtype == "float32" else {"rtol": 1e-6, "atol": 1e-6}
@@ -408,14 +418,15 @@ def _assert_slope(gradient, direction, function, what):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_gradients_against_differences(name, seed):
+def test_gradients_against_differences(name, seed, longer):
     if name in VARIANTS:
         pytest.skip("as what they vary")
     rng = np.random.default_rng(seed)
     sets = _sets(rng, name, "random", 25)
     boundaries = rng.uniform(0.5, 2.0, ROWS)
     hyper = LOSSES[name][0]
-    _, gradients = _program(name, "float64")(*sets, boundaries=boundaries)
+    program = _program(name, "float64", tile=_tile(name, longer))
+    _, gradients = program(*sets, boundaries=boundaries)
     expected = functools.partial(_expected, name, boundaries=boundaries)
     if name == "circle":
         expected = functools.partial(expected, frozen=sets[0])
@@ -468,8 +479,9 @@ def test_gradients_of_two_sets_against_differences(name):
     _assert_slope(gradients["references"], by_y, lambda t: expected(x, y + t * by_y), "references")
 
 
-def test_a_nan_that_counts_shows(name):
-    program = _program(name, "float32" if _in_single(name) else "float64")
+def test_a_nan_that_counts_shows(name, longer):
+    dtype = "float32" if _in_single(name) else "float64"
+    program = _program(name, dtype, tile=_tile(name, longer))
     rng = np.random.default_rng(0)
     x, classes, *others = _sets(rng, name, "random", 30)
     classes[[3, 4]] = -1, 0
@@ -589,22 +601,21 @@ def test_of_pairs():
     rng = np.random.default_rng(0)
     x, classes = _filled(*_batch(rng, "random", 30))
     x = x.astype(np.float32)
-    for reduction in ("mean", "sum"):
-        options = {"tile": TILE, "reduction": reduction}
-        value, gradient = jax.value_and_grad(
-            lambda x, options=options: anchor_loss(
-                x, classes, loss=losses.of_pairs(losses.contrastive), **options
-            )
-        )(x)
-        want, by = jax.value_and_grad(
-            lambda x, options=options: all_pairs_loss(x, classes, **options)
-        )(x)
+    loss = losses.of_pairs(losses.contrastive)
+    for reduction, tile in (("mean", TILE), ("sum", None)):
+
+        def value_of(x, reduction=reduction, tile=tile):
+            return anchor_loss(x, classes, loss=loss, tile=tile, reduction=reduction)
+
+        def direct(x, reduction=reduction):
+            return all_pairs_loss(x, classes, reduction=reduction)
+
+        value, gradient = jax.jit(jax.value_and_grad(value_of))(x)
+        want, by = jax.jit(jax.value_and_grad(direct))(x)
         np.testing.assert_allclose(value, want, rtol=1e-6)
         np.testing.assert_allclose(gradient, by, rtol=1e-5, atol=1e-6 * abs(by).max())
-    sums = all_pairs_sums(x, classes, tile=TILE)
-    active = anchor_loss(
-        x, classes, loss=losses.of_pairs(losses.contrastive), tile=TILE, reduction="active"
-    )
+    sums = jax.jit(lambda x: all_pairs_sums(x, classes))(x)
+    active = jax.jit(lambda x: value_of(x, "active", TILE))(x)
     assert sums.active.sum() < sums.pairs.sum()
     np.testing.assert_allclose(active, sums.loss.sum() / sums.active.sum(), rtol=1e-6)
 
@@ -628,10 +639,11 @@ def test_weighted_sum():
 
     weights = np.float32([0.5, 2.0, 0.25])
     value, (by_x, by_weights) = together(x, weights)
-    each = [
-        jax.value_and_grad(lambda x, part=part: anchor_loss(x, classes, loss=part, tile=TILE))(x)
+    alone = [
+        jax.value_and_grad(lambda x, part=part: anchor_loss(x, classes, loss=part))
         for part in parts
     ]
+    each = jax.jit(lambda x: [of_part(x) for of_part in alone])(x)
     values, gradients = (np.array(one) for one in zip(*each, strict=True))
     np.testing.assert_allclose(value, weights @ values, rtol=1e-6)
     want = np.tensordot(weights, gradients, 1)
@@ -639,7 +651,7 @@ def test_weighted_sum():
     np.testing.assert_allclose(by_weights, values, rtol=1e-5)
     sum_of_nested = losses.weighted_sum((2.0, losses.weighted_sum((0.5, parts[0]))))
     np.testing.assert_allclose(
-        anchor_loss(x, classes, loss=sum_of_nested, tile=TILE), each[0][0], rtol=1e-6
+        jax.jit(lambda x: anchor_loss(x, classes, loss=sum_of_nested))(x), each[0][0], rtol=1e-6
     )
 
 
@@ -686,9 +698,9 @@ def test_proxies_met_at_once_under_transformations(name_of):
         arguments = jnp.asarray(x), jnp.asarray(classes), jnp.asarray(proxies)
         want = jax.jit(jax.grad(value, (0, 2)))(*arguments)
         for function in (jax.jit(value), jax.checkpoint(value), scanned):
-            got = jax.grad(function, (0, 2))(*arguments)
+            got = jax.jit(jax.grad(function, (0, 2)))(*arguments)
             chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
-        over_sets = jax.vmap(jax.grad(value, (0, 2)), (0, None, None))
+        over_sets = jax.jit(jax.vmap(jax.grad(value, (0, 2)), (0, None, None)))
         mapped = over_sets(arguments[0][None], *arguments[1:])
         got = jax.tree.map(lambda one: one[0], mapped)
         chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
@@ -738,12 +750,13 @@ def test_statistics_are_given_arrays_of_jax():
     assert not all(isinstance(label, jax.core.Tracer) for label in labels)
 
 
-def test_without_compiling():
+@pytest.mark.parametrize("tile", [None, pytest.param(8, marks=pytest.mark.long)])
+def test_without_compiling(tile):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((12, 4)), jnp.float32)
     classes = jnp.repeat(jnp.arange(4), 3)
 
     def value(x):
-        return anchor_loss(x, classes, loss=losses.supcon(), tile=8)
+        return anchor_loss(x, classes, loss=losses.supcon(), tile=tile)
 
     want = jax.jit(jax.value_and_grad(value))(x)
     with jax.disable_jit():
@@ -775,6 +788,7 @@ def test_curvature_of_a_proxy_loss():
     x, proxies, classes = rng.standard_normal((6, 4)), rng.standard_normal((3, 4)), np.arange(6) % 3
     with jax.enable_x64(True):
 
+        @jax.jit
         def gradient(x):
             return jax.grad(lambda x: proxy_loss(x, classes, proxies, loss=losses.cosface()))(x)
 
@@ -1000,9 +1014,12 @@ SHARED = {
     "triplet_semi_hard": ["shard_map"],
     "angular": ["pmap"],
     "proxy_anchor": ["shard_map"],
-    "arcface": ["pmap"],
+    "arcface": ["shard_map"],
     "soft_triple": ["shard_map"],
 }
+
+# One loss of each kind of statistics that numbers are learned in, and one of proxies.
+LEARNED_OVER_DEVICES = ("ntxent", "triplet_hard", "arcface")
 
 
 def _over_devices(strategy, function, split, shared, classes, devices=4):
@@ -1035,22 +1052,34 @@ def _over_devices(strategy, function, split, shared, classes, devices=4):
 
 @pytest.mark.parametrize("strategy", ["pmap", "shard_map"])
 def test_devices_equal_one(name, strategy, longer):
+    """In value, and in gradients by rows, by proxies and by numbers that are learned."""
     if strategy not in SHARED.get(name, ()):
         pytest.skip("as the others")
-    if (name, strategy) == ("ntxent", "shard_map") and not longer:
+    if (name, strategy) in (("ntxent", "shard_map"), ("circle", "pmap")) and not longer:
         pytest.skip("others take sums over devices in this way, and this one with --long")
     rng = np.random.default_rng(0)
     # 36 rows for four devices; the last one does not count.
     x, classes, *proxies = _in_float32(_sets(rng, name, "random", 34))
     boundaries = rng.uniform(0.5, 2.0, ROWS).astype(np.float32)
-    want, by = _program(name, "float32")(x, classes, *proxies, boundaries=boundaries)
+    want, by = _program(name, "float32", tile=TILE)(x, classes, *proxies, boundaries=boundaries)
+
+    learned = name in LEARNED_OVER_DEVICES
+    hyper = jax.tree.map(np.float32, LOSSES[name][0])
 
     def value(split, shared, classes):
-        hyper = LOSSES[name][0]
-        return _value(name, hyper, split[1], split[0], classes, *shared, axis_name=AXIS, tile=8)
+        numbers = shared[1] if learned else hyper
+        if strategy == "shard_map":
+            # A number that all devices share is to be marked as differing.
+            numbers = jax.tree.map(lambda number: pcast_varying(number, (AXIS,)), numbers)
+        options = {"axis_name": AXIS, "tile": 8}
+        return _value(name, numbers, split[1], split[0], classes, *shared[0], **options)
 
-    found, (by_x, by_boundaries), by_proxies = _over_devices(
-        strategy, value, (x[:36], boundaries[:36]), tuple(proxies), classes[:36]
+    found, (by_x, by_boundaries), (by_proxies, by_numbers) = _over_devices(
+        strategy,
+        value,
+        (x[:36], boundaries[:36]),
+        (tuple(proxies), hyper if learned else {}),
+        classes[:36],
     )
     np.testing.assert_allclose(found, want, rtol=1e-5)
     gradients = [(by_x, by["x"][:36])]
@@ -1060,35 +1089,15 @@ def test_devices_equal_one(name, strategy, longer):
         gradients.append((by_proxies[0], by["references"]))
     for gradient, wanted in gradients:
         np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-5 * abs(wanted).max())
-
-
-@pytest.mark.parametrize(
-    ("strategy", "name_of"),
-    [("pmap", "supcon"), *[("shard_map", name) for name in ("triplet_hard", "arcface")]],
-)
-def test_learned_numbers_over_devices(strategy, name_of):
-    """Under `shard_map` a number that all devices share is to be marked as differing."""
-    rng = np.random.default_rng(0)
-    x, classes, *proxies = _in_float32(_sets(rng, name_of, "random", 34))
-    hyper = jax.tree.map(np.float32, LOSSES[name_of][0])
-
-    def value(x, numbers, classes, axis_name=None):
-        if strategy == "shard_map" and axis_name is not None:
-            numbers = jax.tree.map(lambda number: pcast_varying(number, (AXIS,)), numbers)
-        options = {"axis_name": axis_name, "tile": 8}
-        return _value(name_of, numbers, None, x, classes, *proxies, **options)
-
-    want, by = jax.jit(jax.value_and_grad(value, 1))(x, hyper, classes)
-    over = functools.partial(value, axis_name=AXIS)
-    found, _, by_numbers = _over_devices(strategy, over, x[:36], hyper, classes[:36])
-    np.testing.assert_allclose(found, want, rtol=1e-5)
-    for key, wanted in by.items():
-        assert wanted != 0
-        np.testing.assert_allclose(by_numbers[key], wanted, rtol=2e-5, err_msg=key)
+    if learned:
+        _, by = _program(name, "float64", tile=TILE)(x, classes, *proxies, boundaries=boundaries)
+        for key, wanted in by["hyper"].items():
+            assert wanted != 0
+            np.testing.assert_allclose(by_numbers[key], wanted, rtol=2e-5, err_msg=key)
 
 
 @pytest.mark.xdist_group("loss-triplet_hard")
-@pytest.mark.parametrize("strategy", ["pmap", "shard_map"])
+@pytest.mark.parametrize("strategy", [pytest.param("pmap", marks=LONG), "shard_map"])
 def test_two_sets_over_devices(strategy):
     rng = np.random.default_rng(0)
     x, classes, y, y_classes = _in_float32(

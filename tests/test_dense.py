@@ -22,6 +22,9 @@ from contrastive_jax._engine.distance_matrix import (
 )
 from contrastive_jax.products import as_product
 
+# Tests share programs, and so a worker.
+pytestmark = pytest.mark.xdist_group("dense")
+
 FACTOR = np.random.default_rng(9).standard_normal((5, 6)).astype(np.float32)
 
 
@@ -62,16 +65,22 @@ def _program(name, one_set):
     return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
 
 
+@functools.cache
+def _by_autodiff(name):
+    of_pair = DISTANCES[name][0]
+
+    def total(a, b, weights):
+        return jnp.sum(weights * jax.vmap(jax.vmap(of_pair, (None, 0)), (0, None))(a, b))
+
+    return jax.jit(jax.grad(total, (0, 1)))
+
+
 def _derivative(name, x, y, weights):
     """Gradients of a weighted sum of the scalar distances, by autodiff in float64."""
-    of_pair = DISTANCES[name][0]
     with jax.enable_x64(True):
-        a, b = jnp.asarray(x, float), jnp.asarray(y, float)
-
-        def total(a, b):
-            return jnp.sum(weights * jax.vmap(jax.vmap(of_pair, (None, 0)), (0, None))(a, b))
-
-        return [np.asarray(one) for one in jax.grad(total, (0, 1))(a, b)]
+        return [
+            np.asarray(one) for one in _by_autodiff(name)(x.astype(float), y.astype(float), weights)
+        ]
 
 
 def _assert_right(name, x, y=None):
@@ -206,7 +215,7 @@ def test_mapped_and_alone(loss):
     x = rng.standard_normal((3, 24, 6)).astype(np.float32)
     x[1, 3] = x[1, 2] + np.float32(1e-4)
     classes = np.arange(24) // 3
-    each = jax.value_and_grad(lambda x: anchor_loss(x, classes, loss=loss))
+    each = jax.jit(jax.value_and_grad(lambda x: anchor_loss(x, classes, loss=loss)))
     mapped = jax.jit(jax.vmap(each))(x)
     for k in range(3):
         for a, b in zip(jax.tree.leaves(mapped), jax.tree.leaves(each(x[k])), strict=True):
@@ -217,13 +226,15 @@ def test_the_largest_of_equal_values_is_one():
     """The derivative of an extreme is that of one pair, also where several give it."""
     x = jnp.asarray([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [5.0, 5.0]])
     classes = np.array([0, 0, 0, 1])
-    gradient = jax.grad(
-        lambda x: anchor_loss(x, classes, loss=losses.triplet_hard(9.0), reduction="sum")
-    )(x)
-    tiled = jax.grad(
-        lambda x: anchor_loss(x, classes, loss=losses.triplet_hard(9.0), reduction="sum", tile=8)
-    )(x)
-    norms = [np.linalg.norm(np.asarray(one), axis=1) for one in (gradient, tiled)]
+
+    def value(x, **options):
+        loss = losses.triplet_hard(9.0)
+        return anchor_loss(x, classes, loss=loss, reduction="sum", **options)
+
+    both = [
+        jax.jit(jax.grad(functools.partial(value, **options)))(x) for options in ({}, {"tile": 8})
+    ]
+    norms = [np.linalg.norm(np.asarray(one), axis=1) for one in both]
     np.testing.assert_allclose(np.sort(norms[0][1:3]), np.sort(norms[1][1:3]), rtol=1e-5)
 
 
@@ -238,9 +249,10 @@ def test_a_first_row_that_does_not_count_leaves_no_trace():
     def value(margin, **options):
         return all_pairs_loss(x, classes, loss=loss, margin=margin, **options)
 
-    np.testing.assert_allclose(
-        jax.grad(value)(1.0), jax.grad(functools.partial(value, tile=8))(1.0), rtol=1e-5
-    )
+    both = [
+        jax.jit(jax.grad(functools.partial(value, **options)))(1.0) for options in ({}, {"tile": 8})
+    ]
+    np.testing.assert_allclose(*both, rtol=1e-5)
 
 
 @pytest.mark.parametrize("classes", [[0], [-1, -1, 3], [-1, -1]])
@@ -250,8 +262,10 @@ def test_no_pair_that_counts(classes):
 
     x = jnp.ones((len(classes), 4))
     for distance in (unsafe, distances.euclidean, distances.cosine):
-        value, gradient = jax.value_and_grad(
-            lambda x, d=distance: all_pairs_loss(x, np.array(classes), distance=d, margin=1.0)
+        value, gradient = jax.jit(
+            jax.value_and_grad(
+                lambda x, d=distance: all_pairs_loss(x, np.array(classes), distance=d, margin=1.0)
+            )
         )(x)
         assert value == 0
         assert (np.asarray(gradient) == 0).all()
@@ -266,9 +280,10 @@ def test_the_gradient_of_a_factor_far_from_the_origin():
         distance = functools.partial(distances.mahalanobis, factor=factor)
         return all_pairs_loss(x, classes, distance=distance, margin=1.0)
 
-    got = jax.grad(value)(jnp.asarray(FACTOR), x)
+    gradient = jax.jit(jax.grad(value))
+    got = gradient(FACTOR, x)
     with jax.enable_x64(True):
-        want = jax.grad(value)(jnp.asarray(FACTOR, float), jnp.asarray(x, float))
+        want = gradient(FACTOR.astype(float), x.astype(float))
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 

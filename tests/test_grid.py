@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -9,6 +11,9 @@ from contrastive_jax.data import index_by_class
 from contrastive_jax.models import ConvNet
 from contrastive_jax.train import grid as grids
 from contrastive_jax.train import objectives, parallel
+
+# Tests share compiled grids, and so a worker.
+pytestmark = pytest.mark.xdist_group("grid")
 
 SHAPE = (8, 8, 1)
 RATES = (1e-3, 3e-3, 1e-3, 1e-2, 2e-3)
@@ -38,17 +43,22 @@ class Setup:
             return drawn(state, source, hyperparameters)
 
         self.step = step
+        # Tests share what takes long to make: first states, and grids, which are compiled.
+        self.begun, self.grid = functools.cache(self._begun), functools.cache(self._grid)
 
     def encoder(self, seed):
         return train.network(ConvNet(SHAPE, 4, channels=(4, 6), hidden=8, rngs=nnx.Rngs(seed)))
 
+    def _begun(self, seed):
+        # On the host, where no program can take its buffers.
+        return jax.device_get(train.init_state(self.encoder(seed), self.optimizer))
+
     def init(self, cell, rates=RATES):
-        encoder = self.encoder(int(HYPERPARAMETERS[cell].seed))
-        state = train.init_state(encoder, self.optimizer)
+        state = self.begun(int(HYPERPARAMETERS[cell].seed))
         tuned = optax.tree.set(state.opt_state, learning_rate=np.float32(rates[cell]))
         return state._replace(opt_state=tuned)
 
-    def grid(self, strategy, **options):
+    def _grid(self, strategy, **options):
         return grids.make_grid(
             self.step, self.init(0), self.source, HYPERPARAMETERS[0], strategy, **options
         )
@@ -104,7 +114,7 @@ def one_after_another(setup):
 def test_strategies_give_the_same_numbers(setup, one_after_another, strategy, options):
     options = dict(options)
     if "devices" in options:
-        options["devices"] = jax.devices()[: options["devices"]]
+        options["devices"] = tuple(jax.devices()[: options["devices"]])
     states, metrics, diverged = setup.train(setup.grid(strategy, **options))
     want_states, want_metrics, _ = one_after_another
     assert [*states] == [*range(5)]
@@ -235,7 +245,7 @@ def test_chunks_fit_and_are_alike():
 
 def test_the_rate_is_of_steps_and_leaves_the_states_alone(setup):
     grid = setup.grid("vmap", cells=2)
-    states = [setup.init(0), setup.init(1)]
+    states = jax.device_put([setup.init(0), setup.init(1)])
     source = jax.device_put(setup.source, grid.shared)
     assert grids.time_grid(grid, states.__getitem__, source, HYPERPARAMETERS) > 0
     assert [int(state.step) for state in states] == [0, 0]
@@ -254,7 +264,7 @@ def test_the_rate_is_of_steps_and_leaves_the_states_alone(setup):
 def test_errors_of_a_grid(setup, strategy, options, words):
     options = dict(options)
     if "devices" in options:
-        options["devices"] = jax.devices()[: options["devices"]]
+        options["devices"] = tuple(jax.devices()[: options["devices"]])
     with pytest.raises(ValueError, match=words):
         setup.grid(strategy, **options)
 

@@ -92,7 +92,8 @@ def test_terms_of_a_sum_and_second_derivatives():
 
     way = jnp.float32(RNG.standard_normal(X.shape))
     _, curved = jax.jit(lambda x, way: jax.jvp(jax.grad(value), (x,), (way,)))(X, way)
-    after, before = (jax.grad(value)(X + s * 1e-2 * way) for s in (1, -1))
+    slope = jax.jit(jax.grad(value))
+    after, before = (slope(X + s * 1e-2 * way) for s in (1, -1))
     np.testing.assert_allclose(curved, (after - before) / 2e-2, rtol=2e-2, atol=2e-2)
 
 
@@ -104,9 +105,9 @@ def test_devices_have_the_losses_of_their_own_rows():
         return jnp.sum(weights * each), each
 
     weights = WEIGHTS[:8].astype(np.float32)
-    gradient, each = jax.grad(value, has_aux=True)(x, c, weights)
-    mapped = jax.vmap(
-        jax.grad(functools.partial(value, axis_name="d"), has_aux=True), axis_name="d"
+    gradient, each = jax.jit(jax.grad(value, has_aux=True))(x, c, weights)
+    mapped = jax.jit(
+        jax.vmap(jax.grad(functools.partial(value, axis_name="d"), has_aux=True), axis_name="d")
     )
     found, parts = mapped(x.reshape(2, 4, 4), c.reshape(2, 4), weights.reshape(2, 4))
     np.testing.assert_allclose(parts.ravel(), each, rtol=1e-5)
@@ -129,7 +130,8 @@ def test_losses_of_rows_and_proxies(name):
         return np.array([of_one(x[i : i + 1], CLASSES[i : i + 1]) for i in range(len(x))])
 
     np.testing.assert_allclose(each(X, proxies), want(X, proxies), rtol=2e-5, atol=1e-6)
-    by_x, by_proxies = jax.grad(lambda *of: jnp.sum(WEIGHTS * each(*of)), (0, 1))(X, proxies)
+    gradients = jax.jit(jax.grad(lambda *of: jnp.sum(WEIGHTS * each(*of)), (0, 1)))
+    by_x, by_proxies = gradients(X, proxies)
     way, along, h = RNG.standard_normal(X.shape), RNG.standard_normal(proxies.shape), 1e-6
     after, before = (
         WEIGHTS @ want(X.astype(float) + s * way, proxies.astype(float) + s * along)

@@ -1,5 +1,7 @@
 """Every loss that has a name trains, its parameters too."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,16 +29,23 @@ def _encode(params, images):
     return embeddings / jnp.linalg.norm(embeddings, axis=1, keepdims=True)
 
 
-def _trained(name, steps, devices=1, remembered=0):
+@functools.cache
+def _made(name, devices):
+    """The objective of a loss, its optimizer and its step, which tests share as it is compiled."""
     objective = train.objective(name)
     optimizer = train.with_loss(optax.adam(0.03), optax.adam(0.03))
     w = np.random.default_rng(1).standard_normal((12, WIDTH)).astype(np.float32)
     encoder = train.network((_encode, {"w": jnp.asarray(w)}))
+    step = train.make_step(encoder, optimizer, objective)
+    placed = parallel(step, "shard_map", jax.devices()[:devices], sharded=(1,))
+    return objective, optimizer, encoder, placed
+
+
+def _trained(name, steps, devices=1, remembered=0):
+    objective, optimizer, encoder, placed = _made(name, devices)
     params = objective.init(CLASSES, WIDTH, 0)
     bank = memory.empty(remembered, WIDTH) if remembered else ()
     state = train.init_state(encoder, optimizer, params, memory=bank)
-    step = train.make_step(encoder, optimizer, objective)
-    placed = parallel(step, "shard_map", jax.devices()[:devices], sharded=(1,))
     hyperparameters = placed.replicate(train.Hyperparameters(0, dict(objective.hyperparameters)))
     batch, state = placed.shard(_batch()), placed.replicate(state)
     records = []
@@ -70,7 +79,13 @@ QUICK = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in QUICK else pytest.mark.long)
+        pytest.param(
+            name,
+            marks=[
+                pytest.mark.xdist_group(f"trains-{name}"),
+                *([] if name in QUICK else [pytest.mark.long]),
+            ],
+        )
         for name in loss_table.NAMES
     ],
 )
@@ -108,7 +123,13 @@ def test_every_loss_has_a_value(name):
     assert (shaped.shape, shaped.dtype) == ((1,), np.float32)
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "margin_by_class", "soft_triple", "arcface"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xdist_group(f"trains-{name}"))
+        for name in ("sigmoid", "margin_by_class", "soft_triple", "arcface")
+    ],
+)
 def test_parameters_of_a_loss_are_the_same_over_devices(name):
     _, one, alone = _trained(name, 3)
     _, many, shared = _trained(name, 3, devices=4)

@@ -14,6 +14,9 @@ from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
 from experiments import ablation_report, cells, margin_ablation
 
+# Tests share a run, and so a worker.
+pytestmark = pytest.mark.xdist_group("margin_ablation")
+
 SMALL = {
     "margins": (0.5, 1.0),
     "seeds": 2,

@@ -1,6 +1,6 @@
 """Arrays on a mesh of devices give the values and gradients of one device."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from contrastive_jax import (
     statistics,
 )
 from contrastive_jax.data import draw_balanced, draw_pairs, index_by_class
+
+# Tests share what one device computes, and so a worker.
+pytestmark = pytest.mark.xdist_group("meshes")
 
 ROWS, SIZE, TILE = 16, 6, 8
 RNG = np.random.default_rng(0)
@@ -100,6 +103,10 @@ WALKS = {
     "online_hard_loss": lambda x, c: mining.online_hard_loss(x, c, tile=TILE),
     "koleo": regularizers.koleo,
 }
+FUNCTIONS = SIMPLE | WALKS
+FUNCTIONS["all_pairs_sums"] = lambda x, c: jnp.sum(
+    all_pairs_sums(x, c, tile=TILE, exact=False).loss
+)
 MESHES = {
     "one axis": ((4,), ("data",), PartitionSpec("data", None)),
     "two axes": ((2, 2), ("data", "model"), PartitionSpec("data", "model")),
@@ -119,13 +126,18 @@ def _on_mesh(mesh, kind):
     )
 
 
-def _assert_equal_on_mesh(functions, mesh, kind):
+def _each(names):
+    return jax.jit(lambda x, c: {name: jax.value_and_grad(FUNCTIONS[name])(x, c) for name in names})
+
+
+@cache
+def _on_one_device(names):
+    return _each(names)(X, CLASSES)
+
+
+def _assert_equal_on_mesh(names, mesh, kind):
     x, c = _on_mesh(mesh, kind)
-
-    def each(x, c):
-        return {name: jax.value_and_grad(function)(x, c) for name, function in functions.items()}
-
-    want, found = (jax.jit(each)(*sets) for sets in ((X, CLASSES), (x, c)))
+    want, found = _on_one_device(names), _each(names)(x, c)
     for name, (value, gradient) in want.items():
         np.testing.assert_allclose(found[name][0], value, rtol=2e-6, err_msg=name)
         atol = 2e-6 * abs(gradient).max()
@@ -143,14 +155,13 @@ def _assert_equal_on_mesh(functions, mesh, kind):
     ],
 )
 def test_what_goes_row_by_row(mesh, kind):
-    _assert_equal_on_mesh(SIMPLE, mesh, kind)
+    _assert_equal_on_mesh(tuple(SIMPLE), mesh, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_all_pairs(mesh, kind):
-    sums = lambda x, c: jnp.sum(all_pairs_sums(x, c, tile=TILE, exact=False).loss)  # noqa: E731
-    _assert_equal_on_mesh({"all_pairs_sums": sums}, mesh, kind)
+    _assert_equal_on_mesh(("all_pairs_sums",), mesh, kind)
 
 
 # Each goes through the same code as another one here: the picked pairs, and the sums of anchors.
@@ -161,14 +172,14 @@ LONG = ("online_hard_loss", "margin_by_class")
     "name", [pytest.param(name, marks=pytest.mark.long if name in LONG else []) for name in WALKS]
 )
 def test_walks_over_pairs(name):
-    _assert_equal_on_mesh({name: WALKS[name]}, "one axis", "explicit")
+    _assert_equal_on_mesh((name,), "one axis", "explicit")
 
 
 def test_within_the_context_of_a_mesh():
     x, c = _on_mesh("one axis", "explicit")
     with jax.set_mesh(x.sharding.mesh):
         value, gradient = jax.value_and_grad(all_pairs_loss)(x, c, tile=TILE)
-    want, by = jax.value_and_grad(all_pairs_loss)(X, CLASSES, tile=TILE)
+    want, by = jax.jit(jax.value_and_grad(partial(all_pairs_loss, tile=TILE)))(X, CLASSES)
     np.testing.assert_allclose(value, want, rtol=2e-6)
     np.testing.assert_allclose(gradient, by, rtol=2e-6, atol=1e-8)
 

@@ -182,12 +182,15 @@ def _online(x, c, y, y_c, margin):
     )
 
 
+@jax.jit
+def _online_hard(x, c):
+    return jax.value_and_grad(lambda x: mining.online_hard_loss(x, c, margin=0.9, tile=16))(x)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_online_hard_pairs(case):
     x, c = CASES[case](*_batch())
-    value, gradient = jax.value_and_grad(
-        lambda x: mining.online_hard_loss(x, c, margin=0.9, tile=16)
-    )(jnp.float32(x))
+    value, gradient = _online_hard(jnp.float32(x), c)
     want = _online(x, c, x, c, 0.9)
     np.testing.assert_allclose(value, want, rtol=1e-5, atol=1e-7)
     assert np.isfinite(gradient).all()
@@ -198,7 +201,7 @@ def test_online_hard_pairs(case):
 def test_online_hard_pairs_of_two_sets():
     x, c, y, y_c = *_batch(), *_batch(1, 30)
     of = functools.partial(mining.online_hard_loss, margin=0.9, tile=16)
-    value, (by_x, by_y) = jax.value_and_grad(lambda x, y: of(x, c, y, y_c), (0, 1))(
+    value, (by_x, by_y) = jax.jit(jax.value_and_grad(lambda x, y: of(x, c, y, y_c), (0, 1)))(
         jnp.float32(x), jnp.float32(y)
     )
     np.testing.assert_allclose(value, _online(x, c, y, y_c, 0.9), rtol=1e-5)
@@ -221,7 +224,9 @@ def test_online_hard_pairs_of_devices_are_those_of_the_batch(strategy):
     def loss(x, c):
         return mining.online_hard_loss(x, c, margin=0.9, axis_name="d")
 
-    value, gradient = jax.value_and_grad(lambda x: mining.online_hard_loss(x, c, margin=0.9))(x)
+    value, gradient = jax.jit(
+        jax.value_and_grad(lambda x: mining.online_hard_loss(x, c, margin=0.9))
+    )(x)
     devices = jax.devices()[:4]
     if strategy == "pmap":
         found, parts = jax.pmap(jax.value_and_grad(loss), "d", devices=devices)(
@@ -405,16 +410,16 @@ def _mined(miner, formula, x, c, frozen=None):
     return value / count if count else 0.0
 
 
-def _program(miner, loss, c):
+def _program(miner, loss, c, tile=None):
     data = (BOUNDARIES.astype(np.float32)[c],) if getattr(loss, "needs", ()) else ()
     if miner == "online_hard":
-        return lambda x: mining.online_hard_loss(x, c, loss=loss, reduction="mean", tile=16)
+        return lambda x: mining.online_hard_loss(x, c, loss=loss, reduction="mean", tile=tile)
     options = {
         "semi_hard": {"margin": 0.3},
         "distance_weighted": {"dimension": SIZE},
     }.get(miner, {})
     mined = getattr(mining, miner)(loss, **options)
-    return lambda x: anchor_loss(x, c, loss=mined, data=data, tile=16)
+    return lambda x: anchor_loss(x, c, loss=mined, data=data, tile=tile)
 
 
 @pytest.mark.parametrize(
@@ -435,16 +440,19 @@ def _program(miner, loss, c):
         pytest.param("online_hard", "triplet_all", marks=pytest.mark.long),
     ],
 )
-def test_miners_take_losses_of_anchors_and_of_triplets(miner, loss):
+def test_miners_take_losses_of_anchors_and_of_triplets(miner, loss, longer):
+    """Over the matrix of small batches, and over tiles, as `test_miners` has it, with `--long`."""
     loss, formula = LOSSES[loss]
     x, c = _batch(count=24)
     want = functools.partial(_mined, miner, formula, c=c, frozen=x)
-    value, gradient = jax.jit(jax.value_and_grad(_program(miner, loss, c)))(jnp.float32(x))
-    np.testing.assert_allclose(value, want(x), rtol=2e-5)
     way, h = np.random.default_rng(9).standard_normal(x.shape), 1e-6
     slope = (want(x + h * way) - want(x - h * way)) / (2 * h)
     assert abs(slope) > 1e-3
-    np.testing.assert_allclose(np.sum(gradient * way), slope, rtol=1e-3)
+    for tile in (None, 16) if longer else (None,):
+        program = jax.jit(jax.value_and_grad(_program(miner, loss, c, tile)))
+        value, gradient = program(jnp.float32(x))
+        np.testing.assert_allclose(value, want(x), rtol=2e-5)
+        np.testing.assert_allclose(np.sum(gradient * way), slope, rtol=1e-3)
 
 
 @pytest.mark.parametrize("loss", ["lifted", "smooth_ap"])

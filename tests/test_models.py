@@ -1,5 +1,6 @@
 """Encoders: shapes, scale, types, gradients."""
 
+import functools
 import itertools
 
 import jax
@@ -11,6 +12,9 @@ from flax import nnx
 from contrastive_jax import models
 from contrastive_jax.train import network
 
+# Tests share programs, and so a worker.
+pytestmark = pytest.mark.xdist_group("models")
+
 ALL = [models.MLP, models.DrLIM, models.ConvNet, models.ResNet18]
 SHAPES = [(8, 8, 1), (28, 28, 1), (17, 23, 3)]
 
@@ -19,10 +23,13 @@ def _images(shape, count=4):
     return jax.random.randint(jax.random.key(0), (count, *shape), 0, 256).astype(jnp.uint8)
 
 
-def _embed(module, images):
+@functools.cache
+def _made(encoder, shape=(8, 8, 1), width=3, **options):
+    """An encoder and its embedding of images, which tests share as it is compiled."""
+    module = encoder(shape, width, rngs=nnx.Rngs(0), **options)
     # Compiled in one piece, as one by one the layers of ResNet18 take ten times as long.
-    encoder = network(module)
-    return jax.jit(encoder.encode)(encoder.weights, images)
+    made = network(module)
+    return module, functools.partial(jax.jit(made.encode), made.weights)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +37,7 @@ def _embed(module, images):
     [*itertools.product(ALL[:-1], SHAPES), (models.ResNet18, SHAPES[2])],
 )
 def test_embeds_any_image_from_8_by_8_up(encoder, shape):
-    embeddings = _embed(encoder(shape, 5, normalize=True, rngs=nnx.Rngs(0)), _images(shape))
+    embeddings = _made(encoder, shape, 5, normalize=True)[1](_images(shape))
     assert embeddings.shape == (4, 5)
     assert embeddings.dtype == jnp.float32
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
@@ -39,31 +46,30 @@ def test_embeds_any_image_from_8_by_8_up(encoder, shape):
 
 @pytest.mark.parametrize("encoder", ALL)
 def test_raw_embeddings_are_not_scaled(encoder):
-    module = encoder((8, 8, 1), 3, normalize=False, rngs=nnx.Rngs(0))
-    norms = np.linalg.norm(_embed(module, _images((8, 8, 1))), axis=1)
+    _, embed = _made(encoder, normalize=False)
+    norms = np.linalg.norm(embed(_images((8, 8, 1))), axis=1)
     assert np.abs(norms - 1).min() > 1e-3
 
 
 @pytest.mark.parametrize("encoder", ALL)
 def test_computes_in_bfloat16_with_float32_parameters(encoder):
-    shape = (8, 8, 1)
-    low = encoder(shape, 4, normalize=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    high = encoder(shape, 4, normalize=True, rngs=nnx.Rngs(0))
+    low, embed_low = _made(encoder, normalize=True, dtype=jnp.bfloat16)
+    _, embed_high = _made(encoder, normalize=True)
     assert {x.dtype for x in jax.tree.leaves(nnx.state(low, nnx.Param))} == {np.dtype("float32")}
-    images = _images(shape)
+    images = _images((8, 8, 1))
     jaxpr = str(jax.make_jaxpr(lambda x: low(x))(images))
     assert "bf16" in jaxpr
-    of_low = _embed(low, images)
+    of_low = embed_low(images)
     assert of_low.dtype == jnp.float32
-    np.testing.assert_allclose(of_low, _embed(high, images), atol=0.1)
+    np.testing.assert_allclose(of_low, embed_high(images), atol=0.1)
 
 
 @pytest.mark.parametrize("encoder", ALL)
 def test_integer_images_are_scaled_to_one(encoder):
-    module = encoder((8, 8, 1), 3, rngs=nnx.Rngs(0))
+    _, embed = _made(encoder, normalize=True)
     images = _images((8, 8, 1))
-    scaled = _embed(module, images.astype(jnp.float32) / 255)
-    np.testing.assert_allclose(_embed(module, images), scaled, rtol=1e-4, atol=1e-5)
+    scaled = embed(images.astype(jnp.float32) / 255)
+    np.testing.assert_allclose(embed(images), scaled, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", ALL)
@@ -82,11 +88,11 @@ def test_gradients_reach_every_parameter_and_are_finite_on_blank_images(encoder)
 
 
 def test_an_example_is_embedded_the_same_in_any_batch():
-    images = _images((8, 8, 1), 6)
+    images = _images((8, 8, 1))
     for encoder in ALL:
-        module = encoder((8, 8, 1), 3, rngs=nnx.Rngs(0))
-        alone = _embed(module, images[2:3])
-        np.testing.assert_allclose(_embed(module, images)[2:3], alone, rtol=1e-4, atol=1e-5)
+        _, embed = _made(encoder, normalize=True)
+        alone = embed(images[2:3])
+        np.testing.assert_allclose(embed(images)[2:3], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_drlim_has_the_shape_of_the_paper():

@@ -129,7 +129,7 @@ def test_temperature_and_bias_are_learned():
             jnp.float32(x), c, loss=loss, distance=distances.cosine, reduction="sum"
         )
 
-    found, slopes = jax.value_and_grad(value, (0, 1))(5.0, -3.0)
+    found, slopes = jax.jit(jax.value_and_grad(value, (0, 1)))(5.0, -3.0)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     s = unit @ unit.T
     z = np.where(c[:, None] == c, 1, -1)
@@ -252,7 +252,8 @@ def test_signal_to_noise_of_rows_without_a_signal_is_finite():
     value, (gradient, _) = _signal_to_noise_loss(x, 1.5, c)
     np.testing.assert_allclose(value, _signal_to_noise_expected(x.astype(float), 1.5, c), rtol=1e-5)
     assert np.isfinite(gradient).all()
-    assert np.isfinite(anchor_loss(x, c, loss=losses.supcon(), distance=distances.signal_to_noise))
+    options = {"loss": losses.supcon(), "distance": distances.signal_to_noise}
+    assert np.isfinite(jax.jit(lambda x: anchor_loss(x, c, **options))(x))
 
 
 def test_signal_to_noise_of_anchors_and_two_sets_is_that_of_pairs_one_by_one():
@@ -265,9 +266,11 @@ def test_signal_to_noise_of_anchors_and_two_sets_is_that_of_pairs_one_by_one():
 
     for known in (sets[:2], sets):
         found, want = (
-            jax.value_and_grad(
-                lambda x, distance=distance, known=known: anchor_loss(
-                    x, *known[1:], loss=losses.triplet_hard(0.5), distance=distance, tile=8
+            jax.jit(
+                jax.value_and_grad(
+                    lambda x, distance=distance, known=known: anchor_loss(
+                        x, *known[1:], loss=losses.triplet_hard(0.5), distance=distance, tile=8
+                    )
                 )
             )(known[0])
             for distance in (distances.signal_to_noise, by_pairs)

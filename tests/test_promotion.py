@@ -221,7 +221,8 @@ def test_values_and_gradients(name, traced, longer):
     function = partial(FUNCTIONS[name], traced=traced)
     if longer and name in {*ANCHOR_LOSSES, *VARIANTS, *MINED}:
         function = partial(function, both=True)
-    if not longer and (not traced or (name in ANCHOR_LOSSES and name not in DERIVED)):
+    formula = name in VARIANTS or (name in ANCHOR_LOSSES and name not in DERIVED)
+    if not longer and (not traced or formula):
         value = jax.eval_shape(function, jnp.asarray(X))
     else:  # derivatives are traced in the same way whatever the hyperparameters are
         value, gradient = jax.eval_shape(jax.value_and_grad(function), jnp.asarray(X))

@@ -10,6 +10,9 @@ from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
 from experiments import cells, options, search
 
+# Tests share a run, and so a worker.
+pytestmark = pytest.mark.xdist_group("search")
+
 SMALL = {
     "space": ("margin=0.2:1.8", "learning_rate=1e-3:1e-2:log"),
     "trials": 6,

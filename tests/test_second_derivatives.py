@@ -107,6 +107,10 @@ QUICK = (
 # One loss of each way to a gradient: log-sum-exps, sums, positives taken one by one, and proxies.
 BOTH_ORDERS = ("supcon", "margin_by_class", "triplet_semi_hard", "arcface", "soft_triple")
 
+# One of each kind of statistics, over tiles; the others over the matrix of small batches, whose
+# program is a third as long, and over tiles with `--long`.
+OVER_TILES = ("supcon", "margin_by_class", "triplet_hard", "triplet_semi_hard")
+
 
 @pytest.mark.parametrize(
     "name",
@@ -122,7 +126,8 @@ def test_every_loss(name, longer):
     def value(arguments):
         hyper, boundaries, x, proxies = arguments
         sets = (x, CLASSES, proxies) if name in PROXY_LOSSES else (x, CLASSES)
-        options = {} if name in PROXY_LOSSES else {"exact": False, "tile": 8}
+        tile = 8 if longer or name in OVER_TILES else None
+        options = {} if name in PROXY_LOSSES else {"exact": False, "tile": tile}
         return _value(name, hyper, boundaries, *sets, **options)
 
     def plain(arguments):
@@ -135,14 +140,14 @@ def test_every_loss(name, longer):
         _assert_curvature(value, arguments, rng, plain_of, backward=backward)
 
 
-def _mined(loss):
-    return lambda x: anchor_loss(x, CLASSES, loss=loss, exact=False, tile=8)
+def _mined(loss, tile=None):
+    return lambda x: anchor_loss(x, CLASSES, loss=loss, exact=False, tile=tile)
 
 
 OTHERS = {
     "hard miner": _mined(mining.hard(losses.logistic)),
     "semi-hard miner": _mined(mining.semi_hard(losses.logistic)),
-    "multi-similarity miner": _mined(mining.multi_similarity(losses.multi_similarity())),
+    "multi-similarity miner": _mined(mining.multi_similarity(losses.multi_similarity()), tile=8),
     "weighted sum": _mined(losses.weighted_sum((0.3, losses.supcon()), (2.0, losses.decoupled()))),
     "online hard": lambda x: mining.online_hard_loss(
         x, CLASSES, margin=1.5, reduction="active", exact=False, tile=8
@@ -194,7 +199,9 @@ def test_forward_mode_and_the_plain_method(name):
     )
     np.testing.assert_allclose(*results, rtol=1e-5)
     np.testing.assert_allclose(*slopes, rtol=2e-5, atol=1e-6)
-    gradients = [jax.grad(functools.partial(value, method=m))(X) for m in ("one_walk", "autodiff")]
+    gradients = [
+        jax.jit(jax.grad(functools.partial(value, method=m)))(X) for m in ("one_walk", "autodiff")
+    ]
     chex.assert_trees_all_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
@@ -207,7 +214,7 @@ def test_what_can_not_be_differentiated_twice_names_the_way():
 
     with pytest.raises(TypeError, match='method="autodiff"'):
         jax.hessian(functools.partial(summed, method="one_walk"))(X)
-    assert np.isfinite(jax.hessian(functools.partial(summed, method="autodiff"))(X)).all()
+    assert np.isfinite(jax.jit(jax.hessian(functools.partial(summed, method="autodiff")))(X)).all()
 
     def over_devices(x, c):
         return anchor_loss(x, c, loss=losses.supcon(), axis_name="i")

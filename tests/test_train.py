@@ -18,7 +18,8 @@ import pytest
 from contrastive_jax import plots
 from contrastive_jax.train import checkpoints, loop, loss_table, steps
 from contrastive_jax.train import folder as runs
-from experiments import command, evaluate, option_checks, options, train
+from experiments import command as command_line
+from experiments import evaluate, option_checks, options, train
 
 ROOT = Path(train.__file__).parent.parent
 SMALL = {
@@ -67,7 +68,6 @@ def _params(folder, step=60):
 def test_a_run_leaves_all_that_it_promises(drawn_config):
     folder = train.main(
         drawn_config(
-            encoder="convnet",
             batch_size=64,
             group=8,
             steps=300,
@@ -128,8 +128,8 @@ def test_killed_and_resumed_is_uninterrupted(config, tmp_path):
         process.wait()
     assert not (tmp_path / "killed" / "results.json").exists()
     # With its own options, of which none is repeated.
-    resumed = [*command[:3], "--resume", "killed", "--runs", str(tmp_path)]
-    subprocess.run(resumed, cwd=ROOT, env=environment, check=True)
+    resumed = ["--resume", "killed", "--runs", str(tmp_path)]
+    train.main(command_line.parse(train.Config, "experiments.train", "x", resumed))
 
     jax.tree.map(np.testing.assert_array_equal, _params(tmp_path / "killed"), _params(whole))
     metrics = [
@@ -145,7 +145,8 @@ def test_killed_and_resumed_is_uninterrupted(config, tmp_path):
     ).read_text()
 
 
-def test_both_ways_over_devices_and_both_places_of_data_give_the_same(config):
+def test_both_ways_over_devices_and_both_places_of_data_give_the_same(config, monkeypatch):
+    monkeypatch.setattr(evaluate, "report", lambda *arguments: None)
     # Adam makes whole steps of gradients that are all rounding; a small rate keeps those small.
     common = {"steps": 20, "learning_rate": 1e-3, "warmup": 0.5, "encoder": "convnet"}
     want = _params(train.main(config(**common)), 20)
@@ -229,20 +230,21 @@ def _without_rates(folder):
         ("ntxent", {"memory": 100, "max_age": 5}),
     ],
 )
-def test_a_loss_of_whole_batches_trains_and_resumes(config, loss, options):
+def test_a_loss_of_whole_batches_trains_and_resumes(config, monkeypatch, loss, options):
+    monkeypatch.setattr(evaluate, "report", lambda *arguments: None)
     options = options | {"loss": loss, "group": None, "name": loss}
     folder = train.main(config(**options))
-    records, embeddings = _without_rates(folder), np.load(folder / "embeddings.npz")["embeddings"]
+    records, params = _without_rates(folder), _params(folder)
     trained = [record["loss"] for record in records if "loss" in record]
     assert len(trained) == 60
     assert np.mean(trained[-10:]) < np.mean(trained[:10])
-    (of_loss,) = jax.tree.leaves(_params(folder)["loss"]) or [None]
+    (of_loss,) = jax.tree.leaves(params["loss"]) or [None]
     assert (of_loss is None) == (loss == "ntxent")
     # As if it had been killed before its last checkpoint.
     shutil.rmtree(folder / "checkpoints" / "60")
     train.main(config(**options, resume=True))
     assert _without_rates(folder) == records
-    np.testing.assert_array_equal(np.load(folder / "embeddings.npz")["embeddings"], embeddings)
+    jax.tree.map(np.testing.assert_array_equal, _params(folder), params)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_made_again(config, tmp_path, capsys):
@@ -357,7 +359,8 @@ def test_a_damaged_configuration_is_named(config, tmp_path):
             train.main(config(name="x", resume=True))
 
 
-def test_a_folder_is_never_overwritten_without_being_told(config, tmp_path):
+def test_a_folder_is_never_overwritten_without_being_told(config, monkeypatch):
+    monkeypatch.setattr(evaluate, "report", lambda *arguments: None)
     folder = train.main(config(name="mine", steps=20))
     before = (folder / "metrics.jsonl").read_bytes()
     with pytest.raises(FileExistsError, match="--overwrite"):
@@ -431,7 +434,8 @@ def _command(*arguments):
 @pytest.mark.parametrize("strategy", [pytest.param("pmap", marks=pytest.mark.long), "shard_map"])
 def test_defaults_run_on_eight_virtual_devices(tmp_path, prepared, strategy):
     environment = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
-    command = "-m experiments.train --encoder mlp --steps 100 --validate_every 100 --name eight"
+    command = "-m experiments.train --encoder mlp --steps 20 --log_every 20 --validate_every 20"
+    command += " --name eight"
     folders = ["--runs", str(tmp_path), "--tfds_dir", str(prepared), "--parallel", strategy]
     flags = environment.get("XLA_FLAGS", "")
     subprocess.run(
@@ -457,11 +461,12 @@ def test_help_explains_every_option_with_its_default():
 
 def test_unknown_options_and_encoders_list_the_known():
     with pytest.raises(ValueError, match="unknown option --margn; close to it: --margin") as error:
-        command.parse(train.Config, "x", "x", ["--margn", "1.0"])
+        command_line.parse(train.Config, "x", "x", ["--margn", "1.0"])
     for field in train.Config.__dataclass_fields__:
         assert f"--{field}" in str(error.value)
     assert (
-        command.parse(train.Config, "x", "x", ["--margin", "0.7", "--no_normalize"]).margin == 0.7
+        command_line.parse(train.Config, "x", "x", ["--margin", "0.7", "--no_normalize"]).margin
+        == 0.7
     )
     encoder = _command("--encoder", "vgg")
     assert encoder.returncode != 0

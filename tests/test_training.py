@@ -17,6 +17,9 @@ from contrastive_jax.data.augment import flip, shift
 from contrastive_jax.models import MLP, DrLIM
 from contrastive_jax.train import objectives, parallel
 
+# Tests share a training, and so a worker.
+pytestmark = pytest.mark.xdist_group("training")
+
 BATCH = 32
 HYPERPARAMETERS = train.Hyperparameters(3, {"margin": 1.2})
 
@@ -46,6 +49,14 @@ def _run(step, state, source, *, strategy="shard_map", devices=1, calls=20):
         state, metrics = placed.step(state, source, hyperparameters)
         losses.append(np.atleast_1d(metrics["loss"]))
     return np.concatenate(losses), placed.fetch(state)
+
+
+@pytest.fixture(scope="module")
+def trained(source, model):
+    """Losses and the last state of twenty steps of drawn pairs, on one device."""
+    encoder, optimizer, state = model
+    step = train.draws_pairs(train.make_step(encoder, optimizer, objectives.pairs()), BATCH)
+    return _run(step, state, source)
 
 
 def _assert_close(got, want, tolerance=1e-5):
@@ -112,7 +123,7 @@ def test_eight_devices_equal_one(source, model, augment):
         _assert_close(_run(step, state, source, strategy=strategy, devices=devices), want)
 
 
-def test_vmap_runs_the_same_step(source, model):
+def test_vmap_runs_the_same_step(source, model, trained):
     encoder, optimizer, state = model
     step = train.draws_pairs(train.make_step(encoder, optimizer, objectives.pairs()), BATCH)
     mapped = jax.jit(jax.vmap(step, in_axes=None, out_axes=0, axis_name=train.AXIS, axis_size=4))
@@ -121,14 +132,13 @@ def test_vmap_runs_the_same_step(source, model):
         states, metrics = mapped(state, source, HYPERPARAMETERS)
         state = jax.tree.map(lambda x: x[0], states)
         values.append(metrics["loss"][0])
-    _assert_close((np.array(values), state), _run(step, model[2], source))
+    _assert_close((np.array(values), state), trained)
 
 
-def test_many_steps_to_a_call_equal_one_step_to_a_call(source, model):
+def test_many_steps_to_a_call_equal_one_step_to_a_call(source, model, trained):
     encoder, optimizer, state = model
     step = train.draws_pairs(train.make_step(encoder, optimizer, objectives.pairs()), BATCH)
-    want = _run(step, state, source)
-    _assert_close(_run(train.repeated(step, 5), state, source, calls=4), want)
+    _assert_close(_run(train.repeated(step, 5), state, source, calls=4), trained)
 
 
 def test_microbatches_equal_the_whole_batch(source, model):
@@ -141,10 +151,9 @@ def test_microbatches_equal_the_whole_batch(source, model):
         _run(train.draws_pairs(make(microbatches=3), BATCH), state, source)
 
 
-def test_given_pairs_equal_drawn_ones(source, model):
+def test_given_pairs_equal_drawn_ones(source, model, trained):
     encoder, optimizer, state = model
     pair_step = train.make_step(encoder, optimizer, objectives.pairs())
-    want = _run(train.draws_pairs(pair_step, BATCH), state, source)
     for strategy in ("pmap", "shard_map"):
         placed = parallel(pair_step, strategy, jax.devices(), sharded=(1,))
         moved, hyperparameters = placed.replicate(state), placed.replicate(HYPERPARAMETERS)
@@ -160,7 +169,7 @@ def test_given_pairs_equal_drawn_ones(source, model):
             pairs = train.Pairs(images[i], images[j], labels)
             moved, metrics = placed.step(moved, placed.shard(pairs), hyperparameters)
             values.append(metrics["loss"])
-        _assert_close((np.array(values), placed.fetch(moved)), want)
+        _assert_close((np.array(values), placed.fetch(moved)), trained)
 
 
 def test_labels_alone_are_never_compared_across(model):
@@ -254,11 +263,12 @@ def test_value_checks_in_the_step_name_what_is_wrong(source, model):
         strategies.remove("pmap")
         with pytest.raises(ValueError, match="checks of values inside of pmap need jax 0"):
             parallel(step, "pmap", jax.devices()[:2], check_values=True)
+    _, want = _run(step, state, source, calls=1)
     for strategy in strategies:
         placed = parallel(step, strategy, jax.devices()[:2], check_values=True)
         data = placed.replicate(source)
         good, _ = placed.step(placed.replicate(state), data, placed.replicate(HYPERPARAMETERS))
-        _assert_close(placed.fetch(good), _run(step, state, source, calls=1)[1])
+        _assert_close(placed.fetch(good), want)
         with pytest.raises(ValueError, match=r"margin must be above 0 and finite, got -1"):
             placed.step(
                 good, data, placed.replicate(HYPERPARAMETERS._replace(loss={"margin": -1.0}))

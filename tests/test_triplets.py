@@ -47,7 +47,9 @@ def test_losses(name):
     if name == "circle":  # its weights are not differentiated
         return
     weights = RNG.uniform(0.5, 1.5, 3)
-    gradients = jax.grad(lambda *rows: jnp.sum(weights * program(*rows)), (0, 1, 2))(A, P, N)
+    gradients = jax.jit(jax.grad(lambda *rows: jnp.sum(weights * program(*rows)), (0, 1, 2)))(
+        A, P, N
+    )
     rows, h = [one.astype(float) for one in (A, P, N)], 1e-6
     for k, gradient in enumerate(gradients):
         way = RNG.standard_normal(A.shape)
@@ -73,8 +75,10 @@ def test_indices_are_those_of_rows():
     for transform in (lambda f: f, jax.jit):
         found = transform(lambda x: triplet_loss(i, j, k, x, loss=loss))(X)
         np.testing.assert_allclose(found, rows, rtol=1e-6)
-    by_x = np.asarray(jax.grad(lambda x: triplet_loss(i, j, k, x, loss=loss).sum())(X))
-    of_rows = jax.grad(lambda a: triplet_loss(a, X[j], X[np.asarray(k)], loss=loss).sum())(X[i])
+    by_x = np.asarray(jax.jit(jax.grad(lambda x: triplet_loss(i, j, k, x, loss=loss).sum()))(X))
+    of_rows = jax.jit(jax.grad(lambda a: triplet_loss(a, X[j], X[np.asarray(k)], loss=loss).sum()))(
+        X[i]
+    )
     # Rows 1 and 2 are positives alone, and row 4 one anchor.
     np.testing.assert_allclose(by_x[4], of_rows[2], rtol=1e-5)
     assert np.abs(by_x[[3, 6, 7]]).max() == 0 < np.abs(by_x[[0, 1, 2, 5, 8]]).max(1).min()
@@ -86,7 +90,7 @@ def test_data_of_anchors():
     found = triplet_loss(A, P, N, loss=loss, data=(boundaries,))
     for i in range(3):
         pairs = A[i : i + 1], np.array([0]), np.stack([P[i], N[i]]), np.array([0, 1])
-        want = anchor_loss(*pairs, loss=loss, data=(boundaries[i : i + 1],), tile=8)
+        want = anchor_loss(*pairs, loss=loss, data=(boundaries[i : i + 1],))
         np.testing.assert_allclose(found[i], want, rtol=1e-5)
 
 
