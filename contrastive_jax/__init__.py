@@ -20,6 +20,7 @@ it. Label 0 is similar, 1 is dissimilar, everywhere.
     parallel        the step over devices
     evaluation      verification and retrieval
     plots           figures
+    export          encoders as StableHLO, ONNX and safetensors
 """
 
 from contrastive_jax import distances, losses, memory, mining, regularizers, statistics

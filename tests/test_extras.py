@@ -8,7 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TRAIN = ("tensorflow_datasets", "grain", "sklearn", "PIL", "tyro", "tqdm", "tensorboardX")
 BENCH = ("torch", "pytorch_metric_learning", "pykeops", "psutil")
-HIDDEN = (*TRAIN, *BENCH, "matplotlib", "optuna")
+EXPORT = ("flatbuffers", "jax2onnx", "onnxruntime", "safetensors")
+HIDDEN = (*TRAIN, *BENCH, *EXPORT, "matplotlib", "optuna")
 HIDE = """
 import sys
 
@@ -106,6 +107,34 @@ def test_calls_that_need_an_extra_name_it():
     assert _run(CALLS, ("tensorflow_datasets",)).splitlines() == [
         "contrastive_jax.data.datasets needs tensorflow_datasets: "
         "pip install 'contrastive_jax[train]'"
+    ]
+
+
+EXPORTS = """
+import jax.numpy as jnp
+from contrastive_jax import export
+
+for call in (
+    lambda: export.to_stablehlo(lambda p, x: p * x, 1.0, (2,), "float32"),
+    lambda: export.from_stablehlo(b""),
+    lambda: export.to_onnx(lambda p, x: p * x, 1.0, (2,), "float32"),
+    lambda: export.from_onnx(b""),
+    lambda: export.to_safetensors({}),
+    lambda: export.from_safetensors(b"", {}),
+):
+    try:
+        call()
+    except ImportError as error:
+        print(error)
+"""
+
+
+def test_exports_name_their_extra():
+    packages = ["flatbuffers", "flatbuffers", "jax2onnx", "onnxruntime"] + ["safetensors"] * 2
+    modules = ["programs"] * 4 + ["parameters"] * 2
+    assert _run(EXPORTS).splitlines() == [
+        f"contrastive_jax.export.{module} needs {package}: pip install 'contrastive_jax[export]'"
+        for module, package in zip(modules, packages, strict=True)
     ]
 
 
