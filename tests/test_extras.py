@@ -47,8 +47,10 @@ print(json.dumps(errors))
 """
 MODULES = {
     "contrastive_jax.ablation_plots": "contrastive_jax.plots needs matplotlib: [plots]",
-    "contrastive_jax.data.digits": "contrastive_jax.data.idx needs tensorflow_datasets: [train]",
-    "contrastive_jax.data.idx": "contrastive_jax.data.idx needs tensorflow_datasets: [train]",
+    "contrastive_jax.data._examples": "contrastive_jax.data.images needs PIL: [train]",
+    "contrastive_jax.data._local": "contrastive_jax.data._local needs tensorflow_datasets: [train]",
+    "contrastive_jax.data.digits": "contrastive_jax.data._local needs tensorflow_datasets: [train]",
+    "contrastive_jax.data.idx": "contrastive_jax.data._local needs tensorflow_datasets: [train]",
     "contrastive_jax.data.images": "contrastive_jax.data.images needs PIL: [train]",
     "contrastive_jax.plane_plots": "contrastive_jax.plots needs matplotlib: [plots]",
     "contrastive_jax.plots": "contrastive_jax.plots needs matplotlib: [plots]",
