@@ -32,7 +32,8 @@ from contrastive_jax import runs, training
 from contrastive_jax.data import Dataset, check_evaluable, index_by_class, load
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import summarize
-from experiments import loss_table, option_checks, train
+from experiments import loss_names, loss_table, option_checks, train
+from experiments.loss_options import LossOptions
 
 # Options of a training that are data to a step, and those that change its structure.
 NUMBERS = (
@@ -100,7 +101,7 @@ class Training:
     """Scale embeddings to unit length."""
     loss: str = "contrastive"
     """The loss, as --loss of experiments.train."""
-    loss_options: dict[str, float] = dataclasses.field(default_factory=dict)
+    loss_options: LossOptions = dataclasses.field(default_factory=dict)
     """Numbers of the loss in place of those it is trained with."""
     objective: Literal["auto", "pairs", "all_pairs"] = "auto"
     """Compare drawn pairs, or all images of a batch."""
@@ -183,6 +184,8 @@ def parse_axes(named: Iterable[str], option: str = "--grid") -> dict[str, list[A
 
 def _value(name: str, text: str) -> Any:
     kind = STRUCTURE.get(name, float)
+    if name == "loss":
+        loss_names.check_loss(text)
     if name in CHOICES and text not in CHOICES[name]:
         close = difflib.get_close_matches(text, CHOICES[name], n=3) or CHOICES[name]
         raise ValueError(f"{name} must be one of those known, as {', '.join(close)}; got {text!r}")
@@ -200,6 +203,7 @@ def check_axes(axes: Iterable[str], losses: Iterable[str]) -> None:
       ValueError: if one is not, naming those that are.
     """
     for loss in losses:
+        loss_names.check_loss(loss)
         known = [*NUMBERS[:-1], *STRUCTURE, *_options_of(loss)]
         for name in axes:
             if name not in known:

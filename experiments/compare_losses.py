@@ -20,7 +20,6 @@ data, so that all trainings of a loss and a split share one compilation.
 
 import contextlib
 import dataclasses
-import difflib
 import itertools
 import json
 import time
@@ -45,7 +44,7 @@ from contrastive_jax.data import Dataset, check_evaluable, index_by_class, load
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.loss_step import Learned, make_learned_optimizer, make_loss_step
 from contrastive_jax.parallel import parallel
-from experiments import command, loss_table, option_checks
+from experiments import command, loss_names, loss_table, option_checks
 from experiments.train import ENCODERS, augmentation, images_of
 
 SPLITS = ("all classes", "unseen classes")
@@ -405,13 +404,7 @@ def _check(config: Config) -> None:
     if config.encoder not in ENCODERS:
         raise ValueError(f"--encoder must be one of {', '.join(ENCODERS)}, got {config.encoder}")
     for name in config.losses:
-        if name not in loss_table.NAMES:
-            close = difflib.get_close_matches(name, loss_table.NAMES, n=3)
-            raise ValueError(
-                f"unknown loss {name}; "
-                + (f"close to it: {', '.join(close)}; " if close else "")
-                + f"known: {', '.join(loss_table.NAMES)}"
-            )
+        loss_names.check_loss(name)
     if twice := [name for name in config.losses if config.losses.count(name) > 1]:
         raise ValueError(f"--losses names {twice[0]} twice: leave one of them out")
 

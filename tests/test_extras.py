@@ -68,6 +68,7 @@ MODULES = {
     "experiments.cells": "experiments.cells needs tqdm: [train]",
     "experiments.compare_losses": "experiments.compare_losses needs tyro: [train]",
     "experiments.drlim": "experiments.drlim needs tyro: [train]",
+    "experiments.loss_options": "experiments.loss_options needs tyro: [train]",
     "experiments.margin_ablation": "experiments.margin_ablation needs tyro: [train]",
     "experiments.results": "experiments.results needs tyro: [train]",
     "experiments.search": "experiments.search needs tyro: [train]",
