@@ -20,6 +20,7 @@ it. Label 0 is similar, 1 is dissimilar, everywhere.
     load            a trained encoder
     evaluation      verification and retrieval
     plots           figures
+    export          encoders as StableHLO, ONNX and safetensors
 """
 
 import importlib

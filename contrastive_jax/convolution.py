@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import export
 
 # Patches of a 3 x 3 kernel are nine times the input. Past this size the copy costs more than it
 # saves, and the backward pass would hold one for each layer.
@@ -30,7 +31,7 @@ def convolution(
     `lax.conv_general_dilated`. On a CPU the patches are gathered and multiplied with the kernel in
     one matrix product: XLA computes the gradient of a convolution there about half as fast, an
     eighth as fast inside `lax.scan` (jax issue 12868), and by a grouped convolution under `vmap`
-    over kernels. Results agree to rounding.
+    over kernels. Results agree to rounding. A symbolic batch, of `jax.export`, is left to XLA.
 
     Args:
       lhs: images, `[B, H, W, C]`.
@@ -86,7 +87,9 @@ def convolution(
         )
 
     dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-    if dilated or feature_group_count != 1:
+    # Patches of a batch of any size have no bound.
+    symbolic = any(export.is_symbolic_dim(size) for size in lhs.shape)
+    if dilated or symbolic or feature_group_count != 1:
         return by_xla(lhs, rhs)
     patches, _ = jax.eval_shape(lambda x, k: _by_patches(x, k, window_strides, padding), lhs, rhs)
     if patches.size * patches.dtype.itemsize > _MAX_PATCH_BYTES:

@@ -253,7 +253,7 @@ class ResNet18(nnx.Module):
         """Embeds images `[B, H, W, C]`; returns `[B, width]`."""
         x = nnx.relu(self.stem_norm(self.stem(_pixels(images, self.dtype))))
         if not self.small:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+            x = nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="SAME")
         for block in self.blocks:
             x = block(x)
         return _embedding(self.out(x.mean(axis=(1, 2))), self.normalize)

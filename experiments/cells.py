@@ -137,6 +137,8 @@ def parse_axes(named: Iterable[str], option: str = "--grid") -> dict[str, list[A
 
 def _value(name: str, text: str) -> Any:
     kind = STRUCTURE.get(name, float)
+    if name == "loss":
+        loss_table.check_name(text)
     if name in CHOICES and text not in CHOICES[name]:
         close = difflib.get_close_matches(text, CHOICES[name], n=3) or CHOICES[name]
         raise ValueError(f"{name} must be one of those known, as {', '.join(close)}; got {text!r}")
@@ -154,6 +156,7 @@ def check_axes(axes: Iterable[str], losses: Iterable[str]) -> None:
       ValueError: if one is not, naming those that are.
     """
     for loss in losses:
+        loss_table.check_name(loss)
         known = [*NUMBERS[:-1], *STRUCTURE, *_options_of(loss)]
         for name in axes:
             if name not in known:

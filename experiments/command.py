@@ -105,20 +105,13 @@ def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -
 
 
 def _expanded(config: type[Any], arguments: Sequence[str]) -> list[str]:
-    """Writes options as tyro reads them: NAME=VALUE of a mapping, and switches without a value."""
-    fields = {field.name: field.type for field in dataclasses.fields(config)}
-    mappings = {f"--{name}" for name, kind in fields.items() if str(kind).startswith("dict")}
-    switches = {name for name, kind in fields.items() if kind == bool | None}
+    """Gives switches with a default of None the value that tyro asks of them."""
+    switches = {field.name for field in dataclasses.fields(config) if field.type == bool | None}
     expanded: list[str] = []
-    option = ""
     for position, argument in enumerate(arguments):
         following = arguments[position + 1] if position + 1 < len(arguments) else "--"
-        if argument.startswith("--"):
-            option = argument
         name = argument.removeprefix("--")
-        if option in mappings and not argument.startswith("--") and "=" in argument:
-            expanded += argument.split("=", 1)
-        elif name in switches and following.startswith("--"):
+        if name in switches and following.startswith("--"):
             expanded += [argument, "True"]
         elif name.removeprefix("no_") in switches and name.startswith("no_"):
             expanded += [f"--{name.removeprefix('no_')}", "False"]

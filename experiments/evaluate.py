@@ -7,7 +7,7 @@ python -m experiments.evaluate runs/digits-convnet-1 --dataset mnist --image_siz
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -57,22 +57,27 @@ class Config(options.Data):
 def main(config: Config) -> Path:
     """Evaluates a run, and returns the folder of what was written."""
     run = load(config.run)
-    if not config.dataset:
-        begun = folder.read_config(config.run)
-        given = {
-            field.name: begun.get(field.name, getattr(config, field.name))
-            for field in dataclasses.fields(options.Data)
-            if getattr(config, field.name) in (field.default, "")
-        }
-        for name in ("data_dir", "tfds_dir"):
-            if given.get(name):
-                given[name] = Path(given[name])
-        config = dataclasses.replace(config, **given)
+    data = options.load_data(with_data_of_run(config))
     where = config.out or config.run
     where.mkdir(parents=True, exist_ok=True)
-    report(run, options.load_data(config), where)
+    report(run, data, where)
     print(f"figures and pictures are in {where}")
     return where
+
+
+def with_data_of_run(config: Any) -> Any:
+    """Fills in the options of the data set of a run, where no other is given."""
+    if config.dataset:
+        return config
+    begun = folder.read_config(config.run)
+    given = {}
+    for field in dataclasses.fields(options.Data):
+        if getattr(config, field.name) in (field.default, "") and begun.get(field.name) is not None:
+            is_path = field.name in ("data_dir", "tfds_dir")
+            given[field.name] = Path(begun[field.name]) if is_path else begun[field.name]
+    if "dataset" not in given:
+        raise ValueError(f"{config.run} does not say which data set it was trained on: give one")
+    return dataclasses.replace(config, **given)
 
 
 def report(run: Run, data: Dataset, where: Path | None = None) -> None:

@@ -19,6 +19,7 @@ from contrastive_jax import distances, models, train
 from contrastive_jax.data import Dataset, augment, check_evaluable, load
 from contrastive_jax.train import loss_table
 from contrastive_jax.train.loop import balance
+from experiments.loss_options import LossOptions
 
 ENCODERS = {
     "mlp": models.MLP,
@@ -98,7 +99,7 @@ class Training:
             "batch, the others are of whole batches: " + ", ".join(loss_table.NAMES) + ".",
         ),
     ] = "contrastive"
-    loss_options: dict[str, float] = dataclasses.field(default_factory=dict)
+    loss_options: LossOptions = dataclasses.field(default_factory=dict)
     """Hyperparameters of the loss in place of those it is trained with, as temperature=0.1."""
     objective: Literal["auto", "pairs", "all_pairs"] = "auto"
     """Compare drawn pairs, or all images of a batch of some classes with some examples of each;

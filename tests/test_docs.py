@@ -32,6 +32,7 @@ ENGINE = {
 }
 # In other modules, what the engine calls.
 INSIDE = {
+    "export.agreement": {"check_decision", "compare", "embed_in_batches"},
     "checks": {
         "CheckedBefore",
         "check_closed_over",

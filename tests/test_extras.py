@@ -8,7 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TRAIN = ("tensorflow_datasets", "grain", "sklearn", "PIL", "tyro", "tqdm", "tensorboardX")
 BENCH = ("torch", "pytorch_metric_learning", "pykeops", "psutil")
-HIDDEN = (*TRAIN, *BENCH, "matplotlib", "optuna")
+EXPORT = ("flatbuffers", "jax2onnx", "onnxruntime", "safetensors")
+HIDDEN = (*TRAIN, *BENCH, *EXPORT, "matplotlib", "optuna")
 HIDE = """
 import sys
 
@@ -46,8 +47,10 @@ print(json.dumps(errors))
 """
 MODULES = {
     "contrastive_jax.ablation_plots": "contrastive_jax.plots needs matplotlib: [plots]",
-    "contrastive_jax.data.digits": "contrastive_jax.data.idx needs tensorflow_datasets: [train]",
-    "contrastive_jax.data.idx": "contrastive_jax.data.idx needs tensorflow_datasets: [train]",
+    "contrastive_jax.data._examples": "contrastive_jax.data.images needs PIL: [train]",
+    "contrastive_jax.data._local": "contrastive_jax.data._local needs tensorflow_datasets: [train]",
+    "contrastive_jax.data.digits": "contrastive_jax.data._local needs tensorflow_datasets: [train]",
+    "contrastive_jax.data.idx": "contrastive_jax.data._local needs tensorflow_datasets: [train]",
     "contrastive_jax.data.images": "contrastive_jax.data.images needs PIL: [train]",
     "contrastive_jax.plane_plots": "contrastive_jax.plots needs matplotlib: [plots]",
     "contrastive_jax.plots": "contrastive_jax.plots needs matplotlib: [plots]",
@@ -64,6 +67,7 @@ MODULES = {
     "experiments.cells": "experiments.cells needs tqdm: [train]",
     "experiments.compare_losses": "experiments.compare_losses needs tyro: [train]",
     "experiments.drlim": "experiments.drlim needs tyro: [train]",
+    "experiments.loss_options": "experiments.loss_options needs tyro: [train]",
     "experiments.margin_ablation": "experiments.margin_ablation needs tyro: [train]",
     "experiments.results": "experiments.results needs tyro: [train]",
     "experiments.search": "experiments.search needs tyro: [train]",
@@ -105,6 +109,34 @@ def test_calls_that_need_an_extra_name_it():
     assert _run(CALLS, ("tensorflow_datasets",)).splitlines() == [
         "contrastive_jax.data.datasets needs tensorflow_datasets: "
         "pip install 'contrastive_jax[train]'"
+    ]
+
+
+EXPORTS = """
+import jax.numpy as jnp
+from contrastive_jax import export
+
+for call in (
+    lambda: export.to_stablehlo(lambda p, x: p * x, 1.0, (2,), "float32"),
+    lambda: export.from_stablehlo(b""),
+    lambda: export.to_onnx(lambda p, x: p * x, 1.0, (2,), "float32"),
+    lambda: export.from_onnx(b""),
+    lambda: export.to_safetensors({}),
+    lambda: export.from_safetensors(b"", {}),
+):
+    try:
+        call()
+    except ImportError as error:
+        print(error)
+"""
+
+
+def test_exports_name_their_extra():
+    packages = ["flatbuffers", "flatbuffers", "jax2onnx", "onnxruntime"] + ["safetensors"] * 2
+    modules = ["programs"] * 4 + ["parameters"] * 2
+    assert _run(EXPORTS).splitlines() == [
+        f"contrastive_jax.export.{module} needs {package}: pip install 'contrastive_jax[export]'"
+        for module, package in zip(modules, packages, strict=True)
     ]
 
 

@@ -2,8 +2,7 @@
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,8 @@ import numpy as np
 
 from contrastive_jax._extras import needs
 from contrastive_jax.checks import check_seed
+from contrastive_jax.data import _decoded
+from contrastive_jax.data._errors import explained, one_line
 from contrastive_jax.data.splits import hold_out, seen_classes
 
 OWN = ("digits", "fashion_mnist", "mnist", "idx")
@@ -44,7 +45,11 @@ def load(
     validation_fraction: float = 0.1,
     seed: int = 0,
 ) -> Dataset:
-    """Loads a data set, preparing it at the first time.
+    """Loads a data set, preparing it and decoding its images at the first time.
+
+    Decoded images are stored in the folder of the prepared data set, as `decoded.npz`, or as
+    `decoded-SIZE.npz` where they are scaled, and read from there later. They are decoded again when
+    the prepared files change, and at every call where that folder can not be written.
 
     Splits are those of the data set. Where it has no validation split, a fixed part of train
     becomes one; where it has no test split, validation is the test set, or failing that another
@@ -84,32 +89,29 @@ def load(
       >>> digits.train.images.shape[1:], len(digits.test.classes)
       ((8, 8, 1), 450)
     """
-    from contrastive_jax.data.images import decode_images  # needs Pillow, as only this does
+    from contrastive_jax.data import _examples  # needs Pillow
 
     check_seed(seed)
     if image_size is not None and image_size < 1:
         raise ValueError(f"--image_size must be at least 1 pixel, got {image_size}")
     data_dir, tfds_dir = _expanded("--data_dir", data_dir), _expanded("--tfds_dir", tfds_dir)
     builder = _builder(name, data_dir, tfds_dir)
-    image, label = _image_and_label(name, builder.info)
+    image, label = _examples.image_and_label(name, builder.info)
     if not len(builder.info.splits):
         _prepare(name, builder)
         builder = _builder(name, data_dir, tfds_dir)
-    names, contents, classes = _labelled(name, builder, image, label)
-    try:
-        pixels, transparent = decode_images(
-            contents,
-            grey=builder.info.features[image].shape[-1] == 1,
-            image_size=image_size,
-        )
-    except ValueError as error:
-        raise ValueError(f"{name} in {builder.data_dir}: {_line(error)}") from error
-    if transparent:
-        warnings.warn(
-            f"{transparent:,} images of {name} have transparent pixels; they are laid on white",
-            stacklevel=2,
-        )
-    splits = {split: Examples(pixels[split], classes[split]) for split in contents}
+    folder = Path(builder.data_path)
+    source = _decoded.source_of(folder, image_size)
+    decoded = _decoded.read(folder, source)
+    if decoded is None:
+        decoded = _examples.decode(name, builder, image, label, image_size)
+        _decoded.write(folder, source, decoded)
+    for note in decoded.notes:
+        warnings.warn(note, stacklevel=2)
+    names = decoded.class_names
+    splits = {
+        split: Examples(images, decoded.classes[split]) for split, images in decoded.images.items()
+    }
 
     def carve(examples: Examples) -> tuple[Examples, Examples]:
         kept, held = hold_out(examples.classes, validation_fraction, seed=seed)
@@ -151,26 +153,6 @@ def _expanded(option: str, folder: str | Path | None) -> Path | None:
         raise ValueError(f"{option} {folder} names no home folder: {error}") from error
 
 
-def _line(error: Exception) -> str:
-    """Shortens the message of an error to one line."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 500 else text[:500] + " ..."
-
-
-@contextmanager
-def _explained(action: str, remedy: str) -> Iterator[None]:
-    """Turns any error of a library that reads files into one line that says what to do.
-
-    Damaged and forbidden files raise almost anything there.
-    """
-    try:
-        yield
-    except ImportError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{action}: {type(error).__name__}: {_line(error)}; {remedy}") from error
-
-
 def _builder(name: str, data_dir: Path | None, tfds_dir: Path | None) -> Any:
     with needs("train", __name__):
         import tensorflow_datasets as tfds
@@ -190,7 +172,7 @@ def _builder(name: str, data_dir: Path | None, tfds_dir: Path | None) -> Any:
     where = tfds_dir or "the folder of tensorflow-datasets"
     remedy = "delete what is damaged there to have it prepared anew, or name another folder"
     try:
-        with _explained(f"{name} could not be opened in {where}", f"{remedy} with --tfds_dir"):
+        with explained(f"{name} could not be opened in {where}", f"{remedy} with --tfds_dir"):
             return make(data_dir=folder, file_format="array_record")
     except ImportError as error:
         raise ImportError(_needs_tensorflow(name)) from error
@@ -225,43 +207,6 @@ def _needs_tensorflow(name: str) -> str:
     )
 
 
-def _image_and_label(name: str, info: Any) -> tuple[str, str]:
-    """Returns the names of the features that hold the images and their labels."""
-    import tensorflow_datasets as tfds
-
-    features = info.features
-
-    def only(kind: type, usual: str) -> str:
-        found = [key for key, feature in features.items() if type(feature) is kind]
-        if usual in found or len(found) == 1:
-            return usual if usual in found else found[0]
-        raise ValueError(
-            f"{name} has {len(found)} features of type {kind.__name__}, expected one, or one "
-            f"called {usual!r}; its features are {', '.join(map(str, features))}"
-        )
-
-    image = only(tfds.features.Image, "image")
-    pixel = np.dtype(features[image].np_dtype)
-    if pixel.kind == "f":
-        raise ValueError(
-            f"the pixels of {name} are {pixel}, expected integers of 8 or 16 bits; take another "
-            "data set"
-        )
-    if "label" in features and _is_class(features["label"]):
-        return image, "label"
-    return image, only(tfds.features.ClassLabel, "label")
-
-
-def _is_class(feature: Any) -> bool:
-    """Tells whether a feature is one integer, boolean or string, which may be a class."""
-    import tensorflow_datasets as tfds
-
-    if not isinstance(feature, tfds.features.Tensor) or feature.shape:
-        return False
-    # Text is of objects.
-    return np.dtype(feature.np_dtype).kind in "biuOSU"
-
-
 def _prepare(name: str, builder: Any) -> None:
     try:
         builder.download_and_prepare()
@@ -277,86 +222,5 @@ def _prepare(name: str, builder: Any) -> None:
             raise
         raise ValueError(
             f"{name} could not be prepared in {builder.data_dir}: {type(error).__name__}: "
-            f"{_line(error)}; if that folder can not be written, name another with --tfds_dir"
+            f"{one_line(error)}; if that folder can not be written, name another with --tfds_dir"
         ) from error
-
-
-def _labelled(
-    name: str, builder: Any, image: str, label: str
-) -> tuple[tuple[str, ...], dict[str, list[bytes]], dict[str, np.ndarray]]:
-    """Names of the classes, and by split the examples with a label: encoded images and classes."""
-    available = [split for split, info in builder.info.splits.items() if info.num_examples]
-    if "train" not in available:
-        raise ValueError(
-            f"{name} has no training examples in {builder.data_dir}; its splits are {available}; "
-            "delete that folder to have the data set prepared anew, or take another data set"
-        )
-    rows = {
-        split: _read(name, builder, split, image)
-        for split in ("train", "validation", "test")
-        if split in available
-    }
-    names, numbers = _classes(builder.info.features[label], label, rows)
-    hidden = {split: int((part < 0).sum()) for split, part in numbers.items()}
-    if hidden["train"] == len(rows["train"]):
-        raise ValueError(
-            f"{name} has no training example with a label in {builder.data_dir}: all "
-            f"{hidden['train']:,} labels are hidden; take another data set"
-        )
-    if any(hidden.values()):
-        counts = ", ".join(
-            f"{count:,} of {len(rows[split]):,} in {split}"
-            + (", which counts as missing" if count == len(rows[split]) else "")
-            for split, count in hidden.items()
-            if count
-        )
-        warnings.warn(f"examples of {name} without a label are left out: {counts}", stacklevel=3)
-    contents, classes = {}, {}
-    for split, part in numbers.items():
-        if hidden[split] < len(part):
-            chosen = np.flatnonzero(part >= 0)
-            contents[split] = [rows[split][k][image] for k in chosen]
-            classes[split] = part[chosen]
-    return names, contents, classes
-
-
-def _read(name: str, builder: Any, split: str, image: str) -> list[dict[str, Any]]:
-    """Reads all examples of a split, with images still encoded."""
-    import tensorflow_datasets as tfds
-
-    with _explained(
-        f"split {split} of {name} in {builder.data_dir} can not be read",
-        "delete that folder to have the data set prepared anew",
-    ):
-        source = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
-        rows: list[dict[str, Any]] = source.__getitems__(range(len(source)))
-        return rows
-
-
-def _classes(
-    feature: Any, label: str, rows: dict[str, list[dict[str, Any]]]
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Names of the classes, and the class of each example by split, -1 where it is hidden.
-
-    Labels that are integers or strings become classes in their order, named by them.
-    """
-    import tensorflow_datasets as tfds
-
-    values = {split: [row[label] for row in part] for split, part in rows.items()}
-    if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes is not None:
-        return tuple(feature.names), {
-            split: np.array(part, np.int32) for split, part in values.items()
-        }
-    plain = {split: [_plain(value) for value in part] for split, part in values.items()}
-    present = sorted({value for part in plain.values() for value in part} - {-1, ""})
-    number = {value: k for k, value in enumerate(present)}
-    return tuple(map(str, present)), {
-        split: np.array([number.get(value, -1) for value in part], np.int32)
-        for split, part in plain.items()
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Converts a label to an integer, a boolean or a string of Python."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return value.decode(errors="replace") if isinstance(value, bytes) else value

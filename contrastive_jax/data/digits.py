@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from contrastive_jax._extras import needs
+from contrastive_jax.data._local import LocalBuilder
 from contrastive_jax.data.idx import png
 from contrastive_jax.data.splits import hold_out
 
@@ -13,7 +14,7 @@ with needs("train", __name__):
     import tensorflow_datasets as tfds
 
 
-class DigitsSklearn(tfds.core.GeneratorBasedBuilder):
+class DigitsSklearn(LocalBuilder):
     """1,797 digits of 8 x 8 pixels (Alpaydin and Kaynak 1998), three quarters of them for training.
 
     The quarter for test is drawn class by class with a fixed seed; the set comes without a split.

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from contrastive_jax._extras import needs
+from contrastive_jax.data._local import LocalBuilder
 from contrastive_jax.data.sizes import check_fits
 
 with needs("train", __name__):
@@ -273,7 +274,7 @@ def folder_of(files: dict[str, Path], root: Path) -> Path:
     return root / "idx" / digest.hexdigest()[:12]
 
 
-class _Idx(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class _Idx(LocalBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Images and classes from IDX files."""
 
     VERSION = tfds.core.Version("1.0.0")

@@ -4,7 +4,6 @@ A new loss is one row here: the function that makes its objective, its defaults,
 which they are searched.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from contrastive_jax import distances, losses, mining, regularizers
-from contrastive_jax.train import objectives
+from contrastive_jax.train import loss_names, objectives
 from contrastive_jax.train.objectives import Objective
 
 Range = tuple[float, float]
@@ -268,13 +267,7 @@ def check_name(loss: str) -> None:
       >>> from contrastive_jax.train.loss_table import check_name
       >>> check_name("supcon")
     """
-    if loss not in TABLE:
-        close = difflib.get_close_matches(loss, NAMES, n=3)
-        raise ValueError(
-            f"unknown loss {loss}; "
-            + (f"close to it: {', '.join(close)}; " if close else "")
-            + f"there are {', '.join(NAMES)}"
-        )
+    loss_names.check_name(loss, NAMES)
 
 
 def hyperparameters_of(loss: str) -> dict[str, float]:
