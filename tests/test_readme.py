@@ -50,6 +50,7 @@ def test_pages_have_code():
         "docs/export.md",
         "docs/index.md",
         "docs/losses.md",
+        "docs/use_a_run.md",
     }
 
 
