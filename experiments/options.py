@@ -12,7 +12,7 @@ import optax
 
 from contrastive_jax._extras import needs
 
-with needs("train", "experiments"):
+with needs("train", "experiments.options"):
     import tyro
 
 from contrastive_jax import distances, models, train

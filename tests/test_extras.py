@@ -63,15 +63,22 @@ MODULES = {
         "experiments.benchmarks.small_batches needs tyro: [bench]"
     ),
     "experiments.benchmarks.training": "experiments.benchmarks.training needs torch: [bench]",
-    "experiments.digits_map": "experiments.digits_map needs tyro: [train]",
     "experiments.cells": "experiments.cells needs tqdm: [train]",
-    "experiments.compare_losses": "experiments.compare_losses needs tyro: [train]",
-    "experiments.drlim": "experiments.drlim needs tyro: [train]",
+    "experiments.compare": "experiments.compare needs tyro: [train]",
+    "experiments.compare_losses": "experiments.compare_losses needs tqdm: [train]",
+    "experiments.digits_map": "experiments.digits_map needs tyro: [train]",
+    "experiments.drlim": "experiments.drlim needs tqdm: [train]",
+    "experiments.embed": "experiments.embed needs tyro: [train]",
+    "experiments.evaluate": "experiments.evaluate needs tyro: [train]",
+    "experiments.export": "experiments.export needs tyro: [train]",
     "experiments.loss_options": "experiments.loss_options needs tyro: [train]",
     "experiments.margin_ablation": "experiments.margin_ablation needs tyro: [train]",
+    "experiments.option_checks": "experiments.options needs tyro: [train]",
+    "experiments.options": "experiments.options needs tyro: [train]",
+    "experiments.pictures": "experiments.pictures needs PIL: [train]",
     "experiments.results": "experiments.results needs tyro: [train]",
     "experiments.search": "experiments.search needs tyro: [train]",
-    "experiments.train": "experiments.train needs tyro: [train]",
+    "experiments.train": "experiments.evaluate needs tyro: [train]",
 }
 
 

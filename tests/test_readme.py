@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import tyro
 
-from experiments import compare_losses, digits_map, drlim, margin_ablation, search, train
+from experiments import (
+    compare_losses,
+    digits_map,
+    drlim,
+    embed,
+    export,
+    margin_ablation,
+    search,
+    train,
+)
 
 ROOT = Path(train.__file__).parent.parent
 README = ROOT / "README.md"
@@ -123,7 +132,16 @@ def test_commands_are_many():
 def test_options_in_the_text_exist():
     fields = {
         field.name
-        for module in (train, margin_ablation, search, drlim, digits_map, compare_losses)
+        for module in (
+            train,
+            margin_ablation,
+            search,
+            drlim,
+            digits_map,
+            compare_losses,
+            embed,
+            export,
+        )
         for field in dataclasses.fields(module.Config)
     }
     named = {
