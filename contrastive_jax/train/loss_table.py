@@ -276,7 +276,7 @@ def hyperparameters_of(loss: str) -> dict[str, float]:
     Example:
       >>> from contrastive_jax.train.loss_table import hyperparameters_of
       >>> hyperparameters_of("contrastive")
-      {'margin': 1.2, 'similar_fraction': 0.3}
+      {'margin': 1.2, 'positive_margin': 0.0, 'similar_fraction': 0.3}
     """
     row = TABLE[loss]
     if loss in MINED:
