@@ -24,9 +24,9 @@ it. Label 0 is similar, 1 is dissimilar, everywhere.
 
 from contrastive_jax import distances, losses, memory, mining, regularizers, statistics
 from contrastive_jax.all_pairs import all_pairs_loss, all_pairs_sums
-from contrastive_jax.anchor_loss import anchor_loss, anchor_statistics
+from contrastive_jax.anchors import anchor_loss, anchor_statistics
 from contrastive_jax.pairs import pair_loss
-from contrastive_jax.proxy_loss import proxy_loss
+from contrastive_jax.proxies import proxy_loss
 from contrastive_jax.triplets import triplet_loss
 
 __all__ = [

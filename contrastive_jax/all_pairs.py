@@ -11,36 +11,34 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from contrastive_jax import autodiff
-from contrastive_jax._compat import MARK_AS_VARYING
-from contrastive_jax._engine import dense
-from contrastive_jax.anchors import Stage, anchor_statistics, shared_total
-from contrastive_jax.checks import (
-    CheckedBefore,
-    check_closed_over,
-    check_distance,
-    check_scalars,
-    check_traced,
-    check_values,
-    checked_before,
+from contrastive_jax._dtypes import at_least_float32
+from contrastive_jax._engine import dense, row_by_row
+from contrastive_jax._engine.closures import hoisted
+from contrastive_jax._engine.derivatives import differentiable
+from contrastive_jax._engine.over_all import pair_sums
+from contrastive_jax._engine.per_anchor import anchor_statistics
+from contrastive_jax._engine.problem import (
+    Method,
+    Parameters,
+    Side,
+    Sums,
+    check_method,
+    not_finite,
+    prepared,
+    real_scalar,
 )
-from contrastive_jax.derivatives import differentiable
-from contrastive_jax.dtypes import at_least_float32
-from contrastive_jax.host_arrays import as_array, as_classes, column_hint
+from contrastive_jax._engine.sharding import axes_of, shared_total, varying
+from contrastive_jax._engine.stages import Stage
+from contrastive_jax._host_arrays import as_array, as_classes
+from contrastive_jax._traced_checks import check_traced
+from contrastive_jax.checks import check_scalars, check_values
 from contrastive_jax.losses import contrastive, resolve_distance
-from contrastive_jax.products import as_product, is_symmetric
-from contrastive_jax.program_cache import Unidentified, identified
-from contrastive_jax.sharding import gathered
 from contrastive_jax.statistics import total
-from contrastive_jax.streaming import Side, kept, not_finite, pair_sums
-from contrastive_jax.tiles import Parameters, Sums, Task, axes_of, varying
-from contrastive_jax.widening import widen
 
 Reduction = Literal["mean", "balanced", "active", "sum"]
-Method = Literal["one_walk", "autodiff"]
+
 
 _REDUCTIONS = ("mean", "balanced", "active", "sum")
-_METHODS = ("one_walk", "autodiff")
 
 
 def all_pairs_loss(
@@ -268,15 +266,6 @@ class _WithMargin(NamedTuple):
         return self.loss(distance, label, *parameters, margin=margin)
 
 
-class _Swapped(NamedTuple):
-    """A distance in the other direction; equal for equal distances."""
-
-    distance: Callable[..., jax.Array]
-
-    def __call__(self, a: jax.Array, b: jax.Array, *parameters: jax.Array) -> jax.Array:
-        return self.distance(b, a, *parameters)
-
-
 def _reduced(
     reduce: Callable[[Sums], tuple[jax.Array, Any]],
     rows: tuple[Any, Any, Any],
@@ -327,8 +316,8 @@ def _reduced(
     def result_of(engine: Callable[..., Sums], *arguments: Any) -> tuple[jax.Array, Any]:
         return reduce(engine(task, *arguments))
 
-    engine = dense.pair_sums if task.dense else pair_sums
-    swept, plain = partial(result_of, engine), partial(result_of, autodiff.pair_sums)
+    engine = dense.pair_sums if task.dense and dense.fits(task, x, y) else pair_sums
+    swept, plain = partial(result_of, engine), partial(result_of, row_by_row.pair_sums)
     if method == "autodiff" or axis_name is not None:
         return (plain if method == "autodiff" else swept)(x, y, parameters)
     return differentiable(swept, plain, x, y, parameters)
@@ -402,203 +391,9 @@ def _reduced_by_class(
         return reduce(Sums(*(one if by_label else jnp.sum(one, keepdims=True) for one in totals)))
 
     arguments = x, y, margins, Parameters(closed, of_distance)
-    engine = dense.anchor_statistics if task.dense else anchor_statistics
-    swept, plain = (partial(result_of, one) for one in (engine, autodiff.anchor_statistics))
+    engine = dense.anchor_statistics if task.dense and dense.fits(task, x, y) else anchor_statistics
+    swept, plain = (partial(result_of, one) for one in (engine, row_by_row.anchor_statistics))
     if method == "autodiff" or task.axis_name is not None:
         run = plain if method == "autodiff" else swept
         return cast(tuple[jax.Array, Any], run(*arguments))
     return differentiable(swept, plain, *arguments)
-
-
-def check_method(method: str, axis_name: Any) -> None:
-    """Checks the name of a method, and that it runs over these devices.
-
-    Args:
-      method: `"one_walk"` or `"autodiff"`.
-      axis_name: of the devices that share the batch.
-
-    Raises:
-      ValueError: if there is no such method, or it takes no axis name.
-    """
-    if method not in _METHODS:
-        raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
-    if method == "autodiff" and axis_name is not None:
-        raise ValueError("method 'autodiff' runs on one device: it takes no axis_name")
-
-
-def prepared(
-    rows: tuple[Any, Any, Any],
-    columns: tuple[Any, Any, Any],
-    *,
-    distance: Callable[..., jax.Array],
-    axis_name: Any,
-    exact: bool,
-    tile: int | None,
-    precision: lax.PrecisionLike,
-    shared: Any = (),
-) -> tuple[Task, Side, Side | None, tuple[jax.Array, ...], tuple[jax.Array, jax.Array]]:
-    """Checks what a walk over pairs is given, and makes a task of it that lacks a loss.
-
-    Args:
-      rows: vectors, classes and weights.
-      columns: the same of the references; None each for one set.
-      distance: between two vectors.
-      axis_name: of the devices that share the rows.
-      exact: whether close pairs are measured again.
-      tile: rows and columns of a tile, or None.
-      precision: of matrix products.
-      shared: what else goes in, of which only the axes that it differs along count.
-
-    Returns:
-      The task, rows, columns, the parameters of the distance, and examples of a distance and a
-      label as a loss will get them.
-    """
-    given = tile
-    if tile is None:
-        # The sizes that were fastest of those measured, on an H200 and on CPUs.
-        tile = {"cpu": 512, "gpu": 4096}.get(jax.default_backend(), 2048)
-    if not isinstance(tile, int | np.integer) or tile < 8 or tile % 8:
-        raise ValueError(f"tile must be a whole multiple of 8 and above 0, got {tile!r}")
-    tile = int(tile)
-    check_distance(distance)
-    x = checked_side("", *rows)
-    y = None if columns[0] is None else checked_side("reference_", *columns)
-    if y is None and any(column is not None for column in columns):
-        raise ValueError("reference_classes and reference_weights need references")
-    if y is not None:
-        chex.assert_equal_shape_suffix(
-            [x.vectors, y.vectors], 1, custom_message="embeddings and references: [B, D], [R, D]"
-        )
-        chex.assert_type(
-            y.vectors, x.vectors.dtype, custom_message="references are not of embeddings' dtype"
-        )
-    x = x._replace(vectors=widen(x.vectors))
-    y = None if y is None else y._replace(vectors=widen(y.vectors))
-    dtype = x.vectors.dtype
-    product, bound = as_product(distance)
-    if bound:
-        distance = distance.func  # type: ignore[attr-defined]
-    of_distance = tuple(jnp.asarray(value) for value in gathered([*bound.values()]))
-    both_ways = y is None and not is_symmetric(distance)
-    # Of these only shapes count, and along which axes of a mesh they differ.
-    vector, scalar, label = varying(
-        (jnp.zeros(x.vectors.shape[1:], dtype), jnp.zeros((), dtype), jnp.int32(0)),
-        axes_of((x, y, of_distance, shared)),
-    )
-    examples = vector, vector, *of_distance
-    distance, closed = hoisted("distance", distance, examples, real_scalar)
-    of_distance += closed
-    task = Task(
-        loss=distance,
-        distances=(distance, cast(Any, _Swapped(distance))) if both_ways else (distance,),
-        product=product,
-        by_label=False,
-        active=False,
-        exact=exact,
-        tile=tile,
-        precision=precision,
-        axis_name=axis_name,
-    )
-    task = task._replace(
-        dense=_is_dense(task, x, y, given),
-        weighted=rows[2] is not None or columns[2] is not None,
-    )
-    return task, x, y, of_distance, (scalar, label)
-
-
-def _is_dense(task: Task, x: Side, y: Side | None, tile: int | None) -> bool:
-    """Returns whether all pairs are computed at once, which devices and a given tile rule out."""
-    return tile is None and task.axis_name is None and dense.fits(task, x, y)
-
-
-def checked_side(prefix: str, vectors: Any, classes: Any, weights: Any) -> Side:
-    """The rows of a set, checked; those of references have a prefix in the names of errors."""
-    name = "references" if prefix else "embeddings"
-    if classes is None:
-        raise ValueError(f"{name} need {prefix}classes")
-    classes = as_classes(f"{prefix}classes", classes)
-    vectors = as_array(name, vectors, classes=classes)
-    vectors, classes, weights = gathered((vectors, classes, weights))
-    vectors, classes = jnp.asarray(vectors), jnp.asarray(classes)
-    if weights is not None:
-        weights = as_array(f"{prefix}weights", weights)
-    given = [] if weights is None else [jnp.asarray(weights)]
-    columns = {f"{prefix}classes": classes} | {f"{prefix}weights": one for one in given}
-    expected = {
-        "custom_message": f"expected {name}: [N, D], {prefix}classes: [N] and weights: [N]"
-        f"{column_hint(**columns)}"
-    }
-    chex.assert_rank([vectors, classes, *given], [2, 1, *[1] * len(given)], **expected)
-    chex.assert_equal_shape_prefix([vectors, classes, *given], 1, **expected)
-    chex.assert_type(vectors, float, custom_message=f"{name} must be floating")
-    chex.assert_axis_dimension_gt(vectors, 1, 0)
-    if jnp.issubdtype(classes.dtype, jnp.unsignedinteger):
-        classes = classes.astype(jnp.int32)
-    # Derived from the classes, so that under `jax.shard_map` they differ where those do.
-    ones = (classes == classes).astype(at_least_float32(vectors.dtype))
-    side = Side(vectors, classes, given[0] if given else ones)
-    values = {f"{prefix}weights": weight for weight in given} | {name: kept(side).vectors}
-    check_values(**values)
-    return side
-
-
-def real_scalar(name: str, shape: Any) -> None:
-    """Checks what a loss or a distance returns."""
-    if getattr(shape, "shape", None) != () or not jnp.isrealobj(shape):
-        raise AssertionError(f"{name} must return a real scalar, got {shape}")
-
-
-def hoisted(
-    name: str,
-    function: Callable[..., Any],
-    examples: tuple[Any, ...],
-    check: Callable[[str, Any], None],
-    *,
-    shared: bool = False,
-) -> tuple[Callable[..., Any], tuple[jax.Array, ...]]:
-    """Turns traced values that a function closes over into arguments after its own.
-
-    The result can be compared with other functions (`contrastive_jax.program_cache`), so that no
-    program that was compiled for an earlier state of the function is taken for it.
-
-    Args:
-      name: of the function, for errors.
-      function: of arrays or trees of them.
-      examples: its arguments.
-      check: takes the name and the shape of what the function returns.
-      shared: whether it may close over values that do not vary along the axes of its arguments.
-
-    Returns:
-      The function with further arguments, and the values of these.
-    """
-    with checked_before():
-        # A function of its own, as JAX would not trace one again that closes over other values now.
-        trace = jax.make_jaxpr(lambda *arguments: function(*arguments), return_shape=True)
-        closed, shape = trace(*examples)
-    check(name, shape)
-    consts = closed.consts
-    traced = [k for k, value in enumerate(consts) if isinstance(value, jax.core.Tracer)]
-    if not traced:
-        return CheckedBefore(identified(function)), ()
-    check_closed_over(function, *examples)
-    axes = axes_of(examples[0])
-    for k in traced:
-        # A collective of JAX's own would else stand inside of loops that end at different times.
-        if not shared and (missing := axes - axes_of(consts[k])):
-            raise ValueError(
-                f"{name} closes over a value {jax.typeof(consts[k])} that is the same along "
-                f"{', '.join(map(str, missing))}, where the embeddings differ; close over "
-                f"{MARK_AS_VARYING.format(tuple(missing))} instead"
-            )
-    # Of the constants only those that are known may be kept.
-    jaxpr, own_count = closed.jaxpr, len(examples)
-    known = [None if k in traced else value for k, value in enumerate(consts)]
-    tree = jax.tree.structure(shape)
-
-    def with_values(*arguments: Any) -> Any:
-        own, values = arguments[:own_count], list(known)
-        for k, value in zip(traced, arguments[own_count:], strict=True):
-            values[k] = value
-        return jax.tree.unflatten(tree, jax.core.eval_jaxpr(jaxpr, values, *jax.tree.leaves(own)))
-
-    return Unidentified(with_values), tuple(consts[k] for k in traced)

@@ -19,22 +19,18 @@ Numbers of a loss or a distance are checked where they enter: where the loss is 
 `functools.partial`, is handed to `all_pairs_loss` and the like.
 """
 
-import contextlib
-import contextvars
-import dataclasses
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import checkify
-from jax.extend.core import Var
 from jax.typing import ArrayLike
 
-from contrastive_jax.sharding import gathered
+from contrastive_jax._engine.sharding import gathered
+from contrastive_jax._traced_checks import CHECKED_BEFORE, check_traced, is_whole
 
 _Rule = tuple[str, Callable[[Any], Any]]
 
@@ -73,10 +69,6 @@ _RULES: dict[str, _Rule] = {
     "max_age": ("at least 0", lambda x: x >= 0),
     "step": ("from 0 to 2^31 - 1", lambda x: (x >= 0) & (x <= np.iinfo(np.int32).max)),
 }
-
-
-# Whether traced values were checked where they entered, as those in a walk over pairs are.
-_CHECKED_BEFORE = contextvars.ContextVar("checked_before", default=False)
 
 
 def check_pairs(a: ArrayLike, b: ArrayLike, labels: ArrayLike, margin: ArrayLike = 1.0) -> None:
@@ -187,80 +179,6 @@ def check_range(low: float, high: float, **values: ArrayLike) -> None:
             raise ValueError(message.format(value=x))
 
 
-def check_proxies(classes: ArrayLike, proxies: int) -> None:
-    """Checks that every class has a proxy.
-
-    Args:
-      classes: `[B]`, checked before.
-      proxies: number of classes that have some.
-
-    Raises:
-      ValueError: if a known class has none, naming the largest.
-    """
-    message = f"classes must be below {proxies}, the number of proxies, got {{largest}}"
-    if isinstance(classes, jax.core.Tracer):
-        largest = jnp.max(classes, initial=-1)
-        check_traced(largest < proxies, message, largest=largest)
-    elif (largest := np.max(np.asarray(classes), initial=-1)) >= proxies:
-        raise ValueError(message.format(largest=largest))
-
-
-def check_traced(valid: jax.Array, message: str, **details: Any) -> None:
-    """Checks a traced condition where `checkify` asks for it.
-
-    Args:
-      valid: scalar, bool.
-      message: of the error, with the names of details in braces.
-      **details: traced scalars.
-    """
-    if not _CHECKED_BEFORE.get():
-        checkify.debug_check(valid, message, **details)
-
-
-def check_closed_over(function: Callable[..., Any], *examples: Any) -> None:
-    """Makes the checks of a function that are of traced values it closes over alone.
-
-    Args:
-      function: of arrays or trees of them, as a walk over pairs will call it, many times.
-      *examples: its arguments, of which only shapes and dtypes count.
-    """
-    # A function of its own, as JAX would find what it traced of the other without its checks.
-    closed = jax.make_jaxpr(lambda *arguments: function(*arguments))(*examples)
-    unknown, equations = {*closed.jaxpr.invars}, []
-    for equation in closed.jaxpr.eqns:
-        if any(isinstance(one, Var) and one in unknown for one in equation.invars):
-            unknown.update(equation.outvars)
-        else:
-            equations.append(equation)
-    of_values = closed.jaxpr.replace(eqns=equations, outvars=[])
-    jax.core.eval_jaxpr(of_values, closed.consts, *jax.tree.leaves(examples))
-
-
-@contextlib.contextmanager
-def checked_before() -> Iterator[None]:
-    """Leaves out checks of traced values, which were made where the values entered.
-
-    Inside of the loops of a walk, and of its derivatives, they would be made for every tile, or not
-    be seen.
-    """
-    token = _CHECKED_BEFORE.set(True)
-    try:
-        yield
-    finally:
-        _CHECKED_BEFORE.reset(token)
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckedBefore:
-    """A function whose traced values were checked before; equal for equal functions."""
-
-    function: Callable[..., Any]
-
-    def __call__(self, *arguments: Any) -> Any:
-        with checked_before():
-            return self.function(*arguments)
-
-
 def check_scalars(**values: ArrayLike) -> None:
     """Checks that numbers are real scalars, traced or not.
 
@@ -285,22 +203,6 @@ def check_scalars(**values: ArrayLike) -> None:
             raise AssertionError(f"{name} must be a scalar, got {dtype} of shape {np.shape(x)}")
         if not any(jnp.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
             raise AssertionError(f"{name} must be a scalar, a real number, got {x!r}")
-
-
-def is_whole(low: int, x: Any) -> bool:
-    """Tells whether a value, of any type, is a whole number and not below the least.
-
-    Args:
-      low: the least.
-      x: the value.
-
-    Returns:
-      True if it is; False also for a traced value.
-    """
-    try:
-        return bool(np.ndim(x) == 0 and int(x) == x and x >= low)
-    except (TypeError, ValueError, OverflowError):
-        return False
 
 
 def check_whole(low: int, **values: Any) -> None:
@@ -417,7 +319,7 @@ def _is_class(x: Any) -> Any:
 
 def _check(name: str, x: Any) -> None:
     expected, rule = _RULES[name]
-    if x.size == 0 or (isinstance(x, jax.core.Tracer) and _CHECKED_BEFORE.get()):
+    if x.size == 0 or (isinstance(x, jax.core.Tracer) and CHECKED_BEFORE.get()):
         return
     # To find the first wrong row takes all of them; nothing is gathered unless it is asked for.
     x = gathered(x)

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax.checks import check_known, check_values, is_whole
-from contrastive_jax.host_arrays import as_array, as_classes, column_hint
-from contrastive_jax.sharding import gathered
+from contrastive_jax._engine.sharding import gathered, local_shard
+from contrastive_jax._host_arrays import as_array, as_classes, column_hint
+from contrastive_jax._traced_checks import is_whole
+from contrastive_jax.checks import check_known, check_values
 
 
 class Memory(NamedTuple):
@@ -178,22 +179,7 @@ def references(
         classes = jnp.where(step - memory.steps > max_age, -1, classes)
     if axis_name is None:
         return embeddings, classes
-    return own_share((embeddings, classes), axis_name)
-
-
-def own_share(rows: tuple[jax.Array, jax.Array], axis_name: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns the share of this device of rows that all devices hold, padded by class -1."""
-    vectors, classes = rows
-    devices = lax.axis_size(axis_name)
-    share = -(-len(classes) // devices)
-    padding = share * devices - len(classes)
-    vectors = jnp.pad(vectors, ((0, padding), (0, 0)))
-    classes = jnp.pad(classes, (0, padding), constant_values=-1)
-    start = lax.axis_index(axis_name) * share
-    return (
-        lax.dynamic_slice_in_dim(vectors, start, share),
-        lax.dynamic_slice_in_dim(classes, start, share),
-    )
+    return local_shard((embeddings, classes), axis_name)
 
 
 def _checked_step(step: Any) -> jax.Array:

@@ -21,17 +21,15 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from contrastive_jax._engine.sharding import axes_of, varying
+from contrastive_jax._host_arrays import as_array, as_classes
+from contrastive_jax._traced_checks import check_traced
 from contrastive_jax.all_pairs import Reduction, all_pairs_loss
-from contrastive_jax.anchor_loss import anchor_loss, anchor_statistics, three
-from contrastive_jax.checks import (
-    check_distance,
-    check_known,
-    check_range,
-    check_scalars,
-    check_traced,
-)
+from contrastive_jax.anchors import anchor_loss, anchor_statistics
+from contrastive_jax.checks import check_distance, check_known, check_range, check_scalars
 from contrastive_jax.distances import cosine, euclidean
-from contrastive_jax.host_arrays import as_array, as_classes
+from contrastive_jax.losses._distance import is_fixed
+from contrastive_jax.losses._means import three
 from contrastive_jax.losses._selected import (
     as_loss_of_anchors,
     masked,
@@ -39,17 +37,15 @@ from contrastive_jax.losses._selected import (
     means_of_two,
     restricted_to,
 )
-from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
-from contrastive_jax.losses.measure import is_fixed, resolve_distance, with_distance
 from contrastive_jax.losses.pairwise import contrastive, margin_based
-from contrastive_jax.statistics import (
-    Statistic,
-    largest,
-    log_sum_exp,
-    smallest,
-    total,
+from contrastive_jax.losses.types import (
+    AnchorLoss,
+    Mean,
+    TripleLoss,
+    resolve_distance,
+    with_distance,
 )
-from contrastive_jax.tiles import axes_of, varying
+from contrastive_jax.statistics import Statistic, largest, log_sum_exp, smallest, total
 
 __all__ = [
     "distance_weighted",

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from contrastive_jax._host_arrays import as_array, column_hint
 from contrastive_jax.checks import check_pairs, check_scalars
-from contrastive_jax.host_arrays import as_array, column_hint
 from contrastive_jax.losses import contrastive, resolve_distance
 
 

@@ -15,16 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax.anchor_loss import anchor_loss
-from contrastive_jax.anchors import shared_total
+from contrastive_jax._directions import unit
+from contrastive_jax._dtypes import widen
+from contrastive_jax._engine.sharding import gathered, shared_total
+from contrastive_jax._host_arrays import as_array, as_classes, column_hint
+from contrastive_jax.anchors import anchor_loss
 from contrastive_jax.checks import check_known, check_range, check_values
-from contrastive_jax.directions import unit
 from contrastive_jax.distances import euclidean
-from contrastive_jax.host_arrays import as_array, as_classes, column_hint
-from contrastive_jax.losses.kinds import AnchorLoss, Mean
-from contrastive_jax.sharding import gathered
+from contrastive_jax.losses.types import AnchorLoss, Mean
 from contrastive_jax.statistics import smallest
-from contrastive_jax.widening import widen
 
 __all__ = ["centers", "covariance", "embedding_norm", "koleo", "variance"]
 

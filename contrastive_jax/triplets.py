@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contrastive_jax.anchor_loss import total_of_means
-from contrastive_jax.checks import check_distance, check_traced, check_values
-from contrastive_jax.host_arrays import as_array
+from contrastive_jax._host_arrays import as_array
+from contrastive_jax._traced_checks import check_traced
+from contrastive_jax.checks import check_distance, check_values
 from contrastive_jax.losses import AnchorLoss, TripleLoss, of_pairs
+from contrastive_jax.losses._means import total_of_means
 from contrastive_jax.losses._selected import means_of_triplet
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from contrastive_jax import anchor_loss, distances, losses, mining, proxy_loss, regularizers
+from contrastive_jax._engine.sharding import shared_total
 from contrastive_jax.all_pairs import all_pairs_sums
-from contrastive_jax.anchors import shared_total
 from contrastive_jax.checks import check_known, check_seed
 from contrastive_jax.training import AXIS
 

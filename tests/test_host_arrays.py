@@ -18,7 +18,7 @@ from contrastive_jax import (
     proxy_loss,
     regularizers,
 )
-from contrastive_jax.host_arrays import as_classes, checked_classes
+from contrastive_jax._host_arrays import as_classes, checked_classes
 
 A = np.float32([[1, 2], [3, 4], [5, 6]])
 B = A + np.float32(0.5)

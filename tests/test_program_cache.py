@@ -19,7 +19,7 @@ from contrastive_jax import (
     program_cache,
     proxy_loss,
 )
-from contrastive_jax.program_cache import Identified, Unidentified, compiled, identified
+from contrastive_jax._engine.program_cache import Identified, Unidentified, compiled, identified
 
 X = np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)
 CLASSES = np.arange(16) // 4

@@ -1,6 +1,6 @@
 """Sums and statistics over all pairs of two small sets of rows, from one matrix of distances.
 
-They equal those of the sweeps over tiles (`contrastive_jax.streaming`, `anchors`, `triples`). The
+They equal those of the sweeps over tiles (`over_all`, `per_anchor`, `per_triplet`). The
 matrix of distances takes memory for every pair, but a small one is computed, compiled and
 differentiated as fast as a few lines of `jax.numpy`: there is no loop over tiles and no sort. What
 the loss makes of the distances is ordinary JAX, and the derivatives of the matrix are those of
@@ -22,12 +22,12 @@ from contrastive_jax._engine.distance_matrix import (
     pair_that_counts,
     pairs_that_count,
 )
-from contrastive_jax.anchors import Stage, values_of_stage
-from contrastive_jax.program_cache import compiled
-from contrastive_jax.statistics import Statistic, is_statistic, kept_of_tile
-from contrastive_jax.streaming import Side, kept, zero_or_nan
-from contrastive_jax.tiles import Parameters, Sums, Task
-from contrastive_jax.triples import Triples, triple_sums_of
+from contrastive_jax._engine.per_triplet import Triples, triple_sums_of
+from contrastive_jax._engine.problem import Parameters, Side, Sums, Task, kept, zero_or_nan
+from contrastive_jax._engine.program_cache import compiled
+from contrastive_jax._engine.reductions import is_statistic, kept_of_tile
+from contrastive_jax._engine.stages import Stage, values_of_stage
+from contrastive_jax.statistics import Statistic
 
 # Rows of a side up to which all pairs are computed at once, on a CPU and on a GPU. A sweep over
 # 4,096 rows takes twice the time on a GPU, where the matrix and its gradient take 300 MB.

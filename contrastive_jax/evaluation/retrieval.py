@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from contrastive_jax._host_arrays import checked_classes
 from contrastive_jax.evaluation import _candidates
 from contrastive_jax.evaluation._candidates import Points
 from contrastive_jax.evaluation._points import (
@@ -48,7 +49,6 @@ from contrastive_jax.evaluation._points import (
 )
 from contrastive_jax.evaluation._selection import smallest
 from contrastive_jax.evaluation._sweep import MOST
-from contrastive_jax.host_arrays import checked_classes
 
 T = TypeVar("T")
 

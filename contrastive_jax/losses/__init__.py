@@ -57,8 +57,6 @@ own is a function of a distance and a label, which measures Euclidean distances 
 """
 
 from contrastive_jax.losses.combined import of_pairs, weighted_sum
-from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, Mean, ProxyLoss, TripleLoss
-from contrastive_jax.losses.measure import PairLoss, resolve_distance, with_distance
 from contrastive_jax.losses.pairwise import (
     contrastive,
     contrastive_halved,
@@ -87,6 +85,16 @@ from contrastive_jax.losses.structured import (
     tuplet_margin,
 )
 from contrastive_jax.losses.triplet import angular, triplet_all, triplet_hard, triplet_semi_hard
+from contrastive_jax.losses.types import (
+    AnchorLoss,
+    CentersLoss,
+    Mean,
+    PairLoss,
+    ProxyLoss,
+    TripleLoss,
+    resolve_distance,
+    with_distance,
+)
 
 __all__ = [
     "AnchorLoss",

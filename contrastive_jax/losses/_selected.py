@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
-from contrastive_jax.statistics import OfSimilar, Statistic, is_statistic, reduced, total
+from contrastive_jax._engine.reductions import is_statistic, reduced
+from contrastive_jax.losses.types import AnchorLoss, Mean, TripleLoss
+from contrastive_jax.statistics import OfSimilar, Statistic, total
 
 Loss = Callable[..., jax.Array] | AnchorLoss | TripleLoss
 

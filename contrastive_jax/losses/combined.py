@@ -9,8 +9,8 @@ import jax
 from jax.typing import ArrayLike
 
 from contrastive_jax.checks import check_range
-from contrastive_jax.losses.kinds import AnchorLoss, Mean
-from contrastive_jax.losses.measure import is_fixed, resolve_distance
+from contrastive_jax.losses._distance import is_fixed
+from contrastive_jax.losses.types import AnchorLoss, Mean, resolve_distance
 from contrastive_jax.statistics import total
 
 

@@ -1,7 +1,7 @@
 """Losses of one pair: a distance and a label, for `pair_loss` and `all_pairs_loss`.
 
 Each carries the distance of its paper, `losses.sigmoid.distance`, and the ones that fit its
-formula, `losses.sigmoid.distances` (`contrastive_jax.losses.measure`).
+formula, `losses.sigmoid.distances` (`contrastive_jax.losses.types`).
 """
 
 import math
@@ -13,8 +13,8 @@ from jax.typing import ArrayLike
 
 from contrastive_jax.checks import check_known, check_range, check_scalars
 from contrastive_jax.distances import cosine, euclidean, manhattan, squared_euclidean
-from contrastive_jax.losses.measure import with_distance
-from contrastive_jax.losses.softplus import softplus
+from contrastive_jax.losses._numerics import softplus
+from contrastive_jax.losses.types import with_distance
 
 
 @with_distance(euclidean)

@@ -9,10 +9,9 @@ from jax.nn import logsumexp
 from jax.typing import ArrayLike
 
 from contrastive_jax.checks import check_known, check_range
-from contrastive_jax.losses.directions import turned
-from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, Mean, ProxyLoss
+from contrastive_jax.losses._numerics import softplus, turned
 from contrastive_jax.losses.softmax import nca
-from contrastive_jax.losses.softplus import softplus
+from contrastive_jax.losses.types import AnchorLoss, CentersLoss, Mean, ProxyLoss
 from contrastive_jax.statistics import log_sum_exp, smallest
 
 

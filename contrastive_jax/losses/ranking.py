@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from contrastive_jax.checks import check_known, check_whole
-from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
+from contrastive_jax.losses.types import AnchorLoss, Mean, TripleLoss
 from contrastive_jax.statistics import total
 
 

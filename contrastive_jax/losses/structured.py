@@ -10,9 +10,8 @@ from jax.typing import ArrayLike
 
 from contrastive_jax.checks import check_known, check_range
 from contrastive_jax.distances import euclidean
-from contrastive_jax.losses.directions import turned
-from contrastive_jax.losses.kinds import AnchorLoss, Mean
-from contrastive_jax.losses.softplus import softplus
+from contrastive_jax.losses._numerics import softplus, turned
+from contrastive_jax.losses.types import AnchorLoss, Mean
 from contrastive_jax.statistics import OfSimilar, Statistic, log_sum_exp, total
 
 

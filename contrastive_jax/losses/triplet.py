@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from contrastive_jax._directions import unit
 from contrastive_jax.checks import check_known, check_range
-from contrastive_jax.directions import unit
 from contrastive_jax.distances import cosine, euclidean, negative_dot
-from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
-from contrastive_jax.losses.softplus import softplus
+from contrastive_jax.losses._numerics import softplus
+from contrastive_jax.losses.types import AnchorLoss, Mean, TripleLoss
 from contrastive_jax.statistics import Statistic, largest, log_sum_exp, smallest, total
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from contrastive_jax._engine.matmul import as_product
 from contrastive_jax.losses import AnchorLoss, TripleLoss
-from contrastive_jax.products import as_product
 from experiments.accelerators.programs import (
     CELLS,
     GRID_IMAGE,

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from contrastive_jax.tiles import axes_of, varying
+from contrastive_jax._dtypes import at_least_float32
+from contrastive_jax._engine.sharding import axes_of, varying
 
 Function = Callable[..., tuple[jax.Array, Any]]
 
@@ -108,3 +109,28 @@ def _no_derivative(primals: Any, tangents: Any) -> Any:
         "the gradient of a sweep over tiles has no derivative here: second derivatives of "
         'anchor_statistics and of losses with an axis_name need method="autodiff", on one device'
     )
+
+
+def of_marks(marked: Any) -> tuple[Any, Any]:
+    """Values, and whether their gradient is asked for, of arguments with symbolic zeros."""
+    is_mark = lambda leaf: hasattr(leaf, "perturbed")  # noqa: E731
+    values = jax.tree.map(lambda mark: mark.value, marked, is_leaf=is_mark)
+    return values, jax.tree.map(lambda mark: mark.perturbed, marked, is_leaf=is_mark)
+
+
+def empty_like(parameter: jax.Array) -> jax.Array | None:
+    """Of its dtype; None for an integer or a key, which have no gradient."""
+    inexact = jnp.issubdtype(parameter.dtype, jnp.inexact)
+    return jnp.zeros((0,), parameter.dtype) if inexact else None
+
+
+def zero_gradient(parameter: jax.Array) -> jax.Array:
+    """Where its gradient is added up: in float32 at least, and for an integer or a key, nothing."""
+    if not jnp.issubdtype(parameter.dtype, jnp.inexact):
+        return jnp.zeros(())
+    return jnp.zeros(parameter.shape, at_least_float32(parameter.dtype))
+
+
+def plus(total: jax.Array, more: jax.Array, where: jax.Array | bool = True) -> jax.Array:
+    """Adds to a gradient; an integer or a key has none, and its total stays."""
+    return total if more.dtype == jax.dtypes.float0 else total + jnp.where(where, more, 0)

@@ -7,28 +7,23 @@ from typing import Any, cast
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
-from contrastive_jax.all_pairs import Method, check_method, checked_side, hoisted
-from contrastive_jax.anchor_loss import (
-    AnchorReduction,
-    anchor_loss,
-    check_mean,
-    check_reduction,
-    three,
-    total_of_means,
-)
-from contrastive_jax.anchors import shared_total
-from contrastive_jax.checks import check_proxies, check_values
-from contrastive_jax.derivatives import differentiable
-from contrastive_jax.directions import unit
-from contrastive_jax.host_arrays import as_array
-from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, Mean, ProxyLoss
-from contrastive_jax.memory import own_share
-from contrastive_jax.program_cache import compiled
-from contrastive_jax.sharding import gathered
-from contrastive_jax.tiles import axes_of, plus, varying
-from contrastive_jax.widening import widen
+from contrastive_jax._directions import unit
+from contrastive_jax._dtypes import widen
+from contrastive_jax._engine.closures import hoisted
+from contrastive_jax._engine.derivatives import differentiable, plus
+from contrastive_jax._engine.problem import Method, check_method, checked_side
+from contrastive_jax._engine.program_cache import compiled
+from contrastive_jax._engine.sharding import axes_of, gathered, local_shard, shared_total, varying
+from contrastive_jax._host_arrays import as_array
+from contrastive_jax._traced_checks import check_traced
+from contrastive_jax.anchors import AnchorReduction, anchor_loss
+from contrastive_jax.checks import check_values
+from contrastive_jax.losses._means import check_mean, check_reduction, three, total_of_means
+from contrastive_jax.losses.types import AnchorLoss, CentersLoss, Mean, ProxyLoss
 
 # Cosines that are held at once.
 _COSINES = 2**19
@@ -108,7 +103,7 @@ def proxy_loss(
         proxies, embeddings.dtype, custom_message="proxies are not of embeddings' dtype"
     )
     # The classes as given, as those that are arrays of JAX by now may be traced.
-    check_proxies(classes if isinstance(given, jax.core.Tracer) else given, len(proxies))
+    _check_proxies(classes if isinstance(given, jax.core.Tracer) else given, len(proxies))
     check_values(proxies=proxies)
     if isinstance(loss, CentersLoss):
         if {*options} - _OPTIONS_OF_CENTERS:
@@ -122,7 +117,7 @@ def proxy_loss(
         return _of_centers(embeddings, classes, proxies, of_row, reduction, axis_name, **options)
     numbers = jnp.arange(len(rows)) // (len(rows) // len(proxies))
     if axis_name is not None:
-        rows, numbers = own_share((rows, numbers), axis_name)
+        rows, numbers = local_shard((rows, numbers), axis_name)
     sets = (embeddings, classes), (rows, numbers)
     if loss.anchors == "proxies":
         sets = sets[1], sets[0]
@@ -333,3 +328,21 @@ def _in_one_walk(
     arguments = rows, centers, parameters, classes
     sums = walk(*varying(arguments, axes_of(arguments)))
     return cast(tuple[jax.Array, jax.Array, jax.Array], sums)
+
+
+def _check_proxies(classes: ArrayLike, proxies: int) -> None:
+    """Checks that every class has a proxy.
+
+    Args:
+      classes: `[B]`, checked before.
+      proxies: number of classes that have some.
+
+    Raises:
+      ValueError: if a known class has none, naming the largest.
+    """
+    message = f"classes must be below {proxies}, the number of proxies, got {{largest}}"
+    if isinstance(classes, jax.core.Tracer):
+        largest = jnp.max(classes, initial=-1)
+        check_traced(largest < proxies, message, largest=largest)
+    elif (largest := np.max(np.asarray(classes), initial=-1)) >= proxies:
+        raise ValueError(message.format(largest=largest))

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax.anchors import Stage, anchor_statistics
-from contrastive_jax.derivatives import differentiable_once
-from contrastive_jax.program_cache import compiled
-from contrastive_jax.sharding import on_mesh_of_arguments
-from contrastive_jax.streaming import Side, kept, of_marks
-from contrastive_jax.tiles import Parameters, Task, axes_of, varying
+from contrastive_jax._engine.derivatives import differentiable_once, of_marks
+from contrastive_jax._engine.per_anchor import anchor_statistics
+from contrastive_jax._engine.problem import Parameters, Side, Task, kept
+from contrastive_jax._engine.program_cache import compiled
+from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
+from contrastive_jax._engine.stages import Stage
 
 
 class Triples(NamedTuple):

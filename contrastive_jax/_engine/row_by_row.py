@@ -1,6 +1,6 @@
 """Sums and statistics over all pairs, one row after another, in plain JAX.
 
-They equal those of the sweeps over tiles (`contrastive_jax.streaming`, `anchors`, `triples`), are
+They equal those of the sweeps over tiles (`over_all`, `per_anchor`, `per_triplet`), are
 slower, and can be differentiated in any mode and any number of times. Memory is linear in the
 number of rows, as the pairs of a row are computed again for its derivatives. They run on one
 device.
@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax.anchors import Stage, values_of_stage
-from contrastive_jax.program_cache import compiled
-from contrastive_jax.statistics import is_statistic, none_kept, reduced, result
-from contrastive_jax.streaming import Side, kept, zero_or_nan
-from contrastive_jax.tiles import Parameters, Sums, Task, axes_of, varying
-from contrastive_jax.triples import Triples
+from contrastive_jax._engine.per_triplet import Triples
+from contrastive_jax._engine.problem import Parameters, Side, Sums, Task, kept, zero_or_nan
+from contrastive_jax._engine.program_cache import compiled
+from contrastive_jax._engine.reductions import is_statistic, none_kept, reduced, result
+from contrastive_jax._engine.sharding import axes_of, varying
+from contrastive_jax._engine.stages import Stage, values_of_stage
 
 TripleSums = tuple[jax.Array, jax.Array, jax.Array]
 

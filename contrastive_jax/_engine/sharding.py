@@ -1,4 +1,4 @@
-"""Arrays that `jax.jit` spreads over a mesh of devices."""
+"""Arrays that differ between devices, and those that `jax.jit` spreads over a mesh."""
 
 import functools
 from collections.abc import Callable
@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from contrastive_jax._compat import check_explicit_axes
+from contrastive_jax._compat import check_explicit_axes, pcast_varying, varying_axes
 
 
 def gathered(tree: Any) -> Any:
@@ -82,3 +83,70 @@ def evaluated_while_tracing() -> AbstractContextManager[None]:
     mesh = jax.sharding.get_abstract_mesh()
     explicit = not mesh.empty and AxisType.Explicit in mesh.axis_types
     return nullcontext() if explicit else jax.ensure_compile_time_eval()
+
+
+def axes_of(tree: Any) -> frozenset[Any]:
+    """The axes of a mesh along which `jax.shard_map` knows some array to differ."""
+    return frozenset[Any]().union(*map(varying_axes, jax.tree.leaves(tree)))
+
+
+def varying(tree: Any, axes: frozenset[Any]) -> Any:
+    """Marks arrays as differing along all of these axes, as the results of a loop must be."""
+
+    def one(x: jax.Array) -> jax.Array:
+        missing = tuple(axes - axes_of(x))
+        return pcast_varying(x, missing) if missing else x
+
+    return jax.tree.map(one, tree)
+
+
+def shared_total(values: Any, axis_name: Any) -> Any:
+    """Sums over the devices whose gradient on each is that of its own part.
+
+    Every device computes the same loss of such sums. What JAX makes of the gradient of `lax.psum`
+    would count it once for each of them.
+
+    Args:
+      values: tree of arrays.
+      axis_name: of the devices; None for one.
+
+    Returns:
+      The tree of sums.
+    """
+    if axis_name is None:
+        return values
+
+    @jax.custom_vjp
+    def added(values: Any) -> Any:
+        return lax.psum(values, axis_name)
+
+    def forward(values: Any) -> Any:
+        return added(values), None
+
+    def backward(_: Any, cotangents: Any) -> Any:
+        return (varying(cotangents, axes),)
+
+    added.defvjp(forward, backward)
+    axes = axes_of(values)
+    return added(values)
+
+
+def ring_permute(tree: Any, axis: Any, steps: int) -> Any:
+    devices = lax.axis_size(axis)
+    route = [(i, (i + steps) % devices) for i in range(devices)]
+    return jax.tree.map(lambda x: lax.ppermute(x, axis, route), tree)
+
+
+def local_shard(rows: tuple[jax.Array, jax.Array], axis_name: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns the share of this device of rows that all devices hold, padded by class -1."""
+    vectors, classes = rows
+    devices = lax.axis_size(axis_name)
+    share = -(-len(classes) // devices)
+    padding = share * devices - len(classes)
+    vectors = jnp.pad(vectors, ((0, padding), (0, 0)))
+    classes = jnp.pad(classes, (0, padding), constant_values=-1)
+    start = lax.axis_index(axis_name) * share
+    return (
+        lax.dynamic_slice_in_dim(vectors, start, share),
+        lax.dynamic_slice_in_dim(classes, start, share),
+    )

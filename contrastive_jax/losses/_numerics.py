@@ -1,7 +1,8 @@
-"""The smooth hinge, in a form that is cheap to compute for many pairs."""
+"""Scalar functions that several losses use, with finite derivatives."""
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
 @jax.custom_jvp
@@ -18,3 +19,11 @@ def softplus(x: jax.Array) -> jax.Array:
 def _softplus_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     (x,) = primals
     return softplus(x), jax.nn.sigmoid(x) * tangents[0]
+
+
+def turned(distance: jax.Array, angle: ArrayLike) -> jax.Array:
+    """Returns the cosine of an angle, given by its cosine distance, plus another angle."""
+    square = distance * (2 - distance)
+    flat = square <= 0
+    sine = jnp.where(flat, 0, jnp.sqrt(jnp.where(flat, 1, square)))
+    return (1 - distance) * jnp.cos(angle) - sine * jnp.sin(angle)

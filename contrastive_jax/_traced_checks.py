@@ -1,0 +1,87 @@
+"""Checks of traced values, made once where a value enters and not in every tile."""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import checkify
+from jax.extend.core import Var
+
+# Whether traced values were checked where they entered, as those in a walk over pairs are.
+CHECKED_BEFORE = contextvars.ContextVar("checked_before", default=False)
+
+
+def check_traced(valid: jax.Array, message: str, **details: Any) -> None:
+    """Checks a traced condition where `checkify` asks for it.
+
+    Args:
+      valid: scalar, bool.
+      message: of the error, with the names of details in braces.
+      **details: traced scalars.
+    """
+    if not CHECKED_BEFORE.get():
+        checkify.debug_check(valid, message, **details)
+
+
+def check_closed_over(function: Callable[..., Any], *examples: Any) -> None:
+    """Makes the checks of a function that are of traced values it closes over alone.
+
+    Args:
+      function: of arrays or trees of them, as a walk over pairs will call it, many times.
+      *examples: its arguments, of which only shapes and dtypes count.
+    """
+    # A function of its own, as JAX would find what it traced of the other without its checks.
+    closed = jax.make_jaxpr(lambda *arguments: function(*arguments))(*examples)
+    unknown, equations = {*closed.jaxpr.invars}, []
+    for equation in closed.jaxpr.eqns:
+        if any(isinstance(one, Var) and one in unknown for one in equation.invars):
+            unknown.update(equation.outvars)
+        else:
+            equations.append(equation)
+    of_values = closed.jaxpr.replace(eqns=equations, outvars=[])
+    jax.core.eval_jaxpr(of_values, closed.consts, *jax.tree.leaves(examples))
+
+
+@contextlib.contextmanager
+def checked_before() -> Iterator[None]:
+    """Leaves out checks of traced values, which were made where the values entered.
+
+    Inside of the loops of a walk, and of its derivatives, they would be made for every tile, or not
+    be seen.
+    """
+    token = CHECKED_BEFORE.set(True)
+    try:
+        yield
+    finally:
+        CHECKED_BEFORE.reset(token)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedBefore:
+    """A function whose traced values were checked before; equal for equal functions."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        with checked_before():
+            return self.function(*arguments)
+
+
+def is_whole(low: int, x: Any) -> bool:
+    """Tells whether a value, of any type, is a whole number and not below the least.
+
+    Args:
+      low: the least.
+      x: the value.
+
+    Returns:
+      True if it is; False also for a traced value.
+    """
+    try:
+        return bool(np.ndim(x) == 0 and int(x) == x and x >= low)
+    except (TypeError, ValueError, OverflowError):
+        return False
