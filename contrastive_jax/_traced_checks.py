@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 from jax.extend.core import Var
@@ -85,3 +86,9 @@ def is_whole(low: int, x: Any) -> bool:
         return bool(np.ndim(x) == 0 and int(x) == x and x >= low)
     except (TypeError, ValueError, OverflowError):
         return False
+
+
+def check_real_scalar(name: str, shape: Any) -> None:
+    """Checks that a loss or a distance returns a real scalar."""
+    if getattr(shape, "shape", None) != () or not jnp.isrealobj(shape):
+        raise AssertionError(f"{name} must return a real scalar, got {shape}")

@@ -1,39 +1,16 @@
 """The loss over all pairs of a batch, in memory linear in its size."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal
 
-import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from contrastive_jax._dtypes import at_least_float32
-from contrastive_jax._engine import dense, row_by_row
-from contrastive_jax._engine.closures import hoisted
-from contrastive_jax._engine.derivatives import differentiable
-from contrastive_jax._engine.over_all import pair_sums
-from contrastive_jax._engine.per_anchor import anchor_statistics
-from contrastive_jax._engine.problem import (
-    Method,
-    Parameters,
-    Side,
-    Sums,
-    check_method,
-    not_finite,
-    prepared,
-    real_scalar,
-)
-from contrastive_jax._engine.sharding import axes_of, shared_total, varying
-from contrastive_jax._engine.stages import Stage
-from contrastive_jax._host_arrays import as_array, as_classes
-from contrastive_jax._traced_checks import check_traced
-from contrastive_jax.checks import check_scalars, check_values
-from contrastive_jax.losses import contrastive, resolve_distance
-from contrastive_jax.statistics import total
+from contrastive_jax._engine.pair_losses import reduce_pairs
+from contrastive_jax._engine.problem import Method, Numerics, Sums
+from contrastive_jax.losses import contrastive
 
 Reduction = Literal["mean", "balanced", "active", "sum"]
 
@@ -54,10 +31,10 @@ def all_pairs_loss(
     weights: jax.Array | None = None,
     reference_weights: jax.Array | None = None,
     axis_name: Any = None,
-    exact: bool = True,
+    refine: bool = True,
     tile: int | None = None,
     precision: lax.PrecisionLike = lax.Precision.HIGHEST,
-    method: Method = "one_walk",
+    method: Method = "sweep",
 ) -> jax.Array:
     """Loss over all pairs of a batch, or over all pairs between a batch and references.
 
@@ -131,13 +108,13 @@ def all_pairs_loss(
       weights: `[B]`, at least 0; a pair weighs the product of those of its rows.
       reference_weights: `[R]`.
       axis_name: of the devices that share the batch.
-      exact: whether close pairs are measured again. Without, the walk takes a tenth less time, and
+      refine: True if close pairs are recomputed. Without, the walk takes a tenth less time, and
         distances below about a twentieth of what the batch extends to lose digits.
       tile: rows and columns of a tile, a multiple of 8; by default 512 on a CPU, 4096 on a GPU and
         2048 on a TPU, or no tiles at all up to 1,024 rows a side (4,096 on a GPU) on one device.
       precision: of matrix products. The default keeps a GPU from TF32, which loses the digits that
         small distances need.
-      method: `"one_walk"`, or `"autodiff"`, which goes row by row through the scalar functions as
+      method: `"sweep"`, or `"autodiff"`, which goes row by row through the scalar functions as
         they are, slower and still in linear memory; on one device.
 
     Returns:
@@ -170,8 +147,8 @@ def all_pairs_loss(
     """
     if reduction not in _REDUCTIONS:
         remedy = (
-            '; anchor_loss(..., loss=losses.of_pairs(loss), reduction="none") returns the mean of '
-            "each row, and pair_loss the loss of each given pair"
+            '; anchor_loss(..., loss=losses.mean_over_pairs(loss), reduction="none") returns '
+            "the mean of each row, and pair_loss the loss of each given pair"
         )
         raise ValueError(
             f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}"
@@ -184,7 +161,7 @@ def all_pairs_loss(
         counts = sums.active if reduction == "active" else sums.pairs
         return jnp.sum(sums.loss / jnp.where(counts > 0, counts, 1)), ()
 
-    return _reduced(
+    return reduce_pairs(
         reduced,
         (embeddings, classes, weights),
         (references, reference_classes, reference_weights),
@@ -192,9 +169,7 @@ def all_pairs_loss(
         distance=distance,
         margin=margin,
         axis_name=axis_name,
-        exact=exact,
-        tile=tile,
-        precision=precision,
+        numerics=Numerics(refine, tile, precision),
         method=method,
         by_label=reduction in ("balanced", "active"),
         active=reduction == "active",
@@ -213,10 +188,10 @@ def all_pairs_sums(
     weights: jax.Array | None = None,
     reference_weights: jax.Array | None = None,
     axis_name: Any = None,
-    exact: bool = True,
+    refine: bool = True,
     tile: int | None = None,
     precision: lax.PrecisionLike = lax.Precision.HIGHEST,
-    method: Method = "one_walk",
+    method: Method = "sweep",
 ) -> Sums:
     """Sums over the similar and over the dissimilar pairs, for reductions of one's own.
 
@@ -237,7 +212,7 @@ def all_pairs_sums(
       >>> print(sums.loss.round(2))
       [0.5  0.14]
     """
-    loss_sums, counts = _reduced(
+    loss_sums, counts = reduce_pairs(
         lambda sums: (sums.loss, (sums.pairs, sums.active)),
         (embeddings, classes, weights),
         (references, reference_classes, reference_weights),
@@ -245,155 +220,9 @@ def all_pairs_sums(
         distance=distance,
         margin=margin,
         axis_name=axis_name,
-        exact=exact,
-        tile=tile,
-        precision=precision,
+        numerics=Numerics(refine, tile, precision),
         method=method,
         by_label=True,
         active=True,
     )
     return Sums(loss_sums, *counts)
-
-
-class _WithMargin(NamedTuple):
-    """A loss with its margin as a third argument; equal for equal losses, so compiled once."""
-
-    loss: Callable[..., jax.Array]
-
-    def __call__(
-        self, distance: jax.Array, label: jax.Array, margin: jax.Array, *parameters: jax.Array
-    ) -> jax.Array:
-        return self.loss(distance, label, *parameters, margin=margin)
-
-
-def _reduced(
-    reduce: Callable[[Sums], tuple[jax.Array, Any]],
-    rows: tuple[Any, Any, Any],
-    columns: tuple[Any, Any, Any],
-    *,
-    loss: Callable[..., jax.Array],
-    distance: Callable[..., jax.Array] | None,
-    margin: ArrayLike | None,
-    axis_name: Any,
-    exact: bool,
-    tile: int | None,
-    precision: lax.PrecisionLike,
-    method: Method,
-    by_label: bool,
-    active: bool,
-) -> tuple[jax.Array, Any]:
-    """A value of the sums over all pairs, which is differentiated, and what is not."""
-    check_method(method, axis_name)
-    measure = resolve_distance(loss, distance)
-    of_loss: tuple[jax.Array, ...] = ()
-    of_pair: Any = loss
-    if margin is not None and np.ndim(margin):
-        margins = _class_margins(margin, rows, columns)
-        options: dict[str, Any] = {"distance": measure, "axis_name": axis_name, "exact": exact}
-        options |= {"tile": tile, "precision": precision}
-        return _reduced_by_class(reduce, rows, columns, loss, margins, method, by_label, **options)
-    if margin is not None:
-        chex.assert_rank(margin, 0, custom_message="margin must be a scalar")
-        check_scalars(margin=margin)
-        check_values(margin=margin)
-        dtype = at_least_float32(jnp.asarray(rows[0]).dtype)
-        of_pair, of_loss = _WithMargin(loss), (jnp.asarray(margin, dtype),)
-    task, x, y, of_distance, (scalar, label) = prepared(
-        rows,
-        columns,
-        distance=measure,
-        axis_name=axis_name,
-        exact=exact,
-        tile=tile,
-        precision=precision,
-        shared=of_loss,
-    )
-    examples = scalar, label, *varying(of_loss, axes_of(scalar))
-    of_pair, closed = hoisted("loss", of_pair, examples, real_scalar)
-    task = task._replace(loss=of_pair, by_label=by_label, active=active)
-    parameters = Parameters((*of_loss, *closed), of_distance)
-
-    def result_of(engine: Callable[..., Sums], *arguments: Any) -> tuple[jax.Array, Any]:
-        return reduce(engine(task, *arguments))
-
-    engine = dense.pair_sums if task.dense and dense.fits(task, x, y) else pair_sums
-    swept, plain = partial(result_of, engine), partial(result_of, row_by_row.pair_sums)
-    if method == "autodiff" or axis_name is not None:
-        return (plain if method == "autodiff" else swept)(x, y, parameters)
-    return differentiable(swept, plain, x, y, parameters)
-
-
-class _ByClass(NamedTuple):
-    """Sums that an anchor adds up with its own margin; equal for equal losses."""
-
-    loss: Callable[..., jax.Array]
-
-    def __call__(
-        self, distance: jax.Array, label: jax.Array, margin: jax.Array, *parameters: jax.Array
-    ) -> Any:
-        value = self.loss(distance, label, margin, *parameters)
-        return [
-            (total(value, where), total(1.0, where), total(1.0, where & (value != 0)))
-            for where in (label == 0, label == 1)
-        ]
-
-
-def _class_margins(margin: Any, rows: tuple[Any, ...], columns: tuple[Any, ...]) -> jax.Array:
-    """Checks the margins of classes, `[C]`."""
-    margins = as_array("margin", margin)
-    if np.ndim(margins) != 1:
-        raise AssertionError(
-            f"expected a scalar margin or one of each class, [C], got shape {np.shape(margins)}"
-        )
-    if rows[2] is not None or columns[2] is not None:
-        raise ValueError(
-            "a margin of each class takes no weights: leave weights and reference_weights out, or "
-            "pass a scalar margin"
-        )
-    check_values(margin=margins)
-    message = f"expected a scalar margin or one of each class, got {len(margins)} for class "
-    classes = None if rows[1] is None else as_classes("classes", rows[1])
-    if isinstance(classes, jax.core.Tracer):
-        largest = jnp.max(classes, initial=-1)
-        check_traced(largest < len(margins), message + "{largest}", largest=largest)
-    elif classes is not None and np.max(np.asarray(classes), initial=-1) >= len(margins):
-        raise AssertionError(f"{message}{np.max(np.asarray(classes))}")
-    return jnp.asarray(margins)
-
-
-def _reduced_by_class(
-    reduce: Callable[[Sums], tuple[jax.Array, Any]],
-    rows: tuple[Any, Any, Any],
-    columns: tuple[Any, Any, Any],
-    loss: Callable[..., jax.Array],
-    margins: jax.Array,
-    method: Method,
-    by_label: bool,
-    **options: Any,
-) -> tuple[jax.Array, Any]:
-    """A value of the sums over all pairs, each with the margin of its first row's class."""
-    task, x, y, of_distance, examples = prepared(rows, columns, **options, shared=margins)
-    axes = axes_of(examples)
-    margins = varying(margins.astype(examples[0].dtype), axes)
-    with_margin: Any = _WithMargin(loss)
-    of_pair, closed = hoisted("loss", with_margin, (*examples, examples[0]), real_scalar)
-    by_class: Any = _ByClass(of_pair)
-    stages = (Stage(by_class, len(closed)),)
-
-    def result_of(engine: Any, x: Side, y: Side | None, margins: Any, parameters: Any) -> Any:
-        data = (margins[jnp.maximum(x.classes, 0)],)
-        (stats,) = engine(task, stages, x, y, data, parameters)
-        # A NaN or an infinity shows, whatever the loss makes of it.
-        bad = not_finite(x, y)
-        sums = jax.tree.map(jnp.sum, stats)
-        loss_sums, *counts = (jnp.stack(each) for each in zip(*sums, strict=True))
-        totals = shared_total((loss_sums + bad, *counts), task.axis_name)
-        return reduce(Sums(*(one if by_label else jnp.sum(one, keepdims=True) for one in totals)))
-
-    arguments = x, y, margins, Parameters(closed, of_distance)
-    engine = dense.anchor_statistics if task.dense and dense.fits(task, x, y) else anchor_statistics
-    swept, plain = (partial(result_of, one) for one in (engine, row_by_row.anchor_statistics))
-    if method == "autodiff" or task.axis_name is not None:
-        run = plain if method == "autodiff" else swept
-        return cast(tuple[jax.Array, Any], run(*arguments))
-    return differentiable(swept, plain, *arguments)

@@ -122,7 +122,7 @@ def check_values(**values: ArrayLike) -> None:
         _check(name, np.asarray(x) if name in known else x)
 
 
-def check_known(**values: ArrayLike) -> None:
+def check_hyperparameters(**values: ArrayLike) -> None:
     """Checks the label of one pair and the numbers of a loss.
 
     Args:
@@ -135,8 +135,8 @@ def check_known(**values: ArrayLike) -> None:
 
     Example:
       >>> from contrastive_jax import checks
-      >>> checks.check_known(label=1, temperature=0.1)
-      >>> checks.check_known(temperature=0.0)
+      >>> checks.check_hyperparameters(label=1, temperature=0.1)
+      >>> checks.check_hyperparameters(temperature=0.0)
       Traceback (most recent call last):
           ...
       ValueError: temperature must be above 0 and finite, got 0.0
@@ -248,7 +248,7 @@ def check_pair_loss(loss: Any) -> None:
     if not callable(loss):
         raise ValueError(
             f"loss must be a function of a distance and a label, got {loss!r}; an AnchorLoss or a "
-            "TripleLoss is for anchor_loss, a ProxyLoss for proxy_loss"
+            "TripletLoss is for anchor_loss, a ProxyLoss for proxy_loss"
         )
 
 

@@ -144,7 +144,7 @@ def make_loss_step(
             loss=_distance_itself,
             distance=distance,
             axis_name=AXIS,
-            exact=False,
+            refine=False,
         )
         kinds = {
             "similar": sums.pairs[0],

@@ -21,7 +21,7 @@ from jax import lax
 from contrastive_jax._engine.sharding import gathered, local_shard
 from contrastive_jax._host_arrays import as_array, as_classes, column_hint
 from contrastive_jax._traced_checks import is_whole
-from contrastive_jax.checks import check_known, check_values
+from contrastive_jax.checks import check_hyperparameters, check_values
 
 
 class Memory(NamedTuple):
@@ -175,7 +175,7 @@ def references(
     step = _checked_step(step)
     embeddings, classes = memory.embeddings, memory.classes
     if max_age is not None:
-        check_known(max_age=max_age)
+        check_hyperparameters(max_age=max_age)
         classes = jnp.where(step - memory.steps > max_age, -1, classes)
     if axis_name is None:
         return embeddings, classes

@@ -26,10 +26,10 @@ from contrastive_jax._host_arrays import as_array, as_classes
 from contrastive_jax._traced_checks import check_traced
 from contrastive_jax.all_pairs import Reduction, all_pairs_loss
 from contrastive_jax.anchors import anchor_loss, anchor_statistics
-from contrastive_jax.checks import check_distance, check_known, check_range, check_scalars
+from contrastive_jax.checks import check_distance, check_hyperparameters, check_range, check_scalars
 from contrastive_jax.distances import cosine, euclidean
 from contrastive_jax.losses._distance import is_fixed
-from contrastive_jax.losses._means import three
+from contrastive_jax.losses._means import split_mean
 from contrastive_jax.losses._selected import (
     as_loss_of_anchors,
     masked,
@@ -41,7 +41,7 @@ from contrastive_jax.losses.pairwise import contrastive, margin_based
 from contrastive_jax.losses.types import (
     AnchorLoss,
     Mean,
-    TripleLoss,
+    TripletLoss,
     resolve_distance,
     with_distance,
 )
@@ -64,7 +64,7 @@ _contrastive_of_cosines = with_distance(cosine)(contrastive)
 
 
 def hard(
-    loss: PairLoss | AnchorLoss | TripleLoss = contrastive, distance: Distance | None = None
+    loss: PairLoss | AnchorLoss | TripletLoss = contrastive, distance: Distance | None = None
 ) -> AnchorLoss:
     """The farthest positive and the nearest negative of each anchor.
 
@@ -97,7 +97,7 @@ def hard(
 
 
 def easy_positive(
-    loss: PairLoss | AnchorLoss | TripleLoss = contrastive, distance: Distance | None = None
+    loss: PairLoss | AnchorLoss | TripletLoss = contrastive, distance: Distance | None = None
 ) -> AnchorLoss:
     """The nearest positive and the nearest negative of each anchor.
 
@@ -133,7 +133,7 @@ def easy_positive(
 
 def _of_extremes(
     of_positives: Callable[..., Statistic],
-    loss: PairLoss | AnchorLoss | TripleLoss,
+    loss: PairLoss | AnchorLoss | TripletLoss,
     distance: Distance | None,
 ) -> AnchorLoss:
     measure, fixed = _measure(loss, distance)
@@ -150,11 +150,11 @@ def _of_extremes(
 
 
 def semi_hard(
-    loss: PairLoss | AnchorLoss | TripleLoss = contrastive,
+    loss: PairLoss | AnchorLoss | TripletLoss = contrastive,
     distance: Distance | None = None,
     *,
     margin: ArrayLike = math.inf,
-) -> TripleLoss:
+) -> TripletLoss:
     """Each positive, and the nearest negative that is farther off than it, by less than a margin.
 
     $$d_p < d_n < d_p + m$$
@@ -205,16 +205,16 @@ def semi_hard(
         mean = mean_of_two(loss, positive, jnp.where(has_negative, negative, 1))
         return masked(mean, has_negative)
 
-    return TripleLoss(of_triple, (statistics,), measure, fixed=fixed)
+    return TripletLoss(of_triple, (statistics,), measure, fixed=fixed)
 
 
 def _measure(
-    loss: PairLoss | AnchorLoss | TripleLoss, distance: Distance | None
+    loss: PairLoss | AnchorLoss | TripletLoss, distance: Distance | None
 ) -> tuple[Distance, bool]:
     """Returns the distance that a miner measures, and whether its loss allows no other."""
-    if not isinstance(loss, AnchorLoss | TripleLoss):
+    if not isinstance(loss, AnchorLoss | TripletLoss):
         return resolve_distance(loss, distance), is_fixed(loss)
-    if isinstance(loss, TripleLoss) and (loss.joined or loss.to_positive):
+    if isinstance(loss, TripletLoss) and (loss.combine or loss.positive_distance):
         raise ValueError(
             "a miner selects pairs by their distances from the anchor, and the negatives of this "
             "loss are measured from anchor and positive together: take it without a miner, or give "
@@ -227,7 +227,7 @@ def _measure(
     return loss.distance if distance is None else distance, loss.fixed
 
 
-def _check_of_positives(loss: PairLoss | AnchorLoss | TripleLoss) -> None:
+def _check_of_positives(loss: PairLoss | AnchorLoss | TripletLoss) -> None:
     """Raises ValueError if a loss of anchors can not be one of each of their positives."""
     if isinstance(loss, AnchorLoss) and loss.needs:
         raise ValueError(
@@ -238,11 +238,11 @@ def _check_of_positives(loss: PairLoss | AnchorLoss | TripleLoss) -> None:
 
 
 def multi_similarity(
-    loss: PairLoss | AnchorLoss | TripleLoss = _contrastive_of_cosines,
+    loss: PairLoss | AnchorLoss | TripletLoss = _contrastive_of_cosines,
     distance: Distance | None = None,
     *,
     epsilon: ArrayLike = 0.1,
-) -> AnchorLoss | TripleLoss:
+) -> AnchorLoss | TripletLoss:
     r"""Negatives nearer than the farthest positive, positives farther than the nearest negative.
 
     $$d_n < \max_p d_p + \epsilon \quad \text{and} \quad d_p > \min_n d_n - \epsilon$$
@@ -285,17 +285,17 @@ def multi_similarity(
         return jnp.where(label == 1, near, far)
 
     of_all = as_loss_of_anchors(loss)._replace(distance=measure, fixed=fixed)
-    mined: AnchorLoss | TripleLoss = restricted_to(of_all, is_mined, _extremes)
+    mined: AnchorLoss | TripletLoss = restricted_to(of_all, is_mined, _extremes)
     return mined
 
 
 def distance_weighted(
-    loss: PairLoss | AnchorLoss | TripleLoss = margin_based,
+    loss: PairLoss | AnchorLoss | TripletLoss = margin_based,
     *,
     dimension: int,
     cutoff: float = 0.5,
     largest: float = 1.4,
-) -> AnchorLoss | TripleLoss:
+) -> AnchorLoss | TripletLoss:
     r"""All positives, and negatives in expectation of a draw that is even over distances.
 
     On a sphere of many dimensions random pairs lie near $\sqrt{2}$; negatives weigh by the inverse
@@ -334,7 +334,7 @@ def distance_weighted(
       >>> print(f"{value:.3f}")
       0.253
     """
-    measure, _ = _measure(loss, None if isinstance(loss, AnchorLoss | TripleLoss) else euclidean)
+    measure, _ = _measure(loss, None if isinstance(loss, AnchorLoss | TripletLoss) else euclidean)
     if measure is not euclidean:
         raise ValueError(
             "negatives are drawn by Euclidean distances, and this loss is of others; if its "
@@ -358,7 +358,7 @@ def distance_weighted(
     def share(distance: jax.Array, whole: jax.Array) -> jax.Array:
         return lax.stop_gradient(jnp.exp(jnp.minimum(log_weight(distance) - whole, 0)))
 
-    if isinstance(loss, AnchorLoss | TripleLoss):
+    if isinstance(loss, AnchorLoss | TripletLoss):
         return _in_expectation(loss, log_weight, is_drawn, share)
 
     def weights(distance: jax.Array, label: jax.Array) -> Any:
@@ -380,11 +380,11 @@ def distance_weighted(
 
 
 def _in_expectation(
-    loss: AnchorLoss | TripleLoss,
+    loss: AnchorLoss | TripletLoss,
     log_weight: Callable[[jax.Array], jax.Array],
     is_drawn: Callable[[jax.Array, jax.Array], jax.Array],
     share: Callable[[jax.Array, jax.Array], jax.Array],
-) -> TripleLoss:
+) -> TripletLoss:
     """Returns the loss of each positive with one negative, in expectation over its draw."""
 
     def weights(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Any:
@@ -395,15 +395,19 @@ def _in_expectation(
     ) -> list[Statistic]:
         drawn = is_drawn(distance, label) & (whole > -jnp.inf)
         part = jnp.where(drawn, share(distance, whole), 0)
-        return [total(part * one, drawn) for one in three(mean_of_two(loss, positive, distance))]
+        return [
+            total(part * one, drawn) for one in split_mean(mean_of_two(loss, positive, distance))
+        ]
 
     def of_positive(positive: jax.Array, whole: jax.Array, sums: Any) -> Mean:
-        alone = three(mean_of_two(loss, positive, jnp.full_like(positive, jnp.inf)))
+        alone = split_mean(mean_of_two(loss, positive, jnp.full_like(positive, jnp.inf)))
         some = whole > -jnp.inf
         return Mean(*(jnp.where(some, *both) for both in zip(sums, alone, strict=True)))
 
     # One positive at a time: the loss is evaluated for each pair, and for four compiled four times.
-    return TripleLoss(of_positive, (weights, weighted), euclidean, at_once=1, fixed=True)
+    return TripletLoss(
+        of_positive, (weights, weighted), euclidean, positives_per_pass=1, fixed=True
+    )
 
 
 def online_hard_loss(
@@ -412,7 +416,7 @@ def online_hard_loss(
     references: jax.Array | None = None,
     reference_classes: jax.Array | None = None,
     *,
-    loss: PairLoss | AnchorLoss | TripleLoss = _contrastive_of_cosines(margin=0.5),  # noqa: B008
+    loss: PairLoss | AnchorLoss | TripletLoss = _contrastive_of_cosines(margin=0.5),  # noqa: B008
     distance: Distance | None = None,
     margin: ArrayLike | None = None,
     reduction: Reduction = "sum",
@@ -440,7 +444,7 @@ def online_hard_loss(
         pair loss but that over active pairs count all pairs, hard or not. Every pair of one set
         counts in both orders.
       axis_name: of the devices that share the batch.
-      **options: `exact`, `tile`, `precision` and `method` of `all_pairs_loss`.
+      **options: `refine`, `tile`, `precision` and `method` of `all_pairs_loss`.
 
     Returns:
       Loss, a scalar; 0 where there is no hard pair.
@@ -464,8 +468,8 @@ def online_hard_loss(
     """
     measure, _ = _measure(loss, distance)
     if margin is not None:
-        check_known(margin=margin)
-        if isinstance(loss, AnchorLoss | TripleLoss):
+        check_hyperparameters(margin=margin)
+        if isinstance(loss, AnchorLoss | TripletLoss):
             raise ValueError(
                 "margin is passed to losses of pairs: make this loss with its margin, as in "
                 "losses.triplet_all(margin), and leave margin out here"
@@ -490,7 +494,7 @@ def online_hard_loss(
     def is_hard(distance: jax.Array, label: ArrayLike) -> jax.Array:
         return jnp.where(label == 1, distance < farthest, distance > nearest)
 
-    if isinstance(loss, AnchorLoss | TripleLoss):
+    if isinstance(loss, AnchorLoss | TripletLoss):
         of_anchors: Any = reduction
         return anchor_loss(
             *sets, loss=restricted_to(loss, is_hard), reduction=of_anchors, **options

@@ -17,10 +17,10 @@ from jax import lax
 
 from contrastive_jax._directions import unit
 from contrastive_jax._dtypes import widen
-from contrastive_jax._engine.sharding import gathered, shared_total
+from contrastive_jax._engine.sharding import gathered, psum_once
 from contrastive_jax._host_arrays import as_array, as_classes, column_hint
 from contrastive_jax.anchors import anchor_loss
-from contrastive_jax.checks import check_known, check_range, check_values
+from contrastive_jax.checks import check_hyperparameters, check_range, check_values
 from contrastive_jax.distances import euclidean
 from contrastive_jax.losses.types import AnchorLoss, Mean
 from contrastive_jax.statistics import smallest
@@ -62,7 +62,7 @@ def embedding_norm(
     """
     embeddings, counts = _counted(embeddings, classes)
     total: jax.Array
-    total, count = shared_total((jnp.sum(embeddings**2), jnp.sum(counts)), axis_name)
+    total, count = psum_once((jnp.sum(embeddings**2), jnp.sum(counts)), axis_name)
     return total / jnp.maximum(lax.stop_gradient(count), 1)
 
 
@@ -160,10 +160,10 @@ def variance(
       >>> print(f"{regularizers.variance(x):.2f}")
       0.15
     """
-    check_known(eps=eps)
+    check_hyperparameters(eps=eps)
     check_range(0, math.inf, target=target)
     centred, count = _centred(embeddings, classes, axis_name)
-    square = shared_total(jnp.sum(centred**2, axis=0), axis_name) / jnp.maximum(count - 1, 1)
+    square = psum_once(jnp.sum(centred**2, axis=0), axis_name) / jnp.maximum(count - 1, 1)
     value = jnp.mean(jax.nn.relu(target - jnp.sqrt(square + eps)))
     return jnp.where(count > 1, value, 0)
 
@@ -202,7 +202,7 @@ def covariance(
     centred, count = _centred(embeddings, classes, axis_name)
     centred = gathered(centred)
     product = jnp.matmul(centred.T, centred, precision=lax.Precision.HIGHEST)
-    matrix = shared_total(product, axis_name) / jnp.maximum(count - 1, 1)
+    matrix = psum_once(product, axis_name) / jnp.maximum(count - 1, 1)
     size = len(matrix)
     return jnp.sum(jnp.where(jnp.eye(size, dtype=bool), 0, matrix) ** 2) / size
 

@@ -15,17 +15,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-Kind = Literal["sum", "max", "min", "log_sum_exp"]
+Op = Literal["sum", "max", "min", "log_sum_exp"]
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["value", "where"], meta_fields=["kind"]
+    jax.tree_util.register_dataclass, data_fields=["value", "where"], meta_fields=["op"]
 )
 @dataclasses.dataclass(frozen=True)
 class Statistic:
     """The contribution of one pair to a statistic of its anchor."""
 
-    kind: Kind
+    op: Op
     value: Any
     where: Any
 
@@ -140,7 +140,7 @@ def log_sum_exp(value: ArrayLike, where: ArrayLike = True) -> Statistic:
     return _statistic("log_sum_exp", value, where)
 
 
-class OfSimilar(NamedTuple):
+class PositivesOnly(NamedTuple):
     """A function of pairs whose statistics are of similar pairs alone.
 
     A walk passes by what holds none of them, which is most of it.
@@ -150,14 +150,14 @@ class OfSimilar(NamedTuple):
 
     def __call__(self, distance: jax.Array, label: jax.Array, *known: Any) -> Any:
         def similar(one: Statistic) -> Statistic:
-            return Statistic(one.kind, one.value, one.where & (label == 0))
+            return Statistic(one.op, one.value, one.where & (label == 0))
 
         found = self.function(distance, label, *known)
         return jax.tree.map(similar, found, is_leaf=lambda leaf: isinstance(leaf, Statistic))
 
 
-def _statistic(kind: Kind, value: ArrayLike, where: ArrayLike) -> Statistic:
+def _statistic(op: Op, value: ArrayLike, where: ArrayLike) -> Statistic:
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         value = value.astype(jnp.float32)
-    return Statistic(kind, value, jnp.asarray(where, bool))
+    return Statistic(op, value, jnp.asarray(where, bool))

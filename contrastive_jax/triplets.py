@@ -11,7 +11,7 @@ import numpy as np
 from contrastive_jax._host_arrays import as_array
 from contrastive_jax._traced_checks import check_traced
 from contrastive_jax.checks import check_distance, check_values
-from contrastive_jax.losses import AnchorLoss, TripleLoss, of_pairs
+from contrastive_jax.losses import AnchorLoss, TripletLoss, mean_over_pairs
 from contrastive_jax.losses._means import total_of_means
 from contrastive_jax.losses._selected import means_of_triplet
 
@@ -22,7 +22,7 @@ def triplet_loss(
     negatives: jax.Array,
     embeddings: jax.Array | None = None,
     *,
-    loss: Callable[..., jax.Array] | AnchorLoss | TripleLoss,
+    loss: Callable[..., jax.Array] | AnchorLoss | TripletLoss,
     distance: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     data: tuple[Any, ...] = (),
 ) -> jax.Array:
@@ -85,11 +85,11 @@ def triplet_loss(
 
     def one(anchor: jax.Array, positive: jax.Array, negative: jax.Array, *data: Any) -> jax.Array:
         vector = anchor
-        if isinstance(of_triplet, TripleLoss):
-            to_positive = of_triplet.to_positive or measure
-            data = (to_positive(anchor, positive),)
-            if of_triplet.joined is not None:
-                vector = of_triplet.joined(anchor, positive)
+        if isinstance(of_triplet, TripletLoss):
+            positive_distance = of_triplet.positive_distance or measure
+            data = (positive_distance(anchor, positive),)
+            if of_triplet.combine is not None:
+                vector = of_triplet.combine(anchor, positive)
         distances = [measure(vector, other) for other in (positive, negative)]
         means = means_of_triplet(of_triplet, distances, [jnp.bool_(True)] * 2, data)
         return total_of_means(means)
@@ -99,10 +99,10 @@ def triplet_loss(
 
 def _checked_loss(
     loss: Any, distance: Any, data: tuple[Any, ...]
-) -> tuple[AnchorLoss | TripleLoss, Callable[..., jax.Array]]:
+) -> tuple[AnchorLoss | TripletLoss, Callable[..., jax.Array]]:
     """Returns a loss of anchors or triplets, and the distance that it measures."""
-    if not isinstance(loss, AnchorLoss | TripleLoss):
-        loss = of_pairs(loss, distance)
+    if not isinstance(loss, AnchorLoss | TripletLoss):
+        loss = mean_over_pairs(loss, distance)
     elif distance is not None:
         check_distance(distance)
         if loss.fixed and distance is not loss.distance:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from contrastive_jax import anchor_loss, distances, losses, mining, proxy_loss, regularizers
-from contrastive_jax._engine.sharding import shared_total
+from contrastive_jax._engine.sharding import psum_once
 from contrastive_jax.all_pairs import all_pairs_sums
-from contrastive_jax.checks import check_known, check_seed
+from contrastive_jax.checks import check_hyperparameters, check_seed
 from contrastive_jax.training import AXIS
 
 Value = Callable[..., jax.Array]
@@ -214,7 +214,7 @@ def _check(name: str, setting: Setting, numbers: dict[str, float]) -> None:
     if not 0 <= fraction <= 1:
         raise ValueError(f"similar_fraction must be in [0, 1], got {fraction}")
     if name in _BATCH:
-        check_known(margin=numbers["margin"])
+        check_hyperparameters(margin=numbers["margin"])
     elif name in PAIRS:
         setting.make(1.0, 0, **numbers)
     elif name.startswith("mined_"):
@@ -321,7 +321,7 @@ def _proxy_value(
     if isinstance(loss, losses.CentersLoss):
         # Every device computes the same, of which each adds its part to the gradient.
         part = regularizers.centers(params) / jax.lax.axis_size(AXIS)
-        value += _MERGE * shared_total(part, AXIS)
+        value += _MERGE * psum_once(part, AXIS)
     return value
 
 

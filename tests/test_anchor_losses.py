@@ -96,9 +96,9 @@ def _numpy(name):
 def _value(name, hyper, boundaries, x, classes, *others, **options):
     """The loss by its name; what is traced comes first, for derivatives."""
     loss = _factory(name)(**hyper, **LOSSES[name][1])
-    if isinstance(loss, losses.TripleLoss):
+    if isinstance(loss, losses.TripletLoss):
         # Fewer in a walk, in half the program and more walks.
-        loss = loss._replace(at_once=2)
+        loss = loss._replace(positives_per_pass=2)
     if isinstance(loss, losses.CentersLoss):
         options = {key: options[key] for key in options if key in ("axis_name", "reduction")}
     if name in PROXY_LOSSES:
@@ -593,7 +593,7 @@ def test_of_pairs():
         options = {"tile": TILE, "reduction": reduction}
         value, gradient = jax.value_and_grad(
             lambda x, options=options: anchor_loss(
-                x, classes, loss=losses.of_pairs(losses.contrastive), **options
+                x, classes, loss=losses.mean_over_pairs(losses.contrastive), **options
             )
         )(x)
         want, by = jax.value_and_grad(
@@ -603,7 +603,7 @@ def test_of_pairs():
         np.testing.assert_allclose(gradient, by, rtol=1e-5, atol=1e-6 * abs(by).max())
     sums = all_pairs_sums(x, classes, tile=TILE)
     active = anchor_loss(
-        x, classes, loss=losses.of_pairs(losses.contrastive), tile=TILE, reduction="active"
+        x, classes, loss=losses.mean_over_pairs(losses.contrastive), tile=TILE, reduction="active"
     )
     assert sums.active.sum() < sums.pairs.sum()
     np.testing.assert_allclose(active, sums.loss.sum() / sums.active.sum(), rtol=1e-6)
@@ -615,7 +615,7 @@ def test_weighted_sum():
     x = x.astype(np.float32)
     parts = [
         losses.ntxent(0.2),
-        losses.of_pairs(losses.cosine_embedding, distances.cosine),
+        losses.mean_over_pairs(losses.cosine_embedding, distances.cosine),
         losses.multi_similarity(),
     ]
 
@@ -785,7 +785,7 @@ def test_curvature_of_a_proxy_loss():
         np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["one_walk", "autodiff"])
+@pytest.mark.parametrize("method", ["sweep", "autodiff"])
 @pytest.mark.parametrize("of", ["supcon", "triplet_all", "arcface", "proxy_anchor", "soft_triple"])
 def test_no_rows_are_worth_nothing(of, method):
     proxies = np.ones((3, 2, 4) if of == "soft_triple" else (3, 4), np.float32)
@@ -881,7 +881,7 @@ X, CLASSES = np.ones((4, 3), np.float32), np.arange(4)
             lambda: anchor_loss(
                 X,
                 CLASSES,
-                loss=losses.TripleLoss(
+                loss=losses.TripletLoss(
                     lambda p, found: losses.Mean(found, 1.0),
                     (lambda d, y, p: statistics.largest(p - d, y == 1),),
                 ),
@@ -917,8 +917,12 @@ X, CLASSES = np.ones((4, 3), np.float32), np.arange(4)
         (losses.weighted_sum, ValueError, "at least one"),
         (lambda: losses.weighted_sum([(1, losses.nca())]), ValueError, "one pair of a weight"),
         (lambda: losses.weighted_sum((1, losses.margin_by_class())), ValueError, "no data"),
-        (lambda: losses.weighted_sum((1, losses.contrastive)), ValueError, "of_pairs makes one"),
-        (lambda: losses.of_pairs(losses.supcon()), ValueError, "must be a function"),
+        (
+            lambda: losses.weighted_sum((1, losses.contrastive)),
+            ValueError,
+            "mean_over_pairs makes one",
+        ),
+        (lambda: losses.mean_over_pairs(losses.supcon()), ValueError, "must be a function"),
         (
             lambda: losses.weighted_sum((1, losses.supcon()), (1, losses.nca())),
             ValueError,

@@ -149,7 +149,7 @@ def test_what_goes_row_by_row(mesh, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_all_pairs(mesh, kind):
-    sums = lambda x, c: jnp.sum(all_pairs_sums(x, c, tile=TILE, exact=False).loss)  # noqa: E731
+    sums = lambda x, c: jnp.sum(all_pairs_sums(x, c, tile=TILE, refine=False).loss)  # noqa: E731
     _assert_equal_on_mesh({"all_pairs_sums": sums}, mesh, kind)
 
 

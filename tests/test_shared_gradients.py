@@ -23,7 +23,7 @@ SHARED = {
 
 def _all_pairs(shared, x, c, axis_name=None):
     embeddings, margin = x @ shared["encoder"], shared["margin"]
-    return all_pairs_loss(embeddings, c, margin=margin, axis_name=axis_name, exact=False, tile=8)
+    return all_pairs_loss(embeddings, c, margin=margin, axis_name=axis_name, refine=False, tile=8)
 
 
 def _anchors(shared, x, c, axis_name=None):

@@ -1,4 +1,4 @@
-"""Accumulators of a sweep: sums, statistics and gradients."""
+"""Accumulators of a sweep: sums, statistics of anchors and gradients; init, add a tile, merge."""
 
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -7,90 +7,103 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax._engine.derivatives import plus, zero_gradient
-from contrastive_jax._engine.layout import Context, Rows, block_of, points_from, points_of
+from contrastive_jax._engine.derivatives import add_gradient, zero_gradient
+from contrastive_jax._engine.layout import (
+    Layout,
+    SortedPoints,
+    points_from,
+    points_of,
+    take_block,
+)
 from contrastive_jax._engine.problem import Parameters, Sums, Task
 from contrastive_jax._engine.reductions import (
-    is_statistic,
-    kept_of_tile,
-    merged,
-    none_kept,
+    Partial,
+    flatten_statistics,
+    init_partial,
+    merge,
+    reduce_tile,
 )
 from contrastive_jax._engine.sharding import axes_of, varying
-from contrastive_jax.statistics import Kind
+from contrastive_jax.statistics import Op
 
 
 class Gradient(NamedTuple):
-    """What pairs add to the gradient of rows, for each kind of pair.
+    """The gradient of each of K sums by the rows of a side.
 
-    `[K, ., N]` of all rows, `[K, N, .]` of a block of rows.
+    `[K, ., N]` for all rows, `[K, N, .]` for a block of rows.
     """
 
     points: Any
+    """The gradient by the points, but for what `scale` says; None without points."""
     scale: Any
-    """`[K, N]`: how much of the points themselves, less the centre, is to be added."""
+    """`[K, N]`: the multiple of the points, less the centre, that is to be added; None without."""
     vectors: Any
+    """The gradient by the vectors themselves; None where it goes through points alone."""
+
+
+class Gain(NamedTuple):
+    """The contribution of pairs to the rows of one side."""
+
+    gradient: Gradient | None
+    """None where it is not wanted."""
+    statistics: tuple[Partial, ...]
+    """A partial result for each statistic, `[N]`; of the anchors alone."""
 
 
 class Carry(NamedTuple):
-    """What a walk adds to."""
+    """The accumulators of a sweep."""
 
     sums: Sums
-    rows: Gradient | None
-    columns: Gradient | None
+    gains: tuple[Gain, ...]
+    """The gain of each side: with one side rows and columns share `gains[0]`."""
     parameters: tuple[Parameters, ...]
-    rows_kept: Any = None
-    """Of each statistic what is kept for the rows, `[N]`."""
-    columns_kept: Any = None
+    """Gradients of the K sums by the parameters; empty where they are not wanted."""
 
 
-def kept_at(kinds: tuple[Kind, ...], whole: Any, part: Any, start: jax.Array | int) -> Any:
-    """Merges what is kept of some rows into what is kept of all."""
-    result = []
-    for kind, old, new in zip(kinds, whole, part, strict=True):
-        if new is None:
-            result.append(old)
-            continue
-        size = len(new[0])
-        both = merged(kind, block_of(old, start, size), new)
-        result.append(
-            tuple(
-                lax.dynamic_update_slice_in_dim(o, b, start, 0)
-                for o, b in zip(old, both, strict=True)
+class TileCarry(NamedTuple):
+    """The accumulators of a row of tiles."""
+
+    sums: Sums
+    rows: Gain
+    """The gain of the block of rows, `[H]`."""
+    columns: Gain
+    """The gain of all columns, `[N]`."""
+    parameters: tuple[Parameters, ...]
+
+
+def number_of_sums(task: Task) -> int:
+    """Returns K: 2 if positive and negative pairs are summed separately, else 1."""
+    return 2 if task.by_label else 1
+
+
+def init_carry(layout: Layout) -> Carry:
+    """Returns the accumulators of a sweep before any pair."""
+    task, wanted, sides = layout.task, layout.wanted, layout.sides
+    count, dtype = number_of_sums(task), sides[0].norms.dtype
+    zero = jnp.zeros(count, dtype)
+    parameters: tuple[Parameters, ...] = ()
+    if wanted.parameters:
+        parameters = tuple(jax.tree.map(zero_gradient, layout.parameters) for _ in range(count))
+    carry = Carry(
+        Sums(zero, zero, zero),
+        tuple(
+            Gain(
+                init_gradient(task, rows) if is_wanted else None,
+                init_statistics(task, len(rows.norms), dtype) if k == 0 else (),
             )
-        )
-    return tuple(result)
-
-
-def nothing_kept(task: Task, count: int, dtype: Any) -> Any:
-    """Of each statistic what is kept before any pair."""
-    return tuple(none_kept(kind, (count,), dtype) for kind in task.statistics or ())
-
-
-def add_statistics(
-    carry: Carry,
-    seen: list[Any],
-    counts: jax.Array | None,
-    x: Rows,
-    y: Rows,
-    left: jax.Array,
-    top: jax.Array | int = 0,
-) -> Carry:
-    """Keeps the statistics of a tile, for its rows and, where they are anchors too, its columns."""
-    sides = (carry.rows_kept, 1, y.places, top), (carry.columns_kept, 0, x.places, left)
-    now = []
-    for tree, (kept, axis, places, start) in zip(seen, sides, strict=False):
-        statistics = jax.tree.leaves(tree, is_leaf=is_statistic)
-        more = [kept_of_tile(statistic, counts, axis, places) for statistic in statistics]
-        now.append(kept_at(tuple(s.kind for s in statistics), kept, more, start))
-    return carry._replace(
-        rows_kept=now[0], columns_kept=now[1] if len(now) > 1 else carry.columns_kept
+            for k, (rows, is_wanted) in enumerate(zip(sides, wanted.sides, strict=True))
+        ),
+        parameters,
     )
+    return cast(Carry, varying(carry, axes_of(sides[0].vectors)))
 
 
-def no_gradient(task: Task, rows: Rows, kinds: int, transposed: bool = True) -> Gradient:
+def init_gradient(task: Task, rows: SortedPoints, *, block: bool = False) -> Gradient:
+    """Returns the gradient by rows, or by those of a block, before any pair."""
+
     def zeros(*shape: int) -> jax.Array:
-        return jnp.zeros((kinds, *(shape if transposed else shape[::-1])), rows.norms.dtype)
+        shape = shape[::-1] if block else shape
+        return jnp.zeros((number_of_sums(task), *shape), rows.norms.dtype)
 
     count, size = rows.vectors.shape
     product = task.product
@@ -101,30 +114,28 @@ def no_gradient(task: Task, rows: Rows, kinds: int, transposed: bool = True) -> 
     )
 
 
-def added_at(whole: jax.Array, k: int, part: jax.Array, start: jax.Array) -> jax.Array:
-    """Adds to some of the last positions of `whole[k]`, in place."""
-    begin: tuple[Any, ...] = (k, *[0] * (whole.ndim - 2), start)
-    now = lax.dynamic_slice(whole, begin, (1, *part.shape))
-    return lax.dynamic_update_slice(whole, now + part[None], begin)
+def init_statistics(task: Task, count: int, dtype: Any) -> tuple[Partial, ...]:
+    """Returns the partial results of all statistics before any pair."""
+    return tuple(init_partial(op, (count,), dtype) for op in task.statistics or ())
 
 
 def add_losses(
     task: Task,
-    carry: Carry,
+    carry: TileCarry,
     losses: jax.Array,
     labels: jax.Array | None,
     weights: jax.Array | None,
-) -> Carry:
-    """Adds losses to the sums; without labels and weights as of dissimilar pairs of weight 1."""
-    kinds = len(carry.sums.loss)
+) -> TileCarry:
+    """Adds losses to the sums; without labels and weights, those of negative pairs of weight 1."""
+    count = number_of_sums(task)
 
     def total(values: jax.Array) -> jax.Array:
         return jnp.stack(
             [
-                jnp.sum(with_label(k, kinds, labels, values))
-                if labels is not None or k == kinds - 1
+                jnp.sum(with_label(k, count, labels, values))
+                if labels is not None or k == count - 1
                 else jnp.zeros((), values.dtype)
-                for k in range(kinds)
+                for k in range(count)
             ]
         )
 
@@ -139,74 +150,122 @@ def add_losses(
     return carry._replace(sums=jax.tree.map(jnp.add, carry.sums, more))
 
 
-def added(whole: Any, part: Any, start: jax.Array) -> Any:
-    """Adds to some of the last positions of arrays."""
-
-    def one(whole: jax.Array, part: jax.Array) -> jax.Array:
-        axis = whole.ndim - 1
-        now = lax.dynamic_slice_in_dim(whole, start, part.shape[-1], axis)
-        return lax.dynamic_update_slice_in_dim(whole, now + part, start, axis)
-
-    return jax.tree.map(one, whole, part)
+def with_label(k: int, count: int, labels: jax.Array | None, values: jax.Array) -> jax.Array:
+    """Returns the values of pairs that go into sum number k, and 0 for other pairs."""
+    return values if count == 1 or labels is None else jnp.where(labels == k, values, 0)
 
 
-def with_label(k: int, kinds: int, labels: jax.Array | None, values: jax.Array) -> jax.Array:
-    return values if kinds == 1 or labels is None else jnp.where(labels == k, values, 0)
+def add_statistics(
+    carry: TileCarry,
+    by_side: list[Any],
+    counts: jax.Array | None,
+    indices: tuple[jax.Array, jax.Array],
+    starts: tuple[jax.Array | int, jax.Array],
+) -> TileCarry:
+    """Reduces the statistics of a tile for its rows and, where these are anchors, its columns.
+
+    Args:
+      carry: accumulators.
+      by_side: for each side that is an anchor, a tree of statistics of `[H, W]` pairs.
+      counts: mask of the pairs that count, `[H, W]`; None if all do.
+      indices: indices of the rows and of the columns of the tile.
+      starts: positions of the first row and of the first column in their accumulators.
+    """
+    gains = [carry.rows, carry.columns]
+    for side, tree in enumerate(by_side):
+        statistics = flatten_statistics(tree)
+        more = [reduce_tile(one, counts, 1 - side, indices[1 - side]) for one in statistics]
+        ops = tuple(one.op for one in statistics)
+        merged = merge_at(ops, gains[side].statistics, more, starts[side])
+        gains[side] = gains[side]._replace(statistics=merged)
+    return carry._replace(rows=gains[0], columns=gains[1])
 
 
-def nothing_added(context: Context, sides: list[Rows]) -> Carry:
-    """What a walk begins with."""
-    task, parameters, wanted, *_ = context
-    kinds = 2 if task.by_label else 1
-    rows, columns = sides[0], sides[-1]
-    dtype = rows.norms.dtype
-    one_set = len(sides) == 1
-    zero = jnp.zeros(kinds, dtype)
-    carry = Carry(
-        Sums(zero, zero, zero),
-        no_gradient(task, rows, kinds) if wanted.rows and not one_set else None,
-        no_gradient(task, columns, kinds) if wanted.columns else None,
-        tuple(jax.tree.map(zero_gradient, parameters) for _ in range(kinds))
-        if wanted.parameters
-        else (),
-        None if one_set else nothing_kept(task, len(rows.norms), dtype),
-        nothing_kept(task, len(rows.norms), dtype) if one_set else None,
-    )
-    return cast(Carry, varying(carry, axes_of(rows.vectors)))
-
-
-def gradients(
-    context: Context, sides: list[Rows], orders: list[jax.Array], carry: Carry
-) -> tuple[list[jax.Array | None], tuple[Parameters, ...]]:
-    """Of each side the gradient of its vectors, in their order before, and that of parameters."""
-    gained = [carry.columns] if len(sides) == 1 else [carry.rows, carry.columns]
-    of_sides: list[jax.Array | None] = []
-    of_parameters = carry.parameters
-    for side, order, gradient in zip(sides, orders, gained, strict=True):
-        if gradient is None:
-            of_sides.append(None)
+def merge_at(
+    ops: tuple[Op, ...], whole: Any, part: Any, start: jax.Array | int
+) -> tuple[Partial, ...]:
+    """Merges the partial results of some rows into those of all rows, from `start` on."""
+    merged = []
+    for op, old, new in zip(ops, whole, part, strict=True):
+        if new is None:
+            merged.append(old)
             continue
-        of_vectors, more = finished(context, side, gradient)
-        if context.wanted.parameters and more:
-            of_parameters = tuple(
-                p._replace(distance=jax.tree.map(plus, p.distance, m))
-                for p, m in zip(of_parameters, more, strict=True)
+        both = merge(op, take_block(old, start, len(new[0])), new)
+        merged.append(
+            tuple(
+                lax.dynamic_update_slice_in_dim(o, b, start, 0)
+                for o, b in zip(old, both, strict=True)
             )
-        of_sides.append(jnp.take(of_vectors, jnp.argsort(order), axis=1))
-    return of_sides, of_parameters
+        )
+    return tuple(merged)
 
 
-def finished(context: Context, rows: Rows, gradient: Gradient) -> tuple[jax.Array, list[Any]]:
-    """The gradient of the vectors, and of the parameters of the points."""
-    task, parameters, centre = context.task, context.parameters, context.centre
+def add_block(task: Task, whole: Gain, block: Gain, start: jax.Array) -> Gain:
+    """Adds the gain of a block of rows to that of all rows."""
+    if task.statistics:
+        merged = merge_at(task.statistics, whole.statistics, block.statistics, start)
+        whole = whole._replace(statistics=merged)
+    if block.gradient is None:
+        return whole
+    transposed = jax.tree.map(lambda g: jnp.swapaxes(g, 1, 2) if g.ndim == 3 else g, block.gradient)
+
+    def add(old: jax.Array, new: jax.Array) -> jax.Array:
+        return add_at(old, new, start)
+
+    return whole._replace(gradient=jax.tree.map(add, whole.gradient, transposed))
+
+
+def add_at(whole: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
+    """Adds to some of the last positions of an array."""
+    axis = whole.ndim - 1
+    now = lax.dynamic_slice_in_dim(whole, start, part.shape[-1], axis)
+    return lax.dynamic_update_slice_in_dim(whole, now + part, start, axis)
+
+
+def add_to_sum(whole: jax.Array, k: int, part: jax.Array, start: jax.Array) -> jax.Array:
+    """Adds to some of the last positions of `whole[k]`, in place."""
+    begin: tuple[Any, ...] = (k, *[0] * (whole.ndim - 2), start)
+    now = lax.dynamic_slice(whole, begin, (1, *part.shape))
+    return lax.dynamic_update_slice(whole, now + part[None], begin)
+
+
+def input_gradients(
+    layout: Layout, carry: Carry
+) -> tuple[list[jax.Array | None], tuple[Parameters, ...]]:
+    """Returns the gradients of the K sums by the vectors as given, and by the parameters.
+
+    Returns:
+      For each side `[K, N, D]`, or None where it is not wanted; and K gradients by the parameters.
+    """
+    by_vectors: list[jax.Array | None] = []
+    by_parameters = carry.parameters
+    for rows, order, gain in zip(layout.sides, layout.orders, carry.gains, strict=True):
+        if gain.gradient is None:
+            by_vectors.append(None)
+            continue
+        vectors, more = _through_points(layout, rows, gain.gradient)
+        if layout.wanted.parameters and more:
+            by_parameters = tuple(
+                one._replace(distance=jax.tree.map(add_gradient, one.distance, m))
+                for one, m in zip(by_parameters, more, strict=True)
+            )
+        by_vectors.append(jnp.take(vectors, jnp.argsort(order), axis=1))
+    return by_vectors, by_parameters
+
+
+def _through_points(
+    layout: Layout, rows: SortedPoints, gradient: Gradient
+) -> tuple[jax.Array, list[Any]]:
+    """Returns the gradients by the vectors, and by the parameters that the points depend on."""
+    task, parameters, centre = layout.task, layout.parameters, layout.centre
     if gradient.points is None:
         return jnp.swapaxes(gradient.vectors, 1, 2), []
-    of_points = jnp.swapaxes(gradient.points, 1, 2)
+    by_points = jnp.swapaxes(gradient.points, 1, 2)
     if centre is not None:
-        of_points += gradient.scale[..., None] * (points_of(rows) - centre[None])[None]
+        by_points += gradient.scale[..., None] * (points_of(rows) - centre[None])[None]
     if task.product is None or task.product.points is None:
-        return of_points, []
-    _, pull = jax.vjp(partial(points_from, context), rows.vectors, *parameters.distance)
-    pulled = [pull(one) for one in of_points]
-    of_vectors = jnp.stack([one[0] for one in pulled]) + jnp.swapaxes(gradient.vectors, 1, 2)
-    return of_vectors, [tuple(one[1:]) for one in pulled]
+        return by_points, []
+    _, pull = jax.vjp(partial(points_from, layout), rows.vectors, *parameters.distance)
+    pulled = [pull(one) for one in by_points]
+    by_vectors = jnp.stack([one[0] for one in pulled]) + jnp.swapaxes(gradient.vectors, 1, 2)
+    return by_vectors, [tuple(one[1:]) for one in pulled]

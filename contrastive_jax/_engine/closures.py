@@ -11,7 +11,7 @@ from contrastive_jax._engine.sharding import axes_of
 from contrastive_jax._traced_checks import CheckedBefore, check_closed_over, checked_before
 
 
-def hoisted(
+def closure_convert(
     name: str,
     function: Callable[..., Any],
     examples: tuple[Any, ...],
@@ -21,8 +21,9 @@ def hoisted(
 ) -> tuple[Callable[..., Any], tuple[jax.Array, ...]]:
     """Turns traced values that a function closes over into arguments after its own.
 
-    The result can be compared with other functions (`contrastive_jax._engine.program_cache`), so that no
-    program that was compiled for an earlier state of the function is taken for it.
+    Unlike `jax.closure_convert`, it converts values of all dtypes, and its result equals that for a
+    function of the same code and values (`program_cache`), so that an eager call finds the program
+    that was compiled for an equal loss, and none for an earlier state of the function.
 
     Args:
       name: of the function, for errors.

@@ -1,8 +1,8 @@
-"""Derivatives of sums whose gradient is computed along with their value.
+"""Gradients that are computed in the forward pass, and second derivatives of what they belong to.
 
-A sweep over tiles gives a value and its gradient, but its own operations are not to be
-differentiated: it recomputes close pairs, picks the pair of an extreme, and stops gradients. So the
-derivative of the gradient is that of another function with the same value, which is written in
+A sweep over tiles gives a value and its gradient together. Its own operations are not to be
+differentiated: it recomputes close pairs, selects the pair of a maximum, and stops gradients. So
+the derivative of the gradient is that of another function with the same value, which is written in
 plain JAX and slower.
 """
 
@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from contrastive_jax._dtypes import at_least_float32
-from contrastive_jax._engine.sharding import axes_of, varying
+from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
 
 Function = Callable[..., tuple[jax.Array, Any]]
 
@@ -36,12 +37,12 @@ def differentiable(swept: Function, plain: Function, *arguments: Any) -> tuple[j
     arguments = varying(arguments, axes_of(arguments))
     leaves, structure = jax.tree.flatten(arguments)
 
-    def of_leaves(function: Function, leaves: list[Any]) -> tuple[jax.Array, Any]:
+    def on_leaves(function: Function, leaves: list[Any]) -> tuple[jax.Array, Any]:
         return function(*jax.tree.unflatten(structure, leaves))
 
     @jax.custom_jvp
     def result(leaves: list[Any]) -> tuple[jax.Array, Any]:
-        return of_leaves(swept, leaves)
+        return on_leaves(swept, leaves)
 
     def derivative(primals: Any, tangents: Any) -> Any:
         (leaves,), (slopes,) = primals, tangents
@@ -54,17 +55,17 @@ def differentiable(swept: Function, plain: Function, *arguments: Any) -> tuple[j
             dtype = one.dtype if jnp.iscomplexobj(one) else value.dtype
             products = jnp.real(one.astype(dtype) * slope.astype(dtype)).astype(value.dtype)
             tangent += jnp.sum(products, axis=tuple(range(value.ndim, one.ndim)))
-        none = varying(jax.tree.map(jnp.zeros_like, rest), axes_of(rest))
-        return (value, rest), (tangent, none)
+        no_tangent = varying(jax.tree.map(jnp.zeros_like, rest), axes_of(rest))
+        return (value, rest), (tangent, no_tangent)
 
     def with_gradient(wanted: tuple[bool, ...], leaves: list[Any]) -> Any:
         @jax.custom_jvp
         def both(leaves: list[Any]) -> Any:
-            return _with_gradient(partial(of_leaves, swept), wanted, leaves)
+            return _with_gradient(partial(on_leaves, swept), wanted, leaves)
 
         @both.defjvp
         def second_derivative(primals: Any, tangents: Any) -> Any:
-            plainly = partial(_with_gradient, partial(of_leaves, plain), wanted)
+            plainly = partial(_with_gradient, partial(on_leaves, plain), wanted)
             return both(*primals), jax.jvp(plainly, primals, tangents)[1]
 
         return both(leaves)
@@ -74,15 +75,14 @@ def differentiable(swept: Function, plain: Function, *arguments: Any) -> tuple[j
 
 
 def _with_gradient(function: Function, wanted: tuple[bool, ...], leaves: list[Any]) -> Any:
-    """Results of a function, and the gradients of each of its values, `[K, ...]` for K of them."""
+    """Returns the results of a function, and the gradient of each of its K values, `[K, ...]`."""
 
-    def of_wanted(chosen: list[Any]) -> tuple[jax.Array, Any]:
+    def by_wanted(chosen: list[Any]) -> tuple[jax.Array, Any]:
         rest = iter(chosen)
-        given = [next(rest) if w else leaf for w, leaf in zip(wanted, leaves, strict=True)]
-        return function(given)
+        return function([next(rest) if w else leaf for w, leaf in zip(wanted, leaves, strict=True)])
 
     chosen = [leaf for leaf, is_wanted in zip(leaves, wanted, strict=True) if is_wanted]
-    value, pull, rest = jax.vjp(of_wanted, chosen, has_aux=True)
+    value, pull, rest = jax.vjp(by_wanted, chosen, has_aux=True)
     one = jnp.ones_like(value)
     if value.ndim == 0:
         return (value, rest), pull(varying(one, axes_of(value)))[0]
@@ -90,7 +90,92 @@ def _with_gradient(function: Function, wanted: tuple[bool, ...], leaves: list[An
         pull(varying(jnp.where(jnp.arange(len(value)) == k, one, 0), axes_of(value)))[0]
         for k in range(len(value))
     ]
-    return (value, rest), [jnp.stack(of_values) for of_values in zip(*each, strict=True)]
+    return (value, rest), [jnp.stack(by_value) for by_value in zip(*each, strict=True)]
+
+
+def eager_vjp(function: Callable[..., tuple[jax.Array, Any, Any]], *arguments: Any) -> Any:
+    """Calls a function that computes its gradient in the forward pass.
+
+    The cotangent is not available there, so the gradient is that of each entry of the value, and
+    the backward pass multiplies it by the cotangent.
+
+    Args:
+      function: takes a tree like `arguments`, True where the gradient is wanted, and the arguments.
+        It returns a scalar or a vector `[K]`; a tree of arrays that have no derivative; and a tree
+        like `arguments` of gradients, `[...]` or `[K, ...]`, with None, or anything, where none is
+        wanted.
+      *arguments: trees of arrays.
+
+    Returns:
+      The value and the tree. The value can be differentiated once, in reverse mode.
+    """
+    arguments = varying(arguments, axes_of(arguments))
+    leaves, structure = jax.tree.flatten(arguments)
+    dtypes = [leaf.dtype for leaf in leaves]
+
+    @jax.custom_vjp
+    @on_mesh_of_arguments
+    def result(*leaves: jax.Array) -> Any:
+        wanted = jax.tree.unflatten(structure, [False] * len(leaves))
+        return function(wanted, *jax.tree.unflatten(structure, leaves))[:2]
+
+    @on_mesh_of_arguments
+    def forward(*marked: Any) -> Any:
+        leaves, wanted = split_marks(marked)
+        leaves = differentiable_once(leaves)
+        tree = jax.tree.unflatten(structure, wanted)
+        value, rest, gradient = function(tree, *jax.tree.unflatten(structure, leaves))
+        by_leaf: list[Any] = structure.flatten_up_to(gradient)  # type: ignore[attr-defined]
+        # What is wanted shows in the shapes: the residuals keep one structure, as JAX uses the
+        # compiled function again where the gradient is wanted of other arguments.
+        residuals = [
+            one[None] if is_wanted else jnp.zeros(0)
+            for one, is_wanted in zip(by_leaf, wanted, strict=True)
+        ]
+        return (value, rest), residuals
+
+    @on_mesh_of_arguments
+    def backward(residuals: list[jax.Array], cotangents: Any) -> Any:
+        slope = cotangents[0]
+        if isinstance(slope, SymbolicZero):
+            slope = jnp.zeros(slope.shape, slope.dtype)
+        return tuple(
+            _contracted(slope, one[0]).astype(dtype) if len(one) else None
+            for one, dtype in zip(residuals, dtypes, strict=True)
+        )
+
+    result.defvjp(forward, backward, symbolic_zeros=True)
+    return result(*leaves)
+
+
+def _contracted(cotangent: jax.Array, gradient: jax.Array) -> jax.Array:
+    if cotangent.ndim == 0:
+        return cotangent * gradient
+    if gradient.ndim == 3:
+        return jnp.einsum("k,knd->nd", cotangent, gradient)
+    terms: list[jax.Array] = [one * part for one, part in zip(cotangent, gradient, strict=True)]
+    return sum(terms[1:], start=terms[0])
+
+
+def split_marks(marked: Any) -> tuple[Any, Any]:
+    """Splits the arguments of a forward pass with symbolic zeros.
+
+    Args:
+      marked: tree of leaves with a `value` and a `perturbed`.
+
+    Returns:
+      The tree of values; and one of bools, True where a gradient is wanted. An integer or a key has
+      none.
+    """
+
+    def is_mark(leaf: Any) -> bool:
+        return hasattr(leaf, "perturbed")
+
+    def is_wanted(mark: Any) -> bool:
+        return bool(mark.perturbed) and jnp.issubdtype(mark.value.dtype, jnp.inexact)
+
+    values = jax.tree.map(lambda mark: mark.value, marked, is_leaf=is_mark)
+    return values, jax.tree.map(is_wanted, marked, is_leaf=is_mark)
 
 
 @jax.custom_jvp
@@ -111,26 +196,41 @@ def _no_derivative(primals: Any, tangents: Any) -> Any:
     )
 
 
-def of_marks(marked: Any) -> tuple[Any, Any]:
-    """Values, and whether their gradient is asked for, of arguments with symbolic zeros."""
-    is_mark = lambda leaf: hasattr(leaf, "perturbed")  # noqa: E731
-    values = jax.tree.map(lambda mark: mark.value, marked, is_leaf=is_mark)
-    return values, jax.tree.map(lambda mark: mark.perturbed, marked, is_leaf=is_mark)
+def substitute(valid: jax.Array, tree: Any, default: float | None = None) -> Any:
+    """Replaces the entries for which a mask does not hold by one for which it does.
 
+    A function need not have a finite derivative at an entry that does not count, such as a distance
+    between a vector and itself. Masking its result would not help: the derivative of the mask, 0,
+    times that of the function would be NaN.
 
-def empty_like(parameter: jax.Array) -> jax.Array | None:
-    """Of its dtype; None for an integer or a key, which have no gradient."""
-    inexact = jnp.issubdtype(parameter.dtype, jnp.inexact)
-    return jnp.zeros((0,), parameter.dtype) if inexact else None
+    Args:
+      valid: mask, of any shape.
+      tree: arrays whose first axes are those of the mask.
+      default: replaces all entries if the mask holds nowhere; by default the first entry does.
+
+    Returns:
+      The tree, whose derivatives by the entries that are replaced are 0.
+    """
+    index = jnp.argmax(valid)
+
+    def one(values: jax.Array) -> jax.Array:
+        mask = valid.reshape(*valid.shape, *[1] * (values.ndim - valid.ndim))
+        entries = lax.stop_gradient(values).reshape(-1, *values.shape[valid.ndim :])
+        entry = entries[index]
+        if default is not None:
+            entry = jnp.where(jnp.any(valid), entry, default)
+        return jnp.where(mask, values, entry)
+
+    return jax.tree.map(one, tree)
 
 
 def zero_gradient(parameter: jax.Array) -> jax.Array:
-    """Where its gradient is added up: in float32 at least, and for an integer or a key, nothing."""
+    """Returns where a gradient is added up: in float32 at least; a scalar for an integer or key."""
     if not jnp.issubdtype(parameter.dtype, jnp.inexact):
         return jnp.zeros(())
     return jnp.zeros(parameter.shape, at_least_float32(parameter.dtype))
 
 
-def plus(total: jax.Array, more: jax.Array, where: jax.Array | bool = True) -> jax.Array:
+def add_gradient(total: jax.Array, more: jax.Array, where: jax.Array | bool = True) -> jax.Array:
     """Adds to a gradient; an integer or a key has none, and its total stays."""
     return total if more.dtype == jax.dtypes.float0 else total + jnp.where(where, more, 0)

@@ -1,5 +1,6 @@
-"""Rows sorted by class and padded to whole blocks, with their points and norms."""
+"""Rows sorted by class and padded to whole blocks, with the points that products are taken of."""
 
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -7,162 +8,212 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from contrastive_jax._engine.problem import Parameters, Side, Task, kept
+from contrastive_jax._engine.problem import Parameters, Points, Task, masked_points
 from contrastive_jax._engine.sharding import axes_of, varying
-
-
-class Rows(NamedTuple):
-    """Rows sorted by class, ignored ones last with weight 0, up to a whole number of blocks."""
-
-    vectors: jax.Array
-    points: jax.Array | None
-    """None where the vectors are the points."""
-    norms: jax.Array
-    """Squared distances of the points from the centre."""
-    blur: jax.Array
-    """Squared distance below which a point is a blur for having been rounded; 0 where exact."""
-    classes: jax.Array
-    weights: jax.Array
-    places: jax.Array
-    """Which of the rows of all devices each is."""
-    anchors: Any = ()
-    """What is known of each row as an anchor."""
-    squares: jax.Array | None = None
-    """Squared lengths of the points, where a distance is by them."""
-
-
-class Wanted(NamedTuple):
-    """Of what the gradient is asked for."""
-
-    rows: bool
-    columns: bool
-    parameters: bool
-
-
-class Context(NamedTuple):
-    """What stays the same through a walk."""
-
-    task: Task
-    parameters: Parameters
-    wanted: Wanted
-    origin: jax.Array | None
-    """Of the vectors, where points are linear in them and taken from it."""
-    centre: jax.Array | None
-    """Of the points, where squared distances are taken from it."""
-
 
 # Rows whose median is the centre of all.
 _SAMPLE = 64
 
 
-def arranged(
-    task: Task, given: tuple[Side, Side | None], parameters: Parameters, wanted: Wanted
-) -> tuple[list[Rows], list[jax.Array], Context]:
-    """Rows sorted and measured, of one side or of two, their places before, and what they share."""
-    sides = [_sorted(task, side) for side in given if side is not None]
-    rows, context = _measured(Context(task, parameters, wanted, None, None), [s for s, _ in sides])
-    return rows, [order for _, order in sides], context
+class SortedPoints(NamedTuple):
+    """The rows of one side, sorted by class and padded to whole blocks; ignored rows come last."""
+
+    vectors: jax.Array
+    """`[N, D]`."""
+    points: jax.Array | None
+    """Operands of the product, `[N, E]`; None where they are the vectors."""
+    norms: jax.Array
+    """Squared distances of the points from the centre, `[N]`."""
+    tolerance: jax.Array
+    """Squared distance below which the rounding of a point shows, `[N]`; 0 where it is exact."""
+    classes: jax.Array
+    """`[N]`, the largest integer where a row is ignored."""
+    weights: jax.Array
+    """`[N]`, 0 where a row is ignored."""
+    indices: jax.Array
+    """Indices among the rows of all devices, `[N]`."""
+    anchors: Any = ()
+    """Data of each row as an anchor, a tree of `[N]`."""
+    squares: jax.Array | None = None
+    """Squared lengths of the points, `[N]`, where a distance depends on them."""
 
 
-def _sorted(task: Task, side: Side) -> tuple[Rows, jax.Array]:
-    """Rows by class, and for each sorted row its place before."""
-    count = len(side.classes)
-    blocks = -(-count // task.tile) or 1
+class Wanted(NamedTuple):
+    """Tells which gradients are computed."""
+
+    sides: tuple[bool, ...]
+    parameters: bool
+
+
+class Layout(NamedTuple):
+    """The sorted sides of all pairs, and what stays the same during a sweep over them."""
+
+    task: Task
+    parameters: Parameters
+    wanted: Wanted
+    sides: tuple[SortedPoints, ...]
+    """Rows, and columns where these are others."""
+    orders: tuple[jax.Array, ...]
+    """For each side the indices that sort its rows."""
+    origin: jax.Array | None = None
+    """Origin of the vectors, where points are linear in them."""
+    centre: jax.Array | None = None
+    """Centre of the points, where distances follow from squared distances."""
+
+
+def gradients_wanted(task: Task, sides: tuple[Points, ...], parameters: Parameters) -> Wanted:
+    """Tells which gradients a sweep computes, from trees of bools."""
+    # Parameters that the points depend on get their gradient through that of the points.
+    through_points = task.product is not None and any(parameters.distance)
+    vectors = tuple(bool(side.vectors) or through_points for side in sides)
+    return Wanted(vectors, parameters=any(jax.tree.leaves(parameters)))
+
+
+def arrange(
+    task: Task, sides: tuple[Points, ...], parameters: Parameters, wanted: Wanted
+) -> Layout:
+    """Sorts the rows of all sides by class and computes their points."""
+    each = [_sorted(task, side) for side in sides]
+    layout = Layout(
+        task,
+        parameters,
+        wanted,
+        tuple(rows for rows, _ in each),
+        tuple(order for _, order in each),
+    )
+    return layout if task.product is None else _with_points(layout)
+
+
+def _sorted(task: Task, side: Points) -> tuple[SortedPoints, jax.Array]:
+    """Returns rows sorted by class, and for each its index before."""
+    count, tile = len(side.classes), task.numerics.tile_size
+    blocks = -(-count // tile) or 1
     block = -(-count // (8 * blocks)) * 8 or 8
     padding = blocks * block - count
-    vectors, classes, weights = kept(side)
+    vectors, classes, weights = masked_points(side)
     last = np.iinfo(np.int32).max
     classes = jnp.where(classes < 0, last, classes.astype(jnp.int32))
     order = jnp.argsort(classes, stable=True)
     zeros = jnp.zeros(blocks * block, vectors.dtype)
-    rows = Rows(
+    rows = SortedPoints(
         vectors=jnp.pad(vectors[order], ((0, padding), (0, 0))),
         points=None,
         norms=zeros,
-        blur=zeros,
+        tolerance=zeros,
         classes=jnp.pad(classes[order], (0, padding), constant_values=last),
         weights=jnp.pad(weights[order], (0, padding)),
-        places=_first_place(task, blocks * block) + jnp.arange(blocks * block, dtype=jnp.int32),
+        indices=_first_index(task, blocks * block) + jnp.arange(blocks * block, dtype=jnp.int32),
     )
     return varying(rows, axes_of(rows.vectors)), order
 
 
-def _first_place(task: Task, count: int) -> jax.Array | int:
-    """Place of the first row of this device among those of all."""
+def _first_index(task: Task, count: int) -> jax.Array | int:
+    """Returns the index of the first row of this device among those of all."""
     return 0 if task.axis_name is None else lax.axis_index(task.axis_name) * count
 
 
-def _measured(context: Context, sides: list[Rows]) -> tuple[list[Rows], Context]:
-    """The rows with their points and how far those are from a centre, and the context with it."""
-    task, parameters = context.task, context.parameters
+def _with_points(layout: Layout) -> Layout:
+    """Adds the points of all sides, their centre, and what products of them need."""
+    task, parameters, sides = layout.task, layout.parameters, layout.sides
     product = task.product
-    if product is None:
-        return sides, context
+    assert product is not None
     if product.linear:
-        context = context._replace(origin=_centre(task, sides))
+        layout = layout._replace(origin=_centre(task, sides))
     if product.points is not None:
-        sides = [
-            rows._replace(points=points_from(context, rows.vectors, *parameters.distance))
+        sides = tuple(
+            rows._replace(points=points_from(layout, rows.vectors, *parameters.distance))
             for rows in sides
-        ]
-    if not product.squared:
-        return sides, context
-    centre = _centre(task, sides)
-    if product.by_anchor:
-        # What a squared length adds to the gradient of a point is along the point itself.
-        centre = jnp.zeros_like(centre)
-    measured = []
-    for rows in sides:
-        points = points_of(rows)
+        )
+    if product.squared:
+        centre = _centre(task, sides)
         if product.by_anchor:
-            rows = rows._replace(squares=jnp.sum(points * points, axis=1))
-        rows = rows._replace(norms=jnp.sum((points - centre[None]) ** 2, axis=1))
-        if product.on_sphere:
-            # A vector without direction is perpendicular to every other, and its square 2.
-            zero = jnp.all(points == 0, axis=1)
-            rows = rows._replace(norms=rows.norms + zero.astype(rows.norms.dtype))
-        if product.points is not None:
-            # Points rounded by eps times their size are known to eps^0.5 from eps^0.5 of it on.
-            size = jnp.sum(points * points, axis=1)
-            if product.linear:
-                size = jnp.sum((rows.vectors - cast(jax.Array, context.origin)[None]) ** 2, axis=1)
-                size *= sum(
-                    jnp.sum(factor.astype(size.dtype) ** 2) for factor in parameters.distance
-                )
-            rows = rows._replace(blur=64 * np.finfo(points.dtype).eps * size)
-        measured.append(rows)
-    return measured, context._replace(centre=centre)
+            # What a squared length adds to the gradient of a point is along the point itself.
+            centre = jnp.zeros_like(centre)
+        layout = layout._replace(centre=centre)
+        sides = tuple(_with_norms(layout, rows) for rows in sides)
+    return layout._replace(sides=sides)
 
 
-def points_from(context: Context, vectors: jax.Array, *of_distance: jax.Array) -> jax.Array:
-    if context.origin is not None:
-        vectors = vectors - context.origin[None]
-    points: jax.Array = context.task.product.points(vectors, *of_distance)  # type: ignore[union-attr, misc]
+def _with_norms(layout: Layout, rows: SortedPoints) -> SortedPoints:
+    """Adds the squared distances from the centre, and the tolerance for rounded points."""
+    product, centre = layout.task.product, cast(jax.Array, layout.centre)
+    assert product is not None
+    points = points_of(rows)
+    if product.by_anchor:
+        rows = rows._replace(squares=jnp.sum(points * points, axis=1))
+    rows = rows._replace(norms=jnp.sum((points - centre[None]) ** 2, axis=1))
+    if product.on_sphere:
+        # A vector without direction is perpendicular to every other, and its square 2.
+        zero = jnp.all(points == 0, axis=1)
+        rows = rows._replace(norms=rows.norms + zero.astype(rows.norms.dtype))
+    if product.points is None:
+        return rows
+    # A point carries an absolute error of eps times its length, so a distance is accurate to
+    # sqrt(eps) only where it exceeds sqrt(eps) times that length.
+    square = jnp.sum(points * points, axis=1)
+    if product.linear:
+        origin = cast(jax.Array, layout.origin)
+        square = jnp.sum((rows.vectors - origin[None]) ** 2, axis=1)
+        square *= sum(
+            jnp.sum(factor.astype(square.dtype) ** 2) for factor in layout.parameters.distance
+        )
+    return rows._replace(tolerance=64 * np.finfo(points.dtype).eps * square)
+
+
+def points_from(layout: Layout, vectors: jax.Array, *parameters: jax.Array) -> jax.Array:
+    """Maps vectors to the points whose products give the distance."""
+    if layout.origin is not None:
+        vectors = vectors - layout.origin[None]
+    points: jax.Array = layout.task.product.points(vectors, *parameters)  # type: ignore[union-attr, misc]
     return points
 
 
-def _centre(task: Task, sides: list[Rows]) -> jax.Array:
-    """A point in the middle: the less far out the others, the more digits a product keeps.
+def _centre(task: Task, sides: tuple[SortedPoints, ...]) -> jax.Array:
+    """Returns a point in the middle: the closer all others, the more digits a product keeps.
 
     It is the median of some rows, as a mean would follow a single row that lies far away.
     """
-    some = []
+    sample = []
     for rows in sides:
         count = jnp.sum(rows.weights > 0)
-        places = (jnp.arange(_SAMPLE) * count) // _SAMPLE
-        some.append(points_of(rows)[places])
-    centre = jnp.median(jnp.concatenate(some), axis=0)
+        indices = (jnp.arange(_SAMPLE) * count) // _SAMPLE
+        sample.append(points_of(rows)[indices])
+    centre = jnp.median(jnp.concatenate(sample), axis=0)
     return centre if task.axis_name is None else lax.pmean(centre, task.axis_name)
 
 
-def block_size(task: Task, rows: Rows) -> int:
-    count = len(rows.norms)
-    return count // (-(-count // task.tile))
-
-
-def points_of(rows: Rows) -> jax.Array:
+def points_of(rows: SortedPoints) -> jax.Array:
+    """Returns the operands of the product, which may be the vectors."""
     return rows.vectors if rows.points is None else rows.points
 
 
-def block_of(tree: Any, start: jax.Array | int, size: int, axis: int = 0) -> Any:
-    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size, axis), tree)
+def block_size(task: Task, rows: SortedPoints) -> int:
+    """Returns the number of rows of a block."""
+    count = len(rows.norms)
+    return count // (-(-count // task.numerics.tile_size))
+
+
+def take_block(tree: Any, start: jax.Array | int, size: int) -> Any:
+    """Slices a block of rows out of a tree of arrays."""
+    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size, 0), tree)
+
+
+def to_sorted(layout: Layout, tree: Any) -> Any:
+    """Puts values of the rows as given into the order of the sorted rows, and pads them."""
+    order, count = layout.orders[0], len(layout.sides[0].norms)
+
+    def one(values: jax.Array) -> jax.Array:
+        padding = [(0, count - len(order))] + [(0, 0)] * (values.ndim - 1)
+        return jnp.pad(values[order], padding)
+
+    return jax.tree.map(one, tree)
+
+
+def from_sorted(layout: Layout, tree: Any) -> Any:
+    """Puts values of the sorted rows into the order of the rows as given."""
+    order = layout.orders[0]
+    return jax.tree.map(partial(_take, order), tree)
+
+
+def _take(order: jax.Array, values: jax.Array) -> jax.Array:
+    return jnp.take(values, jnp.argsort(order), axis=0)

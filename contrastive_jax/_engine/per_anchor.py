@@ -1,291 +1,323 @@
-"""Statistics that anchors keep of their pairs, and the gradient of what is made of them.
+"""Statistics of the pairs of each anchor, and the gradient of a loss that depends on them.
 
-One walk over the tiles keeps them (`contrastive_jax.statistics`); statistics that depend on earlier
-ones take a walk each. What the loss of an anchor makes of its statistics is ordinary JAX. Its
-derivatives by them weigh the pairs, and one more walk adds up the gradient: a pair adds to a sum
-its value, to a log-sum-exp its share of it, to an extreme its value if it is the one.
+Each stage takes one sweep over the tiles, which reduces its statistics (`reductions`). What the
+loss of an anchor makes of its statistics is ordinary JAX. Its derivatives by them weight the pairs,
+and one more sweep adds up the gradient: a pair adds its value to a sum, its share to a log-sum-exp,
+and its value to a maximum or a minimum if it is the pair that gave it.
 """
 
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
-from contrastive_jax._engine.accumulators import gradients, nothing_added
-from contrastive_jax._engine.derivatives import differentiable_once, empty_like, of_marks
-from contrastive_jax._engine.layout import Rows, Wanted, arranged
-from contrastive_jax._engine.problem import Parameters, Side, Task, kept
+from contrastive_jax._engine.accumulators import init_carry, input_gradients
+from contrastive_jax._engine.derivatives import (
+    differentiable_once,
+    split_marks,
+    substitute,
+)
+from contrastive_jax._engine.layout import (
+    Layout,
+    Wanted,
+    arrange,
+    from_sorted,
+    gradients_wanted,
+    to_sorted,
+)
+from contrastive_jax._engine.problem import Parameters, Points, Task, masked_points
 from contrastive_jax._engine.program_cache import compiled
-from contrastive_jax._engine.reductions import is_statistic, result
+from contrastive_jax._engine.reductions import flatten_statistics, is_statistic, result
 from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
 from contrastive_jax._engine.stages import (
-    Collected,
+    CollectStatistics,
     Stage,
-    Weighed,
-    flat,
-    flat_values,
-    slopes_of,
+    WeightedStatistic,
+    WeightStatistics,
+    sums_with_derivatives,
     values_of_stage,
 )
-from contrastive_jax._engine.sweep import walked
+from contrastive_jax._engine.sweep import sweep
 
 
 def anchor_statistics(
     task: Task,
     stages: tuple[Stage, ...],
-    x: Side,
-    y: Side | None,
+    sides: tuple[Points, ...],
     data: tuple[Any, ...],
     parameters: Parameters,
 ) -> tuple[Any, ...]:
-    """Statistics over the pairs of each row of `x` with the rows of `y`, or with the others of `x`.
+    """Statistics over the pairs of each row with the columns, or with the other rows.
 
-    With an axis name the rows of all devices along it are paired, and each device keeps the
+    With an axis name the rows of all devices along it are paired, and each device gets the
     statistics of its own.
 
     Args:
-      task: how the pairs are walked.
-      stages: what is kept, one walk each.
-      x: anchors, `[N]` rows.
-      y: columns; None for the other rows of `x`.
-      data: what is known of each anchor before, trees of `[N]`.
-      parameters: of the stages one after the other, and of the distance.
+      task: distances of the pairs.
+      stages: functions that give the statistics, one sweep each.
+      sides: anchors, `[N]` rows, and columns where these are others.
+      data: data of each anchor, trees of `[N]`.
+      parameters: parameters of the stages one after the other, and of the distance.
 
     Returns:
       For each stage its statistics, `[N]` each. They can be differentiated once, in reverse mode,
-      by vectors, data and parameters; of log-sum-exps and extremes not by what was known before.
+      by vectors, data and parameters; a log-sum-exp, a maximum or a minimum not by the data and
+      earlier results that its stage takes.
     """
     run = compiled(_anchor_statistics, task, stages)
-    return cast(tuple[Any, ...], run(x, y, data, parameters))
+    return cast(tuple[Any, ...], run(sides, data, parameters))
+
+
+class _Residuals(NamedTuple):
+    sides: tuple[Points, ...]
+    data: tuple[Any, ...]
+    parameters: Parameters
+    sweeps: "_Sweeps"
+    wanted: Any
+    """Tree of `[0]` for each gradient that is not wanted and of `[1]` for each other, as residuals
+    are arrays."""
+
+
+class _Sweeps(NamedTuple):
+    """The results of the sweeps of all stages, for the sorted rows."""
+
+    results: tuple[Any, ...]
+    """The data and the results of the stages."""
+    references: list[list[jax.Array]]
+    """For each statistic of each stage the reference of a `WeightedStatistic`."""
+    derivatives: list[Any]
+    """For each sum of each stage its derivatives by data and earlier results."""
 
 
 def _anchor_statistics(
     task: Task,
     stages: tuple[Stage, ...],
-    x: Side,
-    y: Side | None,
+    sides: tuple[Points, ...],
     data: tuple[Any, ...],
     parameters: Parameters,
 ) -> tuple[Any, ...]:
-    one_set = y is None
-    task = task._replace(anchors="both" if one_set else "rows")
-
-    def walk_stages(
-        x: Side, y: Side | None, data: Any, parameters: Parameters, slopes: bool
-    ) -> Any:
-        nothing = Wanted(False, False, False)
-        sides, orders, context = arranged(task, (x, y), parameters, nothing)
-        rows, *others = sides
-        known = jax.tree.map(partial(_sorted_like, rows.norms, orders[0]), data)
-        all_kept, all_slopes = [], []
-        for k in range(len(stages)):
-            of_row = jax.tree.map(lambda leaf: leaf[0], known)
-            scalar, label = _example(rows)
-            examples = scalar, label, label, of_row, *parameters.loss
-            collected = Collected(stages, k, slopes_of(stages, k, examples) if slopes else None)
-            shape = jax.eval_shape(partial(collected), *examples)
-            statistics, tree = jax.tree.flatten(shape, is_leaf=is_statistic)
-            kinds = tuple(one.kind for one in statistics)
-            now = context._replace(
-                task=task._replace(
-                    loss=collected, statistics=kinds, similar_alone=stages[k].similar_alone
-                )
-            )
-            begun = [rows._replace(anchors=known), *others]
-            carry = walked(now, begun, nothing_added(now, begun))
-            of_anchors = carry.columns_kept if one_set else carry.rows_kept
-            values = [result(kind, one) for kind, one in zip(kinds, of_anchors, strict=True)]
-            found, of_slopes = jax.tree.unflatten(tree, values)
-            known = (*known, found)
-            # Of an extreme the place, of a log-sum-exp its value: what tells the part of a pair.
-            all_kept.append(
-                [
-                    one[1] if kind in ("max", "min") else jnp.where(jnp.isinf(value), 0, value)
-                    for kind, one, value in zip(kinds, of_anchors, values, strict=True)
-                ][: len(flat_values(found))]
-            )
-            all_slopes.append(of_slopes)
-        found = jax.tree.map(partial(_given_like, orders[0]), known[len(data) :])
-        return found, (known, all_kept, all_slopes)
+    task = task._replace(anchors="both" if len(sides) == 1 else "rows")
 
     @jax.custom_vjp
     @on_mesh_of_arguments
-    def statistics_of(x: Side, y: Side | None, data: Any, parameters: Parameters) -> Any:
-        return walk_stages(x, y, data, parameters, False)[0]
+    def statistics(sides: Any, data: Any, parameters: Any) -> Any:
+        return _sweep_stages(task, stages, sides, data, parameters, derivatives=False)[0]
 
     @on_mesh_of_arguments
-    def forward(x: Side, y: Side | None, data: Any, parameters: Parameters) -> Any:
-        (x, y, data, parameters), (of_x, of_y, _, of) = of_marks((x, y, data, parameters))
-        x, y, data, parameters = differentiable_once((x, y, data, parameters))
-        through = task.product is not None and any(of.distance)
-        rows = of_x.vectors or through
-        columns = rows if y is None else of_y.vectors or through
-        wanted = Wanted(rows, columns, any(jax.tree.leaves(of)))
-        found, state = walk_stages(x, y, data, parameters, True)
-        # What is wanted has to be told in shapes, as residuals are arrays.
-        flags = tuple(jnp.zeros(int(flag)) for flag in wanted)
-        return found, (x, y, data, parameters, state, flags)
+    def forward(*marked: Any) -> Any:
+        arguments, marks = split_marks(marked)
+        sides, data, parameters = differentiable_once(arguments)
+        by_stage, sweeps = _sweep_stages(task, stages, sides, data, parameters, derivatives=True)
+        wanted = gradients_wanted(task, marks[0], marks[2])
+        flags = jax.tree.map(lambda flag: jnp.zeros(int(flag)), wanted)
+        return by_stage, _Residuals(sides, data, parameters, sweeps, flags)
 
-    @on_mesh_of_arguments
-    def backward(residuals: Any, cotangents: Any) -> Any:
-        x, y, data, parameters, (known, all_kept, all_slopes), flags = residuals
-        wanted = Wanted(*[len(flag) > 0 for flag in flags])
-        sides, orders, context = arranged(task, (x, y), parameters, wanted)
-        rows, *others = sides
-        counts = rows.weights > 0
-
-        def sorted_weight(cotangent: Any, like: jax.Array) -> jax.Array:
-            if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-                cotangent = jnp.zeros(len(x.classes), like.dtype)
-            return jnp.where(counts, _sorted_like(rows.norms, orders[0], cotangent), 0)
-
-        is_zero = lambda leaf: isinstance(leaf, jax.custom_derivatives.SymbolicZero)  # noqa: E731
-        weights = jax.tree.map(sorted_weight, cotangents, known[len(data) :], is_leaf=is_zero)
-        weights = (*jax.tree.map(jnp.zeros_like, known[: len(data)]), *weights)
-        # What sums are by what was known before them, from the last stage to the first.
-        extremes_alone = True
-        for k in reversed(range(len(stages))):
-            place = len(data) + k
-            of_row = jax.tree.map(lambda leaf: leaf[0], known[:place])
-            scalar, label = _example(rows)
-            collected = partial(Collected(stages, k, None))
-            shape = jax.eval_shape(collected, scalar, label, label, of_row, *parameters.loss)[0]
-            extremes_alone &= all(one.kind in ("max", "min") for one in flat(shape))
-            sums = [
-                weight
-                for one, weight in zip(flat(shape), flat_values(weights[place]), strict=True)
-                if one.kind == "sum"
-            ]
-            for weight, slopes in zip(sums, all_slopes[k], strict=True):
-                more = jax.tree.map(lambda slope, w=weight: w * slope, slopes)
-                weights = (*jax.tree.map(jnp.add, weights[:place], more), *weights[place:])
-        of_data = jax.tree.map(
-            lambda weight, like: _given_like(orders[0], weight).astype(like.dtype),
-            weights[: len(data)],
-            data,
-        )
-        weighed = tuple(
-            tuple(zip(flat_values(weight), at, strict=True))
-            for weight, at in zip(weights[len(data) :], all_kept, strict=True)
-        )
-        begun = [rows._replace(anchors=(known, weighed)), *others]
-        context = context._replace(task=task._replace(loss=Weighed(stages)))
-        none = jax.tree.map(lambda p: None, parameters)
-        of_sides: list[Any] = [None] * len(sides)
-        of_parameters = none
-        if any(wanted) and extremes_alone and task.axis_name is None:
-            given = partial(_given_like, orders[0])
-            of_sides, of_parameters = _of_picked(
-                task,
-                stages,
-                (x, y),
-                orders[-1],
-                parameters,
-                wanted,
-                *jax.tree.map(given, (known, weighed)),
-            )
-        elif any(wanted):
-            carry = walked(context, begun, nothing_added(context, begun))
-            of_sides, found = gradients(context, begun, orders, carry)
-            if wanted.parameters:
-                like = jax.tree.map(empty_like, parameters)
-                of_parameters = jax.tree.map(
-                    lambda like, one: None if like is None else one.astype(like.dtype),
-                    like,
-                    found[0],
-                    is_leaf=lambda leaf: leaf is None,
-                )
-
-        def of_side(gradient: Any, side: Side) -> Any:
-            if gradient is None:
-                return None
-            return Side(gradient[0].astype(side.vectors.dtype), None, None)  # type: ignore[arg-type]
-
-        of_y = None if y is None else of_side(of_sides[1], y)
-        return of_side(of_sides[0], x), of_y, of_data, of_parameters
-
-    statistics_of.defvjp(forward, backward, symbolic_zeros=True)
-    arguments = x, y, data, parameters
-    return cast(tuple[Any, ...], statistics_of(*varying(arguments, axes_of(arguments))))
+    statistics.defvjp(
+        forward,
+        on_mesh_of_arguments(partial(_backward, task, stages)),
+        symbolic_zeros=True,
+    )
+    arguments = sides, data, parameters
+    return cast(tuple[Any, ...], statistics(*varying(arguments, axes_of(arguments))))
 
 
-def _of_picked(
+def _sweep_stages(
     task: Task,
     stages: tuple[Stage, ...],
-    sides: tuple[Side, Side | None],
-    order: jax.Array,
+    sides: tuple[Points, ...],
+    data: Any,
     parameters: Parameters,
-    wanted: Wanted,
-    known: tuple[Any, ...],
-    weighed: tuple[Any, ...],
+    *,
+    derivatives: bool,
+) -> tuple[tuple[Any, ...], _Sweeps]:
+    """Returns the results of all stages for the rows as given, and those of their sweeps."""
+    layout = arrange(task, sides, parameters, Wanted((False,) * len(sides), parameters=False))
+    results = to_sorted(layout, data)
+    references: list[list[jax.Array]] = []
+    all_derivatives: list[Any] = []
+    for k, stage in enumerate(stages):
+        example = _example(layout, results)
+        table = None
+        if derivatives:
+            table = sums_with_derivatives(stages, k, *example, parameters.loss)
+        collect = CollectStatistics(stages, k, table)
+        distance, label, row = example
+        shape = jax.eval_shape(partial(collect), distance, label, label, row, *parameters.loss)
+        statistics, structure = jax.tree.flatten(shape, is_leaf=is_statistic)
+        ops = tuple(one.op for one in statistics)
+        own_task = task._replace(loss=collect, statistics=ops, positives_only=stage.positives_only)
+        own = _with_anchors(layout, own_task, results)
+        partials = sweep(own, init_carry(own)).gains[0].statistics
+        values = [result(op, one) for op, one in zip(ops, partials, strict=True)]
+        tree, by_results = jax.tree.unflatten(structure, values)
+        results = (*results, tree)
+        references.append(
+            [
+                one[1] if op in ("max", "min") else jnp.where(jnp.isinf(value), 0, value)
+                for op, one, value in zip(ops, partials, values, strict=True)
+            ][: len(jax.tree.leaves(tree))]
+        )
+        all_derivatives.append(by_results)
+    by_stage = from_sorted(layout, results[len(data) :])
+    return by_stage, _Sweeps(results, references, all_derivatives)
+
+
+def _with_anchors(layout: Layout, task: Task, anchors: Any) -> Layout:
+    """Returns a layout for another task, with data of the rows as anchors."""
+    rows, *columns = layout.sides
+    return layout._replace(task=task, sides=(rows._replace(anchors=anchors), *columns))
+
+
+def _example(layout: Layout, results: Any) -> tuple[jax.Array, jax.Array, Any]:
+    """Returns a distance, a label and the results of one anchor, for their dtypes and mesh axes."""
+    distance = layout.sides[0].norms[0]
+    label = varying(jnp.int32(0), axes_of(distance))
+    return distance, label, jax.tree.map(lambda leaf: leaf[0], results)
+
+
+def _backward(
+    task: Task, stages: tuple[Stage, ...], residuals: _Residuals, cotangents: Any
+) -> tuple[Any, Any, Any]:
+    """Returns the gradients by sides, data and parameters."""
+    sides, data, parameters, sweeps, flags = residuals
+    wanted = Wanted(
+        tuple(len(flag) > 0 for flag in flags.sides), parameters=len(flags.parameters) > 0
+    )
+    layout = arrange(task, sides, parameters, wanted)
+    ops = [_ops(layout, stages, k, sweeps.results, len(data)) for k in range(len(stages))]
+    weights = _weights(layout, ops, sweeps, len(data), cotangents)
+    by_data = jax.tree.map(
+        lambda weight, like: weight.astype(like.dtype),
+        from_sorted(layout, weights[: len(data)]),
+        data,
+    )
+    weighted = tuple(
+        tuple(map(WeightedStatistic, jax.tree.leaves(weight), references))
+        for weight, references in zip(weights[len(data) :], sweeps.references, strict=True)
+    )
+    by_vectors: list[Any] = [None] * len(sides)
+    by_parameters: Any = None
+    if any(wanted.sides) or wanted.parameters:
+        only_selected = all(op in ("max", "min") for by_stage in ops for op in by_stage)
+        one_device = task.axis_name is None
+        gradients = _selected_gradients if only_selected and one_device else _swept_gradients
+        by_vectors, by_parameters = gradients(layout, stages, sides, sweeps.results, weighted)
+    if not wanted.parameters:
+        by_parameters = jax.tree.map(lambda _: None, parameters)
+    by_sides = tuple(
+        Points(by_vector.astype(side.vectors.dtype), None, None)  # type: ignore[arg-type]
+        if by_vector is not None and is_wanted
+        else None
+        for by_vector, side, is_wanted in zip(by_vectors, sides, wanted.sides, strict=True)
+    )
+    return by_sides, by_data, by_parameters
+
+
+def _ops(
+    layout: Layout, stages: tuple[Stage, ...], k: int, results: Any, data_count: int
+) -> list[str]:
+    """Returns the reductions of a stage."""
+    example = _example(layout, results[: data_count + k])
+    evaluate = partial(values_of_stage, stages, k)
+    shape = jax.eval_shape(partial(evaluate), *example, layout.parameters.loss)
+    return [one.op for one in flatten_statistics(shape)]
+
+
+def _weights(
+    layout: Layout, ops: list[list[str]], sweeps: _Sweeps, data_count: int, cotangents: Any
+) -> tuple[Any, ...]:
+    """Returns the derivatives of the loss by data and results, for the sorted rows.
+
+    A result acts on the loss directly, by its cotangent, and through the sums of later stages.
+    """
+    results = sweeps.results
+    counts = layout.sides[0].weights > 0
+
+    def sorted_cotangent(cotangent: Any, like: jax.Array) -> jax.Array:
+        if isinstance(cotangent, SymbolicZero):
+            cotangent = jnp.zeros(cotangent.shape, like.dtype)
+        return jnp.where(counts, to_sorted(layout, cotangent), 0)
+
+    is_zero = lambda leaf: isinstance(leaf, SymbolicZero)  # noqa: E731
+    direct = jax.tree.map(sorted_cotangent, cotangents, results[data_count:], is_leaf=is_zero)
+    weights = (*jax.tree.map(jnp.zeros_like, results[:data_count]), *direct)
+    for k in reversed(range(len(ops))):
+        own = jax.tree.leaves(weights[data_count + k])
+        sums = [weight for op, weight in zip(ops[k], own, strict=True) if op == "sum"]
+        for weight, slopes in zip(sums, sweeps.derivatives[k], strict=True):
+            more = jax.tree.map(lambda slope, w=weight: w * slope, slopes)
+            earlier = jax.tree.map(jnp.add, weights[: data_count + k], more)
+            weights = (*earlier, *weights[data_count + k :])
+    return weights
+
+
+def _swept_gradients(
+    layout: Layout,
+    stages: tuple[Stage, ...],
+    sides: tuple[Points, ...],
+    results: tuple[Any, ...],
+    weighted: tuple[tuple[WeightedStatistic, ...], ...],
 ) -> tuple[list[Any], Any]:
-    """Gradients of extremes alone: of pairs that are known, without another walk."""
-    x, y = kept(sides[0]), None if sides[1] is None else kept(sides[1])
-    others = x if y is None else y
-    at = jnp.stack([at for of_stage in weighed for _, at in of_stage])
-    found = at >= 0
-    # In place of an anchor that has found none stands one that has: its pair has a derivative.
-    spare = jnp.argmax(found, axis=1)[:, None]
-    row = jnp.where(found, jnp.arange(at.shape[1])[None], spare)
-    at = jnp.where(found, at, jnp.maximum(jnp.take_along_axis(at, spare, axis=1), 0))
-    at = order[at]
+    """Returns the gradients by vectors and parameters, by one more sweep over all pairs."""
+    task = layout.task._replace(loss=WeightStatistics(stages))
+    layout = _with_anchors(layout, task, (results, weighted))
+    by_vectors, by_parameters = input_gradients(layout, sweep(layout, init_carry(layout)))
+    # There is one sum.
+    vectors = [None if one is None else one[0] for one in by_vectors]
+    if not by_parameters:
+        return vectors, None
 
-    def total(vectors: jax.Array, their: jax.Array, parameters: Parameters) -> jax.Array:
-        def of_anchor(i: jax.Array, j: jax.Array, statistic: int, weight: jax.Array) -> jax.Array:
-            between = task.distances[0](vectors[i], their[j], *parameters.distance)
-            label = (x.classes[i] != others.classes[j]).astype(jnp.int32)
-            stage, place = of_statistic[statistic]
-            before = known[: len(known) - len(stages) + stage]
-            before = jax.tree.map(lambda leaf: lax.stop_gradient(leaf[i]), before)
-            one = flat(values_of_stage(stages, stage, between, label, before, parameters.loss))[
-                place
-            ]
-            return jnp.asarray(weight * one.value)
+    def like(parameter: jax.Array, gradient: jax.Array) -> jax.Array | None:
+        if not jnp.issubdtype(parameter.dtype, jnp.inexact):
+            return None
+        return gradient.astype(parameter.dtype)
 
-        added = jnp.zeros((), x.vectors.dtype)
-        for k, (weight, _) in enumerate(one for of_stage in weighed for one in of_stage):
-            values = jax.vmap(partial(of_anchor, statistic=k))(row[k], at[k], weight=weight)
-            added += jnp.sum(jnp.where(found[k], values, 0))
-        return added
+    return vectors, jax.tree.map(like, layout.parameters, by_parameters[0])
 
-    of_statistic = [(k, place) for k, of in enumerate(weighed) for place in range(len(of))]
-    their = others.vectors
-    gradients_of = jax.grad(total, (0, 1, 2), allow_int=True)
-    of_x, of_y, of_parameters = gradients_of(x.vectors, their, parameters)
-    any_found = jnp.any(found)
 
-    def none_where_nothing(gradient: jax.Array) -> jax.Array | None:
+def _selected_gradients(
+    layout: Layout,
+    stages: tuple[Stage, ...],
+    sides: tuple[Points, ...],
+    results: tuple[Any, ...],
+    weighted: tuple[tuple[WeightedStatistic, ...], ...],
+) -> tuple[list[Any], Any]:
+    """Returns the gradients of maxima and minima alone: their pairs are given, without a sweep."""
+    results, weighted = from_sorted(layout, (results, weighted))
+    each = [masked_points(side) for side in sides]
+    rows, columns = each[0], each[-1]
+    order, data_count = layout.orders[-1], len(results) - len(stages)
+
+    def total(x: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
+        def of_pair(stage: int, position: int, i: jax.Array, j: jax.Array) -> jax.Array:
+            distance = layout.task.distances[0](x[i], y[j], *parameters.distance)
+            label = (rows.classes[i] != columns.classes[j]).astype(jnp.int32)
+            earlier = results[: data_count + stage]
+            earlier = jax.tree.map(lambda leaf: lax.stop_gradient(leaf[i]), earlier)
+            tree = values_of_stage(stages, stage, distance, label, earlier, parameters.loss)
+            return jnp.asarray(flatten_statistics(tree)[position].value)
+
+        sums = jnp.zeros((), x.dtype)
+        for stage, by_stage in enumerate(weighted):
+            for position, (weight, index) in enumerate(by_stage):
+                valid = index >= 0
+                i, j = substitute(valid, (jnp.arange(len(index)), index))
+                value = jax.vmap(partial(of_pair, stage, position))(i, order[jnp.maximum(j, 0)])
+                sums += jnp.sum(jnp.where(valid, weight * value, 0))
+        return sums
+
+    gradients = jax.grad(total, (0, 1, 2), allow_int=True)
+    *by_vectors, by_parameters = gradients(rows.vectors, columns.vectors, layout.parameters)
+    if len(sides) == 1:
+        by_vectors = [by_vectors[0] + by_vectors[1]]
+    any_valid = jnp.any(jnp.stack([index >= 0 for by_stage in weighted for _, index in by_stage]))
+
+    def masked(gradient: jax.Array) -> jax.Array | None:
         if gradient.dtype == jax.dtypes.float0:
             return None
-        return jnp.where(any_found, gradient, 0)
+        return jnp.where(any_valid, gradient, 0)
 
-    of_sides: list[Any] = [None, None]
-    if y is None and wanted.rows:
-        of_sides = [(none_where_nothing(of_x + of_y),)]
-    elif y is not None:
-        of_sides = [
-            (none_where_nothing(one),) if asked else None
-            for one, asked in ((of_x, wanted.rows), (of_y, wanted.columns))
-        ]
-    if not wanted.parameters:
-        return of_sides, jax.tree.map(lambda _: None, parameters)
-    return of_sides, jax.tree.map(none_where_nothing, of_parameters)
-
-
-def _example(rows: Rows) -> tuple[jax.Array, jax.Array]:
-    """A distance and a label, or the place of a row, as pairs of these rows have them."""
-    scalar = rows.norms[0]
-    return scalar, varying(jnp.int32(0), axes_of(scalar))
-
-
-def _sorted_like(norms: jax.Array, order: jax.Array, values: jax.Array) -> jax.Array:
-    """Values of rows as given, in the order of the sorted rows and padded as they are."""
-    padding = [(0, len(norms) - len(order))] + [(0, 0)] * (values.ndim - 1)
-    return jnp.pad(values[order], padding)
-
-
-def _given_like(order: jax.Array, values: jax.Array) -> jax.Array:
-    """Values of sorted rows, in the order of the rows as given."""
-    return jnp.take(values, jnp.argsort(order), axis=0)
+    return [masked(one) for one in by_vectors], jax.tree.map(masked, by_parameters)

@@ -1,9 +1,9 @@
-"""Losses of an anchor, one of its positives, and what the anchor keeps of its other pairs.
+"""Losses of an anchor, one of its positives, and statistics of the anchor's other pairs.
 
 The positives of all anchors are taken a few at a time: the first of each anchor, the second, and so
-on. For these the anchors walk over all pairs (`contrastive_jax.anchors`) knowing how far their
-positives are. Time grows with the number of pairs times that of positives, memory with the number
-of rows. A gradient is computed along with the loss, so that nothing is kept from walk to walk.
+on. For these the statistics are those of anchors (`per_anchor`), whose data are the distances of
+their positives. Time grows with the number of pairs times that of positives, memory with the number
+of rows. The gradient is computed in the forward pass, so that nothing is stored between passes.
 """
 
 import dataclasses
@@ -15,269 +15,259 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax._engine.derivatives import differentiable_once, of_marks
+from contrastive_jax._engine.derivatives import eager_vjp, substitute
 from contrastive_jax._engine.per_anchor import anchor_statistics
-from contrastive_jax._engine.problem import Parameters, Side, Task, kept
+from contrastive_jax._engine.problem import Parameters, Points, Task, masked_points
 from contrastive_jax._engine.program_cache import compiled
-from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
+from contrastive_jax._engine.sharding import axes_of, varying
 from contrastive_jax._engine.stages import Stage
 
+TripletSums = tuple[jax.Array, jax.Array, jax.Array]
 
-class Triples(NamedTuple):
-    """What is computed of an anchor and a positive: all that a program is compiled for."""
+
+class Triplets(NamedTuple):
+    """The functions of an anchor and a positive: all that a program is compiled for."""
 
     loss: Callable[..., Any]
-    """Of the distance of a positive, of results, and of parameters, to value, count and active."""
+    """Takes the distance of a positive, results and parameters; returns value, count and active
+    count."""
     stages: tuple[Stage, ...]
-    """Of functions that know the distance of a positive."""
-    joined: Callable[..., jax.Array] | None
-    """Of anchor and positive to a vector that walks in place of the anchor."""
-    to_positive: Callable[..., jax.Array] | None
+    """Stages whose functions take the distance of a positive."""
+    combine: Callable[..., jax.Array] | None
+    """Takes the vectors of anchor and positive; returns a vector that replaces the anchor."""
+    positive_distance: Callable[..., jax.Array] | None
     """Distance of anchor and positive; None for that of all pairs."""
-    at_once: int
-    """Positives of an anchor that share a walk."""
+    positives_per_pass: int
+    """The number of positives of an anchor that share a pass."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _AtOnce:
-    """A stage's function for several positives; equal for equal functions, so compiled once."""
+class _ForPositives:
+    """The function of a stage for several positives; equal for equal functions."""
 
     function: Callable[..., Any]
     earlier: int
 
     def __call__(self, distance: jax.Array, label: jax.Array, *arguments: Any) -> Any:
-        known, own = arguments[: self.earlier + 1], arguments[self.earlier + 1 :]
-        each = zip(*known, strict=True)
-        return tuple(self.function(distance, label, *one, *own) for one in each)
+        results, own = arguments[: self.earlier + 1], arguments[self.earlier + 1 :]
+        by_positive = zip(*results, strict=True)
+        return tuple(self.function(distance, label, *one, *own) for one in by_positive)
 
 
-def triple_sums(
+def triplet_sums(
     task: Task,
-    triples: Triples,
-    x: Side,
-    y: Side | None,
-    of_loss: tuple[jax.Array, ...],
+    triplets: Triplets,
+    sides: tuple[Points, ...],
+    loss_parameters: tuple[jax.Array, ...],
     parameters: Parameters,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sums over all pairs of an anchor and a positive, of the anchors of this device.
+) -> TripletSums:
+    """Sums over all pairs of an anchor and a positive, for the anchors of this device.
 
     Args:
-      task: how the pairs are walked.
-      triples: what is computed.
-      x: anchors, `[N]` rows.
-      y: columns; None for the other rows of `x`.
-      of_loss: parameters of the loss.
-      parameters: of the stages one after the other, and of the distance.
+      task: distances of the pairs.
+      triplets: functions of an anchor and a positive.
+      sides: anchors, `[N]` rows, and columns where these are others.
+      loss_parameters: parameters of the loss.
+      parameters: parameters of the stages one after the other, and of the distance.
 
     Returns:
       Sums of the values, of their counts and of the counts of active ones. The first can be
       differentiated once, in reverse mode, by vectors and parameters.
     """
-    run = compiled(_triple_sums, task, triples)
-    return cast(tuple[jax.Array, jax.Array, jax.Array], run(x, y, of_loss, parameters))
+    run = compiled(_triplet_sums, task, triplets)
+    return cast(TripletSums, run(sides, loss_parameters, parameters))
 
 
-def _triple_sums(
+def _triplet_sums(
     task: Task,
-    triples: Triples,
-    x: Side,
-    y: Side | None,
-    of_loss: tuple[jax.Array, ...],
+    triplets: Triplets,
+    sides: tuple[Points, ...],
+    loss_parameters: tuple[jax.Array, ...],
     parameters: Parameters,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> TripletSums:
     def statistics(
-        stages: tuple[Stage, ...], x: Side, y: Side | None, data: Any, parameters: Any, _: Any
+        stages: tuple[Stage, ...],
+        x: Points,
+        y: Points | None,
+        data: Any,
+        parameters: Parameters,
+        matrix: None,
     ) -> tuple[Any, ...]:
-        return anchor_statistics(task, stages, x, y, data, parameters)
+        return anchor_statistics(task, stages, (x,) if y is None else (x, y), data, parameters)
 
-    return triple_sums_of(statistics, task, triples, x, y, of_loss, parameters)
+    y = sides[1] if len(sides) > 1 else None
+    return sums_over_positives(statistics, task, triplets, sides[0], y, loss_parameters, parameters)
 
 
-def triple_sums_of(
+def sums_over_positives(
     statistics: Callable[..., tuple[Any, ...]],
     task: Task,
-    triples: Triples,
-    x: Side,
-    y: Side | None,
-    of_loss: tuple[jax.Array, ...],
+    triplets: Triplets,
+    x: Points,
+    y: Points | None,
+    loss_parameters: tuple[jax.Array, ...],
     parameters: Parameters,
     matrix: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The sums of `triple_sums` by a function that gives the statistics of anchors.
+) -> TripletSums:
+    """The sums of `triplet_sums` by any function that gives the statistics of anchors.
 
     Args:
-      statistics: takes stages, anchors, columns, data, parameters and the matrix, and returns what
-        `anchor_statistics` returns.
-      task: how the pairs are walked.
-      triples: what is computed.
+      statistics: takes stages, anchors, columns or None, data, parameters and the matrix, and
+        returns what `anchor_statistics` returns.
+      task: distances of the pairs.
+      triplets: functions of an anchor and a positive.
       x: anchors, `[N]` rows.
       y: columns; None for the other rows of `x`.
-      of_loss: parameters of the loss.
-      parameters: of the stages one after the other, and of the distance.
+      loss_parameters: parameters of the loss.
+      parameters: parameters of the stages one after the other, and of the distance.
       matrix: distances of the rows from the columns, `[N, M]`, which are the same for all
         positives; None where the statistics are computed from vectors.
 
     Returns:
       The sums, which can be differentiated once, in reverse mode, also by the matrix.
     """
-    x, y = kept(x), None if y is None else kept(y)
-    arguments = (x, y), of_loss, parameters, _numbered(task, x, y), matrix
-    arguments = varying(arguments, axes_of(arguments))
-    ranks = [jnp.ndim(leaf) for leaf in jax.tree.leaves(arguments)]
-    structure = jax.tree.structure(arguments)
-    some = partial(_some, statistics, task, triples)
+    sides = tuple(masked_points(side) for side in (x, y) if side is not None)
+    arguments = sides, loss_parameters, parameters, _positives_by_anchor(task, sides), matrix
+    sums_of_pass = partial(_sums_of_pass, statistics, task, triplets)
 
-    @jax.custom_vjp
-    @on_mesh_of_arguments
-    def sums(*arguments: Any) -> Any:
-        value, counts = _looped(triples, lambda k: some(k, *arguments), arguments)
-        return value, *counts
+    def with_gradient(wanted: Any, *arguments: Any) -> Any:
+        leaves, structure = jax.tree.flatten(arguments)
+        is_wanted = jax.tree.leaves(wanted)
+        chosen = [leaf for leaf, w in zip(leaves, is_wanted, strict=True) if w]
 
-    @on_mesh_of_arguments
-    def forward(*marked: Any) -> Any:
-        arguments, marks = of_marks(marked)
-        arguments = differentiable_once(arguments)
-        leaves = jax.tree.leaves(arguments)
-        wanted = [k for k, mark in enumerate(jax.tree.leaves(marks)) if mark]
+        def by_chosen(chosen: list[jax.Array], k: jax.Array) -> Any:
+            rest = iter(chosen)
+            given = [next(rest) if w else leaf for leaf, w in zip(leaves, is_wanted, strict=True)]
+            return sums_of_pass(k, *jax.tree.unflatten(structure, given))
 
-        def value_of(chosen: list[jax.Array], k: jax.Array) -> Any:
-            given = list(leaves)
-            for place, leaf in zip(wanted, chosen, strict=True):
-                given[place] = leaf
-            return some(k, *jax.tree.unflatten(structure, given))
+        if not chosen:
+            value, counts = _loop(triplets, lambda k: sums_of_pass(k, *arguments), arguments)
+            return value, counts, jax.tree.map(lambda _: None, arguments)
+        gradient_of = jax.value_and_grad(by_chosen, has_aux=True)
+        (value, counts), gradient = _loop(triplets, lambda k: gradient_of(chosen, k), arguments)
+        rest = iter(gradient)
+        by_leaf = [next(rest) if w else None for w in is_wanted]
+        return value, counts, jax.tree.unflatten(structure, by_leaf)
 
-        chosen = [leaves[k] for k in wanted]
-        slope_of = jax.value_and_grad(value_of, has_aux=True)
-        (value, counts), slopes = _looped(triples, lambda k: slope_of(chosen, k), arguments)
-        # Residuals keep one structure, whatever is wanted: what is not has an axis of length 0.
-        gradient = [jnp.zeros((0, *jnp.shape(leaf))) for leaf in leaves]
-        for place, slope in zip(wanted, slopes, strict=True):
-            gradient[place] = slope
-        return (value, *counts), gradient
-
-    @on_mesh_of_arguments
-    def backward(gradient: Any, cotangents: Any) -> Any:
-        slope = cotangents[0]
-        if isinstance(slope, jax.custom_derivatives.SymbolicZero):
-            slope = jnp.zeros(())
-        of_leaves = [
-            (slope * one).astype(one.dtype) if one.ndim == rank else None
-            for one, rank in zip(gradient, ranks, strict=True)
-        ]
-        return jax.tree.unflatten(structure, of_leaves)
-
-    sums.defvjp(forward, backward, symbolic_zeros=True)
-    return cast(tuple[jax.Array, jax.Array, jax.Array], sums(*arguments))
+    value, counts = eager_vjp(with_gradient, *arguments)
+    return cast(TripletSums, (value, *counts))
 
 
-class _Numbered(NamedTuple):
-    """Where each anchor finds its positives among the columns of all devices."""
+class _Positives(NamedTuple):
+    """The positives of each anchor among the columns of all devices."""
 
     order: jax.Array
-    """Columns sorted by class, `[M]`."""
+    """Indices of the columns sorted by class, `[M]`."""
     first: jax.Array
-    """Place in that order of the first of the anchor's class, `[N]`."""
+    """Index in that order of the first of the anchor's class, `[N]`."""
     own: jax.Array
-    """Place of the anchor itself, `M` where it is not among the columns, `[N]`."""
+    """Index in that order of the anchor itself, `M` where it is not among the columns, `[N]`."""
     sizes: jax.Array
     """Number of positives, `[N]`."""
     most: jax.Array
     """Largest number of positives of an anchor of any device."""
 
 
-def _numbered(task: Task, x: Side, y: Side | None) -> _Numbered:
+def _positives_by_anchor(task: Task, sides: tuple[Points, ...]) -> _Positives:
     axis = task.axis_name
-    classes = _everywhere(task, (x if y is None else y).classes)
+    x, one_side = sides[0], len(sides) == 1
+    classes = _all_devices(task, sides[-1].classes)
     order = jnp.argsort(classes, stable=True)
     ordered = classes[order]
     first = jnp.searchsorted(ordered, x.classes)
     sizes = jnp.searchsorted(ordered, x.classes, side="right") - first
     count = len(x.classes)
     own = jnp.full(count, len(classes))
-    if y is None:
+    if one_side:
         start = 0 if axis is None else lax.axis_index(axis) * count
         own = jnp.argsort(order)[start + jnp.arange(count)]
         sizes -= 1
     sizes = jnp.where(x.classes < 0, 0, sizes)
     most = jnp.max(sizes, initial=0)
-    return _Numbered(order, first, own, sizes, most if axis is None else lax.pmax(most, axis))
+    return _Positives(order, first, own, sizes, most if axis is None else lax.pmax(most, axis))
 
 
-def _everywhere(task: Task, values: jax.Array) -> jax.Array:
+def _all_devices(task: Task, values: jax.Array) -> jax.Array:
     axis = task.axis_name
     return values if axis is None else lax.all_gather(values, axis, tiled=True)
 
 
-def _looped(triples: Triples, one: Callable[[jax.Array], Any], arguments: Any) -> Any:
-    """Sums over all positives, so many at once."""
-    numbered: _Numbered = arguments[3]
-    shapes = jax.eval_shape(one, jnp.int32(0))
-    nothing = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
-    trips = -(-numbered.most // triples.at_once)
+def _loop(triplets: Triplets, one_pass: Callable[[jax.Array], Any], arguments: Any) -> Any:
+    """Adds up the results of the passes over all positives."""
+    positives: _Positives = arguments[3]
+    shapes = jax.eval_shape(one_pass, jnp.int32(0))
+    init = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
+    passes = -(-positives.most // triplets.positives_per_pass)
 
     def add(state: Any) -> Any:
         k, total = state
-        return k + 1, jax.tree.map(jnp.add, total, one(k))
+        return k + 1, jax.tree.map(jnp.add, total, one_pass(k))
 
-    begun = varying((jnp.int32(0), nothing), axes_of(arguments))
-    return lax.while_loop(lambda state: state[0] < trips, add, begun)[1]
+    state = varying((jnp.int32(0), init), axes_of(arguments))
+    return lax.while_loop(lambda state: state[0] < passes, add, state)[1]
 
 
-def _some(
+def _sums_of_pass(
     statistics: Callable[..., tuple[Any, ...]],
     task: Task,
-    triples: Triples,
+    triplets: Triplets,
     k: jax.Array,
-    sides: tuple[Side, Side | None],
-    of_loss: tuple[jax.Array, ...],
+    sides: tuple[Points, ...],
+    loss_parameters: tuple[jax.Array, ...],
     parameters: Parameters,
-    numbered: _Numbered,
+    positives: _Positives,
     matrix: jax.Array | None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Sums over the positives of all anchors from number `k * at_once` on."""
-    x, y = sides
-    count = len(x.classes)
-    candidates = _everywhere(task, (x if y is None else y).vectors)
-    number = k * triples.at_once + jnp.arange(triples.at_once)[:, None]
-    place = numbered.first[None] + number
-    place += (place >= numbered.own[None]).astype(place.dtype)
-    place = numbered.order[jnp.minimum(place, len(candidates) - 1)]
-    valid = number < numbered.sizes[None]
-    # In place of a pair that does not count stands one that does: a distance need not have a
-    # derivative between a vector and itself.
-    spare = jnp.argmax(valid)
-    mark = valid[..., None]
-    a = jnp.where(mark, x.vectors[None], x.vectors[None, None, spare % count])
-    b = jnp.where(mark, candidates[place], candidates[None, None, place.ravel()[spare]])
+    """Sums over the positives number `k * positives_per_pass` and the next ones of all anchors."""
+    x, y = sides[0], sides[1] if len(sides) > 1 else None
+    valid, anchors, others = _vectors_of_pass(task, triplets, k, sides, positives)
 
     def distance(a: jax.Array, b: jax.Array) -> jax.Array:
-        if triples.to_positive is not None:
-            return triples.to_positive(a, b)
+        if triplets.positive_distance is not None:
+            return triplets.positive_distance(a, b)
         return task.distances[0](a, b, *parameters.distance)
 
-    known = tuple(jax.vmap(jax.vmap(distance))(a, b))
-    if triples.joined is not None:
-        y = x if y is None else y
-        x = x._replace(vectors=jax.vmap(triples.joined)(a[0], b[0]))
+    distances = tuple(jax.vmap(jax.vmap(distance))(anchors, others))
+    if triplets.combine is not None:
+        y = sides[-1]
+        x = x._replace(vectors=jax.vmap(triplets.combine)(anchors[0], others[0]))
     stages = tuple(
-        Stage(_AtOnce(stage.function, earlier), stage.parameters, stage.similar_alone)
-        for earlier, stage in enumerate(triples.stages)
+        Stage(_ForPositives(stage.function, earlier), stage.parameters, stage.positives_only)
+        for earlier, stage in enumerate(triplets.stages)
     )
-    found = statistics(stages, x, y, (known,), parameters, matrix)
+    by_stage = statistics(stages, x, y, (distances,), parameters, matrix)
     sums = [jnp.zeros((), x.vectors.dtype)] * 3
-    for column, counts in enumerate(valid):
-        each = known[column], *[stage[column] for stage in found]
-        # Where no anchor has so many positives, ones stand in: statistics of no pairs may have no
-        # derivative.
-        spared = jax.tree.map(
-            lambda leaf, counts=counts: jnp.where(
-                counts, leaf, jnp.where(jnp.any(counts), leaf[jnp.argmax(counts)], 1)
-            ),
-            each,
-        )
-        means = jax.vmap(lambda *known: triples.loss(*known, *of_loss))(*spared)
+    for position, counts in enumerate(valid):
+        results = distances[position], *[one[position] for one in by_stage]
+        # Where no anchor has so many positives, 1 replaces all results: statistics of no pairs may
+        # have no derivative.
+        results = substitute(counts, results, default=1)
+        means = jax.vmap(lambda *results: triplets.loss(*results, *loss_parameters))(*results)
         sums = [
             total + jnp.sum(jnp.where(counts, one, 0))
             for total, one in zip(sums, means, strict=True)
         ]
     return sums[0], tuple(map(lax.stop_gradient, sums[1:]))
+
+
+def _vectors_of_pass(
+    task: Task, triplets: Triplets, k: jax.Array, sides: tuple[Points, ...], positives: _Positives
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns which anchors have a positive of these numbers, and the vectors of both.
+
+    Returns:
+      Mask `[P, N]` for P positives of a pass, vectors of the anchors and of the positives,
+      `[P, N, D]` each.
+    """
+    x = sides[0]
+    candidates = _all_devices(task, sides[-1].vectors)
+    count = triplets.positives_per_pass
+    number = k * count + jnp.arange(count)[:, None]
+    index = positives.first[None] + number
+    index += (index >= positives.own[None]).astype(index.dtype)
+    index = positives.order[jnp.minimum(index, len(candidates) - 1)]
+    valid = number < positives.sizes[None]
+    # A pair that does not count is replaced by one that does: a distance need not have a derivative
+    # between a vector and itself.
+    anchors = jnp.broadcast_to(x.vectors, (count, *x.vectors.shape))
+    return valid, *substitute(valid, (anchors, candidates[index]))

@@ -14,42 +14,49 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax._engine.per_triplet import Triples
-from contrastive_jax._engine.problem import Parameters, Side, Sums, Task, kept, zero_or_nan
+from contrastive_jax._engine.derivatives import substitute
+from contrastive_jax._engine.per_triplet import Triplets
+from contrastive_jax._engine.problem import (
+    Parameters,
+    Points,
+    Sums,
+    Task,
+    masked_points,
+    zero_or_nan,
+)
 from contrastive_jax._engine.program_cache import compiled
-from contrastive_jax._engine.reductions import is_statistic, none_kept, reduced, result
+from contrastive_jax._engine.reductions import init_partial, is_statistic, reduce_row, result
 from contrastive_jax._engine.sharding import axes_of, varying
 from contrastive_jax._engine.stages import Stage, values_of_stage
 
-TripleSums = tuple[jax.Array, jax.Array, jax.Array]
+TripletSums = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Sums:
-    """Sums over all pairs of a row of `x` and one of `y`, or of two different rows of `x`.
+def pair_sums(task: Task, sides: tuple[Points, ...], parameters: Parameters) -> Sums:
+    """Sums over all pairs of two sides, or over all pairs of different rows of one side.
 
     Args:
       task: losses and distances of the pairs.
-      x: rows.
-      y: columns; None for the other rows of `x`.
+      sides: rows, and columns where these are others.
       parameters: parameters of the loss and of the distance.
 
     Returns:
       The sums, of which the first has derivatives by vectors and parameters.
     """
-    return cast(Sums, compiled(_pair_sums, task)(x, y, parameters))
+    return cast(Sums, compiled(_pair_sums, task)(sides, parameters))
 
 
-def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Sums:
+def _pair_sums(task: Task, sides: tuple[Points, ...], parameters: Parameters) -> Sums:
     x, columns = (
         side._replace(weights=lax.stop_gradient(side.weights))
-        for side in (kept(x), kept(x if y is None else y))
+        for side in (masked_points(sides[0]), masked_points(sides[-1]))
     )
     dtype = x.vectors.dtype
     count = 2 if task.by_label else 1
 
-    def of_row(row: Side, weights: jax.Array) -> Sums:
+    def by_row(row: Points, weights: jax.Array) -> Sums:
         labels = (row.classes != columns.classes).astype(jnp.int32)
-        vectors, labels_of = _substituted(weights > 0, (columns.vectors, labels))
+        vectors, column_labels = substitute(weights > 0, (columns.vectors, labels))
 
         def one(b: jax.Array, label: jax.Array) -> jax.Array:
             # Both orders of a pair are met, each from one of its rows.
@@ -57,7 +64,7 @@ def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> S
             value: jax.Array = task.loss(distance, label, *parameters.loss)
             return value
 
-        losses = jax.vmap(one)(vectors, labels_of).astype(dtype)
+        losses = jax.vmap(one)(vectors, column_labels).astype(dtype)
 
         def total(values: jax.Array) -> jax.Array:
             index = labels if count == 2 else 0 * labels
@@ -69,38 +76,36 @@ def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> S
             total(jnp.where(losses != 0, weights, 0)),
         )
 
-    def of_row_or_nothing(index: jax.Array, row: Side) -> Sums:
+    def by_row_or_init(index: jax.Array, row: Points) -> Sums:
         weights = row.weights * columns.weights
-        if y is None:
+        if len(sides) == 1:
             weights = jnp.where(jnp.arange(len(weights)) == index, 0, weights)
         # A row without partners has no pair to take the place of another either.
-        sums = lax.cond(jnp.any(weights > 0), of_row, lambda *_: nothing, row, weights)
+        sums = lax.cond(jnp.any(weights > 0), by_row, lambda *_: empty, row, weights)
         return cast(Sums, sums)
 
     bad = zero_or_nan(x.vectors) + zero_or_nan(columns.vectors)
     zero = jnp.zeros(count, dtype) + bad
-    nothing = jax.tree.map(jnp.zeros_like, Sums(zero, zero, zero))
+    empty = jax.tree.map(jnp.zeros_like, Sums(zero, zero, zero))
     init = Sums(zero, zero * 0, zero * 0)
     if not len(columns.weights):
         return init
-    return cast(Sums, _summed(of_row_or_nothing, init, x))
+    return cast(Sums, _summed(by_row_or_init, init, x))
 
 
 def anchor_statistics(
     task: Task,
     stages: tuple[Stage, ...],
-    x: Side,
-    y: Side | None,
+    sides: tuple[Points, ...],
     data: tuple[Any, ...],
     parameters: Parameters,
 ) -> tuple[Any, ...]:
-    """Statistics over the pairs of each row of `x` with the rows of `y`, or with the others of `x`.
+    """Statistics over the pairs of each row with the columns, or with the other rows.
 
     Args:
       task: distances of the pairs.
       stages: functions that give the statistics.
-      x: anchors, `[N]` rows.
-      y: columns; None for the other rows of `x`.
+      sides: anchors, `[N]` rows, and columns where these are others.
       data: data of each anchor, trees of `[N]`.
       parameters: parameters of the stages one after the other, and of the distance.
 
@@ -108,122 +113,119 @@ def anchor_statistics(
       For each stage its statistics, `[N]` each.
     """
     run = compiled(_anchor_statistics, task, stages)
-    return cast(tuple[Any, ...], run(x, y, data, parameters))
+    return cast(tuple[Any, ...], run(sides, data, parameters))
 
 
 def _anchor_statistics(
     task: Task,
     stages: tuple[Stage, ...],
-    x: Side,
-    y: Side | None,
+    sides: tuple[Points, ...],
     data: tuple[Any, ...],
     parameters: Parameters,
 ) -> tuple[Any, ...]:
-    x, columns = kept(x), kept(x if y is None else y)
+    x, columns = masked_points(sides[0]), masked_points(sides[-1])
     none = _statistics_of_none(stages, x, data, parameters)
     if not len(columns.weights):
         whole = jax.tree.map(lambda one: jnp.broadcast_to(one, len(x.classes)), none)
         return cast(tuple[Any, ...], whole)
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def of_row(indexed: tuple[jax.Array, Side, tuple[Any, ...]]) -> tuple[Any, ...]:
+    def by_row(indexed: tuple[jax.Array, Points, tuple[Any, ...]]) -> tuple[Any, ...]:
         index, row, own_data = indexed
-        counts = _partners(row, columns, None if y is not None else index)
+        counts = _partners(row, columns, index if len(sides) == 1 else None)
 
-        def measured(row: Side, own_data: tuple[Any, ...]) -> tuple[Any, ...]:
+        def with_pairs(row: Points, own_data: tuple[Any, ...]) -> tuple[Any, ...]:
             return _statistics(
                 task, stages, row, row.vectors, columns, counts, own_data, parameters
             )
 
-        results = lax.cond(jnp.any(counts), measured, lambda *_: none, row, own_data)
+        results = lax.cond(jnp.any(counts), with_pairs, lambda *_: none, row, own_data)
         return cast(tuple[Any, ...], results)
 
-    results = lax.map(of_row, (jnp.arange(len(x.classes)), x, data))
+    results = lax.map(by_row, (jnp.arange(len(x.classes)), x, data))
     return cast(tuple[Any, ...], results)
 
 
-def triple_sums(
+def triplet_sums(
     task: Task,
-    triples: Triples,
-    x: Side,
-    y: Side | None,
-    of_loss: tuple[jax.Array, ...],
+    triplets: Triplets,
+    sides: tuple[Points, ...],
+    loss_parameters: tuple[jax.Array, ...],
     parameters: Parameters,
-) -> TripleSums:
+) -> TripletSums:
     """Sums over all pairs of an anchor and a positive.
 
     Args:
       task: distances of the pairs.
-      triples: functions of an anchor and a positive.
-      x: anchors, `[N]` rows.
-      y: columns; None for the other rows of `x`.
-      of_loss: parameters of the loss.
+      triplets: functions of an anchor and a positive.
+      sides: anchors, `[N]` rows, and columns where these are others.
+      loss_parameters: parameters of the loss.
       parameters: parameters of the stages one after the other, and of the distance.
 
     Returns:
       Sums of the values, of their counts and of the counts of active ones. The first has
       derivatives by vectors and parameters.
     """
-    run = compiled(_triple_sums, task, triples, False)
-    return cast(TripleSums, run(x, y, of_loss, parameters))
+    run = compiled(_triplet_sums, task, triplets, False)
+    return cast(TripletSums, run(sides, loss_parameters, parameters))
 
 
-def triple_sums_by_anchor(
+def triplet_sums_by_anchor(
     task: Task,
-    triples: Triples,
-    x: Side,
-    y: Side | None,
-    of_loss: tuple[jax.Array, ...],
+    triplets: Triplets,
+    sides: tuple[Points, ...],
+    loss_parameters: tuple[jax.Array, ...],
     parameters: Parameters,
-) -> TripleSums:
-    """Sums over the positives of each anchor, `[N]`; arguments are those of `triple_sums`."""
-    run = compiled(_triple_sums, task, triples, True)
-    return cast(TripleSums, run(x, y, of_loss, parameters))
+) -> TripletSums:
+    """Sums over the positives of each anchor, `[N]`; the arguments are those of `triplet_sums`."""
+    run = compiled(_triplet_sums, task, triplets, True)
+    return cast(TripletSums, run(sides, loss_parameters, parameters))
 
 
-def _triple_sums(
+def _triplet_sums(
     task: Task,
-    triples: Triples,
+    triplets: Triplets,
     by_anchor: bool,
-    x: Side,
-    y: Side | None,
-    of_loss: tuple[jax.Array, ...],
+    sides: tuple[Points, ...],
+    loss_parameters: tuple[jax.Array, ...],
     parameters: Parameters,
-) -> TripleSums:
-    x, columns = kept(x), kept(x if y is None else y)
+) -> TripletSums:
+    x, columns = masked_points(sides[0]), masked_points(sides[-1])
     dtype = x.vectors.dtype
-    zero = varying(jnp.zeros((), dtype), axes_of((x, columns, of_loss, parameters)))
+    zero = varying(jnp.zeros((), dtype), axes_of((x, columns, loss_parameters, parameters)))
     init = (zero,) * 3
 
-    def of_positive(row: Side, counts: jax.Array, b: jax.Array) -> TripleSums:
+    def by_positive(row: Points, counts: jax.Array, b: jax.Array) -> TripletSums:
         a = row.vectors
-        between = task.distances[0] if triples.to_positive is None else triples.to_positive
-        own = parameters.distance if triples.to_positive is None else ()
-        positive = between(a, b, *own)
-        vector = a if triples.joined is None else triples.joined(a, b)
-        found = _statistics(
-            task, triples.stages, row, vector, columns, counts, (positive,), parameters
+        between = (
+            task.distances[0] if triplets.positive_distance is None else triplets.positive_distance
         )
-        value, count, active = triples.loss(positive, *found, *of_loss)
+        own = parameters.distance if triplets.positive_distance is None else ()
+        positive = between(a, b, *own)
+        vector = a if triplets.combine is None else triplets.combine(a, b)
+        results = _statistics(
+            task, triplets.stages, row, vector, columns, counts, (positive,), parameters
+        )
+        value, count, active = triplets.loss(positive, *results, *loss_parameters)
         return value, lax.stop_gradient(count), lax.stop_gradient(active)
 
-    def of_row(index: jax.Array, row: Side) -> TripleSums:
-        counts = _partners(row, columns, None if y is not None else index)
+    def by_row(index: jax.Array, row: Points) -> TripletSums:
+        counts = _partners(row, columns, index if len(sides) == 1 else None)
 
-        def of_column(_: jax.Array, column: tuple[jax.Array, jax.Array]) -> TripleSums:
+        def by_column(_: jax.Array, column: tuple[jax.Array, jax.Array]) -> TripletSums:
             is_positive, b = column
-            of_two = partial(of_positive, row, counts)
-            return cast(TripleSums, lax.cond(is_positive, of_two, lambda _: init, b))
+            with_positive = partial(by_positive, row, counts)
+            return cast(TripletSums, lax.cond(is_positive, with_positive, lambda _: init, b))
 
         are_positive = counts & (columns.classes == row.classes)
-        return cast(TripleSums, _summed(of_column, init, (are_positive, columns.vectors)))
+        return cast(TripletSums, _summed(by_column, init, (are_positive, columns.vectors)))
 
     if by_anchor:
-        each = jax.checkpoint(lambda indexed: of_row(*indexed), prevent_cse=False)
+        each = jax.checkpoint(lambda indexed: by_row(*indexed), prevent_cse=False)
         rows = jnp.arange(len(x.classes)), x
         none = tuple(jnp.broadcast_to(one, x.classes.shape) for one in init)
-        return cast(TripleSums, lax.map(each, rows) if len(columns.weights) else none)
-    return cast(TripleSums, _summed(of_row, init, x)) if len(columns.weights) else init
+        return cast(TripletSums, lax.map(each, rows) if len(columns.weights) else none)
+    return cast(TripletSums, _summed(by_row, init, x)) if len(columns.weights) else init
 
 
 def _summed(function: Callable[[jax.Array, Any], Any], init: Any, rows: Any) -> Any:
@@ -237,69 +239,54 @@ def _summed(function: Callable[[jax.Array, Any], Any], init: Any, rows: Any) -> 
     return lax.scan(add, init, (jnp.arange(count), rows))[0]
 
 
-def _partners(row: Side, columns: Side, own: jax.Array | None) -> jax.Array:
-    """Tells which columns make a pair with a row, of which the row itself is `own`, `[M]`."""
+def _partners(row: Points, columns: Points, own: jax.Array | None) -> jax.Array:
+    """Returns the mask of the columns that make a pair with a row, `[M]`; `own` is its index."""
     counts = (row.classes >= 0) & (columns.classes >= 0)
     return counts if own is None else counts & (jnp.arange(len(counts)) != own)
-
-
-def _substituted(counts: jax.Array, columns: Any) -> Any:
-    """Columns in which those that do not count are replaced by one that does.
-
-    A distance or a loss need not have a derivative where a pair does not count.
-    """
-    substitute = jnp.argmax(counts)
-
-    def one(values: jax.Array) -> jax.Array:
-        return jnp.where(
-            counts.reshape(-1, *[1] * (values.ndim - 1)), values, values[substitute][None]
-        )
-
-    return jax.tree.map(one, columns)
 
 
 def _statistics(
     task: Task,
     stages: tuple[Stage, ...],
-    row: Side,
+    row: Points,
     vector: jax.Array,
-    columns: Side,
+    columns: Points,
     counts: jax.Array,
     data: tuple[Any, ...],
     parameters: Parameters,
 ) -> tuple[Any, ...]:
-    """Statistics of the pairs of one row, with the distances of the columns from `vector`."""
+    """Returns the statistics of the pairs of a row, with distances of columns from `vector`."""
     labels = (row.classes != columns.classes).astype(jnp.int32)
-    vectors, labels = _substituted(counts, (columns.vectors, labels))
+    vectors, labels = substitute(counts, (columns.vectors, labels))
     distances = jax.vmap(lambda b: task.distances[0](vector, b, *parameters.distance))(vectors)
     results = data
     for k in range(len(stages)):
-        of_pair = partial(values_of_stage, stages, k)
-        pairs = jax.vmap(of_pair, (0, 0, None, None))(distances, labels, results, parameters.loss)
-        reduce = partial(reduced, counts=counts, dtype=distances.dtype)
+        evaluate = partial(values_of_stage, stages, k)
+        pairs = jax.vmap(evaluate, (0, 0, None, None))(distances, labels, results, parameters.loss)
+        reduce = partial(reduce_row, counts=counts, dtype=distances.dtype)
         results = (*results, jax.tree.map(reduce, pairs, is_leaf=is_statistic))
     return results[len(data) :]
 
 
 def _statistics_of_none(
-    stages: tuple[Stage, ...], x: Side, data: tuple[Any, ...], parameters: Parameters
+    stages: tuple[Stage, ...], x: Points, data: tuple[Any, ...], parameters: Parameters
 ) -> tuple[Any, ...]:
-    """Statistics of an anchor without pairs, one of each."""
+    """Returns the statistics of an anchor without pairs, a scalar each."""
     dtype = x.vectors.dtype
     scalar = jax.ShapeDtypeStruct((), dtype)
     results: tuple[Any, ...] = jax.tree.map(lambda _: scalar, data)
-    nones: list[Any] = []
+    by_stage: list[Any] = []
     for k in range(len(stages)):
         label = jax.ShapeDtypeStruct((), jnp.int32)
         shape = jax.eval_shape(
             partial(values_of_stage, stages, k), scalar, label, results, parameters.loss
         )
         results = (*results, jax.tree.map(lambda _: scalar, shape, is_leaf=is_statistic))
-        nones.append(
+        by_stage.append(
             jax.tree.map(
-                lambda one: result(one.kind, none_kept(one.kind, (), dtype)),
+                lambda one: result(one.op, init_partial(one.op, (), dtype)),
                 shape,
                 is_leaf=is_statistic,
             )
         )
-    return cast(tuple[Any, ...], varying(tuple(nones), axes_of((x, data, parameters))))
+    return cast(tuple[Any, ...], varying(tuple(by_stage), axes_of((x, data, parameters))))

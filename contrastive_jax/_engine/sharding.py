@@ -100,7 +100,7 @@ def varying(tree: Any, axes: frozenset[Any]) -> Any:
     return jax.tree.map(one, tree)
 
 
-def shared_total(values: Any, axis_name: Any) -> Any:
+def psum_once(values: Any, axis_name: Any) -> Any:
     """Sums over the devices whose gradient on each is that of its own part.
 
     Every device computes the same loss of such sums. What JAX makes of the gradient of `lax.psum`

@@ -1,7 +1,5 @@
-"""The sweep over the tiles of all pairs, on one device or in a ring of devices."""
+"""The sweep over the tiles of all pairs, on one device or over a ring of devices."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import jax
@@ -10,137 +8,137 @@ from jax import lax
 
 from contrastive_jax._engine.accumulators import (
     Carry,
-    added,
-    kept_at,
-    no_gradient,
-    nothing_kept,
+    Gain,
+    TileCarry,
+    add_block,
+    init_gradient,
+    init_statistics,
+    merge_at,
 )
-from contrastive_jax._engine.layout import Context, Rows, block_of, block_size, points_of
-from contrastive_jax._engine.problem import Task
+from contrastive_jax._engine.layout import (
+    Layout,
+    SortedPoints,
+    block_size,
+    points_of,
+    take_block,
+)
+from contrastive_jax._engine.pair_values import Tile
 from contrastive_jax._engine.sharding import axes_of, ring_permute, varying
 from contrastive_jax._engine.tile import add_tile
 
 
-def walked(context: Context, sides: list[Rows], carry: Carry) -> Carry:
-    """What the pairs of all devices add; of one set it is the columns that gain."""
-    task = context.task
-    axis = task.axis_name
-    add = partial(add_tiles, context)
-    rows = sides[0]
-    if len(sides) == 1:
-        carry = add(rows, None, carry)
-        return carry if axis is None else _ring(task, rows, carry, add)
+def sweep(layout: Layout, carry: Carry) -> Carry:
+    """Adds the pairs of all devices to the accumulators."""
+    axis = layout.task.axis_name
+    rows, columns = layout.sides[0], layout.sides[-1]
+    if len(layout.sides) == 1:
+        carry = _add_tiles(layout, rows, None, carry)
+        return carry if axis is None else _half_ring(layout, carry)
     if axis is None:
-        return add(rows, sides[1], carry)
+        return _add_tiles(layout, rows, columns, carry)
 
     def turn(_: Any, state: Any) -> Any:
-        visitor, carry = state
-        carry = add(rows, visitor, carry)
-        visitor, columns = ring_permute((visitor, carry.columns), axis, 1)
-        return visitor, carry._replace(columns=columns)
+        remote, carry = state
+        carry = _add_tiles(layout, rows, remote, carry)
+        remote, gain = ring_permute((remote, carry.gains[1]), axis, 1)
+        return remote, carry._replace(gains=(carry.gains[0], gain))
 
-    return cast(Carry, lax.fori_loop(0, lax.axis_size(axis), turn, (sides[1], carry))[1])
+    return cast(Carry, lax.fori_loop(0, lax.axis_size(axis), turn, (columns, carry))[1])
 
 
-def _ring(task: Task, rows: Rows, carry: Carry, add: Callable[..., Carry]) -> Carry:
-    """Adds the pairs with the rows of other devices, which visit by half a turn of the ring.
+def _half_ring(layout: Layout, carry: Carry) -> Carry:
+    """Adds the pairs with the rows of other devices, which come by in half a turn of the ring.
 
-    A pair of devices meets once, and the visitor carries home what it gains. Where their number is
-    even those opposite meet twice: there each takes every other tile, as on a chessboard.
+    A pair of devices meets once, and the remote block carries its gain home. Where the number of
+    devices is even, opposite ones meet twice: there each takes every other tile, as on a
+    chessboard.
     """
+    task, rows = layout.task, layout.sides[0]
     axis = task.axis_name
     devices, index = lax.axis_size(axis), lax.axis_index(axis)
-    # A visitor begins with nothing, and like the rows at home with None where none is wanted.
-    gained = (
-        jax.tree.map(jnp.zeros_like, carry.columns),
-        nothing_kept(task, len(rows.norms), rows.norms.dtype),
+    remote_gain = Gain(
+        jax.tree.map(jnp.zeros_like, carry.gains[0].gradient),
+        init_statistics(task, len(rows.norms), rows.norms.dtype),
     )
-    gained = varying(gained, axes_of(rows.vectors))
+    remote_gain = varying(remote_gain, axes_of(rows.vectors))
 
     def turn(step: jax.Array, state: Any) -> Any:
-        visitor, gained, carry = state
-        visitor, gained = ring_permute((visitor, gained), axis, 1)
+        remote, remote_gain, carry = state
+        remote, remote_gain = ring_permute((remote, remote_gain), axis, 1)
         opposite = 2 * step == devices
-        met = add(
+        both = _add_tiles(
+            layout,
             rows,
-            visitor,
-            carry._replace(
-                rows=carry.columns,
-                columns=gained[0],
-                rows_kept=carry.columns_kept,
-                columns_kept=gained[1],
-            ),
+            remote,
+            carry._replace(gains=(carry.gains[0], remote_gain)),
             stride=jnp.where(opposite, 2, 1),
             colour=jnp.where(opposite, index // (devices // 2 or 1), 0),
         )
-        home = met._replace(rows=None, columns=met.rows, rows_kept=None, columns_kept=met.rows_kept)
-        return visitor, (met.columns, met.columns_kept), home
+        return remote, both.gains[1], both._replace(gains=both.gains[:1])
 
     turns = devices // 2
-    _, gained, carry = lax.fori_loop(1, turns + 1, turn, (rows, gained, carry))
-    gradient, kept_there = ring_permute(gained, axis, -turns)
-    return carry._replace(
-        columns=jax.tree.map(jnp.add, carry.columns, gradient),
-        columns_kept=kept_at(task.statistics or (), carry.columns_kept, kept_there, 0),
+    _, remote_gain, carry = lax.fori_loop(1, turns + 1, turn, (rows, remote_gain, carry))
+    gradient, statistics = ring_permute(remote_gain, axis, -turns)
+    own = carry.gains[0]
+    total = Gain(
+        jax.tree.map(jnp.add, own.gradient, gradient),
+        merge_at(task.statistics or (), own.statistics, statistics, 0),
     )
+    return carry._replace(gains=(total,))
 
 
-def add_tiles(
-    context: Context,
-    x: Rows,
-    y: Rows | None,
+def _add_tiles(
+    layout: Layout,
+    x: SortedPoints,
+    y: SortedPoints | None,
     carry: Carry,
     *,
     stride: jax.Array | int = 1,
     colour: jax.Array | int = 0,
 ) -> Carry:
-    """Adds the pairs of `x` and `y`, or of the rows of `x`, which are columns then.
+    """Adds the pairs of `x` and `y`, or without `y` those of two different rows of `x`.
 
-    Of each row of tiles those from `(row + colour) % stride` on, by `stride`.
+    Of row `i` of the tiles it visits those from `(i + colour) % stride` on, by `stride`; without
+    `y` those from the diagonal on.
     """
-    task, wanted, centre = context.task, context.wanted, context.centre
     columns = x if y is None else y
-    height, width = (block_size(task, rows) for rows in (x, columns))
+    height, width = (block_size(layout.task, rows) for rows in (x, columns))
     tiles = len(columns.norms) // width
-    kinds = len(carry.sums.loss)
 
     def add_row(i: jax.Array, carry: Carry) -> Carry:
         top = i * height
-        block = block_of(x, top, height)
+        block = take_block(x, top, height)
         first = i if y is None else (i + colour) % stride
-        across = None
-        if centre is not None:
+        transposed = None
+        if layout.centre is not None:
             # The barrier keeps the transposition out of the products, of which that over the rows
             # of a tile is slow on a CPU.
-            across = lax.optimization_barrier(points_of(block) - centre[None]).T
+            transposed = lax.optimization_barrier(points_of(block) - layout.centre[None]).T
 
-        def add_column(k: jax.Array, carry: Carry) -> Carry:
+        def add_column(k: jax.Array, inner: TileCarry) -> TileCarry:
             left = (first + k * stride) * width
-            other = block_of(columns, left, width)
-            above = top if y is None else None
-            return add_tile(context, block, across, other, above, left, carry)
+            other = take_block(columns, left, width)
+            tile = Tile(block, other, transposed, top if y is None else None, left)
+            return add_tile(layout, tile, inner)
 
-        # Summed by rows of tiles first: a sum of many tiles one by one would lose digits.
-        sums = jax.tree.map(jnp.zeros_like, carry.sums)
-        of_block = no_gradient(task, block, kinds, transposed=False) if wanted.rows else None
-        of_rows = nothing_kept(task, height, block.norms.dtype)
-        begun = {"sums": sums, "rows": of_block, "rows_kept": of_rows}
-        inner = carry._replace(**varying(begun, axes_of(x.vectors)))
-        inner = lax.fori_loop(0, (tiles - first + stride - 1) // stride, add_column, inner)
-        carry = inner._replace(
-            sums=jax.tree.map(jnp.add, carry.sums, inner.sums),
-            rows=carry.rows,
-            rows_kept=carry.rows_kept,
-        )
-        whole = "columns_kept" if y is None else "rows_kept"
-        if task.statistics:
-            kept_now = kept_at(task.statistics, getattr(carry, whole), inner.rows_kept, top)
-            carry = carry._replace(**{whole: kept_now})
-        if inner.rows is None:
-            return carry
-        flipped = jax.tree.map(lambda g: jnp.swapaxes(g, 1, 2) if g.ndim == 3 else g, inner.rows)
-        if y is None:
-            return carry._replace(columns=added(carry.columns, flipped, top))
-        return carry._replace(rows=added(carry.rows, flipped, top))
+        steps = (tiles - first + stride - 1) // stride
+        inner = lax.fori_loop(0, steps, add_column, _init_row(layout, block, carry))
+        gains = (*carry.gains[:-1], inner.columns)
+        gains = (add_block(layout.task, gains[0], inner.rows, top), *gains[1:])
+        sums = jax.tree.map(jnp.add, carry.sums, inner.sums)
+        return Carry(sums, gains, inner.parameters)
 
     return cast(Carry, lax.fori_loop(0, len(x.norms) // height, add_row, carry))
+
+
+def _init_row(layout: Layout, block: SortedPoints, carry: Carry) -> TileCarry:
+    """Returns the accumulators of a row of tiles."""
+    task = layout.task
+    # Summed by rows of tiles first: a sum of many tiles one by one would lose digits.
+    sums = jax.tree.map(jnp.zeros_like, carry.sums)
+    rows = Gain(
+        init_gradient(task, block, block=True) if layout.wanted.sides[0] else None,
+        init_statistics(task, len(block.norms), block.norms.dtype),
+    )
+    sums, rows = varying((sums, rows), axes_of(block.vectors))
+    return TileCarry(sums, rows, carry.gains[-1], carry.parameters)

@@ -1,5 +1,6 @@
-"""Pairs of a tile by their distance itself, some rows at a time."""
+"""Pairs of a tile by their distance itself, some rows at a time, and only rows that have any."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,103 +8,138 @@ import jax.numpy as jnp
 from jax import lax
 
 from contrastive_jax._engine.accumulators import (
-    Carry,
+    Gradient,
+    TileCarry,
+    add_at,
     add_losses,
     add_statistics,
-    added,
-    added_at,
+    add_to_sum,
+    number_of_sums,
     with_label,
 )
-from contrastive_jax._engine.derivatives import plus
-from contrastive_jax._engine.layout import Context, Rows, block_of
-from contrastive_jax._engine.pair_values import seen_by, seen_over
-from contrastive_jax._engine.problem import Parameters
+from contrastive_jax._engine.derivatives import add_gradient, substitute
+from contrastive_jax._engine.layout import Layout, SortedPoints, take_block
+from contrastive_jax._engine.pair_values import Tile, map_over_pairs, values_of_pair
+from contrastive_jax._engine.problem import Parameters, Task
 
-# Entries of the differences between vectors that are held at once where a distance is computed
-# pair by pair.
+# Entries of the differences between vectors that are held at once.
 _DIFFERENCES = 2**19
 
 
-def add_by_pairs(
-    context: Context,
-    rows: Rows,
-    columns: Rows,
-    left: jax.Array,
-    labels: jax.Array,
-    weights: jax.Array,
-    carry: Carry,
-) -> Carry:
-    """Adds pairs by their distance itself, some rows at a time, and only rows that have any."""
-    task, parameters, wanted, *_ = context
-    x, y = rows.vectors, columns.vectors
-    (height, size), width = x.shape, len(y)
+def add_by_pair(
+    layout: Layout, tile: Tile, labels: jax.Array, weights: jax.Array, carry: TileCarry
+) -> TileCarry:
+    """Adds the pairs of a tile whose weight is not 0."""
+    height, size = tile.rows.vectors.shape
+    width = len(tile.columns.vectors)
     step = 1
     while height % (2 * step) == 0 and 2 * step * width * size <= _DIFFERENCES:
         step *= 2
-    kinds = len(carry.sums.loss)
-    exact = task.product is not None and task.product.points is None
 
-    def add(start: jax.Array, carry: Carry) -> Carry:
-        of_rows, some_labels, some = block_of((rows, labels, weights), start, step)
-        part = of_rows.vectors
-        # In place of a pair that does not count stands one that does: a distance need not have a
-        # derivative between a vector and itself, nor a loss where they are equal.
-        spare = jnp.argmax(some > 0)
-        stand_in = part[spare // width], y[spare % width]
-        their_labels = jnp.where(some > 0, some_labels, some_labels.ravel()[spare])
+    def add_next(state: Any) -> Any:
+        remaining, carry = state
+        part = jnp.argmax(remaining)
+        start = part * step
+        rows, own_labels, own_weights = take_block((tile.rows, labels, weights), start, step)
+        own = tile._replace(rows=rows)
+        carry = _add_rows(layout, own, start, own_labels, own_weights, carry)
+        return remaining.at[part].set(False), carry
 
-        def seen(part: jax.Array, y: jax.Array, parameters: Parameters) -> list[Any]:
-            def one(label: Any, of_row: Any, of_column: Any, weight: Any) -> list[Any]:
-                (row, (a, as_row)), (column, (b, as_column)) = of_row, of_column
-                a = jnp.where(weight > 0, a, stand_in[0])
-                b = jnp.where(weight > 0, b, stand_in[1])
-                found = [distance(a, b, *parameters.distance) for distance in task.distances]
-                known = (row, as_row), (column, as_column)
-                return seen_by(task, found, label, *known, parameters.loss)
+    has_pairs = jnp.any(weights.reshape(height // step, -1) > 0, axis=1)
+    state = has_pairs, carry
+    return lax.while_loop(lambda state: jnp.any(state[0]), add_next, state)[1]
 
-            with_vectors = (
-                of_rows._replace(anchors=(part, of_rows.anchors)),
-                columns._replace(anchors=(y, columns.anchors)),
-            )
-            found: list[Any] = seen_over(one, *with_vectors, their_labels, some)
-            return found
 
-        def losses(part: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
-            return jnp.stack(seen(part, y, parameters)).astype(weights.dtype)
+def _add_rows(
+    layout: Layout,
+    tile: Tile,
+    start: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    carry: TileCarry,
+) -> TileCarry:
+    """Adds the pairs of some rows, which begin at `start` of their block."""
+    task, wanted = layout.task, layout.wanted
+    x, y = tile.rows.vectors, tile.columns.vectors
+    evaluate = partial(_evaluate, task, tile, labels, weights)
+    if task.statistics is not None:
+        by_side = evaluate(x, y, layout.parameters)
+        indices = tile.rows.indices, tile.columns.indices
+        return add_statistics(carry, by_side, weights > 0, indices, (start, tile.left))
 
-        if task.statistics is not None:
-            return add_statistics(
-                carry, seen(part, y, parameters), some > 0, of_rows, columns, left, start
-            )
-        if any(wanted):
-            found, pull = jax.vjp(losses, part, y, parameters)
-        else:
-            found = losses(part, y, parameters)
-        if task.anchors == "none":
-            for values in found:
-                carry = add_losses(task, carry, values, some_labels, some)
-        if not any(wanted):
-            return carry
-        of_row, of_column, of_parameters = carry.rows, carry.columns, list(carry.parameters)
-        for k in range(kinds):
-            kind = with_label(k, kinds, some_labels, some)
-            of_part, of_y, more = pull(jnp.broadcast_to(kind, found.shape))
-            if of_row is not None:
-                old = of_row.points if exact else of_row.vectors
-                now = old.at[k].set(added(old[k].T, of_part.T, start).T)
-                of_row = of_row._replace(**{"points" if exact else "vectors": now})
-            if of_column is not None:
-                old = of_column.points if exact else of_column.vectors
-                now = added_at(old, k, of_y.T, left)
-                of_column = of_column._replace(**{"points" if exact else "vectors": now})
-            if wanted.parameters:
-                of_parameters[k] = jax.tree.map(plus, of_parameters[k], more)
-        return carry._replace(rows=of_row, columns=of_column, parameters=tuple(of_parameters))
+    def losses(x: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
+        return jnp.stack(evaluate(x, y, parameters)).astype(weights.dtype)
 
-    def next_part(state: Any) -> Any:
-        left_over, carry = state
-        part = jnp.argmax(left_over)
-        return left_over.at[part].set(False), add(part * step, carry)
+    if any(wanted.sides) or wanted.parameters:
+        values, pull = jax.vjp(losses, x, y, layout.parameters)
+    else:
+        values, pull = losses(x, y, layout.parameters), None
+    if task.anchors == "none":
+        for one in values:
+            carry = add_losses(task, carry, one, labels, weights)
+    if pull is None:
+        return carry
+    count = number_of_sums(task)
+    for k in range(count):
+        own = with_label(k, count, labels, weights)
+        gradients = pull(jnp.broadcast_to(own, values.shape))
+        carry = _add_gradients(layout, k, gradients, start, tile.left, carry)
+    return carry
 
-    some = jnp.any(weights.reshape(height // step, -1) > 0, axis=1)
-    return lax.while_loop(lambda state: jnp.any(state[0]), next_part, (some, carry))[1]
+
+def _evaluate(
+    task: Task,
+    tile: Tile,
+    labels: jax.Array,
+    weights: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    parameters: Parameters,
+) -> list[Any]:
+    """Evaluates the loss of a task for all pairs of vectors `x` and `y`."""
+    # A pair that does not count is replaced by one that does, as a distance need not have a
+    # derivative between a vector and itself. Their vectors are not stored for each pair.
+    index = jnp.argmax(weights > 0)
+    substitutes = x[index // len(y)], y[index % len(y)]
+    labels = substitute(weights > 0, labels)
+
+    def one(label: Any, row: Any, column: Any, weight: Any) -> list[Any]:
+        (row_index, (a, row_data)), (column_index, (b, column_data)) = row, column
+        a = jnp.where(weight > 0, a, substitutes[0])
+        b = jnp.where(weight > 0, b, substitutes[1])
+        distances = [distance(a, b, *parameters.distance) for distance in task.distances]
+        row, column = (row_index, row_data), (column_index, column_data)
+        return values_of_pair(task, distances, label, row, column, parameters.loss)
+
+    def with_vectors(rows: SortedPoints, vectors: jax.Array) -> SortedPoints:
+        return rows._replace(anchors=(vectors, rows.anchors))
+
+    rows, columns = with_vectors(tile.rows, x), with_vectors(tile.columns, y)
+    values: list[Any] = map_over_pairs(one, rows, columns, labels, weights)
+    return values
+
+
+def _add_gradients(
+    layout: Layout, k: int, gradients: Any, start: jax.Array, left: jax.Array, carry: TileCarry
+) -> TileCarry:
+    """Adds the gradients of sum number k by rows, columns and parameters."""
+    by_rows, by_columns, by_parameters = gradients
+    # Where the vectors are the points, there is one gradient by both.
+    product = layout.task.product
+    name = "points" if product is not None and product.points is None else "vectors"
+
+    def replaced(gradient: Gradient, new: jax.Array) -> Gradient:
+        return gradient._replace(**{name: new})
+
+    rows, columns, parameters = carry.rows, carry.columns, list(carry.parameters)
+    if rows.gradient is not None:
+        old = getattr(rows.gradient, name)
+        new = old.at[k].set(add_at(old[k].T, by_rows.T, start).T)
+        rows = rows._replace(gradient=replaced(rows.gradient, new))
+    if columns.gradient is not None:
+        old = getattr(columns.gradient, name)
+        new = add_to_sum(old, k, by_columns.T, left)
+        columns = columns._replace(gradient=replaced(columns.gradient, new))
+    if layout.wanted.parameters:
+        parameters[k] = jax.tree.map(add_gradient, parameters[k], by_parameters)
+    return TileCarry(carry.sums, rows, columns, tuple(parameters))

@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax._engine.problem import (
-    real_scalar,
-)
+from contrastive_jax._traced_checks import check_real_scalar
 from contrastive_jax.losses.types import Mean
 
 REDUCTIONS = ("mean", "active", "sum", "none")
@@ -31,11 +29,18 @@ def check_mean(name: str, shape: Any) -> None:
     """Checks that a function returns a mean of scalars."""
     if not isinstance(shape, Mean) or any(one.shape for one in jax.tree.leaves(shape)):
         raise AssertionError(f"{name} must return a Mean of scalars, got {shape}")
-    real_scalar(name, shape.value)
+    check_real_scalar(name, shape.value)
 
 
-def three(mean: Mean) -> tuple[jax.Array, ...]:
-    """Value, count and active, of which but the first is differentiated."""
+def check_means(name: str, shape: Any) -> None:
+    """Checks that a function returns a mean of scalars, or a tuple of them."""
+    means = [shape] if isinstance(shape, Mean) else shape
+    for mean in means if isinstance(means, tuple | list) else [means]:
+        check_mean(name, mean)
+
+
+def split_mean(mean: Mean) -> tuple[jax.Array, ...]:
+    """Returns value, count and active count; only the value has a derivative."""
     dtype = jnp.asarray(mean.value).dtype
     count, active = jnp.asarray(mean.count, dtype), mean.active
     if active is None:
@@ -54,6 +59,6 @@ def total_of_means(means: tuple[Mean, ...]) -> jax.Array:
     """
     quotients = []
     for mean in means:
-        value, count, _ = three(mean)
+        value, count, _ = split_mean(mean)
         quotients.append(value / jnp.where(count > 0, count, 1))
     return sum(quotients[1:], start=quotients[0])

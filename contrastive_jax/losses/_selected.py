@@ -13,18 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contrastive_jax._engine.reductions import is_statistic, reduced
-from contrastive_jax.losses.types import AnchorLoss, Mean, TripleLoss
-from contrastive_jax.statistics import OfSimilar, Statistic, total
+from contrastive_jax._engine.reductions import is_statistic, reduce_row
+from contrastive_jax.losses.types import AnchorLoss, Mean, TripletLoss
+from contrastive_jax.statistics import PositivesOnly, Statistic, total
 
-Loss = Callable[..., jax.Array] | AnchorLoss | TripleLoss
+Loss = Callable[..., jax.Array] | AnchorLoss | TripletLoss
 
 LABELS = np.int32(0), np.int32(1)
 """Labels of a positive pair and of a negative one."""
 
 
 def means_of_triplet(
-    loss: AnchorLoss | TripleLoss,
+    loss: AnchorLoss | TripletLoss,
     distances: Sequence[jax.Array],
     valid: Sequence[jax.Array],
     data: tuple[Any, ...] = (),
@@ -35,7 +35,7 @@ def means_of_triplet(
       loss: of anchors, or of anchors and their positives.
       distances: of the positive and of the negative, finite also where one is not valid.
       valid: whether the positive and whether the negative counts.
-      data: data of the anchor; of a `TripleLoss` the distance of its positive.
+      data: data of the anchor; of a `TripletLoss` the distance of its positive.
 
     Returns:
       The means, one for most losses.
@@ -44,7 +44,7 @@ def means_of_triplet(
     for function in loss.statistics:
         of_pairs = jax.vmap(function, (0, 0, *[None] * len(results)))
         pairs = of_pairs(both, jnp.stack(LABELS), *results)
-        reduce = partial(reduced, counts=counts, dtype=both.dtype)
+        reduce = partial(reduce_row, counts=counts, dtype=both.dtype)
         results = (*results, jax.tree.map(reduce, pairs, is_leaf=is_statistic))
     means = loss.loss(*results)
     return (means,) if isinstance(means, Mean) else tuple(means)
@@ -74,7 +74,7 @@ def means_of_two(
     finite = [jnp.where(known, one, 1) for known, one in zip(valid, both, strict=True)]
     if isinstance(loss, AnchorLoss):
         return means_of_triplet(loss, finite, valid, data)
-    if isinstance(loss, TripleLoss):
+    if isinstance(loss, TripletLoss):
         # Without a positive the result is masked, and its derivative has to be finite.
         valid[0], has_positive = jnp.ones_like(valid[0]), valid[0]
         means = means_of_triplet(loss, finite, valid, (finite[0],))
@@ -93,7 +93,7 @@ def masked(mean: Mean, counts: jax.Array) -> Mean:
 
 def as_loss_of_anchors(loss: Loss) -> Any:
     """Returns the mean of a pair loss over the pairs of an anchor, and other losses as they are."""
-    if isinstance(loss, AnchorLoss | TripleLoss):
+    if isinstance(loss, AnchorLoss | TripletLoss):
         return loss
 
     def of_pair(distance: jax.Array, label: jax.Array) -> Any:
@@ -113,19 +113,19 @@ def restricted_to(
       first: statistics of all pairs that the condition depends on.
     """
     # A loss of triplets has the distance of its positive where one of anchors has its data.
-    data_count = 1 if isinstance(loss, TripleLoss) else len(loss.needs)
+    data_count = 1 if isinstance(loss, TripletLoss) else len(loss.needs)
     end = data_count + (first is not None)
 
     def restricted(function: Callable[..., Any]) -> Any:
         def mined(distance: jax.Array, label: jax.Array, *known: Any) -> Any:
             where = is_mined(distance, label, *known[data_count:end])
             return jax.tree.map(
-                lambda one: Statistic(one.kind, one.value, one.where & where),
+                lambda one: Statistic(one.op, one.value, one.where & where),
                 function(distance, label, *known[:data_count], *known[end:]),
                 is_leaf=is_statistic,
             )
 
-        return OfSimilar(mined) if isinstance(function, OfSimilar) else mined
+        return PositivesOnly(mined) if isinstance(function, PositivesOnly) else mined
 
     def of_anchor(*known: Any) -> Any:
         return loss.loss(*known[:data_count], *known[end:])
@@ -137,5 +137,5 @@ def restricted_to(
         return masked(loss.loss(positive, *results), counts)
 
     statistics = (*([] if first is None else [first]), *map(restricted, loss.statistics))
-    function = of_positive if isinstance(loss, TripleLoss) else of_anchor
+    function = of_positive if isinstance(loss, TripletLoss) else of_anchor
     return loss._replace(loss=function, statistics=statistics)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_known, check_range, check_scalars
+from contrastive_jax.checks import check_hyperparameters, check_range, check_scalars
 from contrastive_jax.distances import cosine, euclidean, manhattan, squared_euclidean
 from contrastive_jax.losses._numerics import softplus
 from contrastive_jax.losses.types import with_distance
@@ -321,7 +321,7 @@ def logistic(
       >>> print(f"{losses.logistic(1.0, 0):.3f} {losses.logistic(3.0, 1):.3f}")
       0.693 0.127
     """
-    check_known(scale=scale)
+    check_hyperparameters(scale=scale)
     distance, label, threshold = _checked(distance, label, threshold, name="threshold")
     scale = jnp.asarray(scale, distance.dtype)
     return softplus((1 - 2 * label) * scale * (distance - threshold))
@@ -392,7 +392,7 @@ def _checked(
     chex.assert_rank(margin, 0, custom_message=message)
     check_scalars(**{name: margin})
     chex.assert_type(distance, float)
-    check_known(label=label, **({name: margin} if above_zero else {}))
+    check_hyperparameters(label=label, **({name: margin} if above_zero else {}))
     return distance, jnp.asarray(label, distance.dtype), jnp.asarray(margin, distance.dtype)
 
 

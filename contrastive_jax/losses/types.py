@@ -167,25 +167,25 @@ class AnchorLoss(NamedTuple):
     """Descriptions of the data, for errors."""
 
 
-class TripleLoss(NamedTuple):
+class TripletLoss(NamedTuple):
     """A loss that is a function of one positive and of statistics of all pairs of its anchor.
 
     It is like an `AnchorLoss` for each positive of the anchor, whose distance all functions take as
     their data. The rules for derivatives are the same. It takes a pass over the pairs for every
-    `at_once` rows of the largest class.
+    `positives_per_pass` rows of the largest class.
     """
 
     loss: Callable[..., Mean]
     statistics: tuple[Any, ...]
     distance: Callable[..., jax.Array] = cosine
     """The distance that is measured where the caller gives none."""
-    joined: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    combine: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     """A function from the vectors of anchor and positive to a vector that takes the place of the
     anchor in distances to the other rows. Its statistics must select negative pairs alone."""
-    to_positive: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    positive_distance: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     """The distance of anchor and positive, by default that of all pairs."""
-    at_once: int = 4
-    """The number of positives of an anchor that share a pass; 1 where `joined` is given."""
+    positives_per_pass: int = 4
+    """The number of positives of an anchor that share a pass; 1 where `combine` is given."""
     fixed: bool = False
     """True if the formula holds for that distance alone."""
 
@@ -195,7 +195,7 @@ class ProxyLoss(NamedTuple):
 
     loss: AnchorLoss
     anchors: Literal["embeddings", "proxies"] = "embeddings"
-    of_row: Callable[[jax.Array, jax.Array], Mean] | None = None
+    row_loss: Callable[[jax.Array, jax.Array], Mean] | None = None
     """The same loss as a `CentersLoss`, which is faster for up to a few thousand proxies."""
 
 
