@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import checkify
 from jax.extend.core import Var
 
-# Whether traced values were checked where they entered, as those in a walk over pairs are.
+# True if traced values were checked where they entered, as those of a pass over pairs are.
 CHECKED_BEFORE = contextvars.ContextVar("checked_before", default=False)
 
 
@@ -20,8 +20,8 @@ def check_traced(valid: jax.Array, message: str, **details: Any) -> None:
     """Checks a traced condition where `checkify` asks for it.
 
     Args:
-      valid: scalar, bool.
-      message: of the error, with the names of details in braces.
+      valid: scalar, bool; True if the value is right.
+      message: the error, with the names of details in braces.
       **details: traced scalars.
     """
     if not CHECKED_BEFORE.get():
@@ -29,11 +29,11 @@ def check_traced(valid: jax.Array, message: str, **details: Any) -> None:
 
 
 def check_closed_over(function: Callable[..., Any], *examples: Any) -> None:
-    """Makes the checks of a function that are of traced values it closes over alone.
+    """Runs the checks of a function that depend only on traced values it closes over.
 
     Args:
-      function: of arrays or trees of them, as a walk over pairs will call it, many times.
-      *examples: its arguments, of which only shapes and dtypes count.
+      function: function of trees of arrays, which a pass over pairs will call many times.
+      *examples: arguments of it, of which only shapes and dtypes count.
     """
     # A function of its own, as JAX would find what it traced of the other without its checks.
     closed = jax.make_jaxpr(lambda *arguments: function(*arguments))(*examples)
@@ -43,16 +43,16 @@ def check_closed_over(function: Callable[..., Any], *examples: Any) -> None:
             unknown.update(equation.outvars)
         else:
             equations.append(equation)
-    of_values = closed.jaxpr.replace(eqns=equations, outvars=[])
-    jax.core.eval_jaxpr(of_values, closed.consts, *jax.tree.leaves(examples))
+    closed_alone = closed.jaxpr.replace(eqns=equations, outvars=[])
+    jax.core.eval_jaxpr(closed_alone, closed.consts, *jax.tree.leaves(examples))
 
 
 @contextlib.contextmanager
 def checked_before() -> Iterator[None]:
-    """Leaves out checks of traced values, which were made where the values entered.
+    """Skips the checks of traced values, which were made where the values entered.
 
-    Inside of the loops of a walk, and of its derivatives, they would be made for every tile, or not
-    be seen.
+    Inside the loops of a pass over pairs, and of its derivatives, they would be made for every
+    tile, or not be seen.
     """
     token = CHECKED_BEFORE.set(True)
     try:
@@ -73,7 +73,7 @@ class CheckedBefore:
 
 
 def is_whole(low: int, x: Any) -> bool:
-    """Tells whether a value, of any type, is a whole number and not below the least.
+    """Returns True if a value, of any type, is a whole number and not below the least.
 
     Args:
       low: the least.

@@ -38,46 +38,47 @@ def all_pairs_loss(
 ) -> jax.Array:
     """Loss over all pairs of a batch, or over all pairs between a batch and references.
 
-    Two rows are a similar pair (label 0) if they are of one class, and a dissimilar one (label 1)
-    if not. In one set a row is not paired with itself, and every pair counts in both orders.
+    Two rows are a positive pair (label 0, similar) if they are of one class, and a negative one
+    (label 1, dissimilar) if not. Without references a row is not paired with itself, and every pair
+    counts in both orders.
 
     *Memory.* Up to 1,024 rows a side on one device (4,096 on a GPU) the matrix of all pairs is
-    computed at once. Beyond, or where a tile is given, it is never built: the pairs are walked tile
-    by tile, loss and gradient come out of one walk, and `loss` and `distance` are differentiated
-    inside it.
+    computed at once. Beyond, or where a tile is given, it is never built: a sweep over tiles of
+    pairs computes loss and gradient together, and differentiates `loss` and `distance` inside.
 
     *Precision.* Euclidean, squared Euclidean, cosine, angular, Mahalanobis distance, negative dot
     product and signal-to-noise ratio of `contrastive_jax.distances` use matrix products. The
-    distance of two points that lie close would lose digits there, so close pairs are done again:
-    pairs of one class by a product of their differences from one member of it, the remaining ones
-    by the distance itself.
+    distance of two close points would lose digits there, so close pairs are recomputed: pairs of
+    one class by a product of their differences from one of its rows, the remaining ones by the
+    distance itself.
     The relative error of a distance stays below 1e-4 in float32, from 1e-6 to 2 on unit vectors and
     likewise on longer ones. The squares of the entries must neither over- nor underflow: norms lie
     within 1e-15 and 1e15 in float32. Any other distance is computed pair by pair, as `pair_loss`
-    does, and so are pairs of different classes that are closer than a twentieth of what the batch
-    extends to (with the signal-to-noise ratio, of the length of the embeddings): where most are,
-    the walk takes as long as for such a distance.
+    does, and so are pairs of different classes that are closer than a twentieth of the extent of
+    the batch (with the signal-to-noise ratio, of the length of the embeddings): where most are,
+    the sweep takes as long as for such a distance.
 
     *Derivatives.* Gradients, by embeddings, references, the margin and whatever `loss` and
     `distance` close over, are exact; weights are constants. Forward mode and second derivatives, in
     either order, are exact too: the gradient is differentiated as `method="autodiff"` computes it.
     With an axis name the loss can be differentiated once, in reverse mode.
 
-    *Eager calls.* Called outside of `jax.jit`, the loss is compiled once for each shape and each
-    code and values of `loss` and `distance`. One that closes over an array or an object is compiled
-    at every call.
+    *Eager calls.* Called outside of `jax.jit`, the loss is compiled once for each shape and for
+    each code and values of `loss` and `distance`. One that closes over an array or an object is
+    compiled at every call.
 
     *Devices.* With an axis name, of `jax.pmap`, `jax.shard_map` or `jax.vmap`, each device passes
-    its own rows and the pairs are those of all rows together, which visit each other in a ring. The
-    loss returned is that of the global batch, the same on every device, and its gradient by a
+    its own rows and the pairs are those of all rows together, which the devices pass on in a ring.
+    The loss returned is that of the global batch, the same on every device, and its gradient by a
     device's rows is that of the global loss: differentiate inside the mapped function.
 
-    *Shared parameters.* What the devices share, such as the parameters of an encoder, proxies or a
-    learned margin, gets a gradient from each device, the part of its own rows. Under `jax.pmap`,
-    `jax.vmap` and `jax.shard_map` with `check_vma=False` add these parts up (`jax.lax.psum`), do
-    not average them. Under `jax.shard_map` with its default `check_vma=True` JAX has added them up
-    already: adding them again gives n times the gradient. What `loss` or `distance` closes over
-    must be marked as varying there (`jax.lax.pcast`; `jax.lax.pvary` before jax 0.8.2).
+    *Shared parameters.* Values that all devices share, such as the parameters of an encoder,
+    proxies or a learned margin, get a gradient from each device, the part of its own rows. Under
+    `jax.pmap`, `jax.vmap` and `jax.shard_map` with `check_vma=False` add these parts up
+    (`jax.lax.psum`), do not average them. Under `jax.shard_map` with its default `check_vma=True`
+    JAX has added them up already: adding them again gives n times the gradient. Values that `loss`
+    or `distance` closes over must be marked as varying there (`jax.lax.pcast`; `jax.lax.pvary`
+    before jax 0.8.2).
 
     *Sharded arrays.* Without an axis name, arrays under `jax.jit` may be spread over a mesh of
     `jax.make_mesh`, along automatic axes or, from jax 0.10 on, explicit ones. Their rows are
@@ -88,28 +89,29 @@ def all_pairs_loss(
     Args:
       embeddings: `[B, D]`, floating.
       classes: `[B]`, integers from 0; rows of class -1 are ignored, whatever they hold.
-      references: a second set, `[R, D]` of the same dtype: proxies, a memory bank.
+      references: rows to pair with, `[R, D]` of the same dtype, such as proxies or a memory bank.
       reference_classes: `[R]`.
       loss: scalar function `(distance, label)`, or `(distance, label, margin)` where a margin is
         given.
       distance: function of two vectors `[D]` to a scalar; by default the one that the loss carries,
         or the Euclidean distance for a function that carries none. The first vector is of
-        `embeddings`. In one set it may differ with the order, which takes twice the time of one of
-        `contrastive_jax.distances`, known not to. Parameters are bound by `functools.partial`.
+        `embeddings`. Without references it may depend on the order, which takes twice the time of
+        the symmetric ones of `contrastive_jax.distances`. Parameters are bound by
+        `functools.partial`.
       margin: scalar above 0, passed to `loss` as a keyword; without it `loss` keeps its default.
         Under `jax.jit` pass it as an argument, and one compilation serves all margins. Or one of
         each class, `[C]`: a pair has that of its first row, as with the boundaries of
-        `losses.margin_by_class`, so that in one set, where it counts in both orders, it has the
-        mean of two losses. These take no weights.
-      reduction: `"mean"` over all pairs; `"balanced"`, the mean over similar plus the mean over
-        dissimilar pairs, so that the few similar ones are not drowned; `"active"`, the same over
+        `losses.margin_by_class`, so that without references, where it counts in both orders, it
+        has the mean of two losses. These take no weights.
+      reduction: `"mean"` over all pairs; `"balanced"`, the mean over positive plus the mean over
+        negative pairs, so that the few positive ones are not drowned; `"active"`, the same over
         the pairs whose loss is not 0, the default of pytorch-metric-learning; `"sum"`. A mean over
         no pairs is 0.
-      weights: `[B]`, at least 0; a pair weighs the product of those of its rows.
+      weights: `[B]`, at least 0; the weight of a pair is the product of those of its rows.
       reference_weights: `[R]`.
-      axis_name: of the devices that share the batch.
-      refine: True if close pairs are recomputed. Without, the walk takes a tenth less time, and
-        distances below about a twentieth of what the batch extends to lose digits.
+      axis_name: axis of the devices that share the batch.
+      refine: True if close pairs are recomputed. Otherwise the sweep takes a tenth less time, and
+        distances below about a twentieth of the extent of the batch lose digits.
       tile: rows and columns of a tile, a multiple of 8; by default 512 on a CPU, 4096 on a GPU and
         2048 on a TPU, or no tiles at all up to 1,024 rows a side (4,096 on a GPU) on one device.
       precision: of matrix products. The default keeps a GPU from TF32, which loses the digits that
@@ -124,7 +126,7 @@ def all_pairs_loss(
       AssertionError: if ranks, shapes or dtypes do not fit, or `loss` or `distance` does not return
         a scalar.
       TypeError: if a second derivative is taken with an axis name.
-      ValueError: if an option is not one of those above, or a known value is wrong;
+      ValueError: if an option is not one of those above, or a concrete value is wrong;
         `contrastive_jax.checks` says how to check traced ones.
 
     References:
@@ -193,13 +195,13 @@ def all_pairs_sums(
     precision: lax.PrecisionLike = lax.Precision.HIGHEST,
     method: Method = "sweep",
 ) -> Sums:
-    """Sums over the similar and over the dissimilar pairs, for reductions of one's own.
+    """Sums over the positive and over the negative pairs, for reductions of one's own.
 
-    Arguments and errors are those of `all_pairs_loss`.
+    It takes the arguments of `all_pairs_loss` and raises the same errors.
 
     Returns:
-      `loss`, the sums of losses, `pairs` and `active`, the numbers of pairs and of those whose loss
-      is not 0 (with weights, their sums); `[2]` each, of similar and of dissimilar pairs. `loss` is
+      `loss`, the sums of losses, `pairs` and `active`, the counts of pairs and of those whose loss
+      is not 0 (with weights, their sums); `[2]` each, of positive and of negative pairs. `loss` is
       differentiable in any way, with an axis name once in reverse mode.
 
     Example:

@@ -47,13 +47,13 @@ def anchor_loss(
 ) -> jax.Array:
     """Loss of a batch in which every row is an anchor for all others, or for references.
 
-    Beyond small batches the B x B matrix is never built. Of each anchor the statistics that its
-    loss is made of are kept in one walk over tiles of pairs, and one more adds up the gradient; see
-    `contrastive_jax.all_pairs_loss` for how small batches, tiles, close pairs and devices are dealt
-    with, which is the same here. `contrastive_jax.losses` lists the losses.
+    Beyond small batches the B x B matrix is never built. One sweep over tiles of pairs computes the
+    statistics that the loss of each anchor depends on, and one more adds up the gradient. Small
+    batches, tiles, close pairs and devices are as in `contrastive_jax.all_pairs_loss`.
+    `contrastive_jax.losses` lists the losses.
 
     Call it under `jax.jit`. Outside, a program is compiled once for each shape and each loss of
-    equal numbers; for a loss that closes over an array, at every call.
+    equal hyperparameters; for a loss that closes over an array, at every call.
 
     *Devices.* With an axis name every device passes its own rows, of embeddings and of references,
     and gets the loss of the global batch and its gradient by its own rows. For the gradients of
@@ -63,19 +63,19 @@ def anchor_loss(
     Args:
       embeddings: anchors, `[B, D]`, floating.
       classes: `[B]`, integers from 0; rows of class -1 are ignored, whatever they hold.
-      references: what anchors are compared with, `[R, D]`; by default the other embeddings.
+      references: rows that anchors are compared with, `[R, D]`; by default the other embeddings.
       reference_classes: `[R]`.
-      loss: one of `contrastive_jax.losses`, or one's own.
-      distance: of two vectors; that of the loss by default, which some losses insist on.
-      data: what an `AnchorLoss` is to know of each anchor beside, trees of floating `[B]`.
+      loss: a loss of `contrastive_jax.losses`, or one of your own.
+      distance: function of two vectors; that of the loss by default, which some losses insist on.
+      data: data of each anchor that an `AnchorLoss` needs, trees of floating `[B]`.
       reduction: `"mean"` as the loss defines it, over anchors or over pairs; `"active"`, the same
         over anchors whose loss is not 0; `"sum"` of the values; `"none"` for the loss of each
-        anchor, `[B]`, a mean over its own pairs where the loss defines one. A mean over nothing is
-        0, and so is the loss of a row of class -1.
-      axis_name: of the devices that share the batch.
+        anchor, `[B]`, a mean over its own pairs where the loss defines one. A mean over no pairs
+        is 0, and so is the loss of a row of class -1.
+      axis_name: axis of the devices that share the batch.
       refine: True if close pairs are recomputed.
       tile: rows and columns of a tile, a multiple of 8.
-      precision: of matrix products.
+      precision: precision of matrix products.
       method: `"sweep"`, or `"autodiff"`, which goes row by row through the scalar functions as
         they are, slower and still in linear memory; on one device.
 
@@ -83,17 +83,17 @@ def anchor_loss(
       Loss, a scalar, NaN if an embedding that counts is not finite and 0 of no rows. It can be
       differentiated by embeddings, references, data and whatever the loss closes over, in any mode
       and any number of times; with an axis name once, in reverse mode, and so inside of
-      `jax.shard_map` where the last function of an `AnchorLoss` closes over what devices share.
-      With `reduction="none"` it is `[B]`, the own rows of each device: of an `AnchorLoss` it can be
-      differentiated once, in reverse mode, or in any way with `method="autodiff"`; of a
+      `jax.shard_map` where the last function of an `AnchorLoss` closes over values that devices
+      share. With `reduction="none"` it is `[B]`, the own rows of each device: of an `AnchorLoss` it
+      can be differentiated once, in reverse mode, or in any way with `method="autodiff"`; of a
       `TripletLoss` it is computed as with `method="autodiff"`.
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit, or the functions of the loss do not
         return statistics and means of scalars.
       TypeError: if a second derivative is taken with an axis name.
-      ValueError: if an option is not one of those above, a known value is wrong, or the loss would
-        need a derivative that is not taken (see `losses.AnchorLoss`).
+      ValueError: if an option is not one of those above, a concrete value is wrong, or the loss
+        would need a derivative that is not taken (see `losses.AnchorLoss`).
 
     Example:
       >>> import jax.numpy as jnp
@@ -180,10 +180,10 @@ def anchor_statistics(
     precision: lax.PrecisionLike = lax.Precision.HIGHEST,
     method: Method = "sweep",
 ) -> tuple[Any, ...]:
-    """Statistics that every row keeps of its pairs with all others, or with references.
+    """Statistics of the pairs of each row with all others, or with references.
 
-    Arguments and errors are those of `anchor_loss`, that for a derivative which is not taken among
-    them, whether or not one is asked for.
+    It takes the arguments of `anchor_loss` and raises the same errors. An unsupported derivative
+    raises even where no gradient is requested.
 
     Args:
       embeddings: anchors, `[B, D]`, floating.
@@ -191,16 +191,16 @@ def anchor_statistics(
       references: `[R, D]`.
       reference_classes: `[R]`.
       statistics: functions of a distance, a label, data and earlier results, as in `AnchorLoss`.
-      distance: of two vectors.
+      distance: function of two vectors.
       data: trees of floating `[B]`.
-      axis_name: of the devices that share the batch.
+      axis_name: axis of the devices that share the batch.
       refine: True if close pairs are recomputed.
       tile: rows and columns of a tile.
-      precision: of matrix products.
+      precision: precision of matrix products.
       method: as in `anchor_loss`.
 
     Returns:
-      For each function the tree it returns, of `[B]`; what no pair adds to for rows of class -1.
+      For each function the tree it returns, of `[B]`; for rows of class -1 its value over no pairs.
       With `method="autodiff"` they can be differentiated in any way, else once, in reverse mode.
 
     Example:
@@ -208,11 +208,11 @@ def anchor_statistics(
       >>> from contrastive_jax import anchor_statistics, distances, statistics
       >>> x = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
       >>> classes = jnp.array([0, 0, 1])
-      >>> def extremes(distance, label):
+      >>> def farthest_and_nearest(distance, label):
       ...     farthest = statistics.largest(distance, label == 0)
       ...     return farthest, statistics.smallest(distance, label == 1)
       >>> ((farthest, nearest),) = anchor_statistics(
-      ...     x, classes, statistics=(extremes,), distance=distances.euclidean
+      ...     x, classes, statistics=(farthest_and_nearest,), distance=distances.euclidean
       ... )
       >>> print(farthest)
       [  5.   5. -inf]

@@ -1,6 +1,6 @@
 """Checks of values, as opposed to shapes: labels, margins, embeddings.
 
-A value that is known is checked on the spot. A traced one cannot be: its check costs nothing and
+A concrete value is checked on the spot. A traced one cannot be: its check costs nothing and
 does nothing unless the caller asks for it by `checkify`, outside of everything else and under one
 `jax.jit`:
 
@@ -14,7 +14,7 @@ for the step and raises a ValueError for the check that failed. On several devic
 the share of each; `error.get()`, the message or None, says at which. Before jax 0.8 `checkify` can
 not take checks out of `jax.pmap` or `jax.checkpoint`.
 
-Numbers of a loss or a distance are checked where they enter: where the loss is made
+Hyperparameters of a loss or a distance are checked where they enter: where the loss is made
 (`losses.ntxent(temperature)`), or where a function that closes over them, or has them bound by
 `functools.partial`, is handed to `all_pairs_loss` and the like.
 """
@@ -81,7 +81,7 @@ def check_pairs(a: ArrayLike, b: ArrayLike, labels: ArrayLike, margin: ArrayLike
       margin: scalar.
 
     Raises:
-      ValueError: for the first known value that is wrong, naming argument, row and value. Values
+      ValueError: for the first concrete value that is wrong, naming argument, row and value. Values
         already on a device are copied to the host for it.
 
     Example:
@@ -106,7 +106,7 @@ def check_values(**values: ArrayLike) -> None:
         at least 0 and finite; `step`, at least 0.
 
     Raises:
-      ValueError: for the first known value that is wrong, naming argument, row and value.
+      ValueError: for the first concrete value that is wrong, naming argument, row and value.
 
     Example:
       >>> import jax.numpy as jnp
@@ -117,21 +117,21 @@ def check_values(**values: ArrayLike) -> None:
           ...
       ValueError: embeddings must be finite, got nan in row 1
     """
-    known = {name: x for name, x in values.items() if not isinstance(x, jax.core.Tracer)}
-    for name, x in (values | jax.device_get(known)).items():
-        _check(name, np.asarray(x) if name in known else x)
+    concrete = {name: x for name, x in values.items() if not isinstance(x, jax.core.Tracer)}
+    for name, x in (values | jax.device_get(concrete)).items():
+        _check(name, np.asarray(x) if name in concrete else x)
 
 
 def check_hyperparameters(**values: ArrayLike) -> None:
-    """Checks the label of one pair and the numbers of a loss.
+    """Checks the label of one pair and the hyperparameters of a loss.
 
     Args:
-      **values: scalars: `label`, 0 or 1; `margin`, `temperature`, `threshold` and other numbers of
-        losses, above 0 and finite; `max_age`, at least 0.
+      **values: scalars: `label`, 0 or 1; `margin`, `temperature`, `threshold` and other
+        hyperparameters, above 0 and finite; `max_age`, at least 0.
 
     Raises:
       AssertionError: if a value, traced or not, is not a real scalar.
-      ValueError: for the first known value that is wrong, naming it.
+      ValueError: for the first concrete value that is wrong, naming it.
 
     Example:
       >>> from contrastive_jax import checks
@@ -151,16 +151,16 @@ def check_hyperparameters(**values: ArrayLike) -> None:
 
 
 def check_range(low: float, high: float, **values: ArrayLike) -> None:
-    """Checks that numbers are in `[low, high)`.
+    """Checks that hyperparameters are in `[low, high)`.
 
     Args:
-      low: the least.
-      high: above all.
+      low: the least value allowed.
+      high: the bound above, which is not allowed itself.
       **values: scalars, finite even where the ends are not.
 
     Raises:
       AssertionError: if a value, traced or not, is not a real scalar.
-      ValueError: for the first known number that is not in the range, naming it.
+      ValueError: for the first concrete number that is not in the range, naming it.
 
     Example:
       >>> from contrastive_jax import checks
@@ -180,10 +180,10 @@ def check_range(low: float, high: float, **values: ArrayLike) -> None:
 
 
 def check_scalars(**values: ArrayLike) -> None:
-    """Checks that numbers are real scalars, traced or not.
+    """Checks that values are real scalars, traced or not.
 
     Args:
-      **values: numbers.
+      **values: scalars.
 
     Raises:
       AssertionError: for the first that is not, naming it.
@@ -201,16 +201,19 @@ def check_scalars(**values: ArrayLike) -> None:
         dtype = x.dtype if isinstance(x, jax.Array) else np.asarray(x).dtype
         if np.ndim(x):
             raise AssertionError(f"{name} must be a scalar, got {dtype} of shape {np.shape(x)}")
-        if not any(jnp.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
+        if not any(
+            jnp.issubdtype(dtype, dtype_class)
+            for dtype_class in (np.floating, np.integer, np.bool_)
+        ):
             raise AssertionError(f"{name} must be a scalar, a real number, got {x!r}")
 
 
 def check_whole(low: int, **values: Any) -> None:
-    """Checks that numbers are whole and not below the least.
+    """Checks that values are whole numbers and not below the least.
 
     Args:
       low: the least.
-      **values: numbers, of any type.
+      **values: values of any type.
 
     Raises:
       ValueError: for the first that is not, naming it.
@@ -232,7 +235,7 @@ def check_pair_loss(loss: Any) -> None:
     """Checks that a loss is a function, as losses of anchors and proxies are not.
 
     Args:
-      loss: of a distance and a label.
+      loss: function of a distance and a label.
 
     Raises:
       ValueError: if it is not.
@@ -256,7 +259,7 @@ def check_distance(distance: Any) -> None:
     """Checks that a distance is a function, as its name is not.
 
     Args:
-      distance: of two vectors.
+      distance: function of two vectors.
 
     Raises:
       ValueError: if it is not.
@@ -277,7 +280,7 @@ def check_distance(distance: Any) -> None:
 
 
 def check_seed(seed: ArrayLike) -> None:
-    """Checks that a concrete seed is one of those that differ, and nothing where it is traced.
+    """Checks that a concrete seed is in range; a traced one is not checked.
 
     JAX keeps the last 32 bits of a seed: 2^32 would draw what 0 draws, and -1 what 2^32 - 1 does.
 

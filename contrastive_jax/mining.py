@@ -1,8 +1,8 @@
-"""Mining: which pairs of an anchor count, as weights inside the walk over all pairs.
+"""Mining: rules that select the pairs of an anchor, inside the pass over all pairs.
 
-Each function takes a loss of pairs, of anchors or of triplets, and gives a loss for `anchor_loss`,
-or is one of a batch (`online_hard_loss`); where nothing is found nothing is added. What is chosen
-is not differentiated, only the loss of it.
+Each function takes a loss of pairs, of anchors or of triplets, and returns a loss for
+`anchor_loss`; `online_hard_loss` is itself the loss of a batch. An anchor without selected pairs
+adds 0. The selection has no derivative, only the loss of the selected pairs has.
 
 A miner measures the distance of its loss. A loss of pairs is averaged over the pairs that are
 selected. A loss of anchors or of triplets sees these pairs in place of all pairs of the anchor: a
@@ -60,7 +60,7 @@ PairLoss = Callable[..., jax.Array]
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
 
 # As the papers of these miners have it.
-_contrastive_of_cosines = with_distance(cosine)(contrastive)
+_cosine_contrastive = with_distance(cosine)(contrastive)
 
 
 def hard(
@@ -69,12 +69,12 @@ def hard(
     """The farthest positive and the nearest negative of each anchor.
 
     Args:
-      loss: of a distance and a label, of anchors, or of triplets.
-      distance: of two vectors; by default that of the loss.
+      loss: a loss of a distance and a label, of anchors, or of triplets.
+      distance: function of two vectors; by default that of the loss.
 
     Returns:
-      Loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss of
-      anchors or triplets of this positive and this negative alone.
+      A loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss
+      of anchors or triplets of this positive and this negative alone.
 
     Raises:
       ValueError: if `loss` is neither a function nor a loss of anchors or triplets, the distance
@@ -93,7 +93,7 @@ def hard(
       >>> print(f"{value:.3f}")
       0.203
     """
-    return _of_extremes(largest, loss, distance)
+    return _select_two(largest, loss, distance)
 
 
 def easy_positive(
@@ -101,15 +101,15 @@ def easy_positive(
 ) -> AnchorLoss:
     """The nearest positive and the nearest negative of each anchor.
 
-    Classes that lie in several places need not be pulled into one.
+    Classes that form several clusters need not be pulled into one.
 
     Args:
-      loss: of a distance and a label, of anchors, or of triplets.
-      distance: of two vectors; by default that of the loss.
+      loss: a loss of a distance and a label, of anchors, or of triplets.
+      distance: function of two vectors; by default that of the loss.
 
     Returns:
-      Loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss of
-      anchors or triplets of this positive and this negative alone.
+      A loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss
+      of anchors or triplets of this positive and this negative alone.
 
     Raises:
       ValueError: if `loss` is neither a function nor a loss of anchors or triplets, the distance
@@ -128,25 +128,25 @@ def easy_positive(
       >>> print(f"{value:.3f}")
       0.203
     """
-    return _of_extremes(smallest, loss, distance)
+    return _select_two(smallest, loss, distance)
 
 
-def _of_extremes(
-    of_positives: Callable[..., Statistic],
+def _select_two(
+    positive_statistic: Callable[..., Statistic],
     loss: PairLoss | AnchorLoss | TripletLoss,
     distance: Distance | None,
 ) -> AnchorLoss:
     measure, fixed = _measure(loss, distance)
 
     def statistics(distance: jax.Array, label: jax.Array, *data: Any) -> Any:
-        return of_positives(distance, label == 0), smallest(distance, label == 1)
+        return positive_statistic(distance, label == 0), smallest(distance, label == 1)
 
-    def of_anchor(*results: Any) -> tuple[Mean, ...]:
+    def loss_of_anchor(*results: Any) -> tuple[Mean, ...]:
         *data, (positive, negative) = results
         return means_of_two(loss, positive, negative, *data)
 
     needs = loss.needs if isinstance(loss, AnchorLoss) else ()
-    return AnchorLoss(of_anchor, (statistics,), measure, fixed, needs)
+    return AnchorLoss(loss_of_anchor, (statistics,), measure, fixed, needs)
 
 
 def semi_hard(
@@ -155,7 +155,7 @@ def semi_hard(
     *,
     margin: ArrayLike = math.inf,
 ) -> TripletLoss:
-    """Each positive, and the nearest negative that is farther off than it, by less than a margin.
+    """Each positive, and the nearest negative that is farther away than it, by less than a margin.
 
     $$d_p < d_n < d_p + m$$
 
@@ -163,17 +163,17 @@ def semi_hard(
 
     Args:
       loss: of a distance and a label, of anchors without data, or of triplets.
-      distance: of two vectors; by default that of the loss.
+      distance: function of two vectors; by default that of the loss.
       margin: above 0, in the unit of the distance. Positives that have no such negative are left
         out with it.
 
     Returns:
-      Loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or of a loss
-      of anchors or triplets over each positive with its negative alone. A walk over all pairs for
-      every four examples of the largest class.
+      A loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or of a
+      loss of anchors or triplets over each positive with its negative alone. It takes a pass over
+      all pairs for every four examples of the largest class.
 
     Raises:
-      ValueError: as `hard`, and if a loss of anchors needs data or has several means, or a known
+      ValueError: as `hard`, and if a loss of anchors needs data or has several means, or a concrete
         margin is not above 0.
 
     References:
@@ -200,18 +200,18 @@ def semi_hard(
         semi_hard = (label == 1) & (distance > positive) & (distance < positive + margin)
         return smallest(distance, semi_hard)
 
-    def of_triple(positive: jax.Array, negative: jax.Array) -> Mean:
+    def loss_of_triplet(positive: jax.Array, negative: jax.Array) -> Mean:
         has_negative = jnp.isfinite(negative)
         mean = mean_of_two(loss, positive, jnp.where(has_negative, negative, 1))
         return masked(mean, has_negative)
 
-    return TripletLoss(of_triple, (statistics,), measure, fixed=fixed)
+    return TripletLoss(loss_of_triplet, (statistics,), measure, fixed=fixed)
 
 
 def _measure(
     loss: PairLoss | AnchorLoss | TripletLoss, distance: Distance | None
 ) -> tuple[Distance, bool]:
-    """Returns the distance that a miner measures, and whether its loss allows no other."""
+    """Returns the distance that a miner measures, and True if its loss allows no other."""
     if not isinstance(loss, AnchorLoss | TripletLoss):
         return resolve_distance(loss, distance), is_fixed(loss)
     if isinstance(loss, TripletLoss) and (loss.combine or loss.positive_distance):
@@ -238,7 +238,7 @@ def _check_of_positives(loss: PairLoss | AnchorLoss | TripletLoss) -> None:
 
 
 def multi_similarity(
-    loss: PairLoss | AnchorLoss | TripletLoss = _contrastive_of_cosines,
+    loss: PairLoss | AnchorLoss | TripletLoss = _cosine_contrastive,
     distance: Distance | None = None,
     *,
     epsilon: ArrayLike = 0.1,
@@ -253,15 +253,16 @@ def multi_similarity(
     Args:
       loss: of a distance and a label, by default `losses.contrastive` of cosine distances; of
         anchors, such as `losses.multi_similarity()`; or of triplets.
-      distance: of two vectors; by default that of the loss.
+      distance: function of two vectors; by default that of the loss.
       epsilon: at least 0, in the unit of the distance; 0.1 in the paper, for cosines.
 
     Returns:
-      Loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss of
-      anchors or triplets, which sees these pairs only. It takes one walk more than the loss itself.
+      A loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss
+      of anchors or triplets, which sees these pairs only. It takes one pass more than the loss
+      itself.
 
     Raises:
-      ValueError: as `hard`, or if a known `epsilon` is below 0.
+      ValueError: as `hard`, or if a concrete `epsilon` is below 0.
 
     References:
       Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019
@@ -279,13 +280,13 @@ def multi_similarity(
     measure, fixed = _measure(loss, distance)
     check_range(0, math.inf, epsilon=epsilon)
 
-    def is_mined(distance: jax.Array, label: ArrayLike, extremes: Any) -> jax.Array:
-        farthest, nearest = extremes
+    def is_mined(distance: jax.Array, label: ArrayLike, selected: Any) -> jax.Array:
+        farthest, nearest = selected
         near, far = distance < farthest + epsilon, distance > nearest - epsilon
         return jnp.where(label == 1, near, far)
 
-    of_all = as_loss_of_anchors(loss)._replace(distance=measure, fixed=fixed)
-    mined: AnchorLoss | TripletLoss = restricted_to(of_all, is_mined, _extremes)
+    loss_of_all = as_loss_of_anchors(loss)._replace(distance=measure, fixed=fixed)
+    mined: AnchorLoss | TripletLoss = restricted_to(loss_of_all, is_mined, _farthest_and_nearest)
     return mined
 
 
@@ -298,8 +299,8 @@ def distance_weighted(
 ) -> AnchorLoss | TripletLoss:
     r"""All positives, and negatives in expectation of a draw that is even over distances.
 
-    On a sphere of many dimensions random pairs lie near $\sqrt{2}$; negatives weigh by the inverse
-    of the density of their distance,
+    On a sphere of many dimensions random pairs lie near $\sqrt{2}$; negatives are weighted by the
+    inverse of the density of their distance,
 
     $$q(d) \propto d^{n - 2} (1 - d^2 / 4)^{(n - 3) / 2}$$
 
@@ -308,14 +309,14 @@ def distance_weighted(
 
     Args:
       loss: of a distance and a label, of anchors without data, or of triplets.
-      dimension: of the embeddings, which are of unit length; at least 3.
-      cutoff: distances below weigh as this one, as noise would rule else.
-      largest: negatives farther off are left out, as a loss would be 0 there.
+      dimension: size of the embeddings, which are of unit length; at least 3.
+      cutoff: distances below get the weight of this one, as noise would dominate otherwise.
+      largest: negatives farther away are left out, as a loss would be 0 there.
 
     Returns:
       Loss for `anchor_loss` with the Euclidean distance alone, the mean over positives of their
       loss and that of a negative, or of a loss of anchors or triplets that has the positive and
-      the negative alone. The latter takes two walks for each example of the largest class.
+      the negative alone. The latter takes two passes for each example of the largest class.
 
     Raises:
       ValueError: as `semi_hard`, and if the loss is of another distance, `dimension` is below 3, or
@@ -364,8 +365,8 @@ def distance_weighted(
     def weights(distance: jax.Array, label: jax.Array) -> Any:
         return log_sum_exp(log_weight(distance), is_drawn(distance, label)), total(1.0, label == 0)
 
-    def weighted(distance: jax.Array, label: jax.Array, found: Any) -> Any:
-        whole, positives = found
+    def weighted(distance: jax.Array, label: jax.Array, earlier: Any) -> Any:
+        whole, positives = earlier
         value, part = loss(distance, label), share(distance, whole)
         drawn = is_drawn(distance, label) & (whole > -jnp.inf)
         return (
@@ -373,10 +374,10 @@ def distance_weighted(
             total(positives * jnp.where(drawn, part, 0) * value, drawn),
         )
 
-    def of_anchor(first: Any, found: Any) -> Mean:
-        return Mean(sum(found), first[1])
+    def loss_of_anchor(first: Any, sums: Any) -> Mean:
+        return Mean(sum(sums), first[1])
 
-    return AnchorLoss(of_anchor, (weights, weighted), euclidean, fixed=True)
+    return AnchorLoss(loss_of_anchor, (weights, weighted), euclidean, fixed=True)
 
 
 def _in_expectation(
@@ -399,14 +400,14 @@ def _in_expectation(
             total(part * one, drawn) for one in split_mean(mean_of_two(loss, positive, distance))
         ]
 
-    def of_positive(positive: jax.Array, whole: jax.Array, sums: Any) -> Mean:
+    def loss_of_positive(positive: jax.Array, whole: jax.Array, sums: Any) -> Mean:
         alone = split_mean(mean_of_two(loss, positive, jnp.full_like(positive, jnp.inf)))
         some = whole > -jnp.inf
         return Mean(*(jnp.where(some, *both) for both in zip(sums, alone, strict=True)))
 
     # One positive at a time: the loss is evaluated for each pair, and for four compiled four times.
     return TripletLoss(
-        of_positive, (weights, weighted), euclidean, positives_per_pass=1, fixed=True
+        loss_of_positive, (weights, weighted), euclidean, positives_per_pass=1, fixed=True
     )
 
 
@@ -416,19 +417,20 @@ def online_hard_loss(
     references: jax.Array | None = None,
     reference_classes: jax.Array | None = None,
     *,
-    loss: PairLoss | AnchorLoss | TripletLoss = _contrastive_of_cosines(margin=0.5),  # noqa: B008
+    loss: PairLoss | AnchorLoss | TripletLoss = _cosine_contrastive(margin=0.5),  # noqa: B008
     distance: Distance | None = None,
     margin: ArrayLike | None = None,
     reduction: Reduction = "sum",
     axis_name: Any = None,
     **options: Any,
 ) -> jax.Array:
-    """Loss of the hard pairs of a batch: similar ones farther apart than the nearest dissimilar.
+    """Loss of the hard pairs of a batch.
 
-    And dissimilar ones closer than the farthest similar, both over the whole batch. Sentence-
-    transformers' OnlineContrastiveLoss does so with the pairs it is given, and with label 1 for
-    similar ones; of a batch with at most one pair of a kind it takes a mean in place of the
-    extreme, where here none is hard without pairs of both kinds.
+    A positive pair is hard if it is farther apart than the nearest negative pair of the batch, and
+    a negative pair if it is closer than the farthest positive one. Sentence-transformers'
+    OnlineContrastiveLoss selects so among the pairs it is given, with label 1 for positive ones. In
+    a batch with at most one pair of a label it takes a mean in place of the maximum or minimum;
+    here no pair is hard unless there are pairs of both labels.
 
     Args:
       embeddings: `[B, D]`, floating.
@@ -437,13 +439,13 @@ def online_hard_loss(
       reference_classes: `[R]`.
       loss: of a distance and a label, by default `losses.contrastive` of cosine distances with a
         margin of 0.5; of anchors without data, or of triplets, which see the hard pairs only.
-      distance: of two vectors; by default that of the loss.
+      distance: function of two vectors; by default that of the loss.
       margin: above 0, in the unit of the distance, passed to a pair loss as a keyword; without it
         the loss keeps its own.
       reduction: for a pair loss as in `all_pairs_loss`, for others as in `anchor_loss`; means of a
         pair loss but that over active pairs count all pairs, hard or not. Every pair of one set
         counts in both orders.
-      axis_name: of the devices that share the batch.
+      axis_name: axis of the devices that share the batch.
       **options: `refine`, `tile`, `precision` and `method` of `all_pairs_loss`.
 
     Returns:
@@ -483,7 +485,9 @@ def online_hard_loss(
     sets = (embeddings, classes, references, reference_classes)
     options |= {"distance": measure, "axis_name": axis_name}
     constant: list[Any] = [one if one is None else lax.stop_gradient(one) for one in sets]
-    ((farthest, nearest),) = anchor_statistics(*constant, statistics=(_extremes,), **options)
+    ((farthest, nearest),) = anchor_statistics(
+        *constant, statistics=(_farthest_and_nearest,), **options
+    )
     farthest, nearest = jnp.max(farthest, initial=-jnp.inf), jnp.min(nearest, initial=jnp.inf)
     farthest, nearest = lax.stop_gradient((farthest, nearest))
     if axis_name is not None:
@@ -495,17 +499,17 @@ def online_hard_loss(
         return jnp.where(label == 1, distance < farthest, distance > nearest)
 
     if isinstance(loss, AnchorLoss | TripletLoss):
-        of_anchors: Any = reduction
+        anchor_reduction: Any = reduction
         return anchor_loss(
-            *sets, loss=restricted_to(loss, is_hard), reduction=of_anchors, **options
+            *sets, loss=restricted_to(loss, is_hard), reduction=anchor_reduction, **options
         )
-    of_pair = loss
+    pair_loss = loss
 
-    def of_hard(distance: jax.Array, label: jax.Array, **margins: jax.Array) -> jax.Array:
-        return jnp.where(is_hard(distance, label), of_pair(distance, label, **margins), 0)
+    def hard_loss(distance: jax.Array, label: jax.Array, **margins: jax.Array) -> jax.Array:
+        return jnp.where(is_hard(distance, label), pair_loss(distance, label, **margins), 0)
 
-    return all_pairs_loss(*sets, loss=of_hard, margin=margin, reduction=reduction, **options)
+    return all_pairs_loss(*sets, loss=hard_loss, margin=margin, reduction=reduction, **options)
 
 
-def _extremes(distance: jax.Array, label: jax.Array, *known: Any) -> Any:
+def _farthest_and_nearest(distance: jax.Array, label: jax.Array, *results: Any) -> Any:
     return largest(distance, label == 0), smallest(distance, label == 1)

@@ -18,9 +18,9 @@ from contrastive_jax.checks import check_values
 from contrastive_jax.losses._means import check_reduction
 from contrastive_jax.losses.types import AnchorLoss, CentersLoss, ProxyLoss
 
-# Proxies of which a row meets all at once, in one walk for loss and gradient. With more a block
-# would have too few rows.
-_AT_ONCE = 2**13
+# Proxies up to which each row is compared with all at once. With more a block of rows would be too
+# small.
+_MOST_AT_ONCE = 2**13
 _OPTIONS_OF_CENTERS = {"precision", "method"}
 
 
@@ -39,8 +39,8 @@ def proxy_loss(
     Proxies are the second set of `anchor_loss`.
 
     *Devices.* With an axis name every device holds all proxies and takes its share of them. For the
-    gradients of what the devices share, proxies among it, and for sharded arrays under `jax.jit`,
-    whose rows are gathered, see *Shared parameters* and *Sharded arrays* in
+    gradients of values that the devices share, such as the proxies, and for sharded arrays under
+    `jax.jit`, whose rows are gathered, see *Shared parameters* and *Sharded arrays* in
     `contrastive_jax.all_pairs_loss`.
 
     Args:
@@ -51,7 +51,7 @@ def proxy_loss(
       loss: one of the proxy losses of `contrastive_jax.losses`, or any `AnchorLoss`.
       reduction: as in `anchor_loss`; `"none"` gives the loss of each embedding, `[B]`, or of a loss
         whose anchors are the proxies (`losses.proxy_anchor`) that of each proxy.
-      axis_name: of the devices that share the batch.
+      axis_name: axis of the devices that share the batch.
       **options: `distance`, `refine`, `tile`, `precision` and `method` of `anchor_loss`; of a
         `CentersLoss` `precision` and `method` alone.
 
@@ -62,8 +62,8 @@ def proxy_loss(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
-      ValueError: as `anchor_loss`, and if a known class has no proxy, a known proxy is not finite
-        or an option is not one of those above.
+      ValueError: as `anchor_loss`, and if a concrete class has no proxy, a concrete proxy is not
+        finite or an option is not one of those above.
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,10 +99,12 @@ def proxy_loss(
     if isinstance(loss, CentersLoss):
         if {*options} - _OPTIONS_OF_CENTERS:
             wrong = ", ".join(sorted({*options} - _OPTIONS_OF_CENTERS))
-            raise ValueError(f"a CentersLoss meets all centres at once and takes no {wrong}")
+            raise ValueError(
+                f"a CentersLoss compares with all centres at once and takes no {wrong}"
+            )
         return centers_loss(embeddings, classes, proxies, loss, reduction, axis_name, **options)
     rows = proxies.reshape(-1, proxies.shape[-1])
-    few = len(rows) <= _AT_ONCE and not {*options} - _OPTIONS_OF_CENTERS
+    few = len(rows) <= _MOST_AT_ONCE and not {*options} - _OPTIONS_OF_CENTERS
     if loss.row_loss is not None and few:
         row_loss = CentersLoss(loss.row_loss)
         return centers_loss(embeddings, classes, proxies, row_loss, reduction, axis_name, **options)
@@ -125,7 +127,7 @@ def _check_proxies(classes: ArrayLike, proxies: int) -> None:
       proxies: number of classes that have some.
 
     Raises:
-      ValueError: if a known class has none, naming the largest.
+      ValueError: if a concrete class has none, naming the largest.
     """
     message = f"classes must be below {proxies}, the number of proxies, got {{largest}}"
     if isinstance(classes, jax.core.Tracer):

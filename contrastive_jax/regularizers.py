@@ -40,10 +40,10 @@ def embedding_norm(
     Args:
       embeddings: `[B, D]`, floating.
       classes: `[B]`, integers, of which only -1 counts: rows to ignore, whatever they hold.
-      axis_name: of the devices that share the batch.
+      axis_name: axis of the devices that share the batch.
 
     Returns:
-      A number in [0, inf); 0 of no rows.
+      A scalar in [0, inf); 0 of no rows.
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
@@ -81,10 +81,10 @@ def koleo(
     Args:
       embeddings: `[B, D]`, floating, scaled to unit length here.
       classes: `[B]`, integers, of which only -1 counts: rows to ignore, whatever they hold.
-      axis_name: of the devices that share the batch.
+      axis_name: axis of the devices that share the batch.
 
     Returns:
-      A number, at least $-\log 2$; 0 of fewer than two rows. Rows that coincide count as 1e-8
+      A scalar, at least $-\log 2$; 0 of fewer than two rows. Rows that coincide count as 1e-8
       apart, and have no gradient.
 
     Raises:
@@ -103,8 +103,8 @@ def koleo(
       -0.35 2.31
     """
     embeddings, counts = _counted(embeddings, classes)
-    numbers = jnp.where(counts > 0, 0, -1)
-    return anchor_loss(unit(embeddings), numbers, loss=_KOLEO, axis_name=axis_name)
+    one_class = jnp.where(counts > 0, 0, -1)
+    return anchor_loss(unit(embeddings), one_class, loss=_KOLEO, axis_name=axis_name)
 
 
 def _nearest(distance: jax.Array, label: jax.Array) -> Any:
@@ -112,9 +112,9 @@ def _nearest(distance: jax.Array, label: jax.Array) -> Any:
 
 
 def _log_distance(nearest: jax.Array) -> Mean:
-    known, apart = jnp.isfinite(nearest), nearest > 1e-8
-    value = -jnp.log(jnp.where(known & apart, nearest, 1e-8))
-    return Mean(jnp.where(known, value, 0), known)
+    has_neighbour, apart = jnp.isfinite(nearest), nearest > 1e-8
+    value = -jnp.log(jnp.where(has_neighbour & apart, nearest, 1e-8))
+    return Mean(jnp.where(has_neighbour, value, 0), has_neighbour)
 
 
 _KOLEO = AnchorLoss(_log_distance, (_nearest,), euclidean)
@@ -139,15 +139,15 @@ def variance(
       embeddings: `[B, D]`, floating.
       classes: `[B]`, integers, of which only -1 counts: rows to ignore, whatever they hold.
       target: standard deviation to reach, at least 0.
-      eps: above 0, keeps the root's derivative finite.
-      axis_name: of the devices that share the batch.
+      eps: above 0, which keeps the derivative of the root finite.
+      axis_name: axis of the devices that share the batch.
 
     Returns:
-      A number in [0, target); 0 of fewer than two rows.
+      A scalar in [0, target); 0 of fewer than two rows.
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
-      ValueError: if `eps` is not above 0 or `target` below 0, an array is masked, or a known
+      ValueError: if `eps` is not above 0 or `target` below 0, an array is masked, or a concrete
         embedding or class has a wrong value.
 
     References:
@@ -180,10 +180,10 @@ def covariance(
     Args:
       embeddings: `[B, D]`, floating.
       classes: `[B]`, integers, of which only -1 counts: rows to ignore, whatever they hold.
-      axis_name: of the devices that share the batch.
+      axis_name: axis of the devices that share the batch.
 
     Returns:
-      A number in [0, inf); 0 of fewer than two rows.
+      A scalar in [0, inf); 0 of fewer than two rows.
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
@@ -218,7 +218,7 @@ def centers(proxies: jax.Array) -> jax.Array:
       proxies: `[C, K, D]`, floating, scaled to unit length here.
 
     Returns:
-      A number in [0, 1]; 0 with one centre a class. Centres that coincide have no gradient.
+      A scalar in [0, 1]; 0 with one centre a class. Centres that coincide have no gradient.
 
     Raises:
       AssertionError: if ranks or dtypes do not fit.
@@ -277,7 +277,7 @@ def _centred(
     embeddings, counts = _counted(embeddings, classes)
     total, count = jnp.sum(embeddings, axis=0), jnp.sum(counts)
     if axis_name is not None:
-        # Of the mean the derivative vanishes: what is centred adds up to 0.
+        # The derivative by the mean vanishes, as centred rows add up to 0.
         total, count = lax.psum((lax.stop_gradient(total), count), axis_name)
     mean = lax.stop_gradient(total) / jnp.maximum(count, 1)
     return jnp.where(counts[:, None] > 0, embeddings - mean[None], 0), lax.stop_gradient(count)

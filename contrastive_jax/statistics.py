@@ -1,9 +1,7 @@
-"""Statistics that an anchor keeps of its pairs: sums, extremes and log-sum-exps.
+"""Statistics of the pairs of an anchor: sums, maxima, minima and log-sum-exps.
 
-A function of a pair returns some of them; walked over all pairs of an anchor they are merged, tile
-by tile, into numbers. What is merged is small: a sum; an extreme and which row gave it; a maximum
-and the sum of exponentials below it (Milakov and Gimelshein, Online normalizer calculation for
-softmax, 2018).
+A function of a pair returns some of them, and a pass over all pairs of an anchor reduces each to a
+scalar.
 """
 
 import dataclasses
@@ -141,19 +139,19 @@ def log_sum_exp(value: ArrayLike, where: ArrayLike = True) -> Statistic:
 
 
 class PositivesOnly(NamedTuple):
-    """A function of pairs whose statistics are of similar pairs alone.
+    """A function of pairs whose statistics are of positive pairs alone.
 
-    A walk passes by what holds none of them, which is most of it.
+    A pass over the pairs skips the tiles without positive pairs, which are most of them.
     """
 
     function: Callable[..., Any]
 
-    def __call__(self, distance: jax.Array, label: jax.Array, *known: Any) -> Any:
-        def similar(one: Statistic) -> Statistic:
+    def __call__(self, distance: jax.Array, label: jax.Array, *results: Any) -> Any:
+        def positive(one: Statistic) -> Statistic:
             return Statistic(one.op, one.value, one.where & (label == 0))
 
-        found = self.function(distance, label, *known)
-        return jax.tree.map(similar, found, is_leaf=lambda leaf: isinstance(leaf, Statistic))
+        tree = self.function(distance, label, *results)
+        return jax.tree.map(positive, tree, is_leaf=lambda leaf: isinstance(leaf, Statistic))
 
 
 def _statistic(op: Op, value: ArrayLike, where: ArrayLike) -> Statistic:

@@ -41,7 +41,7 @@ def triplet_loss(
       loss: of triplets, such as `losses.triplet_all()` or `losses.angular()`; of anchors, such as
         `losses.ntxent()`; or of pairs, of which it is the mean over the two.
       distance: function of two vectors `[D]` to a scalar; by default that of the loss.
-      data: what an `AnchorLoss` is to know of each anchor beside, trees of floating `[B]`.
+      data: data of each anchor that an `AnchorLoss` needs, trees of floating `[B]`.
 
     Returns:
       Losses, `[B]`. They can be differentiated in any mode and any number of times.
@@ -66,7 +66,7 @@ def triplet_loss(
       >>> print([f"{value:.1f}" for value in values])
       ['0.1', '0.0']
     """
-    of_triplet, measure = _checked_loss(loss, distance, data)
+    triplet_loss_of, measure = _checked_loss(loss, distance, data)
     rows = {"anchors": anchors, "positives": positives, "negatives": negatives}
     rows = {name: as_array(name, values) for name, values in rows.items()}
     if embeddings is not None:
@@ -85,13 +85,13 @@ def triplet_loss(
 
     def one(anchor: jax.Array, positive: jax.Array, negative: jax.Array, *data: Any) -> jax.Array:
         vector = anchor
-        if isinstance(of_triplet, TripletLoss):
-            positive_distance = of_triplet.positive_distance or measure
+        if isinstance(triplet_loss_of, TripletLoss):
+            positive_distance = triplet_loss_of.positive_distance or measure
             data = (positive_distance(anchor, positive),)
-            if of_triplet.combine is not None:
-                vector = of_triplet.combine(anchor, positive)
+            if triplet_loss_of.combine is not None:
+                vector = triplet_loss_of.combine(anchor, positive)
         distances = [measure(vector, other) for other in (positive, negative)]
-        means = means_of_triplet(of_triplet, distances, [jnp.bool_(True)] * 2, data)
+        means = means_of_triplet(triplet_loss_of, distances, [jnp.bool_(True)] * 2, data)
         return total_of_means(means)
 
     return jax.vmap(one)(*rows.values(), *data)

@@ -113,7 +113,7 @@ def _program(name, dtype, two=False, reduction="mean"):
 
     In float64 close pairs need not be measured again, and the program is half as long.
     """
-    options = {"tile": TILE, "exact": dtype == "float32", "reduction": reduction}
+    options = {"tile": TILE, "refine": dtype == "float32", "reduction": reduction}
     places = {"hyper": 0, "boundaries": 1, "x": 2, "references": 4}
     names = ["boundaries", "x"] if name == "margin_by_class" else ["x"]
     if dtype == "float64" and not two:

@@ -122,7 +122,7 @@ def test_every_loss(name, longer):
     def value(arguments):
         hyper, boundaries, x, proxies = arguments
         sets = (x, CLASSES, proxies) if name in PROXY_LOSSES else (x, CLASSES)
-        options = {} if name in PROXY_LOSSES else {"exact": False, "tile": 8}
+        options = {} if name in PROXY_LOSSES else {"refine": False, "tile": 8}
         return _value(name, hyper, boundaries, *sets, **options)
 
     def plain(arguments):

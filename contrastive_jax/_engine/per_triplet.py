@@ -267,7 +267,10 @@ def _vectors_of_pass(
     index += (index >= positives.own[None]).astype(index.dtype)
     index = positives.order[jnp.minimum(index, len(candidates) - 1)]
     valid = number < positives.sizes[None]
-    # A pair that does not count is replaced by one that does: a distance need not have a derivative
-    # between a vector and itself.
-    anchors = jnp.broadcast_to(x.vectors, (count, *x.vectors.shape))
-    return valid, *substitute(valid, (anchors, candidates[index]))
+    # A pair that does not count is replaced by one that does, as by `substitute`. It is written out
+    # to broadcast the anchors, whose gradient is then a sum over the positives of a pass.
+    substitute_index = jnp.argmax(valid)
+    mask = valid[..., None]
+    row, other = substitute_index % len(x.classes), index.ravel()[substitute_index]
+    anchors = jnp.where(mask, x.vectors[None], x.vectors[None, None, row])
+    return valid, anchors, jnp.where(mask, candidates[index], candidates[None, None, other])

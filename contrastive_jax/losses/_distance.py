@@ -1,4 +1,4 @@
-"""The distance that a pair loss carries, and whether another fits its formula."""
+"""The distance that a pair loss carries, and the check that another fits its formula."""
 
 import functools
 import inspect
@@ -13,7 +13,7 @@ Distance = Callable[..., jax.Array]
 
 
 def is_fixed(loss: Callable[..., jax.Array]) -> bool:
-    """Returns whether the formula of a pair loss fits the distances alone that it names.
+    """Returns True if the formula of a pair loss fits only the distances that it names.
 
     Args:
       loss: scalar function `(distance, label)`.
@@ -25,7 +25,7 @@ def is_fixed(loss: Callable[..., jax.Array]) -> bool:
 
 
 def carrier(loss: Callable[..., jax.Array]) -> Any:
-    """Returns what carries the distance of a loss: itself, or the function that it binds."""
+    """Returns the carrier of the distance of a loss: itself, or the function that it binds."""
     return loss if hasattr(loss, "distances") else _unbound(loss)
 
 

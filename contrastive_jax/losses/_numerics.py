@@ -10,7 +10,7 @@ def softplus(x: jax.Array) -> jax.Array:
     """`log(1 + exp(x))`, in full precision at either end.
 
     The derivative of `jax.nn.softplus` is made of its value and of one more exponential. This one's
-    is the logistic function, by itself, where a walk over all pairs needs the derivative alone.
+    is the logistic function, by itself, where a pass over all pairs needs the derivative alone.
     """
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 

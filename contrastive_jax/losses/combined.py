@@ -24,7 +24,7 @@ def mean_over_pairs(
 
     Args:
       loss: scalar function `(distance, label)`.
-      distance: of two vectors; by default that of the loss.
+      distance: function of two vectors; by default that of the loss.
 
     Returns:
       Loss for `anchor_loss`.
@@ -95,7 +95,7 @@ def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
             )
         if loss.distance is not losses[0].distance:
             raise ValueError(
-                "losses that share a walk must have one distance, got "
+                "losses that share a pass must have one distance, got "
                 f"{losses[0].distance!r} and {loss.distance!r}; loss._replace(distance=...) "
                 "changes it"
             )

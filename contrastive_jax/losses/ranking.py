@@ -84,7 +84,7 @@ def smooth_ap(temperature: ArrayLike = 0.01, *, include_query: bool = False) -> 
     Args:
       temperature: above 0, in the unit of the distance; 0.01 in the paper, for cosines. A lower
         one is closer to AP, and fewer pairs have a gradient.
-      include_query: whether the anchor itself, at distance 0, is retrieved as one more positive, as
+      include_query: True if the anchor itself, at distance 0, is retrieved as one more positive, as
         in the authors' code and in pytorch-metric-learning. That raises every AP.
 
     Returns:

@@ -115,9 +115,9 @@ def supcon(
         raise ValueError(f"log must be 'outside' or 'inside', got {log!r}")
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
-        logit, similar = -distance / temperature, label == 0
-        positives = (total if log == "outside" else log_sum_exp)(logit, similar)
-        return log_sum_exp(logit), positives, total(1.0, similar)
+        logit, positive = -distance / temperature, label == 0
+        positives = (total if log == "outside" else log_sum_exp)(logit, positive)
+        return log_sum_exp(logit), positives, total(1.0, positive)
 
     def loss(stats: Any) -> Mean:
         everything, positives, count = stats
@@ -164,8 +164,8 @@ def decoupled(temperature: ArrayLike = 0.1) -> AnchorLoss:
     check_hyperparameters(temperature=temperature)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
-        logit, similar = -distance / temperature, label == 0
-        return log_sum_exp(logit, ~similar), total(logit, similar), total(1.0, similar)
+        logit, positive = -distance / temperature, label == 0
+        return log_sum_exp(logit, ~positive), total(logit, positive), total(1.0, positive)
 
     def loss(stats: Any) -> Mean:
         negatives, positives, count = stats

@@ -29,7 +29,7 @@ def triplet_hard(margin: ArrayLike = 0.2, *, smooth: bool = False) -> AnchorLoss
 
     Args:
       margin: above 0, in the unit of the distance; 0.05 to 0.5 on the unit sphere.
-      smooth: whether a triplet beyond the margin still has a gradient. `margin` may be 0 then.
+      smooth: True if a triplet beyond the margin still has a gradient. `margin` may be 0 then.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`.
@@ -128,7 +128,7 @@ def triplet_all(margin: ArrayLike = 0.2, *, smooth: bool = False) -> TripletLoss
 
     Args:
       margin: above 0, in the unit of the distance; 0.05 to 0.5 on the unit sphere.
-      smooth: whether $\log(1 + e^x)$ takes the place of $\max(0, x)$. `margin` may be 0 then.
+      smooth: True if $\log(1 + e^x)$ takes the place of $\max(0, x)$. `margin` may be 0 then.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`.

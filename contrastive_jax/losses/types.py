@@ -19,16 +19,16 @@ P = ParamSpec("P")
 class PairLoss(Protocol[P]):
     """A scalar function of a distance and a label that carries its distance.
 
-    Called with a distance and a label (0 similar, 1 dissimilar), it returns the loss of that pair,
-    a scalar; called with hyperparameters alone, it binds them and returns a loss that carries the
-    same distance. `functools.partial` does the latter too.
+    Called with a distance and a label (0 for a positive pair, 1 for a negative one), it returns the
+    loss of that pair, a scalar; called with hyperparameters alone, it binds them and returns a loss
+    that carries the same distance. `functools.partial` does the latter too.
 
         losses.sigmoid(0.3, 1, temperature=5.0)  # a scalar
         all_pairs_loss(x, classes, loss=losses.sigmoid(temperature=5.0))  # measures the cosine
     """
 
     distance: Distance
-    """The distance of its paper, measured where the caller names none."""
+    """The distance of its paper, measured unless the caller names another."""
     distances: tuple[Distance, ...] | None
     """The distances that fit its formula; None for every distance that is at least 0."""
 
@@ -134,10 +134,11 @@ class Mean(NamedTuple):
 class AnchorLoss(NamedTuple):
     """A loss that is a function of statistics of all pairs of an anchor.
 
-    Each function of `statistics` takes the distance and the label of one pair (0 similar, 1
-    dissimilar), the data of the anchor where there are any, and the results of the functions before
-    it. It returns a tree of `contrastive_jax.statistics`. `loss` takes the data and the results of
-    one anchor and returns a `Mean`, or a tuple of them whose sum is the loss of the batch.
+    Each function of `statistics` takes the distance and the label of one pair (0
+    positive, 1 negative), the data of the anchor where there are any, and the results of the
+    functions before it. It returns a tree of `contrastive_jax.statistics`. `loss` takes the data
+    and the results of one anchor and returns a `Mean`, or a tuple of them whose sum is the loss of
+    the batch.
 
     Every function takes a pass over the pairs. A later one may depend on data and on earlier
     results. A sum may have derivatives by them. A log-sum-exp, a maximum or a minimum may select
@@ -160,7 +161,7 @@ class AnchorLoss(NamedTuple):
     loss: Callable[..., Any]
     statistics: tuple[Any, ...]
     distance: Callable[..., jax.Array] = cosine
-    """The distance that is measured where the caller gives none."""
+    """The distance that is measured unless the caller gives another."""
     fixed: bool = False
     """True if the formula holds for that distance alone."""
     needs: tuple[str, ...] = ()
@@ -178,9 +179,9 @@ class TripletLoss(NamedTuple):
     loss: Callable[..., Mean]
     statistics: tuple[Any, ...]
     distance: Callable[..., jax.Array] = cosine
-    """The distance that is measured where the caller gives none."""
+    """The distance that is measured unless the caller gives another."""
     combine: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    """A function from the vectors of anchor and positive to a vector that takes the place of the
+    """A function from the vectors of anchor and positive to a vector that replaces the
     anchor in distances to the other rows. Its statistics must select negative pairs alone."""
     positive_distance: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     """The distance of anchor and positive, by default that of all pairs."""
