@@ -47,7 +47,7 @@ def checked_names(
     """Checks that values name the examples of a set: one integer, bool or string for each.
 
     Args:
-      name: of the argument, for errors.
+      name: name of the argument, for errors.
       values: the names, `[N]`.
       rows: the number of examples, N; None if any number will do.
 
@@ -91,7 +91,7 @@ def checked_classes(
     """Checks classes that are data on the host, by the rule of this module.
 
     Args:
-      name: of the argument, for errors.
+      name: name of the argument, for errors.
       values: the classes, `[N]`.
       rows: the number of examples, N; None if any number will do.
 
@@ -132,11 +132,11 @@ def as_array(name: str, values: Any, expected: str = "numbers", classes: Any = N
     """Makes an array for JAX of values on the host, and refuses those that JAX would change.
 
     Args:
-      name: of the argument, for errors.
+      name: name of the argument, for errors.
       values: an array of JAX, traced or not, which is returned as it is; an array of NumPy, in any
         byte order; or nested lists of numbers.
       expected: description of the values, for errors.
-      classes: of the rows, an array; rows of class -1, and rows of traced classes, may be too
+      classes: classes of the rows; rows of class -1, and rows of traced classes, may be too
         large.
 
     Returns:
@@ -190,7 +190,7 @@ def as_classes(name: str, values: Any) -> Any:
     """Makes an array for JAX of classes, and checks them.
 
     Args:
-      name: of the argument, for errors.
+      name: name of the argument, for errors.
       values: integers, `[N]`, as an array or a list.
 
     Returns:

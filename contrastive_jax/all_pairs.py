@@ -114,8 +114,8 @@ def all_pairs_loss(
         distances below about a twentieth of the extent of the batch lose digits.
       tile: rows and columns of a tile, a multiple of 8; by default 512 on a CPU, 4096 on a GPU and
         2048 on a TPU, or no tiles at all up to 1,024 rows a side (4,096 on a GPU) on one device.
-      precision: of matrix products. The default keeps a GPU from TF32, which loses the digits that
-        small distances need.
+      precision: precision of matrix products. The default keeps a GPU from TF32, which loses the
+        digits that small distances need.
       method: `"sweep"`, or `"autodiff"`, which goes row by row through the scalar functions as
         they are, slower and still in linear memory; on one device.
 

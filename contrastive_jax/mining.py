@@ -162,7 +162,7 @@ def semi_hard(
     with $d$ the distance of a positive $p$ and of a negative $n$, and $m$ the margin.
 
     Args:
-      loss: of a distance and a label, of anchors without data, or of triplets.
+      loss: a loss of a distance and a label, of anchors without data, or of triplets.
       distance: function of two vectors; by default that of the loss.
       margin: above 0, in the unit of the distance. Positives that have no such negative are left
         out with it.
@@ -251,8 +251,8 @@ def multi_similarity(
     `epsilon`.
 
     Args:
-      loss: of a distance and a label, by default `losses.contrastive` of cosine distances; of
-        anchors, such as `losses.multi_similarity()`; or of triplets.
+      loss: a loss of a distance and a label, by default `losses.contrastive` of cosine distances;
+        of anchors, such as `losses.multi_similarity()`; or of triplets.
       distance: function of two vectors; by default that of the loss.
       epsilon: at least 0, in the unit of the distance; 0.1 in the paper, for cosines.
 
@@ -308,7 +308,7 @@ def distance_weighted(
     the mean over such draws is taken, which needs no key and has no variance.
 
     Args:
-      loss: of a distance and a label, of anchors without data, or of triplets.
+      loss: a loss of a distance and a label, of anchors without data, or of triplets.
       dimension: size of the embeddings, which are of unit length; at least 3.
       cutoff: distances below get the weight of this one, as noise would dominate otherwise.
       largest: negatives farther away are left out, as a loss would be 0 there.
@@ -437,8 +437,9 @@ def online_hard_loss(
       classes: `[B]`, integers from 0; rows of class -1 are ignored.
       references: `[R, D]`.
       reference_classes: `[R]`.
-      loss: of a distance and a label, by default `losses.contrastive` of cosine distances with a
-        margin of 0.5; of anchors without data, or of triplets, which see the hard pairs only.
+      loss: a loss of a distance and a label, by default `losses.contrastive` of cosine distances
+        with a margin of 0.5; of anchors without data, or of triplets, which see the hard pairs
+        only.
       distance: function of two vectors; by default that of the loss.
       margin: above 0, in the unit of the distance, passed to a pair loss as a keyword; without it
         the loss keeps its own.

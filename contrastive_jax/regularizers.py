@@ -2,9 +2,9 @@
 
 All leave out rows of class -1 where classes are given, and with an axis name are those of the
 global batch: each device gets the same value, and the gradient by its own rows. For the gradients
-of what the devices share see *Shared parameters* in `contrastive_jax.all_pairs_loss`. Without an
-axis name arrays under `jax.jit` may be spread over a mesh; `koleo`, `covariance` and `centers`
-gather the rows of theirs.
+of values that the devices share see *Shared parameters* in `contrastive_jax.all_pairs_loss`.
+Without an axis name arrays under `jax.jit` may be spread over a mesh; `koleo`, `covariance` and
+`centers` gather the rows of theirs.
 """
 
 import math

@@ -38,8 +38,8 @@ def triplet_loss(
       positives: the same of the positives.
       negatives: the same of the negatives.
       embeddings: rows that the other three are indices of, `[N, D]`, floating.
-      loss: of triplets, such as `losses.triplet_all()` or `losses.angular()`; of anchors, such as
-        `losses.ntxent()`; or of pairs, of which it is the mean over the two.
+      loss: a loss of triplets, such as `losses.triplet_all()` or `losses.angular()`; of anchors,
+        such as `losses.ntxent()`; or of pairs, of which it is the mean over the two.
       distance: function of two vectors `[D]` to a scalar; by default that of the loss.
       data: data of each anchor that an `AnchorLoss` needs, trees of floating `[B]`.
 

@@ -124,7 +124,7 @@ def test_programs_are_dropped():
     del program
     gc.collect()
     assert dropped() is None
-    limit = program_cache._kept_program.cache_parameters()["maxsize"]
+    limit = program_cache._cached_program.cache_parameters()["maxsize"]
     first = weakref.ref(compiled(function, identified(_adder(-1.0))))
     assert compiled(function, identified(_adder(-1.0))) is first()
     for number in range(limit):

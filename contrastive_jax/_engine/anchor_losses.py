@@ -103,7 +103,7 @@ def triplet_total(problem: Problem, loss: TripletLoss, reduction: str) -> LossOf
     vector = jnp.zeros(problem.sides[0].vectors.shape[1:], scalar.dtype)
     vector = varying(vector, axes_of(scalar))
 
-    def of_two_vectors(name: str, function: Any) -> Any:
+    def convert(name: str, function: Any) -> Any:
         if function is None:
             return None
         function, closed = closure_convert(name, function, (vector, vector), lambda *_: None)
@@ -114,8 +114,8 @@ def triplet_total(problem: Problem, loss: TripletLoss, reduction: str) -> LossOf
     triplets = Triplets(
         _SplitMean(function),
         stages,
-        of_two_vectors("combine", loss.combine),
-        of_two_vectors("positive_distance", loss.positive_distance),
+        convert("combine", loss.combine),
+        convert("positive_distance", loss.positive_distance),
         loss.positives_per_pass if loss.combine is None else 1,
     )
 

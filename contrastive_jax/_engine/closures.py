@@ -26,11 +26,11 @@ def closure_convert(
     that was compiled for an equal loss, and none for an earlier state of the function.
 
     Args:
-      name: of the function, for errors.
-      function: of arrays or trees of them.
+      name: name of the function, for errors.
+      function: function of trees of arrays.
       examples: its arguments.
-      check: takes the name and the shape of what the function returns.
-      shared: whether it may close over values that do not vary along the axes of its arguments.
+      check: takes the name, and the shape of the result.
+      shared: True if it may close over values that do not vary along the axes of its arguments.
 
     Returns:
       The function with further arguments, and the values of these.
@@ -54,13 +54,13 @@ def closure_convert(
                 f"{', '.join(map(str, missing))}, where the embeddings differ; close over "
                 f"{MARK_AS_VARYING.format(tuple(missing))} instead"
             )
-    # Of the constants only those that are known may be kept.
+    # Only concrete constants may outlive the trace.
     jaxpr, own_count = closed.jaxpr, len(examples)
-    known = [None if k in traced else value for k, value in enumerate(consts)]
+    concrete = [None if k in traced else value for k, value in enumerate(consts)]
     tree = jax.tree.structure(shape)
 
     def with_values(*arguments: Any) -> Any:
-        own, values = arguments[:own_count], list(known)
+        own, values = arguments[:own_count], list(concrete)
         for k, value in zip(traced, arguments[own_count:], strict=True):
             values[k] = value
         return jax.tree.unflatten(tree, jax.core.eval_jaxpr(jaxpr, values, *jax.tree.leaves(own)))

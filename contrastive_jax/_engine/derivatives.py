@@ -1,4 +1,4 @@
-"""Gradients that are computed in the forward pass, and second derivatives of what they belong to.
+"""Gradients that are computed in the forward pass, and second derivatives of their values.
 
 A sweep over tiles gives a value and its gradient together. Its own operations are not to be
 differentiated: it recomputes close pairs, selects the pair of a maximum, and stops gradients. So
@@ -45,15 +45,15 @@ def differentiable(swept: Function, plain: Function, *arguments: Any) -> tuple[j
         return on_leaves(swept, leaves)
 
     def derivative(primals: Any, tangents: Any) -> Any:
-        (leaves,), (slopes,) = primals, tangents
-        wanted = tuple(not isinstance(slope, SymbolicZero) for slope in slopes)
+        (leaves,), (by_leaf,) = primals, tangents
+        wanted = tuple(not isinstance(one, SymbolicZero) for one in by_leaf)
         (value, rest), gradient = with_gradient(wanted, leaves)
-        slopes = [slope for slope, is_wanted in zip(slopes, wanted, strict=True) if is_wanted]
+        by_leaf = [one for one, is_wanted in zip(by_leaf, wanted, strict=True) if is_wanted]
         tangent = varying(jnp.zeros_like(value), axes_of(value))
-        for one, slope in zip(gradient, slopes, strict=True):
-            slope = jnp.expand_dims(jnp.asarray(slope), tuple(range(value.ndim)))
+        for one, leaf_tangent in zip(gradient, by_leaf, strict=True):
+            leaf_tangent = jnp.expand_dims(jnp.asarray(leaf_tangent), tuple(range(value.ndim)))
             dtype = one.dtype if jnp.iscomplexobj(one) else value.dtype
-            products = jnp.real(one.astype(dtype) * slope.astype(dtype)).astype(value.dtype)
+            products = jnp.real(one.astype(dtype) * leaf_tangent.astype(dtype)).astype(value.dtype)
             tangent += jnp.sum(products, axis=tuple(range(value.ndim, one.ndim)))
         no_tangent = varying(jax.tree.map(jnp.zeros_like, rest), axes_of(rest))
         return (value, rest), (tangent, no_tangent)
@@ -136,11 +136,11 @@ def eager_vjp(function: Callable[..., tuple[jax.Array, Any, Any]], *arguments: A
 
     @on_mesh_of_arguments
     def backward(residuals: list[jax.Array], cotangents: Any) -> Any:
-        slope = cotangents[0]
-        if isinstance(slope, SymbolicZero):
-            slope = jnp.zeros(slope.shape, slope.dtype)
+        cotangent = cotangents[0]
+        if isinstance(cotangent, SymbolicZero):
+            cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
         return tuple(
-            _contracted(slope, one[0]).astype(dtype) if len(one) else None
+            _contracted(cotangent, one[0]).astype(dtype) if len(one) else None
             for one, dtype in zip(residuals, dtypes, strict=True)
         )
 

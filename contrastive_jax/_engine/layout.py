@@ -46,7 +46,7 @@ class Wanted(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The sorted sides of all pairs, and what stays the same during a sweep over them."""
+    """The sorted sides of all pairs, and the values that stay the same during a sweep over them."""
 
     task: Task
     parameters: Parameters

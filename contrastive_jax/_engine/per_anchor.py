@@ -247,8 +247,8 @@ def _weights(
     for k in reversed(range(len(ops))):
         own = jax.tree.leaves(weights[data_count + k])
         sums = [weight for op, weight in zip(ops[k], own, strict=True) if op == "sum"]
-        for weight, slopes in zip(sums, sweeps.derivatives[k], strict=True):
-            more = jax.tree.map(lambda slope, w=weight: w * slope, slopes)
+        for weight, derivatives_of_sum in zip(sums, sweeps.derivatives[k], strict=True):
+            more = jax.tree.map(lambda one, w=weight: w * one, derivatives_of_sum)
             earlier = jax.tree.map(jnp.add, weights[: data_count + k], more)
             weights = (*earlier, *weights[data_count + k :])
     return weights
@@ -292,7 +292,7 @@ def _selected_gradients(
     order, data_count = layout.orders[-1], len(results) - len(stages)
 
     def total(x: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
-        def of_pair(stage: int, position: int, i: jax.Array, j: jax.Array) -> jax.Array:
+        def value_of_pair(stage: int, position: int, i: jax.Array, j: jax.Array) -> jax.Array:
             distance = layout.task.distances[0](x[i], y[j], *parameters.distance)
             label = (rows.classes[i] != columns.classes[j]).astype(jnp.int32)
             earlier = results[: data_count + stage]
@@ -305,7 +305,8 @@ def _selected_gradients(
             for position, (weight, index) in enumerate(by_stage):
                 valid = index >= 0
                 i, j = substitute(valid, (jnp.arange(len(index)), index))
-                value = jax.vmap(partial(of_pair, stage, position))(i, order[jnp.maximum(j, 0)])
+                j = order[jnp.maximum(j, 0)]
+                value = jax.vmap(partial(value_of_pair, stage, position))(i, j)
                 sums += jnp.sum(jnp.where(valid, weight * value, 0))
         return sums
 

@@ -80,7 +80,7 @@ def _pair_sums(task: Task, sides: tuple[Points, ...], parameters: Parameters) ->
         weights = row.weights * columns.weights
         if len(sides) == 1:
             weights = jnp.where(jnp.arange(len(weights)) == index, 0, weights)
-        # A row without partners has no pair to take the place of another either.
+        # A row without partners has no pair that could replace another.
         sums = lax.cond(jnp.any(weights > 0), by_row, lambda *_: empty, row, weights)
         return cast(Sums, sums)
 

@@ -16,13 +16,13 @@ from contrastive_jax._compat import check_explicit_axes, pcast_varying, varying_
 def gathered(tree: Any) -> Any:
     """Gathers arrays that are spread over a mesh, so that every device holds them whole.
 
-    What compares rows with each other needs them all. Along explicit axes of a mesh JAX refuses to
-    mix rows of several devices unasked; along automatic ones it would gather them time and again,
-    inside of loops. Gradients come back spread as the arrays were.
+    A function that compares rows with each other needs them all. Along explicit axes of a mesh JAX
+    refuses to mix rows of several devices unasked; along automatic ones it would gather them time
+    and again, inside of loops. Gradients come back spread as the arrays were.
 
     Args:
-      tree: of arrays. Those that are on no mesh stay as they are, as does what `jax.shard_map` has
-        split: there each device has rows of its own.
+      tree: tree of arrays. Those that are on no mesh stay as they are, and so do those that
+        `jax.shard_map` has split: there each device has rows of its own.
 
     Returns:
       The tree of gathered arrays.
@@ -54,7 +54,7 @@ def on_mesh_of_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
     traced apart from their caller, so each of them needs this for itself.
 
     Args:
-      function: of trees of arrays.
+      function: function of trees of arrays.
 
     Returns:
       The same function.
@@ -86,12 +86,12 @@ def evaluated_while_tracing() -> AbstractContextManager[None]:
 
 
 def axes_of(tree: Any) -> frozenset[Any]:
-    """The axes of a mesh along which `jax.shard_map` knows some array to differ."""
+    """Returns the axes of a mesh along which some array varies under `jax.shard_map`."""
     return frozenset[Any]().union(*map(varying_axes, jax.tree.leaves(tree)))
 
 
 def varying(tree: Any, axes: frozenset[Any]) -> Any:
-    """Marks arrays as differing along all of these axes, as the results of a loop must be."""
+    """Marks arrays as varying along all of these axes, as the results of a loop must be."""
 
     def one(x: jax.Array) -> jax.Array:
         missing = tuple(axes - axes_of(x))
@@ -101,14 +101,14 @@ def varying(tree: Any, axes: frozenset[Any]) -> Any:
 
 
 def psum_once(values: Any, axis_name: Any) -> Any:
-    """Sums over the devices whose gradient on each is that of its own part.
+    """Sums over the devices, with the gradient on each of its own part.
 
-    Every device computes the same loss of such sums. What JAX makes of the gradient of `lax.psum`
-    would count it once for each of them.
+    Every device computes the same loss from such sums. The gradient of `lax.psum` would count it
+    once for each device.
 
     Args:
       values: tree of arrays.
-      axis_name: of the devices; None for one.
+      axis_name: axis of the devices; None for one device.
 
     Returns:
       The tree of sums.

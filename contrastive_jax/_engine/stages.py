@@ -32,7 +32,8 @@ class Stage(NamedTuple):
 
 
 class WeightedStatistic(NamedTuple):
-    """The derivative of the loss by a statistic, and what tells the part of a pair in it."""
+    """The derivative of the loss by a statistic, and the value that tells the part of a pair in
+    it."""
 
     weight: jax.Array
     """`[N]`."""
@@ -93,10 +94,10 @@ class CollectStatistics:
         # One by one, as most sums depend on few of the results: all at once, the zeros would be
         # stacked with the rest, and added up for all pairs.
         for k, has_derivative in enumerate(self.derivatives):
-            slopes = results
+            derivatives = results
             if any(has_derivative):
-                (slopes,) = pull([jnp.full_like(one, i == k) for i, one in enumerate(values)])
-            leaves, structure = jax.tree.flatten(slopes)
+                (derivatives,) = pull([jnp.full_like(one, i == k) for i, one in enumerate(values)])
+            leaves, structure = jax.tree.flatten(derivatives)
             # A sum without a derivative gets a dummy leaf with mask False, so that the structure of
             # the tree stays fixed.
             masks = [sums[k].where if has else np.bool(False) for has in has_derivative]

@@ -136,7 +136,7 @@ def _add_close(layout: Layout, tile: Tile, inner: jax.Array, carry: TileCarry) -
     """Adds the pairs whose squared distance lies within the tolerance of the product."""
     task, x, y = layout.task, tile.rows, tile.columns
     product = cast(Product, task.product)
-    # Computed again: to hand over whole tiles would slow down those that have nothing close.
+    # Computed again: to pass on whole tiles would slow down those without close pairs.
     labels, weights = tile.labels_and_weights(task)
     weights = jnp.where(_squares(product, tile, inner)[1] < 0, weights, 0)
     u, v = _from_first_of_class(layout, tile)

@@ -109,10 +109,10 @@ def add_by_product(
         carry = _add_by_parameters(layout, losses, entries, labels, weights, cotangent, carry)
     if not any(wanted.sides):
         return carry
-    slopes = pull([cotangent] * len(values))
+    derivatives = pull([cotangent] * len(values))
     if weights is not None:
-        slopes = [jnp.where(weights > 0, one, 0) for one in slopes]
-    return _add_by_points(layout, tile, operands, labels, slopes, carry)
+        derivatives = [jnp.where(weights > 0, one, 0) for one in derivatives]
+    return _add_by_points(layout, tile, operands, labels, derivatives, carry)
 
 
 def _with_squares(tile: Tile, entries: jax.Array) -> tuple[jax.Array, ...]:
@@ -177,20 +177,20 @@ def _add_by_points(
     tile: Tile,
     operands: Operands,
     labels: jax.Array | None,
-    slopes: Any,
+    derivatives: Any,
     carry: TileCarry,
 ) -> TileCarry:
     """Adds the gradients by the points of rows and columns.
 
-    With slope w of a squared distance, the gradient by u is 2 w (u - v): a product of the slopes
-    with v, and a multiple of u itself, which is added by `scale` after the sweep.
+    With derivative w by a squared distance, the gradient by u is 2 w (u - v): a product of the
+    derivatives with v, and a multiple of u itself, which is added by `scale` after the sweep.
     """
     task, count = layout.task, number_of_sums(layout.task)
     if task.product.squared:  # type: ignore[union-attr]
-        slopes = [2 * one for one in slopes]
-    slopes, *by_squares = slopes
+        derivatives = [2 * one for one in derivatives]
+    derivatives, *by_squares = derivatives
     for k in _sums_with_pairs(task, labels):
-        own = with_label(k, count, labels, slopes)
+        own = with_label(k, count, labels, derivatives)
 
         def add(gains: tuple[Gain, Gain], k: int = k, own: jax.Array = own) -> tuple[Gain, Gain]:
             rows, columns = gains
@@ -211,7 +211,7 @@ def _add_to_rows(
     task: Task,
     operands: Operands,
     k: int,
-    slopes: jax.Array,
+    derivatives: jax.Array,
     by_squares: list[jax.Array],
     gain: Gain,
 ) -> Gain:
@@ -220,9 +220,9 @@ def _add_to_rows(
     if gradient is None:
         return gain
     squared = task.product.squared  # type: ignore[union-attr]
-    product = lax.dot(slopes, operands.v, precision=task.numerics.precision)
+    product = lax.dot(derivatives, operands.v, precision=task.numerics.precision)
     points = -product if squared else product
-    scale = jnp.sum(slopes, axis=1)
+    scale = jnp.sum(derivatives, axis=1)
     if operands.own_origin:
         points += scale[:, None] * operands.u
         scale = jnp.zeros_like(scale)
@@ -238,7 +238,7 @@ def _add_to_columns(
     task: Task,
     operands: Operands,
     k: int,
-    slopes: jax.Array,
+    derivatives: jax.Array,
     by_squares: list[jax.Array],
     left: jax.Array,
     gain: Gain,
@@ -248,9 +248,9 @@ def _add_to_columns(
     if gradient is None:
         return gain
     squared = task.product.squared  # type: ignore[union-attr]
-    product = lax.dot(operands.transposed, slopes, precision=task.numerics.precision)
+    product = lax.dot(operands.transposed, derivatives, precision=task.numerics.precision)
     points = -product if squared else product
-    scale = jnp.sum(slopes, axis=0)
+    scale = jnp.sum(derivatives, axis=0)
     if operands.own_origin:
         points += scale[None] * operands.v.T
         scale = jnp.zeros_like(scale)

@@ -279,7 +279,7 @@ def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
 
     def loss(boundary: jax.Array, stats: Any) -> Mean:
         (positive, active_positive, positives), (negative, active_negative, negatives) = stats
-        # Without pairs of the other label a sum counts nothing, however large it is.
+        # Without pairs of the other label a sum does not count, however large it is.
         positive = jnp.where(negatives > 0, positive, 0)
         negative = jnp.where(positives > 0, negative, 0)
         return Mean(
