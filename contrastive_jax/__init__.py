@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any
 
 from contrastive_jax import distances, losses, memory, mining, regularizers, statistics
 from contrastive_jax.all_pairs import all_pairs_loss, all_pairs_sums
-from contrastive_jax.anchor_loss import anchor_loss, anchor_statistics
+from contrastive_jax.anchors import anchor_loss, anchor_statistics
 from contrastive_jax.pairs import pair_loss
-from contrastive_jax.proxy_loss import proxy_loss
+from contrastive_jax.proxies import proxy_loss
 from contrastive_jax.triplets import triplet_loss
 
 if TYPE_CHECKING:

@@ -1,481 +1,237 @@
-"""Statistics that anchors keep of their pairs, and the gradient of what is made of them.
+"""Losses that look at an anchor against all others, in memory linear in the batch."""
 
-One walk over the tiles keeps them (`contrastive_jax.statistics`); statistics that depend on earlier
-ones take a walk each. What the loss of an anchor makes of its statistics is ordinary JAX. Its
-derivatives by them weigh the pairs, and one more walk adds up the gradient: a pair adds to a sum
-its value, to a log-sum-exp its share of it, to an extreme its value if it is the one.
-"""
-
-import dataclasses
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from contrastive_jax.derivatives import differentiable_once
-from contrastive_jax.program_cache import compiled
-from contrastive_jax.sharding import on_mesh_of_arguments
-from contrastive_jax.statistics import Statistic, holds_for_none, is_statistic, result
-from contrastive_jax.streaming import (
-    Side,
-    arranged,
-    empty_like,
-    gradients,
-    kept,
-    nothing_added,
-    of_marks,
-    walked,
+from contrastive_jax._engine.anchor_losses import (
+    anchor_total,
+    checked_data,
+    make_stages,
+    triplet_total,
 )
-from contrastive_jax.tiles import Parameters, Rows, Task, Wanted, axes_of, varying
+from contrastive_jax._engine.engines import Engine, evaluate, select_engine
+from contrastive_jax._engine.problem import (
+    Method,
+    Numerics,
+    check_method,
+    make_problem,
+)
+from contrastive_jax._engine.sharding import axes_of, gathered
+from contrastive_jax.checks import check_distance
+from contrastive_jax.distances import cosine
+from contrastive_jax.losses._means import check_reduction
+from contrastive_jax.losses.types import AnchorLoss, TripletLoss
+
+AnchorReduction = Literal["mean", "active", "sum", "none"]
 
 
-class Stage(NamedTuple):
-    """Statistics of pairs that are kept in one walk."""
+def anchor_loss(
+    embeddings: jax.Array,
+    classes: jax.Array,
+    references: jax.Array | None = None,
+    reference_classes: jax.Array | None = None,
+    *,
+    loss: AnchorLoss | TripletLoss,
+    distance: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    data: tuple[Any, ...] = (),
+    reduction: AnchorReduction = "mean",
+    axis_name: Any = None,
+    refine: bool = True,
+    tile: int | None = None,
+    precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+    method: Method = "sweep",
+) -> jax.Array:
+    """Loss of a batch in which every row is an anchor for all others, or for references.
 
-    function: Callable[..., Any]
-    """Of a distance, a label, what is known of the anchor, and parameters of its own, to a tree of
-    statistics."""
-    parameters: int
-    """How many of its own."""
-    similar_alone: bool = False
-    """Whether dissimilar pairs add nothing."""
+    Beyond small batches the B x B matrix is never built. One sweep over tiles of pairs computes the
+    statistics that the loss of each anchor depends on, and one more adds up the gradient. Small
+    batches, tiles, close pairs and devices are as in `contrastive_jax.all_pairs_loss`.
+    `contrastive_jax.losses` lists the losses.
 
+    Call it under `jax.jit`. Outside, a program is compiled once for each shape and each loss of
+    equal hyperparameters; for a loss that closes over an array, at every call.
 
-@dataclasses.dataclass(frozen=True)
-class _Collected:
-    """What a pair adds in the walk of a stage."""
-
-    stages: tuple[Stage, ...]
-    place: int
-    slopes: tuple[tuple[bool, ...], ...] | None
-    """Of each sum, by which leaves of what is known it has derivatives, which are added too; None
-    where none are asked for."""
-
-    def __call__(
-        self, distance: jax.Array, label: jax.Array, other: Any, known: Any, *parameters: Any
-    ) -> Any:
-        def of(known: Any) -> Any:
-            return values_of_stage(self.stages, self.place, distance, label, known, parameters)
-
-        found = of(known)
-        if self.slopes is None:
-            return found, ()
-
-        def sums(known: Any) -> list[jax.Array]:
-            return [one.value for one in _flat(of(known)) if one.kind == "sum"]
-
-        where = [one.where for one in _flat(found) if one.kind == "sum"]
-        values, pull = jax.vjp(sums, known)
-        slopes = []
-        # One by one, as most sums depend on little of what is known: all at once, the zeros would
-        # be stacked with the rest, and added up for all pairs.
-        for k, by in enumerate(self.slopes):
-            slope = known
-            if any(by):
-                (slope,) = pull([jnp.full_like(one, i == k) for i, one in enumerate(values)])
-            leaves, tree = jax.tree.flatten(slope)
-            # Where there is no slope some leaf stands in, of no pair.
-            pairs = [where[k] if has else np.bool(False) for has in by]
-            added = [Statistic("sum", *one) for one in zip(leaves, pairs, strict=True)]
-            slopes.append(jax.tree.unflatten(tree, added))
-        return found, slopes
-
-
-@dataclasses.dataclass(frozen=True)
-class _Weighed:
-    """A function of a pair whose derivatives are those of the loss by that pair."""
-
-    stages: tuple[Stage, ...]
-
-    def __call__(
-        self, distance: jax.Array, label: jax.Array, other: Any, anchor: Any, *parameters: Any
-    ) -> jax.Array:
-        known, weighed = anchor
-        first = len(known) - len(self.stages)
-        added = jnp.zeros_like(distance)
-        for k, of_stage in enumerate(weighed):
-            before = lax.stop_gradient(known[: first + k])
-            found = _flat(values_of_stage(self.stages, k, distance, label, before, parameters))
-            for one, (weight, at) in zip(found, of_stage, strict=True):
-                if holds_for_none(one.where):
-                    continue
-                where, value = one.where & (weight != 0), one.value
-                if one.kind in ("max", "min"):
-                    where &= other == at
-                elif one.kind == "log_sum_exp":
-                    # No pair exceeds the whole, but one that does not count may.
-                    value = jnp.exp(jnp.minimum(jnp.where(where, value - at, 0), 1))
-                added += jnp.where(where, weight * value, 0)
-        return added
-
-
-def derived(
-    values: Callable[..., list[jax.Array]], known: Any, *others: Any
-) -> tuple[tuple[bool, ...], ...]:
-    """Of each value, by which leaves of what is known it has a derivative that is not a plain 0.
+    *Devices.* With an axis name every device passes its own rows, of embeddings and of references,
+    and gets the loss of the global batch and its gradient by its own rows. For the gradients of
+    what the devices share and for sharded arrays under `jax.jit`, whose rows are gathered, see
+    *Shared parameters* and *Sharded arrays* in `contrastive_jax.all_pairs_loss`.
 
     Args:
-      values: function of what is known and of others.
-      known: tree of scalars, as an example.
-      others: by which no derivatives are of interest.
+      embeddings: anchors, `[B, D]`, floating.
+      classes: `[B]`, integers from 0; rows of class -1 are ignored, whatever they hold.
+      references: rows that anchors are compared with, `[R, D]`; by default the other embeddings.
+      reference_classes: `[R]`.
+      loss: a loss of `contrastive_jax.losses`, or one of your own.
+      distance: function of two vectors; that of the loss by default, which some losses insist on.
+      data: data of each anchor that an `AnchorLoss` needs, trees of floating `[B]`.
+      reduction: `"mean"` as the loss defines it, over anchors or over pairs; `"active"`, the same
+        over anchors whose loss is not 0; `"sum"` of the values; `"none"` for the loss of each
+        anchor, `[B]`, a mean over its own pairs where the loss defines one. A mean over no pairs
+        is 0, and so is the loss of a row of class -1.
+      axis_name: axis of the devices that share the batch.
+      refine: True if close pairs are recomputed.
+      tile: rows and columns of a tile, a multiple of 8.
+      precision: precision of matrix products.
+      method: `"sweep"`, or `"autodiff"`, which goes row by row through the scalar functions as
+        they are, slower and still in linear memory; on one device.
 
     Returns:
-      For each value whether it has one by each leaf.
+      Loss, a scalar, NaN if an embedding that counts is not finite and 0 of no rows. It can be
+      differentiated by embeddings, references, data and whatever the loss closes over, in any mode
+      and any number of times; with an axis name once, in reverse mode, and so inside of
+      `jax.shard_map` where the last function of an `AnchorLoss` closes over values that devices
+      share. With `reduction="none"` it is `[B]`, the own rows of each device: of an `AnchorLoss` it
+      can be differentiated once, in reverse mode, or in any way with `method="autodiff"`; of a
+      `TripletLoss` it is computed as with `method="autodiff"`.
+
+    Raises:
+      AssertionError: if ranks, shapes or dtypes do not fit, or the functions of the loss do not
+        return statistics and means of scalars.
+      TypeError: if a second derivative is taken with an axis name.
+      ValueError: if an option is not one of those above, a concrete value is wrong, or the loss
+        would need a derivative that is not taken (see `losses.AnchorLoss`).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_loss, losses
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> value = anchor_loss(x, classes, loss=losses.supcon(temperature=0.5))
+      >>> print(f"{value:.3f}")
+      0.430
     """
-    leaves, tree = jax.tree.flatten(known)
-    found = [[False] * len(leaves) for _ in jax.eval_shape(values, known, *others)]
+    check_reduction(reduction)
+    if not isinstance(loss, AnchorLoss | TripletLoss):
+        raise ValueError(
+            f"loss must be an AnchorLoss or a TripletLoss, got {loss!r}; a function of a distance "
+            "and a label is for all_pairs_loss, a ProxyLoss for proxy_loss, and a factory such as "
+            "losses.supcon is to be called"
+        )
+    if not isinstance(data, tuple):
+        raise ValueError(f"data must be a tuple of trees of [B], got {type(data).__name__}")
+    if isinstance(loss, TripletLoss) and data:
+        raise ValueError("a TripletLoss takes no data")
+    if isinstance(loss, TripletLoss) and reduction == "none" and axis_name is not None:
+        raise ValueError(
+            "the losses of the anchors of a TripletLoss are computed on one device: leave "
+            "axis_name out, or reduce them by mean, active or sum"
+        )
+    if isinstance(loss, AnchorLoss) and loss.needs and len(data) != len(loss.needs):
+        raise ValueError(
+            f"the loss needs data: a tuple of {' and '.join(loss.needs)}, got {len(data)} entries"
+        )
+    check_method(method, axis_name)
+    if distance is not None:
+        check_distance(distance)
+    if loss.fixed and distance not in (None, loss.distance):
+        raise ValueError(
+            f"the formula of this loss is of {_name(loss.distance)} distances alone, got "
+            f"{_name(distance)}"
+        )
+    problem = make_problem(
+        (embeddings, classes, None),
+        (references, reference_classes, None),
+        distance=loss.distance if distance is None else distance,
+        axis_name=axis_name,
+        numerics=Numerics(refine, tile, precision),
+        shared=(data := gathered(data)),
+    )
+    x = problem.sides[0]
+    if not len(x.classes):
+        return jnp.zeros((0,) if reduction == "none" else (), problem.examples[0].dtype)
+    if isinstance(loss, AnchorLoss):
+        total, arguments = anchor_total(problem, loss, data, reduction)
+        # Marked as varying, a value that all devices of `jax.shard_map` share would not fit the
+        # program that was traced with it. Not marked, it has a derivative in reverse mode alone.
+        shared = any(axes_of(x) - axes_of(value) for value in arguments[-1])
+    else:
+        total, arguments = triplet_total(problem, loss, reduction)
+        shared = False
+    if isinstance(loss, TripletLoss) and reduction == "none":
+        method = "autodiff"
 
-    def probe(value: int, place: int) -> Callable[[jax.Array], jax.Array]:
-        @jax.custom_jvp
-        def same(x: jax.Array) -> jax.Array:
-            return x
+    def result(engine: Engine, *arguments: Any) -> tuple[jax.Array, tuple[()]]:
+        return total(engine, *arguments), ()
 
-        def of_same(primals: Any, tangents: Any) -> Any:
-            is_zero = isinstance(tangents[0], jax.custom_derivatives.SymbolicZero)
-            found[value][place] = not is_zero
-            return primals[0], tangents[0]
-
-        same.defjvp(of_same, symbolic_zeros=True)
-        return cast(Callable[[jax.Array], jax.Array], same)
-
-    def probed(place: int, leaf: jax.Array, others: tuple[Any, ...]) -> Any:
-        def of_leaf(leaf: jax.Array) -> list[jax.Array]:
-            given = [leaf if k == place else other for k, other in enumerate(leaves)]
-            of_given = values(jax.tree.unflatten(tree, given), *others)
-            return [probe(k, place)(value) for k, value in enumerate(of_given)]
-
-        return jax.jvp(of_leaf, (leaf,), (leaf,))
-
-    for place, leaf in enumerate(leaves):
-        jax.eval_shape(partial(probed, place), leaf, others)
-    return tuple(map(tuple, found))
+    reverse_only = shared or reduction == "none"
+    return evaluate(problem, method, result, *arguments, reverse_only=reverse_only)[0]
 
 
-def _slopes(
-    stages: tuple[Stage, ...], place: int, examples: tuple[Any, ...]
-) -> tuple[tuple[bool, ...], ...]:
-    """Of each sum of a stage, by which leaves of what is known it has a derivative."""
-    distance, label, _, known, *parameters = examples
-
-    def sums(
-        known: Any, distance: jax.Array, label: jax.Array, *parameters: Any
-    ) -> list[jax.Array]:
-        found = _flat(values_of_stage(stages, place, distance, label, known, parameters))
-        return [one.value for one in found if one.kind == "sum"]
-
-    return derived(sums, known, distance, label, *parameters)
-
-
-def values_of_stage(
-    stages: tuple[Stage, ...],
-    index: int,
-    distance: jax.Array,
-    label: jax.Array,
-    known: tuple[Any, ...],
-    parameters: tuple[Any, ...],
-) -> Any:
-    start = sum(stage.parameters for stage in stages[:index])
-    own = parameters[start : start + stages[index].parameters]
-    return stages[index].function(distance, label, *known, *own)
-
-
-def _flat(tree: Any) -> list[Statistic]:
-    return jax.tree.leaves(tree, is_leaf=is_statistic)
+def _name(function: Any) -> str:
+    return str(getattr(function, "__name__", function))
 
 
 def anchor_statistics(
-    task: Task,
-    stages: tuple[Stage, ...],
-    x: Side,
-    y: Side | None,
-    data: tuple[Any, ...],
-    parameters: Parameters,
+    embeddings: jax.Array,
+    classes: jax.Array,
+    references: jax.Array | None = None,
+    reference_classes: jax.Array | None = None,
+    *,
+    statistics: tuple[Callable[..., Any], ...],
+    distance: Callable[[jax.Array, jax.Array], jax.Array] = cosine,
+    data: tuple[Any, ...] = (),
+    axis_name: Any = None,
+    refine: bool = True,
+    tile: int | None = None,
+    precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+    method: Method = "sweep",
 ) -> tuple[Any, ...]:
-    """Statistics over the pairs of each row of `x` with the rows of `y`, or with the others of `x`.
+    """Statistics of the pairs of each row with all others, or with references.
 
-    With an axis name the rows of all devices along it are paired, and each device keeps the
-    statistics of its own.
+    It takes the arguments of `anchor_loss` and raises the same errors. An unsupported derivative
+    raises even where no gradient is requested.
 
     Args:
-      task: how the pairs are walked.
-      stages: what is kept, one walk each.
-      x: anchors, `[N]` rows.
-      y: columns; None for the other rows of `x`.
-      data: what is known of each anchor before, trees of `[N]`.
-      parameters: of the stages one after the other, and of the distance.
+      embeddings: anchors, `[B, D]`, floating.
+      classes: `[B]`.
+      references: `[R, D]`.
+      reference_classes: `[R]`.
+      statistics: functions of a distance, a label, data and earlier results, as in `AnchorLoss`.
+      distance: function of two vectors.
+      data: trees of floating `[B]`.
+      axis_name: axis of the devices that share the batch.
+      refine: True if close pairs are recomputed.
+      tile: rows and columns of a tile.
+      precision: precision of matrix products.
+      method: as in `anchor_loss`.
 
     Returns:
-      For each stage its statistics, `[N]` each. They can be differentiated once, in reverse mode,
-      by vectors, data and parameters; of log-sum-exps and extremes not by what was known before.
+      For each function the tree it returns, of `[B]`; for rows of class -1 its value over no pairs.
+      With `method="autodiff"` they can be differentiated in any way, else once, in reverse mode.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import anchor_statistics, distances, statistics
+      >>> x = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+      >>> classes = jnp.array([0, 0, 1])
+      >>> def farthest_and_nearest(distance, label):
+      ...     farthest = statistics.largest(distance, label == 0)
+      ...     return farthest, statistics.smallest(distance, label == 1)
+      >>> ((farthest, nearest),) = anchor_statistics(
+      ...     x, classes, statistics=(farthest_and_nearest,), distance=distances.euclidean
+      ... )
+      >>> print(farthest)
+      [  5.   5. -inf]
+      >>> print(nearest.round(2))
+      [1.   4.24 1.  ]
     """
-    run = compiled(_anchor_statistics, task, stages)
-    return cast(tuple[Any, ...], run(x, y, data, parameters))
-
-
-def _anchor_statistics(
-    task: Task,
-    stages: tuple[Stage, ...],
-    x: Side,
-    y: Side | None,
-    data: tuple[Any, ...],
-    parameters: Parameters,
-) -> tuple[Any, ...]:
-    one_set = y is None
-    task = task._replace(anchors="both" if one_set else "rows")
-
-    def walk_stages(
-        x: Side, y: Side | None, data: Any, parameters: Parameters, slopes: bool
-    ) -> Any:
-        nothing = Wanted(False, False, False)
-        sides, orders, context = arranged(task, (x, y), parameters, nothing)
-        rows, *others = sides
-        known = jax.tree.map(partial(_sorted_like, rows.norms, orders[0]), data)
-        all_kept, all_slopes = [], []
-        for k in range(len(stages)):
-            of_row = jax.tree.map(lambda leaf: leaf[0], known)
-            scalar, label = _example(rows)
-            examples = scalar, label, label, of_row, *parameters.loss
-            collected = _Collected(stages, k, _slopes(stages, k, examples) if slopes else None)
-            shape = jax.eval_shape(partial(collected), *examples)
-            statistics, tree = jax.tree.flatten(shape, is_leaf=is_statistic)
-            kinds = tuple(one.kind for one in statistics)
-            now = context._replace(
-                task=task._replace(
-                    loss=collected, statistics=kinds, similar_alone=stages[k].similar_alone
-                )
-            )
-            begun = [rows._replace(anchors=known), *others]
-            carry = walked(now, begun, nothing_added(now, begun))
-            of_anchors = carry.columns_kept if one_set else carry.rows_kept
-            values = [result(kind, one) for kind, one in zip(kinds, of_anchors, strict=True)]
-            found, of_slopes = jax.tree.unflatten(tree, values)
-            known = (*known, found)
-            # Of an extreme the place, of a log-sum-exp its value: what tells the part of a pair.
-            all_kept.append(
-                [
-                    one[1] if kind in ("max", "min") else jnp.where(jnp.isinf(value), 0, value)
-                    for kind, one, value in zip(kinds, of_anchors, values, strict=True)
-                ][: len(_flat_values(found))]
-            )
-            all_slopes.append(of_slopes)
-        found = jax.tree.map(partial(_given_like, orders[0]), known[len(data) :])
-        return found, (known, all_kept, all_slopes)
-
-    @jax.custom_vjp
-    @on_mesh_of_arguments
-    def statistics_of(x: Side, y: Side | None, data: Any, parameters: Parameters) -> Any:
-        return walk_stages(x, y, data, parameters, False)[0]
-
-    @on_mesh_of_arguments
-    def forward(x: Side, y: Side | None, data: Any, parameters: Parameters) -> Any:
-        (x, y, data, parameters), (of_x, of_y, _, of) = of_marks((x, y, data, parameters))
-        x, y, data, parameters = differentiable_once((x, y, data, parameters))
-        through = task.product is not None and any(of.distance)
-        rows = of_x.vectors or through
-        columns = rows if y is None else of_y.vectors or through
-        wanted = Wanted(rows, columns, any(jax.tree.leaves(of)))
-        found, state = walk_stages(x, y, data, parameters, True)
-        # What is wanted has to be told in shapes, as residuals are arrays.
-        flags = tuple(jnp.zeros(int(flag)) for flag in wanted)
-        return found, (x, y, data, parameters, state, flags)
-
-    @on_mesh_of_arguments
-    def backward(residuals: Any, cotangents: Any) -> Any:
-        x, y, data, parameters, (known, all_kept, all_slopes), flags = residuals
-        wanted = Wanted(*[len(flag) > 0 for flag in flags])
-        sides, orders, context = arranged(task, (x, y), parameters, wanted)
-        rows, *others = sides
-        counts = rows.weights > 0
-
-        def sorted_weight(cotangent: Any, like: jax.Array) -> jax.Array:
-            if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-                cotangent = jnp.zeros(len(x.classes), like.dtype)
-            return jnp.where(counts, _sorted_like(rows.norms, orders[0], cotangent), 0)
-
-        is_zero = lambda leaf: isinstance(leaf, jax.custom_derivatives.SymbolicZero)  # noqa: E731
-        weights = jax.tree.map(sorted_weight, cotangents, known[len(data) :], is_leaf=is_zero)
-        weights = (*jax.tree.map(jnp.zeros_like, known[: len(data)]), *weights)
-        # What sums are by what was known before them, from the last stage to the first.
-        extremes_alone = True
-        for k in reversed(range(len(stages))):
-            place = len(data) + k
-            of_row = jax.tree.map(lambda leaf: leaf[0], known[:place])
-            scalar, label = _example(rows)
-            collected = partial(_Collected(stages, k, None))
-            shape = jax.eval_shape(collected, scalar, label, label, of_row, *parameters.loss)[0]
-            extremes_alone &= all(one.kind in ("max", "min") for one in _flat(shape))
-            sums = [
-                weight
-                for one, weight in zip(_flat(shape), _flat_values(weights[place]), strict=True)
-                if one.kind == "sum"
-            ]
-            for weight, slopes in zip(sums, all_slopes[k], strict=True):
-                more = jax.tree.map(lambda slope, w=weight: w * slope, slopes)
-                weights = (*jax.tree.map(jnp.add, weights[:place], more), *weights[place:])
-        of_data = jax.tree.map(
-            lambda weight, like: _given_like(orders[0], weight).astype(like.dtype),
-            weights[: len(data)],
-            data,
-        )
-        weighed = tuple(
-            tuple(zip(_flat_values(weight), at, strict=True))
-            for weight, at in zip(weights[len(data) :], all_kept, strict=True)
-        )
-        begun = [rows._replace(anchors=(known, weighed)), *others]
-        context = context._replace(task=task._replace(loss=_Weighed(stages)))
-        none = jax.tree.map(lambda p: None, parameters)
-        of_sides: list[Any] = [None] * len(sides)
-        of_parameters = none
-        if any(wanted) and extremes_alone and task.axis_name is None:
-            given = partial(_given_like, orders[0])
-            of_sides, of_parameters = _of_picked(
-                task,
-                stages,
-                (x, y),
-                orders[-1],
-                parameters,
-                wanted,
-                *jax.tree.map(given, (known, weighed)),
-            )
-        elif any(wanted):
-            carry = walked(context, begun, nothing_added(context, begun))
-            of_sides, found = gradients(context, begun, orders, carry)
-            if wanted.parameters:
-                like = jax.tree.map(empty_like, parameters)
-                of_parameters = jax.tree.map(
-                    lambda like, one: None if like is None else one.astype(like.dtype),
-                    like,
-                    found[0],
-                    is_leaf=lambda leaf: leaf is None,
-                )
-
-        def of_side(gradient: Any, side: Side) -> Any:
-            if gradient is None:
-                return None
-            return Side(gradient[0].astype(side.vectors.dtype), None, None)  # type: ignore[arg-type]
-
-        of_y = None if y is None else of_side(of_sides[1], y)
-        return of_side(of_sides[0], x), of_y, of_data, of_parameters
-
-    statistics_of.defvjp(forward, backward, symbolic_zeros=True)
-    arguments = x, y, data, parameters
-    return cast(tuple[Any, ...], statistics_of(*varying(arguments, axes_of(arguments))))
-
-
-def _of_picked(
-    task: Task,
-    stages: tuple[Stage, ...],
-    sides: tuple[Side, Side | None],
-    order: jax.Array,
-    parameters: Parameters,
-    wanted: Wanted,
-    known: tuple[Any, ...],
-    weighed: tuple[Any, ...],
-) -> tuple[list[Any], Any]:
-    """Gradients of extremes alone: of pairs that are known, without another walk."""
-    x, y = kept(sides[0]), None if sides[1] is None else kept(sides[1])
-    others = x if y is None else y
-    at = jnp.stack([at for of_stage in weighed for _, at in of_stage])
-    found = at >= 0
-    # In place of an anchor that has found none stands one that has: its pair has a derivative.
-    spare = jnp.argmax(found, axis=1)[:, None]
-    row = jnp.where(found, jnp.arange(at.shape[1])[None], spare)
-    at = jnp.where(found, at, jnp.maximum(jnp.take_along_axis(at, spare, axis=1), 0))
-    at = order[at]
-
-    def total(vectors: jax.Array, their: jax.Array, parameters: Parameters) -> jax.Array:
-        def of_anchor(i: jax.Array, j: jax.Array, statistic: int, weight: jax.Array) -> jax.Array:
-            between = task.distances[0](vectors[i], their[j], *parameters.distance)
-            label = (x.classes[i] != others.classes[j]).astype(jnp.int32)
-            stage, place = of_statistic[statistic]
-            before = known[: len(known) - len(stages) + stage]
-            before = jax.tree.map(lambda leaf: lax.stop_gradient(leaf[i]), before)
-            one = _flat(values_of_stage(stages, stage, between, label, before, parameters.loss))[
-                place
-            ]
-            return jnp.asarray(weight * one.value)
-
-        added = jnp.zeros((), x.vectors.dtype)
-        for k, (weight, _) in enumerate(one for of_stage in weighed for one in of_stage):
-            values = jax.vmap(partial(of_anchor, statistic=k))(row[k], at[k], weight=weight)
-            added += jnp.sum(jnp.where(found[k], values, 0))
-        return added
-
-    of_statistic = [(k, place) for k, of in enumerate(weighed) for place in range(len(of))]
-    their = others.vectors
-    gradients_of = jax.grad(total, (0, 1, 2), allow_int=True)
-    of_x, of_y, of_parameters = gradients_of(x.vectors, their, parameters)
-    any_found = jnp.any(found)
-
-    def none_where_nothing(gradient: jax.Array) -> jax.Array | None:
-        if gradient.dtype == jax.dtypes.float0:
-            return None
-        return jnp.where(any_found, gradient, 0)
-
-    of_sides: list[Any] = [None, None]
-    if y is None and wanted.rows:
-        of_sides = [(none_where_nothing(of_x + of_y),)]
-    elif y is not None:
-        of_sides = [
-            (none_where_nothing(one),) if asked else None
-            for one, asked in ((of_x, wanted.rows), (of_y, wanted.columns))
-        ]
-    if not wanted.parameters:
-        return of_sides, jax.tree.map(lambda _: None, parameters)
-    return of_sides, jax.tree.map(none_where_nothing, of_parameters)
-
-
-def _example(rows: Rows) -> tuple[jax.Array, jax.Array]:
-    """A distance and a label, or the place of a row, as pairs of these rows have them."""
-    scalar = rows.norms[0]
-    return scalar, varying(jnp.int32(0), axes_of(scalar))
-
-
-def _flat_values(tree: Any) -> list[jax.Array]:
-    return jax.tree.leaves(tree)
-
-
-def _sorted_like(norms: jax.Array, order: jax.Array, values: jax.Array) -> jax.Array:
-    """Values of rows as given, in the order of the sorted rows and padded as they are."""
-    padding = [(0, len(norms) - len(order))] + [(0, 0)] * (values.ndim - 1)
-    return jnp.pad(values[order], padding)
-
-
-def _given_like(order: jax.Array, values: jax.Array) -> jax.Array:
-    """Values of sorted rows, in the order of the rows as given."""
-    return jnp.take(values, jnp.argsort(order), axis=0)
-
-
-def shared_total(values: Any, axis_name: Any) -> Any:
-    """Sums over the devices whose gradient on each is that of its own part.
-
-    Every device computes the same loss of such sums. What JAX makes of the gradient of `lax.psum`
-    would count it once for each of them.
-
-    Args:
-      values: tree of arrays.
-      axis_name: of the devices; None for one.
-
-    Returns:
-      The tree of sums.
-    """
-    if axis_name is None:
-        return values
-
-    @jax.custom_vjp
-    def added(values: Any) -> Any:
-        return lax.psum(values, axis_name)
-
-    def forward(values: Any) -> Any:
-        return added(values), None
-
-    def backward(_: Any, cotangents: Any) -> Any:
-        return (varying(cotangents, axes),)
-
-    added.defvjp(forward, backward)
-    axes = axes_of(values)
-    return added(values)
+    check_method(method, axis_name)
+    data = gathered(data)
+    problem = make_problem(
+        (embeddings, classes, None),
+        (references, reference_classes, None),
+        distance=distance,
+        axis_name=axis_name,
+        numerics=Numerics(refine, tile, precision),
+        shared=data,
+    )
+    data = checked_data(problem, data)
+    stages, parameters, _ = make_stages(problem, statistics, data)
+    engine = select_engine(problem, method)
+    return engine.anchor_statistics(
+        problem.task, stages, problem.sides, data, problem.parameters._replace(loss=parameters)
+    )

@@ -1,6 +1,6 @@
 """Checks of values, as opposed to shapes: labels, margins, embeddings.
 
-A value that is known is checked on the spot. A traced one cannot be: its check costs nothing and
+A concrete value is checked on the spot. A traced one cannot be: its check costs nothing and
 does nothing unless the caller asks for it by `checkify`, outside of everything else and under one
 `jax.jit`:
 
@@ -14,27 +14,23 @@ for the step and raises a ValueError for the check that failed. On several devic
 the share of each; `error.get()`, the message or None, says at which. Before jax 0.8 `checkify` can
 not take checks out of `jax.pmap` or `jax.checkpoint`.
 
-Numbers of a loss or a distance are checked where they enter: where the loss is made
+Hyperparameters of a loss or a distance are checked where they enter: where the loss is made
 (`losses.ntxent(temperature)`), or where a function that closes over them, or has them bound by
 `functools.partial`, is handed to `all_pairs_loss` and the like.
 """
 
-import contextlib
-import contextvars
-import dataclasses
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import checkify
-from jax.extend.core import Var
 from jax.typing import ArrayLike
 
-from contrastive_jax.sharding import gathered
+from contrastive_jax._engine.sharding import gathered
+from contrastive_jax._traced_checks import CHECKED_BEFORE, check_traced, is_whole
 
 _Rule = tuple[str, Callable[[Any], Any]]
 
@@ -75,10 +71,6 @@ _RULES: dict[str, _Rule] = {
 }
 
 
-# Whether traced values were checked where they entered, as those in a walk over pairs are.
-_CHECKED_BEFORE = contextvars.ContextVar("checked_before", default=False)
-
-
 def check_pairs(a: ArrayLike, b: ArrayLike, labels: ArrayLike, margin: ArrayLike = 1.0) -> None:
     """Checks that embeddings are finite, labels 0 or 1, and the margin above 0 and finite.
 
@@ -89,7 +81,7 @@ def check_pairs(a: ArrayLike, b: ArrayLike, labels: ArrayLike, margin: ArrayLike
       margin: scalar.
 
     Raises:
-      ValueError: for the first known value that is wrong, naming argument, row and value. Values
+      ValueError: for the first concrete value that is wrong, naming argument, row and value. Values
         already on a device are copied to the host for it.
 
     Example:
@@ -114,7 +106,7 @@ def check_values(**values: ArrayLike) -> None:
         at least 0 and finite; `step`, at least 0.
 
     Raises:
-      ValueError: for the first known value that is wrong, naming argument, row and value.
+      ValueError: for the first concrete value that is wrong, naming argument, row and value.
 
     Example:
       >>> import jax.numpy as jnp
@@ -125,26 +117,26 @@ def check_values(**values: ArrayLike) -> None:
           ...
       ValueError: embeddings must be finite, got nan in row 1
     """
-    known = {name: x for name, x in values.items() if not isinstance(x, jax.core.Tracer)}
-    for name, x in (values | jax.device_get(known)).items():
-        _check(name, np.asarray(x) if name in known else x)
+    concrete = {name: x for name, x in values.items() if not isinstance(x, jax.core.Tracer)}
+    for name, x in (values | jax.device_get(concrete)).items():
+        _check(name, np.asarray(x) if name in concrete else x)
 
 
-def check_known(**values: ArrayLike) -> None:
-    """Checks the label of one pair and the numbers of a loss.
+def check_hyperparameters(**values: ArrayLike) -> None:
+    """Checks the label of one pair and the hyperparameters of a loss.
 
     Args:
-      **values: scalars: `label`, 0 or 1; `margin`, `temperature`, `threshold` and other numbers of
-        losses, above 0 and finite; `max_age`, at least 0.
+      **values: scalars: `label`, 0 or 1; `margin`, `temperature`, `threshold` and other
+        hyperparameters, above 0 and finite; `max_age`, at least 0.
 
     Raises:
       AssertionError: if a value, traced or not, is not a real scalar.
-      ValueError: for the first known value that is wrong, naming it.
+      ValueError: for the first concrete value that is wrong, naming it.
 
     Example:
       >>> from contrastive_jax import checks
-      >>> checks.check_known(label=1, temperature=0.1)
-      >>> checks.check_known(temperature=0.0)
+      >>> checks.check_hyperparameters(label=1, temperature=0.1)
+      >>> checks.check_hyperparameters(temperature=0.0)
       Traceback (most recent call last):
           ...
       ValueError: temperature must be above 0 and finite, got 0.0
@@ -159,16 +151,16 @@ def check_known(**values: ArrayLike) -> None:
 
 
 def check_range(low: float, high: float, **values: ArrayLike) -> None:
-    """Checks that numbers are in `[low, high)`.
+    """Checks that hyperparameters are in `[low, high)`.
 
     Args:
-      low: the least.
-      high: above all.
+      low: the least value allowed.
+      high: the bound above, which is not allowed itself.
       **values: scalars, finite even where the ends are not.
 
     Raises:
       AssertionError: if a value, traced or not, is not a real scalar.
-      ValueError: for the first known number that is not in the range, naming it.
+      ValueError: for the first concrete number that is not in the range, naming it.
 
     Example:
       >>> from contrastive_jax import checks
@@ -187,85 +179,11 @@ def check_range(low: float, high: float, **values: ArrayLike) -> None:
             raise ValueError(message.format(value=x))
 
 
-def check_proxies(classes: ArrayLike, proxies: int) -> None:
-    """Checks that every class has a proxy.
-
-    Args:
-      classes: `[B]`, checked before.
-      proxies: number of classes that have some.
-
-    Raises:
-      ValueError: if a known class has none, naming the largest.
-    """
-    message = f"classes must be below {proxies}, the number of proxies, got {{largest}}"
-    if isinstance(classes, jax.core.Tracer):
-        largest = jnp.max(classes, initial=-1)
-        check_traced(largest < proxies, message, largest=largest)
-    elif (largest := np.max(np.asarray(classes), initial=-1)) >= proxies:
-        raise ValueError(message.format(largest=largest))
-
-
-def check_traced(valid: jax.Array, message: str, **details: Any) -> None:
-    """Checks a traced condition where `checkify` asks for it.
-
-    Args:
-      valid: scalar, bool.
-      message: of the error, with the names of details in braces.
-      **details: traced scalars.
-    """
-    if not _CHECKED_BEFORE.get():
-        checkify.debug_check(valid, message, **details)
-
-
-def check_closed_over(function: Callable[..., Any], *examples: Any) -> None:
-    """Makes the checks of a function that are of traced values it closes over alone.
-
-    Args:
-      function: of arrays or trees of them, as a walk over pairs will call it, many times.
-      *examples: its arguments, of which only shapes and dtypes count.
-    """
-    # A function of its own, as JAX would find what it traced of the other without its checks.
-    closed = jax.make_jaxpr(lambda *arguments: function(*arguments))(*examples)
-    unknown, equations = {*closed.jaxpr.invars}, []
-    for equation in closed.jaxpr.eqns:
-        if any(isinstance(one, Var) and one in unknown for one in equation.invars):
-            unknown.update(equation.outvars)
-        else:
-            equations.append(equation)
-    of_values = closed.jaxpr.replace(eqns=equations, outvars=[])
-    jax.core.eval_jaxpr(of_values, closed.consts, *jax.tree.leaves(examples))
-
-
-@contextlib.contextmanager
-def checked_before() -> Iterator[None]:
-    """Leaves out checks of traced values, which were made where the values entered.
-
-    Inside of the loops of a walk, and of its derivatives, they would be made for every tile, or not
-    be seen.
-    """
-    token = _CHECKED_BEFORE.set(True)
-    try:
-        yield
-    finally:
-        _CHECKED_BEFORE.reset(token)
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckedBefore:
-    """A function whose traced values were checked before; equal for equal functions."""
-
-    function: Callable[..., Any]
-
-    def __call__(self, *arguments: Any) -> Any:
-        with checked_before():
-            return self.function(*arguments)
-
-
 def check_scalars(**values: ArrayLike) -> None:
-    """Checks that numbers are real scalars, traced or not.
+    """Checks that values are real scalars, traced or not.
 
     Args:
-      **values: numbers.
+      **values: scalars.
 
     Raises:
       AssertionError: for the first that is not, naming it.
@@ -283,32 +201,19 @@ def check_scalars(**values: ArrayLike) -> None:
         dtype = x.dtype if isinstance(x, jax.Array) else np.asarray(x).dtype
         if np.ndim(x):
             raise AssertionError(f"{name} must be a scalar, got {dtype} of shape {np.shape(x)}")
-        if not any(jnp.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
+        if not any(
+            jnp.issubdtype(dtype, dtype_class)
+            for dtype_class in (np.floating, np.integer, np.bool_)
+        ):
             raise AssertionError(f"{name} must be a scalar, a real number, got {x!r}")
 
 
-def is_whole(low: int, x: Any) -> bool:
-    """Tells whether a value, of any type, is a whole number and not below the least.
-
-    Args:
-      low: the least.
-      x: the value.
-
-    Returns:
-      True if it is; False also for a traced value.
-    """
-    try:
-        return bool(np.ndim(x) == 0 and int(x) == x and x >= low)
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
 def check_whole(low: int, **values: Any) -> None:
-    """Checks that numbers are whole and not below the least.
+    """Checks that values are whole numbers and not below the least.
 
     Args:
       low: the least.
-      **values: numbers, of any type.
+      **values: values of any type.
 
     Raises:
       ValueError: for the first that is not, naming it.
@@ -330,7 +235,7 @@ def check_pair_loss(loss: Any) -> None:
     """Checks that a loss is a function, as losses of anchors and proxies are not.
 
     Args:
-      loss: of a distance and a label.
+      loss: function of a distance and a label.
 
     Raises:
       ValueError: if it is not.
@@ -346,7 +251,7 @@ def check_pair_loss(loss: Any) -> None:
     if not callable(loss):
         raise ValueError(
             f"loss must be a function of a distance and a label, got {loss!r}; an AnchorLoss or a "
-            "TripleLoss is for anchor_loss, a ProxyLoss for proxy_loss"
+            "TripletLoss is for anchor_loss, a ProxyLoss for proxy_loss"
         )
 
 
@@ -354,7 +259,7 @@ def check_distance(distance: Any) -> None:
     """Checks that a distance is a function, as its name is not.
 
     Args:
-      distance: of two vectors.
+      distance: function of two vectors.
 
     Raises:
       ValueError: if it is not.
@@ -375,7 +280,7 @@ def check_distance(distance: Any) -> None:
 
 
 def check_seed(seed: ArrayLike) -> None:
-    """Checks that a concrete seed is one of those that differ, and nothing where it is traced.
+    """Checks that a concrete seed is in range; a traced one is not checked.
 
     JAX keeps the last 32 bits of a seed: 2^32 would draw what 0 draws, and -1 what 2^32 - 1 does.
 
@@ -417,7 +322,7 @@ def _is_class(x: Any) -> Any:
 
 def _check(name: str, x: Any) -> None:
     expected, rule = _RULES[name]
-    if x.size == 0 or (isinstance(x, jax.core.Tracer) and _CHECKED_BEFORE.get()):
+    if x.size == 0 or (isinstance(x, jax.core.Tracer) and CHECKED_BEFORE.get()):
         return
     # To find the first wrong row takes all of them; nothing is gathered unless it is asked for.
     x = gathered(x)

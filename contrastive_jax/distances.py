@@ -17,8 +17,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_traced
-from contrastive_jax.widening import widen
+from contrastive_jax._dtypes import widen
+from contrastive_jax._traced_checks import check_traced
 
 __all__ = [
     "angular",

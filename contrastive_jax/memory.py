@@ -1,7 +1,7 @@
 """Cross-batch memory: embeddings of earlier batches as references.
 
-A ring buffer of the embeddings of the last batches, kept in the state of the training. A loss takes
-it as the second set, then the batch goes in:
+A ring buffer of the embeddings of the last batches, a part of the state of the training. A loss
+takes it as the second set, then the batch goes in:
 
     others = memory.references(bank, step, max_age=1000)
     value = anchor_loss(x, classes, loss=loss) + anchor_loss(x, classes, *others, loss=loss)
@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax.checks import check_known, check_values, is_whole
-from contrastive_jax.host_arrays import as_array, as_classes, column_hint
-from contrastive_jax.sharding import gathered
+from contrastive_jax._engine.sharding import gathered, local_shard
+from contrastive_jax._host_arrays import as_array, as_classes, column_hint
+from contrastive_jax._traced_checks import is_whole
+from contrastive_jax.checks import check_hyperparameters, check_values
 
 
 class Memory(NamedTuple):
@@ -29,10 +30,10 @@ class Memory(NamedTuple):
     embeddings: jax.Array
     """`[M, D]`."""
     classes: jax.Array
-    """`[M]`, -1 where nothing is stored yet."""
+    """`[M]`, -1 where the memory is empty."""
     steps: jax.Array
     """`[M]`, the step in which each was stored."""
-    place: jax.Array
+    next_index: jax.Array
     """The index at which the next embedding is stored."""
 
 
@@ -42,7 +43,7 @@ def empty(size: int, width: int, dtype: Any = jnp.float32) -> Memory:
     Args:
       size: embeddings to hold, M.
       width: entries of an embedding, D.
-      dtype: of the embeddings.
+      dtype: dtype of the embeddings.
 
     Returns:
       The memory.
@@ -55,7 +56,7 @@ def empty(size: int, width: int, dtype: Any = jnp.float32) -> Memory:
       >>> bank = memory.empty(size=4, width=2)
       >>> bank.embeddings.shape
       (4, 2)
-      >>> print(bank.classes)  # -1: nothing is stored yet
+      >>> print(bank.classes)  # -1: empty
       [-1 -1 -1 -1]
     """
     if not (is_whole(1, size) and is_whole(1, width)):
@@ -84,12 +85,12 @@ def push(
     Rows that are spread over a mesh under `jax.jit` are gathered, as every device holds the memory.
 
     Args:
-      memory: to add to.
+      memory: the memory to add to.
       embeddings: `[B, D]`; not differentiated.
-      classes: `[B]`, integers from 0; rows of class -1 take a place and are ignored later, whatever
-        they hold.
+      classes: `[B]`, integers from 0; rows of class -1 are stored too and are ignored later,
+        whatever they hold.
       step: number of the batch, an integer from 0.
-      axis_name: of the devices that share the batch; all their rows are kept on each.
+      axis_name: axis of the devices that share the batch; each stores the rows of all.
 
     Returns:
       The memory after it.
@@ -97,8 +98,8 @@ def push(
     Raises:
       AssertionError: if shapes or dtypes do not fit.
       ValueError: if the batch of all devices is larger than the memory, an array is masked, or a
-        known embedding, class or step has a wrong value; `contrastive_jax.checks` says how to check
-        traced ones.
+        concrete embedding, class or step has a wrong value; `contrastive_jax.checks` says how to
+        check traced ones.
 
     Example:
       >>> import jax.numpy as jnp
@@ -125,13 +126,13 @@ def push(
         embeddings, classes = _gathered((embeddings, classes), axis_name)
     count = len(classes)
     if count > size:
-        raise ValueError(f"a memory of {size} embeddings can not keep a batch of {count}")
-    places = (memory.place + jnp.arange(count)) % size
+        raise ValueError(f"a memory of {size} embeddings can not hold a batch of {count}")
+    indices = (memory.next_index + jnp.arange(count)) % size
     return Memory(
-        memory.embeddings.at[places].set(embeddings),
-        memory.classes.at[places].set(classes),
-        memory.steps.at[places].set(step),
-        (memory.place + count) % size,
+        memory.embeddings.at[indices].set(embeddings),
+        memory.classes.at[indices].set(classes),
+        memory.steps.at[indices].set(step),
+        (memory.next_index + count) % size,
     )
 
 
@@ -149,7 +150,8 @@ def references(
       step: number of the batch that is compared with it, an integer from 0.
       max_age: steps, at least 0, after which an embedding, made by an encoder of long ago, is
         ignored.
-      axis_name: of the devices that share the batch; each takes its part, and the loss is of all.
+      axis_name: axis of the devices that share the batch; each takes its part, and the loss is of
+        all.
 
     Returns:
       Embeddings `[R, D]` and classes `[R]`, -1 where they are to be ignored; R is M, or the share
@@ -174,26 +176,11 @@ def references(
     step = _checked_step(step)
     embeddings, classes = memory.embeddings, memory.classes
     if max_age is not None:
-        check_known(max_age=max_age)
+        check_hyperparameters(max_age=max_age)
         classes = jnp.where(step - memory.steps > max_age, -1, classes)
     if axis_name is None:
         return embeddings, classes
-    return own_share((embeddings, classes), axis_name)
-
-
-def own_share(rows: tuple[jax.Array, jax.Array], axis_name: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns the share of this device of rows that all devices hold, padded by class -1."""
-    vectors, classes = rows
-    devices = lax.axis_size(axis_name)
-    share = -(-len(classes) // devices)
-    padding = share * devices - len(classes)
-    vectors = jnp.pad(vectors, ((0, padding), (0, 0)))
-    classes = jnp.pad(classes, (0, padding), constant_values=-1)
-    start = lax.axis_index(axis_name) * share
-    return (
-        lax.dynamic_slice_in_dim(vectors, start, share),
-        lax.dynamic_slice_in_dim(classes, start, share),
-    )
+    return local_shard((embeddings, classes), axis_name)
 
 
 def _checked_step(step: Any) -> jax.Array:

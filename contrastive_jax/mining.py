@@ -1,8 +1,8 @@
-"""Mining: which pairs of an anchor count, as weights inside the walk over all pairs.
+"""Mining: rules that select the pairs of an anchor, inside the pass over all pairs.
 
-Each function takes a loss of pairs, of anchors or of triplets, and gives a loss for `anchor_loss`,
-or is one of a batch (`online_hard_loss`); where nothing is found nothing is added. What is chosen
-is not differentiated, only the loss of it.
+Each function takes a loss of pairs, of anchors or of triplets, and returns a loss for
+`anchor_loss`; `online_hard_loss` is itself the loss of a batch. An anchor without selected pairs
+adds 0. The selection has no derivative, only the loss of the selected pairs has.
 
 A miner measures the distance of its loss. A loss of pairs is averaged over the pairs that are
 selected. A loss of anchors or of triplets sees these pairs in place of all pairs of the anchor: a
@@ -21,17 +21,15 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from contrastive_jax._engine.sharding import axes_of, varying
+from contrastive_jax._host_arrays import as_array, as_classes
+from contrastive_jax._traced_checks import check_traced
 from contrastive_jax.all_pairs import Reduction, all_pairs_loss
-from contrastive_jax.anchor_loss import anchor_loss, anchor_statistics, three
-from contrastive_jax.checks import (
-    check_distance,
-    check_known,
-    check_range,
-    check_scalars,
-    check_traced,
-)
+from contrastive_jax.anchors import anchor_loss, anchor_statistics
+from contrastive_jax.checks import check_distance, check_hyperparameters, check_range, check_scalars
 from contrastive_jax.distances import cosine, euclidean
-from contrastive_jax.host_arrays import as_array, as_classes
+from contrastive_jax.losses._distance import is_fixed
+from contrastive_jax.losses._means import split_mean
 from contrastive_jax.losses._selected import (
     as_loss_of_anchors,
     masked,
@@ -39,17 +37,15 @@ from contrastive_jax.losses._selected import (
     means_of_two,
     restricted_to,
 )
-from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
-from contrastive_jax.losses.measure import is_fixed, resolve_distance, with_distance
 from contrastive_jax.losses.pairwise import contrastive, margin_based
-from contrastive_jax.statistics import (
-    Statistic,
-    largest,
-    log_sum_exp,
-    smallest,
-    total,
+from contrastive_jax.losses.types import (
+    AnchorLoss,
+    Mean,
+    TripletLoss,
+    resolve_distance,
+    with_distance,
 )
-from contrastive_jax.tiles import axes_of, varying
+from contrastive_jax.statistics import Statistic, largest, log_sum_exp, smallest, total
 
 __all__ = [
     "distance_weighted",
@@ -64,21 +60,21 @@ PairLoss = Callable[..., jax.Array]
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
 
 # As the papers of these miners have it.
-_contrastive_of_cosines = with_distance(cosine)(contrastive)
+_cosine_contrastive = with_distance(cosine)(contrastive)
 
 
 def hard(
-    loss: PairLoss | AnchorLoss | TripleLoss = contrastive, distance: Distance | None = None
+    loss: PairLoss | AnchorLoss | TripletLoss = contrastive, distance: Distance | None = None
 ) -> AnchorLoss:
     """The farthest positive and the nearest negative of each anchor.
 
     Args:
-      loss: of a distance and a label, of anchors, or of triplets.
-      distance: of two vectors; by default that of the loss.
+      loss: a loss of a distance and a label, of anchors, or of triplets.
+      distance: function of two vectors; by default that of the loss.
 
     Returns:
-      Loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss of
-      anchors or triplets of this positive and this negative alone.
+      A loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss
+      of anchors or triplets of this positive and this negative alone.
 
     Raises:
       ValueError: if `loss` is neither a function nor a loss of anchors or triplets, the distance
@@ -97,23 +93,23 @@ def hard(
       >>> print(f"{value:.3f}")
       0.203
     """
-    return _of_extremes(largest, loss, distance)
+    return _select_two(largest, loss, distance)
 
 
 def easy_positive(
-    loss: PairLoss | AnchorLoss | TripleLoss = contrastive, distance: Distance | None = None
+    loss: PairLoss | AnchorLoss | TripletLoss = contrastive, distance: Distance | None = None
 ) -> AnchorLoss:
     """The nearest positive and the nearest negative of each anchor.
 
-    Classes that lie in several places need not be pulled into one.
+    Classes that form several clusters need not be pulled into one.
 
     Args:
-      loss: of a distance and a label, of anchors, or of triplets.
-      distance: of two vectors; by default that of the loss.
+      loss: a loss of a distance and a label, of anchors, or of triplets.
+      distance: function of two vectors; by default that of the loss.
 
     Returns:
-      Loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss of
-      anchors or triplets of this positive and this negative alone.
+      A loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss
+      of anchors or triplets of this positive and this negative alone.
 
     Raises:
       ValueError: if `loss` is neither a function nor a loss of anchors or triplets, the distance
@@ -132,52 +128,52 @@ def easy_positive(
       >>> print(f"{value:.3f}")
       0.203
     """
-    return _of_extremes(smallest, loss, distance)
+    return _select_two(smallest, loss, distance)
 
 
-def _of_extremes(
-    of_positives: Callable[..., Statistic],
-    loss: PairLoss | AnchorLoss | TripleLoss,
+def _select_two(
+    positive_statistic: Callable[..., Statistic],
+    loss: PairLoss | AnchorLoss | TripletLoss,
     distance: Distance | None,
 ) -> AnchorLoss:
     measure, fixed = _measure(loss, distance)
 
     def statistics(distance: jax.Array, label: jax.Array, *data: Any) -> Any:
-        return of_positives(distance, label == 0), smallest(distance, label == 1)
+        return positive_statistic(distance, label == 0), smallest(distance, label == 1)
 
-    def of_anchor(*results: Any) -> tuple[Mean, ...]:
+    def loss_of_anchor(*results: Any) -> tuple[Mean, ...]:
         *data, (positive, negative) = results
         return means_of_two(loss, positive, negative, *data)
 
     needs = loss.needs if isinstance(loss, AnchorLoss) else ()
-    return AnchorLoss(of_anchor, (statistics,), measure, fixed, needs)
+    return AnchorLoss(loss_of_anchor, (statistics,), measure, fixed, needs)
 
 
 def semi_hard(
-    loss: PairLoss | AnchorLoss | TripleLoss = contrastive,
+    loss: PairLoss | AnchorLoss | TripletLoss = contrastive,
     distance: Distance | None = None,
     *,
     margin: ArrayLike = math.inf,
-) -> TripleLoss:
-    """Each positive, and the nearest negative that is farther off than it, by less than a margin.
+) -> TripletLoss:
+    """Each positive, and the nearest negative that is farther away than it, by less than a margin.
 
     $$d_p < d_n < d_p + m$$
 
     with $d$ the distance of a positive $p$ and of a negative $n$, and $m$ the margin.
 
     Args:
-      loss: of a distance and a label, of anchors without data, or of triplets.
-      distance: of two vectors; by default that of the loss.
+      loss: a loss of a distance and a label, of anchors without data, or of triplets.
+      distance: function of two vectors; by default that of the loss.
       margin: above 0, in the unit of the distance. Positives that have no such negative are left
         out with it.
 
     Returns:
-      Loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or of a loss
-      of anchors or triplets over each positive with its negative alone. A walk over all pairs for
-      every four examples of the largest class.
+      A loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or of a
+      loss of anchors or triplets over each positive with its negative alone. It takes a pass over
+      all pairs for every four examples of the largest class.
 
     Raises:
-      ValueError: as `hard`, and if a loss of anchors needs data or has several means, or a known
+      ValueError: as `hard`, and if a loss of anchors needs data or has several means, or a concrete
         margin is not above 0.
 
     References:
@@ -204,21 +200,21 @@ def semi_hard(
         semi_hard = (label == 1) & (distance > positive) & (distance < positive + margin)
         return smallest(distance, semi_hard)
 
-    def of_triple(positive: jax.Array, negative: jax.Array) -> Mean:
+    def loss_of_triplet(positive: jax.Array, negative: jax.Array) -> Mean:
         has_negative = jnp.isfinite(negative)
         mean = mean_of_two(loss, positive, jnp.where(has_negative, negative, 1))
         return masked(mean, has_negative)
 
-    return TripleLoss(of_triple, (statistics,), measure, fixed=fixed)
+    return TripletLoss(loss_of_triplet, (statistics,), measure, fixed=fixed)
 
 
 def _measure(
-    loss: PairLoss | AnchorLoss | TripleLoss, distance: Distance | None
+    loss: PairLoss | AnchorLoss | TripletLoss, distance: Distance | None
 ) -> tuple[Distance, bool]:
-    """Returns the distance that a miner measures, and whether its loss allows no other."""
-    if not isinstance(loss, AnchorLoss | TripleLoss):
+    """Returns the distance that a miner measures, and True if its loss allows no other."""
+    if not isinstance(loss, AnchorLoss | TripletLoss):
         return resolve_distance(loss, distance), is_fixed(loss)
-    if isinstance(loss, TripleLoss) and (loss.joined or loss.to_positive):
+    if isinstance(loss, TripletLoss) and (loss.combine or loss.positive_distance):
         raise ValueError(
             "a miner selects pairs by their distances from the anchor, and the negatives of this "
             "loss are measured from anchor and positive together: take it without a miner, or give "
@@ -231,7 +227,7 @@ def _measure(
     return loss.distance if distance is None else distance, loss.fixed
 
 
-def _check_of_positives(loss: PairLoss | AnchorLoss | TripleLoss) -> None:
+def _check_of_positives(loss: PairLoss | AnchorLoss | TripletLoss) -> None:
     """Raises ValueError if a loss of anchors can not be one of each of their positives."""
     if isinstance(loss, AnchorLoss) and loss.needs:
         raise ValueError(
@@ -242,11 +238,11 @@ def _check_of_positives(loss: PairLoss | AnchorLoss | TripleLoss) -> None:
 
 
 def multi_similarity(
-    loss: PairLoss | AnchorLoss | TripleLoss = _contrastive_of_cosines,
+    loss: PairLoss | AnchorLoss | TripletLoss = _cosine_contrastive,
     distance: Distance | None = None,
     *,
     epsilon: ArrayLike = 0.1,
-) -> AnchorLoss | TripleLoss:
+) -> AnchorLoss | TripletLoss:
     r"""Negatives nearer than the farthest positive, positives farther than the nearest negative.
 
     $$d_n < \max_p d_p + \epsilon \quad \text{and} \quad d_p > \min_n d_n - \epsilon$$
@@ -255,17 +251,18 @@ def multi_similarity(
     `epsilon`.
 
     Args:
-      loss: of a distance and a label, by default `losses.contrastive` of cosine distances; of
-        anchors, such as `losses.multi_similarity()`; or of triplets.
-      distance: of two vectors; by default that of the loss.
+      loss: a loss of a distance and a label, by default `losses.contrastive` of cosine distances;
+        of anchors, such as `losses.multi_similarity()`; or of triplets.
+      distance: function of two vectors; by default that of the loss.
       epsilon: at least 0, in the unit of the distance; 0.1 in the paper, for cosines.
 
     Returns:
-      Loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss of
-      anchors or triplets, which sees these pairs only. It takes one walk more than the loss itself.
+      A loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or a loss
+      of anchors or triplets, which sees these pairs only. It takes one pass more than the loss
+      itself.
 
     Raises:
-      ValueError: as `hard`, or if a known `epsilon` is below 0.
+      ValueError: as `hard`, or if a concrete `epsilon` is below 0.
 
     References:
       Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019
@@ -283,27 +280,27 @@ def multi_similarity(
     measure, fixed = _measure(loss, distance)
     check_range(0, math.inf, epsilon=epsilon)
 
-    def is_mined(distance: jax.Array, label: ArrayLike, extremes: Any) -> jax.Array:
-        farthest, nearest = extremes
+    def is_mined(distance: jax.Array, label: ArrayLike, selected: Any) -> jax.Array:
+        farthest, nearest = selected
         near, far = distance < farthest + epsilon, distance > nearest - epsilon
         return jnp.where(label == 1, near, far)
 
-    of_all = as_loss_of_anchors(loss)._replace(distance=measure, fixed=fixed)
-    mined: AnchorLoss | TripleLoss = restricted_to(of_all, is_mined, _extremes)
+    loss_of_all = as_loss_of_anchors(loss)._replace(distance=measure, fixed=fixed)
+    mined: AnchorLoss | TripletLoss = restricted_to(loss_of_all, is_mined, _farthest_and_nearest)
     return mined
 
 
 def distance_weighted(
-    loss: PairLoss | AnchorLoss | TripleLoss = margin_based,
+    loss: PairLoss | AnchorLoss | TripletLoss = margin_based,
     *,
     dimension: int,
     cutoff: float = 0.5,
     largest: float = 1.4,
-) -> AnchorLoss | TripleLoss:
+) -> AnchorLoss | TripletLoss:
     r"""All positives, and negatives in expectation of a draw that is even over distances.
 
-    On a sphere of many dimensions random pairs lie near $\sqrt{2}$; negatives weigh by the inverse
-    of the density of their distance,
+    On a sphere of many dimensions random pairs lie near $\sqrt{2}$; negatives are weighted by the
+    inverse of the density of their distance,
 
     $$q(d) \propto d^{n - 2} (1 - d^2 / 4)^{(n - 3) / 2}$$
 
@@ -311,15 +308,15 @@ def distance_weighted(
     the mean over such draws is taken, which needs no key and has no variance.
 
     Args:
-      loss: of a distance and a label, of anchors without data, or of triplets.
-      dimension: of the embeddings, which are of unit length; at least 3.
-      cutoff: distances below weigh as this one, as noise would rule else.
-      largest: negatives farther off are left out, as a loss would be 0 there.
+      loss: a loss of a distance and a label, of anchors without data, or of triplets.
+      dimension: size of the embeddings, which are of unit length; at least 3.
+      cutoff: distances below get the weight of this one, as noise would dominate otherwise.
+      largest: negatives farther away are left out, as a loss would be 0 there.
 
     Returns:
       Loss for `anchor_loss` with the Euclidean distance alone, the mean over positives of their
       loss and that of a negative, or of a loss of anchors or triplets that has the positive and
-      the negative alone. The latter takes two walks for each example of the largest class.
+      the negative alone. The latter takes two passes for each example of the largest class.
 
     Raises:
       ValueError: as `semi_hard`, and if the loss is of another distance, `dimension` is below 3, or
@@ -338,7 +335,7 @@ def distance_weighted(
       >>> print(f"{value:.3f}")
       0.253
     """
-    measure, _ = _measure(loss, None if isinstance(loss, AnchorLoss | TripleLoss) else euclidean)
+    measure, _ = _measure(loss, None if isinstance(loss, AnchorLoss | TripletLoss) else euclidean)
     if measure is not euclidean:
         raise ValueError(
             "negatives are drawn by Euclidean distances, and this loss is of others; if its "
@@ -362,14 +359,14 @@ def distance_weighted(
     def share(distance: jax.Array, whole: jax.Array) -> jax.Array:
         return lax.stop_gradient(jnp.exp(jnp.minimum(log_weight(distance) - whole, 0)))
 
-    if isinstance(loss, AnchorLoss | TripleLoss):
+    if isinstance(loss, AnchorLoss | TripletLoss):
         return _in_expectation(loss, log_weight, is_drawn, share)
 
     def weights(distance: jax.Array, label: jax.Array) -> Any:
         return log_sum_exp(log_weight(distance), is_drawn(distance, label)), total(1.0, label == 0)
 
-    def weighted(distance: jax.Array, label: jax.Array, found: Any) -> Any:
-        whole, positives = found
+    def weighted(distance: jax.Array, label: jax.Array, earlier: Any) -> Any:
+        whole, positives = earlier
         value, part = loss(distance, label), share(distance, whole)
         drawn = is_drawn(distance, label) & (whole > -jnp.inf)
         return (
@@ -377,18 +374,18 @@ def distance_weighted(
             total(positives * jnp.where(drawn, part, 0) * value, drawn),
         )
 
-    def of_anchor(first: Any, found: Any) -> Mean:
-        return Mean(sum(found), first[1])
+    def loss_of_anchor(first: Any, sums: Any) -> Mean:
+        return Mean(sum(sums), first[1])
 
-    return AnchorLoss(of_anchor, (weights, weighted), euclidean, fixed=True)
+    return AnchorLoss(loss_of_anchor, (weights, weighted), euclidean, fixed=True)
 
 
 def _in_expectation(
-    loss: AnchorLoss | TripleLoss,
+    loss: AnchorLoss | TripletLoss,
     log_weight: Callable[[jax.Array], jax.Array],
     is_drawn: Callable[[jax.Array, jax.Array], jax.Array],
     share: Callable[[jax.Array, jax.Array], jax.Array],
-) -> TripleLoss:
+) -> TripletLoss:
     """Returns the loss of each positive with one negative, in expectation over its draw."""
 
     def weights(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Any:
@@ -399,15 +396,19 @@ def _in_expectation(
     ) -> list[Statistic]:
         drawn = is_drawn(distance, label) & (whole > -jnp.inf)
         part = jnp.where(drawn, share(distance, whole), 0)
-        return [total(part * one, drawn) for one in three(mean_of_two(loss, positive, distance))]
+        return [
+            total(part * one, drawn) for one in split_mean(mean_of_two(loss, positive, distance))
+        ]
 
-    def of_positive(positive: jax.Array, whole: jax.Array, sums: Any) -> Mean:
-        alone = three(mean_of_two(loss, positive, jnp.full_like(positive, jnp.inf)))
+    def loss_of_positive(positive: jax.Array, whole: jax.Array, sums: Any) -> Mean:
+        alone = split_mean(mean_of_two(loss, positive, jnp.full_like(positive, jnp.inf)))
         some = whole > -jnp.inf
         return Mean(*(jnp.where(some, *both) for both in zip(sums, alone, strict=True)))
 
     # One positive at a time: the loss is evaluated for each pair, and for four compiled four times.
-    return TripleLoss(of_positive, (weights, weighted), euclidean, at_once=1, fixed=True)
+    return TripletLoss(
+        loss_of_positive, (weights, weighted), euclidean, positives_per_pass=1, fixed=True
+    )
 
 
 def online_hard_loss(
@@ -416,35 +417,37 @@ def online_hard_loss(
     references: jax.Array | None = None,
     reference_classes: jax.Array | None = None,
     *,
-    loss: PairLoss | AnchorLoss | TripleLoss = _contrastive_of_cosines(margin=0.5),  # noqa: B008
+    loss: PairLoss | AnchorLoss | TripletLoss = _cosine_contrastive(margin=0.5),  # noqa: B008
     distance: Distance | None = None,
     margin: ArrayLike | None = None,
     reduction: Reduction = "sum",
     axis_name: Any = None,
     **options: Any,
 ) -> jax.Array:
-    """Loss of the hard pairs of a batch: similar ones farther apart than the nearest dissimilar.
+    """Loss of the hard pairs of a batch.
 
-    And dissimilar ones closer than the farthest similar, both over the whole batch. Sentence-
-    transformers' OnlineContrastiveLoss does so with the pairs it is given, and with label 1 for
-    similar ones; of a batch with at most one pair of a kind it takes a mean in place of the
-    extreme, where here none is hard without pairs of both kinds.
+    A positive pair is hard if it is farther apart than the nearest negative pair of the batch, and
+    a negative pair if it is closer than the farthest positive one. Sentence-transformers'
+    OnlineContrastiveLoss selects so among the pairs it is given, with label 1 for positive ones. In
+    a batch with at most one pair of a label it takes a mean in place of the maximum or minimum;
+    here no pair is hard unless there are pairs of both labels.
 
     Args:
       embeddings: `[B, D]`, floating.
       classes: `[B]`, integers from 0; rows of class -1 are ignored.
       references: `[R, D]`.
       reference_classes: `[R]`.
-      loss: of a distance and a label, by default `losses.contrastive` of cosine distances with a
-        margin of 0.5; of anchors without data, or of triplets, which see the hard pairs only.
-      distance: of two vectors; by default that of the loss.
+      loss: a loss of a distance and a label, by default `losses.contrastive` of cosine distances
+        with a margin of 0.5; of anchors without data, or of triplets, which see the hard pairs
+        only.
+      distance: function of two vectors; by default that of the loss.
       margin: above 0, in the unit of the distance, passed to a pair loss as a keyword; without it
         the loss keeps its own.
       reduction: for a pair loss as in `all_pairs_loss`, for others as in `anchor_loss`; means of a
         pair loss but that over active pairs count all pairs, hard or not. Every pair of one set
         counts in both orders.
-      axis_name: of the devices that share the batch.
-      **options: `exact`, `tile`, `precision` and `method` of `all_pairs_loss`.
+      axis_name: axis of the devices that share the batch.
+      **options: `refine`, `tile`, `precision` and `method` of `all_pairs_loss`.
 
     Returns:
       Loss, a scalar; 0 where there is no hard pair.
@@ -468,8 +471,8 @@ def online_hard_loss(
     """
     measure, _ = _measure(loss, distance)
     if margin is not None:
-        check_known(margin=margin)
-        if isinstance(loss, AnchorLoss | TripleLoss):
+        check_hyperparameters(margin=margin)
+        if isinstance(loss, AnchorLoss | TripletLoss):
             raise ValueError(
                 "margin is passed to losses of pairs: make this loss with its margin, as in "
                 "losses.triplet_all(margin), and leave margin out here"
@@ -483,7 +486,9 @@ def online_hard_loss(
     sets = (embeddings, classes, references, reference_classes)
     options |= {"distance": measure, "axis_name": axis_name}
     constant: list[Any] = [one if one is None else lax.stop_gradient(one) for one in sets]
-    ((farthest, nearest),) = anchor_statistics(*constant, statistics=(_extremes,), **options)
+    ((farthest, nearest),) = anchor_statistics(
+        *constant, statistics=(_farthest_and_nearest,), **options
+    )
     farthest, nearest = jnp.max(farthest, initial=-jnp.inf), jnp.min(nearest, initial=jnp.inf)
     farthest, nearest = lax.stop_gradient((farthest, nearest))
     if axis_name is not None:
@@ -494,18 +499,18 @@ def online_hard_loss(
     def is_hard(distance: jax.Array, label: ArrayLike) -> jax.Array:
         return jnp.where(label == 1, distance < farthest, distance > nearest)
 
-    if isinstance(loss, AnchorLoss | TripleLoss):
-        of_anchors: Any = reduction
+    if isinstance(loss, AnchorLoss | TripletLoss):
+        anchor_reduction: Any = reduction
         return anchor_loss(
-            *sets, loss=restricted_to(loss, is_hard), reduction=of_anchors, **options
+            *sets, loss=restricted_to(loss, is_hard), reduction=anchor_reduction, **options
         )
-    of_pair = loss
+    pair_loss = loss
 
-    def of_hard(distance: jax.Array, label: jax.Array, **margins: jax.Array) -> jax.Array:
-        return jnp.where(is_hard(distance, label), of_pair(distance, label, **margins), 0)
+    def hard_loss(distance: jax.Array, label: jax.Array, **margins: jax.Array) -> jax.Array:
+        return jnp.where(is_hard(distance, label), pair_loss(distance, label, **margins), 0)
 
-    return all_pairs_loss(*sets, loss=of_hard, margin=margin, reduction=reduction, **options)
+    return all_pairs_loss(*sets, loss=hard_loss, margin=margin, reduction=reduction, **options)
 
 
-def _extremes(distance: jax.Array, label: jax.Array, *known: Any) -> Any:
+def _farthest_and_nearest(distance: jax.Array, label: jax.Array, *results: Any) -> Any:
     return largest(distance, label == 0), smallest(distance, label == 1)

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from contrastive_jax._host_arrays import as_array, column_hint
 from contrastive_jax.checks import check_pairs, check_scalars
-from contrastive_jax.host_arrays import as_array, column_hint
 from contrastive_jax.losses import contrastive, resolve_distance
 
 
@@ -32,8 +32,8 @@ def pair_loss(
     Args:
       a: embeddings of the first members, `[B, D]`.
       b: embeddings of the second members, `[B, D]`, of the same dtype.
-      labels: 0 for a similar pair, 1 for a dissimilar one, `[B]`; integer, bool or float, as an
-        array or a list.
+      labels: 0 for a positive pair (similar), 1 for a negative one (dissimilar), `[B]`; integer,
+        bool or float, as an array or a list.
       loss: scalar function `(distance, label)`, or `(distance, label, margin)` where a margin is
         given.
       distance: function of two vectors `[D]` to a scalar; by default the one that the loss carries,
@@ -49,7 +49,7 @@ def pair_loss(
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit, or `loss` does not return a scalar.
       ValueError: if `loss` or `distance` is not a function, the distance does not fit the loss, an
-        array is masked, or a known label, margin or embedding has a wrong value;
+        array is masked, or a concrete label, margin or embedding has a wrong value;
         `contrastive_jax.checks` says how to check traced ones.
 
     Example:

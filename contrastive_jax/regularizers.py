@@ -2,9 +2,9 @@
 
 All leave out rows of class -1 where classes are given, and with an axis name are those of the
 global batch: each device gets the same value, and the gradient by its own rows. For the gradients
-of what the devices share see *Shared parameters* in `contrastive_jax.all_pairs_loss`. Without an
-axis name arrays under `jax.jit` may be spread over a mesh; `koleo`, `covariance` and `centers`
-gather the rows of theirs.
+of values that the devices share see *Shared parameters* in `contrastive_jax.all_pairs_loss`.
+Without an axis name arrays under `jax.jit` may be spread over a mesh; `koleo`, `covariance` and
+`centers` gather the rows of theirs.
 """
 
 import math
@@ -15,16 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax.anchor_loss import anchor_loss
-from contrastive_jax.anchors import shared_total
-from contrastive_jax.checks import check_known, check_range, check_values
-from contrastive_jax.directions import unit
+from contrastive_jax._directions import unit
+from contrastive_jax._dtypes import widen
+from contrastive_jax._engine.sharding import gathered, psum_once
+from contrastive_jax._host_arrays import as_array, as_classes, column_hint
+from contrastive_jax.anchors import anchor_loss
+from contrastive_jax.checks import check_hyperparameters, check_range, check_values
 from contrastive_jax.distances import euclidean
-from contrastive_jax.host_arrays import as_array, as_classes, column_hint
-from contrastive_jax.losses.kinds import AnchorLoss, Mean
-from contrastive_jax.sharding import gathered
+from contrastive_jax.losses.types import AnchorLoss, Mean
 from contrastive_jax.statistics import smallest
-from contrastive_jax.widening import widen
 
 __all__ = ["centers", "covariance", "embedding_norm", "koleo", "variance"]
 
@@ -41,10 +40,10 @@ def embedding_norm(
     Args:
       embeddings: `[B, D]`, floating.
       classes: `[B]`, integers, of which only -1 counts: rows to ignore, whatever they hold.
-      axis_name: of the devices that share the batch.
+      axis_name: axis of the devices that share the batch.
 
     Returns:
-      A number in [0, inf); 0 of no rows.
+      A scalar in [0, inf); 0 of no rows.
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
@@ -63,7 +62,7 @@ def embedding_norm(
     """
     embeddings, counts = _counted(embeddings, classes)
     total: jax.Array
-    total, count = shared_total((jnp.sum(embeddings**2), jnp.sum(counts)), axis_name)
+    total, count = psum_once((jnp.sum(embeddings**2), jnp.sum(counts)), axis_name)
     return total / jnp.maximum(lax.stop_gradient(count), 1)
 
 
@@ -82,10 +81,10 @@ def koleo(
     Args:
       embeddings: `[B, D]`, floating, scaled to unit length here.
       classes: `[B]`, integers, of which only -1 counts: rows to ignore, whatever they hold.
-      axis_name: of the devices that share the batch.
+      axis_name: axis of the devices that share the batch.
 
     Returns:
-      A number, at least $-\log 2$; 0 of fewer than two rows. Rows that coincide count as 1e-8
+      A scalar, at least $-\log 2$; 0 of fewer than two rows. Rows that coincide count as 1e-8
       apart, and have no gradient.
 
     Raises:
@@ -104,8 +103,8 @@ def koleo(
       -0.35 2.31
     """
     embeddings, counts = _counted(embeddings, classes)
-    numbers = jnp.where(counts > 0, 0, -1)
-    return anchor_loss(unit(embeddings), numbers, loss=_KOLEO, axis_name=axis_name)
+    one_class = jnp.where(counts > 0, 0, -1)
+    return anchor_loss(unit(embeddings), one_class, loss=_KOLEO, axis_name=axis_name)
 
 
 def _nearest(distance: jax.Array, label: jax.Array) -> Any:
@@ -113,9 +112,9 @@ def _nearest(distance: jax.Array, label: jax.Array) -> Any:
 
 
 def _log_distance(nearest: jax.Array) -> Mean:
-    known, apart = jnp.isfinite(nearest), nearest > 1e-8
-    value = -jnp.log(jnp.where(known & apart, nearest, 1e-8))
-    return Mean(jnp.where(known, value, 0), known)
+    has_neighbour, apart = jnp.isfinite(nearest), nearest > 1e-8
+    value = -jnp.log(jnp.where(has_neighbour & apart, nearest, 1e-8))
+    return Mean(jnp.where(has_neighbour, value, 0), has_neighbour)
 
 
 _KOLEO = AnchorLoss(_log_distance, (_nearest,), euclidean)
@@ -140,15 +139,15 @@ def variance(
       embeddings: `[B, D]`, floating.
       classes: `[B]`, integers, of which only -1 counts: rows to ignore, whatever they hold.
       target: standard deviation to reach, at least 0.
-      eps: above 0, keeps the root's derivative finite.
-      axis_name: of the devices that share the batch.
+      eps: above 0, which keeps the derivative of the root finite.
+      axis_name: axis of the devices that share the batch.
 
     Returns:
-      A number in [0, target); 0 of fewer than two rows.
+      A scalar in [0, target); 0 of fewer than two rows.
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
-      ValueError: if `eps` is not above 0 or `target` below 0, an array is masked, or a known
+      ValueError: if `eps` is not above 0 or `target` below 0, an array is masked, or a concrete
         embedding or class has a wrong value.
 
     References:
@@ -161,10 +160,10 @@ def variance(
       >>> print(f"{regularizers.variance(x):.2f}")
       0.15
     """
-    check_known(eps=eps)
+    check_hyperparameters(eps=eps)
     check_range(0, math.inf, target=target)
     centred, count = _centred(embeddings, classes, axis_name)
-    square = shared_total(jnp.sum(centred**2, axis=0), axis_name) / jnp.maximum(count - 1, 1)
+    square = psum_once(jnp.sum(centred**2, axis=0), axis_name) / jnp.maximum(count - 1, 1)
     value = jnp.mean(jax.nn.relu(target - jnp.sqrt(square + eps)))
     return jnp.where(count > 1, value, 0)
 
@@ -181,10 +180,10 @@ def covariance(
     Args:
       embeddings: `[B, D]`, floating.
       classes: `[B]`, integers, of which only -1 counts: rows to ignore, whatever they hold.
-      axis_name: of the devices that share the batch.
+      axis_name: axis of the devices that share the batch.
 
     Returns:
-      A number in [0, inf); 0 of fewer than two rows.
+      A scalar in [0, inf); 0 of fewer than two rows.
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
@@ -203,7 +202,7 @@ def covariance(
     centred, count = _centred(embeddings, classes, axis_name)
     centred = gathered(centred)
     product = jnp.matmul(centred.T, centred, precision=lax.Precision.HIGHEST)
-    matrix = shared_total(product, axis_name) / jnp.maximum(count - 1, 1)
+    matrix = psum_once(product, axis_name) / jnp.maximum(count - 1, 1)
     size = len(matrix)
     return jnp.sum(jnp.where(jnp.eye(size, dtype=bool), 0, matrix) ** 2) / size
 
@@ -219,7 +218,7 @@ def centers(proxies: jax.Array) -> jax.Array:
       proxies: `[C, K, D]`, floating, scaled to unit length here.
 
     Returns:
-      A number in [0, 1]; 0 with one centre a class. Centres that coincide have no gradient.
+      A scalar in [0, 1]; 0 with one centre a class. Centres that coincide have no gradient.
 
     Raises:
       AssertionError: if ranks or dtypes do not fit.
@@ -278,7 +277,7 @@ def _centred(
     embeddings, counts = _counted(embeddings, classes)
     total, count = jnp.sum(embeddings, axis=0), jnp.sum(counts)
     if axis_name is not None:
-        # Of the mean the derivative vanishes: what is centred adds up to 0.
+        # The derivative by the mean vanishes, as centred rows add up to 0.
         total, count = lax.psum((lax.stop_gradient(total), count), axis_name)
     mean = lax.stop_gradient(total) / jnp.maximum(count, 1)
     return jnp.where(counts[:, None] > 0, embeddings - mean[None], 0), lax.stop_gradient(count)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contrastive_jax.anchor_loss import total_of_means
-from contrastive_jax.checks import check_distance, check_traced, check_values
-from contrastive_jax.host_arrays import as_array
-from contrastive_jax.losses import AnchorLoss, TripleLoss, of_pairs
+from contrastive_jax._host_arrays import as_array
+from contrastive_jax._traced_checks import check_traced
+from contrastive_jax.checks import check_distance, check_values
+from contrastive_jax.losses import AnchorLoss, TripletLoss, mean_over_pairs
+from contrastive_jax.losses._means import total_of_means
 from contrastive_jax.losses._selected import means_of_triplet
 
 
@@ -21,7 +22,7 @@ def triplet_loss(
     negatives: jax.Array,
     embeddings: jax.Array | None = None,
     *,
-    loss: Callable[..., jax.Array] | AnchorLoss | TripleLoss,
+    loss: Callable[..., jax.Array] | AnchorLoss | TripletLoss,
     distance: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     data: tuple[Any, ...] = (),
 ) -> jax.Array:
@@ -37,10 +38,10 @@ def triplet_loss(
       positives: the same of the positives.
       negatives: the same of the negatives.
       embeddings: rows that the other three are indices of, `[N, D]`, floating.
-      loss: of triplets, such as `losses.triplet_all()` or `losses.angular()`; of anchors, such as
-        `losses.ntxent()`; or of pairs, of which it is the mean over the two.
+      loss: a loss of triplets, such as `losses.triplet_all()` or `losses.angular()`; of anchors,
+        such as `losses.ntxent()`; or of pairs, of which it is the mean over the two.
       distance: function of two vectors `[D]` to a scalar; by default that of the loss.
-      data: what an `AnchorLoss` is to know of each anchor beside, trees of floating `[B]`.
+      data: data of each anchor that an `AnchorLoss` needs, trees of floating `[B]`.
 
     Returns:
       Losses, `[B]`. They can be differentiated in any mode and any number of times.
@@ -65,7 +66,7 @@ def triplet_loss(
       >>> print([f"{value:.1f}" for value in values])
       ['0.1', '0.0']
     """
-    of_triplet, measure = _checked_loss(loss, distance, data)
+    triplet_loss_of, measure = _checked_loss(loss, distance, data)
     rows = {"anchors": anchors, "positives": positives, "negatives": negatives}
     rows = {name: as_array(name, values) for name, values in rows.items()}
     if embeddings is not None:
@@ -84,13 +85,13 @@ def triplet_loss(
 
     def one(anchor: jax.Array, positive: jax.Array, negative: jax.Array, *data: Any) -> jax.Array:
         vector = anchor
-        if isinstance(of_triplet, TripleLoss):
-            to_positive = of_triplet.to_positive or measure
-            data = (to_positive(anchor, positive),)
-            if of_triplet.joined is not None:
-                vector = of_triplet.joined(anchor, positive)
+        if isinstance(triplet_loss_of, TripletLoss):
+            positive_distance = triplet_loss_of.positive_distance or measure
+            data = (positive_distance(anchor, positive),)
+            if triplet_loss_of.combine is not None:
+                vector = triplet_loss_of.combine(anchor, positive)
         distances = [measure(vector, other) for other in (positive, negative)]
-        means = means_of_triplet(of_triplet, distances, [jnp.bool_(True)] * 2, data)
+        means = means_of_triplet(triplet_loss_of, distances, [jnp.bool_(True)] * 2, data)
         return total_of_means(means)
 
     return jax.vmap(one)(*rows.values(), *data)
@@ -98,10 +99,10 @@ def triplet_loss(
 
 def _checked_loss(
     loss: Any, distance: Any, data: tuple[Any, ...]
-) -> tuple[AnchorLoss | TripleLoss, Callable[..., jax.Array]]:
+) -> tuple[AnchorLoss | TripletLoss, Callable[..., jax.Array]]:
     """Returns a loss of anchors or triplets, and the distance that it measures."""
-    if not isinstance(loss, AnchorLoss | TripleLoss):
-        loss = of_pairs(loss, distance)
+    if not isinstance(loss, AnchorLoss | TripletLoss):
+        loss = mean_over_pairs(loss, distance)
     elif distance is not None:
         check_distance(distance)
         if loss.fixed and distance is not loss.distance:

@@ -643,7 +643,7 @@ def test_autodiff_gives_the_same(distance, reduction):
             jax.jit(
                 jax.value_and_grad(lambda x, f=f, m=m, o=others: f(x, c, *o, method=m, tile=8))
             )(x)
-            for m in ("autodiff", "one_walk")
+            for m in ("autodiff", "sweep")
         )
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * abs(b).max()),
@@ -823,7 +823,7 @@ def test_pairs_that_do_not_count_leave_no_trace():
                     (0, 1),
                 )
             )(x_, 2.0)
-            for method in ("one_walk", "autodiff")
+            for method in ("sweep", "autodiff")
         )
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
             assert np.isfinite(a).all()
@@ -896,7 +896,7 @@ def test_sums_without_a_gradient():
 
 def test_no_rows():
     x, c = _batch(24, 5, 3)
-    for method in ("one_walk", "autodiff"):
+    for method in ("sweep", "autodiff"):
         assert all_pairs_loss(x[:0], c[:0], method=method) == 0
         assert all_pairs_loss(x, c, x[:0], c[:0], method=method) == 0
 
@@ -905,12 +905,12 @@ def test_inexact_close_pairs():
     """What the option gives up, and that it gives up nothing else."""
     x, c = _batch(25, 20, 16)
     x[3] = x[1] + 1e-4
-    both = [all_pairs_loss(x, c, margin=3.0, exact=exact, tile=8) for exact in (True, False)]
+    both = [all_pairs_loss(x, c, margin=3.0, refine=exact, tile=8) for exact in (True, False)]
     np.testing.assert_allclose(both[1], both[0], rtol=1e-5)
     c = np.arange(20)
     c[3] = 1
     exact, rough = (
-        all_pairs_loss(x, c, loss=lambda d, y: d * (1 - y), reduction="sum", exact=exact, tile=8)
+        all_pairs_loss(x, c, loss=lambda d, y: d * (1 - y), reduction="sum", refine=exact, tile=8)
         for exact in (True, False)
     )
     true = np.linalg.norm(x[1].astype(float) - x[3])

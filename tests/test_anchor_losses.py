@@ -96,9 +96,9 @@ def _numpy(name):
 def _value(name, hyper, boundaries, x, classes, *others, **options):
     """The loss by its name; what is traced comes first, for derivatives."""
     loss = _factory(name)(**hyper, **LOSSES[name][1])
-    if isinstance(loss, losses.TripleLoss):
+    if isinstance(loss, losses.TripletLoss):
         # Fewer in a walk, in half the program and more walks.
-        loss = loss._replace(at_once=2)
+        loss = loss._replace(positives_per_pass=2)
     if isinstance(loss, losses.CentersLoss):
         options = {key: options[key] for key in options if key in ("axis_name", "reduction")}
     if name in PROXY_LOSSES:
@@ -113,7 +113,7 @@ def _program(name, dtype, two=False, reduction="mean", tile=TILE):
 
     In float64 close pairs need not be measured again, and the program is half as long.
     """
-    options = {"tile": tile, "exact": dtype == "float32", "reduction": reduction}
+    options = {"tile": tile, "refine": dtype == "float32", "reduction": reduction}
     places = {"hyper": 0, "boundaries": 1, "x": 2, "references": 4}
     names = ["boundaries", "x"] if name == "margin_by_class" else ["x"]
     if dtype == "float64" and not two:
@@ -601,7 +601,7 @@ def test_of_pairs():
     rng = np.random.default_rng(0)
     x, classes = _filled(*_batch(rng, "random", 30))
     x = x.astype(np.float32)
-    loss = losses.of_pairs(losses.contrastive)
+    loss = losses.mean_over_pairs(losses.contrastive)
     for reduction, tile in (("mean", TILE), ("sum", None)):
 
         def value_of(x, reduction=reduction, tile=tile):
@@ -626,7 +626,7 @@ def test_weighted_sum():
     x = x.astype(np.float32)
     parts = [
         losses.ntxent(0.2),
-        losses.of_pairs(losses.cosine_embedding, distances.cosine),
+        losses.mean_over_pairs(losses.cosine_embedding, distances.cosine),
         losses.multi_similarity(),
     ]
 
@@ -799,7 +799,7 @@ def test_curvature_of_a_proxy_loss():
         np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["one_walk", "autodiff"])
+@pytest.mark.parametrize("method", ["sweep", "autodiff"])
 @pytest.mark.parametrize("of", ["supcon", "triplet_all", "arcface", "proxy_anchor", "soft_triple"])
 def test_no_rows_are_worth_nothing(of, method):
     proxies = np.ones((3, 2, 4) if of == "soft_triple" else (3, 4), np.float32)
@@ -895,7 +895,7 @@ X, CLASSES = np.ones((4, 3), np.float32), np.arange(4)
             lambda: anchor_loss(
                 X,
                 CLASSES,
-                loss=losses.TripleLoss(
+                loss=losses.TripletLoss(
                     lambda p, found: losses.Mean(found, 1.0),
                     (lambda d, y, p: statistics.largest(p - d, y == 1),),
                 ),
@@ -931,8 +931,12 @@ X, CLASSES = np.ones((4, 3), np.float32), np.arange(4)
         (losses.weighted_sum, ValueError, "at least one"),
         (lambda: losses.weighted_sum([(1, losses.nca())]), ValueError, "one pair of a weight"),
         (lambda: losses.weighted_sum((1, losses.margin_by_class())), ValueError, "no data"),
-        (lambda: losses.weighted_sum((1, losses.contrastive)), ValueError, "of_pairs makes one"),
-        (lambda: losses.of_pairs(losses.supcon()), ValueError, "must be a function"),
+        (
+            lambda: losses.weighted_sum((1, losses.contrastive)),
+            ValueError,
+            "mean_over_pairs makes one",
+        ),
+        (lambda: losses.mean_over_pairs(losses.supcon()), ValueError, "must be a function"),
         (
             lambda: losses.weighted_sum((1, losses.supcon()), (1, losses.nca())),
             ValueError,

@@ -20,7 +20,7 @@ from contrastive_jax._engine.distance_matrix import (
     pair_that_counts,
     pairs_that_count,
 )
-from contrastive_jax.products import as_product
+from contrastive_jax._engine.matmul import as_product
 
 # Tests share programs, and so a worker.
 pytestmark = pytest.mark.xdist_group("dense")

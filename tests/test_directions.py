@@ -17,8 +17,8 @@ from contrastive_jax import (
     proxy_loss,
     regularizers,
 )
-from contrastive_jax.directions import unit
-from contrastive_jax.widening import widen
+from contrastive_jax._directions import unit
+from contrastive_jax._dtypes import widen
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((8, 4)).astype(np.float32)

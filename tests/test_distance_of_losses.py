@@ -299,6 +299,6 @@ def test_wrong_margins_of_classes(margin, options, error, message):
 
 def test_all_pairs_have_no_loss_of_each():
     with pytest.raises(
-        ValueError, match=r"got 'none'; anchor_loss\(.*of_pairs.* and pair_loss the"
+        ValueError, match=r"got 'none'; anchor_loss\(.*mean_over_pairs.* and pair_loss the"
     ):
         all_pairs_loss(X, CLASSES, reduction="none")

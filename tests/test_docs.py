@@ -13,57 +13,6 @@ import contrastive_jax
 from contrastive_jax import losses
 
 ROOT = Path(__file__).parent.parent
-# How pairs are walked, which is nobody's to call.
-ENGINE = {
-    "anchors",
-    "autodiff",
-    "derivatives",
-    "directions",
-    "dtypes",
-    "losses.directions",
-    "losses.softplus",
-    "products",
-    "program_cache",
-    "sharding",
-    "streaming",
-    "tiles",
-    "triples",
-    "widening",
-}
-# In other modules, what the engine calls.
-INSIDE = {
-    "export.agreement": {"check_decision", "compare", "embed_in_batches"},
-    "checks": {
-        "CheckedBefore",
-        "check_closed_over",
-        "check_proxies",
-        "check_traced",
-        "checked_before",
-        "is_whole",
-    },
-    "all_pairs": {"check_method", "checked_side", "hoisted", "prepared", "real_scalar"},
-    "anchor_loss": {"check_mean", "check_reduction", "three", "total_of_means"},
-    "host_arrays": {
-        "as_array",
-        "as_classes",
-        "checked_classes",
-        "checked_names",
-        "column_hint",
-        "split_mask",
-    },
-    "losses.measure": {"is_fixed"},
-    "memory": {"own_share"},
-    "statistics": {
-        "holds_for_none",
-        "is_statistic",
-        "kept_of_tile",
-        "merged",
-        "none_kept",
-        "reduced",
-        "result",
-        "to_keep",
-    },
-}
 
 
 def _trees():
@@ -104,13 +53,7 @@ def _documented():
 
 def test_every_public_function_has_one_place():
     public = {name: _public(tree) for name, tree in _trees()}
-    assert {*public} > ENGINE
-    expected = [
-        f"{module}.{name}"
-        for module, found in public.items()
-        if module not in ENGINE
-        for name in {*found} - INSIDE.get(module, set())
-    ]
+    expected = [f"{module}.{name}" for module, found in public.items() for name in found]
     assert len(expected) > 150
     found = [
         f"{module}.{name}"
@@ -118,15 +61,12 @@ def test_every_public_function_has_one_place():
         for name in (public[module] if members is None else members)
     ]
     assert sorted(found) == sorted(expected)
-    for module, names in INSIDE.items():
-        assert names <= {*public[module]}
 
 
 def _docstrings():
     for module, tree in _trees():
-        if module not in ENGINE:
-            for name, node in _public(tree).items():
-                yield f"{module}.{name}", ast.get_docstring(node) or ""
+        for name, node in _public(tree).items():
+            yield f"{module}.{name}", ast.get_docstring(node) or ""
 
 
 def test_docstrings_begin_with_a_plain_sentence():
@@ -136,13 +76,7 @@ def test_docstrings_begin_with_a_plain_sentence():
 
 def test_docstrings_do_not_begin_with_a_fragment():
     openings = r"(Of|What|Whether)\b"
-    # Functions of the engine in public modules are not shown.
-    shown = [
-        (name, text)
-        for name, text in _docstrings()
-        if name.rpartition(".")[2] not in INSIDE.get(name.rpartition(".")[0], set())
-        and name != "statistics.Statistic"
-    ]
+    shown = [*_docstrings()]
     assert len(shown) > 150
     assert [name for name, text in shown if re.match(openings, text)] == []
 
@@ -154,7 +88,7 @@ def test_what_is_returned_is_not_read_as_its_type():
 
 def test_arguments_are_all_documented_or_none():
     for module, tree in _trees():
-        for name, node in _public(tree).items() if module not in ENGINE else ():
+        for name, node in _public(tree).items():
             section = re.search(r"^Args:\n((?: .*\n|\n)*)", f"{ast.get_docstring(node)}\n", re.M)
             if section and isinstance(node, ast.FunctionDef):
                 arguments = [one.arg for one in ast.walk(node.args) if isinstance(one, ast.arg)]

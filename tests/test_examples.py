@@ -4,15 +4,9 @@ import ast
 import doctest
 
 import pytest
-from test_docs import ENGINE, INSIDE, _public, _trees
+from test_docs import _public, _trees
 
-PUBLIC = {
-    module: {
-        name: node for name, node in _public(tree).items() if name not in INSIDE.get(module, set())
-    }
-    for module, tree in _trees()
-    if module not in ENGINE
-}
+PUBLIC = {module: _public(tree) for module, tree in _trees()}
 EXAMPLES = {
     f"{module}.{name}": docstring
     for module, members in PUBLIC.items()

@@ -18,7 +18,7 @@ from contrastive_jax import (
     proxy_loss,
     regularizers,
 )
-from contrastive_jax.host_arrays import as_classes, checked_classes
+from contrastive_jax._host_arrays import as_classes, checked_classes
 
 A = np.float32([[1, 2], [3, 4], [5, 6]])
 B = A + np.float32(0.5)
@@ -177,7 +177,7 @@ OF_DISTANCE = {
     "all_pairs_loss": lambda distance: all_pairs_loss(A, LABELS, distance=distance),
     "anchor_loss": lambda d: anchor_loss(A, LABELS, loss=losses.supcon(), distance=d),
     "a fixed loss": lambda d: anchor_loss(A, LABELS, loss=losses.circle(), distance=d),
-    "of_pairs": lambda distance: losses.of_pairs(losses.contrastive, distance),
+    "mean_over_pairs": lambda distance: losses.mean_over_pairs(losses.contrastive, distance),
     "hard": lambda distance: mining.hard(distance=distance),
     "easy_positive": lambda distance: mining.easy_positive(distance=distance),
     "semi_hard": lambda distance: mining.semi_hard(distance=distance),

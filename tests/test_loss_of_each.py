@@ -67,7 +67,9 @@ def test_losses_of_anchors_against_references(name):
 
 
 def test_a_row_has_the_mean_over_its_pairs():
-    each = anchor_loss(X, CLASSES, loss=losses.of_pairs(losses.sigmoid), reduction="none", tile=8)
+    each = anchor_loss(
+        X, CLASSES, loss=losses.mean_over_pairs(losses.sigmoid), reduction="none", tile=8
+    )
     unit = X.astype(float) / np.linalg.norm(X, axis=1, keepdims=True)
     s, z = unit @ unit.T, np.where(CLASSES[:, None] == CLASSES, 1, -1)
     values = np.logaddexp(0, -z * (10 * s - 10))

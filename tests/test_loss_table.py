@@ -147,7 +147,7 @@ def test_a_memory_adds_to_the_loss_and_fills():
     assert remembered[0]["loss"] == pytest.approx(alone[0]["loss"])
     assert remembered[1]["loss"] > 1.2 * alone[1]["loss"]
     assert (state.memory.classes >= 0).all()
-    assert state.memory.place == 4 * BATCH % 40
+    assert state.memory.next_index == 4 * BATCH % 40
     _, _, shared = _trained("ntxent", 4, devices=4, remembered=40)
     for a, b in zip(remembered, shared, strict=True):
         np.testing.assert_allclose(b["loss"], a["loss"], rtol=1e-4)

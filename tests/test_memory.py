@@ -83,7 +83,7 @@ def test_an_empty_memory_costs_nothing():
 def test_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match="whole and above 0, got 0 and 3"):
         memory.empty(0, 3)
-    with pytest.raises(ValueError, match="a memory of 4 embeddings can not keep a batch of 5"):
+    with pytest.raises(ValueError, match="a memory of 4 embeddings can not hold a batch of 5"):
         memory.push(memory.empty(4, 2), jnp.zeros((5, 2)), jnp.zeros(5, int), 0)
     with pytest.raises(AssertionError):
         memory.push(memory.empty(4, 2), jnp.zeros((3, 5)), jnp.zeros(3, int), 0)

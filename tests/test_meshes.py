@@ -105,7 +105,7 @@ WALKS = {
 }
 FUNCTIONS = SIMPLE | WALKS
 FUNCTIONS["all_pairs_sums"] = lambda x, c: jnp.sum(
-    all_pairs_sums(x, c, tile=TILE, exact=False).loss
+    all_pairs_sums(x, c, tile=TILE, refine=False).loss
 )
 MESHES = {
     "one axis": ((4,), ("data",), PartitionSpec("data", None)),

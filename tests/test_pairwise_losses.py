@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses, pair_loss
-from contrastive_jax.losses.softplus import softplus as smooth_hinge
+from contrastive_jax.losses._numerics import softplus as smooth_hinge
 
 
 def hinge(x):

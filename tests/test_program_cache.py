@@ -19,7 +19,7 @@ from contrastive_jax import (
     program_cache,
     proxy_loss,
 )
-from contrastive_jax.program_cache import Identified, Unidentified, compiled, identified
+from contrastive_jax._engine.program_cache import Identified, Unidentified, compiled, identified
 
 X = np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)
 CLASSES = np.arange(16) // 4
@@ -124,7 +124,7 @@ def test_programs_are_dropped():
     del program
     gc.collect()
     assert dropped() is None
-    limit = program_cache._kept_program.cache_parameters()["maxsize"]
+    limit = program_cache._cached_program.cache_parameters()["maxsize"]
     first = weakref.ref(compiled(function, identified(_adder(-1.0))))
     assert compiled(function, identified(_adder(-1.0))) is first()
     for number in range(limit):

@@ -90,7 +90,7 @@ MINED = {
     "mined_multi_similarity": mining.multi_similarity,
     "mined_and_weighted": lambda: mining.multi_similarity(losses.multi_similarity()),
     "distance_weighted": partial(mining.distance_weighted, dimension=SIZE),
-    "of_pairs": lambda: losses.of_pairs(losses.contrastive),
+    "mean_over_pairs": lambda: losses.mean_over_pairs(losses.contrastive),
     "weighted_sum": lambda: losses.weighted_sum((0.5, losses.supcon()), (2.0, losses.ntxent())),
 }
 

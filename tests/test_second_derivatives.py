@@ -127,7 +127,7 @@ def test_every_loss(name, longer):
         hyper, boundaries, x, proxies = arguments
         sets = (x, CLASSES, proxies) if name in PROXY_LOSSES else (x, CLASSES)
         tile = 8 if longer or name in OVER_TILES else None
-        options = {} if name in PROXY_LOSSES else {"exact": False, "tile": tile}
+        options = {} if name in PROXY_LOSSES else {"refine": False, "tile": tile}
         return _value(name, hyper, boundaries, *sets, **options)
 
     def plain(arguments):
@@ -141,7 +141,7 @@ def test_every_loss(name, longer):
 
 
 def _mined(loss, tile=None):
-    return lambda x: anchor_loss(x, CLASSES, loss=loss, exact=False, tile=tile)
+    return lambda x: anchor_loss(x, CLASSES, loss=loss, refine=False, tile=tile)
 
 
 OTHERS = {
@@ -150,13 +150,13 @@ OTHERS = {
     "multi-similarity miner": _mined(mining.multi_similarity(losses.multi_similarity()), tile=8),
     "weighted sum": _mined(losses.weighted_sum((0.3, losses.supcon()), (2.0, losses.decoupled()))),
     "online hard": lambda x: mining.online_hard_loss(
-        x, CLASSES, margin=1.5, reduction="active", exact=False, tile=8
+        x, CLASSES, margin=1.5, reduction="active", refine=False, tile=8
     ),
     "koleo": regularizers.koleo,
     "all pairs": lambda x: all_pairs_loss(x, CLASSES, margin=3.0, reduction="balanced", tile=8),
-    "two sets": lambda x: all_pairs_loss(x[:5], CLASSES[:5], x[5:], CLASSES[5:], exact=False),
+    "two sets": lambda x: all_pairs_loss(x[:5], CLASSES[:5], x[5:], CLASSES[5:], refine=False),
     "two sets of anchors": lambda x: anchor_loss(
-        x[:5], CLASSES[:5], x[5:], CLASSES[5:], loss=losses.ntxent(0.5), exact=False
+        x[:5], CLASSES[:5], x[5:], CLASSES[5:], loss=losses.ntxent(0.5), refine=False
     ),
     "one's own distance": lambda x: all_pairs_loss(
         x, CLASSES, distance=lambda a, b: jnp.sum(jnp.cosh(a - b) - 1), tile=8
@@ -193,14 +193,14 @@ def test_forward_mode_and_the_plain_method(name):
     results, slopes = zip(
         *[
             jax.jit(functools.partial(jax.jvp, functools.partial(value, method=method)))((X,), (X,))
-            for method in ("one_walk", "autodiff")
+            for method in ("sweep", "autodiff")
         ],
         strict=True,
     )
     np.testing.assert_allclose(*results, rtol=1e-5)
     np.testing.assert_allclose(*slopes, rtol=2e-5, atol=1e-6)
     gradients = [
-        jax.jit(jax.grad(functools.partial(value, method=m)))(X) for m in ("one_walk", "autodiff")
+        jax.jit(jax.grad(functools.partial(value, method=m)))(X) for m in ("sweep", "autodiff")
     ]
     chex.assert_trees_all_close(*gradients, rtol=1e-4, atol=1e-6)
 
@@ -213,7 +213,7 @@ def test_what_can_not_be_differentiated_twice_names_the_way():
         return jnp.sum(jnp.where(CLASSES >= 0, found, 0) ** 2)
 
     with pytest.raises(TypeError, match='method="autodiff"'):
-        jax.hessian(functools.partial(summed, method="one_walk"))(X)
+        jax.hessian(functools.partial(summed, method="sweep"))(X)
     assert np.isfinite(jax.jit(jax.hessian(functools.partial(summed, method="autodiff")))(X)).all()
 
     def over_devices(x, c):

@@ -23,11 +23,11 @@ SHARED = {
 
 def _all_pairs(shared, x, c, axis_name=None):
     embeddings, margin = x @ shared["encoder"], shared["margin"]
-    return all_pairs_loss(embeddings, c, margin=margin, axis_name=axis_name, exact=False, tile=8)
+    return all_pairs_loss(embeddings, c, margin=margin, axis_name=axis_name, refine=False, tile=8)
 
 
 def _anchors(shared, x, c, axis_name=None):
-    options = {"axis_name": axis_name, "exact": False, "tile": 8}
+    options = {"axis_name": axis_name, "refine": False, "tile": 8}
     return anchor_loss(x @ shared["encoder"], c, loss=losses.supcon(), **options)
 
 
@@ -38,7 +38,7 @@ def _proxies(shared, x, c, axis_name=None):
 
 def _proxies_by_tiles(shared, x, c, axis_name=None):
     embeddings, proxies = x @ shared["encoder"], shared["proxies"]
-    options = {"axis_name": axis_name, "exact": False, "tile": 8}
+    options = {"axis_name": axis_name, "refine": False, "tile": 8}
     return proxy_loss(embeddings, c, proxies, loss=losses.proxy_anchor(), **options)
 
 

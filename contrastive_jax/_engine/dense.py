@@ -1,6 +1,6 @@
 """Sums and statistics over all pairs of two small sets of rows, from one matrix of distances.
 
-They equal those of the sweeps over tiles (`contrastive_jax.streaming`, `anchors`, `triples`). The
+They equal those of the sweeps over tiles (`over_all`, `per_anchor`, `per_triplet`). The
 matrix of distances takes memory for every pair, but a small one is computed, compiled and
 differentiated as fast as a few lines of `jax.numpy`: there is no loop over tiles and no sort. What
 the loss makes of the distances is ordinary JAX, and the derivatives of the matrix are those of
@@ -22,12 +22,19 @@ from contrastive_jax._engine.distance_matrix import (
     pair_that_counts,
     pairs_that_count,
 )
-from contrastive_jax.anchors import Stage, values_of_stage
-from contrastive_jax.program_cache import compiled
-from contrastive_jax.statistics import Statistic, is_statistic, kept_of_tile
-from contrastive_jax.streaming import Side, kept, zero_or_nan
-from contrastive_jax.tiles import Parameters, Sums, Task
-from contrastive_jax.triples import Triples, triple_sums_of
+from contrastive_jax._engine.per_triplet import Triplets, sums_over_positives
+from contrastive_jax._engine.problem import (
+    Parameters,
+    Points,
+    Sums,
+    Task,
+    masked_points,
+    zero_or_nan,
+)
+from contrastive_jax._engine.program_cache import compiled
+from contrastive_jax._engine.reductions import is_statistic, reduce_tile
+from contrastive_jax._engine.stages import Stage, values_of_stage
+from contrastive_jax.statistics import Statistic
 
 # Rows of a side up to which all pairs are computed at once, on a CPU and on a GPU. A sweep over
 # 4,096 rows takes twice the time on a GPU, where the matrix and its gradient take 300 MB.
@@ -37,7 +44,7 @@ LARGEST, LARGEST_ON_GPU = 1024, 4096
 _DIFFERENCES = 2**24
 
 
-def fits(task: Task, x: Side, y: Side | None) -> bool:
+def fits(task: Task, x: Points, y: Points | None) -> bool:
     """Tells whether the matrix of two sets is small enough.
 
     Args:
@@ -58,7 +65,7 @@ def fits(task: Task, x: Side, y: Side | None) -> bool:
     return rows * columns * width <= _DIFFERENCES
 
 
-def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Sums:
+def pair_sums(task: Task, x: Points, y: Points | None, parameters: Parameters) -> Sums:
     """Sums over all pairs of a row of `x` and one of `y`, or of two different rows of `x`.
 
     Args:
@@ -74,8 +81,8 @@ def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Su
     return cast(Sums, compiled(_pair_sums, task)(x, y, parameters))
 
 
-def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Sums:
-    x, y = kept(x), None if y is None else kept(y)
+def _pair_sums(task: Task, x: Points, y: Points | None, parameters: Parameters) -> Sums:
+    x, y = masked_points(x), None if y is None else masked_points(y)
     columns = x if y is None else y
     symmetric = y is None and len(task.distances) == 1
     pairs = _pairs(x, y)
@@ -116,8 +123,8 @@ def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> S
 def anchor_statistics(
     task: Task,
     stages: tuple[Stage, ...],
-    x: Side,
-    y: Side | None,
+    x: Points,
+    y: Points | None,
     data: tuple[Any, ...],
     parameters: Parameters,
 ) -> tuple[Any, ...]:
@@ -141,12 +148,12 @@ def anchor_statistics(
 def _anchor_statistics(
     task: Task,
     stages: tuple[Stage, ...],
-    x: Side,
-    y: Side | None,
+    x: Points,
+    y: Points | None,
     data: tuple[Any, ...],
     parameters: Parameters,
 ) -> tuple[Any, ...]:
-    x, y = kept(x), None if y is None else kept(y)
+    x, y = masked_points(x), None if y is None else masked_points(y)
     pairs = _pairs(x, y)
     matrix = _matrix(task, x, y, parameters.distance, pairs)
     return _statistics(stages, matrix, pairs, data, parameters.loss)
@@ -154,9 +161,9 @@ def _anchor_statistics(
 
 def triple_sums(
     task: Task,
-    triples: Triples,
-    x: Side,
-    y: Side | None,
+    triplets: Triplets,
+    x: Points,
+    y: Points | None,
     of_loss: tuple[jax.Array, ...],
     parameters: Parameters,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -164,7 +171,7 @@ def triple_sums(
 
     Args:
       task: distances of the pairs.
-      triples: functions of an anchor and a positive.
+      triplets: functions of an anchor and a positive.
       x: anchors, `[N]` rows.
       y: columns; None for the other rows of `x`.
       of_loss: parameters of the loss.
@@ -174,28 +181,28 @@ def triple_sums(
       Sums of the values, of their counts and of the counts of active ones. The first can be
       differentiated once, in reverse mode, by vectors and parameters.
     """
-    run = compiled(_triple_sums, task, triples)
+    run = compiled(_triple_sums, task, triplets)
     return cast(tuple[jax.Array, jax.Array, jax.Array], run(x, y, of_loss, parameters))
 
 
 def _triple_sums(
     task: Task,
-    triples: Triples,
-    x: Side,
-    y: Side | None,
+    triplets: Triplets,
+    x: Points,
+    y: Points | None,
     of_loss: tuple[jax.Array, ...],
     parameters: Parameters,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, y = kept(x), None if y is None else kept(y)
+    x, y = masked_points(x), None if y is None else masked_points(y)
     # Distances from a vector that is made of anchor and positive change with the positive.
     shared = None
-    if triples.joined is None:
+    if triplets.combine is None:
         shared = _matrix(task, x, y, parameters.distance, _pairs(x, y))
 
     def statistics(
         stages: tuple[Stage, ...],
-        anchors: Side,
-        columns: Side | None,
+        anchors: Points,
+        columns: Points | None,
         data: tuple[Any, ...],
         parameters: Parameters,
         matrix: jax.Array | None,
@@ -205,7 +212,7 @@ def _triple_sums(
             matrix = _matrix(task, anchors, columns, parameters.distance, pairs)
         return _statistics(stages, matrix, pairs, data, parameters.loss)
 
-    return triple_sums_of(statistics, task, triples, x, y, of_loss, parameters, shared)
+    return sums_over_positives(statistics, task, triplets, x, y, of_loss, parameters, shared)
 
 
 class _Pairs(NamedTuple):
@@ -219,7 +226,7 @@ class _Pairs(NamedTuple):
     """`[N, M]`, with the label of `pair` where a pair does not count."""
 
 
-def _pairs(x: Side, y: Side | None) -> _Pairs:
+def _pairs(x: Points, y: Points | None) -> _Pairs:
     classes = x.classes, None if y is None else y.classes
     counts, pair = pairs_that_count(*classes), pair_that_counts(*classes)
     labels = x.classes[:, None] != (x if y is None else y).classes[None]
@@ -229,14 +236,16 @@ def _pairs(x: Side, y: Side | None) -> _Pairs:
 
 def _matrix(
     task: Task,
-    x: Side,
-    y: Side | None,
+    x: Points,
+    y: Points | None,
     parameters: tuple[jax.Array, ...],
     pairs: _Pairs,
     *,
     symmetric: bool = False,
 ) -> jax.Array:
-    metric = Metric(task.distances[0], task.product, task.exact, task.precision, symmetric)
+    metric = Metric(
+        task.distances[0], task.product, task.numerics.refine, task.numerics.precision, symmetric
+    )
     columns = None if y is None else y.vectors
     return distance_matrix(metric, x.vectors, columns, parameters, pairs.counts, pairs.pair)
 
@@ -262,11 +271,11 @@ def _statistics(
 def _reduced(counts: jax.Array, dtype: Any, pairs: Statistic) -> jax.Array:
     """A statistic of pairs `[N, M]`, over those of each row that count."""
     where, value = pairs.where & counts, pairs.value.astype(dtype)
-    if pairs.kind == "sum":
+    if pairs.op == "sum":
         return jnp.sum(jnp.where(where, value, 0), axis=1)
-    if pairs.kind == "max":
+    if pairs.op == "max":
         return _largest(value, where)
-    if pairs.kind == "min":
+    if pairs.op == "min":
         return -_largest(-value, where)
     # One array is compared with its maximum: computed twice it might have other digits.
     value = lax.optimization_barrier(jnp.where(where, value, -jnp.inf))
@@ -286,7 +295,7 @@ def _largest(value: jax.Array, where: jax.Array) -> jax.Array:
         return jnp.max(jnp.where(where, value, -jnp.inf), axis=1)
 
     def forward(value: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
-        both = kept_of_tile(Statistic("max", value, where), None, 1, jnp.asarray(indices))
+        both = reduce_tile(Statistic("max", value, where), None, 1, jnp.asarray(indices))
         return cast(tuple[jax.Array, jax.Array], both)
 
     def backward(index: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:

@@ -18,10 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from contrastive_jax.derivatives import differentiable_once
-from contrastive_jax.products import Product
-from contrastive_jax.sharding import on_mesh_of_arguments
-from contrastive_jax.tiles import axes_of, varying
+from contrastive_jax._engine.derivatives import differentiable_once
+from contrastive_jax._engine.matmul import Product
+from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
 
 
 class Metric(NamedTuple):

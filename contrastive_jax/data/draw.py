@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from contrastive_jax._engine.sharding import gathered
 from contrastive_jax.data.labels import class_numbers
-from contrastive_jax.sharding import gathered
 
 
 class ClassIndex(NamedTuple):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from contrastive_jax.host_arrays import checked_classes
+from contrastive_jax._host_arrays import checked_classes
 
 IGNORED = -1
 """The class of an example that is to be ignored."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from contrastive_jax.host_arrays import checked_names, split_mask
+from contrastive_jax._host_arrays import checked_names, split_mask
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from contrastive_jax._host_arrays import split_mask
 from contrastive_jax.checks import check_seed, check_whole
-from contrastive_jax.host_arrays import split_mask
 
 
 class Interval(NamedTuple):

@@ -1,4 +1,4 @@
-r"""Retrieval: is what lies nearest to a query of the query's class?
+r"""Retrieval: are the references nearest to a query of its class?
 
 References are ranked by distance to the query, equal distances by reference index. Within one set
 every query is ranked against all the others: left out by its index, so that duplicates of it count.
@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from contrastive_jax._host_arrays import checked_classes
 from contrastive_jax.evaluation import _candidates
 from contrastive_jax.evaluation._candidates import Points
 from contrastive_jax.evaluation._points import (
@@ -48,7 +49,6 @@ from contrastive_jax.evaluation._points import (
 )
 from contrastive_jax.evaluation._selection import smallest
 from contrastive_jax.evaluation._sweep import MOST
-from contrastive_jax.host_arrays import checked_classes
 
 T = TypeVar("T")
 
@@ -173,8 +173,8 @@ def retrieval(
     Returns:
       Averages over the queries with a match, in [0, 1], and two counts.
 
-      - `recall_at_{k}`: whether one of the k nearest is a match;
-      - `precision_at_1`: whether the nearest is a match;
+      - `recall_at_{k}`: 1 if one of the k nearest is a match, else 0;
+      - `precision_at_1`: 1 if the nearest is a match, else 0;
       - `r_precision`: the fraction of matches among the R nearest;
       - `map_at_r`: the sum, over the matches among the R nearest, of the precision at their rank,
         over R;

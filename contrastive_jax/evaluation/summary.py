@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from contrastive_jax import distances
+from contrastive_jax._engine.sharding import gathered
+from contrastive_jax._host_arrays import checked_classes, split_mask
 from contrastive_jax.checks import check_distance, check_seed
 from contrastive_jax.data.draw import ClassIndex, draw_pairs, index_by_class
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.verification import best_threshold, verification
-from contrastive_jax.host_arrays import checked_classes, split_mask
-from contrastive_jax.sharding import gathered
 
 
 class Summary(NamedTuple):

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from contrastive_jax._host_arrays import column_hint, split_mask
 from contrastive_jax.checks import check_seed
-from contrastive_jax.host_arrays import column_hint, split_mask
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -11,6 +11,8 @@ import numpy as np
 
 from contrastive_jax.export.programs import Encode
 
+__all__ = ["Agreement", "verify"]
+
 _BATCH = 256
 
 

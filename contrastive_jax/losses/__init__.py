@@ -51,14 +51,12 @@ Proxy losses compare embeddings with learned proxies of the classes, for `proxy_
 Hyperparameters of a loss, such as margins and temperatures, are real scalars, traced or not. One of
 another shape raises an AssertionError that names it.
 
-`weighted_sum`, `of_pairs` and `contrastive_jax.mining` make losses of other losses. A loss of your
-own is a function of a distance and a label, which measures Euclidean distances unless
-`with_distance` names another, or an `AnchorLoss` or `TripleLoss` of `contrastive_jax.statistics`.
+`weighted_sum`, `mean_over_pairs` and `contrastive_jax.mining` make losses of other losses. A loss
+of your own is a function of a distance and a label, which measures Euclidean distances unless
+`with_distance` names another, or an `AnchorLoss` or `TripletLoss` of `contrastive_jax.statistics`.
 """
 
-from contrastive_jax.losses.combined import of_pairs, weighted_sum
-from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, Mean, ProxyLoss, TripleLoss
-from contrastive_jax.losses.measure import PairLoss, resolve_distance, with_distance
+from contrastive_jax.losses.combined import mean_over_pairs, weighted_sum
 from contrastive_jax.losses.pairwise import (
     contrastive,
     contrastive_halved,
@@ -87,6 +85,16 @@ from contrastive_jax.losses.structured import (
     tuplet_margin,
 )
 from contrastive_jax.losses.triplet import angular, triplet_all, triplet_hard, triplet_semi_hard
+from contrastive_jax.losses.types import (
+    AnchorLoss,
+    CentersLoss,
+    Mean,
+    PairLoss,
+    ProxyLoss,
+    TripletLoss,
+    resolve_distance,
+    with_distance,
+)
 
 __all__ = [
     "AnchorLoss",
@@ -94,7 +102,7 @@ __all__ = [
     "Mean",
     "PairLoss",
     "ProxyLoss",
-    "TripleLoss",
+    "TripletLoss",
     "angular",
     "arcface",
     "circle",
@@ -109,12 +117,12 @@ __all__ = [
     "logistic",
     "margin_based",
     "margin_by_class",
+    "mean_over_pairs",
     "multi_similarity",
     "n_pair",
     "nca",
     "normalized_softmax",
     "ntxent",
-    "of_pairs",
     "proxy_anchor",
     "proxy_nca",
     "resolve_distance",

@@ -9,12 +9,12 @@ import jax
 from jax.typing import ArrayLike
 
 from contrastive_jax.checks import check_range
-from contrastive_jax.losses.kinds import AnchorLoss, Mean
-from contrastive_jax.losses.measure import is_fixed, resolve_distance
+from contrastive_jax.losses._distance import is_fixed
+from contrastive_jax.losses.types import AnchorLoss, Mean, resolve_distance
 from contrastive_jax.statistics import total
 
 
-def of_pairs(
+def mean_over_pairs(
     loss: Callable[..., jax.Array], distance: Callable[..., jax.Array] | None = None
 ) -> AnchorLoss:
     """Makes an anchor loss that is the mean of a pair loss over all pairs.
@@ -24,7 +24,7 @@ def of_pairs(
 
     Args:
       loss: scalar function `(distance, label)`.
-      distance: of two vectors; by default that of the loss.
+      distance: function of two vectors; by default that of the loss.
 
     Returns:
       Loss for `anchor_loss`.
@@ -37,7 +37,7 @@ def of_pairs(
       >>> from contrastive_jax import anchor_loss, losses
       >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
       >>> classes = jnp.array([0, 0, 1, 1])
-      >>> contrastive = losses.of_pairs(losses.contrastive)
+      >>> contrastive = losses.mean_over_pairs(losses.contrastive)
       >>> value = anchor_loss(x, classes, loss=contrastive)
       >>> print(f"{value:.3f}")
       0.135
@@ -86,8 +86,8 @@ def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
         check_range(-math.inf, math.inf, weight=weight)
         if not isinstance(loss, AnchorLoss):
             raise ValueError(
-                f"weighted_sum adds up losses of the kind AnchorLoss, got {loss!r}; of_pairs makes "
-                "one of a pair loss"
+                f"weighted_sum adds up losses of type AnchorLoss, got {loss!r}; mean_over_pairs "
+                "makes one of a pair loss"
             )
         if loss.needs:
             raise ValueError(
@@ -95,7 +95,7 @@ def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
             )
         if loss.distance is not losses[0].distance:
             raise ValueError(
-                "losses that share a walk must have one distance, got "
+                "losses that share a pass must have one distance, got "
                 f"{losses[0].distance!r} and {loss.distance!r}; loss._replace(distance=...) "
                 "changes it"
             )

@@ -1,7 +1,7 @@
 """Losses of one pair: a distance and a label, for `pair_loss` and `all_pairs_loss`.
 
 Each carries the distance of its paper, `losses.sigmoid.distance`, and the ones that fit its
-formula, `losses.sigmoid.distances` (`contrastive_jax.losses.measure`).
+formula, `losses.sigmoid.distances` (`contrastive_jax.losses.types`).
 """
 
 import math
@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_known, check_range, check_scalars
+from contrastive_jax.checks import check_hyperparameters, check_range, check_scalars
 from contrastive_jax.distances import cosine, euclidean, manhattan, squared_euclidean
-from contrastive_jax.losses.measure import with_distance
-from contrastive_jax.losses.softplus import softplus
+from contrastive_jax.losses._numerics import softplus
+from contrastive_jax.losses.types import with_distance
 
 
 @with_distance(euclidean)
@@ -24,15 +24,15 @@ def contrastive(
     margin: ArrayLike = 1.0,
     positive_margin: ArrayLike = 0.0,
 ) -> jax.Array:
-    r"""Contrastive loss of a similar or a dissimilar pair.
+    r"""Contrastive loss of a positive or a negative pair.
 
     $$L(D, Y) = (1 - Y) D^2 + Y \max(0, m - D)^2$$
 
     with $D$ the distance, $Y$ the label and $m$ the margin; with $m_+$, the positive margin,
-    $\max(0, D - m_+)$ takes the place of $D$ in the first term. Similar pairs are pulled together,
-    dissimilar ones pushed apart until they are `margin` apart. On unnormalised embeddings the
+    $\max(0, D - m_+)$ takes the place of $D$ in the first term. Positive pairs are pulled together,
+    negative ones pushed apart until they are `margin` apart. On unnormalised embeddings the
     margin only sets the unit of length. On the unit sphere Euclidean distances lie in [0, 2], those
-    of random pairs near $\sqrt{2}$: margins from 0.5 to 1.5 make sense, and above 2 no dissimilar
+    of random pairs near $\sqrt{2}$: margins from 0.5 to 1.5 make sense, and above 2 no negative
     pair is ever far enough.
 
     *When.* The one to begin with: one number to choose, and embeddings whose distances mean
@@ -40,21 +40,23 @@ def contrastive(
 
     Args:
       distance: scalar, at least 0; Euclidean by default, and any other that is at least 0.
-      label: scalar, 0 for a similar pair and 1 for a dissimilar one; integer, bool or float.
+      label: scalar, 0 for a positive pair (similar), 1 for a negative one (dissimilar); integer,
+        bool or float.
       margin: scalar above 0, in the unit of `distance`. It may be traced: another margin is no
         reason to compile again.
-      positive_margin: scalar, at least 0 and below `margin`: similar pairs so close are left alone.
+      positive_margin: scalar, at least 0 and below `margin`: positive pairs so close are left
+        alone.
 
     Returns:
       Loss in [0, inf), of the dtype of `distance`. With `distances.euclidean` its gradient by the
-      first vector is `2 (a - b)` exactly for a similar pair, and 0 for a dissimilar pair that
+      first vector is `2 (a - b)` exactly for a positive pair, and 0 for a negative pair that
       coincides, which has no direction to be pushed in.
 
     Raises:
       AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
-      ValueError: if a known label is neither 0 nor 1, a known margin not above 0 and finite, or a
-        known `positive_margin` not in its range; `contrastive_jax.checks` says how to check traced
-        ones.
+      ValueError: if a concrete label is neither 0 nor 1, a concrete margin not above 0 and finite,
+        or a concrete `positive_margin` not in its range; `contrastive_jax.checks` says how to check
+        traced ones.
 
     References:
       Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006
@@ -71,8 +73,8 @@ def contrastive(
       0.0
     """
     distance, label, margin = _checked(distance, label, margin)
-    similar = _beyond(distance, positive_margin, margin)
-    return _by_label(label, similar, jnp.maximum(0, margin - distance)) ** 2
+    positive = _beyond(distance, positive_margin, margin)
+    return _by_label(label, positive, jnp.maximum(0, margin - distance)) ** 2
 
 
 @with_distance(euclidean)
@@ -93,7 +95,7 @@ def contrastive_halved(
 
     Args:
       distance: scalar, at least 0; Euclidean by default, and any other that is at least 0.
-      label: scalar, 0 similar, 1 dissimilar.
+      label: scalar, 0 for a positive pair (similar), 1 for a negative one (dissimilar).
       margin: scalar above 0, in the unit of `distance`.
       positive_margin: scalar in [0, `margin`).
 
@@ -130,14 +132,14 @@ def contrastive_linear(
     with $D$ the distance, $Y$ the label and $m$ the margin; with $m_+$, the positive margin,
     $\max(0, D - m_+)$ takes the place of $D$ in the first term.
 
-    *When.* Similar pairs hold outliers or wrong labels, which squares would follow. With
+    *When.* Positive pairs hold outliers or wrong labels, which squares would follow. With
     `distances.signal_to_noise` it is the signal-to-noise ratio contrastive loss.
 
     Args:
       distance: scalar, at least 0; Euclidean by default, and any other that is at least 0.
-      label: scalar, 0 similar, 1 dissimilar.
+      label: scalar, 0 for a positive pair (similar), 1 for a negative one (dissimilar).
       margin: scalar above 0, in the unit of `distance`.
-      positive_margin: scalar in [0, `margin`): similar pairs so close are left alone.
+      positive_margin: scalar in [0, `margin`): positive pairs so close are left alone.
 
     Returns:
       Loss in [0, inf).
@@ -158,13 +160,13 @@ def contrastive_linear(
       0.5 0.75
     """
     distance, label, margin = _checked(distance, label, margin)
-    similar = _beyond(distance, positive_margin, margin)
-    return _by_label(label, similar, jnp.maximum(0, margin - distance))
+    positive = _beyond(distance, positive_margin, margin)
+    return _by_label(label, positive, jnp.maximum(0, margin - distance))
 
 
 @with_distance(cosine, (cosine,))
 def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 0.0) -> jax.Array:
-    r"""Cosine embedding loss: similar pairs are to point in one direction.
+    r"""Cosine embedding loss: positive pairs are to point in one direction.
 
     $$L(s, Y) = (1 - Y) (1 - s) + Y \max(0, s - m)$$
 
@@ -175,15 +177,16 @@ def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 
 
     Args:
       distance: scalar, `distances.cosine`, which is `1 - s`, in [0, 2].
-      label: scalar, 0 similar, 1 dissimilar; PyTorch has 1 and -1 in their place.
-      margin: scalar in [-1, 1), a cosine: dissimilar pairs below it are left alone.
+      label: scalar, 0 for a positive pair, 1 for a negative one; PyTorch has 1 and -1 in their
+        place.
+      margin: scalar in [-1, 1), a cosine: negative pairs below it are left alone.
 
     Returns:
       Loss in [0, 2].
 
     Raises:
       AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
-      ValueError: if a known label is neither 0 nor 1, or a known margin not in its range.
+      ValueError: if a concrete label is neither 0 nor 1, or a concrete margin not in its range.
 
     References:
       PyTorch, torch.nn.CosineEmbeddingLoss
@@ -211,7 +214,7 @@ def sentence_contrastive(
 
     Args:
       distance: scalar; cosine by default, or Euclidean or Manhattan, as there.
-      label: scalar, 0 similar, 1 dissimilar.
+      label: scalar, 0 for a positive pair (similar), 1 for a negative one (dissimilar).
       margin: scalar above 0; below 2 for the cosine distance.
 
     Returns:
@@ -253,17 +256,17 @@ def sigmoid(
 
     Args:
       distance: scalar, `distances.cosine`, which is `1 - s`, in [0, 2].
-      label: scalar, 0 similar, 1 dissimilar.
+      label: scalar, 0 for a positive pair (similar), 1 for a negative one (dissimilar).
       temperature: scalar above 0; the paper learns its logarithm, from $\log 10$.
-      bias: scalar; -10 begins where almost all pairs are dissimilar.
+      bias: scalar; -10 suits a start where almost all pairs are negative.
 
     Returns:
       Loss in (0, inf).
 
     Raises:
       AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
-      ValueError: if a known label is neither 0 nor 1, a known temperature not above 0, or a known
-        bias not finite.
+      ValueError: if a concrete label is neither 0 nor 1, a concrete temperature not above 0, or a
+        concrete bias not finite.
 
     References:
       Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023
@@ -295,13 +298,14 @@ def logistic(
     with $D$ the distance, $z$ 1 if similar and -1 if not, $\tau$ the threshold and $\alpha$ the
     scale.
 
-    *When.* Pairs are to be verified by a threshold that is known, or learned along.
+    *When.* Pairs are to be verified by a threshold that is given, or learned along.
 
     Args:
       distance: scalar, at least 0; squared Euclidean by default, as in the paper, and any other
         that is at least 0.
-      label: scalar, 0 similar, 1 dissimilar.
-      threshold: scalar above 0, in the unit of `distance`, where both kinds cost $\log 2$.
+      label: scalar, 0 for a positive pair (similar), 1 for a negative one (dissimilar).
+      threshold: scalar above 0, in the unit of `distance`, at which a pair of either label
+        costs $\log 2$.
       scale: scalar above 0, how steep the change is.
 
     Returns:
@@ -309,7 +313,8 @@ def logistic(
 
     Raises:
       AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
-      ValueError: if a known label is neither 0 nor 1, or a known threshold or scale not above 0.
+      ValueError: if a concrete label is neither 0 nor 1, or a concrete threshold or scale not above
+        0.
 
     References:
       Hu, Lu and Tan, Discriminative Deep Metric Learning for Face Verification in the Wild, 2014
@@ -321,7 +326,7 @@ def logistic(
       >>> print(f"{losses.logistic(1.0, 0):.3f} {losses.logistic(3.0, 1):.3f}")
       0.693 0.127
     """
-    check_known(scale=scale)
+    check_hyperparameters(scale=scale)
     distance, label, threshold = _checked(distance, label, threshold, name="threshold")
     scale = jnp.asarray(scale, distance.dtype)
     return softplus((1 - 2 * label) * scale * (distance - threshold))
@@ -334,12 +339,12 @@ def margin_based(
     margin: ArrayLike = 0.2,
     boundary: ArrayLike = 1.2,
 ) -> jax.Array:
-    r"""Margin based loss: a boundary between similar and dissimilar, with a margin on either side.
+    r"""Margin based loss: a boundary between positive and negative pairs, with margins around it.
 
     $$L(D, z) = \max(0, m + z (D - \beta))$$
 
     with $D$ the distance, $z$ 1 if similar and -1 if not, $m$ the margin and $\beta$ the boundary.
-    Similar pairs are to be closer than `boundary - margin`, dissimilar ones farther than
+    Positive pairs are to be closer than `boundary - margin`, negative ones farther than
     `boundary + margin`.
     `losses.margin_by_class` learns a boundary for each class.
 
@@ -348,7 +353,7 @@ def margin_based(
 
     Args:
       distance: scalar, at least 0; Euclidean by default, and any other that is at least 0.
-      label: scalar, 0 similar, 1 dissimilar.
+      label: scalar, 0 for a positive pair (similar), 1 for a negative one (dissimilar).
       margin: scalar above 0, in the unit of `distance`.
       boundary: scalar above `margin`; may be learned.
 
@@ -357,8 +362,8 @@ def margin_based(
 
     Raises:
       AssertionError: if an argument is not a scalar or `distance` not a floating-point one.
-      ValueError: if a known label is neither 0 nor 1, a known margin not above 0, or a known
-        boundary not finite.
+      ValueError: if a concrete label is neither 0 nor 1, a concrete margin not above 0, or a
+        concrete boundary not finite.
 
     References:
       Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017
@@ -385,28 +390,28 @@ def _checked(
     name: str = "margin",
     above_zero: bool = True,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Checks what is known, and gives all of them the dtype of the distance."""
+    """Checks concrete values, and casts all to the dtype of the distance."""
     distance = jnp.asarray(distance)
     chex.assert_rank([distance, label], 0, custom_message="map a batch by jax.vmap")
     message = f"{name} must be a scalar: map a batch by jax.vmap"
     chex.assert_rank(margin, 0, custom_message=message)
     check_scalars(**{name: margin})
     chex.assert_type(distance, float)
-    check_known(label=label, **({name: margin} if above_zero else {}))
+    check_hyperparameters(label=label, **({name: margin} if above_zero else {}))
     return distance, jnp.asarray(label, distance.dtype), jnp.asarray(margin, distance.dtype)
 
 
-def _by_label(label: jax.Array, similar: jax.Array, dissimilar: jax.Array) -> jax.Array:
-    """The term of a similar or of a dissimilar pair.
+def _by_label(label: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+    """Returns the term of a positive or of a negative pair.
 
     It is chosen before it is squared, and not multiplied by the label: the square of the other one
     may be infinite, and 0 times infinity is not 0.
     """
-    return jnp.where(label == 1, dissimilar, similar)
+    return jnp.where(label == 1, negative, positive)
 
 
 def _beyond(distance: jax.Array, positive_margin: ArrayLike, margin: jax.Array) -> jax.Array:
-    """By how much a distance exceeds the margin of similar pairs; itself where that is 0."""
+    """By how much a distance exceeds the margin of positive pairs; itself where that is 0."""
     if isinstance(positive_margin, int | float) and positive_margin == 0:
         return distance
     most = math.inf if isinstance(margin, jax.core.Tracer) else float(margin)

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 from jax.nn import logsumexp
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_known, check_range
-from contrastive_jax.losses.directions import turned
-from contrastive_jax.losses.kinds import AnchorLoss, CentersLoss, Mean, ProxyLoss
+from contrastive_jax.checks import check_hyperparameters, check_range
+from contrastive_jax.losses._numerics import softplus, turned
 from contrastive_jax.losses.softmax import nca
-from contrastive_jax.losses.softplus import softplus
+from contrastive_jax.losses.types import AnchorLoss, CentersLoss, Mean, ProxyLoss
 from contrastive_jax.statistics import log_sum_exp, smallest
 
 
@@ -50,14 +49,14 @@ def normalized_softmax(temperature: ArrayLike = 0.05) -> ProxyLoss:
       >>> print(f"{value:.3f}")
       0.169
     """
-    check_known(temperature=temperature)
+    check_hyperparameters(temperature=temperature)
 
-    def of_row(cosines: jax.Array, own: jax.Array) -> Mean:
+    def row_loss(cosines: jax.Array, own: jax.Array) -> Mean:
         logits = cosines / temperature
         return Mean(logsumexp(logits) - logsumexp(logits[own]), 1.0)
 
     by_statistics = nca(1 / temperature)._replace(distance=AnchorLoss._field_defaults["distance"])
-    return ProxyLoss(by_statistics, of_row=of_row)
+    return ProxyLoss(by_statistics, row_loss=row_loss)
 
 
 def proxy_nca(temperature: ArrayLike = 1 / 9) -> ProxyLoss:
@@ -96,7 +95,7 @@ def proxy_nca(temperature: ArrayLike = 1 / 9) -> ProxyLoss:
       >>> print(f"{value:.3f}")
       0.049
     """
-    check_known(temperature=temperature)
+    check_hyperparameters(temperature=temperature)
     # A squared distance on the unit sphere is twice a cosine distance.
     return normalized_softmax(temperature / 2)
 
@@ -227,7 +226,7 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
       >>> print(f"{value:.3f}")
       13.241
     """
-    check_known(alpha=alpha)
+    check_hyperparameters(alpha=alpha)
     check_range(0, 1, margin=margin)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
@@ -288,7 +287,7 @@ def soft_triple(
       >>> print(f"{value:.3f}")
       0.159
     """
-    check_known(scale=scale, gamma=gamma)
+    check_hyperparameters(scale=scale, gamma=gamma)
     check_range(0, 2, margin=margin)
 
     def loss(cosines: jax.Array, own: jax.Array) -> Mean:
@@ -301,7 +300,7 @@ def soft_triple(
 
 def _with_margin(own: Any, scale: ArrayLike) -> ProxyLoss:
     """Makes a softmax loss in which `own` changes the cosine with the proxy of the class."""
-    check_known(scale=scale)
+    check_hyperparameters(scale=scale)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         return smallest(distance, label == 0), log_sum_exp(scale * (1 - distance), label == 1)
@@ -312,7 +311,7 @@ def _with_margin(own: Any, scale: ArrayLike) -> ProxyLoss:
         value = softplus(others - scale * own(jnp.where(valid, distance, 0)))
         return Mean(jnp.where(valid, value, 0), valid)
 
-    def of_row(cosines: jax.Array, own_class: jax.Array) -> Mean:
+    def row_loss(cosines: jax.Array, own_class: jax.Array) -> Mean:
         if len(cosines) == 1:
             return Mean(0 * cosines[0, 0], 1.0)
         is_own = (jnp.arange(len(cosines)) == own_class)[:, None]
@@ -320,4 +319,4 @@ def _with_margin(own: Any, scale: ArrayLike) -> ProxyLoss:
         nearest = own(1 - jnp.max(cosines[own_class]))
         return Mean(softplus(others - scale * nearest), 1.0)
 
-    return ProxyLoss(AnchorLoss(loss, (statistics,), fixed=True), of_row=of_row)
+    return ProxyLoss(AnchorLoss(loss, (statistics,), fixed=True), row_loss=row_loss)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_known, check_whole
-from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
+from contrastive_jax.checks import check_hyperparameters, check_whole
+from contrastive_jax.losses.types import AnchorLoss, Mean, TripletLoss
 from contrastive_jax.statistics import total
 
 
@@ -67,7 +67,7 @@ def fast_ap(bins: int = 10) -> AnchorLoss:
     return AnchorLoss(loss, (statistics,), fixed=True)
 
 
-def smooth_ap(temperature: ArrayLike = 0.01, *, include_query: bool = False) -> TripleLoss:
+def smooth_ap(temperature: ArrayLike = 0.01, *, include_query: bool = False) -> TripletLoss:
     r"""Smooth-AP: average precision with a sigmoid for each comparison of two distances.
 
     $$1 - \frac{1}{|P|} \sum_{p \in P} \frac{1 + \sum_{j \in P} \sigma((d_p - d_j) / t)}
@@ -84,7 +84,7 @@ def smooth_ap(temperature: ArrayLike = 0.01, *, include_query: bool = False) -> 
     Args:
       temperature: above 0, in the unit of the distance; 0.01 in the paper, for cosines. A lower
         one is closer to AP, and fewer pairs have a gradient.
-      include_query: whether the anchor itself, at distance 0, is retrieved as one more positive, as
+      include_query: True if the anchor itself, at distance 0, is retrieved as one more positive, as
         in the authors' code and in pytorch-metric-learning. That raises every AP.
 
     Returns:
@@ -106,7 +106,7 @@ def smooth_ap(temperature: ArrayLike = 0.01, *, include_query: bool = False) -> 
       >>> print(f"{value:.3f}")
       0.054
     """
-    check_known(temperature=temperature)
+    check_hyperparameters(temperature=temperature)
 
     def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Any:
         before, similar = jax.nn.sigmoid((positive - distance) / temperature), label == 0
@@ -127,4 +127,4 @@ def smooth_ap(temperature: ArrayLike = 0.01, *, include_query: bool = False) -> 
         value += (1 - (1 + query_stats[1]) / (1 + query_stats[0])) / count
         return Mean(value / (count + 1), 1 / count)
 
-    return TripleLoss(loss, (statistics,))
+    return TripletLoss(loss, (statistics,))

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_known
+from contrastive_jax.checks import check_hyperparameters
 from contrastive_jax.distances import negative_dot, squared_euclidean
-from contrastive_jax.losses.kinds import AnchorLoss, Mean
-from contrastive_jax.losses.softplus import softplus
-from contrastive_jax.statistics import OfSimilar, Statistic, log_sum_exp, total
+from contrastive_jax.losses._numerics import softplus
+from contrastive_jax.losses.types import AnchorLoss, Mean
+from contrastive_jax.statistics import PositivesOnly, Statistic, log_sum_exp, total
 
 
 def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
@@ -52,7 +52,7 @@ def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
       >>> print(f"{value:.3f}")
       0.430
     """
-    check_known(temperature=temperature)
+    check_hyperparameters(temperature=temperature)
 
     def negatives(distance: jax.Array, label: jax.Array) -> Statistic:
         return log_sum_exp(-distance / temperature, label == 1)
@@ -63,7 +63,7 @@ def ntxent(temperature: ArrayLike = 0.07) -> AnchorLoss:
     def loss(negatives: jax.Array, positives: Any) -> Mean:
         return Mean(*positives)
 
-    return AnchorLoss(loss, (negatives, OfSimilar(positives)))
+    return AnchorLoss(loss, (negatives, PositivesOnly(positives)))
 
 
 def supcon(
@@ -110,14 +110,14 @@ def supcon(
       >>> print(f"{value:.3f}")
       0.430
     """
-    check_known(temperature=temperature)
+    check_hyperparameters(temperature=temperature)
     if log not in ("outside", "inside"):
         raise ValueError(f"log must be 'outside' or 'inside', got {log!r}")
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
-        logit, similar = -distance / temperature, label == 0
-        positives = (total if log == "outside" else log_sum_exp)(logit, similar)
-        return log_sum_exp(logit), positives, total(1.0, similar)
+        logit, positive = -distance / temperature, label == 0
+        positives = (total if log == "outside" else log_sum_exp)(logit, positive)
+        return log_sum_exp(logit), positives, total(1.0, positive)
 
     def loss(stats: Any) -> Mean:
         everything, positives, count = stats
@@ -161,11 +161,11 @@ def decoupled(temperature: ArrayLike = 0.1) -> AnchorLoss:
       >>> print(f"{value:.3f}")
       -0.737
     """
-    check_known(temperature=temperature)
+    check_hyperparameters(temperature=temperature)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
-        logit, similar = -distance / temperature, label == 0
-        return log_sum_exp(logit, ~similar), total(logit, similar), total(1.0, similar)
+        logit, positive = -distance / temperature, label == 0
+        return log_sum_exp(logit, ~positive), total(logit, positive), total(1.0, positive)
 
     def loss(stats: Any) -> Mean:
         negatives, positives, count = stats
@@ -245,7 +245,7 @@ def nca(scale: ArrayLike = 1.0) -> AnchorLoss:
       >>> print(f"{value:.3f}")
       0.221
     """
-    check_known(scale=scale)
+    check_hyperparameters(scale=scale)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
         logit = scale * -distance

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_known, check_range
+from contrastive_jax.checks import check_hyperparameters, check_range
 from contrastive_jax.distances import euclidean
-from contrastive_jax.losses.directions import turned
-from contrastive_jax.losses.kinds import AnchorLoss, Mean
-from contrastive_jax.losses.softplus import softplus
-from contrastive_jax.statistics import OfSimilar, Statistic, log_sum_exp, total
+from contrastive_jax.losses._numerics import softplus, turned
+from contrastive_jax.losses.types import AnchorLoss, Mean
+from contrastive_jax.statistics import PositivesOnly, Statistic, log_sum_exp, total
 
 
 def lifted(margin: ArrayLike = 1.0, positive_margin: ArrayLike = 0.0) -> AnchorLoss:
@@ -104,7 +103,7 @@ def multi_similarity(
       >>> print(f"{value:.3f}")
       0.269
     """
-    check_known(alpha=alpha, beta=beta)
+    check_hyperparameters(alpha=alpha, beta=beta)
     check_range(-1, 1, base=base)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
@@ -154,7 +153,7 @@ def circle(margin: ArrayLike = 0.4, scale: ArrayLike = 80.0) -> AnchorLoss:
       >>> print(f"{value:.3f}")
       3.201
     """
-    check_known(margin=margin, scale=scale)
+    check_hyperparameters(margin=margin, scale=scale)
     check_range(0, 1, margin=margin)
 
     def statistics(distance: jax.Array, label: jax.Array) -> Any:
@@ -211,7 +210,7 @@ def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLos
       >>> print(f"{value:.3f}")
       0.000
     """
-    check_known(scale=scale)
+    check_hyperparameters(scale=scale)
     check_range(0, math.pi / 2, margin=margin)
 
     def negatives(distance: jax.Array, label: jax.Array) -> Statistic:
@@ -224,7 +223,7 @@ def tuplet_margin(margin: ArrayLike = 0.1, scale: ArrayLike = 64.0) -> AnchorLos
     def loss(negatives: jax.Array, positives: Any) -> Mean:
         return Mean(*positives)
 
-    return AnchorLoss(loss, (negatives, OfSimilar(positives)), fixed=True)
+    return AnchorLoss(loss, (negatives, PositivesOnly(positives)), fixed=True)
 
 
 def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
@@ -269,7 +268,7 @@ def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
       >>> print(f"{value:.3f}")
       0.207
     """
-    check_known(margin=margin)
+    check_hyperparameters(margin=margin)
 
     def statistics(distance: jax.Array, label: jax.Array, boundary: jax.Array) -> Any:
         terms = []
@@ -280,7 +279,7 @@ def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
 
     def loss(boundary: jax.Array, stats: Any) -> Mean:
         (positive, active_positive, positives), (negative, active_negative, negatives) = stats
-        # Without pairs of the other label a sum counts nothing, however large it is.
+        # Without pairs of the other label a sum does not count, however large it is.
         positive = jnp.where(negatives > 0, positive, 0)
         negative = jnp.where(positives > 0, negative, 0)
         return Mean(

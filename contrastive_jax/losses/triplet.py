@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_known, check_range
-from contrastive_jax.directions import unit
+from contrastive_jax._directions import unit
+from contrastive_jax.checks import check_hyperparameters, check_range
 from contrastive_jax.distances import cosine, euclidean, negative_dot
-from contrastive_jax.losses.kinds import AnchorLoss, Mean, TripleLoss
-from contrastive_jax.losses.softplus import softplus
+from contrastive_jax.losses._numerics import softplus
+from contrastive_jax.losses.types import AnchorLoss, Mean, TripletLoss
 from contrastive_jax.statistics import Statistic, largest, log_sum_exp, smallest, total
 
 
@@ -29,7 +29,7 @@ def triplet_hard(margin: ArrayLike = 0.2, *, smooth: bool = False) -> AnchorLoss
 
     Args:
       margin: above 0, in the unit of the distance; 0.05 to 0.5 on the unit sphere.
-      smooth: whether a triplet beyond the margin still has a gradient. `margin` may be 0 then.
+      smooth: True if a triplet beyond the margin still has a gradient. `margin` may be 0 then.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`.
@@ -64,7 +64,7 @@ def triplet_hard(margin: ArrayLike = 0.2, *, smooth: bool = False) -> AnchorLoss
     return AnchorLoss(loss, (statistics,), euclidean)
 
 
-def triplet_semi_hard(margin: ArrayLike = 0.2) -> TripleLoss:
+def triplet_semi_hard(margin: ArrayLike = 0.2) -> TripletLoss:
     r"""Triplet loss of each positive pair and the nearest negative that is farther away.
 
     $$\max(0, d_p - d_n + m)$$
@@ -98,7 +98,7 @@ def triplet_semi_hard(margin: ArrayLike = 0.2) -> TripleLoss:
       >>> print(f"{value:.3f}")
       0.119
     """
-    check_known(margin=margin)
+    check_hyperparameters(margin=margin)
 
     def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Any:
         farther = (label == 1) & (distance > positive)
@@ -111,10 +111,10 @@ def triplet_semi_hard(margin: ArrayLike = 0.2) -> TripleLoss:
         value = jax.nn.relu(positive - jnp.where(valid, negative, 0) + margin)
         return Mean(jnp.where(valid, value, 0), valid)
 
-    return TripleLoss(loss, (statistics,), euclidean)
+    return TripletLoss(loss, (statistics,), euclidean)
 
 
-def triplet_all(margin: ArrayLike = 0.2, *, smooth: bool = False) -> TripleLoss:
+def triplet_all(margin: ArrayLike = 0.2, *, smooth: bool = False) -> TripletLoss:
     r"""Triplet loss of all triplets.
 
     $$\max(0, d_p - d_n + m)$$
@@ -128,7 +128,7 @@ def triplet_all(margin: ArrayLike = 0.2, *, smooth: bool = False) -> TripleLoss:
 
     Args:
       margin: above 0, in the unit of the distance; 0.05 to 0.5 on the unit sphere.
-      smooth: whether $\log(1 + e^x)$ takes the place of $\max(0, x)$. `margin` may be 0 then.
+      smooth: True if $\log(1 + e^x)$ takes the place of $\max(0, x)$. `margin` may be 0 then.
 
     Returns:
       Loss in [0, inf) for `anchor_loss`.
@@ -158,10 +158,10 @@ def triplet_all(margin: ArrayLike = 0.2, *, smooth: bool = False) -> TripleLoss:
     def loss(positive: jax.Array, stats: Any) -> Mean:
         return Mean(*stats)
 
-    return TripleLoss(loss, (statistics,), euclidean)
+    return TripletLoss(loss, (statistics,), euclidean)
 
 
-def angular(alpha: ArrayLike = 0.7) -> TripleLoss:
+def angular(alpha: ArrayLike = 0.7) -> TripletLoss:
     r"""Angular loss: the angle at the negative, in a triangle of a positive pair and a negative.
 
     $$\log\big(1 + \sum_n e^{4 \tan^2 \alpha \, (a + p) \cdot n
@@ -196,7 +196,7 @@ def angular(alpha: ArrayLike = 0.7) -> TripleLoss:
       >>> print(f"{value:.3f}")
       0.313
     """
-    check_known(alpha=alpha)
+    check_hyperparameters(alpha=alpha)
     check_range(0, math.pi / 2, alpha=alpha)
 
     def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Statistic:
@@ -206,17 +206,17 @@ def angular(alpha: ArrayLike = 0.7) -> TripleLoss:
         pair_term = 2 * (1 + jnp.tan(alpha) ** 2) * (1 - positive)
         return Mean(softplus(negatives - pair_term), 1.0)
 
-    def joined(anchor: jax.Array, positive: jax.Array) -> jax.Array:
+    def combine(anchor: jax.Array, positive: jax.Array) -> jax.Array:
         return unit(anchor) + unit(positive)
 
-    return TripleLoss(loss, (statistics,), negative_dot, joined, cosine, fixed=True)
+    return TripletLoss(loss, (statistics,), negative_dot, combine, cosine, fixed=True)
 
 
 def _check(margin: ArrayLike, smooth: bool) -> None:
     if smooth:
         check_range(0, math.inf, margin=margin)
     else:
-        check_known(margin=margin)
+        check_hyperparameters(margin=margin)
 
 
 def _hinge(violation: jax.Array, smooth: bool) -> jax.Array:

@@ -27,7 +27,7 @@ PEERS = {
     "ProxyNCALoss": ("proxy_nca",),
     "SignalToNoiseRatioContrastiveLoss": ("signal_to_noise",),
     "SmoothAPLoss": ("smooth_ap",),
-    "SoftTripleLoss": ("soft_triple",),
+    "SoftTripletLoss": ("soft_triple",),
     "SphereFaceLoss": ("cosface", "arcface"),
     "SubCenterArcFaceLoss": ("arcface", "soft_triple"),
     "SupConLoss": ("supcon",),

@@ -177,7 +177,7 @@ def objective(
     Args:
       loss: a name of the table of losses, such as `"contrastive"` or `"supcon"`, or a loss: a
         scalar function of distance and label (`losses.contrastive` or one of one's own), an
-        `AnchorLoss`, a `TripleLoss`, a `ProxyLoss` or a `CentersLoss`.
+        `AnchorLoss`, a `TripletLoss`, a `ProxyLoss` or a `CentersLoss`.
       on: `"all_pairs"` compares all images of a batch of some classes with some examples of each;
         `"pairs"` compares pairs that are given, or drawn by class, and takes a pair loss.
       distance: between two embeddings, for a pair loss; by default that of the loss.
@@ -296,14 +296,14 @@ def _of_loss(
     hyperparameters: Mapping[str, Any],
 ) -> Objective:
     """Makes the objective of a loss that is not in the table."""
-    types = (losses.AnchorLoss, losses.TripleLoss, losses.ProxyLoss, losses.CentersLoss)
+    types = (losses.AnchorLoss, losses.TripletLoss, losses.ProxyLoss, losses.CentersLoss)
     if isinstance(loss, types):
         if on == "pairs" or group != 1 or hyperparameters:
             raise ValueError(
                 f"a {type(loss).__name__} compares whole batches and has hyperparameters of its "
                 "own: leave on, group and hyperparameters out"
             )
-        if isinstance(loss, losses.AnchorLoss | losses.TripleLoss):
+        if isinstance(loss, losses.AnchorLoss | losses.TripletLoss):
             return objectives.anchors(lambda: loss, distance=distance)
         return objectives.proxies(lambda: loss)
     if not callable(loss):

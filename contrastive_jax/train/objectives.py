@@ -16,11 +16,11 @@ from jax.typing import ArrayLike
 
 from contrastive_jax import losses
 from contrastive_jax.all_pairs import all_pairs_sums
-from contrastive_jax.anchor_loss import anchor_loss
+from contrastive_jax.anchors import anchor_loss
 from contrastive_jax.checks import check_seed
 from contrastive_jax.distances import cosine
 from contrastive_jax.pairs import pair_loss
-from contrastive_jax.proxy_loss import proxy_loss
+from contrastive_jax.proxies import proxy_loss
 from contrastive_jax.train.types import AXIS, Batch, Metrics, Pairs
 
 Distance = Callable[..., jax.Array]
@@ -182,7 +182,7 @@ def all_pairs(
 
 
 def anchors(
-    make: Callable[..., losses.AnchorLoss | losses.TripleLoss],
+    make: Callable[..., losses.AnchorLoss | losses.TripletLoss],
     *,
     init: Callable[[int, int, int], Any] | None = None,
     learning_rate: float = 0.0,
@@ -392,7 +392,7 @@ def _distances(embeddings: jax.Array, classes: jax.Array, distance: Distance) ->
         loss=_distance_itself,
         distance=distance,
         axis_name=AXIS,
-        exact=False,
+        refine=False,
     )
     return {
         "similar": sums.pairs[0],

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from contrastive_jax import losses
-from contrastive_jax.losses import AnchorLoss, TripleLoss
+from contrastive_jax.losses import AnchorLoss, TripletLoss
 from experiments.accelerators import design, programs
 from experiments.accelerators.design import Design
 from experiments.accelerators.targets import H100, V5E, V5E_HOST, V5E_POD, Target
@@ -33,7 +33,7 @@ class Program(NamedTuple):
     """Made when asked for, as that of a training step traces the encoder."""
 
 
-_ANCHORS: dict[str, AnchorLoss | TripleLoss] = {
+_ANCHORS: dict[str, AnchorLoss | TripletLoss] = {
     "supcon": losses.supcon(),  # sums and log-sum-exps
     "tuplet_margin": losses.tuplet_margin(),  # a second sweep that depends on the first
     "triplet_hard": losses.triplet_hard(),  # extremes

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from contrastive_jax.losses import AnchorLoss, TripleLoss
-from contrastive_jax.products import as_product
+from contrastive_jax._engine.matmul import as_product
+from contrastive_jax.losses import AnchorLoss, TripletLoss
 from experiments.accelerators.programs import (
     CELLS,
     GRID_IMAGE,
@@ -65,7 +65,7 @@ def all_pairs(target: Target, rows: int, tile: int) -> Design:
     return Design(_sweep_memory(target, rows, tile**2, 6), _ring(target.devices, rows))
 
 
-def anchors(target: Target, rows: int, tile: int, loss: AnchorLoss | TripleLoss) -> Design:
+def anchors(target: Target, rows: int, tile: int, loss: AnchorLoss | TripletLoss) -> Design:
     """The design of `programs.anchors`."""
     # Rows, and the points that a distance makes of them or the rows that extremes pick, each with
     # its gradient, and two more for the gradient by way of the points. A ring adds a visitor, and
@@ -78,9 +78,9 @@ def anchors(target: Target, rows: int, tile: int, loss: AnchorLoss | TripleLoss)
         received = _ring(
             target.devices, rows, points=points, sweeps=len(loss.statistics), scalars=_STATISTICS
         )
-    if isinstance(loss, TripleLoss):
+    if isinstance(loss, TripletLoss):
         # Anchors and positives side by side, with their gradients.
-        arrays += 4 * loss.at_once
+        arrays += 4 * loss.positives_per_pass
         if target.devices > 1:
             # Any row may be a positive: all are gathered, and the gradients of all added up.
             everywhere = target.devices * rows

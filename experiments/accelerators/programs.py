@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from contrastive_jax import all_pairs_loss, anchor_loss, proxy_loss
 from contrastive_jax.data import ClassIndex
-from contrastive_jax.losses import AnchorLoss, CentersLoss, ProxyLoss, TripleLoss
+from contrastive_jax.losses import AnchorLoss, CentersLoss, ProxyLoss, TripletLoss
 from contrastive_jax.models import ConvNet, ResNet18
 from contrastive_jax.train import (
     AXIS,
@@ -61,7 +61,9 @@ def all_pairs(mesh: Mesh, rows: int, tile: int) -> jax.stages.Compiled:
     return _value_and_gradient(mesh, rows, value_of)
 
 
-def anchors(mesh: Mesh, rows: int, tile: int, loss: AnchorLoss | TripleLoss) -> jax.stages.Compiled:
+def anchors(
+    mesh: Mesh, rows: int, tile: int, loss: AnchorLoss | TripletLoss
+) -> jax.stages.Compiled:
     """Value and gradient of `anchor_loss`, with data for each anchor where the loss needs them."""
     needs = len(loss.needs) if isinstance(loss, AnchorLoss) else 0
     data = [placed(mesh, SHARDED, Struct((mesh.size * rows,), jnp.float32))] * needs

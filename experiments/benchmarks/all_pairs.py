@@ -408,7 +408,7 @@ def main(config: Config) -> None:
     shown = columns.split(",")
     rows = []
     for share, clustered in ((0.0, True), (0.1, True), (0.1, False), (0.5, False), (1.0, False)):
-        contenders = [ours("contrastive_jax"), ours("the same, exact=False", exact=False)]
+        contenders = [ours("contrastive_jax"), ours("the same, refine=False", refine=False)]
         contenders += [ours("contrastive_jax, linear, active", linear=True)]
         if share in (0.1, 1.0):
             contenders += PYTORCH

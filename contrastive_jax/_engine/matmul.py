@@ -17,25 +17,25 @@ class Product(NamedTuple):
     """How a distance follows from a product of points."""
 
     points: Callable[..., jax.Array] | None
-    """From vectors `[N, D]` and the parameters of the distance to points `[N, E]`; None where the
+    """Maps vectors `[N, D]` and the parameters of the distance to points `[N, E]`; None if the
     vectors are the points."""
     of: Callable[..., jax.Array]
-    """From the squared distance of two points, or from their product, to the distance; with
-    `by_anchor` from the squared length of the first point too."""
+    """Maps the squared distance of two points, or their product, to the distance; with `by_anchor`
+    it takes the squared length of the first point too."""
     squared: bool
-    """Whether `of` takes the squared distance."""
+    """True if `of` takes the squared distance."""
     on_sphere: bool = False
-    """Whether points have length 1, or 0 where a vector has no direction."""
+    """True if points have length 1, or 0 where a vector has no direction."""
     bends_at_antipodes: bool = False
-    """Whether the distance has a corner where the squared distance is 4."""
+    """True if the distance has a corner where the squared distance is 4."""
     linear: bool = False
-    """Whether points are linear in the vectors, by factors that are the parameters."""
+    """True if points are linear in the vectors, by factors that are the parameters."""
     by_anchor: bool = False
-    """Whether the distance depends on the length of the first point."""
+    """True if the distance depends on the length of the first point."""
     additive: bool = False
-    """Whether the difference of two points is the point of the difference of the vectors."""
+    """True if the difference of two points is the point of the difference of the vectors."""
     rest: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    """From vectors and their points to what rounding has taken off the points, `[N, E]`."""
+    """Maps vectors and their points to the part of the points that rounding removed, `[N, E]`."""
 
 
 def as_product(distance: Callable[..., jax.Array]) -> tuple[Product | None, dict[str, Any]]:
@@ -53,11 +53,11 @@ def as_product(distance: Callable[..., jax.Array]) -> tuple[Product | None, dict
             return _MAHALANOBIS, dict(distance.keywords)
         return None, {}
     # By identity, as a user's distance need not be hashable.
-    return next((product for known, product in _PRODUCTS if known is distance), None), {}
+    return next((product for one, product in _PRODUCTS if one is distance), None), {}
 
 
 def is_symmetric(distance: Callable[..., jax.Array]) -> bool:
-    """Whether a distance is known to be the same in both directions."""
+    """Returns True for a distance of this library that is the same in both orders."""
     while isinstance(distance, functools.partial):
         distance = distance.func
     if distance is distances.signal_to_noise:
@@ -79,7 +79,7 @@ def _root_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 
 @jax.custom_jvp
 def _arc(square: jax.Array) -> jax.Array:
-    """The angle that a chord of this squared length subtends on the unit sphere."""
+    """Returns the angle that a chord of this squared length subtends on the unit sphere."""
     return 2 * jnp.arcsin(jnp.sqrt(jnp.clip(square, 0, 4)) / 2)
 
 
@@ -117,7 +117,7 @@ def _directions_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.A
 
 def _directions_backward(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array]:
     directions, inverse = residuals
-    # Twice, as the rounding of the first projection leaves some of what is along the direction.
+    # Twice, as the rounding of the first projection leaves a part along the direction.
     for _ in range(2):
         along = jnp.sum(directions * cotangent, axis=1, keepdims=True)
         cotangent = cotangent - along * directions
@@ -128,7 +128,7 @@ _directions.defvjp(_directions_forward, _directions_backward)
 
 
 def _rest_of_directions(x: jax.Array, points: jax.Array) -> jax.Array:
-    """What is left of the directions of vectors beyond the rounded ones, to first order."""
+    """Returns the difference of the exact directions and the rounded ones, to first order."""
     half = (np.finfo(x.dtype).nmant + 1) // 2
     coarse = functools.partial(distances.rounded, bits=half - 1)
     x = x * jax.vmap(distances.inverse_scale)(x)[:, None]

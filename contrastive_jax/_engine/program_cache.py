@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 _PROGRAMS = 64
-"""Number of programs that are kept; the one that was not called for the longest time goes first."""
+"""Number of programs in the cache; the least recently called one is dropped first."""
 
 _TYPES = {bool, int, float, complex, str, bytes, type(None)}
 _VALUES = (np.generic, np.dtype, enum.Enum)
@@ -88,10 +88,10 @@ def compiled(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
 
     Returns:
       The function of the remaining arguments under `jax.jit`; the same one for equal arguments, as
-      long as it is kept.
+      long as it is cached.
     """
     try:
-        return _kept_program(function, *static)
+        return _cached_program(function, *static)
     except TypeError:  # An argument has no hash.
         return _program(function, *static)
 
@@ -103,7 +103,7 @@ def _program(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
     return jax.jit(program)
 
 
-_kept_program = functools.lru_cache(maxsize=_PROGRAMS)(_program)
+_cached_program = functools.lru_cache(maxsize=_PROGRAMS)(_program)
 
 
 class _NoIdentity(Exception):
@@ -124,7 +124,7 @@ class _Same:
 
 
 def _identity(value: Any, outer: tuple[Any, ...]) -> Hashable:
-    """Something that is equal for values that a function computes the same with."""
+    """Returns a value that is equal for values that a function computes the same with."""
     if type(value) in _TYPES or isinstance(value, _VALUES):
         # 0.0 equals -0.0 and 1 equals True, but they are different to a function; NaN equals none.
         return type(value), repr(value)
@@ -167,7 +167,7 @@ def _identity_of_function(function: Any, outer: tuple[Any, ...]) -> Hashable:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """The names that a function and the functions inside it may read from their module."""
+    """Yields the names that a function and the functions inside it may read from their module."""
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             yield str(instruction.argval)
@@ -177,7 +177,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _is_of_a_module(value: Any) -> bool:
-    """Whether an imported module holds this object by its own name, as it does a function."""
+    """Returns whether an imported module has this object by its own name, like a function."""
     name = getattr(value, "__module__", None)
     if name == "__main__" or not callable(value):
         return False

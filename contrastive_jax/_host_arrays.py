@@ -47,7 +47,7 @@ def checked_names(
     """Checks that values name the examples of a set: one integer, bool or string for each.
 
     Args:
-      name: of the argument, for errors.
+      name: name of the argument, for errors.
       values: the names, `[N]`.
       rows: the number of examples, N; None if any number will do.
 
@@ -91,7 +91,7 @@ def checked_classes(
     """Checks classes that are data on the host, by the rule of this module.
 
     Args:
-      name: of the argument, for errors.
+      name: name of the argument, for errors.
       values: the classes, `[N]`.
       rows: the number of examples, N; None if any number will do.
 
@@ -129,14 +129,14 @@ def column_hint(**values: Any) -> str:
 
 
 def as_array(name: str, values: Any, expected: str = "numbers", classes: Any = None) -> Any:
-    """Makes an array for JAX of what the host has, and refuses what JAX would not take as meant.
+    """Makes an array for JAX of values on the host, and refuses those that JAX would change.
 
     Args:
-      name: of the argument, for errors.
+      name: name of the argument, for errors.
       values: an array of JAX, traced or not, which is returned as it is; an array of NumPy, in any
         byte order; or nested lists of numbers.
-      expected: what the values are to be, for errors.
-      classes: of the rows, an array; rows of class -1, and rows of traced classes, may be too
+      expected: description of the values, for errors.
+      classes: classes of the rows; rows of class -1, and rows of traced classes, may be too
         large.
 
     Returns:
@@ -190,7 +190,7 @@ def as_classes(name: str, values: Any) -> Any:
     """Makes an array for JAX of classes, and checks them.
 
     Args:
-      name: of the argument, for errors.
+      name: name of the argument, for errors.
       values: integers, `[N]`, as an array or a list.
 
     Returns:
@@ -198,7 +198,7 @@ def as_classes(name: str, values: Any) -> Any:
 
     Raises:
       AssertionError: if the values are not integers.
-      ValueError: if one is masked, or a known one is not from -1 to 2^31 - 1.
+      ValueError: if one is masked, or a concrete one is not from -1 to 2^31 - 1.
     """
     classes = as_array(name, values, "integers")
     if not jnp.issubdtype(classes.dtype, jnp.integer):

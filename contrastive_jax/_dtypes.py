@@ -1,13 +1,18 @@
-"""Float16 and bfloat16 to float32, with gradients that come back finite."""
+"""Dtypes to compute in, and casts to them whose gradients come back finite."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
-from contrastive_jax.dtypes import at_least_float32
+
+def at_least_float32(dtype: DTypeLike) -> np.dtype:
+    """Returns float32, or a dtype itself where it is wider."""
+    # Asked for by name, this is no promotion that `jax_numpy_dtype_promotion="strict"` is to stop.
+    with jax.numpy_dtype_promotion("standard"):
+        return np.dtype(jnp.promote_types(dtype, jnp.float32))
 
 
 def widen(x: ArrayLike) -> jax.Array:
@@ -41,8 +46,18 @@ def _cast(x: jax.Array) -> jax.Array:
 # A cast whose transpose is not the opposite cast: no function of JAX's own can be mapped,
 # differentiated in both modes and have a transpose of its own.
 _from_float16 = Primitive("widen_float16")
+
+
 _from_float16.def_impl(jax.jit(_cast))
+
+
 _from_float16.def_abstract_eval(lambda x: x.update(dtype=jnp.dtype(jnp.float32), weak_type=False))
+
+
 ad.deflinear2(_from_float16, lambda gradient, x: [_to_float16(gradient)])
+
+
 batching.defvectorized(_from_float16)
+
+
 mlir.register_lowering(_from_float16, mlir.lower_fun(_cast, multiple_results=False))

@@ -1,0 +1,271 @@
+"""Accumulators of a sweep: sums, statistics of anchors and gradients; init, add a tile, merge."""
+
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from contrastive_jax._engine.derivatives import add_gradient, zero_gradient
+from contrastive_jax._engine.layout import (
+    Layout,
+    SortedPoints,
+    points_from,
+    points_of,
+    take_block,
+)
+from contrastive_jax._engine.problem import Parameters, Sums, Task
+from contrastive_jax._engine.reductions import (
+    Partial,
+    flatten_statistics,
+    init_partial,
+    merge,
+    reduce_tile,
+)
+from contrastive_jax._engine.sharding import axes_of, varying
+from contrastive_jax.statistics import Op
+
+
+class Gradient(NamedTuple):
+    """The gradient of each of K sums by the rows of a side.
+
+    `[K, ., N]` for all rows, `[K, N, .]` for a block of rows.
+    """
+
+    points: Any
+    """The gradient by the points, but for what `scale` says; None without points."""
+    scale: Any
+    """`[K, N]`: the multiple of the points, less the centre, that is to be added; None without."""
+    vectors: Any
+    """The gradient by the vectors themselves; None where it goes through points alone."""
+
+
+class Gain(NamedTuple):
+    """The contribution of pairs to the rows of one side."""
+
+    gradient: Gradient | None
+    """None where it is not wanted."""
+    statistics: tuple[Partial, ...]
+    """A partial result for each statistic, `[N]`; of the anchors alone."""
+
+
+class Carry(NamedTuple):
+    """The accumulators of a sweep."""
+
+    sums: Sums
+    gains: tuple[Gain, ...]
+    """The gain of each side: with one side rows and columns share `gains[0]`."""
+    parameters: tuple[Parameters, ...]
+    """Gradients of the K sums by the parameters; empty where they are not wanted."""
+
+
+class TileCarry(NamedTuple):
+    """The accumulators of a row of tiles."""
+
+    sums: Sums
+    rows: Gain
+    """The gain of the block of rows, `[H]`."""
+    columns: Gain
+    """The gain of all columns, `[N]`."""
+    parameters: tuple[Parameters, ...]
+
+
+def number_of_sums(task: Task) -> int:
+    """Returns K: 2 if positive and negative pairs are summed separately, else 1."""
+    return 2 if task.by_label else 1
+
+
+def init_carry(layout: Layout) -> Carry:
+    """Returns the accumulators of a sweep before any pair."""
+    task, wanted, sides = layout.task, layout.wanted, layout.sides
+    count, dtype = number_of_sums(task), sides[0].norms.dtype
+    zero = jnp.zeros(count, dtype)
+    parameters: tuple[Parameters, ...] = ()
+    if wanted.parameters:
+        parameters = tuple(jax.tree.map(zero_gradient, layout.parameters) for _ in range(count))
+    carry = Carry(
+        Sums(zero, zero, zero),
+        tuple(
+            Gain(
+                init_gradient(task, rows) if is_wanted else None,
+                init_statistics(task, len(rows.norms), dtype) if k == 0 else (),
+            )
+            for k, (rows, is_wanted) in enumerate(zip(sides, wanted.sides, strict=True))
+        ),
+        parameters,
+    )
+    return cast(Carry, varying(carry, axes_of(sides[0].vectors)))
+
+
+def init_gradient(task: Task, rows: SortedPoints, *, block: bool = False) -> Gradient:
+    """Returns the gradient by rows, or by those of a block, before any pair."""
+
+    def zeros(*shape: int) -> jax.Array:
+        shape = shape[::-1] if block else shape
+        return jnp.zeros((number_of_sums(task), *shape), rows.norms.dtype)
+
+    count, size = rows.vectors.shape
+    product = task.product
+    return Gradient(
+        points=zeros(points_of(rows).shape[1], count) if product else None,
+        scale=zeros(count) if product and product.squared else None,
+        vectors=None if product and product.points is None else zeros(size, count),
+    )
+
+
+def init_statistics(task: Task, count: int, dtype: Any) -> tuple[Partial, ...]:
+    """Returns the partial results of all statistics before any pair."""
+    return tuple(init_partial(op, (count,), dtype) for op in task.statistics or ())
+
+
+def add_losses(
+    task: Task,
+    carry: TileCarry,
+    losses: jax.Array,
+    labels: jax.Array | None,
+    weights: jax.Array | None,
+) -> TileCarry:
+    """Adds losses to the sums; without labels and weights, those of negative pairs of weight 1."""
+    count = number_of_sums(task)
+
+    def total(values: jax.Array) -> jax.Array:
+        return jnp.stack(
+            [
+                jnp.sum(with_label(k, count, labels, values))
+                if labels is not None or k == count - 1
+                else jnp.zeros((), values.dtype)
+                for k in range(count)
+            ]
+        )
+
+    zeros = jnp.zeros_like(carry.sums.active)
+    if weights is None:
+        weights = jnp.ones_like(losses)
+    more = Sums(
+        loss=total(jnp.where(weights > 0, weights * losses, 0)),
+        pairs=total(weights),
+        active=total(jnp.where(losses != 0, weights, 0)) if task.active else zeros,
+    )
+    return carry._replace(sums=jax.tree.map(jnp.add, carry.sums, more))
+
+
+def with_label(k: int, count: int, labels: jax.Array | None, values: jax.Array) -> jax.Array:
+    """Returns the values of pairs that go into sum number k, and 0 for other pairs."""
+    return values if count == 1 or labels is None else jnp.where(labels == k, values, 0)
+
+
+def add_statistics(
+    carry: TileCarry,
+    by_side: list[Any],
+    counts: jax.Array | None,
+    indices: tuple[jax.Array, jax.Array],
+    starts: tuple[jax.Array | int, jax.Array],
+) -> TileCarry:
+    """Reduces the statistics of a tile for its rows and, where these are anchors, its columns.
+
+    Args:
+      carry: accumulators.
+      by_side: for each side that is an anchor, a tree of statistics of `[H, W]` pairs.
+      counts: mask of the pairs that count, `[H, W]`; None if all do.
+      indices: indices of the rows and of the columns of the tile.
+      starts: positions of the first row and of the first column in their accumulators.
+    """
+    gains = [carry.rows, carry.columns]
+    for side, tree in enumerate(by_side):
+        statistics = flatten_statistics(tree)
+        more = [reduce_tile(one, counts, 1 - side, indices[1 - side]) for one in statistics]
+        ops = tuple(one.op for one in statistics)
+        merged = merge_at(ops, gains[side].statistics, more, starts[side])
+        gains[side] = gains[side]._replace(statistics=merged)
+    return carry._replace(rows=gains[0], columns=gains[1])
+
+
+def merge_at(
+    ops: tuple[Op, ...], whole: Any, part: Any, start: jax.Array | int
+) -> tuple[Partial, ...]:
+    """Merges the partial results of some rows into those of all rows, from `start` on."""
+    merged = []
+    for op, old, new in zip(ops, whole, part, strict=True):
+        if new is None:
+            merged.append(old)
+            continue
+        both = merge(op, take_block(old, start, len(new[0])), new)
+        merged.append(
+            tuple(
+                lax.dynamic_update_slice_in_dim(o, b, start, 0)
+                for o, b in zip(old, both, strict=True)
+            )
+        )
+    return tuple(merged)
+
+
+def add_block(task: Task, whole: Gain, block: Gain, start: jax.Array) -> Gain:
+    """Adds the gain of a block of rows to that of all rows."""
+    if task.statistics:
+        merged = merge_at(task.statistics, whole.statistics, block.statistics, start)
+        whole = whole._replace(statistics=merged)
+    if block.gradient is None:
+        return whole
+    transposed = jax.tree.map(lambda g: jnp.swapaxes(g, 1, 2) if g.ndim == 3 else g, block.gradient)
+
+    def add(old: jax.Array, new: jax.Array) -> jax.Array:
+        return add_at(old, new, start)
+
+    return whole._replace(gradient=jax.tree.map(add, whole.gradient, transposed))
+
+
+def add_at(whole: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
+    """Adds to some of the last positions of an array."""
+    axis = whole.ndim - 1
+    now = lax.dynamic_slice_in_dim(whole, start, part.shape[-1], axis)
+    return lax.dynamic_update_slice_in_dim(whole, now + part, start, axis)
+
+
+def add_to_sum(whole: jax.Array, k: int, part: jax.Array, start: jax.Array) -> jax.Array:
+    """Adds to some of the last positions of `whole[k]`, in place."""
+    begin: tuple[Any, ...] = (k, *[0] * (whole.ndim - 2), start)
+    now = lax.dynamic_slice(whole, begin, (1, *part.shape))
+    return lax.dynamic_update_slice(whole, now + part[None], begin)
+
+
+def input_gradients(
+    layout: Layout, carry: Carry
+) -> tuple[list[jax.Array | None], tuple[Parameters, ...]]:
+    """Returns the gradients of the K sums by the vectors as given, and by the parameters.
+
+    Returns:
+      For each side `[K, N, D]`, or None where it is not wanted; and K gradients by the parameters.
+    """
+    by_vectors: list[jax.Array | None] = []
+    by_parameters = carry.parameters
+    for rows, order, gain in zip(layout.sides, layout.orders, carry.gains, strict=True):
+        if gain.gradient is None:
+            by_vectors.append(None)
+            continue
+        vectors, more = _through_points(layout, rows, gain.gradient)
+        if layout.wanted.parameters and more:
+            by_parameters = tuple(
+                one._replace(distance=jax.tree.map(add_gradient, one.distance, m))
+                for one, m in zip(by_parameters, more, strict=True)
+            )
+        by_vectors.append(jnp.take(vectors, jnp.argsort(order), axis=1))
+    return by_vectors, by_parameters
+
+
+def _through_points(
+    layout: Layout, rows: SortedPoints, gradient: Gradient
+) -> tuple[jax.Array, list[Any]]:
+    """Returns the gradients by the vectors, and by the parameters that the points depend on."""
+    task, parameters, centre = layout.task, layout.parameters, layout.centre
+    if gradient.points is None:
+        return jnp.swapaxes(gradient.vectors, 1, 2), []
+    by_points = jnp.swapaxes(gradient.points, 1, 2)
+    if centre is not None:
+        by_points += gradient.scale[..., None] * (points_of(rows) - centre[None])[None]
+    if task.product is None or task.product.points is None:
+        return by_points, []
+    _, pull = jax.vjp(partial(points_from, layout), rows.vectors, *parameters.distance)
+    pulled = [pull(one) for one in by_points]
+    by_vectors = jnp.stack([one[0] for one in pulled]) + jnp.swapaxes(gradient.vectors, 1, 2)
+    return by_vectors, [tuple(one[1:]) for one in pulled]

@@ -1,0 +1,68 @@
+"""Functions that close over traced values, made comparable."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from contrastive_jax._compat import MARK_AS_VARYING
+from contrastive_jax._engine.program_cache import Unidentified, identified
+from contrastive_jax._engine.sharding import axes_of
+from contrastive_jax._traced_checks import CheckedBefore, check_closed_over, checked_before
+
+
+def closure_convert(
+    name: str,
+    function: Callable[..., Any],
+    examples: tuple[Any, ...],
+    check: Callable[[str, Any], None],
+    *,
+    shared: bool = False,
+) -> tuple[Callable[..., Any], tuple[jax.Array, ...]]:
+    """Turns traced values that a function closes over into arguments after its own.
+
+    Unlike `jax.closure_convert`, it converts values of all dtypes, and its result equals that for a
+    function of the same code and values (`program_cache`), so that an eager call finds the program
+    that was compiled for an equal loss, and none for an earlier state of the function.
+
+    Args:
+      name: name of the function, for errors.
+      function: function of trees of arrays.
+      examples: its arguments.
+      check: takes the name, and the shape of the result.
+      shared: True if it may close over values that do not vary along the axes of its arguments.
+
+    Returns:
+      The function with further arguments, and the values of these.
+    """
+    with checked_before():
+        # A function of its own, as JAX would not trace one again that closes over other values now.
+        trace = jax.make_jaxpr(lambda *arguments: function(*arguments), return_shape=True)
+        closed, shape = trace(*examples)
+    check(name, shape)
+    consts = closed.consts
+    traced = [k for k, value in enumerate(consts) if isinstance(value, jax.core.Tracer)]
+    if not traced:
+        return CheckedBefore(identified(function)), ()
+    check_closed_over(function, *examples)
+    axes = axes_of(examples[0])
+    for k in traced:
+        # A collective of JAX's own would else stand inside of loops that end at different times.
+        if not shared and (missing := axes - axes_of(consts[k])):
+            raise ValueError(
+                f"{name} closes over a value {jax.typeof(consts[k])} that is the same along "
+                f"{', '.join(map(str, missing))}, where the embeddings differ; close over "
+                f"{MARK_AS_VARYING.format(tuple(missing))} instead"
+            )
+    # Only concrete constants may outlive the trace.
+    jaxpr, own_count = closed.jaxpr, len(examples)
+    concrete = [None if k in traced else value for k, value in enumerate(consts)]
+    tree = jax.tree.structure(shape)
+
+    def with_values(*arguments: Any) -> Any:
+        own, values = arguments[:own_count], list(concrete)
+        for k, value in zip(traced, arguments[own_count:], strict=True):
+            values[k] = value
+        return jax.tree.unflatten(tree, jax.core.eval_jaxpr(jaxpr, values, *jax.tree.leaves(own)))
+
+    return Unidentified(with_values), tuple(consts[k] for k in traced)

@@ -1,0 +1,108 @@
+"""The values of a loss, or the statistics of anchors, for all pairs of a tile."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from contrastive_jax._engine.layout import SortedPoints
+from contrastive_jax._engine.problem import Task
+from contrastive_jax._engine.reductions import cast_statistics
+from contrastive_jax._engine.sharding import axes_of, evaluated_while_tracing, varying
+
+
+class Tile(NamedTuple):
+    """All pairs of a block of rows and a block of columns."""
+
+    rows: SortedPoints
+    columns: SortedPoints
+    transposed: jax.Array | None
+    """Points of the rows, less the centre, transposed, `[E, H]`; None without a centre."""
+    top: jax.Array | None
+    """Position of the first row; None if rows and columns are of different sides."""
+    left: jax.Array
+    """Position of the first column."""
+
+    def labels_and_weights(self, task: Task) -> tuple[jax.Array, jax.Array]:
+        """Returns labels and weights of the pairs, `[H, W]`; weight 0 where a pair is left out."""
+        x, y = self.rows, self.columns
+        labels = (x.classes[:, None] != y.classes[None]).astype(jnp.int32)
+        weights = x.weights[:, None] * y.weights[None]
+        if self.top is not None:
+            row, column = self.top + jnp.arange(len(x.norms)), self.left + jnp.arange(len(y.norms))
+            weights = jnp.where(row[:, None] < column[None], weights, 0)
+        if task.positives_only:
+            weights = jnp.where(labels == 0, weights, 0)
+        return labels, weights
+
+
+def values_of_pair(
+    task: Task,
+    distances: list[jax.Array],
+    label: jax.Array,
+    row: tuple[jax.Array, Any],
+    column: tuple[jax.Array, Any],
+    parameters: tuple[jax.Array, ...],
+) -> list[Any]:
+    """Evaluates the loss of a task for one pair.
+
+    Args:
+      task: the loss, and which sides of a pair are anchors.
+      distances: distance of the pair, in either order where that matters.
+      label: 0 for a positive pair, 1 for a negative one.
+      row: index of the row, and its data as an anchor.
+      column: the same of the column.
+      parameters: parameters of the loss.
+
+    Returns:
+      Losses or trees of statistics: one of the pair, or one for each side that is an anchor.
+    """
+    if task.anchors == "none":
+        return [task.loss(distance, label, *parameters) for distance in distances]
+    (row_index, row_data), (column_index, column_data) = row, column
+    # With a concrete label, masks that depend on the label alone are evaluated where the program is
+    # traced; reductions that they rule out are skipped.
+    concrete = not isinstance(label, jax.core.Tracer)
+    with evaluated_while_tracing() if concrete else contextlib.nullcontext():
+        values = [task.loss(distances[0], label, column_index, row_data, *parameters)]
+        if task.anchors == "both":
+            values.append(task.loss(distances[-1], label, row_index, column_data, *parameters))
+    if task.statistics is None:
+        return values
+    return [cast_statistics(one, distances[0].dtype) for one in values]
+
+
+def map_over_pairs(
+    function: Callable[..., Any],
+    rows: SortedPoints,
+    columns: SortedPoints,
+    labels: jax.Array | None,
+    *entries: Any,
+) -> Any:
+    """Maps a function over all pairs of rows and columns.
+
+    Args:
+      function: takes a label, index and data of a row and of a column, and entries of a pair.
+      rows: a block of rows.
+      columns: a block of columns.
+      labels: `[H, W]`; None if all pairs are negative.
+      *entries: arrays of pairs, `[H, W]`.
+
+    Returns:
+      The results, `[H, W]` each.
+    """
+    label_axis = None if labels is None else 0
+    label: Any = labels
+    if labels is None:
+        # Concrete where a program is traced, unless it has to vary along the axes of a mesh.
+        with evaluated_while_tracing():
+            label = jnp.int32(1)
+        label = varying(label, axes_of((rows.weights, *entries)))
+    pairwise = [0] * len(entries)
+    over_columns = jax.vmap(function, (label_axis, None, 0, *pairwise))
+    over_rows = jax.vmap(over_columns, (label_axis, 0, None, *pairwise))
+    return over_rows(
+        label, (rows.indices, rows.anchors), (columns.indices, columns.anchors), *entries
+    )

@@ -1,0 +1,276 @@
+"""Losses of an anchor, one of its positives, and statistics of the anchor's other pairs.
+
+The positives of all anchors are taken a few at a time: the first of each anchor, the second, and so
+on. For these the statistics are those of anchors (`per_anchor`), whose data are the distances of
+their positives. Time grows with the number of pairs times that of positives, memory with the number
+of rows. The gradient is computed in the forward pass, so that nothing is stored between passes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from contrastive_jax._engine.derivatives import eager_vjp, substitute
+from contrastive_jax._engine.per_anchor import anchor_statistics
+from contrastive_jax._engine.problem import Parameters, Points, Task, masked_points
+from contrastive_jax._engine.program_cache import compiled
+from contrastive_jax._engine.sharding import axes_of, varying
+from contrastive_jax._engine.stages import Stage
+
+TripletSums = tuple[jax.Array, jax.Array, jax.Array]
+
+
+class Triplets(NamedTuple):
+    """The functions of an anchor and a positive: all that a program is compiled for."""
+
+    loss: Callable[..., Any]
+    """Takes the distance of a positive, results and parameters; returns value, count and active
+    count."""
+    stages: tuple[Stage, ...]
+    """Stages whose functions take the distance of a positive."""
+    combine: Callable[..., jax.Array] | None
+    """Takes the vectors of anchor and positive; returns a vector that replaces the anchor."""
+    positive_distance: Callable[..., jax.Array] | None
+    """Distance of anchor and positive; None for that of all pairs."""
+    positives_per_pass: int
+    """The number of positives of an anchor that share a pass."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _ForPositives:
+    """The function of a stage for several positives; equal for equal functions."""
+
+    function: Callable[..., Any]
+    earlier: int
+
+    def __call__(self, distance: jax.Array, label: jax.Array, *arguments: Any) -> Any:
+        results, own = arguments[: self.earlier + 1], arguments[self.earlier + 1 :]
+        by_positive = zip(*results, strict=True)
+        return tuple(self.function(distance, label, *one, *own) for one in by_positive)
+
+
+def triplet_sums(
+    task: Task,
+    triplets: Triplets,
+    sides: tuple[Points, ...],
+    loss_parameters: tuple[jax.Array, ...],
+    parameters: Parameters,
+) -> TripletSums:
+    """Sums over all pairs of an anchor and a positive, for the anchors of this device.
+
+    Args:
+      task: distances of the pairs.
+      triplets: functions of an anchor and a positive.
+      sides: anchors, `[N]` rows, and columns where these are others.
+      loss_parameters: parameters of the loss.
+      parameters: parameters of the stages one after the other, and of the distance.
+
+    Returns:
+      Sums of the values, of their counts and of the counts of active ones. The first can be
+      differentiated once, in reverse mode, by vectors and parameters.
+    """
+    run = compiled(_triplet_sums, task, triplets)
+    return cast(TripletSums, run(sides, loss_parameters, parameters))
+
+
+def _triplet_sums(
+    task: Task,
+    triplets: Triplets,
+    sides: tuple[Points, ...],
+    loss_parameters: tuple[jax.Array, ...],
+    parameters: Parameters,
+) -> TripletSums:
+    def statistics(
+        stages: tuple[Stage, ...],
+        x: Points,
+        y: Points | None,
+        data: Any,
+        parameters: Parameters,
+        matrix: None,
+    ) -> tuple[Any, ...]:
+        return anchor_statistics(task, stages, (x,) if y is None else (x, y), data, parameters)
+
+    y = sides[1] if len(sides) > 1 else None
+    return sums_over_positives(statistics, task, triplets, sides[0], y, loss_parameters, parameters)
+
+
+def sums_over_positives(
+    statistics: Callable[..., tuple[Any, ...]],
+    task: Task,
+    triplets: Triplets,
+    x: Points,
+    y: Points | None,
+    loss_parameters: tuple[jax.Array, ...],
+    parameters: Parameters,
+    matrix: jax.Array | None = None,
+) -> TripletSums:
+    """The sums of `triplet_sums` by any function that gives the statistics of anchors.
+
+    Args:
+      statistics: takes stages, anchors, columns or None, data, parameters and the matrix, and
+        returns what `anchor_statistics` returns.
+      task: distances of the pairs.
+      triplets: functions of an anchor and a positive.
+      x: anchors, `[N]` rows.
+      y: columns; None for the other rows of `x`.
+      loss_parameters: parameters of the loss.
+      parameters: parameters of the stages one after the other, and of the distance.
+      matrix: distances of the rows from the columns, `[N, M]`, which are the same for all
+        positives; None where the statistics are computed from vectors.
+
+    Returns:
+      The sums, which can be differentiated once, in reverse mode, also by the matrix.
+    """
+    sides = tuple(masked_points(side) for side in (x, y) if side is not None)
+    arguments = sides, loss_parameters, parameters, _positives_by_anchor(task, sides), matrix
+    sums_of_pass = partial(_sums_of_pass, statistics, task, triplets)
+
+    def with_gradient(wanted: Any, *arguments: Any) -> Any:
+        leaves, structure = jax.tree.flatten(arguments)
+        is_wanted = jax.tree.leaves(wanted)
+        chosen = [leaf for leaf, w in zip(leaves, is_wanted, strict=True) if w]
+
+        def by_chosen(chosen: list[jax.Array], k: jax.Array) -> Any:
+            rest = iter(chosen)
+            given = [next(rest) if w else leaf for leaf, w in zip(leaves, is_wanted, strict=True)]
+            return sums_of_pass(k, *jax.tree.unflatten(structure, given))
+
+        if not chosen:
+            value, counts = _loop(triplets, lambda k: sums_of_pass(k, *arguments), arguments)
+            return value, counts, jax.tree.map(lambda _: None, arguments)
+        gradient_of = jax.value_and_grad(by_chosen, has_aux=True)
+        (value, counts), gradient = _loop(triplets, lambda k: gradient_of(chosen, k), arguments)
+        rest = iter(gradient)
+        by_leaf = [next(rest) if w else None for w in is_wanted]
+        return value, counts, jax.tree.unflatten(structure, by_leaf)
+
+    value, counts = eager_vjp(with_gradient, *arguments)
+    return cast(TripletSums, (value, *counts))
+
+
+class _Positives(NamedTuple):
+    """The positives of each anchor among the columns of all devices."""
+
+    order: jax.Array
+    """Indices of the columns sorted by class, `[M]`."""
+    first: jax.Array
+    """Index in that order of the first of the anchor's class, `[N]`."""
+    own: jax.Array
+    """Index in that order of the anchor itself, `M` where it is not among the columns, `[N]`."""
+    sizes: jax.Array
+    """Number of positives, `[N]`."""
+    most: jax.Array
+    """Largest number of positives of an anchor of any device."""
+
+
+def _positives_by_anchor(task: Task, sides: tuple[Points, ...]) -> _Positives:
+    axis = task.axis_name
+    x, one_side = sides[0], len(sides) == 1
+    classes = _all_devices(task, sides[-1].classes)
+    order = jnp.argsort(classes, stable=True)
+    ordered = classes[order]
+    first = jnp.searchsorted(ordered, x.classes)
+    sizes = jnp.searchsorted(ordered, x.classes, side="right") - first
+    count = len(x.classes)
+    own = jnp.full(count, len(classes))
+    if one_side:
+        start = 0 if axis is None else lax.axis_index(axis) * count
+        own = jnp.argsort(order)[start + jnp.arange(count)]
+        sizes -= 1
+    sizes = jnp.where(x.classes < 0, 0, sizes)
+    most = jnp.max(sizes, initial=0)
+    return _Positives(order, first, own, sizes, most if axis is None else lax.pmax(most, axis))
+
+
+def _all_devices(task: Task, values: jax.Array) -> jax.Array:
+    axis = task.axis_name
+    return values if axis is None else lax.all_gather(values, axis, tiled=True)
+
+
+def _loop(triplets: Triplets, one_pass: Callable[[jax.Array], Any], arguments: Any) -> Any:
+    """Adds up the results of the passes over all positives."""
+    positives: _Positives = arguments[3]
+    shapes = jax.eval_shape(one_pass, jnp.int32(0))
+    init = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
+    passes = -(-positives.most // triplets.positives_per_pass)
+
+    def add(state: Any) -> Any:
+        k, total = state
+        return k + 1, jax.tree.map(jnp.add, total, one_pass(k))
+
+    state = varying((jnp.int32(0), init), axes_of(arguments))
+    return lax.while_loop(lambda state: state[0] < passes, add, state)[1]
+
+
+def _sums_of_pass(
+    statistics: Callable[..., tuple[Any, ...]],
+    task: Task,
+    triplets: Triplets,
+    k: jax.Array,
+    sides: tuple[Points, ...],
+    loss_parameters: tuple[jax.Array, ...],
+    parameters: Parameters,
+    positives: _Positives,
+    matrix: jax.Array | None,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Sums over the positives number `k * positives_per_pass` and the next ones of all anchors."""
+    x, y = sides[0], sides[1] if len(sides) > 1 else None
+    valid, anchors, others = _vectors_of_pass(task, triplets, k, sides, positives)
+
+    def distance(a: jax.Array, b: jax.Array) -> jax.Array:
+        if triplets.positive_distance is not None:
+            return triplets.positive_distance(a, b)
+        return task.distances[0](a, b, *parameters.distance)
+
+    distances = tuple(jax.vmap(jax.vmap(distance))(anchors, others))
+    if triplets.combine is not None:
+        y = sides[-1]
+        x = x._replace(vectors=jax.vmap(triplets.combine)(anchors[0], others[0]))
+    stages = tuple(
+        Stage(_ForPositives(stage.function, earlier), stage.parameters, stage.positives_only)
+        for earlier, stage in enumerate(triplets.stages)
+    )
+    by_stage = statistics(stages, x, y, (distances,), parameters, matrix)
+    sums = [jnp.zeros((), x.vectors.dtype)] * 3
+    for position, counts in enumerate(valid):
+        results = distances[position], *[one[position] for one in by_stage]
+        # Where no anchor has so many positives, 1 replaces all results: statistics of no pairs may
+        # have no derivative.
+        results = substitute(counts, results, default=1)
+        means = jax.vmap(lambda *results: triplets.loss(*results, *loss_parameters))(*results)
+        sums = [
+            total + jnp.sum(jnp.where(counts, one, 0))
+            for total, one in zip(sums, means, strict=True)
+        ]
+    return sums[0], tuple(map(lax.stop_gradient, sums[1:]))
+
+
+def _vectors_of_pass(
+    task: Task, triplets: Triplets, k: jax.Array, sides: tuple[Points, ...], positives: _Positives
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns which anchors have a positive of these numbers, and the vectors of both.
+
+    Returns:
+      Mask `[P, N]` for P positives of a pass, vectors of the anchors and of the positives,
+      `[P, N, D]` each.
+    """
+    x = sides[0]
+    candidates = _all_devices(task, sides[-1].vectors)
+    count = triplets.positives_per_pass
+    number = k * count + jnp.arange(count)[:, None]
+    index = positives.first[None] + number
+    index += (index >= positives.own[None]).astype(index.dtype)
+    index = positives.order[jnp.minimum(index, len(candidates) - 1)]
+    valid = number < positives.sizes[None]
+    # A pair that does not count is replaced by one that does, as by `substitute`. It is written out
+    # to broadcast the anchors, whose gradient is then a sum over the positives of a pass.
+    substitute_index = jnp.argmax(valid)
+    mask = valid[..., None]
+    row, other = substitute_index % len(x.classes), index.ravel()[substitute_index]
+    anchors = jnp.where(mask, x.vectors[None], x.vectors[None, None, row])
+    return valid, anchors, jnp.where(mask, candidates[index], candidates[None, None, other])

@@ -1,0 +1,263 @@
+"""The problem: which pairs are summed, with which loss and distance, with its arguments checked."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from contrastive_jax._dtypes import at_least_float32, widen
+from contrastive_jax._engine.closures import closure_convert
+from contrastive_jax._engine.matmul import Product, as_product, is_symmetric
+from contrastive_jax._engine.sharding import axes_of, gathered, varying
+from contrastive_jax._host_arrays import as_array, as_classes, column_hint
+from contrastive_jax._traced_checks import check_real_scalar
+from contrastive_jax.checks import check_distance, check_values
+from contrastive_jax.statistics import Op
+
+Method = Literal["sweep", "autodiff"]
+_METHODS = ("sweep", "autodiff")
+
+
+class Numerics(NamedTuple):
+    """Options of the products over pairs, as the public functions take them."""
+
+    refine: bool
+    """True if close pairs are recomputed."""
+    tile: int | None
+    """Rows and columns of a tile; None for a size that suits the device."""
+    precision: lax.PrecisionLike
+
+    @property
+    def tile_size(self) -> int:
+        """Rows and columns of a tile."""
+        if self.tile is not None:
+            return self.tile
+        # These sizes were the fastest of several, on an H200 and on CPUs.
+        return {"cpu": 512, "gpu": 4096}.get(jax.default_backend(), 2048)
+
+
+class Task(NamedTuple):
+    """Everything that a program over pairs is compiled for, besides shapes."""
+
+    loss: Callable[..., Any]
+    """Function of a distance, a label and the parameters of the loss. With anchors it takes before
+    the parameters the index of the other row and the data of the anchor."""
+    distances: tuple[Callable[..., jax.Array], ...]
+    """Function of two vectors and the parameters of the distance; two functions if the distance
+    depends on the order, one for each."""
+    product: Product | None
+    """How the distance follows from a product; None where it does not."""
+    by_label: bool
+    """True if positive and negative pairs are summed separately."""
+    active: bool
+    """True if active pairs are counted, which takes another pass over each tile."""
+    numerics: Numerics
+    axis_name: Any
+    weighted: bool = True
+    """True if rows may have weights other than 1."""
+    anchors: Literal["none", "rows", "both"] = "none"
+    """The sides of a pair that are anchors."""
+    statistics: tuple[Op, ...] | None = None
+    """Reductions of the statistics that `loss` returns for an anchor; None if it returns a loss."""
+    positives_only: bool = False
+    """True if negative pairs add nothing."""
+
+
+class Parameters(NamedTuple):
+    """Traced hyperparameters of the loss and of the distance."""
+
+    loss: tuple[jax.Array, ...]
+    distance: tuple[jax.Array, ...]
+
+
+class Sums(NamedTuple):
+    """Weighted sums over pairs, `[K]`: over all, or over positive and over negative ones."""
+
+    loss: jax.Array
+    """Sum of the losses."""
+    pairs: jax.Array
+    """Sum of the weights."""
+    active: jax.Array
+    """Sum of the weights of pairs whose loss is not 0; 0 where they are not counted."""
+
+
+class Points(NamedTuple):
+    """The rows on one side of the pairs."""
+
+    vectors: jax.Array
+    """`[N, D]`."""
+    classes: jax.Array
+    """`[N]`, -1 where a row is to be ignored."""
+    weights: jax.Array
+    """`[N]`."""
+
+
+class Problem(NamedTuple):
+    """A task and the arrays that it is computed of."""
+
+    task: Task
+    sides: tuple[Points, ...]
+    """Rows, and columns where these are others: `sides[-1]` are the columns of either."""
+    parameters: Parameters
+    examples: tuple[jax.Array, jax.Array]
+    """A distance and a label of the dtypes and mesh axes with which a loss is called."""
+
+
+def masked_points(side: Points) -> Points:
+    """Returns rows in float32 at least, with zeros where they are ignored, whatever they hold."""
+    ignored = (side.classes < 0) | (side.weights == 0)
+    dtype = at_least_float32(side.vectors.dtype)
+    return Points(
+        jnp.where(ignored[:, None], 0, side.vectors.astype(dtype)),
+        jnp.where(ignored, -1, side.classes),
+        jnp.where(ignored, 0, side.weights.astype(dtype)),
+    )
+
+
+def zero_or_nan(x: jax.Array) -> jax.Array:
+    """Returns NaN if an entry is not finite, else 0; without a derivative.
+
+    Args:
+      x: floating array of any shape.
+
+    Returns:
+      A scalar that makes a loss NaN, whatever the loss makes of its distances.
+    """
+    # Scaled, as the sum of finite entries may overflow.
+    return 0 * jnp.sum(lax.stop_gradient(x) * 2.0**-32)
+
+
+def zero_or_nan_of(sides: tuple[Points, ...]) -> jax.Array:
+    """Returns NaN if an embedding that counts is not finite, else 0; without a derivative."""
+    return cast(jax.Array, sum(zero_or_nan(masked_points(side).vectors) for side in sides))
+
+
+class _Swapped(NamedTuple):
+    """A distance with its vectors swapped; equal for equal distances."""
+
+    distance: Callable[..., jax.Array]
+
+    def __call__(self, a: jax.Array, b: jax.Array, *parameters: jax.Array) -> jax.Array:
+        return self.distance(b, a, *parameters)
+
+
+def check_method(method: str, axis_name: Any) -> None:
+    """Checks the name of a method, and that it runs over these devices.
+
+    Args:
+      method: `"sweep"` or `"autodiff"`.
+      axis_name: axis of the devices that share the batch, or None.
+
+    Raises:
+      ValueError: if there is no such method, or it takes no axis name.
+    """
+    if method not in _METHODS:
+        raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
+    if method == "autodiff" and axis_name is not None:
+        raise ValueError("method 'autodiff' runs on one device: it takes no axis_name")
+
+
+def make_problem(
+    rows: tuple[Any, Any, Any],
+    columns: tuple[Any, Any, Any],
+    *,
+    distance: Callable[..., jax.Array],
+    axis_name: Any,
+    numerics: Numerics,
+    shared: Any = (),
+) -> Problem:
+    """Checks the arguments of a loss over pairs, and makes a problem whose task lacks a loss.
+
+    Args:
+      rows: vectors, classes and weights.
+      columns: the same of the references; None each for pairs of the rows.
+      distance: function of two vectors.
+      axis_name: axis of the devices that share the rows, or None.
+      numerics: options of the products.
+      shared: further arrays, of which only the mesh axes along which they vary count.
+
+    Returns:
+      The problem. Its parameters are those of the distance.
+    """
+    tile = numerics.tile
+    if tile is not None and (not isinstance(tile, int | np.integer) or tile < 8 or tile % 8):
+        raise ValueError(f"tile must be a whole multiple of 8 and above 0, got {tile!r}")
+    numerics = numerics._replace(tile=None if tile is None else int(tile))
+    check_distance(distance)
+    sides = _checked_sides(rows, columns)
+    dtype = sides[0].vectors.dtype
+    product, bound = as_product(distance)
+    if bound:
+        distance = distance.func  # type: ignore[attr-defined]
+    parameters = tuple(jnp.asarray(value) for value in gathered([*bound.values()]))
+    both_orders = len(sides) == 1 and not is_symmetric(distance)
+    # Of these only shapes count, and along which axes of a mesh they vary.
+    vector, scalar, label = varying(
+        (jnp.zeros(sides[0].vectors.shape[1:], dtype), jnp.zeros((), dtype), jnp.int32(0)),
+        axes_of((sides, parameters, shared)),
+    )
+    examples = vector, vector, *parameters
+    distance, closed = closure_convert("distance", distance, examples, check_real_scalar)
+    task = Task(
+        loss=distance,
+        distances=(distance, cast(Any, _Swapped(distance))) if both_orders else (distance,),
+        product=product,
+        by_label=False,
+        active=False,
+        numerics=numerics,
+        axis_name=axis_name,
+        weighted=rows[2] is not None or columns[2] is not None,
+    )
+    return Problem(task, sides, Parameters((), parameters + closed), (scalar, label))
+
+
+def _checked_sides(rows: tuple[Any, Any, Any], columns: tuple[Any, Any, Any]) -> tuple[Points, ...]:
+    """Returns the sides of the pairs, checked and in float32 at least."""
+    x = checked_points("", *rows)
+    if columns[0] is None:
+        if any(column is not None for column in columns):
+            raise ValueError("reference_classes and reference_weights need references")
+        return (x._replace(vectors=widen(x.vectors)),)
+    y = checked_points("reference_", *columns)
+    chex.assert_equal_shape_suffix(
+        [x.vectors, y.vectors], 1, custom_message="embeddings and references: [B, D], [R, D]"
+    )
+    chex.assert_type(
+        y.vectors, x.vectors.dtype, custom_message="references are not of embeddings' dtype"
+    )
+    return tuple(side._replace(vectors=widen(side.vectors)) for side in (x, y))
+
+
+def checked_points(prefix: str, vectors: Any, classes: Any, weights: Any) -> Points:
+    """Returns one side, checked. Its arguments have the prefix in the names of errors."""
+    name = "references" if prefix else "embeddings"
+    if classes is None:
+        raise ValueError(f"{name} need {prefix}classes")
+    classes = as_classes(f"{prefix}classes", classes)
+    vectors = as_array(name, vectors, classes=classes)
+    vectors, classes, weights = gathered((vectors, classes, weights))
+    vectors, classes = jnp.asarray(vectors), jnp.asarray(classes)
+    if weights is not None:
+        weights = as_array(f"{prefix}weights", weights)
+    given = [] if weights is None else [jnp.asarray(weights)]
+    columns = {f"{prefix}classes": classes} | {f"{prefix}weights": one for one in given}
+    expected = {
+        "custom_message": f"expected {name}: [N, D], {prefix}classes: [N] and weights: [N]"
+        f"{column_hint(**columns)}"
+    }
+    chex.assert_rank([vectors, classes, *given], [2, 1, *[1] * len(given)], **expected)
+    chex.assert_equal_shape_prefix([vectors, classes, *given], 1, **expected)
+    chex.assert_type(vectors, float, custom_message=f"{name} must be floating")
+    chex.assert_axis_dimension_gt(vectors, 1, 0)
+    if jnp.issubdtype(classes.dtype, jnp.unsignedinteger):
+        classes = classes.astype(jnp.int32)
+    # Derived from the classes, so that under `jax.shard_map` they vary where those do.
+    ones = (classes == classes).astype(at_least_float32(vectors.dtype))
+    side = Points(vectors, classes, given[0] if given else ones)
+    values = {f"{prefix}weights": weight for weight in given} | {name: masked_points(side).vectors}
+    check_values(**values)
+    return side

@@ -1,0 +1,168 @@
+"""All pairs of one tile, a block of rows and a block of columns.
+
+Where a distance follows from a product of points, a tile is a matrix product (`tile_by_product`).
+Pairs of points that are close, compared with their distance from the centre of all, lose digits in
+such a product. They are taken out of it and recomputed:
+
+- those of one class as a product of their differences from the first row of that class, which are
+  exact, and as short as the class is compact;
+- what is still too close, and close pairs of different classes, by the distance itself, as are all
+  pairs of a distance that does not follow from a product (`tile_by_pair`).
+"""
+
+import math
+from functools import partial
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contrastive_jax._engine.accumulators import TileCarry
+from contrastive_jax._engine.layout import Layout, points_of
+from contrastive_jax._engine.matmul import Product
+from contrastive_jax._engine.pair_values import Tile
+from contrastive_jax._engine.tile_by_pair import add_by_pair
+from contrastive_jax._engine.tile_by_product import (
+    Operands,
+    add_by_product,
+    inner_products,
+    lazy_cond,
+)
+
+
+def add_tile(layout: Layout, tile: Tile, carry: TileCarry) -> TileCarry:
+    """Adds the pairs of a tile to the accumulators."""
+    x, y = tile.rows, tile.columns
+    all_negative = (x.classes[-1] < y.classes[0]) | (y.classes[-1] < x.classes[0])
+    add = partial(_add_pairs, layout, tile, all_negative)
+    if layout.task.positives_only:
+        return cast(TileCarry, lazy_cond(~all_negative, add, carry))
+    return add(carry)
+
+
+def _add_pairs(layout: Layout, tile: Tile, all_negative: jax.Array, carry: TileCarry) -> TileCarry:
+    """Adds the pairs of a tile, by a product where the distance follows from one."""
+    task = layout.task
+    if task.product is None:
+        return add_by_pair(layout, tile, *tile.labels_and_weights(task), carry)
+    if layout.centre is not None and tile.transposed is not None:
+        return _add_by_squares(layout, tile, all_negative, carry)
+    u, v = points_of(tile.rows), points_of(tile.columns)
+    operands = Operands(u, u.T, v, inner_products(task, u, v))
+    return add_by_product(layout, tile, operands, *tile.labels_and_weights(task), carry)
+
+
+def _add_by_squares(
+    layout: Layout, tile: Tile, all_negative: jax.Array, carry: TileCarry
+) -> TileCarry:
+    """Adds the pairs of a tile whose distance follows from a squared distance of points."""
+    task, product = layout.task, cast(Product, layout.task.product)
+    refine = task.numerics.refine
+    centre, transposed = cast(jax.Array, layout.centre), cast(jax.Array, tile.transposed)
+    u, v = points_of(tile.rows) - centre[None], points_of(tile.columns) - centre[None]
+    inner = inner_products(task, u, v)
+    squares = partial(_squares, product, tile, inner)
+
+    def add_negative(carry: TileCarry) -> TileCarry:
+        operands = Operands(u, transposed, v, squares()[0])
+        return add_by_product(layout, tile, operands, None, None, carry)
+
+    def add_plain(carry: TileCarry) -> TileCarry:
+        operands = Operands(u, transposed, v, squares()[0])
+        labels, _ = tile.labels_and_weights(task)
+        return add_by_product(layout, tile, operands, labels, None, carry)
+
+    def add_any(carry: TileCarry) -> TileCarry:
+        square, excess = squares()
+        labels, weights = tile.labels_and_weights(task)
+        excess = jnp.where((weights > 0) & refine, excess, 1)
+        weights = jnp.where(excess < 0, 0, weights)
+        operands = Operands(u, transposed, v, square)
+        carry = add_by_product(layout, tile, operands, labels, weights, carry)
+        if not refine:
+            return carry
+        recompute = partial(_add_close, layout, tile, inner)
+        return cast(TileCarry, lazy_cond(jnp.min(excess) < 0, recompute, carry))
+
+    # Most tiles need less than all of this: none of their pairs is close, has a weight other than 1
+    # or is of a row with itself, and in most of those all pairs are negative.
+    plain = jnp.all(tile.rows.weights == 1) & jnp.all(tile.columns.weights == 1)
+    if refine:
+        plain &= ~_any_close(product, tile, inner)
+    if tile.top is not None:
+        plain &= tile.top != tile.left
+    carry = lazy_cond(plain & all_negative, add_negative, carry)
+    carry = lazy_cond(plain & ~all_negative, add_plain, carry)
+    return cast(TileCarry, lazy_cond(~plain, add_any, carry))
+
+
+def _relative_tolerance(x: jax.Array) -> float:
+    """Returns the square, relative to the norms, below which a product has too few digits.
+
+    The error of a square is a few times the rounding of the norms it is the difference of.
+    """
+    return 8 * math.sqrt(np.finfo(x.dtype).eps)
+
+
+def _squares(product: Product, tile: Tile, inner: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns squared distances, and by how much they exceed the tolerance of the product."""
+    x, y = tile.rows, tile.columns
+    norms = x.norms[:, None] + y.norms[None]
+    square = norms - 2 * inner
+    tolerance = _relative_tolerance(x.norms) * norms
+    if product.points is not None:
+        tolerance += x.tolerance[:, None] + y.tolerance[None]
+    excess = square - tolerance
+    if product.bends_at_antipodes:
+        excess = jnp.minimum(excess, 4 - square - tolerance)
+    return square, excess
+
+
+def _any_close(product: Product, tile: Tile, inner: jax.Array) -> jax.Array:
+    """Returns whether a square lies within the tolerance, in one pass over the products."""
+    x, y = tile.rows, tile.columns
+    least = _relative_tolerance(x.norms)
+    # By columns: of a square below `least` times the norms, the product exceeds the norms.
+    a, b = (0.5 * ((1 - least) * rows.norms - rows.tolerance) for rows in (x, y))
+    close = jnp.any(jnp.max(inner - a[:, None], axis=0) > b)
+    if product.bends_at_antipodes:
+        a, b = (0.5 * ((1 + least) * rows.norms + rows.tolerance) for rows in (x, y))
+        close |= jnp.any(jnp.max(a[:, None] - inner, axis=0) > 2 - b)
+    return close
+
+
+def _add_close(layout: Layout, tile: Tile, inner: jax.Array, carry: TileCarry) -> TileCarry:
+    """Adds the pairs whose squared distance lies within the tolerance of the product."""
+    task, x, y = layout.task, tile.rows, tile.columns
+    product = cast(Product, task.product)
+    # Computed again: to pass on whole tiles would slow down those without close pairs.
+    labels, weights = tile.labels_and_weights(task)
+    weights = jnp.where(_squares(product, tile, inner)[1] < 0, weights, 0)
+    u, v = _from_first_of_class(layout, tile)
+    own = jnp.sum(u * u, axis=1)[:, None] + jnp.sum(v * v, axis=1)[None]
+    square = own - 2 * inner_products(task, u, v)
+    tolerance = _relative_tolerance(x.norms) * own
+    if product.points is not None and not product.linear:
+        tolerance += x.tolerance[:, None] + y.tolerance[None]
+    # Not where both are 0: such points may coincide, or differ by less than has a square.
+    is_accurate = (labels == 0) & (square > tolerance)
+    if product.bends_at_antipodes:
+        is_accurate &= square < 2
+    operands = Operands(u, u.T, v, square, own_origin=True)
+    accurate = jnp.where(is_accurate, weights, 0)
+    carry = add_by_product(layout, tile, operands, labels, accurate, carry)
+    return add_by_pair(layout, tile, labels, jnp.where(is_accurate, 0, weights), carry)
+
+
+def _from_first_of_class(layout: Layout, tile: Tile) -> tuple[jax.Array, jax.Array]:
+    """Returns the points of rows and columns less the first row of their class in the tile."""
+    product = cast(Product, layout.task.product)
+    x, y = tile.rows, tile.columns
+    rows, columns = (x.vectors, y.vectors) if product.linear else (points_of(x), points_of(y))
+    first = jnp.searchsorted(x.classes, x.classes)
+    same = jnp.minimum(jnp.searchsorted(x.classes, y.classes), len(rows) - 1)
+    u, v = rows - rows[first], columns - rows[same]
+    if product.linear and product.points is not None:
+        u, v = (product.points(w, *layout.parameters.distance) for w in (u, v))
+    return u, v

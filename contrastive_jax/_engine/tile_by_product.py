@@ -1,0 +1,262 @@
+"""Pairs of a tile whose distance follows from a matrix product.
+
+One product gives the distances. The loss maps each to a loss and to its derivative W, entry by
+entry, and two products of W with the points give the gradients of rows and columns. They are
+skipped where W is zero.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from contrastive_jax._engine.accumulators import (
+    Gain,
+    TileCarry,
+    add_losses,
+    add_statistics,
+    add_to_sum,
+    number_of_sums,
+    with_label,
+)
+from contrastive_jax._engine.derivatives import add_gradient, substitute
+from contrastive_jax._engine.layout import Layout
+from contrastive_jax._engine.pair_values import Tile, map_over_pairs, values_of_pair
+from contrastive_jax._engine.problem import Task
+
+
+class Operands(NamedTuple):
+    """Points of a tile and the entries of their product."""
+
+    u: jax.Array
+    """Points of the rows, `[H, E]`."""
+    transposed: jax.Array
+    """The same, `[E, H]`."""
+    v: jax.Array
+    """Points of the columns, `[W, E]`."""
+    entries: jax.Array
+    """Squared distances of the points, or their products, `[H, W]`."""
+    own_origin: bool = False
+    """True if the points are not those of the rows less the centre: then the whole gradient is
+    added by these points, and none is left to be added by the points of the rows."""
+
+
+def inner_products(task: Task, u: jax.Array, v: jax.Array) -> jax.Array:
+    """Returns the inner products of rows and columns, `[H, W]`."""
+    return lax.dot_general(u, v, (((1,), (1,)), ((), ())), precision=task.numerics.precision)
+
+
+def lazy_cond(condition: jax.Array, change: Callable[[Any], Any], state: Any) -> Any:
+    """Returns `change(state)` if a condition holds, else the state.
+
+    It is a loop and not `lax.cond`, which under `vmap` computes both branches for all: so mapped,
+    nothing is computed where the condition holds for none.
+    """
+    return lax.while_loop(
+        lambda s: s[0], lambda s: (s[0] & False, change(s[1])), (condition, state)
+    )[1]
+
+
+def add_by_product(
+    layout: Layout,
+    tile: Tile,
+    operands: Operands,
+    labels: jax.Array | None,
+    weights: jax.Array | None,
+    carry: TileCarry,
+) -> TileCarry:
+    """Adds pairs of which the entry of the product is given.
+
+    Args:
+      layout: what stays the same during a sweep.
+      tile: rows and columns.
+      operands: points and entries of the product.
+      labels: `[H, W]`; None if all pairs are negative.
+      weights: `[H, W]`; None if all are 1.
+      carry: accumulators.
+
+    Returns:
+      The accumulators with these pairs.
+    """
+    task, parameters, wanted = layout.task, layout.parameters, layout.wanted
+    entries = _with_squares(tile, operands.entries)
+    evaluate = partial(_evaluate, task, tile)
+    if task.statistics is not None:
+        counts = None if weights is None else weights > 0
+        by_side = evaluate(parameters.loss, entries, labels)
+        indices = tile.rows.indices, tile.columns.indices
+        return add_statistics(carry, by_side, counts, indices, (0, tile.left))
+
+    def losses(loss_parameters: Any, entries: Any, labels: Any) -> list[jax.Array]:
+        values = evaluate(loss_parameters, entries, labels)
+        return [loss.astype(operands.entries.dtype) for loss in values]
+
+    def count(carry: TileCarry, values: list[jax.Array]) -> TileCarry:
+        for value in values if task.anchors == "none" else []:
+            carry = add_losses(task, carry, value, labels, weights)
+        return carry
+
+    if not any(wanted.sides) and not wanted.parameters:
+        return count(carry, losses(parameters.loss, entries, labels))
+    values, pull = jax.vjp(lambda *entries: losses(parameters.loss, entries, labels), *entries)
+    carry = count(carry, values)
+    # A loss that has a value for each side weights these alike.
+    cotangent = jnp.ones_like(operands.entries) if weights is None else weights
+    if wanted.parameters:
+        carry = _add_by_parameters(layout, losses, entries, labels, weights, cotangent, carry)
+    if not any(wanted.sides):
+        return carry
+    derivatives = pull([cotangent] * len(values))
+    if weights is not None:
+        derivatives = [jnp.where(weights > 0, one, 0) for one in derivatives]
+    return _add_by_points(layout, tile, operands, labels, derivatives, carry)
+
+
+def _with_squares(tile: Tile, entries: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the entries, and where a distance depends on them the squared lengths of points."""
+    x, y = tile.rows.squares, tile.columns.squares
+    if x is None or y is None:
+        return (entries,)
+    return entries, *(jnp.broadcast_to(one, entries.shape) for one in (x[:, None], y[None]))
+
+
+def _evaluate(
+    task: Task, tile: Tile, parameters: tuple[jax.Array, ...], entries: Any, labels: Any
+) -> list[Any]:
+    """Evaluates the loss of a task for all pairs, from the entries of the product."""
+    distance_from = task.product.of  # type: ignore[union-attr]
+
+    def one(label: Any, row: Any, column: Any, entry: Any, *squares: Any) -> list[Any]:
+        by_order = squares[: len(task.distances)]
+        distances = [distance_from(entry, square) for square in by_order]
+        return values_of_pair(
+            task, distances or [distance_from(entry)], label, row, column, parameters
+        )
+
+    values: list[Any] = map_over_pairs(one, tile.rows, tile.columns, labels, *entries)
+    return values
+
+
+def _sums_with_pairs(task: Task, labels: jax.Array | None) -> range:
+    """Returns the sums that pairs go into; without labels, that of negative pairs."""
+    count = number_of_sums(task)
+    return range(0 if labels is not None else count - 1, count)
+
+
+def _add_by_parameters(
+    layout: Layout,
+    losses: Callable[..., list[jax.Array]],
+    entries: tuple[jax.Array, ...],
+    labels: jax.Array | None,
+    weights: jax.Array | None,
+    cotangent: jax.Array,
+    carry: TileCarry,
+) -> TileCarry:
+    """Adds the gradient by the parameters of the loss."""
+    if weights is not None and labels is not None:
+        entries, labels_of_entries = substitute(weights > 0, (entries, labels))
+    else:
+        labels_of_entries = labels
+    values, pull = jax.vjp(lambda p: losses(p, entries, labels_of_entries), layout.parameters.loss)
+    count = number_of_sums(layout.task)
+    totals = list(carry.parameters)
+    for k in _sums_with_pairs(layout.task, labels):
+        own = with_label(k, count, labels, cotangent)
+        (more,) = pull([own] * len(values))
+        # Where no pair counts, none replaces the others either.
+        add = partial(add_gradient, where=jnp.any(own > 0))
+        totals[k] = totals[k]._replace(loss=jax.tree.map(add, totals[k].loss, more))
+    return carry._replace(parameters=tuple(totals))
+
+
+def _add_by_points(
+    layout: Layout,
+    tile: Tile,
+    operands: Operands,
+    labels: jax.Array | None,
+    derivatives: Any,
+    carry: TileCarry,
+) -> TileCarry:
+    """Adds the gradients by the points of rows and columns.
+
+    With derivative w by a squared distance, the gradient by u is 2 w (u - v): a product of the
+    derivatives with v, and a multiple of u itself, which is added by `scale` after the sweep.
+    """
+    task, count = layout.task, number_of_sums(layout.task)
+    if task.product.squared:  # type: ignore[union-attr]
+        derivatives = [2 * one for one in derivatives]
+    derivatives, *by_squares = derivatives
+    for k in _sums_with_pairs(task, labels):
+        own = with_label(k, count, labels, derivatives)
+
+        def add(gains: tuple[Gain, Gain], k: int = k, own: jax.Array = own) -> tuple[Gain, Gain]:
+            rows, columns = gains
+            own_by_squares = [with_label(k, count, labels, one) for one in by_squares]
+            rows = _add_to_rows(task, operands, k, own, own_by_squares[:1], rows)
+            columns = _add_to_columns(
+                task, operands, k, own, own_by_squares[1:], tile.left, columns
+            )
+            return rows, columns
+
+        is_active = jnp.max(jnp.abs(own)) != 0
+        rows, columns = lazy_cond(is_active, add, (carry.rows, carry.columns))
+        carry = carry._replace(rows=rows, columns=columns)
+    return carry
+
+
+def _add_to_rows(
+    task: Task,
+    operands: Operands,
+    k: int,
+    derivatives: jax.Array,
+    by_squares: list[jax.Array],
+    gain: Gain,
+) -> Gain:
+    """Adds to the gradient of sum number k by the points of a block of rows, `[K, H, E]`."""
+    gradient = gain.gradient
+    if gradient is None:
+        return gain
+    squared = task.product.squared  # type: ignore[union-attr]
+    product = lax.dot(derivatives, operands.v, precision=task.numerics.precision)
+    points = -product if squared else product
+    scale = jnp.sum(derivatives, axis=1)
+    if operands.own_origin:
+        points += scale[:, None] * operands.u
+        scale = jnp.zeros_like(scale)
+    gradient = gradient._replace(points=gradient.points.at[k].add(points))
+    for one in by_squares:
+        scale += jnp.sum(one, axis=1)
+    if squared and (by_squares or not operands.own_origin):
+        gradient = gradient._replace(scale=gradient.scale.at[k].add(scale))
+    return gain._replace(gradient=gradient)
+
+
+def _add_to_columns(
+    task: Task,
+    operands: Operands,
+    k: int,
+    derivatives: jax.Array,
+    by_squares: list[jax.Array],
+    left: jax.Array,
+    gain: Gain,
+) -> Gain:
+    """Adds to the gradient of sum number k by the points of all columns, `[K, E, N]`."""
+    gradient = gain.gradient
+    if gradient is None:
+        return gain
+    squared = task.product.squared  # type: ignore[union-attr]
+    product = lax.dot(operands.transposed, derivatives, precision=task.numerics.precision)
+    points = -product if squared else product
+    scale = jnp.sum(derivatives, axis=0)
+    if operands.own_origin:
+        points += scale[None] * operands.v.T
+        scale = jnp.zeros_like(scale)
+    gradient = gradient._replace(points=add_to_sum(gradient.points, k, points, left))
+    for one in by_squares:
+        scale += jnp.sum(one, axis=0)
+    if squared and (by_squares or not operands.own_origin):
+        gradient = gradient._replace(scale=add_to_sum(gradient.scale, k, scale, left))
+    return gain._replace(gradient=gradient)
