@@ -30,7 +30,7 @@ def _encode(params, images):
 
 
 @functools.cache
-def _made(name, devices):
+def _made(name, devices, remembered):
     """The objective of a loss, its optimizer and its step, which tests share as it is compiled."""
     objective = train.objective(name)
     optimizer = train.with_loss(optax.adam(0.03), optax.adam(0.03))
@@ -42,7 +42,7 @@ def _made(name, devices):
 
 
 def _trained(name, steps, devices=1, remembered=0):
-    objective, optimizer, encoder, placed = _made(name, devices)
+    objective, optimizer, encoder, placed = _made(name, devices, remembered)
     params = objective.init(CLASSES, WIDTH, 0)
     bank = memory.empty(remembered, WIDTH) if remembered else ()
     state = train.init_state(encoder, optimizer, params, memory=bank)
