@@ -132,13 +132,14 @@ def anchor_loss(
             f"the formula of this loss is of {_name(loss.distance)} distances alone, got "
             f"{_name(distance)}"
         )
+    data = gathered(data)
     problem = make_problem(
         (embeddings, classes, None),
         (references, reference_classes, None),
         distance=loss.distance if distance is None else distance,
         axis_name=axis_name,
         numerics=Numerics(refine, tile, precision),
-        shared=(data := gathered(data)),
+        shared=data,
     )
     x = problem.sides[0]
     if not len(x.classes):
