@@ -17,8 +17,6 @@ from contrastive_jax._engine import dense
 from contrastive_jax._engine.distance_matrix import (
     Metric,
     distance_matrix,
-    pair_that_counts,
-    pairs_that_count,
 )
 from contrastive_jax.products import as_product
 
@@ -55,8 +53,7 @@ def _program(name, one_set):
 
     def total(x, y, weights, x_classes, y_classes):
         columns, others = (None, None) if one_set else (y, y_classes)
-        masks = pairs_that_count(x_classes, others), pair_that_counts(x_classes, others)
-        matrix = distance_matrix(metric, x, columns, factor, *masks)
+        matrix = distance_matrix(metric, x, columns, factor, x_classes, others).distances
         return jnp.sum(weights * matrix), matrix
 
     return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))

@@ -8,7 +8,7 @@ the loss makes of the distances is ordinary JAX, and the derivatives of the matr
 """
 
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,8 @@ from jax import lax
 
 from contrastive_jax._engine.distance_matrix import (
     Metric,
-    Pair,
+    Pairs,
     distance_matrix,
-    pair_that_counts,
-    pairs_that_count,
 )
 from contrastive_jax.anchors import Stage, values_of_stage
 from contrastive_jax.program_cache import compiled
@@ -78,9 +76,8 @@ def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> S
     x, y = kept(x), None if y is None else kept(y)
     columns = x if y is None else y
     symmetric = y is None and len(task.distances) == 1
-    pairs = _pairs(x, y)
-    counts, _, labels = pairs
-    matrix = _matrix(task, x, y, parameters.distance, pairs, symmetric=symmetric)
+    pairs = _pairs(task, x, y, parameters.distance, symmetric=symmetric)
+    matrix, labels, counts = pairs
 
     def of_pair(distance: jax.Array, label: jax.Array) -> jax.Array:
         return cast(jax.Array, task.loss(distance, label, *parameters.loss))
@@ -147,9 +144,8 @@ def _anchor_statistics(
     parameters: Parameters,
 ) -> tuple[Any, ...]:
     x, y = kept(x), None if y is None else kept(y)
-    pairs = _pairs(x, y)
-    matrix = _matrix(task, x, y, parameters.distance, pairs)
-    return _statistics(stages, matrix, pairs, data, parameters.loss)
+    pairs = _pairs(task, x, y, parameters.distance)
+    return _statistics(stages, pairs, data, parameters.loss)
 
 
 def triple_sums(
@@ -190,7 +186,7 @@ def _triple_sums(
     # Distances from a vector that is made of anchor and positive change with the positive.
     shared = None
     if triples.joined is None:
-        shared = _matrix(task, x, y, parameters.distance, _pairs(x, y))
+        shared = _pairs(task, x, y, parameters.distance)
 
     def statistics(
         stages: tuple[Stage, ...],
@@ -198,53 +194,31 @@ def _triple_sums(
         columns: Side | None,
         data: tuple[Any, ...],
         parameters: Parameters,
-        matrix: jax.Array | None,
+        pairs: Pairs | None,
     ) -> tuple[Any, ...]:
-        pairs = _pairs(anchors, columns)
-        if matrix is None:
-            matrix = _matrix(task, anchors, columns, parameters.distance, pairs)
-        return _statistics(stages, matrix, pairs, data, parameters.loss)
+        if pairs is None:
+            pairs = _pairs(task, anchors, columns, parameters.distance)
+        return _statistics(stages, pairs, data, parameters.loss)
 
     return triple_sums_of(statistics, task, triples, x, y, of_loss, parameters, shared)
 
 
-class _Pairs(NamedTuple):
-    """All pairs of two sets, or of one."""
-
-    counts: jax.Array
-    """Mask of the pairs that count, `[N, M]`."""
-    pair: Pair
-    """Indices of one of them, which takes the place of those that do not count."""
-    labels: jax.Array
-    """`[N, M]`, with the label of `pair` where a pair does not count."""
-
-
-def _pairs(x: Side, y: Side | None) -> _Pairs:
-    classes = x.classes, None if y is None else y.classes
-    counts, pair = pairs_that_count(*classes), pair_that_counts(*classes)
-    labels = x.classes[:, None] != (x if y is None else y).classes[None]
-    labels = jnp.where(counts, labels, labels[pair] | ~counts[pair])
-    return _Pairs(counts, pair, labels.astype(jnp.int32))
-
-
-def _matrix(
+def _pairs(
     task: Task,
     x: Side,
     y: Side | None,
     parameters: tuple[jax.Array, ...],
-    pairs: _Pairs,
     *,
     symmetric: bool = False,
-) -> jax.Array:
+) -> Pairs:
     metric = Metric(task.distances[0], task.product, task.exact, task.precision, symmetric)
-    columns = None if y is None else y.vectors
-    return distance_matrix(metric, x.vectors, columns, parameters, pairs.counts, pairs.pair)
+    columns = (None, None) if y is None else (y.vectors, y.classes)
+    return distance_matrix(metric, x.vectors, columns[0], parameters, x.classes, columns[1])
 
 
 def _statistics(
     stages: tuple[Stage, ...],
-    matrix: jax.Array,
-    pairs: _Pairs,
+    pairs: Pairs,
     data: tuple[Any, ...],
     parameters: tuple[jax.Array, ...],
 ) -> tuple[Any, ...]:
@@ -253,8 +227,8 @@ def _statistics(
         of_pair = partial(values_of_stage, stages, k)
         over_columns = jax.vmap(of_pair, (0, 0, None, None))
         over_rows = jax.vmap(over_columns, (0, 0, 0, None))
-        each = over_rows(matrix, pairs.labels, results, parameters)
-        reduce = partial(_reduced, pairs.counts, matrix.dtype)
+        each = over_rows(pairs.distances, pairs.labels, results, parameters)
+        reduce = partial(_reduced, pairs.counts, pairs.distances.dtype)
         results = (*results, jax.tree.map(reduce, each, is_leaf=is_statistic))
     return results[len(data) :]
 
