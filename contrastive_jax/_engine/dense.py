@@ -7,6 +7,7 @@ the loss makes of the distances is ordinary JAX, and the derivatives of the matr
 `contrastive_jax._engine.distance_matrix`.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -56,6 +57,15 @@ def fits(task: Task, x: Side, y: Side | None) -> bool:
     return rows * columns * width <= _DIFFERENCES
 
 
+def _program(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
+    """A function that is compiled, or joins the program that is being traced."""
+    # A new array is traced inside of `jax.jit` alone. There a program of its own would be traced
+    # twice, once by itself and once for its derivative.
+    if isinstance(jnp.zeros(()), jax.core.Tracer):
+        return partial(function, *static)
+    return compiled(function, *static)
+
+
 def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Sums:
     """Sums over all pairs of a row of `x` and one of `y`, or of two different rows of `x`.
 
@@ -69,7 +79,7 @@ def pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Su
       The sums, of which the first can be differentiated once, in reverse mode, by vectors and
       parameters.
     """
-    return cast(Sums, compiled(_pair_sums, task)(x, y, parameters))
+    return cast(Sums, _program(_pair_sums, task)(x, y, parameters))
 
 
 def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> Sums:
@@ -77,7 +87,7 @@ def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> S
     columns = x if y is None else y
     symmetric = y is None and len(task.distances) == 1
     pairs = _pairs(task, x, y, parameters.distance, symmetric=symmetric)
-    matrix, labels, counts = pairs
+    matrix, labels, counts = pairs[:3]
 
     def of_pair(distance: jax.Array, label: jax.Array) -> jax.Array:
         return cast(jax.Array, task.loss(distance, label, *parameters.loss))
@@ -93,16 +103,10 @@ def _pair_sums(task: Task, x: Side, y: Side | None, parameters: Parameters) -> S
             return jnp.sum(values)[None]
         return jnp.stack([jnp.sum(jnp.where(labels == k, values, 0)) for k in range(2)])
 
-    bad = zero_or_nan(x.vectors) + (0 if y is None else zero_or_nan(y.vectors))
+    bad = pairs.bad
     if task.weighted:
         bad += zero_or_nan(x_weights) + zero_or_nan(y_weights)
-    if task.weighted or task.by_label:
-        number = total(weights)
-    else:
-        rows, others = ((side.classes >= 0).astype(matrix.dtype) for side in (x, columns))
-        # As products of vectors, for which XLA has a kernel ready on a CPU.
-        count = jnp.dot(rows, rows)
-        number = (count * (count - 1) if y is None else count * jnp.dot(others, others))[None]
+    number = total(weights) if task.weighted or task.by_label else pairs.number[None]
     return Sums(
         loss=total(jnp.where(weights > 0, weights * losses, 0)) + bad,
         pairs=number,
@@ -131,7 +135,7 @@ def anchor_statistics(
     Returns:
       For each stage its statistics, `[N]` each. They can be differentiated once, in reverse mode.
     """
-    run = compiled(_anchor_statistics, task, stages)
+    run = _program(_anchor_statistics, task, stages)
     return cast(tuple[Any, ...], run(x, y, data, parameters))
 
 
@@ -170,7 +174,7 @@ def triple_sums(
       Sums of the values, of their counts and of the counts of active ones. The first can be
       differentiated once, in reverse mode, by vectors and parameters.
     """
-    run = compiled(_triple_sums, task, triples)
+    run = _program(_triple_sums, task, triples)
     return cast(tuple[jax.Array, jax.Array, jax.Array], run(x, y, of_loss, parameters))
 
 

@@ -21,7 +21,11 @@ from jax import lax
 from contrastive_jax.derivatives import differentiable_once
 from contrastive_jax.products import Product
 from contrastive_jax.sharding import on_mesh_of_arguments
+from contrastive_jax.streaming import zero_or_nan
 from contrastive_jax.tiles import axes_of, varying
+
+# Rows from which on a CPU a product runs on all its cores, if it goes over the first axes.
+_ON_ALL_CORES = 512
 
 
 class Metric(NamedTuple):
@@ -45,7 +49,7 @@ class Rows(NamedTuple):
     points: jax.Array
     """Operands of the product, `[N, E]`; the vectors themselves for many distances."""
     rest: jax.Array | None
-    """The part of the points that rounding has removed, `[N, E]`; None where they are exact."""
+    """The part of the points that rounding has removed, `[N, E]`; None where it is not needed."""
 
 
 class Pairs(NamedTuple):
@@ -59,6 +63,10 @@ class Pairs(NamedTuple):
     labels: jax.Array
     counts: jax.Array
     """Mask of the pairs that count."""
+    number: jax.Array
+    """The number of pairs that count, a scalar."""
+    bad: jax.Array
+    """NaN if a vector that counts is not finite, else 0."""
 
 
 def distance_matrix(
@@ -121,10 +129,7 @@ def _rows(
     # Points that are linear in the vectors are taken from an origin nearby, as the gradient by the
     # factors is a sum of products with these vectors, which cancel where they are long.
     points = product.points(vectors - origin if product.linear else vectors, *parameters)
-    rest = None
-    if product.rest is not None and metric.refine:
-        rest = product.rest(*lax.stop_gradient((vectors, points)))
-    return Rows(vectors, points, rest)
+    return Rows(vectors, points, None)
 
 
 def _pair_by_pair(
@@ -149,7 +154,7 @@ def _pair_by_pair(
 
     over_columns = jax.vmap(one, (None, 0, 0))
     distances = jax.vmap(over_columns, (0, None, 0))(x, columns, counts).astype(x.dtype)
-    return _substituted(_masked(distances, counts), counts, differ, pair)
+    return _substituted((x, y), _masked(distances, counts), counts, differ, pair)
 
 
 def _of_products(
@@ -167,9 +172,9 @@ def _of_products(
         side if product.points is None else product.points(side, *parameters)
         for side in (x, x if y is None else y)
     ]
-    distances = product.of(_dot(metric, *points, (1, 1)))
+    distances = product.of(_products(metric, *points))
     pair = _pair_that_counts(x_classes, y_classes)
-    return _substituted(_masked(distances, counts), counts, differ, pair)
+    return _substituted((x, y), _masked(distances, counts), counts, differ, pair)
 
 
 def _pair_that_counts(
@@ -191,7 +196,11 @@ def _first(mask: jax.Array) -> jax.Array:
 
 
 def _substituted(
-    distances: jax.Array, counts: jax.Array, differ: jax.Array, pair: tuple[jax.Array, jax.Array]
+    sides: tuple[jax.Array, jax.Array | None],
+    distances: jax.Array,
+    counts: jax.Array,
+    differ: jax.Array,
+    pair: tuple[jax.Array, jax.Array],
 ) -> Pairs:
     """Pairs of which those that do not count are replaced by a given one.
 
@@ -199,7 +208,10 @@ def _substituted(
     """
     distance = lax.stop_gradient(jnp.where(counts[pair], distances[pair], 1))
     labels = jnp.where(counts, differ, differ[pair] | ~counts[pair])
-    return Pairs(jnp.where(counts, distances, distance), labels.astype(jnp.int32), counts)
+    distances = jnp.where(counts, distances, distance)
+    number = jnp.sum(counts.astype(distances.dtype))
+    bad = sum(zero_or_nan(side) for side in sides if side is not None)
+    return Pairs(distances, labels.astype(jnp.int32), counts, number, bad)
 
 
 @jax.custom_vjp
@@ -238,17 +250,45 @@ def _forward(
     y_classes: jax.Array | None,
 ) -> tuple[Pairs, _Residuals]:
     x, y, parameters = differentiable_once((x, y, parameters))
-    square, is_exact = _squares(metric, x, y, parameters, None)
+    square, is_exact, norms = _squares(metric, x, y, parameters, None)
     counts, differ = _masks(x_classes, y_classes)
     keys = jnp.where(counts, _keys(square, differ, is_exact if metric.refine else None), -jnp.inf)
     largest, rounds, count = jnp.max(keys), None, None
     if metric.refine:
+        needed = largest >= np.finfo(keys.dtype).max
+        x, y = _with_rest(metric, x, needed), None if y is None else _with_rest(metric, y, needed)
         keys, largest, rounds, count = _resolved(metric, x, y, parameters, keys, largest)
     substitute = jnp.where(largest == -jnp.inf, -1, largest)
     entries, labels, counts = _entries(keys, substitute)
     distances = cast(Product, metric.product).of(entries, *_lengths(metric, x))
+    number, bad = _number(norms, (x_classes, y_classes))
     residuals = _Residuals(x, y, parameters, keys, substitute, rounds, count)
-    return Pairs(distances, labels, counts), residuals
+    return Pairs(distances, labels, counts, number, bad), residuals
+
+
+def _number(
+    norms: tuple[jax.Array, ...], classes: tuple[jax.Array, jax.Array | None]
+) -> tuple[jax.Array, jax.Array]:
+    """The number of pairs that count, and NaN or 0 of squared lengths."""
+    # Both sums in one, for which XLA has a kernel ready on a CPU.
+    sums = [
+        jnp.sum(jnp.stack([norm * 2.0**-32, (own >= 0).astype(norm.dtype)]), axis=1)
+        for norm, own in zip(norms, classes, strict=False)
+    ]
+    counts = [count for _, count in sums]
+    number = counts[0] * (counts[0] - 1 if len(counts) == 1 else counts[1])
+    return number, 0 * sum(norm for norm, _ in sums)
+
+
+def _with_rest(metric: Metric, side: Rows, needed: jax.Array) -> Rows:
+    """Rows with the part of their points that rounding has removed, where pairs need it."""
+    rest = cast(Product, metric.product).rest
+    if rest is None:
+        return side
+    vectors, points = side.vectors, side.points
+    return side._replace(
+        rest=lax.cond(needed, rest, lambda _, points: jnp.zeros_like(points), vectors, points)
+    )
 
 
 def _keys(square: jax.Array, differ: jax.Array, is_exact: jax.Array | None) -> jax.Array:
@@ -311,8 +351,8 @@ def _from_references(
 
 def _squares(
     metric: Metric, x: Rows, y: Rows | None, parameters: Any, references: References
-) -> tuple[jax.Array, jax.Array]:
-    """Squared distances of points, and whether each has kept its digits."""
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """Squared distances of points, whether each has its digits, and squared lengths of points."""
     product = cast(Product, metric.product)
     u, v = _from_references(metric, x, y, parameters, references)
 
@@ -320,16 +360,16 @@ def _squares(
         squares = jnp.sum(seen * seen, axis=1)
         if product.on_sphere:
             # A vector without direction is perpendicular to every other, and its square 2.
-            squares += jnp.all(side.points == 0, axis=1).astype(squares.dtype)
+            squares += (jnp.sum(side.points * side.points, axis=1) == 0).astype(squares.dtype)
         return squares
 
-    row = norms(x, u)[:, None]
-    column = row.T if y is None else norms(y, v)[None]
-    square = row + column - 2 * _dot(metric, u, v, (1, 1))
+    lengths = (norms(x, u),) if y is None else (norms(x, u), norms(y, v))
+    row, column = lengths[0][:, None], lengths[-1][None]
+    square = row + column - 2 * _products(metric, u, v)
     # The error of a square is a few times the rounding of the norms it is the difference of. The
     # distance from the reference itself is exact.
     least = 8 * math.sqrt(np.finfo(square.dtype).eps)
-    return square, ~(square < least * (row + column))
+    return square, ~(square < least * (row + column)), lengths
 
 
 def _resolved(
@@ -341,7 +381,7 @@ def _resolved(
     def one_round(state: Any) -> Any:
         index, _, keys, rounds = state
         references = _references(y is None, index, keys >= waiting)
-        square, is_exact = _squares(metric, x, y, parameters, references)
+        square, is_exact, _ = _squares(metric, x, y, parameters, references)
         by_one = references[0][:, None] == references[-1][None]
         resolves = (keys >= waiting) & by_one & is_exact
         keys = jnp.where(resolves, _keys(square, keys == waiting, None), keys)
@@ -381,6 +421,20 @@ def _references(one_set: bool, index: jax.Array, unresolved: jax.Array) -> tuple
 
 def _dot(metric: Metric, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
     return lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), precision=metric.precision)
+
+
+def _on_all_cores(rows: int) -> bool:
+    """Tells whether a product is worth all cores of a CPU, which it has over the first axes."""
+    return rows >= _ON_ALL_CORES and jax.default_backend() == "cpu"
+
+
+def _products(metric: Metric, u: jax.Array, v: jax.Array) -> jax.Array:
+    """Inner products of rows, `[N, M]`."""
+    if not _on_all_cores(len(u)):
+        return _dot(metric, u, v, (1, 1))
+    # The barrier keeps XLA from taking the transposition into the product.
+    u, v = lax.optimization_barrier((u.T, v.T))
+    return _dot(metric, u, v, (0, 0))
 
 
 @on_mesh_of_arguments
@@ -426,14 +480,18 @@ def _of_points(
     metric: Metric, slopes: jax.Array, u: jax.Array, v: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Gradients by points of a sum whose derivatives by their squared distances are given."""
-    factor = 2
-    if v is None and not metric.symmetric:
-        slopes = slopes + slopes.T
-    elif v is None:
-        factor *= 2
-    of_u = _dot(metric, slopes, u if v is None else v, (1, 0))
-    of_u = jnp.sum(slopes, axis=1)[:, None] * u - of_u
-    if v is None:
-        return factor * of_u, None
-    of_v = jnp.sum(slopes, axis=0)[:, None] * v - _dot(metric, slopes, u, (0, 0))
-    return factor * of_u, factor * of_v
+
+    def weighted(axis: int, of: jax.Array, others: jax.Array) -> jax.Array:
+        """Differences of `of` from `others`, which go along an axis of the slopes, added up."""
+        total = jnp.sum(slopes, axis=axis)[:, None] * of
+        return total - _dot(metric, slopes, others, (axis, 0))
+
+    if v is not None:
+        return 2 * weighted(1, u, v), 2 * weighted(0, v, u)
+    first = int(not _on_all_cores(len(u)))
+    if metric.symmetric:
+        return 4 * weighted(first, u, u), None
+    if first == 0:
+        return 2 * (weighted(0, u, u) + weighted(1, u, u)), None
+    slopes = slopes + slopes.T
+    return 2 * weighted(1, u, u), None
