@@ -86,7 +86,7 @@ def _triple_sums(
     parameters: Parameters,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     def statistics(
-        stages: tuple[Stage, ...], x: Side, y: Side | None, data: Any, parameters: Any, _: Any
+        stages: tuple[Stage, ...], x: Side, y: Side | None, data: Any, parameters: Any
     ) -> tuple[Any, ...]:
         return anchor_statistics(task, stages, x, y, data, parameters)
 
@@ -101,12 +101,11 @@ def triple_sums_of(
     y: Side | None,
     of_loss: tuple[jax.Array, ...],
     parameters: Parameters,
-    matrix: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The sums of `triple_sums` by a function that gives the statistics of anchors.
 
     Args:
-      statistics: takes stages, anchors, columns, data, parameters and the matrix, and returns what
+      statistics: takes stages, anchors, columns, data and parameters, and returns what
         `anchor_statistics` returns.
       task: how the pairs are walked.
       triples: what is computed.
@@ -114,14 +113,12 @@ def triple_sums_of(
       y: columns; None for the other rows of `x`.
       of_loss: parameters of the loss.
       parameters: of the stages one after the other, and of the distance.
-      matrix: distances of the rows from the columns, `[N, M]`, which are the same for all
-        positives; None where the statistics are computed from vectors.
 
     Returns:
-      The sums, which can be differentiated once, in reverse mode, also by the matrix.
+      The sums, which can be differentiated once, in reverse mode.
     """
     x, y = kept(x), None if y is None else kept(y)
-    arguments = (x, y), of_loss, parameters, _numbered(task, x, y), matrix
+    arguments = (x, y), of_loss, parameters, _numbered(task, x, y)
     arguments = varying(arguments, axes_of(arguments))
     ranks = [jnp.ndim(leaf) for leaf in jax.tree.leaves(arguments)]
     structure = jax.tree.structure(arguments)
@@ -232,7 +229,6 @@ def _some(
     of_loss: tuple[jax.Array, ...],
     parameters: Parameters,
     numbered: _Numbered,
-    matrix: jax.Array | None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Sums over the positives of all anchors from number `k * at_once` on."""
     x, y = sides
@@ -263,7 +259,7 @@ def _some(
         Stage(_AtOnce(stage.function, earlier), stage.parameters, stage.similar_alone)
         for earlier, stage in enumerate(triples.stages)
     )
-    found = statistics(stages, x, y, (known,), parameters, matrix)
+    found = statistics(stages, x, y, (known,), parameters)
     sums = [jnp.zeros((), x.vectors.dtype)] * 3
     for column, counts in enumerate(valid):
         each = known[column], *[stage[column] for stage in found]

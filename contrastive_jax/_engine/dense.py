@@ -22,10 +22,12 @@ from contrastive_jax._engine.distance_matrix import (
     distance_matrix,
 )
 from contrastive_jax.anchors import Stage, values_of_stage
+from contrastive_jax.derivatives import differentiable_once
 from contrastive_jax.program_cache import compiled
+from contrastive_jax.sharding import on_mesh_of_arguments
 from contrastive_jax.statistics import Statistic, is_statistic, kept_of_tile
 from contrastive_jax.streaming import Side, kept, zero_or_nan
-from contrastive_jax.tiles import Parameters, Sums, Task
+from contrastive_jax.tiles import Parameters, Sums, Task, axes_of, varying
 from contrastive_jax.triples import Triples, triple_sums_of
 
 # Rows of a side up to which all pairs are computed at once, on a CPU and on a GPU. A sweep over
@@ -187,24 +189,108 @@ def _triple_sums(
     parameters: Parameters,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, y = kept(x), None if y is None else kept(y)
-    # Distances from a vector that is made of anchor and positive change with the positive.
-    shared = None
-    if triples.joined is None:
-        shared = _pairs(task, x, y, parameters.distance)
+    if triples.joined is None and triples.to_positive is None:
+        pairs = _pairs(task, x, y, parameters.distance)
+        ordinals = _ordinals(pairs, x.classes, None if y is None else y.classes)
+        arguments = pairs.distances, parameters.loss, of_loss, pairs, ordinals
+        sums = _sums_over_positives(triples, *varying(arguments, axes_of(arguments)))
+        return cast(tuple[jax.Array, jax.Array, jax.Array], sums)
 
+    # Distances from a vector that is made of anchor and positive change with the positive.
     def statistics(
         stages: tuple[Stage, ...],
         anchors: Side,
         columns: Side | None,
         data: tuple[Any, ...],
         parameters: Parameters,
-        pairs: Pairs | None,
     ) -> tuple[Any, ...]:
-        if pairs is None:
-            pairs = _pairs(task, anchors, columns, parameters.distance)
+        pairs = _pairs(task, anchors, columns, parameters.distance)
         return _statistics(stages, pairs, data, parameters.loss)
 
-    return triple_sums_of(statistics, task, triples, x, y, of_loss, parameters, shared)
+    return triple_sums_of(statistics, task, triples, x, y, of_loss, parameters)
+
+
+def _ordinals(pairs: Pairs, x_classes: jax.Array, y_classes: jax.Array | None) -> jax.Array:
+    """Numbers the positives of each anchor from 0 on, `[N, M]`; -1 where a pair is not positive."""
+    columns = x_classes if y_classes is None else y_classes
+    indices = jnp.arange(len(columns))
+    before = (columns[:, None] == columns[None]) & (indices[:, None] > indices[None])
+    # Numbers below 2^24, for which float32 is exact: XLA has a kernel ready for their sum on a CPU.
+    ordinals = jnp.sum(before.astype(jnp.float32), axis=1)
+    of_pairs = jnp.broadcast_to(ordinals[None], pairs.counts.shape)
+    if y_classes is None:
+        of_pairs -= (ordinals[None] > ordinals[:, None]).astype(jnp.float32)
+    return jnp.where(pairs.counts & (pairs.labels == 0), of_pairs, -1)
+
+
+def _sums_over_positives(triples: Triples, *arguments: Any) -> Any:
+    """Sums of `triple_sums` over the positives of all anchors, one of each anchor at a time.
+
+    The loop computes the gradient along with the sums, as the number of its turns is not a constant
+    and JAX does not differentiate it.
+    """
+
+    @jax.custom_vjp
+    def sums(*arguments: Any) -> Any:
+        return _looped(lambda k: _sums_of_one(triples, k, *arguments), arguments[-1])
+
+    @on_mesh_of_arguments
+    def forward(distances: Any, parameters: Any, of_loss: Any, *others: Any) -> Any:
+        wanted = differentiable_once((distances, parameters, of_loss))
+
+        def one(k: jax.Array) -> Any:
+            def value(wanted: Any) -> tuple[jax.Array, Any]:
+                value, *counts = _sums_of_one(triples, k, *wanted, *others)
+                return value, counts
+
+            (total, counts), gradient = jax.value_and_grad(value, has_aux=True)(wanted)
+            return (total, *counts), gradient
+
+        return _looped(one, others[-1])
+
+    @on_mesh_of_arguments
+    def backward(gradient: Any, cotangents: Any) -> Any:
+        scaled = jax.tree.map(lambda one: (cotangents[0] * one).astype(one.dtype), gradient)
+        return *scaled, None, None
+
+    sums.defvjp(forward, backward)
+    return sums(*arguments)
+
+
+def _looped(one: Callable[[jax.Array], Any], ordinals: jax.Array) -> Any:
+    """Adds up a function of the number of a positive of each anchor."""
+    shapes = jax.eval_shape(one, jnp.float32(0))
+    init = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
+    last = jnp.max(ordinals)
+
+    def add(state: Any) -> Any:
+        k, total = state
+        return k + 1, jax.tree.map(jnp.add, total, one(k))
+
+    init = varying((jnp.float32(0), init), axes_of(ordinals))
+    return lax.while_loop(lambda state: state[0] <= last, add, init)[1]
+
+
+def _sums_of_one(
+    triples: Triples,
+    k: jax.Array,
+    distances: jax.Array,
+    parameters: tuple[jax.Array, ...],
+    of_loss: tuple[jax.Array, ...],
+    pairs: Pairs,
+    ordinals: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """Sums over one positive of each anchor, that of number `k`."""
+    chosen = ordinals == k
+    valid = jnp.max(chosen.astype(distances.dtype), axis=1) > 0
+    positive = jnp.sum(jnp.where(chosen, distances, 0), axis=1)
+    # Any distance takes the place of that of a positive which an anchor does not have.
+    positive = jnp.where(valid, positive, lax.stop_gradient(distances[:, 0]))
+    pairs = pairs._replace(distances=distances)
+    results = _statistics(triples.stages, pairs, (positive,), parameters)
+    means = jax.vmap(lambda *results: triples.loss(*results, *of_loss))(positive, *results)
+    value, *counts = (jnp.sum(jnp.where(valid, one, 0)) for one in means)
+    return value, *map(lax.stop_gradient, counts)
 
 
 def _pairs(

@@ -101,9 +101,10 @@ def distance_matrix(
     def pairs(
         x: Rows, y: Rows | None, parameters: tuple[jax.Array, ...], x_classes: Any, y_classes: Any
     ) -> Any:
-        return _forward(metric, x, y, parameters, x_classes, y_classes)[0]
+        return forward(x, y, parameters, x_classes, y_classes)[0]
 
-    pairs.defvjp(partial(_forward, metric), partial(_backward, metric))
+    forward = partial(_forward, metric)
+    pairs.defvjp(forward, partial(_backward, metric))
     origin = lax.stop_gradient(x[:1])
     rows = _rows(metric, parameters, x, origin)
     columns = None if y is None else _rows(metric, parameters, y, origin)
@@ -210,7 +211,8 @@ def _substituted(
     labels = jnp.where(counts, differ, differ[pair] | ~counts[pair])
     distances = jnp.where(counts, distances, distance)
     number = jnp.sum(counts.astype(distances.dtype))
-    bad = sum(zero_or_nan(side) for side in sides if side is not None)
+    x, y = sides
+    bad = zero_or_nan(x) + (0 if y is None else zero_or_nan(y))
     return Pairs(distances, labels.astype(jnp.int32), counts, number, bad)
 
 
@@ -236,7 +238,7 @@ class _Residuals(NamedTuple):
     """Key of a pair that takes the place of those that do not count."""
     rounds: jax.Array | None
     """The round in which each pair was resolved, `[N, M]`; None where there is but one."""
-    count: jax.Array | None
+    rounds_taken: jax.Array | None
     """The number of rounds."""
 
 
@@ -251,6 +253,9 @@ def _forward(
 ) -> tuple[Pairs, _Residuals]:
     x, y, parameters = differentiable_once((x, y, parameters))
     square, is_exact, norms = _squares(metric, x, y, parameters, None)
+    if cast(Product, metric.product).rest is not None:
+        # Without the rest of rounding not even the distance from the reference is exact.
+        is_exact &= ~(square < 128 * np.finfo(square.dtype).eps)
     counts, differ = _masks(x_classes, y_classes)
     keys = jnp.where(counts, _keys(square, differ, is_exact if metric.refine else None), -jnp.inf)
     largest, rounds, count = jnp.max(keys), None, None
@@ -261,23 +266,24 @@ def _forward(
     substitute = jnp.where(largest == -jnp.inf, -1, largest)
     entries, labels, counts = _entries(keys, substitute)
     distances = cast(Product, metric.product).of(entries, *_lengths(metric, x))
-    number, bad = _number(norms, (x_classes, y_classes))
+    classes = (x_classes,) if y_classes is None else (x_classes, y_classes)
+    number, bad = _number(norms, classes)
     residuals = _Residuals(x, y, parameters, keys, substitute, rounds, count)
     return Pairs(distances, labels, counts, number, bad), residuals
 
 
 def _number(
-    norms: tuple[jax.Array, ...], classes: tuple[jax.Array, jax.Array | None]
+    norms: tuple[jax.Array, ...], classes: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array]:
     """The number of pairs that count, and NaN or 0 of squared lengths."""
     # Both sums in one, for which XLA has a kernel ready on a CPU.
     sums = [
-        jnp.sum(jnp.stack([norm * 2.0**-32, (own >= 0).astype(norm.dtype)]), axis=1)
-        for norm, own in zip(norms, classes, strict=False)
+        jnp.sum(jnp.stack([norm * 2.0**-32, jnp.asarray(own >= 0, norm.dtype)]), axis=1)
+        for norm, own in zip(norms, classes, strict=True)
     ]
     counts = [count for _, count in sums]
     number = counts[0] * (counts[0] - 1 if len(counts) == 1 else counts[1])
-    return number, 0 * sum(norm for norm, _ in sums)
+    return number, 0 * (sums[0][0] + (sums[1][0] if len(sums) > 1 else 0))
 
 
 def _with_rest(metric: Metric, side: Rows, needed: jax.Array) -> Rows:
