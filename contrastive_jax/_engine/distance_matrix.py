@@ -24,9 +24,6 @@ from contrastive_jax.sharding import on_mesh_of_arguments
 from contrastive_jax.streaming import zero_or_nan
 from contrastive_jax.tiles import axes_of, varying
 
-# Rows from which on a CPU a product runs on all its cores, if it goes over the first axes.
-_ON_ALL_CORES = 512
-
 
 class Metric(NamedTuple):
     """A distance, and how its matrix is computed: all that a program is compiled for."""
@@ -93,9 +90,9 @@ def distance_matrix(
     """
     product = metric.product
     if product is None or not product.squared:
-        arguments = varying((x, y, parameters), axes_of((x, y, parameters)))
+        x, y, parameters = varying((x, y, parameters), axes_of((x, y, parameters)))
         of_pairs = _pair_by_pair if product is None else _of_products
-        return of_pairs(metric, *arguments, x_classes, y_classes)
+        return of_pairs(metric, x, y, parameters, x_classes, y_classes)
 
     @jax.custom_vjp
     def pairs(
@@ -169,11 +166,11 @@ def _of_products(
     """The pairs of a distance that follows from the product of two points itself."""
     product = cast(Product, metric.product)
     counts, differ = _masks(x_classes, y_classes)
-    points = [
-        side if product.points is None else product.points(side, *parameters)
-        for side in (x, x if y is None else y)
-    ]
-    distances = product.of(_products(metric, *points))
+
+    def points(side: jax.Array) -> jax.Array:
+        return side if product.points is None else product.points(side, *parameters)
+
+    distances = product.of(_dot(metric, points(x), points(x if y is None else y), (1, 1)))
     pair = _pair_that_counts(x_classes, y_classes)
     return _substituted((x, y), _masked(distances, counts), counts, differ, pair)
 
@@ -348,7 +345,9 @@ def _from_references(
             # A difference of vectors is exact, and so are points that are linear in them.
             return product.points(difference(side.vectors, x.vectors), *parameters)
         points = difference(side.points, x.points)
-        return points if x.rest is None else points + difference(cast(jax.Array, side.rest), x.rest)
+        if index is None or x.rest is None:
+            return points
+        return points + difference(cast(jax.Array, side.rest), x.rest)
 
     indices = (None, None) if references is None else references
     u = seen(x, indices[0])
@@ -371,7 +370,7 @@ def _squares(
 
     lengths = (norms(x, u),) if y is None else (norms(x, u), norms(y, v))
     row, column = lengths[0][:, None], lengths[-1][None]
-    square = row + column - 2 * _products(metric, u, v)
+    square = row + column - 2 * _dot(metric, u, v, (1, 1))
     # The error of a square is a few times the rounding of the norms it is the difference of. The
     # distance from the reference itself is exact.
     least = 8 * math.sqrt(np.finfo(square.dtype).eps)
@@ -429,20 +428,6 @@ def _dot(metric: Metric, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> j
     return lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), precision=metric.precision)
 
 
-def _on_all_cores(rows: int) -> bool:
-    """Tells whether a product is worth all cores of a CPU, which it has over the first axes."""
-    return rows >= _ON_ALL_CORES and jax.default_backend() == "cpu"
-
-
-def _products(metric: Metric, u: jax.Array, v: jax.Array) -> jax.Array:
-    """Inner products of rows, `[N, M]`."""
-    if not _on_all_cores(len(u)):
-        return _dot(metric, u, v, (1, 1))
-    # The barrier keeps XLA from taking the transposition into the product.
-    u, v = lax.optimization_barrier((u.T, v.T))
-    return _dot(metric, u, v, (0, 0))
-
-
 @on_mesh_of_arguments
 def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
     x, y, parameters, keys, substitute, rounds, count = residuals
@@ -492,12 +477,9 @@ def _of_points(
         total = jnp.sum(slopes, axis=axis)[:, None] * of
         return total - _dot(metric, slopes, others, (axis, 0))
 
+    # The factors are in the slopes, as a product in which XLA scales its result is slower on a CPU.
+    slopes = 2 * slopes
     if v is not None:
-        return 2 * weighted(1, u, v), 2 * weighted(0, v, u)
-    first = int(not _on_all_cores(len(u)))
-    if metric.symmetric:
-        return 4 * weighted(first, u, u), None
-    if first == 0:
-        return 2 * (weighted(0, u, u) + weighted(1, u, u)), None
-    slopes = slopes + slopes.T
-    return 2 * weighted(1, u, u), None
+        return weighted(1, u, v), weighted(0, v, u)
+    slopes = 2 * slopes if metric.symmetric else slopes + slopes.T
+    return weighted(1, u, u), None
