@@ -25,7 +25,7 @@ from contrastive_jax.anchors import Stage, values_of_stage
 from contrastive_jax.derivatives import differentiable_once
 from contrastive_jax.program_cache import compiled
 from contrastive_jax.sharding import on_mesh_of_arguments
-from contrastive_jax.statistics import Statistic, is_statistic, kept_of_tile
+from contrastive_jax.statistics import Statistic, is_statistic
 from contrastive_jax.streaming import Side, kept, zero_or_nan
 from contrastive_jax.tiles import Parameters, Sums, Task, axes_of, varying
 from contrastive_jax.triples import Triples, triple_sums_of
@@ -343,15 +343,19 @@ def _reduced(counts: jax.Array, dtype: Any, pairs: Statistic) -> jax.Array:
 
 def _largest(value: jax.Array, where: jax.Array) -> jax.Array:
     """Largest value of each row where a mask holds, with the derivative of one entry alone."""
-    indices = np.arange(value.shape[1])
+    # Exact in float32: XLA has a kernel ready for the largest of them on a CPU.
+    indices = np.arange(value.shape[1], dtype=np.float32)
 
     @jax.custom_vjp
     def largest(value: jax.Array, where: jax.Array) -> jax.Array:
         return jnp.max(jnp.where(where, value, -jnp.inf), axis=1)
 
     def forward(value: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
-        both = kept_of_tile(Statistic("max", value, where), None, 1, jnp.asarray(indices))
-        return cast(tuple[jax.Array, jax.Array], both)
+        # One array is compared with its maximum: computed twice it might have other digits.
+        value = lax.optimization_barrier(jnp.where(where, value, -jnp.inf))
+        result = jnp.max(value, axis=1)
+        is_largest = where & (value == result[:, None])
+        return result, jnp.max(jnp.where(is_largest, indices[None], -1), axis=1)
 
     def backward(index: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
         return jnp.where(indices[None] == index[:, None], cotangent[:, None], 0), None

@@ -258,7 +258,7 @@ def _forward(
     largest, rounds, count = jnp.max(keys), None, None
     if metric.refine:
         needed = largest >= np.finfo(keys.dtype).max
-        x, y = _with_rest(metric, x, needed), None if y is None else _with_rest(metric, y, needed)
+        x, y = _with_rest(metric, x, y, needed)
         keys, largest, rounds, count = _resolved(metric, x, y, parameters, keys, largest)
     substitute = jnp.where(largest == -jnp.inf, -1, largest)
     entries, labels, counts = _entries(keys, substitute)
@@ -283,15 +283,26 @@ def _number(
     return number, 0 * (sums[0][0] + (sums[1][0] if len(sums) > 1 else 0))
 
 
-def _with_rest(metric: Metric, side: Rows, needed: jax.Array) -> Rows:
+def _with_rest(
+    metric: Metric, x: Rows, y: Rows | None, needed: jax.Array
+) -> tuple[Rows, Rows | None]:
     """Rows with the part of their points that rounding has removed, where pairs need it."""
     rest = cast(Product, metric.product).rest
     if rest is None:
-        return side
-    vectors, points = side.vectors, side.points
-    return side._replace(
-        rest=lax.cond(needed, rest, lambda _, points: jnp.zeros_like(points), vectors, points)
-    )
+        return x, y
+    sides = [x] if y is None else [x, y]
+
+    def computed(vectors: list[jax.Array], points: list[jax.Array]) -> list[jax.Array]:
+        together = rest(jnp.concatenate(vectors), jnp.concatenate(points))
+        return jnp.split(together, [len(x.points)])[: len(sides)]
+
+    def zeros(_: list[jax.Array], points: list[jax.Array]) -> list[jax.Array]:
+        return [jnp.zeros_like(one) for one in points]
+
+    operands = [side.vectors for side in sides], [side.points for side in sides]
+    rests = lax.cond(needed, computed, zeros, *operands)
+    sides = [side._replace(rest=one) for side, one in zip(sides, rests, strict=True)]
+    return sides[0], None if y is None else sides[1]
 
 
 def _keys(square: jax.Array, differ: jax.Array, is_exact: jax.Array | None) -> jax.Array:
