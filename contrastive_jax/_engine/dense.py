@@ -284,10 +284,17 @@ def _sums_of_one(
     chosen = ordinals == k
     valid = jnp.max(chosen.astype(distances.dtype), axis=1) > 0
     positive = jnp.sum(jnp.where(chosen, distances, 0), axis=1)
-    # Any distance takes the place of that of a positive which an anchor does not have.
-    positive = jnp.where(valid, positive, lax.stop_gradient(distances[:, 0]))
     pairs = pairs._replace(distances=distances)
+    some = jnp.argmax(valid)
+
+    def substituted(leaf: jax.Array) -> jax.Array:
+        # An anchor that has no such positive takes the results of one that does: a loss of no pairs
+        # need not have a derivative.
+        return jnp.where(valid, leaf, lax.stop_gradient(leaf)[some])
+
+    positive = substituted(positive)
     results = _statistics(triples.stages, pairs, (positive,), parameters)
+    results = jax.tree.map(substituted, results)
     means = jax.vmap(lambda *results: triples.loss(*results, *of_loss))(positive, *results)
     value, *counts = (jnp.sum(jnp.where(valid, one, 0)) for one in means)
     return value, *map(lax.stop_gradient, counts)
