@@ -24,6 +24,9 @@ from contrastive_jax.sharding import on_mesh_of_arguments
 from contrastive_jax.streaming import zero_or_nan
 from contrastive_jax.tiles import axes_of, varying
 
+# Rows from which on it takes a CPU longer to transpose a matrix than to multiply by it.
+_LARGE = 512
+
 
 class Metric(NamedTuple):
     """A distance, and how its matrix is computed: all that a program is compiled for."""
@@ -492,5 +495,7 @@ def _of_points(
     slopes = 2 * slopes
     if v is not None:
         return weighted(1, u, v), weighted(0, v, u)
+    if not metric.symmetric and len(u) >= _LARGE:
+        return weighted(1, u, u) + weighted(0, u, u), None
     slopes = 2 * slopes if metric.symmetric else slopes + slopes.T
     return weighted(1, u, u), None
