@@ -17,8 +17,6 @@ from contrastive_jax._engine import dense
 from contrastive_jax._engine.distance_matrix import (
     Metric,
     distance_matrix,
-    pair_that_counts,
-    pairs_that_count,
 )
 from contrastive_jax._engine.matmul import as_product
 
@@ -58,8 +56,7 @@ def _program(name, one_set):
 
     def total(x, y, weights, x_classes, y_classes):
         columns, others = (None, None) if one_set else (y, y_classes)
-        masks = pairs_that_count(x_classes, others), pair_that_counts(x_classes, others)
-        matrix = distance_matrix(metric, x, columns, factor, *masks)
+        matrix = distance_matrix(metric, x, columns, factor, x_classes, others).distances
         return jnp.sum(weights * matrix), matrix
 
     return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
@@ -253,6 +250,51 @@ def test_a_first_row_that_does_not_count_leaves_no_trace():
         jax.jit(jax.grad(functools.partial(value, **options)))(1.0) for options in ({}, {"tile": 8})
     ]
     np.testing.assert_allclose(*both, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "distance", [distances.euclidean, distances.cosine, distances.negative_dot]
+)
+@pytest.mark.parametrize("classes", [[0, 0, 1, -1], [-1, 2, -1, -1]])
+def test_a_vector_that_is_not_finite_shows(distance, classes):
+    """Also where it has no partner, or the loss leaves its distances out."""
+
+    def loss(distance, label):
+        return jnp.where(distance < 0.5, distance, 0.0)
+
+    x = np.random.default_rng(6).standard_normal((4, 3)).astype(np.float32)
+    value = functools.partial(all_pairs_loss, loss=loss, distance=distance)
+    ignored, counted = x.copy(), x.copy()
+    ignored[3], counted[1, 2] = np.nan, np.inf
+    assert np.isfinite(jax.jit(value)(jnp.asarray(ignored), jnp.asarray(classes)))
+    assert np.isnan(jax.jit(value)(jnp.asarray(counted), jnp.asarray(classes)))
+
+
+@pytest.mark.sweep
+def test_triplets_of_small_batches_take_no_sort():
+    x, classes = jnp.ones((24, 6)), jnp.arange(24) // 3
+    for loss in (losses.triplet_all(0.2), losses.triplet_semi_hard(0.2), losses.smooth_ap(0.1)):
+        value = functools.partial(anchor_loss, loss=loss)
+        assert "sort" not in _names(jax.grad(value), x, classes)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_triplets_of_classes_of_several_sizes(others):
+    """The positives of each anchor, taken one at a time, are those of a loop over triplets."""
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((9, 4)).astype(np.float32)
+    classes = np.array([1, 0, 1, 2, -1, 1, 0, 1, 3])
+    y = rng.standard_normal((7, 4)).astype(np.float32) if others else x
+    columns = np.array([0, 1, -1, 1, 2, 2, 5]) if others else classes
+    arguments = (x, classes, y, columns) if others else (x, classes)
+    lengths = np.linalg.norm(x[:, None].astype(float) - y[None], axis=2)
+    expected = 0.0
+    for i, p, n in np.ndindex(len(x), len(y), len(y)):
+        is_triplet = classes[i] == columns[p] != columns[n] and (others or i != p)
+        if is_triplet and min(classes[i], columns[n]) >= 0:
+            expected += max(0, lengths[i, p] - lengths[i, n] + 0.2)
+    got = anchor_loss(*arguments, loss=losses.triplet_all(0.2), reduction="sum")
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("classes", [[0], [-1, -1, 3], [-1, -1]])

@@ -7,20 +7,20 @@ the loss makes of the distances is ordinary JAX, and the derivatives of the matr
 `contrastive_jax._engine.distance_matrix`.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from contrastive_jax._engine.derivatives import differentiable_once
 from contrastive_jax._engine.distance_matrix import (
     Metric,
-    Pair,
+    Pairs,
     distance_matrix,
-    pair_that_counts,
-    pairs_that_count,
 )
 from contrastive_jax._engine.per_triplet import Triplets, sums_over_positives
 from contrastive_jax._engine.problem import (
@@ -32,7 +32,8 @@ from contrastive_jax._engine.problem import (
     zero_or_nan,
 )
 from contrastive_jax._engine.program_cache import compiled
-from contrastive_jax._engine.reductions import is_statistic, reduce_tile
+from contrastive_jax._engine.reductions import is_statistic
+from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
 from contrastive_jax._engine.stages import Stage, values_of_stage
 from contrastive_jax.statistics import Statistic
 
@@ -65,6 +66,15 @@ def fits(task: Task, x: Points, y: Points | None) -> bool:
     return rows * columns * width <= _DIFFERENCES
 
 
+def _program(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
+    """A function that is compiled, or joins the program that is being traced."""
+    # A new array is traced inside of `jax.jit` alone. There a program of its own would be traced
+    # twice, once by itself and once for its derivative.
+    if isinstance(jnp.zeros(()), jax.core.Tracer):
+        return partial(function, *static)
+    return compiled(function, *static)
+
+
 def pair_sums(task: Task, x: Points, y: Points | None, parameters: Parameters) -> Sums:
     """Sums over all pairs of a row of `x` and one of `y`, or of two different rows of `x`.
 
@@ -78,16 +88,15 @@ def pair_sums(task: Task, x: Points, y: Points | None, parameters: Parameters) -
       The sums, of which the first can be differentiated once, in reverse mode, by vectors and
       parameters.
     """
-    return cast(Sums, compiled(_pair_sums, task)(x, y, parameters))
+    return cast(Sums, _program(_pair_sums, task)(x, y, parameters))
 
 
 def _pair_sums(task: Task, x: Points, y: Points | None, parameters: Parameters) -> Sums:
     x, y = masked_points(x), None if y is None else masked_points(y)
     columns = x if y is None else y
     symmetric = y is None and len(task.distances) == 1
-    pairs = _pairs(x, y)
-    counts, _, labels = pairs
-    matrix = _matrix(task, x, y, parameters.distance, pairs, symmetric=symmetric)
+    pairs = _pairs(task, x, y, parameters.distance, symmetric=symmetric)
+    matrix, labels, counts = pairs[:3]
 
     def of_pair(distance: jax.Array, label: jax.Array) -> jax.Array:
         return cast(jax.Array, task.loss(distance, label, *parameters.loss))
@@ -103,16 +112,10 @@ def _pair_sums(task: Task, x: Points, y: Points | None, parameters: Parameters) 
             return jnp.sum(values)[None]
         return jnp.stack([jnp.sum(jnp.where(labels == k, values, 0)) for k in range(2)])
 
-    bad = zero_or_nan(x.vectors) + (0 if y is None else zero_or_nan(y.vectors))
+    bad = pairs.bad
     if task.weighted:
         bad += zero_or_nan(x_weights) + zero_or_nan(y_weights)
-    if task.weighted or task.by_label:
-        number = total(weights)
-    else:
-        rows, others = ((side.classes >= 0).astype(matrix.dtype) for side in (x, columns))
-        # As products of vectors, for which XLA has a kernel ready on a CPU.
-        count = jnp.dot(rows, rows)
-        number = (count * (count - 1) if y is None else count * jnp.dot(others, others))[None]
+    number = total(weights) if task.weighted or task.by_label else pairs.number[None]
     return Sums(
         loss=total(jnp.where(weights > 0, weights * losses, 0)) + bad,
         pairs=number,
@@ -141,7 +144,7 @@ def anchor_statistics(
     Returns:
       For each stage its statistics, `[N]` each. They can be differentiated once, in reverse mode.
     """
-    run = compiled(_anchor_statistics, task, stages)
+    run = _program(_anchor_statistics, task, stages)
     return cast(tuple[Any, ...], run(x, y, data, parameters))
 
 
@@ -154,9 +157,8 @@ def _anchor_statistics(
     parameters: Parameters,
 ) -> tuple[Any, ...]:
     x, y = masked_points(x), None if y is None else masked_points(y)
-    pairs = _pairs(x, y)
-    matrix = _matrix(task, x, y, parameters.distance, pairs)
-    return _statistics(stages, matrix, pairs, data, parameters.loss)
+    pairs = _pairs(task, x, y, parameters.distance)
+    return _statistics(stages, pairs, data, parameters.loss)
 
 
 def triple_sums(
@@ -181,7 +183,7 @@ def triple_sums(
       Sums of the values, of their counts and of the counts of active ones. The first can be
       differentiated once, in reverse mode, by vectors and parameters.
     """
-    run = compiled(_triple_sums, task, triplets)
+    run = _program(_triple_sums, task, triplets)
     return cast(tuple[jax.Array, jax.Array, jax.Array], run(x, y, of_loss, parameters))
 
 
@@ -194,66 +196,135 @@ def _triple_sums(
     parameters: Parameters,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, y = masked_points(x), None if y is None else masked_points(y)
-    # Distances from a vector that is made of anchor and positive change with the positive.
-    shared = None
-    if triplets.combine is None:
-        shared = _matrix(task, x, y, parameters.distance, _pairs(x, y))
+    if triplets.combine is None and triplets.positive_distance is None:
+        pairs = _pairs(task, x, y, parameters.distance)
+        ordinals = _ordinals(pairs, x.classes, None if y is None else y.classes)
+        arguments = pairs.distances, parameters.loss, of_loss, pairs, ordinals
+        sums = _sums_over_positives(triplets, *varying(arguments, axes_of(arguments)))
+        return cast(tuple[jax.Array, jax.Array, jax.Array], sums)
 
+    # Distances from a vector that is made of anchor and positive change with the positive.
     def statistics(
         stages: tuple[Stage, ...],
         anchors: Points,
         columns: Points | None,
         data: tuple[Any, ...],
         parameters: Parameters,
-        matrix: jax.Array | None,
     ) -> tuple[Any, ...]:
-        pairs = _pairs(anchors, columns)
-        if matrix is None:
-            matrix = _matrix(task, anchors, columns, parameters.distance, pairs)
-        return _statistics(stages, matrix, pairs, data, parameters.loss)
+        pairs = _pairs(task, anchors, columns, parameters.distance)
+        return _statistics(stages, pairs, data, parameters.loss)
 
-    return sums_over_positives(statistics, task, triplets, x, y, of_loss, parameters, shared)
+    return sums_over_positives(statistics, task, triplets, x, y, of_loss, parameters)
 
 
-class _Pairs(NamedTuple):
-    """All pairs of two sets, or of one."""
-
-    counts: jax.Array
-    """Mask of the pairs that count, `[N, M]`."""
-    pair: Pair
-    """Indices of one of them, which takes the place of those that do not count."""
-    labels: jax.Array
-    """`[N, M]`, with the label of `pair` where a pair does not count."""
-
-
-def _pairs(x: Points, y: Points | None) -> _Pairs:
-    classes = x.classes, None if y is None else y.classes
-    counts, pair = pairs_that_count(*classes), pair_that_counts(*classes)
-    labels = x.classes[:, None] != (x if y is None else y).classes[None]
-    labels = jnp.where(counts, labels, labels[pair] | ~counts[pair])
-    return _Pairs(counts, pair, labels.astype(jnp.int32))
+def _ordinals(pairs: Pairs, x_classes: jax.Array, y_classes: jax.Array | None) -> jax.Array:
+    """Numbers the positives of each anchor from 0 on, `[N, M]`; -1 where a pair is not positive."""
+    columns = x_classes if y_classes is None else y_classes
+    indices = jnp.arange(len(columns))
+    before = (columns[:, None] == columns[None]) & (indices[:, None] > indices[None])
+    # Numbers below 2^24, for which float32 is exact: XLA has a kernel ready for their sum on a CPU.
+    ordinals = jnp.sum(before.astype(jnp.float32), axis=1)
+    of_pairs = jnp.broadcast_to(ordinals[None], pairs.counts.shape)
+    if y_classes is None:
+        of_pairs -= (ordinals[None] > ordinals[:, None]).astype(jnp.float32)
+    return jnp.where(pairs.counts & (pairs.labels == 0), of_pairs, -1)
 
 
-def _matrix(
+def _sums_over_positives(triplets: Triplets, *arguments: Any) -> Any:
+    """Sums of `triple_sums` over the positives of all anchors, one of each anchor at a time.
+
+    The loop computes the gradient along with the sums, as the number of its turns is not a constant
+    and JAX does not differentiate it.
+    """
+
+    @jax.custom_vjp
+    def sums(*arguments: Any) -> Any:
+        return _looped(lambda k: _sums_of_one(triplets, k, *arguments), arguments[-1])
+
+    @on_mesh_of_arguments
+    def forward(distances: Any, parameters: Any, of_loss: Any, *others: Any) -> Any:
+        wanted = differentiable_once((distances, parameters, of_loss))
+
+        def one(k: jax.Array) -> Any:
+            def value(wanted: Any) -> tuple[jax.Array, Any]:
+                value, *counts = _sums_of_one(triplets, k, *wanted, *others)
+                return value, counts
+
+            (total, counts), gradient = jax.value_and_grad(value, has_aux=True)(wanted)
+            return (total, *counts), gradient
+
+        return _looped(one, others[-1])
+
+    @on_mesh_of_arguments
+    def backward(gradient: Any, cotangents: Any) -> Any:
+        scaled = jax.tree.map(lambda one: (cotangents[0] * one).astype(one.dtype), gradient)
+        return *scaled, None, None
+
+    sums.defvjp(forward, backward)
+    return sums(*arguments)
+
+
+def _looped(one: Callable[[jax.Array], Any], ordinals: jax.Array) -> Any:
+    """Adds up a function of the number of a positive of each anchor."""
+    shapes = jax.eval_shape(one, jnp.float32(0))
+    init = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
+    last = jnp.max(ordinals)
+
+    def add(state: Any) -> Any:
+        k, total = state
+        return k + 1, jax.tree.map(jnp.add, total, one(k))
+
+    init = varying((jnp.float32(0), init), axes_of(ordinals))
+    return lax.while_loop(lambda state: state[0] <= last, add, init)[1]
+
+
+def _sums_of_one(
+    triplets: Triplets,
+    k: jax.Array,
+    distances: jax.Array,
+    parameters: tuple[jax.Array, ...],
+    of_loss: tuple[jax.Array, ...],
+    pairs: Pairs,
+    ordinals: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """Sums over one positive of each anchor, that of number `k`."""
+    chosen = ordinals == k
+    valid = jnp.max(chosen.astype(distances.dtype), axis=1) > 0
+    positive = jnp.sum(jnp.where(chosen, distances, 0), axis=1)
+    pairs = pairs._replace(distances=distances)
+    some = jnp.argmax(valid)
+
+    def substituted(leaf: jax.Array) -> jax.Array:
+        # An anchor that has no such positive takes the results of one that does: a loss of no pairs
+        # need not have a derivative.
+        return jnp.where(valid, leaf, lax.stop_gradient(leaf)[some])
+
+    positive = substituted(positive)
+    results = _statistics(triplets.stages, pairs, (positive,), parameters)
+    results = jax.tree.map(substituted, results)
+    means = jax.vmap(lambda *results: triplets.loss(*results, *of_loss))(positive, *results)
+    value, *counts = (jnp.sum(jnp.where(valid, one, 0)) for one in means)
+    return value, *map(lax.stop_gradient, counts)
+
+
+def _pairs(
     task: Task,
     x: Points,
     y: Points | None,
     parameters: tuple[jax.Array, ...],
-    pairs: _Pairs,
     *,
     symmetric: bool = False,
-) -> jax.Array:
+) -> Pairs:
     metric = Metric(
         task.distances[0], task.product, task.numerics.refine, task.numerics.precision, symmetric
     )
-    columns = None if y is None else y.vectors
-    return distance_matrix(metric, x.vectors, columns, parameters, pairs.counts, pairs.pair)
+    columns = (None, None) if y is None else (y.vectors, y.classes)
+    return distance_matrix(metric, x.vectors, columns[0], parameters, x.classes, columns[1])
 
 
 def _statistics(
     stages: tuple[Stage, ...],
-    matrix: jax.Array,
-    pairs: _Pairs,
+    pairs: Pairs,
     data: tuple[Any, ...],
     parameters: tuple[jax.Array, ...],
 ) -> tuple[Any, ...]:
@@ -262,8 +333,8 @@ def _statistics(
         of_pair = partial(values_of_stage, stages, k)
         over_columns = jax.vmap(of_pair, (0, 0, None, None))
         over_rows = jax.vmap(over_columns, (0, 0, 0, None))
-        each = over_rows(matrix, pairs.labels, results, parameters)
-        reduce = partial(_reduced, pairs.counts, matrix.dtype)
+        each = over_rows(pairs.distances, pairs.labels, results, parameters)
+        reduce = partial(_reduced, pairs.counts, pairs.distances.dtype)
         results = (*results, jax.tree.map(reduce, each, is_leaf=is_statistic))
     return results[len(data) :]
 
@@ -288,15 +359,19 @@ def _reduced(counts: jax.Array, dtype: Any, pairs: Statistic) -> jax.Array:
 
 def _largest(value: jax.Array, where: jax.Array) -> jax.Array:
     """Largest value of each row where a mask holds, with the derivative of one entry alone."""
-    indices = np.arange(value.shape[1])
+    # Exact in float32: XLA has a kernel ready for the largest of them on a CPU.
+    indices = np.arange(value.shape[1], dtype=np.float32)
 
     @jax.custom_vjp
     def largest(value: jax.Array, where: jax.Array) -> jax.Array:
         return jnp.max(jnp.where(where, value, -jnp.inf), axis=1)
 
     def forward(value: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
-        both = reduce_tile(Statistic("max", value, where), None, 1, jnp.asarray(indices))
-        return cast(tuple[jax.Array, jax.Array], both)
+        # One array is compared with its maximum: computed twice it might have other digits.
+        value = lax.optimization_barrier(jnp.where(where, value, -jnp.inf))
+        result = jnp.max(value, axis=1)
+        is_largest = where & (value == result[:, None])
+        return result, jnp.max(jnp.where(is_largest, indices[None], -1), axis=1)
 
     def backward(index: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
         return jnp.where(indices[None] == index[:, None], cotangent[:, None], 0), None

@@ -20,7 +20,11 @@ from jax import lax
 
 from contrastive_jax._engine.derivatives import differentiable_once
 from contrastive_jax._engine.matmul import Product
+from contrastive_jax._engine.problem import zero_or_nan
 from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
+
+# Rows from which on it takes a CPU longer to transpose a matrix than to multiply by it.
+_LARGE = 512
 
 
 class Metric(NamedTuple):
@@ -44,52 +48,24 @@ class Rows(NamedTuple):
     points: jax.Array
     """Operands of the product, `[N, E]`; the vectors themselves for many distances."""
     rest: jax.Array | None
-    """The part of the points that rounding has removed, `[N, E]`; None where they are exact."""
+    """The part of the points that rounding has removed, `[N, E]`; None where it is not needed."""
 
 
-# Indices of a row and of a column.
-Pair = tuple[jax.Array, jax.Array]
+class Pairs(NamedTuple):
+    """All pairs of two sets of rows, or of one set; `[N, M]` each.
 
-
-def pairs_that_count(x_classes: jax.Array, y_classes: jax.Array | None) -> jax.Array:
-    """Tells which pairs of two sets count, or of one set, where no row is paired with itself.
-
-    Args:
-      x_classes: classes of the rows, `[N]`; -1 where a row does not count.
-      y_classes: classes of the columns, `[M]`; None for those of the rows.
-
-    Returns:
-      Mask, `[N, M]`.
+    A pair that does not count has the distance and the label of one that does, as a loss need not
+    have a derivative where two points coincide, as a row does with itself.
     """
-    columns = x_classes if y_classes is None else y_classes
-    mask = (x_classes >= 0)[:, None] & (columns >= 0)[None]
-    if y_classes is None:
-        mask &= ~jnp.eye(len(x_classes), dtype=bool)
-    return mask
 
-
-def pair_that_counts(x_classes: jax.Array, y_classes: jax.Array | None) -> Pair:
-    """Finds the indices of one pair that counts; of any pair if none does.
-
-    Args:
-      x_classes: classes of the rows, `[N]`.
-      y_classes: classes of the columns, `[M]`; None for those of the rows.
-
-    Returns:
-      Index of its row and index of its column.
-    """
-    row = _first(x_classes >= 0)
-    if y_classes is not None:
-        return row, _first(y_classes >= 0)
-    return row, _first((x_classes >= 0) & (jnp.arange(len(x_classes)) != row))
-
-
-def _first(mask: jax.Array) -> jax.Array:
-    """Index along the last axis of the first entry where a mask holds, or the last index."""
-    size = mask.shape[-1]
-    # In floating point, as XLA has a kernel ready for it on a CPU, and must compile one else.
-    ranks = jnp.where(mask, size - jnp.arange(size, dtype=jnp.float32), 1)
-    return size - jnp.max(ranks, axis=-1).astype(jnp.int32)
+    distances: jax.Array
+    labels: jax.Array
+    counts: jax.Array
+    """Mask of the pairs that count."""
+    number: jax.Array
+    """The number of pairs that count, a scalar."""
+    bad: jax.Array
+    """NaN if a vector that counts is not finite, else 0."""
 
 
 def distance_matrix(
@@ -97,9 +73,9 @@ def distance_matrix(
     x: jax.Array,
     y: jax.Array | None,
     parameters: tuple[jax.Array, ...],
-    counts: jax.Array,
-    pair: Pair,
-) -> jax.Array:
+    x_classes: jax.Array,
+    y_classes: jax.Array | None,
+) -> Pairs:
     """Distances of the rows of `x` from those of `y`, or from one another.
 
     Args:
@@ -107,31 +83,41 @@ def distance_matrix(
       x: vectors, `[N, D]`, of zeros where a row does not count.
       y: vectors, `[M, D]`; None for those of `x`.
       parameters: parameters of the distance.
-      counts: mask of the pairs that count, `[N, M]`.
-      pair: indices of one of them.
+      x_classes: classes of the rows, `[N]`; -1 where a row does not count.
+      y_classes: classes of the columns, `[M]`; None for those of the rows.
 
     Returns:
-      The matrix, `[N, M]`, with the distance of `pair` in place of each that does not count. It can
-      be differentiated once, in reverse mode, by vectors and parameters; what the cotangent holds
-      for pairs that do not count is ignored.
+      The pairs. Their distances can be differentiated once, in reverse mode, by vectors and
+      parameters; what the cotangent holds for pairs that do not count is ignored.
     """
-    if metric.product is None:
-        arguments = varying((x, y, parameters), axes_of((x, y, parameters)))
-        pairs = _pair_by_pair(metric, counts, pair, *arguments)
-        return _masked(_with_pair(pairs, counts, pair), counts)
+    product = metric.product
+    if product is None or not product.squared:
+        x, y, parameters = varying((x, y, parameters), axes_of((x, y, parameters)))
+        of_pairs = _pair_by_pair if product is None else _of_products
+        return of_pairs(metric, x, y, parameters, x_classes, y_classes)
 
     @jax.custom_vjp
-    def matrix(
-        x: Rows, y: Rows | None, parameters: tuple[jax.Array, ...], counts: jax.Array, pair: Pair
+    def pairs(
+        x: Rows, y: Rows | None, parameters: tuple[jax.Array, ...], x_classes: Any, y_classes: Any
     ) -> Any:
-        return _forward(metric, x, y, parameters, counts, pair)[0]
+        return forward(x, y, parameters, x_classes, y_classes)[0]
 
-    matrix.defvjp(partial(_forward, metric), partial(_backward, metric))
+    forward = partial(_forward, metric)
+    pairs.defvjp(forward, partial(_backward, metric))
     origin = lax.stop_gradient(x[:1])
     rows = _rows(metric, parameters, x, origin)
     columns = None if y is None else _rows(metric, parameters, y, origin)
-    arguments = (rows, columns, parameters, counts, pair)
-    return cast(jax.Array, matrix(*varying(arguments, axes_of(arguments))))
+    arguments = (rows, columns, parameters, x_classes, y_classes)
+    return cast(Pairs, pairs(*varying(arguments, axes_of(arguments))))
+
+
+def _masks(x_classes: jax.Array, y_classes: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Masks of the pairs that count, and of those of two classes, `[N, M]`."""
+    columns = x_classes if y_classes is None else y_classes
+    counts = (x_classes >= 0)[:, None] & (columns >= 0)[None]
+    if y_classes is None:
+        counts &= ~jnp.eye(len(x_classes), dtype=bool)
+    return counts, x_classes[:, None] != columns[None]
 
 
 def _rows(
@@ -143,24 +129,23 @@ def _rows(
     # Points that are linear in the vectors are taken from an origin nearby, as the gradient by the
     # factors is a sum of products with these vectors, which cancel where they are long.
     points = product.points(vectors - origin if product.linear else vectors, *parameters)
-    rest = None
-    if product.rest is not None and metric.refine:
-        rest = product.rest(*lax.stop_gradient((vectors, points)))
-    return Rows(vectors, points, rest)
+    return Rows(vectors, points, None)
 
 
 def _pair_by_pair(
     metric: Metric,
-    counts: jax.Array,
-    pair: Pair,
     x: jax.Array,
     y: jax.Array | None,
     parameters: tuple[jax.Array, ...],
-) -> jax.Array:
-    """The matrix of a distance that does not follow from a product."""
+    x_classes: jax.Array,
+    y_classes: jax.Array | None,
+) -> Pairs:
+    """The pairs of a distance that does not follow from a product."""
     columns = x if y is None else y
+    counts, differ = _masks(x_classes, y_classes)
+    row, column = pair = _pair_that_counts(x_classes, y_classes)
     # If no pair counts, one of two different vectors takes its place.
-    substitutes = x[pair[0]], columns[pair[1]] + jnp.where(counts[pair], 0, 1)
+    substitutes = x[row], columns[column] + jnp.where(counts[pair], 0, 1)
 
     def one(a: jax.Array, b: jax.Array, valid: jax.Array) -> jax.Array:
         # The distance of a row from itself need not have a derivative.
@@ -168,15 +153,66 @@ def _pair_by_pair(
         return metric.distance(a, b, *parameters)
 
     over_columns = jax.vmap(one, (None, 0, 0))
-    return jax.vmap(over_columns, (0, None, 0))(x, columns, counts).astype(x.dtype)
+    distances = jax.vmap(over_columns, (0, None, 0))(x, columns, counts).astype(x.dtype)
+    return _substituted((x, y), _masked(distances, counts), counts, differ, pair)
 
 
-def _with_pair(matrix: jax.Array, counts: jax.Array, pair: Pair) -> jax.Array:
-    """Puts the entry of a pair that counts in place of all that do not, or 1 if none does.
+def _of_products(
+    metric: Metric,
+    x: jax.Array,
+    y: jax.Array | None,
+    parameters: tuple[jax.Array, ...],
+    x_classes: jax.Array,
+    y_classes: jax.Array | None,
+) -> Pairs:
+    """The pairs of a distance that follows from the product of two points itself."""
+    product = cast(Product, metric.product)
+    counts, differ = _masks(x_classes, y_classes)
 
-    A loss need not have a derivative where two points coincide, as a row does with itself.
+    def points(side: jax.Array) -> jax.Array:
+        return side if product.points is None else product.points(side, *parameters)
+
+    distances = product.of(_dot(metric, points(x), points(x if y is None else y), (1, 1)))
+    pair = _pair_that_counts(x_classes, y_classes)
+    return _substituted((x, y), _masked(distances, counts), counts, differ, pair)
+
+
+def _pair_that_counts(
+    x_classes: jax.Array, y_classes: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Indices of the row and the column of one pair that counts; of any pair if none does."""
+    row = _first(x_classes >= 0)
+    if y_classes is not None:
+        return row, _first(y_classes >= 0)
+    return row, _first((x_classes >= 0) & (jnp.arange(len(x_classes)) != row))
+
+
+def _first(mask: jax.Array) -> jax.Array:
+    """Index of the first entry where a mask `[N]` holds, or the last index."""
+    size = len(mask)
+    # In floating point, as XLA has a kernel ready for it on a CPU, and must compile one else.
+    ranks = jnp.where(mask, size - jnp.arange(size, dtype=jnp.float32), 1)
+    return size - jnp.max(ranks).astype(jnp.int32)
+
+
+def _substituted(
+    sides: tuple[jax.Array, jax.Array | None],
+    distances: jax.Array,
+    counts: jax.Array,
+    differ: jax.Array,
+    pair: tuple[jax.Array, jax.Array],
+) -> Pairs:
+    """Pairs of which those that do not count are replaced by a given one.
+
+    If that does not count either it is a negative pair at a distance of 1.
     """
-    return jnp.where(counts, matrix, jnp.where(counts[pair], matrix[pair], 1))
+    distance = lax.stop_gradient(jnp.where(counts[pair], distances[pair], 1))
+    labels = jnp.where(counts, differ, differ[pair] | ~counts[pair])
+    distances = jnp.where(counts, distances, distance)
+    number = jnp.sum(counts.astype(distances.dtype))
+    x, y = sides
+    bad = zero_or_nan(x) + (0 if y is None else zero_or_nan(y))
+    return Pairs(distances, labels.astype(jnp.int32), counts, number, bad)
 
 
 @jax.custom_vjp
@@ -196,9 +232,9 @@ class _Residuals(NamedTuple):
     x: Rows
     y: Rows | None
     parameters: tuple[jax.Array, ...]
-    counts: jax.Array
-    entries: jax.Array
-    """Squared distances of points, or their products, `[N, M]`."""
+    keys: jax.Array
+    substitute: jax.Array
+    """Key of a pair that takes the place of those that do not count."""
     rounds: jax.Array | None
     """The round in which each pair was resolved, `[N, M]`; None where there is but one."""
     rounds_taken: jax.Array | None
@@ -211,21 +247,89 @@ def _forward(
     x: Rows,
     y: Rows | None,
     parameters: tuple[jax.Array, ...],
-    counts: jax.Array,
-    pair: Pair,
-) -> tuple[jax.Array, _Residuals]:
+    x_classes: jax.Array,
+    y_classes: jax.Array | None,
+) -> tuple[Pairs, _Residuals]:
     x, y, parameters = differentiable_once((x, y, parameters))
-    product = cast(Product, metric.product)
-    rounds = count = None
-    if not product.squared:
-        entries = _dot(metric, x.points, (x if y is None else y).points, (1, 1))
-    elif metric.refine:
-        entries, rounds, count = _resolved(metric, x, y, parameters, counts)
-    else:
-        entries, _ = _squares(metric, x, y, parameters, _first_references(x, y))
-    entries = _with_pair(entries, counts, pair)
-    matrix = product.of(entries, *_lengths(metric, x))
-    return matrix, _Residuals(x, y, parameters, counts, entries, rounds, count)
+    square, is_exact, norms = _squares(metric, x, y, parameters, None)
+    if cast(Product, metric.product).rest is not None:
+        # Without the rest of rounding not even the distance from the reference is exact.
+        is_exact &= ~(square < 128 * np.finfo(square.dtype).eps)
+    counts, differ = _masks(x_classes, y_classes)
+    keys = jnp.where(counts, _keys(square, differ, is_exact if metric.refine else None), -jnp.inf)
+    largest, rounds, count = jnp.max(keys), None, None
+    if metric.refine:
+        needed = largest >= np.finfo(keys.dtype).max
+        x, y = _with_rest(metric, x, y, needed)
+        keys, largest, rounds, count = _resolved(metric, x, y, parameters, keys, largest)
+    substitute = jnp.where(largest == -jnp.inf, -1, largest)
+    entries, labels, counts = _entries(keys, substitute)
+    distances = cast(Product, metric.product).of(entries, *_lengths(metric, x))
+    classes = (x_classes,) if y_classes is None else (x_classes, y_classes)
+    number, bad = _number(norms, classes)
+    residuals = _Residuals(x, y, parameters, keys, substitute, rounds, count)
+    return Pairs(distances, labels, counts, number, bad), residuals
+
+
+def _number(
+    norms: tuple[jax.Array, ...], classes: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """The number of pairs that count, and NaN or 0 of squared lengths."""
+    # Both sums in one, for which XLA has a kernel ready on a CPU.
+    sums = [
+        jnp.sum(jnp.stack([norm * 2.0**-32, jnp.asarray(own >= 0, norm.dtype)]), axis=1)
+        for norm, own in zip(norms, classes, strict=True)
+    ]
+    counts = [count for _, count in sums]
+    number = counts[0] * (counts[0] - 1 if len(counts) == 1 else counts[1])
+    return number, 0 * (sums[0][0] + (sums[1][0] if len(sums) > 1 else 0))
+
+
+def _with_rest(
+    metric: Metric, x: Rows, y: Rows | None, needed: jax.Array
+) -> tuple[Rows, Rows | None]:
+    """Rows with the part of their points that rounding has removed, where pairs need it."""
+    rest = cast(Product, metric.product).rest
+    if rest is None:
+        return x, y
+    sides = [x] if y is None else [x, y]
+
+    def computed(vectors: list[jax.Array], points: list[jax.Array]) -> list[jax.Array]:
+        together = rest(jnp.concatenate(vectors), jnp.concatenate(points))
+        return jnp.split(together, [len(x.points)])[: len(sides)]
+
+    def zeros(_: list[jax.Array], points: list[jax.Array]) -> list[jax.Array]:
+        return [jnp.zeros_like(one) for one in points]
+
+    operands = [side.vectors for side in sides], [side.points for side in sides]
+    rests = lax.cond(needed, computed, zeros, *operands)
+    sides = [side._replace(rest=one) for side, one in zip(sides, rests, strict=True)]
+    return sides[0], None if y is None else sides[1]
+
+
+def _keys(square: jax.Array, differ: jax.Array, is_exact: jax.Array | None) -> jax.Array:
+    """One number for the square and the label of a pair that counts, and for what it lacks.
+
+    The key of a positive pair is its square, that of a negative pair the negative of its square,
+    and that of a pair which is not resolved is above both. A pair that does not count has the key
+    -inf. So one matrix has all of a pair, and its maximum is the key of one that counts.
+    """
+    limits = np.finfo(square.dtype)
+    # Rounding may leave less than nothing of a square that is 0.
+    square = lax.clamp(limits.tiny, square, limits.max / 2)
+    keys = jnp.where(differ, -square, square)
+    if is_exact is None:
+        return keys
+    return jnp.where(is_exact, keys, jnp.where(differ, limits.max, jnp.inf))
+
+
+def _entries(keys: jax.Array, substitute: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Squares, labels and the mask of the pairs that count."""
+    counts = keys != -jnp.inf
+    keys = jnp.where(counts, keys, substitute)
+    squares = jnp.abs(keys)
+    squares = jnp.where(squares <= np.finfo(keys.dtype).tiny, 0, squares)
+    return squares, (keys < 0).astype(jnp.int32), counts
 
 
 def _lengths(metric: Metric, x: Rows) -> tuple[jax.Array, ...]:
@@ -234,14 +338,8 @@ def _lengths(metric: Metric, x: Rows) -> tuple[jax.Array, ...]:
     return (jnp.sum(x.points**2, axis=1)[:, None],) if by_anchor else ()
 
 
-# Indices of the references of the rows and, of two sets, of the columns.
-References = tuple[jax.Array, ...]
-
-
-def _first_references(x: Rows, y: Rows | None) -> References:
-    """The first row as the reference of all rows and columns."""
-    zeros = [jnp.zeros(len(side.vectors), jnp.int32) for side in (x, y) if side is not None]
-    return cast(References, varying(tuple(zeros), axes_of((x, y))))
+# Indices of the references of the rows and, of two sets, of the columns; None for the first row.
+References = tuple[jax.Array, ...] | None
 
 
 def _from_references(
@@ -250,27 +348,29 @@ def _from_references(
     """Points of rows and columns as seen from their references."""
     product = cast(Product, metric.product)
 
-    def seen(side: Rows, index: jax.Array) -> jax.Array:
+    def seen(side: Rows, index: jax.Array | None) -> jax.Array:
+        def difference(own: jax.Array, of_rows: jax.Array) -> jax.Array:
+            return own - (of_rows[:1] if index is None else of_rows[index])
+
         if product.points is None:
-            return side.vectors - x.vectors[index]
+            return difference(side.vectors, x.vectors)
         if product.additive:
             # A difference of vectors is exact, and so are points that are linear in them.
-            return product.points(side.vectors - x.vectors[index], *parameters)
-        difference = side.points - x.points[index]
-        return (
-            difference
-            if x.rest is None
-            else difference + (cast(jax.Array, side.rest) - x.rest[index])
-        )
+            return product.points(difference(side.vectors, x.vectors), *parameters)
+        points = difference(side.points, x.points)
+        if index is None or x.rest is None:
+            return points
+        return points + difference(cast(jax.Array, side.rest), x.rest)
 
-    u = seen(x, references[0])
-    return u, u if y is None else seen(y, references[1])
+    indices = (None, None) if references is None else references
+    u = seen(x, indices[0])
+    return u, u if y is None else seen(y, indices[1])
 
 
 def _squares(
     metric: Metric, x: Rows, y: Rows | None, parameters: Any, references: References
-) -> tuple[jax.Array, jax.Array]:
-    """Squared distances of points, and whether each has kept its digits."""
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """Squared distances of points, whether each has its digits, and squared lengths of points."""
     product = cast(Product, metric.product)
     u, v = _from_references(metric, x, y, parameters, references)
 
@@ -278,45 +378,41 @@ def _squares(
         squares = jnp.sum(seen * seen, axis=1)
         if product.on_sphere:
             # A vector without direction is perpendicular to every other, and its square 2.
-            squares += jnp.all(side.points == 0, axis=1).astype(squares.dtype)
+            squares += (jnp.sum(side.points * side.points, axis=1) == 0).astype(squares.dtype)
         return squares
 
-    row = norms(x, u)[:, None]
-    column = row.T if y is None else norms(y, v)[None]
+    lengths = (norms(x, u),) if y is None else (norms(x, u), norms(y, v))
+    row, column = lengths[0][:, None], lengths[-1][None]
     square = row + column - 2 * _dot(metric, u, v, (1, 1))
     # The error of a square is a few times the rounding of the norms it is the difference of. The
     # distance from the reference itself is exact.
     least = 8 * math.sqrt(np.finfo(square.dtype).eps)
-    is_exact = ~(square <= least * (row + column)) | (row == 0) | (column == 0)
-    return square, is_exact
+    return square, ~(square < least * (row + column)), lengths
 
 
 def _resolved(
-    metric: Metric, x: Rows, y: Rows | None, parameters: Any, counts: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Squared distances, the round in which each was resolved, and the number of rounds."""
-    square, is_exact = _squares(metric, x, y, parameters, _first_references(x, y))
-    # Rounding may leave less than nothing of a square that is 0. A pair that is not resolved has
-    # an entry of -1.
-    entries = jnp.where(counts & ~is_exact, -1, jnp.maximum(square, 0))
+    metric: Metric, x: Rows, y: Rows | None, parameters: Any, keys: jax.Array, largest: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Keys, the largest, the round in which each pair was resolved, and the number of rounds."""
+    waiting = np.finfo(keys.dtype).max
 
     def one_round(state: Any) -> Any:
-        index, _, entries, rounds = state
-        references = _references(y is None, index, entries < 0)
-        square, is_exact = _squares(metric, x, y, parameters, references)
+        index, _, keys, rounds = state
+        references = _references(y is None, index, keys >= waiting)
+        square, is_exact, _ = _squares(metric, x, y, parameters, references)
         by_one = references[0][:, None] == references[-1][None]
-        resolves = (entries < 0) & by_one & is_exact
-        entries = jnp.where(resolves, jnp.maximum(square, 0), entries)
+        resolves = (keys >= waiting) & by_one & is_exact
+        keys = jnp.where(resolves, _keys(square, keys == waiting, None), keys)
         rounds = jnp.where(resolves, index.astype(rounds.dtype), rounds)
-        return index + 1, jnp.min(entries), entries, rounds
+        return index + 1, jnp.max(keys), keys, rounds
 
-    init = (jnp.int32(1), jnp.min(entries), entries, jnp.zeros(counts.shape, jnp.int16))
-    init = varying(init, axes_of((x, y, parameters, counts)))
-    state = lax.while_loop(lambda state: state[1] < 0, one_round, init)
-    return state[2], state[3], state[0]
+    init = (jnp.int32(1), largest, keys, jnp.zeros(keys.shape, jnp.int16))
+    init = varying(init, axes_of((x, y, parameters, keys)))
+    state = lax.while_loop(lambda state: state[1] >= waiting, one_round, init)
+    return state[2], state[1], state[3], state[0]
 
 
-def _references(one_set: bool, index: jax.Array, unresolved: jax.Array) -> References:
+def _references(one_set: bool, index: jax.Array, unresolved: jax.Array) -> tuple[jax.Array, ...]:
     """The references of a round, each a row that a row or a column has an unresolved pair with.
 
     They are the first such rows in an order that is another one in each round, so that two close
@@ -325,19 +421,20 @@ def _references(one_set: bool, index: jax.Array, unresolved: jax.Array) -> Refer
     """
     size = len(unresolved)
     rows = jnp.arange(size, dtype=jnp.int32)
-    scattered = (rows + 1) * (40503 + 2 * index) % 1024
+    step = 40503 + 2 * index
+    scattered = lax.rem(rows * step + step, np.int32(1024))
     # Whole numbers below 2^24, for which float32 is exact: XLA has a kernel for the least of them.
     keys = (scattered * size + rows).astype(jnp.float32)
 
     def least(mask: jax.Array, keys: jax.Array) -> jax.Array:
-        return jnp.min(jnp.where(mask, keys[None], keys.dtype.type(2**24)), axis=1)
+        return jnp.min(jnp.where(mask, keys[None], np.float32(2**24)), axis=1)
 
     if one_set:
-        chosen: tuple[jax.Array, ...] = (least(unresolved | jnp.eye(size, dtype=bool), keys),)
+        chosen: tuple[jax.Array, ...] = (jnp.minimum(least(unresolved, keys), keys),)
     else:
         columns = least(unresolved.T, keys)
         chosen = least(unresolved, columns), columns
-    return tuple(one.astype(jnp.int32) % size for one in chosen)
+    return tuple(lax.rem(one.astype(jnp.int32), np.int32(size)) for one in chosen)
 
 
 def _dot(metric: Metric, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
@@ -345,17 +442,15 @@ def _dot(metric: Metric, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> j
 
 
 @on_mesh_of_arguments
-def _backward(metric: Metric, residuals: _Residuals, cotangent: jax.Array) -> Any:
-    x, y, parameters, counts, entries, rounds, count = residuals
+def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
+    x, y, parameters, keys, substitute, rounds, count = residuals
     product = cast(Product, metric.product)
+    entries, _, counts = _entries(keys, substitute)
     _, pull = jax.vjp(product.of, entries, *_lengths(metric, x))
-    slopes, *by_lengths = pull(jnp.where(counts, cotangent, 0))
-    if not product.squared:
-        of_x, of_y = _of_points(metric, slopes, x.points, None if y is None else y.points)
-    else:
-        u, v = _from_references(metric, x, y, parameters, _first_references(x, y))
-        own = slopes if rounds is None else jnp.where(rounds == 0, slopes, 0)
-        of_x, of_y = _of_points(metric, own, u, None if y is None else v)
+    slopes, *by_lengths = pull(jnp.where(counts, cotangents.distances, 0))
+    u, v = _from_references(metric, x, y, parameters, None)
+    own = slopes if rounds is None else jnp.where(rounds == 0, slopes, 0)
+    total = _of_points(metric, own, u, None if y is None else v)
     if rounds is not None:
 
         def one_round(state: Any) -> Any:
@@ -366,9 +461,9 @@ def _backward(metric: Metric, residuals: _Residuals, cotangent: jax.Array) -> An
             more = _of_points(metric, own, u, None if y is None else v)
             return index + 1, jax.tree.map(jnp.add, total, more)
 
-        init = varying((jnp.int32(1), (of_x, of_y)), axes_of((residuals, cotangent)))
-        state = lax.while_loop(lambda state: state[0] < count, one_round, init)
-        of_x, of_y = state[1]
+        init = varying((jnp.int32(1), total), axes_of((residuals, cotangents.distances)))
+        total = lax.while_loop(lambda state: state[0] < count, one_round, init)[1]
+    of_x, of_y = total
     if by_lengths:
         of_x += 2 * by_lengths[0] * x.points
 
@@ -388,19 +483,18 @@ def _backward(metric: Metric, residuals: _Residuals, cotangent: jax.Array) -> An
 def _of_points(
     metric: Metric, slopes: jax.Array, u: jax.Array, v: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Gradients by points of a sum whose derivatives by the entries of a product are given."""
-    squared = cast(Product, metric.product).squared
-    factor = 2 if squared else 1
-    if v is None and not metric.symmetric:
-        slopes = slopes + slopes.T
-    elif v is None:
-        factor *= 2
-    of_u = _dot(metric, slopes, u if v is None else v, (1, 0))
-    if squared:
-        of_u = jnp.sum(slopes, axis=1)[:, None] * u - of_u
-    if v is None:
-        return factor * of_u, None
-    of_v = _dot(metric, slopes, u, (0, 0))
-    if squared:
-        of_v = jnp.sum(slopes, axis=0)[:, None] * v - of_v
-    return factor * of_u, factor * of_v
+    """Gradients by points of a sum whose derivatives by their squared distances are given."""
+
+    def weighted(axis: int, of: jax.Array, others: jax.Array) -> jax.Array:
+        """Differences of `of` from `others`, which go along an axis of the slopes, added up."""
+        total = jnp.sum(slopes, axis=axis)[:, None] * of
+        return total - _dot(metric, slopes, others, (axis, 0))
+
+    # The factors are in the slopes, as a product in which XLA scales its result is slower on a CPU.
+    slopes = 2 * slopes
+    if v is not None:
+        return weighted(1, u, v), weighted(0, v, u)
+    if not metric.symmetric and len(u) >= _LARGE:
+        return weighted(1, u, u) + weighted(0, u, u), None
+    slopes = 2 * slopes if metric.symmetric else slopes + slopes.T
+    return weighted(1, u, u), None

@@ -91,7 +91,6 @@ def _triplet_sums(
         y: Points | None,
         data: Any,
         parameters: Parameters,
-        matrix: None,
     ) -> tuple[Any, ...]:
         return anchor_statistics(task, stages, (x,) if y is None else (x, y), data, parameters)
 
@@ -107,27 +106,24 @@ def sums_over_positives(
     y: Points | None,
     loss_parameters: tuple[jax.Array, ...],
     parameters: Parameters,
-    matrix: jax.Array | None = None,
 ) -> TripletSums:
     """The sums of `triplet_sums` by any function that gives the statistics of anchors.
 
     Args:
-      statistics: takes stages, anchors, columns or None, data, parameters and the matrix, and
-        returns what `anchor_statistics` returns.
+      statistics: takes stages, anchors, columns or None, data and parameters, and returns what
+        `anchor_statistics` returns.
       task: distances of the pairs.
       triplets: functions of an anchor and a positive.
       x: anchors, `[N]` rows.
       y: columns; None for the other rows of `x`.
       loss_parameters: parameters of the loss.
       parameters: parameters of the stages one after the other, and of the distance.
-      matrix: distances of the rows from the columns, `[N, M]`, which are the same for all
-        positives; None where the statistics are computed from vectors.
 
     Returns:
-      The sums, which can be differentiated once, in reverse mode, also by the matrix.
+      The sums, which can be differentiated once, in reverse mode.
     """
     sides = tuple(masked_points(side) for side in (x, y) if side is not None)
-    arguments = sides, loss_parameters, parameters, _positives_by_anchor(task, sides), matrix
+    arguments = sides, loss_parameters, parameters, _positives_by_anchor(task, sides)
     sums_of_pass = partial(_sums_of_pass, statistics, task, triplets)
 
     def with_gradient(wanted: Any, *arguments: Any) -> Any:
@@ -216,7 +212,6 @@ def _sums_of_pass(
     loss_parameters: tuple[jax.Array, ...],
     parameters: Parameters,
     positives: _Positives,
-    matrix: jax.Array | None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Sums over the positives number `k * positives_per_pass` and the next ones of all anchors."""
     x, y = sides[0], sides[1] if len(sides) > 1 else None
@@ -235,7 +230,7 @@ def _sums_of_pass(
         Stage(_ForPositives(stage.function, earlier), stage.parameters, stage.positives_only)
         for earlier, stage in enumerate(triplets.stages)
     )
-    by_stage = statistics(stages, x, y, (distances,), parameters, matrix)
+    by_stage = statistics(stages, x, y, (distances,), parameters)
     sums = [jnp.zeros((), x.vectors.dtype)] * 3
     for position, counts in enumerate(valid):
         results = distances[position], *[one[position] for one in by_stage]
