@@ -12,7 +12,6 @@ import numpy as np
 
 from contrastive_jax._extras import needs
 from contrastive_jax.checks import check_seed
-from contrastive_jax.data.images import decode_images
 from contrastive_jax.data.splits import hold_out, seen_classes
 
 OWN = ("digits", "fashion_mnist", "mnist", "idx")
@@ -85,6 +84,7 @@ def load(
       >>> digits.train.images.shape[1:], len(digits.test.classes)
       ((8, 8, 1), 450)
     """
+    from contrastive_jax.data.images import decode_images  # needs Pillow, as only this does
 
     check_seed(seed)
     if image_size is not None and image_size < 1:
