@@ -215,5 +215,5 @@ def test_what_can_not_be_differentiated_twice_names_the_way():
     mapped = jax.vmap(jax.hessian(over_devices), axis_name="i")
     with pytest.raises(TypeError, match='method="autodiff"'):
         mapped(X.reshape(2, 4, 3), CLASSES.reshape(2, 4))
-    with pytest.raises(ValueError, match="method must be one of one_walk, autodiff, got 'dense'"):
+    with pytest.raises(ValueError, match="method must be one of sweep, autodiff, got 'dense'"):
         proxy_loss(X, CLASSES, X[:3], loss=losses.arcface(), method="dense")
