@@ -942,7 +942,7 @@ X, CLASSES = np.ones((4, 3), np.float32), np.arange(4)
             ValueError,
             "must have one distance",
         ),
-        (lambda: losses.weighted_sum((1, losses.triplet_all())), ValueError, "kind AnchorLoss"),
+        (lambda: losses.weighted_sum((1, losses.triplet_all())), ValueError, "type AnchorLoss"),
         (lambda: losses.supcon(0.0), ValueError, "temperature must be above 0"),
         (lambda: losses.supcon(log="between"), ValueError, "'outside' or 'inside'"),
         (lambda: losses.triplet_hard(0.0), ValueError, "margin must be above 0"),

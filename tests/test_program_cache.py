@@ -16,9 +16,9 @@ from contrastive_jax import (
     distances,
     losses,
     mining,
-    program_cache,
     proxy_loss,
 )
+from contrastive_jax._engine import program_cache
 from contrastive_jax._engine.program_cache import Identified, Unidentified, compiled, identified
 
 X = np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)
