@@ -231,7 +231,7 @@ def test_modules_of_other_libraries_train_and_come_back(make, tmp_path):
 @pytest.mark.parametrize(
     "model",
     ["convnet", None, (_linear,), (_linear, 1, 2), _linear, linen.Dense(2), dict, nnx.relu],
-    ids=repr,
+    ids=["name", "none", "one", "three", "function", "linen", "class", "activation"],
 )
 def test_what_is_no_encoder_is_refused(model):
     with pytest.raises(TypeError, match=r"model must be a Flax NNX module, .* got "):
