@@ -21,16 +21,16 @@ from contrastive_jax.train.types import (
 )
 
 
-def draws_pairs(step: Step, batch_size: int) -> Step:
+def draws_pairs(step: Step, batch_size: int, *, similar_fraction: float = 0.5) -> Step:
     """Makes the step that draws pairs with balanced classes.
 
     Args:
       step: the step on `Pairs`.
       batch_size: pairs in the global batch, a multiple of the number of devices.
+      similar_fraction: share of similar pairs, where it is not among the hyperparameters of a call.
 
     Returns:
-      `step(state, source, hyperparameters) -> (state, metrics)`. The hyperparameter
-      `similar_fraction` of the objective is the share of similar pairs, by default 0.5.
+      `step(state, source, hyperparameters) -> (state, metrics)`.
 
     Raises:
       ValueError: when traced, if the batch can not be shared equally.
@@ -59,7 +59,7 @@ def draws_pairs(step: Step, batch_size: int) -> Step:
             key_of_step(hyperparameters.seed, state.step),
             source.by_class,
             batch_size,
-            hyperparameters.loss.get("similar_fraction", 0.5),
+            hyperparameters.loss.get("similar_fraction", similar_fraction),
         )
         i, j, _ = _share(positions, "pairs")
         images, classes = jnp.asarray(source.images), jnp.asarray(source.classes)

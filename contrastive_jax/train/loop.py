@@ -3,13 +3,14 @@
 import contextlib
 import itertools
 import json
+import math
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -241,8 +242,11 @@ def assemble(
                 f"batch_size must be even for an objective of pairs, of two images each, got "
                 f"{batch_size}"
             )
-        return Assembled(encoder, init, init_loss, step, draws_pairs(step, pairs), pairs)
-    classes, examples = balance(batch_size, batch_classes, len(np.unique(data.train.classes)))
+        fraction = objective.hyperparameters["similar_fraction"]
+        drawn = draws_pairs(step, pairs, similar_fraction=fraction)
+        return Assembled(encoder, init, init_loss, step, drawn, pairs)
+    available = len(np.unique(data.train.classes[data.train.classes >= 0]))
+    classes, examples = balance(batch_size, batch_classes, available)
     images = classes * examples
     drawn = draws_classes(step, classes, examples)
     pairs = images * (images - 1) // 2
@@ -404,15 +408,18 @@ def fit(
     if steps_per_call is None:
         # XLA computes convolutions inside of a loop on a CPU by an unoptimised path.
         one = data_on == "host" or devices[0].platform == "cpu"
-        steps_per_call = 1 if one else log_every
+        steps_per_call = 1 if one else math.gcd(log_every, steps)
+    _check_schedule(
+        steps=steps,
+        log_every=log_every,
+        validate_every=validate_every,
+        steps_per_call=steps_per_call,
+        keep=keep,
+    )
     if data_on == "host" and steps_per_call != 1:
         raise ValueError(f"data_on='host' takes one step per call, got {steps_per_call}")
-    if log_every < 1:
-        raise ValueError(f"log_every must be at least 1, got {log_every}")
-    if validate_every < 1 or validate_every % log_every:
-        raise ValueError(
-            f"validate_every must be a multiple of log_every, got {validate_every} and {log_every}"
-        )
+    if strategy not in get_args(Strategy):
+        raise ValueError(f"strategy must be one of {get_args(Strategy)}, got {strategy!r}")
     check_evaluable(data)
     index = index_by_class(
         data.train.classes, objective.hyperparameters.get("similar_fraction", 0.5)
@@ -434,6 +441,7 @@ def fit(
         max_age=max_age,
         weights=weights,
     )
+    _check_shares(objective, batch_size, len(devices), microbatches)
     _warn_of_margin(parts, data, objective)
     record = options if config is None else dict(config)
     record = json.loads(json.dumps(record, default=str))
@@ -549,6 +557,38 @@ def fit(
                 where / "validation.npz", embeddings=validation, classes=data.validation.classes
             )
         return trained
+
+
+def _check_schedule(**arguments: int) -> None:
+    """Checks how often something is done, before anything is written.
+
+    Raises:
+      ValueError: if a number is below 1, or one is not a multiple of another that divides it.
+    """
+    for name, value in arguments.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    for name, unit in (
+        ("validate_every", "log_every"),
+        ("log_every", "steps_per_call"),
+        ("steps", "steps_per_call"),
+    ):
+        if arguments[name] % arguments[unit]:
+            raise ValueError(
+                f"{name} must be a multiple of {unit}, got {arguments[name]} and {arguments[unit]}"
+            )
+
+
+def _check_shares(objective: Objective, batch_size: int, devices: int, microbatches: int) -> None:
+    """Checks that a batch divides into devices and microbatches, as the step will."""
+    count, kind = (batch_size // 2, "pairs") if objective.separable else (batch_size, "images")
+    unit = devices * microbatches * objective.group
+    if microbatches < 1 or count % unit:
+        groups = f" and groups of {objective.group}" if objective.group > 1 else ""
+        raise ValueError(
+            f"the {count} {kind} of a batch must divide into {devices} devices with {microbatches} "
+            f"microbatches each{groups}"
+        )
 
 
 def _name_of(model: Any) -> str:

@@ -279,7 +279,11 @@ PAIRS = train.objective("contrastive", on="pairs")
     ("options", "words"),
     [
         ({"seed": -1}, "seed must be an integer from 0"),
-        ({"steps": 0}, "warmup_steps must be at least 0 and below steps, got 0 of 0"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"keep": 0}, "keep must be at least 1, got 0"),
+        ({"steps_per_call": 3}, "log_every must be a multiple of steps_per_call, got 4 and 3"),
+        ({"strategy": "xmap"}, "strategy must be one of .*, got 'xmap'"),
+        ({"microbatches": 5}, "must divide into 1 devices with 5 microbatches each"),
         ({"log_every": 0}, "log_every must be at least 1, got 0"),
         ({"validate_every": 6}, "validate_every must be a multiple of log_every, got 6 and 4"),
         ({"batch_size": 13}, "divide the 13 images of a batch"),
