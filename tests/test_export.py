@@ -176,8 +176,8 @@ def test_parameters_come_back_from_safetensors(split):
     images = _images((9, 8, 3), 2)
     np.testing.assert_array_equal(encode(read, images), encode(params, images))
     tensors = safetensors.load(content)
-    assert "stages.0.kernel" in tensors
-    np.testing.assert_array_equal(tensors["out.bias"], params["out"]["bias"][...])
+    assert "params.stages.0.kernel" in tensors
+    np.testing.assert_array_equal(tensors["params.out.bias"], params.params["out"]["bias"][...])
 
 
 def test_safetensors_hold_any_tree_and_dtype():

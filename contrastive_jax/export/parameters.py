@@ -23,7 +23,7 @@ _DTYPES = {
 
 
 def to_safetensors(params: Any) -> bytes:
-    """Writes parameters as safetensors, by their path in the tree, such as `stages.0.kernel`.
+    """Writes parameters as safetensors, by their path in the tree, as `params.stages.0.kernel`.
 
     Args:
       params: tree of arrays, such as the weights from `train.network`.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from contrastive_jax.data import Dataset, Examples, check_evaluable
-from experiments import cells, compare_losses, margin_ablation, search, train
+from experiments import compare_losses, margin_ablation, options, search, train
 
 GOOD = (0, 0, 1, 1, 2)
 
@@ -64,7 +64,12 @@ def test_images_and_classes_must_be_as_many():
 
 @pytest.mark.parametrize(
     ("program", "module"),
-    [(train, train), (margin_ablation, cells), (search, cells), (compare_losses, compare_losses)],
+    [
+        (train, options),
+        (margin_ablation, options),
+        (search, options),
+        (compare_losses, compare_losses),
+    ],
     ids=["train", "margin_ablation", "search", "compare_losses"],
 )
 def test_programs_tell_it_before_they_write_or_train(tmp_path, monkeypatch, program, module):
