@@ -137,8 +137,8 @@ def test_a_run_that_goes_on_after_a_stop_ends_in_the_same_bits(run, data, runs, 
 
 @pytest.mark.parametrize("on", ["pairs", "all_pairs"])
 def test_a_grid_of_one_takes_the_same_steps(data, on, request):
-    if on == "all_pairs" and not request.config.getoption("optimised"):
-        pytest.skip("only XLA's optimisations give both programs the same sums (--optimised)")
+    # Without XLA's optimisations the two programs add up in another order.
+    rtol, atol = (0, 0) if request.config.getoption("optimised") else (1e-5, 1e-7)
     objective = train.objective("contrastive", on=on, margin=1.2)
     parts = loop.assemble(MODEL, data, objective, steps=STEPS, batch_size=12)
     source = train.Source(*data.train, index_by_class(data.train.classes))
@@ -155,8 +155,9 @@ def test_a_grid_of_one_takes_the_same_steps(data, on, request):
     (window,) = grid.train_grid(
         made, lambda _: first, jax.device_put(source, made.shared), [given], steps=4, window=4
     )
-    _assert_same(window.state(0), placed.fetch(state))
-    np.testing.assert_array_equal(window.metrics["loss"][0], losses_of)
+    close = partial(np.testing.assert_allclose, rtol=rtol, atol=atol)
+    jax.tree.map(close, window.state(0), placed.fetch(state))
+    close(window.metrics["loss"][0], losses_of)
 
 
 def _linear(params, images):
