@@ -128,8 +128,8 @@ def test_killed_and_resumed_is_uninterrupted(config, tmp_path):
         process.wait()
     assert not (tmp_path / "killed" / "results.json").exists()
     # With its own options, of which none is repeated.
-    resumed = ["--resume", "killed", "--runs", str(tmp_path)]
-    train.main(command_line.parse(train.Config, "experiments.train", "x", resumed))
+    resumed = [*command[:3], "--resume", "killed", "--runs", str(tmp_path)]
+    subprocess.run(resumed, cwd=ROOT, env=environment, check=True)
 
     jax.tree.map(np.testing.assert_array_equal, _params(tmp_path / "killed"), _params(whole))
     metrics = [

@@ -8,6 +8,7 @@ time. Where it can not be written, images are decoded at every start.
 """
 
 import contextlib
+import io
 import json
 import os
 import uuid
@@ -87,10 +88,13 @@ def write(folder: Path, source: dict[str, Any] | None, decoded: Decoded) -> None
     }
     path = _path(folder, source["image_size"])
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
+    # In memory first: an archive that fails half way complains once more when it is deleted.
+    content = io.BytesIO()
+    np.savez(content, **arrays)
     with contextlib.suppress(OSError):
         try:
             with part.open("xb") as file:
-                np.savez(file, **arrays)
+                file.write(content.getbuffer())
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

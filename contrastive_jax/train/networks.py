@@ -208,6 +208,8 @@ def embed(
         raise ValueError("no images to embed")
     batch_size = min(batch_size, len(images))
     call = jax.jit(encode)
+    # To the device once, and not with every batch.
+    weights = jax.tree.map(jnp.array, weights)
     padding = -len(images) % batch_size
     parts = []
     for begin in range(0, len(images), batch_size):
