@@ -74,11 +74,19 @@ def dense_whatever_tile(request):
     if not request.config.getoption("dense"):
         yield
         return
-    from contrastive_jax import all_pairs
+    from contrastive_jax import anchors
+    from contrastive_jax._engine import engines
 
-    is_dense = all_pairs._is_dense
+    select = engines.select_engine
+
+    def without_tile(problem, method):
+        task = problem.task
+        task = task._replace(numerics=task.numerics._replace(tile=None))
+        return select(problem._replace(task=task), method)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(all_pairs, "_is_dense", lambda task, x, y, tile: is_dense(task, x, y, None))
+        for module in (engines, anchors):
+            patch.setattr(module, "select_engine", without_tile)
         yield
 
 
