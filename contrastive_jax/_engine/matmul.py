@@ -14,7 +14,7 @@ from contrastive_jax import distances
 
 
 class Product(NamedTuple):
-    """How a distance follows from a product of points."""
+    """The formula by which a distance follows from a product of points."""
 
     points: Callable[..., jax.Array] | None
     """Maps vectors `[N, D]` and the parameters of the distance to points `[N, E]`; None if the

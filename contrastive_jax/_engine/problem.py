@@ -50,7 +50,7 @@ class Task(NamedTuple):
     """Function of two vectors and the parameters of the distance; two functions if the distance
     depends on the order, one for each."""
     product: Product | None
-    """How the distance follows from a product; None where it does not."""
+    """The formula of the distance from a product; None where it does not follow from one."""
     by_label: bool
     """True if positive and negative pairs are summed separately."""
     active: bool

@@ -17,7 +17,7 @@ _BATCH = 256
 
 
 class Agreement(NamedTuple):
-    """How closely an artefact gives the embeddings of the encoder."""
+    """The agreement of the embeddings of an artefact with those of the encoder."""
 
     images: int
     largest_difference: float

@@ -66,7 +66,7 @@ class Run:
     image_shape: tuple[int, ...]
     """`(H, W, C)` of one image."""
     image_dtype: str
-    """Of the images of the data set; pixels are given as they were there."""
+    """The dtype of images, whose pixels are given as they are in the data set."""
     class_names: tuple[str, ...]
     distance: Callable[[jax.Array, jax.Array], jax.Array]
     """Between two embeddings."""
@@ -76,7 +76,7 @@ class Run:
     calibration: Calibration
     """From distances to probabilities, fitted on pairs of validation."""
     folder: Path | None = None
-    """Where the run is stored."""
+    """The folder in which the run is stored."""
 
     def embed(self, images: ArrayLike, *, batch_size: int = 500) -> np.ndarray:
         """Embeds images.
