@@ -120,7 +120,8 @@ def main(config: Config) -> Path:
         free |= _changed(config)
     settled = options.settled(config, devices)
     data = options.load_data(config)
-    objective = options.objective_of(config, settled)
+    # The margin was checked above, before data was read: `fit` need not warn of it again.
+    objective = options.objective_of(config, settled)._replace(bounded=False)
     run = train.fit(
         options.model_of(config, settled),
         data,
