@@ -188,9 +188,12 @@ def assemble(
       32640
     """
     check_seed(seed)
-    encoder = network(model, data.train.images.shape[1:], seed)
-    if weights is not None:
-        encoder = encoder._replace(weights=weights)
+
+    def encoder_of(seed: int) -> Network:
+        made = network(model, data.train.images.shape[1:], seed)
+        return made if weights is None else made._replace(weights=weights)
+
+    encoder = encoder_of(seed)
     check_images(
         encoder,
         train=data.train.images,
@@ -230,10 +233,9 @@ def assemble(
         max_age=max_age,
     )
 
-    def init(seed: int) -> TrainState:
-        own = network(model, data.train.images.shape[1:], seed)
-        own = own if weights is None else own._replace(weights=weights)
-        return init_state(own, optimizer, init_loss(objective, seed), memory=bank)
+    def init(own_seed: int) -> TrainState:
+        own = encoder if own_seed == seed else encoder_of(own_seed)
+        return init_state(own, optimizer, init_loss(objective, own_seed), memory=bank)
 
     if objective.separable:
         pairs, rest = divmod(batch_size, 2)
