@@ -321,7 +321,7 @@ def prepare(group: Group, data: Dataset, devices: Sequence[jax.Device]) -> Prepa
     return Prepared(
         assembled,
         objectives[0].distance,
-        Source(*data.train, index),
+        Source(data.train.images, data.train.classes, index),
         [
             Hyperparameters(config.seed, dict(objective.hyperparameters))
             for config, objective in zip(group.configs, objectives, strict=True)

@@ -232,7 +232,9 @@ def _trainer(config: Config, name: str, data: Dataset) -> Callable[..., Any]:
         augment=augmentation(config.dataset not in ("digits", "mnist"), 1),
     )
     placed = training.parallel(parts.drawn, "shard_map", jax.devices()[:1])
-    source = placed.replicate(training.Source(*data.train, index_by_class(data.train.classes)))
+    source = placed.replicate(
+        training.Source(data.train.images, data.train.classes, index_by_class(data.train.classes))
+    )
 
     def train(setting: dict[str, Any], seed: int) -> Any:
         chosen = training.objective(name, **setting["options"])

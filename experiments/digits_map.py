@@ -84,7 +84,9 @@ def embed_before_and_after(data: Dataset, steps: int, seed: int) -> tuple[Array,
     step = training.make_step(encoder, optimizer, objective)
     step = training.draws_classes(step, classes=10, examples=12)
     device = training.parallel(step, "shard_map", jax.devices()[:1])
-    source = training.Source(*data.train, index_by_class(data.train.classes))
+    source = training.Source(
+        data.train.images, data.train.classes, index_by_class(data.train.classes)
+    )
     source, hyperparameters = device.replicate((source, training.Hyperparameters(seed)))
     state = device.replicate(training.init_state(encoder, optimizer))
     # One window holds all steps, so the loop hands back one state.

@@ -222,7 +222,7 @@ class Trainer(NamedTuple):
         self, prepared: cells.Prepared, state: TrainState, diverged: int | None
     ) -> float:
         """The figure that settings are chosen by; 0, as bad as can be, if a training diverged."""
-        images, classes = self.data.validation
+        images, classes = self.data.validation[:2]
         embeddings = None if diverged else cells.embedded(prepared, state, images)
         if embeddings is None:
             return 0.0

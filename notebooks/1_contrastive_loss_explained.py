@@ -260,7 +260,8 @@ optimizer = train.make_optimizer(3e-3, steps, warmup_steps=steps // 50, weight_d
 objective = train.objective(losses.contrastive, margin=margin)
 step = train.draws_classes(train.make_step(encoder, optimizer, objective), classes=10, examples=12)
 device = train.parallel(step, "shard_map", jax.devices()[:1])
-source = device.replicate(train.Source(*digits.train, data.index_by_class(digits.train.classes)))
+images, classes = digits.train.images, digits.train.classes
+source = device.replicate(train.Source(images, classes, data.index_by_class(classes)))
 hyperparameters = device.replicate(train.Hyperparameters(seed=0))
 state = device.replicate(train.init_state(encoder, optimizer))
 

@@ -186,7 +186,8 @@ def train_over_devices(strategy, state, start, stop):
     """Trains from step `start` to `stop` and yields the state and the records of each window."""
     call = train.repeated(step, per_call) if per_call > 1 else step
     placed = train.parallel(call, strategy)
-    source, given = placed.replicate((train.Source(*images.train, index), hyperparameters))
+    source = train.Source(images.train.images, images.train.classes, index)
+    source, given = placed.replicate((source, hyperparameters))
     for state, records in train.windows(
         lambda state: placed.step(state, source, given),
         placed.replicate(state),

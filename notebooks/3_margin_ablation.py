@@ -106,7 +106,8 @@ print(f"{len(cells)} trainings on {len(devices)} devices ({devices[0].platform})
 
 # %%
 digits = data.load("digits")
-source = train.Source(*digits.train, data.index_by_class(digits.train.classes))
+index = data.index_by_class(digits.train.classes)
+source = train.Source(digits.train.images, digits.train.classes, index)
 
 
 def new_encoder(seed):

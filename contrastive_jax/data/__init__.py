@@ -1,6 +1,6 @@
 """Labelled images, and the pairs and batches drawn from them."""
 
-from contrastive_jax.data.datasets import Dataset, Examples, load
+from contrastive_jax.data.datasets import Dataset, Examples, GivenPairs, PairDataset, load
 from contrastive_jax.data.draw import ClassIndex, draw_balanced, draw_pairs, index_by_class
 from contrastive_jax.data.evaluable import check_evaluable
 from contrastive_jax.data.labels import class_numbers
@@ -11,6 +11,8 @@ __all__ = [
     "ClassIndex",
     "Dataset",
     "Examples",
+    "GivenPairs",
+    "PairDataset",
     "check_evaluable",
     "class_numbers",
     "draw_balanced",

@@ -2,9 +2,10 @@
 
 import difflib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +20,22 @@ OWN = ("digits", "fashion_mnist", "mnist", "idx")
 
 
 class Examples(NamedTuple):
-    """Images, `uint8` `[N, H, W, C]`, and their classes, `int32` `[N]`."""
+    """Labelled examples of one split: images or vectors, one class each."""
 
     images: np.ndarray
+    """Images, `uint8` `[N, H, W, C]`, or vectors of another model, `float32` `[N, D]`."""
     classes: np.ndarray
+    """Numbers of the classes, `int32` `[N]`, indices into the names of the data set."""
+    groups: np.ndarray | None = None
+    """Number of the group of each example, such as its camera, session or subject, `int32` `[N]`;
+    None where there are no groups."""
+    queries: np.ndarray | None = None
+    """True for a query and False for an example of the gallery, `[N]`; None where every example is
+    both."""
+    attributes: Mapping[str, np.ndarray] = MappingProxyType({})
+    """Other columns of a table by name, `[N]` each."""
+    sources: np.ndarray | None = None
+    """The path of each example, or its row in a table, as strings `[N]`."""
 
 
 class Dataset(NamedTuple):
@@ -33,6 +46,32 @@ class Dataset(NamedTuple):
     train: Examples
     validation: Examples
     test: Examples
+
+
+class GivenPairs(NamedTuple):
+    """Labelled pairs of one split, as rows of the images of a `PairDataset`."""
+
+    left: np.ndarray
+    """`int32` `[P]`."""
+    right: np.ndarray
+    """`int32` `[P]`."""
+    labels: np.ndarray
+    """0 for a similar pair, 1 for a dissimilar one, `int32` `[P]`."""
+    weights: np.ndarray | None = None
+    """At least 0, `float32` `[P]`; None where all are 1."""
+
+
+class PairDataset(NamedTuple):
+    """Images, or vectors, and the three splits of the given pairs of them."""
+
+    name: str
+    images: np.ndarray
+    """Each image once, `uint8` `[N, H, W, C]`, or vectors, `float32` `[N, D]`."""
+    train: GivenPairs
+    validation: GivenPairs
+    test: GivenPairs
+    sources: np.ndarray | None = None
+    """The path of each image, as strings `[N]`."""
 
 
 def load(

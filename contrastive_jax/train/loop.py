@@ -650,7 +650,7 @@ def _placed(
     if data_on == "device":
         call = repeated(parts.drawn, steps_per_call) if steps_per_call > 1 else parts.drawn
         placed = parallel(call, strategy, devices, check_values=check_values)
-        source = placed.replicate(Source(*data.train, index))
+        source = placed.replicate(Source(data.train.images, data.train.classes, index))
         batches: Iterator[Any] = itertools.repeat(source)
     else:
         placed = parallel(parts.step, strategy, devices, sharded=(1,), check_values=check_values)

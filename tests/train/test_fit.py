@@ -141,7 +141,7 @@ def test_a_grid_of_one_takes_the_same_steps(data, on, request):
     rtol, atol = (0, 0) if request.config.getoption("optimised") else (1e-5, 1e-7)
     objective = train.objective("contrastive", on=on, margin=1.2)
     parts = loop.assemble(MODEL, data, objective, steps=STEPS, batch_size=12)
-    source = train.Source(*data.train, index_by_class(data.train.classes))
+    source = train.Source(data.train.images, data.train.classes, index_by_class(data.train.classes))
     given = train.Hyperparameters(0, dict(objective.hyperparameters))
     device = jax.devices()[:1]
     placed = train.parallel(parts.drawn, "shard_map", device)
