@@ -107,7 +107,7 @@ def main(config: Config) -> Path:
             config.dataset,
             data_dir=config.data_dir,
             tfds_dir=config.tfds_dir,
-            split_classes=split == "unseen classes",
+            split_by="classes" if split == "unseen classes" else "examples",
         )
         for split in SPLITS
     }

@@ -64,15 +64,46 @@ def decode_images(
                 "with --image_size"
             )
         try:
-            image, seen_through = _on_white(_of_8_bits(image))
-            image = image.convert("L" if grey else "RGB")
-            if image_size:
-                image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-            pixels[split][row] = np.asarray(image).reshape(shape)
+            pixels[split][row], seen_through = picture_pixels(
+                image, grey=grey, image_size=image_size
+            )
         except Exception as error:  # Pillow raises SyntaxError, OSError, struct.error and others.
             raise ValueError(_unreadable(split, row, error)) from error
         transparent += seen_through
     return pixels, transparent
+
+
+def picture_pixels(
+    image: Image.Image, *, grey: bool, image_size: int | None
+) -> tuple[np.ndarray, bool]:
+    """Converts one opened picture to pixels of 8 bits.
+
+    Args:
+      image: from `PIL.Image.open`.
+      grey: whether to give one channel, of grey, or three, of colours.
+      image_size: side in pixels to which the picture is scaled; without it the picture keeps its
+        size.
+
+    Returns:
+      Pixels, `uint8` `[H, W, 1 or 3]`, and whether the picture has transparent pixels, which are
+      laid on white.
+
+    Raises:
+      ValueError: if its pixels are not integers of 8 or 16 bits. Damaged pictures raise the errors
+        of Pillow.
+
+    Example:
+      >>> from PIL import Image
+      >>> from contrastive_jax.data.images import picture_pixels
+      >>> pixels, transparent = picture_pixels(Image.new("L", (6, 4)), grey=False, image_size=None)
+      >>> pixels.shape, transparent
+      ((4, 6, 3), False)
+    """
+    image, transparent = _on_white(_of_8_bits(image))
+    image = image.convert("L" if grey else "RGB")
+    if image_size:
+        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(image.height, image.width, -1), transparent
 
 
 def _opened(contents: Mapping[str, Sequence[bytes]], split: str, row: int) -> Image.Image:
