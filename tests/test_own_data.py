@@ -1,0 +1,87 @@
+"""The command on data of one's own: the same run from every form, its report and its options."""
+
+import json
+
+import chex
+import orbax.checkpoint as ocp
+import pytest
+from own_data import pictures, write_csv, write_folder, write_parquet, write_saved
+
+from experiments import command, evaluate, options, train
+
+TINY = {
+    "encoder": "mlp",
+    "width": 4,
+    "steps": 4,
+    "log_every": 2,
+    "validate_every": 4,
+    "batch_size": 8,
+    "devices": 1,
+    "group": 2,
+    "figures": False,
+}
+
+
+def _params(folder):
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.restore(folder / "checkpoints" / "4" / "default")["params"]
+
+
+def test_a_run_is_the_same_from_every_form(tmp_path, capsys):
+    images = pictures()
+    (tmp_path / "csv").mkdir()
+    paths = [
+        write_folder(tmp_path / "my photos", images),
+        write_csv(tmp_path / "csv" / "table.csv", images),
+        write_parquet(tmp_path / "table.parquet", images),
+        write_saved(tmp_path / "saved", images),
+    ]
+    folders = []
+    for path in paths:
+        folders.append(train.main(train.Config(data=path, runs=tmp_path / "runs", **TINY)))
+        assert capsys.readouterr().out.startswith(f"{path.stem}: a ")
+    assert [folder.name for folder in folders] == [
+        "my-photos-mlp-1",
+        "table-mlp-1",
+        "table-mlp-2",
+        "saved-mlp-1",
+    ]
+    first = _params(folders[0])
+    for folder in folders[1:]:
+        chex.assert_trees_all_equal(_params(folder), first)
+    config = json.loads((folders[0] / "config.json").read_text())
+    assert config["data"] == str(paths[0])
+    assert config["dataset"] is None
+    # What a run was trained on is found again.
+    again = evaluate.with_data_of_run(evaluate.Config(run=folders[0]))
+    assert (again.data, again.dataset) == (paths[0], None)
+    resumed = train.main(
+        train.Config(data=paths[0], runs=tmp_path / "runs", resume="my-photos-mlp-1", **TINY)
+    )
+    assert resumed == folders[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "x", "--dataset", "digits"], "--data and --dataset exclude each other"),
+        (["--dataset", "./x"], "--dataset takes the name of a data set, got the path"),
+        (["--data", "x", "--data_dir", "y"], "--data_dir has no effect with --data"),
+        (["--data", "x", "--tfds_dir", "."], "--tfds_dir has no effect with --data"),
+        (["--on_bad_input", "skip"], "--on_bad_input is of data of your own"),
+        (["--similar_label", "1"], "--similar_label is of pairs of your own"),
+        (["--data", "absent"], "there is no file or folder .*absent"),
+    ],
+)
+def test_options_of_data_are_checked(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        train.main(command.parse(train.Config, "experiments.train", "Trains.", arguments))
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("a b/ü (1).csv", "1"), ("...", "data"), ("x/photos", "photos")]
+)
+def test_runs_are_named_after_the_file(path, name, tmp_path):
+    assert options.data_name(options.Data(data=tmp_path / path)) == name
