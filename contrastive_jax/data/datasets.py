@@ -124,7 +124,7 @@ def load(
       seed: of that choice, in [0, 2^32).
 
     Returns:
-      The data set, in memory: a `Dataset`, or a `PairDataset` if a table has pairs.
+      The data set, in memory, which is a `PairDataset` if a table has pairs.
 
     Raises:
       FileNotFoundError: if IDX files are missing, or there is no file of that path.
