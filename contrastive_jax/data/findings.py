@@ -15,8 +15,9 @@ class Finding(NamedTuple):
     """One thing to know about the data, how often it occurs, and where first."""
 
     text: str
-    """A phrase that follows the number, such as `classes have one example`."""
+    """A phrase that names it, such as `classes of one example`."""
     number: int
+    """How often it occurs."""
     first: tuple[str, ...] = ()
     """The first files, rows, classes or groups."""
     warns: bool = True
@@ -61,16 +62,16 @@ def finding(
     """Returns a list of one finding, or of none if it occurs nowhere.
 
     Args:
-      text: a phrase that follows the number.
+      text: a phrase that names it.
       where: all files, rows, classes or groups; the first three are stored.
       number: of occurrences; by default the length of `where`.
       warns: whether it may spoil a training.
 
     Example:
       >>> from contrastive_jax.data.findings import finding
-      >>> finding("classes have one example", [])
+      >>> finding("classes of one example", [])
       []
-      >>> finding("classes have one example", ["cat", "dog"])[0].number
+      >>> finding("classes of one example", ["cat", "dog"])[0].number
       2
     """
     number = len(where) if number is None else number
@@ -82,11 +83,11 @@ def message(one: Finding) -> str:
 
     Example:
       >>> from contrastive_jax.data.findings import Finding, message
-      >>> message(Finding("classes have one example", 4, ("cat", "dog", "emu")))
-      '4 classes have one example: cat, dog, emu, ...'
+      >>> message(Finding("classes of one example", 4, ("cat", "dog", "emu")))
+      'classes of one example: 4 (cat, dog, emu, ...)'
     """
     more = ", ..." if one.number > len(one.first) else ""
-    return f"{one.number:,} {one.text}" + (f": {', '.join(one.first)}{more}" if one.first else "")
+    return f"{one.text}: {one.number:,}" + (f" ({', '.join(one.first)}{more})" if one.first else "")
 
 
 def count_splits(data: Dataset | PairDataset) -> tuple[SplitCounts, ...]:

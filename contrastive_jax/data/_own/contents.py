@@ -94,7 +94,7 @@ def _vectors(items: np.ndarray, sources: Sequence[str], where: str, on_bad_input
             f"{shown}; mend or remove them, or leave them out with --on_bad_input skip"
         )
     rows = np.flatnonzero(finite)
-    text = "vectors are not finite and are left out"
+    text = "vectors that are not finite, which are left out"
     return Contents(
         vectors[rows],
         rows,

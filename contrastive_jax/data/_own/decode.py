@@ -89,7 +89,7 @@ def decode(
     names = [sources[k] for k in rows]
     findings = _findings(used, names, grey=grey, side=side, given=image_size is not None)
     findings += finding(
-        "images have transparent pixels and are laid on white",
+        "images with transparent pixels, which are laid on white",
         laid_on_white,
         warns=False,
     )
@@ -99,7 +99,7 @@ def decode(
         [one.digest for one in used],
         _text(shape, shapes, side),
         finding(
-            "images can not be read and are left out",
+            "images that can not be read, which are left out",
             [f"{sources[k]} ({reason})" for k, reason in sorted(bad.items())],
         )
         + findings,
@@ -122,24 +122,24 @@ def _findings(
     shapes = {(one.height, one.width) for one in headers}
     return [
         *finding(
-            f"sizes of images occur; all are scaled to {side} x {side}"
+            f"sizes of images, which are all scaled to {side} x {side}"
             + ("" if given else " (--image_size takes another side)"),
             [f"{height} x {width}" for height, width in sorted(shapes)],
             number=len(shapes) if len(shapes) > 1 else 0,
             warns=False,
         ),
         *finding(
-            "grey images become RGB, as others have colours",
+            "grey images, which become RGB as others have colours",
             [] if grey else [n for n, h in zip(names, headers, strict=True) if _is_grey(h.mode)],
             warns=False,
         ),
         *finding(
-            "images have 16 bits and are scaled to 8",
+            "images of 16 bits, which are scaled to 8",
             [n for n, h in zip(names, headers, strict=True) if h.mode.startswith("I")],
             warns=False,
         ),
         *finding(
-            "images are turned as their camera says (EXIF orientation)",
+            "images that are turned as their camera says (EXIF orientation)",
             [n for n, h in zip(names, headers, strict=True) if h.turned],
             warns=False,
         ),

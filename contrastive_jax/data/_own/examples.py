@@ -24,6 +24,8 @@ class Choices(NamedTuple):
 
 def dataset(rows: Rows, choices: Choices) -> tuple[Dataset, Report]:
     """Makes a data set of rows with labels, and the report of it."""
+    if rows.splits is not None and splits.is_train_alone(rows.splits):
+        rows = rows._replace(splits=None)
     if choices.split_by and rows.splits is not None:
         raise ValueError(
             f"--split {choices.split_by} has no effect on {rows.where}, which has splits of its "
@@ -38,7 +40,7 @@ def dataset(rows: Rows, choices: Choices) -> tuple[Dataset, Report]:
         on_bad_input=choices.on_bad_input,
     )
     # The contents are read, and need not be moved along with the rows.
-    rest = take(labelled._replace(items=contents.rows), contents.rows)
+    rest = take(labelled._replace(items=np.empty(len(labelled.labels))), contents.rows)
     names, classes = numbered(rest.labels, rest.sources, rows.where)
     keys = zip(classes.tolist(), digests_of(contents.array), rest.sources, strict=True)
     order = np.array([k for _, k in sorted((key, k) for k, key in enumerate(keys))])
@@ -94,7 +96,7 @@ def _labelled(rows: Rows) -> tuple[Rows, list[Finding]]:
         return rows, []
     left_out = [rows.sources[k] for k in np.flatnonzero(hidden)]
     return take(rows, np.flatnonzero(~hidden)), finding(
-        "examples without a class are left out", left_out
+        "examples without a class, which are left out", left_out
     )
 
 
@@ -156,7 +158,7 @@ def _queries_of(
 
 def _single(names: tuple[str, ...], classes: np.ndarray) -> list[Finding]:
     single = np.flatnonzero(np.bincount(classes, minlength=len(names)) == 1)
-    text = "classes have one example, which is in no similar pair"
+    text = "classes of one example, which is in no similar pair"
     return finding(text, [names[k] for k in single])
 
 
@@ -186,8 +188,8 @@ def _identical(
                     f"{sources[first]} ({labels[0]}) and {sources[second]} ({labels[1]})"
                 )
     return [
-        *finding("contents are identical in two classes", found["classes"]),
-        *finding("contents are identical in two splits", found["splits"]),
+        *finding("contents that are identical in two classes", found["classes"]),
+        *finding("contents that are identical in two splits", found["splits"]),
     ]
 
 
@@ -196,7 +198,7 @@ def _shared_groups(rows: Rows, groups: np.ndarray | None, parts: splits.Parts) -
         return []
     shared = _in_two(groups, parts)
     first = {int(number): str(rows.groups[k]) for k, number in enumerate(groups)}
-    return finding("groups are in two splits", [first[int(number)] for number in shared])
+    return finding("groups in two splits", [first[int(number)] for number in shared])
 
 
 def _shared_classes(
@@ -205,8 +207,8 @@ def _shared_classes(
     """Says how many classes of test are seen in training."""
     seen = np.intersect1d(classes[parts["train"]], classes[parts["test"]])
     unseen = np.setdiff1d(classes[parts["test"]], seen)
-    text = "classes of test are trained on too"
-    text += f", and {len(unseen):,} are not" if len(unseen) else ""
+    text = "classes of test that are trained on"
+    text += f", beside {len(unseen):,} that are not" if len(unseen) else ""
     return finding(text, [names[k] for k in seen], warns=False)
 
 

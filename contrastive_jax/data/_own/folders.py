@@ -60,9 +60,9 @@ def read_folder(folder: Path) -> Rows:
         relative([path for path, _, _ in images]),
         [name for _, _, name in images] if has_splits else None,
         findings=(
-            *finding("images outside of class folders are left out", relative(outside)),
-            *finding("files that are no images are left out", relative(others), warns=False),
-            *finding("class folders have no images", relative(empty)),
+            *finding("images outside of class folders, which are left out", relative(outside)),
+            *finding("files that are no images, which are left out", relative(others), warns=False),
+            *finding("class folders without images", relative(empty)),
         ),
     )
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contrastive_jax.data._own import pair_tables
+from contrastive_jax.data._own import pair_tables, splits
 from contrastive_jax.data._own.contents import Contents, read_contents
 from contrastive_jax.data._own.examples import Choices
 from contrastive_jax.data._own.pair_splits import split_pairs
@@ -23,6 +23,8 @@ def pair_dataset(
       ValueError: if files are missing, pairs contradict each other, or a split lacks a label.
     """
     rows = pair_tables.read_pairs(table, similar_label)
+    if rows.splits is not None and splits.is_train_alone(rows.splits):
+        rows = rows._replace(splits=None)
     if choices.split_by and rows.splits is not None:
         raise ValueError(
             f"--split {choices.split_by} has no effect on {table.where}, which has a column split: "
@@ -31,8 +33,8 @@ def pair_dataset(
     skip = choices.on_bad_input == "skip"
     findings = [*table.findings]
     for text, remedy, mask in (
-        ("pairs name a file that does not exist", "mend their paths", _missing(rows)),
-        ("pairs contradict each other", "decide on one label", pair_tables.contradictions(rows)),
+        ("name a file that does not exist", "mend their paths", _missing(rows)),
+        ("contradict each other", "decide on one label", pair_tables.contradictions(rows)),
     ):
         rows, more = _checked(rows, mask, text, remedy, table.where, skip=skip)
         findings += more
@@ -52,7 +54,7 @@ def pair_dataset(
     lost = unread[rows.left] | unread[rows.right]
     findings += [
         *contents.findings,
-        *finding("pairs lose an image and are left out", named(rows, lost)),
+        *finding("pairs that lose an image, which are left out", named(rows, lost)),
     ]
     rows = without(rows, lost)
     parts, rule = split_pairs(
@@ -94,10 +96,12 @@ def _checked(
         return rows, []
     names = named(rows, mask)
     if skip and not mask.all():
-        return without(rows, mask), finding(f"{text} and are left out", names)
+        return without(rows, mask), finding(f"pairs that {text}, which are left out", names)
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     other = "" if mask.all() else ", or leave them out with --on_bad_input skip"
-    raise ValueError(f"{len(names):,} of {len(mask):,} {text} in {where}: {shown}; {remedy}{other}")
+    raise ValueError(
+        f"{len(names):,} of {len(mask):,} pairs {text} in {where}: {shown}; {remedy}{other}"
+    )
 
 
 def _missing(rows: PairRows) -> np.ndarray:
@@ -110,7 +114,7 @@ def _identical(rows: PairRows, contents: Contents, used: np.ndarray) -> list[Fin
     digests = np.zeros(len(rows.sources), "S32")
     digests[used[contents.rows]] = [digest.hex().encode() for digest in contents.digests]
     same = (digests[rows.left] == digests[rows.right]) & (rows.left != rows.right)
-    text = "dissimilar pairs are of two files with identical contents"
+    text = "dissimilar pairs of two files with identical contents"
     return finding(text, named(rows, same & (rows.labels == 1)))
 
 
@@ -118,4 +122,4 @@ def _shared_images(rows: PairRows, parts: dict[str, np.ndarray]) -> list[Finding
     images = [np.union1d(rows.left[chosen], rows.right[chosen]) for chosen in parts.values()]
     values, count = np.unique(np.concatenate(images), return_counts=True)
     shared = [rows.sources[k] for k in values[count > 1]]
-    return finding("images are in pairs of two splits", shared)
+    return finding("images in pairs of two splits", shared)

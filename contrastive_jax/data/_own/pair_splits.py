@@ -26,11 +26,6 @@ def split_pairs(
     if rows.splits is not None:
         parts = splits.given(rows.splits, where)
         rule = f"as given ({', '.join(parts)})"
-        if len(parts) == 1:
-            raise ValueError(
-                f"train is the only split of {where}; name pairs of validation and test, or leave "
-                "the column split out to have them made"
-            )
         if len(parts) == 2:
             train, held = hold_out(rows.labels[parts["train"]], fraction, seed=seed)
             rule += f", and {fraction:.0%} of the pairs of train held out as validation"

@@ -183,12 +183,12 @@ def pair_findings(rows: PairRows) -> list[Finding]:
     repeated[first] = False
     return [
         *finding(
-            "dissimilar pairs are of images that similar pairs connect (A like B, B like C, A "
+            "dissimilar pairs of images that similar pairs connect (A like B, B like C, A "
             "unlike C)",
             named(rows, inferred),
         ),
-        *finding("pairs occur again", named(rows, repeated), warns=False),
-        *finding("pairs are of an image and itself", named(rows, low == high)),
+        *finding("pairs that occur again", named(rows, repeated), warns=False),
+        *finding("pairs of an image and itself", named(rows, low == high)),
     ]
 
 

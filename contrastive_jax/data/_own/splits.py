@@ -40,6 +40,11 @@ def given(values: Sequence[Any], where: str) -> Parts:
     return {split: rows for split, rows in parts.items() if len(rows)}
 
 
+def is_train_alone(values: Sequence[Any]) -> bool:
+    """Tells whether every row is of train, so that there is nothing to evaluate on."""
+    return all(split_name(value) == "train" for value in values)
+
+
 def completed(
     parts: Parts, classes: np.ndarray, groups: np.ndarray | None, fraction: float, seed: int
 ) -> tuple[Parts, str]:
@@ -51,11 +56,6 @@ def completed(
     rule = f"as given ({', '.join(parts)})"
     if len(parts) == 3:
         return parts, rule
-    if len(parts) == 1:
-        raise ValueError(
-            "train is the only split, and validation and test are missing; name rows of both, or "
-            "leave the splits out to have them made"
-        )
     test = parts.get("test", parts.get("validation"))
     assert test is not None
     train = parts["train"]

@@ -293,7 +293,7 @@ def _attributes(columns: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[Fi
             left_out.append(name)
         else:
             attributes[name] = array
-    text = "columns are neither numbers nor strings and are left out"
+    text = "columns of neither numbers nor strings, which are left out"
     return attributes, finding(text, left_out, warns=False)
 
 
