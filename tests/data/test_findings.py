@@ -31,8 +31,8 @@ def test_a_report_is_one_table(folder):
         "train             12        3       4       4             18                48",
         "validation         6        3       2       2              3                12",
         "test               6        3       2       2              3                12",
-        "splits: 10% of every class for validation and 20% for test (chosen; --split classes for "
-        "the other way)",
+        "splits: 10% of every class for validation and 20% for test (--split examples, chosen by "
+        "the sizes of classes)",
         "note: classes of test that are trained on: 3 (cat, dog, emu)",
     ]
 
@@ -96,8 +96,8 @@ def test_classes_never_seen_in_training_are_said(tmp_path):
     )
     _, report = load_with_report(path)
     assert report.split_rule == (
-        "10% of the classes for validation and 20% for test, never seen in training (chosen; "
-        "--split examples for the other way)"
+        "10% of the classes for validation and 20% for test, never seen in training (--split "
+        "classes, chosen by the sizes of classes)"
     )
     assert report.findings == ()
 

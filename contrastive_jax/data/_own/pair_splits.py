@@ -46,11 +46,11 @@ def _made(
     _check_labels(rows.labels, where)
     shares = {"test": 2 * fraction, "validation": fraction}
     share = f"{fraction:.0%} of the pairs for validation and {2 * fraction:.0%} for test; "
-    chosen = "" if split_by else " (chosen; --split {} for the other way)"
+    chosen = ", chosen by the images that pairs share" if split_by is None else ""
     if split_by != "examples":
         parts = _by_image(rows, shares, seed)
         if parts is not None:
-            return parts, share + _RULES["classes"] + chosen.format("examples")
+            return parts, f"{share}{_RULES['classes']} (--split classes{chosen})"
         if split_by == "classes":
             raise ValueError(
                 f"the pairs of {where} connect so many images that they can not be split without "
@@ -61,8 +61,7 @@ def _made(
         stay, held = hold_out(rows.labels[left], part, seed=seed)
         parts[split] = left[held]
         left = left[stay]
-    remedy = " (chosen, as too few groups of images are apart)" if split_by is None else ""
-    return {"train": left, **parts}, share + _RULES["examples"] + remedy
+    return {"train": left, **parts}, f"{share}{_RULES['examples']} (--split examples{chosen})"
 
 
 def _by_image(rows: PairRows, shares: dict[str, float], seed: int) -> splits.Parts | None:
@@ -83,9 +82,9 @@ def _by_image(rows: PairRows, shares: dict[str, float], seed: int) -> splits.Par
     # A component that holds most of the pairs would leave too few to train on.
     if len(parts["train"]) < len(names) / 2:
         return None
-    return (
-        parts if all(len({*rows.labels[part].tolist()}) == 2 for part in parts.values()) else None
-    )
+    # Test is evaluated at two pairs of each label at least.
+    counts = [np.bincount(rows.labels[part], minlength=2).min() for part in parts.values()]
+    return parts if min(counts) >= 2 else None
 
 
 def _check_labels(labels: np.ndarray, where: str) -> None:

@@ -111,8 +111,7 @@ def _rule(by: str, fraction: float, grouped: bool, *, chosen: bool) -> str:
         else f"{fraction:.0%} of every class for validation and {2 * fraction:.0%} for test"
     )
     text += ", without dividing a group" if grouped else ""
-    other = "examples" if by == "classes" else "classes"
-    return text + (f" (chosen; --split {other} for the other way)" if chosen else "")
+    return f"{text} (--split {by}{', chosen by the sizes of classes' if chosen else ''})"
 
 
 def _too_few(split_by: str | None, sizes: np.ndarray, groups: np.ndarray | None) -> str:
