@@ -1,13 +1,18 @@
 """The command on data of one's own: the same run from every form, its report and its options."""
 
 import json
+from types import SimpleNamespace
 
 import chex
+import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from own_data import pictures, write_csv, write_folder, write_parquet, write_saved
+from PIL import Image
 
+from contrastive_jax.data import load
 from experiments import command, evaluate, options, train
+from experiments import pictures as pictures_of_run
 
 TINY = {
     "encoder": "mlp",
@@ -78,6 +83,29 @@ def test_options_of_data_are_checked(arguments, words, tmp_path, monkeypatch):
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         train.main(command.parse(train.Config, "experiments.train", "Trains.", arguments))
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("size", [None, 5])
+def test_pictures_of_a_run_are_read_as_those_it_was_trained_on(size, tmp_path):
+    folder = tmp_path / "photos"
+    generator = np.random.default_rng(0)
+    for k in range(24):
+        (folder / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        values = generator.integers(0, 2**16, (8, 12)).astype(np.uint16)
+        colours = generator.integers(0, 256, (200, 300, 3), np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image = Image.fromarray(colours) if size else Image.fromarray(values)
+        kind = "jpeg" if size else "png"
+        image.save(folder / "ab"[k % 2] / f"{k}.{kind}", exif=exif)
+    data = load(folder, image_size=size).test
+    run = SimpleNamespace(image_shape=data.images.shape[1:], image_dtype="uint8")
+    assert run.image_shape == ((5, 5, 3) if size else (12, 8, 1))
+    paths = [folder / source for source in data.sources]
+    np.testing.assert_array_equal(pictures_of_run.read(paths, run), data.images)
+    (folder / "a" / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"text.png can not be read as a picture: it is none"):
+        pictures_of_run.read([folder / "a" / "text.png"], run)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Parallel decoding of images in files or bytes, with those that can not be read named."""
 
 import hashlib
-import io
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,11 +14,11 @@ from contrastive_jax._extras import needs
 from contrastive_jax.data._own.contents import Contents
 from contrastive_jax.data._own.rows import Item
 from contrastive_jax.data.findings import Finding, finding
-from contrastive_jax.data.images import picture_pixels
+from contrastive_jax.data.images import open_picture, read_picture
 from contrastive_jax.data.sizes import check_fits
 
 with needs("train", __name__):
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
     from tqdm import tqdm
 
 _LARGEST_DEFAULT = 64
@@ -65,7 +64,8 @@ def decode(
     shapes = {(one.height, one.width) for one in headers.values()}
     grey = all(_is_grey(one.mode) for one in headers.values())
     side = image_size or (_default_side(headers.values()) if len(shapes) > 1 else None)
-    shape = (*((side, side) if side else min(shapes)), 1 if grey else 3)
+    size = (side, side) if side else None
+    shape = (*(size or min(shapes)), 1 if grey else 3)
     check_fits(
         len(rows) * int(np.prod(shape)),
         f"{len(rows):,} images of {shape[0]} x {shape[1]} pixels",
@@ -74,7 +74,8 @@ def decode(
     images = np.empty((len(rows), *shape), np.uint8)
 
     def store(position: int) -> bool:
-        images[position], transparent = _pixels(items[rows[position]], grey, side)
+        content = _content(items[rows[position]])
+        images[position], transparent = read_picture(content, grey=grey, size=size)
         return transparent
 
     transparent, broken = _split_bad(_each(store, len(rows), where))
@@ -214,37 +215,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _content(item: Item) -> bytes:
-    content = item if isinstance(item, bytes) else item.read_bytes()
-    if not content:
-        raise ValueError("it is empty")
-    return content
-
-
-def _opened(content: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(content))
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit and image.width * image.height > limit:
-        raise ValueError(
-            f"its {image.width} x {image.height} pixels are more than Pillow's limit of "
-            f"{limit:,}, which guards against decompression bombs"
-        )
-    return image
+    return item if isinstance(item, bytes) else item.read_bytes()
 
 
 def _header(item: Item) -> Header:
     content = _content(item)
-    image = _opened(content)
+    image = open_picture(content)
     orientation = image.getexif().get(_ORIENTATION, 1)
     height, width = image.height, image.width
     if orientation in (5, 6, 7, 8):
         height, width = width, height
     digest = hashlib.blake2b(content, digest_size=16).digest()
     return Header(height, width, image.mode, orientation in range(2, 9), digest)
-
-
-def _pixels(item: Item, grey: bool, side: int | None) -> tuple[np.ndarray, bool]:
-    image = _opened(_content(item))
-    if side:
-        # A JPEG is decoded at a fraction of its size, still twice as large as what is made of it.
-        image.draft(None, (2 * side, 2 * side))
-    return picture_pixels(ImageOps.exif_transpose(image), grey=grey, image_size=side)
