@@ -159,35 +159,53 @@ def load(
         )
         own.warn(report)
         return data
+    if split_by not in (None, "classes", "examples"):
+        raise ValueError(f"split_by must be classes or examples, got {split_by!r}")
     if similar_label is not None or on_bad_input != "error":
         raise ValueError(
             "similar_label and on_bad_input are of data of one's own, and have no effect on the "
             f"data set {source}: leave them out"
         )
-    check_seed(seed)
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"--image_size must be at least 1 pixel, got {image_size}")
-    decoded = _named(
+    return _load_by_name(
         source,
         _expanded("--data_dir", data_dir),
         _expanded("--tfds_dir", tfds_dir),
         image_size,
+        split_by == "classes",
+        validation_fraction,
+        seed,
     )
+
+
+def _load_by_name(
+    name: str,
+    data_dir: Path | None,
+    tfds_dir: Path | None,
+    image_size: int | None,
+    split_classes: bool,
+    validation_fraction: float,
+    seed: int,
+) -> Dataset:
+    """Loads a data set by its name."""
+    check_seed(seed)
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"--image_size must be at least 1 pixel, got {image_size}")
+    decoded = _named(name, data_dir, tfds_dir, image_size)
     for note in decoded.notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)
     parts = {
         split: Examples(images, decoded.classes[split]) for split, images in decoded.images.items()
     }
     train, validation, test = _three(parts, validation_fraction, seed)
-    if split_by == "classes":
+    if split_classes:
         seen = seen_classes(len(decoded.class_names))
         train = _rows(train, seen[train.classes])
         validation = _rows(validation, seen[validation.classes])
         test = _rows(test, ~seen[test.classes])
-    data = Dataset(source, decoded.class_names, train, validation, test)
+    data = Dataset(name, decoded.class_names, train, validation, test)
     for split in ("train", "validation", "test"):
         if len(getattr(data, split).classes) == 0:
-            raise ValueError(f"{source} has no {split} examples left")
+            raise ValueError(f"{name} has no {split} examples left")
     return data
 
 

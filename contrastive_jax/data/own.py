@@ -121,7 +121,8 @@ def from_arrays(
 
     Args:
       images: `uint8` `[N, H, W]` or `[N, H, W, C]`, or vectors `[N, D]`.
-      classes: integers, strings or booleans, `[N]`; -1 and empty strings are left out.
+      classes: integers, strings or booleans, `[N]`; examples of class -1, of an empty string or
+        of a masked entry are left out.
       splits: `train`, `validation` or `test` for each, `[N]`.
       groups: names or numbers of groups, `[N]`, which are never divided between splits.
       roles: `query` or `gallery` for each, `[N]`.
@@ -166,7 +167,7 @@ def from_arrays(
         f"arrays of {'vectors' if array.ndim == 2 else 'images'}",
         name,
         array,
-        given["classes"].tolist(),
+        np.ma.asarray(classes).tolist(),  # None where a class is masked
         [f"row {k}" for k in range(len(array))],
         splits=optional["splits"],
         groups=optional["groups"],

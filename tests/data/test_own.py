@@ -247,6 +247,9 @@ def test_hidden_labels_are_left_out():
         UserWarning, match=r"examples without a class, which are left out: 6 \(row 24, row 25"
     ):
         data = from_arrays(vectors, np.repeat([0, 1, -1], [12, 12, 6]))
+    masked = np.ma.masked_equal(np.repeat([0, 1, 5], [12, 12, 6]), 5)
+    with pytest.warns(UserWarning, match="without a class"):
+        assert_same(from_arrays(vectors, masked), data)
     assert data.class_names == ("0", "1")
     assert sum(len(part.classes) for part in data[2:]) == 24
 
@@ -372,6 +375,16 @@ def test_images_of_two_sizes_are_scaled_and_said(tmp_path):
     data, report = load_with_report(tmp_path / "photos", image_size=9)
     assert data.train.images.shape[1:] == (9, 9, 3)
     assert "sizes of images, which are all scaled to 9 x 9: 2 (6 x 6, 20 x 20)" in as_text(report)
+
+
+def test_large_images_are_kept_and_warned_of(tmp_path):
+    for k in range(24):
+        folder = tmp_path / "photos" / "ab"[k % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (160, 130), k).save(folder / f"{k}.png")
+    with pytest.warns(UserWarning, match=r"images of more than 128 pixels a side, .*: 24 \(a/0"):
+        assert load(tmp_path / "photos").train.images.shape[1:] == (130, 160, 1)
+    assert load(tmp_path / "photos", image_size=9).train.images.shape[1:] == (9, 9, 1)
 
 
 def test_photos_are_turned_as_the_camera_says(tmp_path):

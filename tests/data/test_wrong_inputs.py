@@ -556,3 +556,5 @@ def test_wrong_arguments_are_refused(options, words, tmp_path):
 def test_arguments_of_ones_own_data_are_not_of_named_sets():
     with pytest.raises(ValueError, match="have no effect on the data set digits: leave them out"):
         load("digits", on_bad_input="skip")
+    with pytest.raises(ValueError, match="split_by must be classes or examples, got 'class'"):
+        load("digits", split_by="class")

@@ -24,6 +24,8 @@ with needs("train", __name__):
 _LARGEST_DEFAULT = 64
 # A progress bar for fewer images would be gone before it is read.
 _WITH_A_BAR = 1000
+# A convolutional network trains for hours on larger images.
+_LARGE = 128
 _GREY = ("1", "L", "LA", "La", "I", "F")
 _ORIENTATION = 0x0112
 T = TypeVar("T")
@@ -130,6 +132,11 @@ def _findings(
             warns=False,
         ),
         *finding(
+            f"images of more than {_LARGE} pixels a side, which train slowly (--image_size scales "
+            "them)",
+            [] if side or min(min(shapes)) <= _LARGE else names,
+        ),
+        *finding(
             "grey images, which become RGB as others have colours",
             [] if grey else [n for n, h in zip(names, headers, strict=True) if _is_grey(h.mode)],
             warns=False,
@@ -171,8 +178,13 @@ def _each(function: Callable[[int], T], count: int, title: str) -> list[T | Exce
     # None shows a bar on a terminal alone.
     hidden = None if count >= _WITH_A_BAR else True
     with _quiet(), ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        results = pool.map(attempt, range(count))
-        return list(tqdm(results, title, total=count, unit="image", disable=hidden, leave=False))
+        try:
+            results = pool.map(attempt, range(count))
+            bar = tqdm(results, title, total=count, unit="image", disable=hidden, leave=False)
+            return list(bar)
+        except BaseException:  # Ctrl-C leaves at once
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _split_bad(results: list[Any]) -> tuple[dict[int, Any], dict[int, str]]:

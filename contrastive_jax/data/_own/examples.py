@@ -85,11 +85,10 @@ def _labelled(rows: Rows) -> tuple[Rows, list[Finding]]:
     """Leaves out the rows whose label is hidden."""
     if not rows.labels:
         raise ValueError(f"{rows.where} has no examples")
-    _, numbers = numbered(rows.labels, rows.sources, rows.where)
-    hidden = numbers < 0
+    hidden = numbered(rows.labels, rows.sources, rows.where)[1] < 0
     if hidden.all():
         raise ValueError(
-            f"{rows.where} has no example with a class: all {len(numbers):,} are empty or -1; name "
+            f"{rows.where} has no example with a class: all {len(hidden):,} are empty or -1; name "
             "the class of each"
         )
     if not hidden.any():
@@ -105,18 +104,18 @@ def _split(
 ) -> tuple[splits.Parts, str]:
     fraction, seed = choices.validation_fraction, choices.seed
     if rows.splits is None:
-        return splits.made(classes, groups, choices.split_by, fraction, seed)
-    given = splits.given(rows.splits, rows.where)
-    return splits.completed(given, classes, groups, fraction, seed)
+        return splits.make_splits(classes, groups, choices.split_by, fraction, seed)
+    given = splits.given_splits(rows.splits, rows.where)
+    return splits.complete_splits(given, classes, groups, fraction, seed)
 
 
 def _group_numbers(groups: list[Any]) -> np.ndarray:
     """Numbers groups in the order of their names; a row without one is a group of its own."""
     missing = np.array([is_missing(value) for value in groups])
-    names, numbers = np.unique([str(value) for value in groups], return_inverse=True)
-    numbers = numbers.astype(np.int64)
-    numbers[missing] = len(names) + np.arange(missing.sum())
-    return numbers
+    names, indices = np.unique([str(value) for value in groups], return_inverse=True)
+    indices = indices.astype(np.int64)
+    indices[missing] = len(names) + np.arange(missing.sum())
+    return indices
 
 
 def _queries(rows: Rows) -> list[bool | None] | None:
@@ -176,7 +175,7 @@ def _identical(
     copies = defaultdict(list)
     for row, digest in enumerate(digests):
         copies[digest].append(row)
-    found: dict[str, list[str]] = {"classes": [], "splits": []}
+    shared: dict[str, list[str]] = {"classes": [], "splits": []}
     for rows in copies.values():
         if len(rows) == 1:
             continue
@@ -184,12 +183,12 @@ def _identical(
             if len({*values[rows].tolist()}) > 1:
                 first, second = rows[0], next(k for k in rows if values[k] != values[rows[0]])
                 labels = [names[v] if by == "classes" else v for v in values[[first, second]]]
-                found[by].append(
+                shared[by].append(
                     f"{sources[first]} ({labels[0]}) and {sources[second]} ({labels[1]})"
                 )
     return [
-        *finding("contents that are identical in two classes", found["classes"]),
-        *finding("contents that are identical in two splits", found["splits"]),
+        *finding("contents that are identical in two classes", shared["classes"]),
+        *finding("contents that are identical in two splits", shared["splits"]),
     ]
 
 

@@ -24,7 +24,7 @@ def split_pairs(
       ValueError: if a split has no similar or no dissimilar pair.
     """
     if rows.splits is not None:
-        parts = splits.given(rows.splits, where)
+        parts = splits.given_splits(rows.splits, where)
         rule = f"as given ({', '.join(parts)})"
         if len(parts) == 2:
             train, held = hold_out(rows.labels[parts["train"]], fraction, seed=seed)

@@ -123,8 +123,8 @@ def numbered(values: list[Any], sources: list[str], where: str) -> tuple[tuple[s
     if "-1" in present and all(_INTEGER.fullmatch(text) for text in present):
         present.remove("-1")
     names = ordered_names(present)
-    numbers = {text: k for k, text in enumerate(names)}
-    return names, np.array([numbers.get(text or "", -1) for text in texts], np.int32)
+    index_of = {text: k for k, text in enumerate(names)}
+    return names, np.array([index_of.get(text or "", -1) for text in texts], np.int32)
 
 
 def split_name(value: Any) -> str | None:

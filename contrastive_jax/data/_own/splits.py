@@ -14,7 +14,7 @@ _MANY_CLASSES = 20
 Parts = dict[str, np.ndarray]
 
 
-def given(values: Sequence[Any], where: str) -> Parts:
+def given_splits(values: Sequence[Any], where: str) -> Parts:
     """Returns the rows of each split that a column names.
 
     Raises:
@@ -45,7 +45,7 @@ def is_train_alone(values: Sequence[Any]) -> bool:
     return all(split_name(value) == "train" for value in values)
 
 
-def completed(
+def complete_splits(
     parts: Parts, classes: np.ndarray, groups: np.ndarray | None, fraction: float, seed: int
 ) -> tuple[Parts, str]:
     """Fills in the validation and the test split that given splits lack.
@@ -62,18 +62,18 @@ def completed(
     of_train, own = classes[train], None if groups is None else groups[train]
     unseen = not np.intersect1d(of_train, classes[test]).size
     by = "classes" if unseen else "examples"
-    made = (_by_classes if unseen else _by_examples)(of_train, own, (fraction,), seed)
-    if made is None:
+    split = (_by_classes if unseen else _by_examples)(of_train, own, (fraction,), seed)
+    if split is None:
         raise ValueError(
             f"train has too few {by} to hold out validation: name a validation split, or add {by}"
         )
     if "test" not in parts:
         rule += ", with validation as test"
     rule += f", and {fraction:.0%} of train held out by {by} as validation"
-    return {"train": train[made == 0], "validation": train[made == 1], "test": test}, rule
+    return {"train": train[split == 0], "validation": train[split == 1], "test": test}, rule
 
 
-def made(
+def make_splits(
     classes: np.ndarray,
     groups: np.ndarray | None,
     split_by: str | None,
@@ -136,10 +136,10 @@ def _by_classes(
 
     Classes that share a group stay together, and those with one example are trained on.
     """
-    names, numbers, sizes = np.unique(classes, return_inverse=True, return_counts=True)
+    names, dense, sizes = np.unique(classes, return_inverse=True, return_counts=True)
     component = np.arange(len(names))
     if groups is not None:
-        component = components(numbers, groups + len(names), len(names) + groups.max() + 1)
+        component = components(dense, groups + len(names), len(names) + groups.max() + 1)
         component = component[: len(names)]
     # The number of classes of each component that have a pair.
     weights = np.bincount(component[sizes > 1], minlength=component.max() + 1)
@@ -156,7 +156,7 @@ def _by_classes(
             position += 1
     if weights[order[position:]].sum() < 2:
         return None
-    return split_of[component][numbers]
+    return split_of[component][dense]
 
 
 def components(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
