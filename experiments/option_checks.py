@@ -232,11 +232,12 @@ def checked_training(config: Any) -> Any:
     return complete
 
 
-def checked(config: Config) -> Config:
-    """Checks each option by itself, and expands `~` in paths.
+def checked(config: Config, default: str = "digits") -> Config:
+    """Checks each option by itself, expands `~` in paths, and fills in the data set.
 
     Args:
       config: the options of a program of this folder.
+      default: the data set where none is given.
 
     Returns:
       The options, with whole paths.
@@ -245,7 +246,7 @@ def checked(config: Config) -> Config:
       ValueError: if a number is not in its range, the home folder that a path names is not known,
         `--tfds_dir` is no folder, or `--runs` is something else than a folder.
     """
-    config = _with_dataset(_expanded(config))
+    config = _with_dataset(_expanded(config), default)
     values: dict[str, Any] = vars(config)
     for option, rule in RULES.items():
         value = values.get(option)
@@ -276,19 +277,19 @@ def _expanded(config: Config) -> Config:
     return dataclasses.replace(config, **paths)  # type: ignore[type-var]
 
 
-def _with_dataset(config: Config) -> Config:
+def _with_dataset(config: Config, default: str) -> Config:
     """Fills in the data set by default, and the whole path of data of one's own."""
     values = vars(config)
     if values["dataset"] and recognise.looks_like_path(values["dataset"]):
         raise ValueError(
-            f"--dataset takes the name of a data set, got the path {values['dataset']}: give it "
-            "with --data"
+            f"--dataset takes the name of a data set, got the path {values['dataset']}: "
+            + ("give it with --data" if "data" in values else "this program takes names alone")
         )
     if "data" not in values:
         return config
     filled: dict[str, Any] = {"data": values["data"] and values["data"].absolute()}
     if values["data"] is None:
-        filled["dataset"] = values["dataset"] or "digits"
+        filled["dataset"] = values["dataset"] or default
     return dataclasses.replace(config, **filled)  # type: ignore[type-var]
 
 

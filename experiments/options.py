@@ -184,12 +184,22 @@ def load_data(config: Data) -> Dataset:
             on_bad_input=config.on_bad_input,
         )
         print(as_text(report))
+    data = with_classes(data)
+    check_evaluable(data)
+    return data
+
+
+def with_classes(data: Dataset | PairDataset) -> Dataset:
+    """Returns a data set that has classes.
+
+    Raises:
+      ValueError: if it has given pairs.
+    """
     if isinstance(data, PairDataset):
         raise ValueError(
             f"{data.name} has given pairs, which this program does not train on: give examples "
             "with classes"
         )
-    check_evaluable(data)
     return data
 
 

@@ -93,6 +93,7 @@ def test_numbers_out_of_range_are_refused_before_data_is_read(option, tmp_path):
 WITHOUT_EFFECT = [
     ("data_dir", {"data_dir": Path("mine"), "dataset": "digits"}, "with --dataset digits"),
     ("dataset", {"data": Path("mine"), "dataset": "digits"}, "exclude each other"),
+    ("dataset", {"dataset": "./mine"}, "takes the name of a data set, got the path"),
     ("data_dir", {"data": Path("mine"), "data_dir": Path("idx")}, "no effect with --data"),
     ("tfds_dir", {"data": Path("mine"), "tfds_dir": Path()}, "no effect with --data"),
     ("on_bad_input", {"on_bad_input": "skip"}, "give --data"),

@@ -11,7 +11,7 @@ from own_data import pictures, write_csv, write_folder, write_parquet, write_sav
 from PIL import Image
 
 from contrastive_jax.data import load
-from experiments import command, evaluate, options, train
+from experiments import command, compare_losses, evaluate, options, train
 from experiments import pictures as pictures_of_run
 
 TINY = {
@@ -83,6 +83,29 @@ def test_options_of_data_are_checked(arguments, words, tmp_path, monkeypatch):
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         train.main(command.parse(train.Config, "experiments.train", "Trains.", arguments))
     assert not [*tmp_path.iterdir()]
+
+
+def test_given_pairs_and_splits_are_refused_where_they_can_not_be_used(tmp_path):
+    write_folder(tmp_path / "photos" / "train", pictures())
+    write_folder(tmp_path / "photos" / "test", pictures(seed=1))
+    pair = "photos/train/{}/{}.png,photos/train/{}/{}.png,{}"
+    lines = [
+        pair.format(a, k, b, (k + 1) % 8, int(a == b))
+        for a in pictures()
+        for b in pictures()
+        for k in range(8)
+    ]
+    (tmp_path / "pairs.csv").write_text("\n".join(["left,right,same", *lines]))
+    runs = tmp_path / "runs"
+    for program in (train, compare_losses):
+        with pytest.raises(ValueError, match="pairs has given pairs, which this program does not"):
+            program.main(program.Config(data=tmp_path / "pairs.csv", runs=runs))
+    with pytest.raises(ValueError, match=r"--split examples has no effect .* or the splits"):
+        compare_losses.main(compare_losses.Config(data=tmp_path / "photos", runs=runs))
+    assert not runs.exists()
+    assert compare_losses._load(
+        compare_losses.Config(data=tmp_path / "photos" / "train"), "all classes"
+    ).class_names == ("cat", "dog", "emu")
 
 
 @pytest.mark.parametrize("size", [None, 5])

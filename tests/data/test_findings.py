@@ -88,6 +88,20 @@ def test_identical_files_and_single_examples_are_named(folder):
     assert train != test
 
 
+def test_splits_that_can_not_be_evaluated_are_named(tmp_path):
+    rows = [
+        *[f"{k},{k % 2},train,," for k in range(6)],
+        *["7,0,val,,", "8,1,val,,", "9,1,test,query", "10,1,test,gallery", "11,0,test,query"],
+    ]
+    lines = [f'"[{row.split(",")[0]}, 1]",{",".join(row.split(",")[1:4])}' for row in rows]
+    (tmp_path / "t.csv").write_text("\n".join(["vector,class,split,role", *lines]))
+    _, report = load_with_report(tmp_path / "t.csv")
+    assert _texts(report) == [
+        "warning: splits without a similar pair: 1 (validation)",
+        "warning: queries without an example of their class in the gallery: 1 (row 10)",
+    ]
+
+
 def test_classes_never_seen_in_training_are_said(tmp_path):
     path = write_csv(
         tmp_path / "table.csv",

@@ -70,6 +70,7 @@ def dataset(rows: Rows, choices: Choices) -> tuple[Dataset, Report]:
     digests = [contents.digests[k] for k in order]
     findings += [
         *contents.findings,
+        *_not_evaluable(data),
         *_single(names, classes),
         *_identical(digests, classes, names, rest.sources, parts),
         *_shared_groups(rest, groups, parts),
@@ -153,6 +154,25 @@ def _queries_of(
             f"{where} can not be evaluated: no class has both a query and an example of the gallery"
         )
     return mask
+
+
+def _not_evaluable(data: Dataset) -> list[Finding]:
+    """Notes splits without a similar or a dissimilar pair, and queries that find nothing."""
+    counts = count_splits(data)
+    lonely = []
+    for split in SPLITS:
+        part: Examples = getattr(data, split)
+        if part.queries is not None and part.sources is not None:
+            gallery = part.classes[~part.queries]
+            alone = part.queries & ~np.isin(part.classes, gallery)
+            lonely += part.sources[alone].tolist()
+    return [
+        *finding("splits without a similar pair", [one.split for one in counts if not one.similar]),
+        *finding(
+            "splits without a dissimilar pair", [one.split for one in counts if not one.dissimilar]
+        ),
+        *finding("queries without an example of their class in the gallery", lonely),
+    ]
 
 
 def _single(names: tuple[str, ...], classes: np.ndarray) -> list[Finding]:
