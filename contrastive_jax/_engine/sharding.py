@@ -131,6 +131,13 @@ def psum_once(values: Any, axis_name: Any) -> Any:
     return added(values)
 
 
+def of_all_devices(axis_name: Any, tree: Any) -> Any:
+    """Returns the rows of all devices along an axis, one after the other; None for one device."""
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda rows: lax.all_gather(rows, axis_name, tiled=True), tree)
+
+
 def ring_permute(tree: Any, axis: Any, steps: int) -> Any:
     devices = lax.axis_size(axis)
     route = [(i, (i + steps) % devices) for i in range(devices)]
