@@ -187,7 +187,9 @@ def tuplet_margin(x, x_classes, y=None, y_classes=None, *, margin=0.1, scale=64.
 
 def margin_by_class(x, x_classes, y=None, y_classes=None, *, boundaries, margin=0.2):
     """`boundaries` are those of the anchors."""
-    boundaries = np.asarray(boundaries, np.float64)[np.asarray(x_classes) >= 0]
+    counts = np.asarray(x_classes)
+    counts = (counts != -2).any(1) if counts.ndim == 2 else counts >= 0
+    boundaries = np.asarray(boundaries, np.float64)[counts]
     values = []
     for boundary, (d_p, d_n) in zip(
         boundaries, _distances(euclidean, x, x_classes, y, y_classes), strict=True

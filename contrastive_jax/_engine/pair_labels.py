@@ -32,11 +32,11 @@ class _Label(NamedTuple):
         return jnp.asarray(self.function(a, b, *values), self.dtype)
 
 
-def label_of(labels: Callable[..., Any] | None, values: tuple[Any, ...], a: Any, b: Any) -> Any:
+def label_of_pair(labels: Callable[..., Any], values: tuple[Any, ...], a: Any, b: Any) -> jax.Array:
     """Returns the label of one pair.
 
     Args:
-      labels: function of the attributes of two rows; None for labels by classes.
+      labels: function of the attributes of two rows.
       values: values that the function closes over.
       a: a row, with `classes` and `attributes`.
       b: the other.
@@ -44,16 +44,13 @@ def label_of(labels: Callable[..., Any] | None, values: tuple[Any, ...], a: Any,
     Returns:
       0, 1 or -1, or a grade, a scalar.
     """
-    if labels is None:
-        return (a.classes != b.classes).astype(jnp.int32)
-    label = labels(a.attributes, b.attributes, *values)
-    return jnp.where(a.classes == b.classes, label, 1)
+    return jnp.where(a.classes != b.classes, 1, labels(a.attributes, b.attributes, *values))
 
 
 def labels_of_all(
     labels: Callable[..., Any] | None, values: tuple[Any, ...], x: Any, y: Any
 ) -> jax.Array:
-    """Returns the labels of all pairs of the rows of `x` and `y`, `[N, M]`, as `label_of` does."""
+    """Returns the labels of all pairs of rows of `x` and `y`, `[N, M]`, as `label_of_pair`."""
     differ: jax.Array = x.classes[:, None] != y.classes[None]
     if labels is None:
         return differ.astype(jnp.int32)
@@ -89,15 +86,20 @@ def checked_attributes(
     if not arrays:
         raise ValueError(f"{name} must hold an array with one entry for each of {rows} rows")
     attributes = jax.tree.unflatten(structure, arrays)
+    return attributes, varying(_classes(labels, attributes, rows), axes_of(arrays))
+
+
+def _classes(labels: PairLabels, attributes: Any, rows: int) -> jax.Array:
+    """Returns the class of each row, `[N]`."""
     if labels.class_of is None:
-        return attributes, varying(jnp.zeros(rows, jnp.int32), axes_of(arrays))
+        return jnp.zeros(rows, jnp.int32)
     classes: jax.Array = jax.vmap(labels.class_of)(attributes)  # type: ignore[assignment]
     if classes.shape != (rows,) or not jnp.issubdtype(classes.dtype, jnp.integer):
         raise AssertionError(
             f"class_of must return an integer for a row, got {classes.dtype} of shape "
             f"{classes.shape[1:]}"
         )
-    return attributes, classes.astype(jnp.int32)
+    return classes.astype(jnp.int32)
 
 
 def _is_nested_list(tree: Any) -> bool:
@@ -125,13 +127,19 @@ def _checked_leaf(name: str, leaf: Any, rows: int) -> jax.Array:
 
 
 def convert_labels(
-    labels: PairLabels, sides: tuple[Any, ...], dtype: Any, axes: frozenset[Any]
+    labels: PairLabels,
+    sides: tuple[Any, ...],
+    given: tuple[Any, ...],
+    dtype: Any,
+    axes: frozenset[Any],
 ) -> tuple[Callable[..., Any], tuple[jax.Array, ...], jax.Array]:
     """Checks a function of two rows, and turns traced values that it closes over into arguments.
 
     Args:
       labels: the labels.
       sides: rows, and columns where these are others, with `classes` and `attributes`.
+      given: the attributes as given, some of which may be concrete where those of the sides are
+        traced.
       dtype: dtype of grades.
       axes: mesh axes along which the sides vary.
 
@@ -156,7 +164,7 @@ def convert_labels(
     graded = jnp.issubdtype(shape.dtype, jnp.floating)
     converted: Any = _Label(function, jnp.dtype(dtype if graded else jnp.int32))
     values = varying(gathered(jax.tree.map(lax.stop_gradient, values)), axes)
-    _check_sample(labels, converted, values, sides, graded)
+    _check_sample(labels, converted, values, given, graded)
     return converted, values, varying(jnp.zeros((), converted.dtype), axes)
 
 
@@ -176,23 +184,24 @@ def _check_sample(
     labels: PairLabels,
     function: Callable[..., Any],
     values: tuple[jax.Array, ...],
-    sides: tuple[Any, ...],
+    given: tuple[Any, ...],
     graded: bool,
 ) -> None:
     """Raises ValueError where the labels of some rows are wrong, unless they are traced."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((sides, values))):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((given, values))):
         return
     with evaluated_while_tracing():
-        some = [
-            jax.tree.map(lambda leaf: leaf[:_SAMPLE], (one.classes, one.attributes))
-            for one in sides
+        sides = [
+            jax.tree.map(lambda leaf: jnp.asarray(leaf[:_SAMPLE]), one, is_leaf=_is_nested_list)
+            for one in given
         ]
-        table: Any = _by_function(function, values, some[0][1], some[-1][1])
+        table: Any = _by_function(function, values, sides[0], sides[-1])
         if isinstance(table, jax.core.Tracer):
             return
-        table, rows, columns = jax.device_get((table, some[0][0], some[-1][0]))
+        classes = [_classes(labels, one, len(jax.tree.leaves(one)[0])) for one in sides]
+        table, rows, columns = jax.device_get((table, classes[0], classes[-1]))
     counts = (rows >= 0)[:, None] & (columns >= 0)[None]
-    if len(sides) == 1:
+    if len(given) == 1:
         counts &= ~np.eye(len(rows), dtype=bool)
     valid = (table == -1) | ((table >= 0) & (table <= 1) if graded else np.isin(table, (0, 1)))
     expected = "-1 or in [0, 1]" if graded else "0 (similar), 1 (dissimilar) or -1 (ignored)"
@@ -201,7 +210,7 @@ def _check_sample(
         apart = rows[:, None] != columns[None]
         message = "labels must be 1 where class_of returns two integers"
         _raise_at(counts & apart & (table != 1), table, message)
-    if len(sides) == 1:
+    if len(given) == 1:
         message = "labels must be the same in both orders of two rows"
         _raise_at(counts & (table != table.T), table, message)
 

@@ -15,7 +15,7 @@ from contrastive_jax._engine.matmul import Product, as_product, is_symmetric
 from contrastive_jax._engine.pair_labels import (
     checked_attributes,
     convert_labels,
-    label_of,
+    label_of_pair,
     labels_of_all,
 )
 from contrastive_jax._engine.sharding import axes_of, gathered, varying
@@ -148,14 +148,18 @@ def label_of_rows(
     task: Task, parameters: Parameters, x: Points, i: jax.Array, y: Points, j: jax.Array
 ) -> jax.Array:
     """Returns the label of row `i` of `x` and row `j` of `y`."""
+    if task.labels is None:
+        return (x.classes[i] != y.classes[j]).astype(jnp.int32)
     a = jax.tree.map(lambda leaf: leaf[i], x)
     b = jax.tree.map(lambda leaf: leaf[j], y)
-    label: jax.Array = label_of(task.labels, parameters.labels, a, b)
+    label: jax.Array = label_of_pair(task.labels, parameters.labels, a, b)
     return label
 
 
 def labels_of_row(task: Task, parameters: Parameters, row: Points, columns: Points) -> jax.Array:
     """Returns the labels of a row and all columns, `[M]`."""
+    if task.labels is None:
+        return (row.classes != columns.classes).astype(jnp.int32)
     rows = jax.tree.map(lambda leaf: leaf[None], row)
     return pair_labels(task, parameters, rows, columns)[0]
 
@@ -254,7 +258,9 @@ def make_problem(
     distance, closed = closure_convert("distance", distance, examples, check_real_scalar)
     of_pair, values = None, cast(tuple[jax.Array, ...], ())
     if rule is not None:
-        of_pair, values, label = convert_labels(rule, sides, dtype, axes)
+        of_pair, values, label = convert_labels(
+            rule, sides, (rows[1], columns[1])[: len(sides)], dtype, axes
+        )
     task = Task(
         loss=distance,
         distances=(distance, cast(Any, _Swapped(distance))) if both_orders else (distance,),
