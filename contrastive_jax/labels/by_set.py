@@ -42,7 +42,7 @@ def as_bits(sets: Sequence[Sequence[int]] | Any, number: int | None = None) -> n
       number: the number of labels, L; by default the largest one and 1.
 
     Returns:
-      Words of 32 bits, `uint32` `[B, W]` with W = ceil(L / 32): 64 labels take two words.
+      Words of 32 bits, `uint32` `[B, W]` with W = ceil(L / 32), so two words for 64 labels.
 
     Raises:
       ValueError: if a label is not an integer from 0 to L - 1.

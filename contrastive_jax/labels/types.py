@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+__all__ = ["PairLabels", "with_mask"]
+
 Labels = Callable[[Any, Any], ArrayLike]
 
 
