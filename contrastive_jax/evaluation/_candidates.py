@@ -72,7 +72,10 @@ class Figures(NamedTuple):
 
 
 def match_figures(
-    points: Points, selected: Indices, matches: Sequence[Indices], names: tuple[Names, Names]
+    points: Points,
+    selected: Indices,
+    matches: Sequence[Indices],
+    names: tuple[Names, Names] | None,
 ) -> Figures:
     """Computes the rank of the first match, R-precision and average precision at R.
 
@@ -81,7 +84,7 @@ def match_figures(
       selected: the queries, [Q].
       matches: for each of the selected queries the references of its class, ascending; at least one
         of them is not left out.
-      names: classes of all queries and of all references.
+      names: classes of all queries and of all references, where equal ones are what makes a match.
 
     Returns:
       Figures of the selected queries.
@@ -107,7 +110,11 @@ def match_figures(
         size = block.stop - block.start
         figures.rank[here] = 1 + block.nearer + np.bincount(query[before], minlength=size)
         query, position, order = by_distance(block)
-        hit = names[1][reference[order]] == names[0][selected[here][query]]
+        if names is None:
+            ranked_pairs = Pairs(block.start + query, reference[order])
+            hit = np.isin(_keys(ranked_pairs, references), _keys(own, references))
+        else:
+            hit = names[1][reference[order]] == names[0][selected[here][query]]
         hit &= position < r[here][query]
         query, position = query[hit], position[hit]
         hits = np.bincount(query, minlength=size)
