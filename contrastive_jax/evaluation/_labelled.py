@@ -90,3 +90,50 @@ def labelled_matches(
         matches += [np.flatnonzero(row == 0) for row in table]
         ignored += [np.flatnonzero(row == -1) for row in table]
     return LabelledMatches(counts[0], counts[-1], matches, ignored)
+
+
+def drawn_pairs(
+    labels: Any, attributes: Any, rows: int, pairs: int, seed: int
+) -> tuple[Indices, Indices, NDArray[np.int32]]:
+    """Draws pairs of two rows of a set, every other one similar.
+
+    Every row that has a similar row is as likely to be the first of a similar pair, and every row
+    similar to it the second; dissimilar pairs are drawn alike.
+
+    Args:
+      labels: function of the attributes of two rows, or a `PairLabels`.
+      attributes: tree of arrays, [N, ...].
+      rows: N.
+      pairs: number of pairs, P.
+      seed: of the pairs.
+
+    Returns:
+      Indices of the first and of the second rows, and labels (0 similar, 1 dissimilar), [P] each.
+
+    Raises:
+      ValueError: if there is no similar or no dissimilar pair.
+    """
+    counts, _, matches, ignored = labelled_matches(labels, attributes, None, rows, rows)
+    excluded = [np.union1d(*both) for both in zip(matches, ignored, strict=True)]
+    sizes = np.array([len(own) for own in matches], np.intp)
+    others = np.array([len(matches) - len(own) for own in excluded], np.intp)
+    given = 1 - np.arange(pairs, dtype=np.int32) % 2
+    for name, available in (("similar", sizes), ("dissimilar", others)):
+        if not (available > 0).any():
+            raise ValueError(f"labels leave no {name} pair among {counts.sum()} rows that count")
+    rng = np.random.default_rng(seed)
+    first, second = np.zeros(pairs, np.intp), np.zeros(pairs, np.intp)
+    candidates = [np.flatnonzero(available) for available in (sizes, others)]
+    for index, label in enumerate(given.tolist()):
+        available = others if label else sizes
+        row = candidates[label][rng.integers(len(candidates[label]))]
+        chosen = rng.integers(available[row])
+        first[index] = row
+        if label:
+            # Among the rows that are not excluded, before each of which some are.
+            before = excluded[row] - np.arange(len(excluded[row]))
+            second[index] = chosen + np.searchsorted(before, chosen, side="right")
+        else:
+            second[index] = matches[row][chosen]
+    members = np.flatnonzero(counts)
+    return members[first], members[second], given
