@@ -93,6 +93,7 @@ def match_figures(
     own, excluded = _pairs_of(matches), _pairs_of([points.left_out[query] for query in selected])
     ranked = ~np.isin(_keys(own, references), _keys(excluded, references))
     own = Pairs(*(side[ranked] for side in own))
+    own_keys = _keys(own, references)  # ascending, as matches are
     r = np.bincount(own.query, minlength=len(selected))
     starts = np.cumsum(r) - r
     squared = squared_distances(points, selected[own.query], own.reference)
@@ -111,8 +112,9 @@ def match_figures(
         figures.rank[here] = 1 + block.nearer + np.bincount(query[before], minlength=size)
         query, position, order = by_distance(block)
         if names is None:
-            ranked_pairs = Pairs(block.start + query, reference[order])
-            hit = np.isin(_keys(ranked_pairs, references), _keys(own, references))
+            keys = _keys(Pairs(block.start + query, reference[order]), references)
+            nearest_key = np.searchsorted(own_keys, keys)
+            hit = own_keys[np.minimum(nearest_key, len(own_keys) - 1)] == keys
         else:
             hit = names[1][reference[order]] == names[0][selected[here][query]]
         hit &= position < r[here][query]
