@@ -58,6 +58,7 @@ MODULES = {
     "experiments.benchmarks.ablation": "experiments.benchmarks.ablation needs torch: [bench]",
     "experiments.benchmarks.all_pairs": "experiments.benchmarks.all_pairs needs psutil: [bench]",
     "experiments.benchmarks.gpu": "experiments.benchmarks.gpu needs torch: [bench]",
+    "experiments.benchmarks.labels": "experiments.benchmarks.labels needs tyro: [bench]",
     "experiments.benchmarks.losses": "experiments.benchmarks.losses needs psutil: [bench]",
     "experiments.benchmarks.retrieval": "experiments.benchmarks.retrieval needs faiss: [bench]",
     "experiments.benchmarks.small_batches": (

@@ -58,6 +58,7 @@ def test_pages_have_code():
         "docs/all_pairs.md",
         "docs/export.md",
         "docs/index.md",
+        "docs/labels.md",
         "docs/losses.md",
         "docs/own_data.md",
         "docs/use_a_run.md",

@@ -78,6 +78,7 @@ def distance_matrix(
     parameters: tuple[jax.Array, ...],
     x_classes: jax.Array,
     y_classes: jax.Array | None,
+    labels: jax.Array | None = None,
 ) -> Pairs:
     """Distances of the rows of `x` from those of `y`, or from one another.
 
@@ -88,6 +89,8 @@ def distance_matrix(
       parameters: parameters of the distance.
       x_classes: classes of the rows, `[N]`; -1 where a row does not count.
       y_classes: classes of the columns, `[M]`; None for those of the rows.
+      labels: labels of the pairs, `[N, M]`, below 0 where a pair does not count; None where the
+        classes give them.
 
     Returns:
       The pairs. Their distances can be differentiated once, in reverse mode, by vectors and
@@ -97,30 +100,47 @@ def distance_matrix(
     if product is None or not product.squared:
         x, y, parameters = varying((x, y, parameters), axes_of((x, y, parameters)))
         of_pairs = _pair_by_pair if product is None else _of_products
-        return of_pairs(metric, x, y, parameters, x_classes, y_classes)
+        counts, differ = _masks(x_classes, y_classes, labels)
+        pair = _pair_that_counts(x_classes, y_classes) if labels is None else _first_pair(counts)
+        return of_pairs(metric, x, y, parameters, _Masks(counts, differ, pair))
 
     @jax.custom_vjp
     def pairs(
-        x: Rows, y: Rows | None, parameters: tuple[jax.Array, ...], x_classes: Any, y_classes: Any
+        x: Rows, y: Rows | None, parameters: tuple[jax.Array, ...], *classes_and_labels: Any
     ) -> Any:
-        return forward(x, y, parameters, x_classes, y_classes)[0]
+        return forward(x, y, parameters, *classes_and_labels)[0]
 
     forward = partial(_forward, metric)
     pairs.defvjp(forward, partial(_backward, metric))
     origin = lax.stop_gradient(x[:1])
     rows = _rows(metric, parameters, x, origin)
     columns = None if y is None else _rows(metric, parameters, y, origin)
-    arguments = (rows, columns, parameters, x_classes, y_classes)
+    arguments = (rows, columns, parameters, x_classes, y_classes, labels)
     return cast(Pairs, pairs(*varying(arguments, axes_of(arguments))))
 
 
-def _masks(x_classes: jax.Array, y_classes: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Masks of the pairs that count, and of those of two classes, `[N, M]`."""
+class _Masks(NamedTuple):
+    """The pairs that count, and their labels."""
+
+    counts: jax.Array
+    """Mask of the pairs that count, `[N, M]`."""
+    differ: jax.Array
+    """Mask of the negative pairs, `[N, M]`."""
+    pair: tuple[jax.Array, jax.Array]
+    """Row and column of one pair that counts; of any pair if none does."""
+
+
+def _masks(
+    x_classes: jax.Array, y_classes: jax.Array | None, labels: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Masks of the pairs that count, and of the negative ones, `[N, M]`."""
     columns = x_classes if y_classes is None else y_classes
     counts = (x_classes >= 0)[:, None] & (columns >= 0)[None]
     if y_classes is None:
         counts &= ~jnp.eye(len(x_classes), dtype=bool)
-    return counts, x_classes[:, None] != columns[None]
+    if labels is None:
+        return counts, x_classes[:, None] != columns[None]
+    return counts & (labels >= 0), labels > 0
 
 
 def _rows(
@@ -140,13 +160,12 @@ def _pair_by_pair(
     x: jax.Array,
     y: jax.Array | None,
     parameters: tuple[jax.Array, ...],
-    x_classes: jax.Array,
-    y_classes: jax.Array | None,
+    masks: _Masks,
 ) -> Pairs:
     """The pairs of a distance that does not follow from a product."""
     columns = x if y is None else y
-    counts, differ = _masks(x_classes, y_classes)
-    row, column = pair = _pair_that_counts(x_classes, y_classes)
+    counts, differ, pair = masks
+    row, column = pair
     # If no pair counts, one of two different vectors takes its place.
     substitutes = x[row], columns[column] + jnp.where(counts[pair], 0, 1)
 
@@ -165,18 +184,16 @@ def _of_products(
     x: jax.Array,
     y: jax.Array | None,
     parameters: tuple[jax.Array, ...],
-    x_classes: jax.Array,
-    y_classes: jax.Array | None,
+    masks: _Masks,
 ) -> Pairs:
     """The pairs of a distance that follows from the product of two points itself."""
     product = cast(Product, metric.product)
-    counts, differ = _masks(x_classes, y_classes)
+    counts, differ, pair = masks
 
     def points(side: jax.Array) -> jax.Array:
         return side if product.points is None else product.points(side, *parameters)
 
     distances = product.of(_dot(metric, points(x), points(x if y is None else y), (1, 1)))
-    pair = _pair_that_counts(x_classes, y_classes)
     return _substituted((x, y), _masked(distances, counts), counts, differ, pair)
 
 
@@ -188,6 +205,12 @@ def _pair_that_counts(
     if y_classes is not None:
         return row, _first(y_classes >= 0)
     return row, _first((x_classes >= 0) & (jnp.arange(len(x_classes)) != row))
+
+
+def _first_pair(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Indices of the row and the column of the first pair where a mask `[N, M]` holds."""
+    row = _first(jnp.max(counts.astype(jnp.float32), axis=1) > 0)
+    return row, _first(counts[row])
 
 
 def _first(mask: jax.Array) -> jax.Array:
@@ -254,13 +277,14 @@ def _forward(
     parameters: tuple[jax.Array, ...],
     x_classes: jax.Array,
     y_classes: jax.Array | None,
+    given: jax.Array | None,
 ) -> tuple[Pairs, _Residuals]:
     x, y, parameters = differentiable_once((x, y, parameters))
     square, is_exact, norms = _squares(metric, x, y, parameters, None)
     if cast(Product, metric.product).rest is not None:
         # Without the rest of rounding not even the distance from the reference is exact.
         is_exact &= ~(square < 128 * np.finfo(square.dtype).eps)
-    counts, differ = _masks(x_classes, y_classes)
+    counts, differ = _masks(x_classes, y_classes, given)
     keys = jnp.where(counts, _keys(square, differ, is_exact if metric.refine else None), -jnp.inf)
     largest, rounds, count, references = jnp.max(keys), None, None, None
     if metric.refine:
@@ -273,6 +297,8 @@ def _forward(
     distances = cast(Product, metric.product).of(entries, *_lengths(metric, x))
     classes = (x_classes,) if y_classes is None else (x_classes, y_classes)
     number, bad = _number(norms, classes)
+    if given is not None:
+        number = jnp.sum(counts.astype(number.dtype))
     residuals = _Residuals(x, y, parameters, keys, substitute, rounds, count, references)
     return Pairs(distances, labels, counts, number, bad), residuals
 
@@ -508,6 +534,7 @@ def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
         of_side(x, of_x),
         None if y is None else of_side(y, cast(jax.Array, of_y)),
         jax.tree.map(lambda _: None, parameters),
+        None,
         None,
         None,
     )
