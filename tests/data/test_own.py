@@ -310,6 +310,23 @@ def test_groups_are_never_divided(split_by, within):
         assert len(np.unique(classes)) == sum(len({*classes[one].tolist()}) for one in rows)
 
 
+@pytest.mark.parametrize("split_by", ["classes", "examples"])
+def test_a_group_of_more_than_half_is_trained_on(split_by):
+    # In every class one group of 12 and six of one each; 16 of 24 classes share a group.
+    classes = np.repeat(np.arange(24), 18)
+    of_class = np.tile([0] * 12 + [*range(1, 7)], 24)
+    groups = np.where((of_class == 1) & (classes < 16), 0, 1 + classes * 7 + of_class)
+    if split_by == "examples":
+        groups = 1 + classes * 7 + of_class
+    for seed in range(5):
+        data = _vectors(classes, groups=groups, split_by=split_by, seed=seed)
+        rows = _rows(data)
+        assert len(rows[0]) > len(classes) / 2
+        assert sum(len({*groups[one].tolist()}) for one in rows) == len(np.unique(groups))
+        if split_by == "classes":
+            assert {*range(16)} <= {*data.train.classes.tolist()}
+
+
 def test_the_same_seed_splits_alike_whatever_the_order(tmp_path):
     classes = np.repeat(["a", "b", "c"], 10)
     vectors = np.random.default_rng(0).normal(size=(30, 4))
