@@ -198,6 +198,8 @@ def test_columns_of_a_table_are_kept(tmp_path):
                 "role": [None] * 4 + ["query", "gallery"] * 2,
                 "age": [1, None, 3, 4, 5, 6, 7, 8],
                 "tags": [["x"]] * 8,
+                "boxes": [[k] * (k % 3) for k in range(8)],
+                "box": [[0, k] for k in range(8)],
             }
         ),
         tmp_path / "t.parquet",
@@ -212,9 +214,11 @@ def test_columns_of_a_table_are_kept(tmp_path):
     assert data.train.queries is None
     assert sorted(data.test.queries) == [False, True]
     np.testing.assert_array_equal(np.sort(data.train.groups), [0, 0, 1, 1])
-    assert {*data.train.attributes} == {"age", "group"}
+    assert {*data.train.attributes} == {"age", "group", "box"}
     ages = dict(zip(data.train.sources, data.train.attributes["age"], strict=True))
     assert ages["row 2"] == 3
+    boxes = dict(zip(data.train.sources, data.train.attributes["box"].tolist(), strict=True))
+    assert boxes["row 2"] == [0, 2]
     assert np.isnan(ages["row 1"])
     texts = [one.text for one in report.findings]
     assert "columns of neither numbers nor strings, which are left out" in texts
