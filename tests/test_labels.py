@@ -162,6 +162,7 @@ def _rule(function, class_of=None):
     ("raised", "message", "rule", "attributes"),
     [
         (ValueError, "labels must be a function .* got ndarray; pair_loss", np.zeros(3), GROUPS),
+        (ValueError, "labels.same_class, is to be called", labels.any_shared, GROUPS),
         (AssertionError, "labels must return 0 .* got .*bool", lambda a, b: a == b, GROUPS),
         (AssertionError, "labels must return 0", lambda a, b: jnp.stack([a, b]), GROUPS),
         (AssertionError, "labels must return 0", lambda a, b: (a, b), GROUPS),
