@@ -64,12 +64,16 @@ def fits(task: Task, x: Points, y: Points | None) -> bool:
     """
     rows, width = x.vectors.shape
     columns = rows if y is None else len(y.classes)
-    largest = LARGEST_ON_GPU if jax.default_backend() == "gpu" else LARGEST
-    if not min(rows, columns) or max(rows, columns) > largest:
+    if not min(rows, columns) or max(rows, columns) > largest_side():
         return False
     if task.product is not None:
         return not task.product.bends_at_antipodes
     return rows * columns * width <= _DIFFERENCES
+
+
+def largest_side() -> int:
+    """Returns the number of rows of a side up to which all pairs are computed at once."""
+    return LARGEST_ON_GPU if jax.default_backend() == "gpu" else LARGEST
 
 
 def _program(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:

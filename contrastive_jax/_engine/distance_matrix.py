@@ -25,6 +25,9 @@ from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, vary
 
 # Rows from which on it takes a CPU longer to transpose a matrix than to multiply by it.
 _LARGE = 512
+# Pairs whose square is below so many times the least that has its digits share a reference in the
+# first round. They are resolved down to a sixteenth of it.
+_NEAR = 8
 
 
 class Metric(NamedTuple):
@@ -262,6 +265,8 @@ class _Residuals(NamedTuple):
     """The round in which each pair was resolved, `[N, M]`; None where there is but one."""
     rounds_taken: jax.Array | None
     """The number of rounds."""
+    references: Any
+    """The references of the first round."""
 
 
 @on_mesh_of_arguments
@@ -281,11 +286,12 @@ def _forward(
         is_exact &= ~(square < 128 * np.finfo(square.dtype).eps)
     counts, differ = _masks(x_classes, y_classes, given)
     keys = jnp.where(counts, _keys(square, differ, is_exact if metric.refine else None), -jnp.inf)
-    largest, rounds, count = jnp.max(keys), None, None
+    largest, rounds, count, references = jnp.max(keys), None, None, None
     if metric.refine:
         needed = largest >= np.finfo(keys.dtype).max
         x, y = _with_rest(metric, x, y, needed)
-        keys, largest, rounds, count = _resolved(metric, x, y, parameters, keys, largest)
+        resolved = _resolved(metric, x, y, parameters, keys, norms, largest)
+        keys, largest, rounds, count, references = resolved
     substitute = jnp.where(largest == -jnp.inf, -1, largest)
     entries, labels, counts = _entries(keys, substitute)
     distances = cast(Product, metric.product).of(entries, *_lengths(metric, x))
@@ -293,7 +299,7 @@ def _forward(
     number, bad = _number(norms, classes)
     if given is not None:
         number = jnp.sum(counts.astype(number.dtype))
-    residuals = _Residuals(x, y, parameters, keys, substitute, rounds, count)
+    residuals = _Residuals(x, y, parameters, keys, substitute, rounds, count, references)
     return Pairs(distances, labels, counts, number, bad), residuals
 
 
@@ -410,42 +416,67 @@ def _squares(
     lengths = (norms(x, u),) if y is None else (norms(x, u), norms(y, v))
     row, column = lengths[0][:, None], lengths[-1][None]
     square = row + column - 2 * _dot(metric, u, v, (1, 1))
-    # The error of a square is a few times the rounding of the norms it is the difference of. The
-    # distance from the reference itself is exact.
-    least = 8 * math.sqrt(np.finfo(square.dtype).eps)
-    return square, ~(square < least * (row + column)), lengths
+    # The distance from the reference itself is exact.
+    return square, ~(square < _least(square.dtype) * (row + column)), lengths
+
+
+def _least(dtype: Any) -> float:
+    """Returns the share of the squared lengths of two points below which a square lacks digits.
+
+    The error of a square is a few times the rounding of the lengths that it is the difference of.
+    """
+    return float(8 * math.sqrt(np.finfo(dtype).eps))
 
 
 def _resolved(
-    metric: Metric, x: Rows, y: Rows | None, parameters: Any, keys: jax.Array, largest: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Keys, the largest, the round in which each pair was resolved, and the number of rounds."""
+    metric: Metric,
+    x: Rows,
+    y: Rows | None,
+    parameters: Any,
+    keys: jax.Array,
+    norms: tuple[jax.Array, ...],
+    largest: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """Resolves all pairs.
+
+    Returns:
+      The keys, the largest of them, the round in which each pair was resolved, the number of rounds
+      and the references of the first.
+    """
     waiting = np.finfo(keys.dtype).max
+    # In a cluster some pairs are resolved from the start and others not. The first round takes one
+    # reference for all of it: pairs that are nearly unresolved count too.
+    near = _NEAR * _least(keys.dtype) * (norms[0][:, None] + norms[-1][None])
 
     def one_round(state: Any) -> Any:
-        index, _, keys, rounds = state
-        references = _references(y is None, index, keys >= waiting)
+        index, _, keys, rounds, first = state
+        unresolved = keys >= waiting
+        related = unresolved | ((index == 1) & (jnp.abs(keys) < near))
+        references = _references(y is None, index, related)
         square, is_exact, _ = _squares(metric, x, y, parameters, references)
         by_one = references[0][:, None] == references[-1][None]
-        resolves = (keys >= waiting) & by_one & is_exact
+        resolves = unresolved & by_one & is_exact
         keys = jnp.where(resolves, _keys(square, keys == waiting, None), keys)
         rounds = jnp.where(resolves, index.astype(rounds.dtype), rounds)
-        return index + 1, jnp.max(keys), keys, rounds
+        first = jax.tree.map(partial(jnp.where, index == 1), references, first)
+        return index + 1, jnp.max(keys), keys, rounds, first
 
-    init = (jnp.int32(1), largest, keys, jnp.zeros(keys.shape, jnp.int16))
+    none = tuple(jnp.zeros(len(norm), jnp.int32) for norm in norms)
+    init = (jnp.int32(1), largest, keys, jnp.zeros(keys.shape, jnp.int16), none)
     init = varying(init, axes_of((x, y, parameters, keys)))
     state = lax.while_loop(lambda state: state[1] >= waiting, one_round, init)
-    return state[2], state[1], state[3], state[0]
+    index, largest, keys, rounds, first = state
+    return keys, largest, rounds, index, first
 
 
-def _references(one_set: bool, index: jax.Array, unresolved: jax.Array) -> tuple[jax.Array, ...]:
-    """The references of a round, each a row that a row or a column has an unresolved pair with.
+def _references(one_set: bool, index: jax.Array, related: jax.Array) -> tuple[jax.Array, ...]:
+    """The references of a round, each a row that a row or a column is related to.
 
     They are the first such rows in an order that is another one in each round, so that two close
     rows soon have one reference. The very first row is the reference of all rows and columns that
-    it has unresolved pairs with: each round resolves the pairs of one row at least.
+    it is related to: where those are its unresolved pairs, the round resolves them all.
     """
-    size = len(unresolved)
+    size = len(related)
     rows = jnp.arange(size, dtype=jnp.int32)
     step = 40503 + 2 * index
     scattered = lax.rem(rows * step + step, np.int32(1024))
@@ -456,10 +487,10 @@ def _references(one_set: bool, index: jax.Array, unresolved: jax.Array) -> tuple
         return jnp.min(jnp.where(mask, keys[None], np.float32(2**24)), axis=1)
 
     if one_set:
-        chosen: tuple[jax.Array, ...] = (jnp.minimum(least(unresolved, keys), keys),)
+        chosen: tuple[jax.Array, ...] = (jnp.minimum(least(related, keys), keys),)
     else:
-        columns = least(unresolved.T, keys)
-        chosen = least(unresolved, columns), columns
+        columns = least(related.T, keys)
+        chosen = least(related, columns), columns
     return tuple(lax.rem(one.astype(jnp.int32), np.int32(size)) for one in chosen)
 
 
@@ -469,7 +500,7 @@ def _dot(metric: Metric, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> j
 
 @on_mesh_of_arguments
 def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
-    x, y, parameters, keys, substitute, rounds, count = residuals
+    x, y, parameters, keys, substitute, rounds, count, first = residuals
     product = cast(Product, metric.product)
     entries, _, counts = _entries(keys, substitute)
     _, pull = jax.vjp(product.of, entries, *_lengths(metric, x))
@@ -481,7 +512,9 @@ def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
 
         def one_round(state: Any) -> Any:
             index, total = state
-            references = _references(y is None, index, rounds >= index.astype(rounds.dtype))
+            related = rounds >= index.astype(rounds.dtype)
+            references = _references(y is None, index, related)
+            references = jax.tree.map(partial(jnp.where, index == 1), first, references)
             u, v = _from_references(metric, x, y, parameters, references)
             own = jnp.where(rounds == index.astype(rounds.dtype), slopes, 0)
             more = _of_points(metric, own, u, None if y is None else v)
