@@ -23,6 +23,7 @@ from contrastive_jax import (
     labels,
     losses,
     mining,
+    statistics,
 )
 
 # Tests share programs, and so a worker.
@@ -43,11 +44,12 @@ ENGINES = {"dense": {}, "sweep": {"tile": TILE}, "autodiff": {"method": "autodif
 def _by_age(a, b):
     """Ignores pairs of one sign whose ages are neither close nor far apart, without a class.
 
-    A row is dissimilar to itself, a pair that no loss is to meet.
+    A row is similar or dissimilar to itself, a pair that no loss is to meet.
     """
     apart = jnp.abs(a["age"] - b["age"])
     middle = (apart > 4) & (apart < 6) & (a["sign"] == b["sign"])
-    return jnp.where((apart > 0) & (apart < 4), 0, jnp.where(middle, -1, 1))
+    similar = (apart < 4) & ((apart > 0) | a["sign"])
+    return jnp.where(similar, 0, jnp.where(middle, -1, 1))
 
 
 def _tables():
@@ -223,6 +225,7 @@ QUICK = {
     ("margin_by_class", "dense", "groups"),
     ("triplet_semi_hard", "dense", "groups"),
     ("triplet_semi_hard", "sweep", "function"),
+    ("supcon", "autodiff", "groups"),
     ("triplet_semi_hard", "autodiff", "groups"),
     ("angular", "dense", "function"),
     ("angular", "sweep", "function"),
@@ -260,6 +263,30 @@ def test_losses_of_anchors(name, engine, rule):
     slope = (want(clean + 1e-6 * way) - want(clean - 1e-6 * way)) / 2e-6
     assert abs(slope) > 1e-3
     np.testing.assert_allclose((gradient * way).sum(), slope, rtol=2e-3)
+
+
+def test_a_maximum_whose_value_depends_on_the_label():
+    """The gradient of a maximum alone is computed from the labels of the pairs that gave it."""
+    label, attributes, table = RULES["function"]
+
+    def farthest(distance, label):
+        return statistics.largest(jnp.where(label == 0, 2 * distance, distance))
+
+    loss = losses.AnchorLoss(lambda result: losses.Mean(result, 1.0), (farthest,))
+    loss = loss._replace(distance=distances.euclidean)
+
+    def want(x):
+        distance = np.linalg.norm(x[:, None] - x, axis=2)
+        counts = (table >= 0) & ~np.eye(ROWS, dtype=bool)
+        return np.where(counts, (1 + (table == 0)) * distance, 0).max(1).mean()
+
+    def value(x):
+        return anchor_loss(x, attributes, labels=label, loss=loss, tile=TILE)
+
+    got, gradient = jax.jit(jax.value_and_grad(value))(X)
+    np.testing.assert_allclose(got, want(X.astype(float)), rtol=1e-5)
+    by = _numerical(want, X.astype(float))
+    np.testing.assert_allclose(gradient, by, rtol=1e-4, atol=1e-5)
 
 
 @cache

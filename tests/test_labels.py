@@ -28,8 +28,8 @@ GIVEN = np.array([0, 0, 0, 1, -1, 0, 0])
 
 
 def _by_pairs(others):
-    known = {frozenset(pair.tolist()): label for pair, label in zip(PAIRS, GIVEN, strict=True)}
-    return lambda i, j: known.get(frozenset((i, j)), others)
+    given = {frozenset(pair.tolist()): label for pair, label in zip(PAIRS, GIVEN, strict=True)}
+    return lambda i, j: given.get(frozenset((i, j)), others)
 
 
 def _near(distance, threshold, apart):
@@ -162,6 +162,7 @@ def _rule(function, class_of=None):
     ("raised", "message", "rule", "attributes"),
     [
         (ValueError, "labels must be a function .* got ndarray; pair_loss", np.zeros(3), GROUPS),
+        (ValueError, "labels.same_class, is to be called", labels.any_shared, GROUPS),
         (AssertionError, "labels must return 0 .* got .*bool", lambda a, b: a == b, GROUPS),
         (AssertionError, "labels must return 0", lambda a, b: jnp.stack([a, b]), GROUPS),
         (AssertionError, "labels must return 0", lambda a, b: (a, b), GROUPS),
@@ -195,6 +196,15 @@ def _rule(function, class_of=None):
 def test_wrong_labels(raised, message, rule, attributes):
     with pytest.raises(raised, match=message):
         jax.eval_shape(lambda x: all_pairs_loss(x, attributes, labels=rule), X)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint32, np.uint8])
+def test_classes_of_any_integer_type(dtype):
+    classes = PATHS[:, 0].clip(0)
+    large = (classes * (np.iinfo(dtype).max // 2)).astype(dtype)
+    with jax.enable_x64(True):
+        got = all_pairs_loss(X, large, labels=labels.same_class())
+    np.testing.assert_allclose(got, all_pairs_loss(X, classes), rtol=1e-6)
 
 
 def test_wrong_uses():

@@ -12,7 +12,7 @@ from jax import lax
 
 from contrastive_jax._engine.layout import take_block
 from contrastive_jax._engine.problem import Parameters, Points, Task, pair_labels
-from contrastive_jax._engine.sharding import axes_of, of_all_devices, varying
+from contrastive_jax._engine.sharding import axes_of, gather_rows, varying
 
 # Labels that are held at once.
 _LABELS = 2**20
@@ -47,7 +47,7 @@ def labelled_positives(
     x, axis = sides[0], task.axis_name
     count = len(x.classes)
     side = sides[-1]._replace(vectors=sides[-1].vectors[:, :0])
-    columns = of_all_devices(axis, side)
+    columns = gather_rows(axis, side)
     width = _width(count, len(columns.classes))
     padding = -len(columns.classes) % width
 
@@ -100,7 +100,7 @@ def _sweep(
     own: jax.Array,
     number: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Counts the positives of each anchor, `[N]`, and finds those of some numbers, `[P, N]`."""
+    """Returns the number of positives of each anchor, `[N]`, and some of these, `[P, N]`."""
     count = len(x.classes)
     width = _width(count, len(columns.classes))
 

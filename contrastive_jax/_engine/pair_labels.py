@@ -99,7 +99,12 @@ def _classes(labels: PairLabels, attributes: Any, rows: int) -> jax.Array:
             f"class_of must return an integer for a row, got {classes.dtype} of shape "
             f"{classes.shape[1:]}"
         )
-    return classes.astype(jnp.int32)
+    largest = np.iinfo(np.int32).max
+    if np.iinfo(classes.dtype).max <= largest:
+        return classes.astype(jnp.int32)
+    # The last 31 bits of a wide integer will do: rows that share them are told apart by the
+    # function.
+    return jnp.where(classes < 0, -1, (classes & largest).astype(jnp.int32))
 
 
 def _is_nested_list(tree: Any) -> bool:

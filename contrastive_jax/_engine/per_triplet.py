@@ -24,7 +24,7 @@ from contrastive_jax._engine.labelled_positives import (
 from contrastive_jax._engine.per_anchor import anchor_statistics
 from contrastive_jax._engine.problem import Parameters, Points, Task, masked_points
 from contrastive_jax._engine.program_cache import compiled
-from contrastive_jax._engine.sharding import axes_of, of_all_devices, varying
+from contrastive_jax._engine.sharding import axes_of, gather_rows, varying
 from contrastive_jax._engine.stages import Stage
 
 TripletSums = tuple[jax.Array, jax.Array, jax.Array]
@@ -209,7 +209,7 @@ class _Positives(NamedTuple):
 def _positives_by_anchor(task: Task, sides: tuple[Points, ...]) -> _Positives:
     axis = task.axis_name
     x, one_side = sides[0], len(sides) == 1
-    classes = of_all_devices(task.axis_name, sides[-1].classes)
+    classes = gather_rows(task.axis_name, sides[-1].classes)
     order = jnp.argsort(classes, stable=True)
     ordered = classes[order]
     first = jnp.searchsorted(ordered, x.classes)
@@ -311,7 +311,7 @@ def _vectors_of_pass(
       Vectors of the anchors and of the positives, `[P, N, D]` each.
     """
     x = sides[0]
-    candidates = of_all_devices(task.axis_name, sides[-1].vectors)
+    candidates = gather_rows(task.axis_name, sides[-1].vectors)
     # A pair that does not count is replaced by one that does, as by `substitute`. It is written out
     # to broadcast the anchors, whose gradient is then a sum over the positives of a pass.
     substitute_index = jnp.argmax(valid)

@@ -256,9 +256,9 @@ def make_problem(
     )
     examples = vector, vector, *parameters
     distance, closed = closure_convert("distance", distance, examples, check_real_scalar)
-    of_pair, values = None, cast(tuple[jax.Array, ...], ())
+    label_pair, values = None, cast(tuple[jax.Array, ...], ())
     if rule is not None:
-        of_pair, values, label = convert_labels(
+        label_pair, values, label = convert_labels(
             rule, sides, (rows[1], columns[1])[: len(sides)], dtype, axes
         )
     task = Task(
@@ -270,7 +270,7 @@ def make_problem(
         numerics=numerics,
         axis_name=axis_name,
         weighted=rows[2] is not None or columns[2] is not None,
-        labels=of_pair,
+        labels=label_pair,
     )
     return Problem(task, sides, Parameters((), parameters + closed, values), (scalar, label))
 

@@ -132,7 +132,7 @@ def psum_once(values: Any, axis_name: Any) -> Any:
     return added(values)
 
 
-def of_all_devices(axis_name: Any, tree: Any) -> Any:
+def gather_rows(axis_name: Any, tree: Any) -> Any:
     """Returns the rows of all devices along an axis, one after the other; None for one device."""
     if axis_name is None:
         return tree

@@ -55,8 +55,8 @@ def same_class_other_group() -> PairLabels:
     """
 
     def label(a: Any, b: Any) -> jax.Array:
-        of_one_class = jnp.where(a[1] == b[1], -1, 0)
-        return jnp.where(a[0] == b[0], of_one_class, 1)
+        within_class = jnp.where(a[1] == b[1], -1, 0)
+        return jnp.where(a[0] == b[0], within_class, 1)
 
     return PairLabels(label, lambda row: row[0])
 

@@ -1,5 +1,6 @@
 """The type of labels: a function of two rows, and a class that tells many dissimilar pairs."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -82,4 +83,15 @@ def as_pair_labels(labels: Any) -> PairLabels:
             "labels must be a function of the attributes of two rows, or a PairLabels, got "
             f"{type(labels).__name__}; pair_loss takes an array of labels, one for each given pair"
         )
-    return labels if isinstance(labels, PairLabels) else PairLabels(labels)
+    if isinstance(labels, PairLabels):
+        return labels
+    try:
+        inspect.signature(labels).bind(None, None)
+    except TypeError:
+        raise ValueError(
+            f"labels must be a function of the attributes of two rows, got {labels!r}, which takes "
+            "other arguments; what makes labels, such as labels.same_class, is to be called"
+        ) from None
+    except ValueError:  # A function without a signature.
+        pass
+    return PairLabels(labels)
