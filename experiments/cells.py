@@ -33,7 +33,7 @@ from contrastive_jax.evaluation.summary import summarize
 from contrastive_jax.train import Hyperparameters, Source, TrainState, embed, loss_table
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
-from contrastive_jax.train.loop import Assembled, assemble
+from contrastive_jax.train.assembly import Assembled, assemble
 from experiments import option_checks, options, train
 
 # Options of a training that are data to a step, and those that change its structure.

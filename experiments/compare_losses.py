@@ -45,7 +45,7 @@ from contrastive_jax.data import Dataset, check_evaluable, index_by_class, load
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import loss_table
-from contrastive_jax.train.loop import assemble
+from contrastive_jax.train.assembly import assemble
 from experiments import command, option_checks
 from experiments.options import ENCODERS, augmentation
 

@@ -18,7 +18,7 @@ with needs("train", "experiments.options"):
 from contrastive_jax import distances, models, train
 from contrastive_jax.data import Dataset, augment, check_evaluable, load
 from contrastive_jax.train import loss_table
-from contrastive_jax.train.loop import balance
+from contrastive_jax.train.assembly import balance
 from experiments.loss_options import LossOptions
 
 ENCODERS = {

@@ -151,6 +151,39 @@ def draw_pairs(
     )
 
 
+def draw_rows_of_pairs(
+    key: jax.Array, similar: ArrayLike, total: int, batch_size: int, *, balanced: bool
+) -> jax.Array:
+    """Draws a batch of given pairs, with replacement, from pairs of which the similar come first.
+
+    Args:
+      key: of this batch; the batch is a function of it.
+      similar: number of similar pairs.
+      total: number of all pairs, P.
+      batch_size: number of pairs to draw, B.
+      balanced: whether every other pair is a similar one, each as likely as the others of its
+        label. Otherwise every pair is as likely.
+
+    Returns:
+      Rows of the pairs, int32 `[B]`.
+
+    Example:
+      >>> import jax
+      >>> from contrastive_jax.data.draw import draw_rows_of_pairs
+      >>> key = jax.random.key(0)
+      >>> rows = draw_rows_of_pairs(key, similar=1, total=9, batch_size=4, balanced=True)
+      >>> print(rows > 0)
+      [ True False  True False]
+    """
+    if not balanced:
+        return jax.random.randint(key, (batch_size,), 0, total)
+    is_similar = jnp.arange(batch_size) % 2 == 1
+    first = jnp.where(is_similar, 0, similar)
+    return first + jax.random.randint(
+        key, (batch_size,), 0, jnp.where(is_similar, similar, total - jnp.asarray(similar))
+    )
+
+
 def draw_balanced(
     key: jax.Array, index: ClassIndex, classes: int, examples: int
 ) -> tuple[jax.Array, jax.Array]:
