@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from contrastive_jax import distances, train
-from contrastive_jax.data import datasets
+from contrastive_jax.data import Dataset, PairDataset, datasets
 from contrastive_jax.train import diagnostics, loss_table
-from experiments.options import resolved
+from experiments.options import ENCODERS_OF_VECTORS, STEPS_ON_VECTORS, images_of, resolved
 
 Config = TypeVar("Config")
 
@@ -87,6 +87,10 @@ def _contrastive(config: Any) -> bool:
 
 def _draws_pairs(config: Any) -> bool:
     return _contrastive(config) and config.objective != "all_pairs"
+
+
+def _pair_loss(config: Any) -> bool:
+    return config.loss in loss_table.PAIRS
 
 
 _ALONE = (
@@ -184,6 +188,93 @@ EFFECTS_OF_TRAINING = (
         "--batch_classes needs --objective all_pairs, or another loss than contrastive",
     ),
 )
+
+
+_ON_PAIRS = "given pairs have labels and no classes: leave --{0} out"
+EFFECTS_ON_PAIRS = (
+    Effect(
+        "loss",
+        _pair_loss,
+        "--loss {loss} compares whole batches by class, and given pairs have no classes: take one "
+        f"of {', '.join(loss_table.PAIRS)}",
+    ),
+    Effect(
+        "objective",
+        lambda config: config.objective != "all_pairs" or not _contrastive(config),
+        _ON_PAIRS.format("objective"),
+    ),
+    *(
+        Effect(option, lambda config: False, _ON_PAIRS.format(option))
+        for option in ("batch_classes", "group")
+    ),
+    Effect(
+        "similar_fraction",
+        lambda config: False,
+        "given pairs are drawn with both labels equally often (or as they are, by --no_balanced): "
+        "leave --similar_fraction out",
+    ),
+    Effect(
+        "loss_options",
+        lambda config: "similar_fraction" not in config.loss_options,
+        "given pairs are drawn with both labels equally often (or as they are, by --no_balanced): "
+        "leave similar_fraction out of --loss_options",
+    ),
+    Effect(
+        "memory",
+        lambda config: False,
+        "--memory is compared by class, and given pairs have no classes: leave --memory out",
+    ),
+    Effect(
+        "data_on",
+        lambda config: False,
+        "given pairs are drawn on the device: leave --data_on device",
+    ),
+)
+_ON_VECTORS = "--{0} changes images, and the data has vectors: leave --{0} out"
+EFFECTS_ON_VECTORS = (
+    Effect(
+        "encoder",
+        lambda config: config.encoder in ENCODERS_OF_VECTORS,
+        "--encoder {encoder} takes images, and the data has vectors: take one of "
+        f"{', '.join(ENCODERS_OF_VECTORS)}",
+    ),
+    *(
+        Effect(option, lambda config: False, _ON_VECTORS.format(option))
+        for option in ("flip", "shift")
+    ),
+)
+EFFECTS_ON_CLASSES = (
+    Effect(
+        "balanced",
+        lambda config: False,
+        "--balanced is of given pairs, and the data has classes: leave it out",
+    ),
+)
+
+
+def for_data(config: Any, data: Dataset | PairDataset) -> Any:
+    """Checks options of a training against its data, and fills in those that depend on it.
+
+    Args:
+      config: options from `checked_training`, before `options.settled`.
+      data: to train on.
+
+    Returns:
+      The options, of which `balanced` is None on data with classes.
+
+    Raises:
+      ValueError: if an option has no effect on this data.
+    """
+    given_pairs, vectors = isinstance(data, PairDataset), images_of(data).ndim == 2
+    check_effects(config, EFFECTS_ON_PAIRS if given_pairs else EFFECTS_ON_CLASSES)
+    filled: dict[str, Any] = {"encoder": config.encoder or ("linear" if vectors else "convnet")}
+    if vectors:
+        check_effects(config, EFFECTS_ON_VECTORS)
+        filled |= {"flip": False, "shift": 0, "steps": config.steps or STEPS_ON_VECTORS}
+    if given_pairs:
+        balanced = config.balanced is not False
+        filled |= {"group": 1, "similar_fraction": 0.5, "balanced": balanced}
+    return dataclasses.replace(config, **filled)
 
 
 def is_given(config: Any, option: str) -> bool:

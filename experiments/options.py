@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 import optax
 
 from contrastive_jax._extras import needs
@@ -16,17 +17,22 @@ with needs("train", "experiments.options"):
     import tyro
 
 from contrastive_jax import distances, models, train
-from contrastive_jax.data import Dataset, augment, check_evaluable, load
+from contrastive_jax.data import Dataset, PairDataset, augment, check_evaluable, load
 from contrastive_jax.train import loss_table
 from contrastive_jax.train.assembly import balance
 from experiments.loss_options import LossOptions
 
 ENCODERS = {
+    "linear": models.Linear,
     "mlp": models.MLP,
+    "residual": models.Residual,
     "drlim": models.DrLIM,
     "convnet": models.ConvNet,
     "resnet18": models.ResNet18,
 }
+# The encoders that take vectors; they are all weights, which each part of a batch would read again.
+ENCODERS_OF_VECTORS = ("linear", "mlp", "residual")
+STEPS_ON_VECTORS = 2000
 DISTANCES = {
     "euclidean": distances.euclidean,
     "squared_euclidean": distances.squared_euclidean,
@@ -85,8 +91,9 @@ class Data:
 class Training:
     """Options of the encoder, the objective and the optimizer."""
 
-    encoder: Literal["mlp", "drlim", "convnet", "resnet18"] = "convnet"
-    """Network from images to embeddings."""
+    encoder: Literal["linear", "mlp", "residual", "drlim", "convnet", "resnet18"] | None = None
+    """Network from images to embeddings; by default convnet, and linear on vectors, which linear,
+    mlp and residual take."""
     width: int = 64
     """Number of entries of an embedding."""
     normalize: bool = True
@@ -118,6 +125,9 @@ class Training:
     pairs alone. 32 by default, less where a device has fewer pairs."""
     batch_size: int = 128
     """Pairs in a batch, over all devices; with all_pairs half the number of images."""
+    balanced: bool | None = None
+    """Of given pairs draw similar and dissimilar ones equally often, as by default, or every pair
+    as often."""
     learning_rate: float = 4e-3
     """Peak of the learning rate: linear warm-up, then cosine decay to zero."""
     weight_decay: float | None = None
@@ -140,7 +150,7 @@ class Runs:
     """Replace the run of this name."""
 
 
-def load_data(config: Data) -> Dataset:
+def load_data(config: Data) -> Dataset | PairDataset:
     """Loads the data set that the options name.
 
     Raises:
@@ -156,6 +166,11 @@ def load_data(config: Data) -> Dataset:
     )
     check_evaluable(data)
     return data
+
+
+def images_of(data: Dataset | PairDataset) -> np.ndarray:
+    """Returns the images, or vectors, that a data set trains on."""
+    return data.images if isinstance(data, PairDataset) else data.train.images
 
 
 def resolved(config: Any) -> Any:
@@ -213,8 +228,8 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
         steps_per_call = config.steps_per_call
     share = config.batch_size // len(devices)
     fits = share // 32 if share % 32 == 0 else 1
-    # An MLP is all weights, which each part would read again.
-    microbatches = max(fits, 1) if on_cpu and config.encoder != "mlp" else 1
+    in_parts = on_cpu and config.encoder not in ENCODERS_OF_VECTORS
+    microbatches = max(fits, 1) if in_parts else 1
     if config.microbatches is not None:
         microbatches = config.microbatches
     if config.group is None:
@@ -328,18 +343,18 @@ def _optimizer_of_loss(
     return train.make_optimizer(loss_learning_rate, steps, warmup_steps=warmup_steps)
 
 
-def batch_of(config: Any, options: dict[str, Any], data: Dataset) -> dict[str, Any]:
+def batch_of(config: Any, options: dict[str, Any], data: Dataset | PairDataset) -> dict[str, Any]:
     """Returns the arguments of `train.fit` that say how a batch is made.
 
     Raises:
       ValueError: if shifts, or classes and images of a batch, do not fit the data.
     """
-    side = min(data.train.images.shape[1:3])
-    if options["shift"] >= side:
+    side = min(images_of(data).shape[1:3])
+    if options["shift"] and options["shift"] >= side:
         raise ValueError(
             f"--shift must be below the {side} pixels of an image's side, got {options['shift']}"
         )
-    if config.objective == "all_pairs":
+    if config.objective == "all_pairs" and isinstance(data, Dataset):
         try:
             balance(
                 2 * config.batch_size, config.batch_classes, len({*data.train.classes.tolist()})
@@ -349,6 +364,7 @@ def batch_of(config: Any, options: dict[str, Any], data: Dataset) -> dict[str, A
     return {
         "batch_size": 2 * config.batch_size,
         "batch_classes": config.batch_classes,
+        "balanced": options["balanced"] is not False,
         "augment": augmentation(options["flip"], options["shift"]),
         "microbatches": options["microbatches"],
         "remat": config.microbatches is not None,

@@ -64,7 +64,8 @@ class Config(options.Runs, options.Training, options.Data):
     """Parts in which a device encodes its images, to bound the memory of activations; by default 1,
     and on a CPU parts of 32 pairs but for the MLP."""
     steps: int | None = None
-    """Training steps; by default 1,500 on digits, 3,000 on mnist, 20,000 elsewhere."""
+    """Training steps; by default 1,500 on digits, 3,000 on mnist, 2,000 on vectors, 20,000
+    elsewhere."""
     warmup: float = 0.02
     """Share of the steps over which the learning rate grows."""
     clip_norm: float = 1.0
@@ -118,8 +119,10 @@ def main(config: Config) -> Path:
     if config.resume:
         config, begun = as_begun(config, len(devices))
         free |= _changed(config)
-    settled = options.settled(config, devices)
+    options.settled(config, devices)  # what does not depend on the data, before it is read
     data = options.load_data(config)
+    config = option_checks.for_data(config, data)
+    settled = options.settled(config, devices)
     # The margin was checked above, before data was read: `fit` need not warn of it again.
     objective = options.objective_of(config, settled)._replace(bounded=False)
     run = train.fit(
@@ -197,7 +200,9 @@ def as_begun(config: Config, devices: int) -> tuple[Config, dict[str, Any]]:
         return config, {}
     swapped = {"devices": begun["microbatches"], "microbatches": begun["devices"]}
     ways = [begun]
-    if config.objective == "pairs" and 1 in swapped.values() and swapped != begun:
+    # Given pairs, of which a run has `balanced`, are compared by all devices at once.
+    drawn = config.objective == "pairs" and before.get("balanced") is None
+    if drawn and 1 in swapped.values() and swapped != begun:
         ways.append(swapped)
     now = {"devices": devices, "microbatches": config.microbatches or swapped["microbatches"]}
     if now not in ways:
@@ -212,8 +217,9 @@ def as_begun(config: Config, devices: int) -> tuple[Config, dict[str, Any]]:
         f"{begun['microbatches']} and goes on with --devices {devices} --microbatches "
         f"{now['microbatches']}, which gives the same numbers"
     )
-    group = before.get("group") if config.group is None else config.group
-    return dataclasses.replace(config, microbatches=now["microbatches"], group=group), begun
+    if drawn and config.group is None:
+        config = dataclasses.replace(config, group=before.get("group"))
+    return dataclasses.replace(config, microbatches=now["microbatches"]), begun
 
 
 if __name__ == "__main__":

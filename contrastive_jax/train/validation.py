@@ -45,6 +45,42 @@ def best_by(data: Dataset | PairDataset) -> str:
     return BEST_BY_OF_PAIRS if isinstance(data, PairDataset) else BEST_BY
 
 
+def figures_on_validation(
+    embed: Embed, data: Dataset | PairDataset, distance: Distance
+) -> tuple[dict[str, float], np.ndarray]:
+    """Computes the figures of an encoder on the validation split.
+
+    Args:
+      embed: from images to embeddings `[N, D]`.
+      data: with a validation split.
+      distance: between two embeddings, for given pairs.
+
+    Returns:
+      Figures by name: of labelled examples those of `retrieval`, of given pairs `auc`,
+      `average_precision` and `eer`; and the embeddings.
+
+    Example:
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.train.validation import figures_on_validation
+      >>> digits, distance = cj.data.load("digits"), cj.distances.euclidean
+      >>> embed = lambda images: images.reshape(len(images), -1) / 255
+      >>> figures, embeddings = figures_on_validation(embed, digits, distance)
+      >>> print(f"{figures['precision_at_1']:.2f}")
+      0.96
+    """
+    if not isinstance(data, PairDataset):
+        embeddings = embed(data.validation.images)
+        return retrieval(embeddings, data.validation.classes), embeddings
+    of_pairs = points_of_pairs(embed, data.images, data.validation)
+    pairs = (distances_of_pairs(of_pairs, distance), of_pairs.labels)
+    figures = {
+        "auc": roc_auc(*pairs),
+        "average_precision": average_precision(*pairs),
+        "eer": equal_error_rate(*pairs),
+    }
+    return figures, of_pairs.points
+
+
 def validate(embed: Embed, data: Dataset | PairDataset, distance: Distance) -> dict[str, float]:
     """Evaluates an encoder on validation, and warns where it has collapsed.
 
@@ -54,8 +90,8 @@ def validate(embed: Embed, data: Dataset | PairDataset, distance: Distance) -> d
       distance: between two embeddings, for given pairs.
 
     Returns:
-      Figures by name: of labelled examples those of `retrieval`, of given pairs `auc`,
-      `average_precision` and `eer`, and of both the effective rank of the embeddings.
+      Those of `figures_on_validation` and the effective rank of the embeddings, by names that begin
+      with `validation/`.
 
     Example:
       >>> import contrastive_jax as cj
@@ -65,18 +101,7 @@ def validate(embed: Embed, data: Dataset | PairDataset, distance: Distance) -> d
       >>> print(f"{figures['validation/precision_at_1']:.2f}")
       0.96
     """
-    if isinstance(data, PairDataset):
-        of_pairs = points_of_pairs(embed, data.images, data.validation)
-        embeddings = of_pairs.points
-        pairs = (distances_of_pairs(of_pairs, distance), of_pairs.labels)
-        figures = {
-            "auc": roc_auc(*pairs),
-            "average_precision": average_precision(*pairs),
-            "eer": equal_error_rate(*pairs),
-        }
-    else:
-        embeddings = embed(data.validation.images)
-        figures = retrieval(embeddings, data.validation.classes)
+    figures, embeddings = figures_on_validation(embed, data, distance)
     rank = diagnostics.effective_rank(embeddings)
     if rank < min(1.5, 0.75 * embeddings.shape[1]):
         diagnostics.warn_collapsed(rank, embeddings.shape[1])
