@@ -314,6 +314,8 @@ def prepare(group: Group, data: Dataset | PairDataset, devices: Sequence[jax.Dev
     for fraction in {one["similar_fraction"] for one in settled}:
         source = source_of(data, fraction)
     config = configs[0]
+    batch = options.batch_of(config, settled[0], data)
+    del batch["categories"]  # of trainings alone
     assembled = assemble(
         options.model_of(config, settled[0]),
         data,
@@ -322,7 +324,7 @@ def prepare(group: Group, data: Dataset | PairDataset, devices: Sequence[jax.Dev
         seed=config.seed,
         seeds=[one.seed for one in configs],
         devices=len(devices),
-        **options.batch_of(config, settled[0], data),
+        **batch,
         **options.optimizers_of(config, settled[0], objectives[0], tunable=True),
     )
     # Seeds come again with each margin.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from contrastive_jax import distances, train
-from contrastive_jax.data import Dataset, PairDataset, datasets
+from contrastive_jax.data import Dataset, PairDataset, augment, datasets
 from contrastive_jax.train import diagnostics, loss_table
 from experiments.options import ENCODERS_OF_VECTORS, STEPS_ON_VECTORS, images_of, resolved
 
@@ -66,6 +66,7 @@ RULES: dict[str, Rule] = {
     "steps_per_call": _ABOVE_ZERO,
     "trials": _at_least(1),
     "validate_every": _ABOVE_ZERO,
+    "views": _at_least(1),
     "warmup": Rule("in [0, 1)", lambda x: 0 <= x < 1),
     "weight_decay": _NOT_NEGATIVE,
     "width": _at_least(2),
@@ -182,6 +183,24 @@ EFFECTS_OF_TRAINING = (
         "--group has no effect where all pairs of a batch are compared (--objective all_pairs, and "
         "every loss but contrastive): leave --group out",
     ),
+    *(
+        Effect(
+            option,
+            lambda config: not _draws_pairs(config),
+            f"--{option} is of batches of classes: give --objective all_pairs, or another loss "
+            "than contrastive",
+        )
+        for option in ("views", "repeat", "by_size", "category")
+    ),
+    *(
+        Effect(
+            option,
+            lambda config: config.views == 1,
+            f"--{option} has no effect with --views {{views}}, whose batches are of images: leave "
+            "it out",
+        )
+        for option in ("batch_classes", "repeat", "by_size", "category")
+    ),
     Effect(
         "batch_classes",
         lambda config: not _draws_pairs(config),
@@ -205,7 +224,7 @@ EFFECTS_ON_PAIRS = (
     ),
     *(
         Effect(option, lambda config: False, _ON_PAIRS.format(option))
-        for option in ("batch_classes", "group")
+        for option in ("batch_classes", "group", "views", "repeat", "by_size", "category")
     ),
     Effect(
         "similar_fraction",
@@ -240,7 +259,7 @@ EFFECTS_ON_VECTORS = (
     ),
     *(
         Effect(option, lambda config: False, _ON_VECTORS.format(option))
-        for option in ("flip", "shift")
+        for option in ("flip", "shift", "augment", "views")
     ),
 )
 EFFECTS_ON_CLASSES = (
@@ -319,6 +338,7 @@ def checked(config: Config) -> Config:
         value = values.get(option)
         if value is not None and not rule.holds(value):
             raise ValueError(f"--{option} must be {rule.expected}, got {value}")
+    augment.by_names(values.get("augment", ()))
     tfds_dir, runs = values["tfds_dir"], values["runs"]
     if tfds_dir is not None and not tfds_dir.is_dir():
         raise ValueError(

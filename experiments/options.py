@@ -365,7 +365,11 @@ def batch_of(config: Any, options: dict[str, Any], data: Dataset | PairDataset) 
         "batch_size": 2 * config.batch_size,
         "batch_classes": config.batch_classes,
         "balanced": options["balanced"] is not False,
-        "augment": augmentation(options["flip"], options["shift"]),
+        "augment": augmentation(options["flip"], options["shift"], config.augment),
+        "views": config.views,
+        "repeat": config.repeat,
+        "by_size": config.by_size,
+        "categories": _categories_of(config.category, data),
         "microbatches": options["microbatches"],
         "remat": config.microbatches is not None,
         "memory_size": config.memory,
@@ -373,8 +377,40 @@ def batch_of(config: Any, options: dict[str, Any], data: Dataset | PairDataset) 
     }
 
 
-def augmentation(mirror: bool, pixels: int) -> augment.Augment | None:
-    """Moves an image at random by up to so many pixels, and mirrors it or not; None for neither."""
+def _categories_of(column: str | None, data: Dataset | PairDataset) -> Any:
+    """Returns the column of the training examples that an option names, None without one."""
+    if column is None or isinstance(data, PairDataset):
+        return None
+    columns = dict(data.train.attributes)
+    if data.train.groups is not None:
+        columns["group"] = data.train.groups
+    if column not in columns:
+        raise ValueError(
+            f"--category must be a column of {data.name}, which has "
+            f"{', '.join(columns) or 'none besides images and classes'}, got {column}"
+        )
+    return columns[column]
+
+
+def augmentation(mirror: bool, pixels: int, changes: Sequence[str] = ()) -> augment.Augment | None:
+    """Makes the random change of an image that the options name.
+
+    Args:
+      mirror: whether it may be mirrored.
+      pixels: by how many it may be moved.
+      changes: others, as `augment.by_names` takes them, which come first.
+
+    Returns:
+      The change, None where there is none.
+    """
+    others = augment.by_names(changes)
+    moved = _moved_and_mirrored(mirror, pixels)
+    if not others:
+        return moved
+    return augment.chain(*others, *([] if moved is None else [moved]))
+
+
+def _moved_and_mirrored(mirror: bool, pixels: int) -> augment.Augment | None:
     if not mirror and not pixels:
         return None
 

@@ -57,6 +57,20 @@ class Config(options.Runs, options.Training, options.Data):
     """Mirror training images at random; by default unless the data set is of digits."""
     shift: int | None = None
     """Move training images at random by up to so many pixels; 1 by default."""
+    augment: tuple[str, ...] = ()
+    """More random changes of training images, as rotate=10 cutout=0.3: crop (least share of the
+    area), scale (factor), rotate (degrees), brightness, contrast, colour (share) and cutout (side),
+    each with or without its amount."""
+    views: int = 1
+    """Views of each image in a batch, changed at random, of which those of one image alone are
+    similar; 2 with ntxent is SimCLR. The batch is as large as without views."""
+    repeat: bool = True
+    """Repeat examples of classes that have fewer than a batch takes; otherwise it has fewer."""
+    by_size: bool = False
+    """Draw classes in proportion to their examples, and not each as often."""
+    category: str | None = None
+    """Draw all classes of a batch from one category, which makes negatives hard: group, or the name
+    of a column of the table."""
     batch_classes: int | None = None
     """Classes in a batch of all_pairs; by default the largest number up to 32 that divides the
     images."""

@@ -94,6 +94,37 @@ def test_margins_are_compared(run_on, data):
     assert f"mean {shown} on" in (folder / "results.md").read_text()
 
 
+def test_views_and_changes_are_options(run_on):
+    images = RNG.integers(0, 256, (60, 6, 6, 1), np.uint8)
+    one = Examples(
+        images, np.arange(60, dtype=np.int32) % 5, attributes={"sort": np.arange(60) % 5}
+    )
+    data = Dataset("images", tuple("abcde"), one, one, one)
+    views = {"loss": "ntxent", "views": 2, "augment": ("rotate=10", "cutout"), "encoder": "mlp"}
+    folder = run_on(data, train, validate_every=10, figures=False, **views)
+    record = json.loads((folder / "config.json").read_text())
+    assert (record["views"], record["augment"]) == (2, ["rotate=10", "cutout"])
+    supcon = {"loss": "supcon", "category": "sort", "encoder": "mlp", "repeat": False}
+    run_on(data, train, validate_every=10, figures=False, batch_classes=4, by_size=True, **supcon)
+    with pytest.raises(ValueError, match="column of images, which has sort, got genus"):
+        run_on(data, train, validate_every=10, **supcon | {"category": "genus"})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"augment": ("blur",)}, "no change of an image called 'blur'"),
+        ({"views": 2}, "--views is of batches of classes"),
+        ({"category": "sort"}, "--category is of batches of classes"),
+        ({"loss": "supcon", "views": 2, "by_size": True}, "--by_size has no effect with --views 2"),
+        ({"loss": "supcon", "views": 2, "batch_classes": 4}, "--batch_classes has no effect with"),
+    ],
+)
+def test_options_of_batches_without_effect_are_errors(chosen, message):
+    with pytest.raises(ValueError, match=message):
+        option_checks.checked_training(train.Config(**chosen))
+
+
 @pytest.mark.parametrize(
     ("data", "chosen", "message"),
     [
@@ -108,6 +139,9 @@ def test_margins_are_compared(run_on, data):
         (VECTORS, {"encoder": "drlim"}, "takes images, and the data has vectors"),
         (VECTORS, {"flip": True}, "leave --flip out"),
         (VECTORS, {"shift": 1}, "leave --shift out"),
+        (VECTORS, {"augment": ("crop",)}, "leave --augment out"),
+        (VECTORS, {"loss": "ntxent", "views": 2}, "leave --views out"),
+        (PAIRS, {"loss": "sigmoid", "by_size": True}, "leave --by_size out"),
         (VECTORS, {"balanced": True}, "leave it out"),
     ],
 )

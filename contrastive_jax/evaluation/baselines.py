@@ -26,7 +26,7 @@ def vector_baselines(
       unit_length: whether the results are scaled to unit length, as those of the head are.
 
     Returns:
-      Functions from vectors `[M, D]` to points `[M, K]` by name: `raw vectors` (K is D),
+      Functions from vectors `[M, D]` to points `[M, K]` by name. These are `raw vectors` (K is D),
       `PCA-whitened` (`sklearn.decomposition.PCA` with `whiten`) and, where there are classes, `LDA`
       (`sklearn.discriminant_analysis.LinearDiscriminantAnalysis`), of one entry less than classes
       at most.

@@ -3,7 +3,13 @@
 from contrastive_jax.train import objectives
 from contrastive_jax.train.devices import Parallel, parallel
 from contrastive_jax.train.diagnostics import warn_collapsed, warn_inverted
-from contrastive_jax.train.draw import draws_classes, draws_given_pairs, draws_pairs, pair_source
+from contrastive_jax.train.draw import (
+    draws_classes,
+    draws_given_pairs,
+    draws_pairs,
+    draws_views,
+    pair_source,
+)
 from contrastive_jax.train.loop import fit, windows
 from contrastive_jax.train.loss_table import objective
 from contrastive_jax.train.networks import Network, check_images, embed, network
@@ -44,6 +50,7 @@ __all__ = [
     "draws_classes",
     "draws_given_pairs",
     "draws_pairs",
+    "draws_views",
     "embed",
     "fit",
     "init_state",

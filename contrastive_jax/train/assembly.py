@@ -1,12 +1,14 @@
 """The parts of a training: encoder, initial states, and steps that draw their batches."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from contrastive_jax import memory
 from contrastive_jax.checks import check_seed
@@ -17,6 +19,7 @@ from contrastive_jax.train.draw import (
     draws_classes,
     draws_given_pairs,
     draws_pairs,
+    draws_views,
     most_images,
     pair_source,
 )
@@ -53,6 +56,9 @@ def assemble(
     batch_size: int = 256,
     batch_classes: int | None = None,
     balanced: bool = True,
+    repeat: bool = True,
+    by_size: bool = False,
+    views: int = 1,
     optimizer: optax.GradientTransformation | None = None,
     loss_optimizer: optax.GradientTransformation | None = None,
     augment: Augment | None = None,
@@ -65,9 +71,9 @@ def assemble(
 ) -> Assembled:
     """Makes the parts of a training, as `fit` does. See there for the arguments.
 
-    Args:
-      seeds: of all trainings that take the step, by default `seed` alone.
-      devices: number of devices over which a batch is spread.
+    Two are other than there: `seeds` are those of all trainings that take the step, by default
+    `seed` alone, and `devices` is the number of devices over which a batch is spread. The batches
+    of given pairs have room for the images of the largest one of these trainings.
 
     Returns:
       The encoder, the initial states, and the steps.
@@ -89,7 +95,9 @@ def assemble(
     if isinstance(data, PairDataset):
         objective = of_given_pairs(objective)
     else:
-        classes = int(data.train.classes.max()) + 1
+        # Each image is a class of its views.
+        own = len(data.train.images) if views > 1 else 0
+        classes = own or int(data.train.classes.max()) + 1
     shape = images["train"].shape[1:]
 
     def encoder_of(seed: int) -> Network:
@@ -139,7 +147,16 @@ def assemble(
             unit=devices * microbatches,
         )
     else:
-        drawn, pairs = _drawing(step, data, objective, batch_size, batch_classes)
+        drawn, pairs = _drawing(
+            step,
+            data,
+            objective,
+            batch_size,
+            batch_classes,
+            repeat=repeat,
+            by_size=by_size,
+            views=views,
+        )
     return Assembled(encoder, init, init_loss, step, drawn, pairs)
 
 
@@ -150,12 +167,18 @@ def _images_of(data: Dataset | PairDataset) -> dict[str, np.ndarray]:
     return {name: getattr(data, name).images for name in ("train", "validation", "test")}
 
 
-def source_of(data: Dataset | PairDataset, similar_fraction: float = 0.5) -> Source | PairSource:
+def source_of(
+    data: Dataset | PairDataset,
+    similar_fraction: float = 0.5,
+    *,
+    categories: ArrayLike | None = None,
+) -> Source | PairSource:
     """Returns what batches are drawn from.
 
     Args:
       data: with a train split.
       similar_fraction: share of similar pairs among those drawn by class, to check that it can be.
+      categories: of the training examples, as in `index_by_class`.
 
     Raises:
       ValueError: if the classes can not give such pairs.
@@ -164,11 +187,11 @@ def source_of(data: Dataset | PairDataset, similar_fraction: float = 0.5) -> Sou
       >>> import contrastive_jax as cj
       >>> from contrastive_jax.train.assembly import source_of
       >>> source_of(cj.data.load("digits")).images.shape
-      (1212, 8, 8, 1)
+      (1211, 8, 8, 1)
     """
     if isinstance(data, PairDataset):
         return pair_source(data)
-    index = index_by_class(data.train.classes, similar_fraction)
+    index = index_by_class(data.train.classes, similar_fraction, categories=categories)
     return Source(data.train.images, data.train.classes, index)
 
 
@@ -194,16 +217,29 @@ def _drawing(
     objective: Objective,
     batch_size: int,
     batch_classes: int | None,
+    *,
+    repeat: bool,
+    by_size: bool,
+    views: int,
 ) -> tuple[Step, int]:
-    """Makes the step that draws its batch by class, and counts its pairs."""
+    """Makes the step that draws its batch by class, or views of images, and counts its pairs."""
     if objective.separable:
         pairs = _half(batch_size)
         fraction = objective.hyperparameters["similar_fraction"]
         return draws_pairs(step, pairs, similar_fraction=fraction), pairs
-    available = len(np.unique(data.train.classes[data.train.classes >= 0]))
-    classes, examples = balance(batch_size, batch_classes, available)
-    images = classes * examples
-    return draws_classes(step, classes, examples), images * (images - 1) // 2
+    compared = batch_size * (batch_size - 1) // 2
+    if views > 1:
+        return draws_views(step, batch_size // views, views), compared
+    counts = np.unique(data.train.classes[data.train.classes >= 0], return_counts=True)[1]
+    classes, examples = balance(batch_size, batch_classes, len(counts))
+    if (few := int(np.sum(counts < examples))) and repeat:
+        warnings.warn(
+            f"{few} of {len(counts)} classes have less than the {examples} examples that a batch "
+            "takes of a class: theirs are repeated",
+            stacklevel=4,
+        )
+    drawn = draws_classes(step, classes, examples, repeat=repeat, by_size=by_size)
+    return drawn, compared
 
 
 def _half(batch_size: int) -> int:

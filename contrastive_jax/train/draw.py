@@ -76,13 +76,17 @@ def draws_pairs(step: Step, batch_size: int, *, similar_fraction: float = 0.5) -
     return drawn
 
 
-def draws_classes(step: Step, classes: int, examples: int) -> Step:
+def draws_classes(
+    step: Step, classes: int, examples: int, *, repeat: bool = False, by_size: bool = False
+) -> Step:
     """Makes the step that draws P classes and K examples of each.
 
     Args:
       step: the step on a `Batch`.
       classes: in a batch, P.
       examples: of each class, K; P times K a multiple of the number of devices.
+      repeat: whether examples of a class with fewer than K are repeated; see `draw_balanced`.
+      by_size: whether classes are drawn by size; see `draw_balanced`.
 
     Returns:
       `step(state, source, hyperparameters) -> (state, metrics)`.
@@ -112,10 +116,61 @@ def draws_classes(step: Step, classes: int, examples: int) -> Step:
     ) -> tuple[TrainState, Metrics]:
         key = key_of_step(hyperparameters.seed, state.step)
         positions, classes_of_rows = _share(
-            draw_balanced(key, source.by_class, classes, examples), "images"
+            draw_balanced(key, source.by_class, classes, examples, repeat=repeat, by_size=by_size),
+            "images",
         )
         images = jnp.asarray(source.images)
         return step(state, Batch(images[positions], classes_of_rows), hyperparameters)
+
+    return drawn
+
+
+def draws_views(step: Step, images: int, views: int = 2) -> Step:
+    """Makes the step that draws images, with replacement, and takes several views of each.
+
+    The class of a view is the row of its image, so that views of one image are similar and those of
+    different images dissimilar. It is for a step that augments, which changes each view by a key of
+    its own.
+
+    Args:
+      step: the step on a `Batch`.
+      images: in a batch, each once for every view; their product a multiple of the devices.
+      views: of each image.
+
+    Returns:
+      `step(state, source, hyperparameters) -> (state, metrics)`.
+
+    Raises:
+      ValueError: when traced, if the batch can not be shared equally.
+
+    References:
+      Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020
+      <https://arxiv.org/abs/2002.05709>.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import train
+      >>> from contrastive_jax.data import index_by_class
+      >>> def views_of_image(state, batch, hyperparameters):
+      ...     return state, jnp.sum(batch.classes == batch.classes[0])
+      >>> step = train.draws_views(views_of_image, images=1, views=2)
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> source = train.Source(jnp.zeros((4, 2, 2, 1)), classes, index_by_class(classes))
+      >>> state = train.TrainState(jnp.int32(0), params=(), opt_state=())
+      >>> device = train.parallel(step, "shard_map", jax.devices()[:1])
+      >>> placed = device.replicate((state, source, train.Hyperparameters(seed=0)))
+      >>> print(device.step(*placed)[1])
+      2
+    """
+
+    def drawn(
+        state: TrainState, source: Source, hyperparameters: Hyperparameters
+    ) -> tuple[TrainState, Metrics]:
+        key = key_of_step(hyperparameters.seed, state.step)
+        rows = jax.random.randint(key, (images,), 0, len(source.images))
+        (rows,) = _share((jnp.repeat(rows, views),), "images")
+        return step(state, Batch(jnp.asarray(source.images)[rows], rows), hyperparameters)
 
     return drawn
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
@@ -31,7 +32,15 @@ from contrastive_jax.train.objectives import Objective, of_given_pairs
 from contrastive_jax.train.progress import Progress
 from contrastive_jax.train.run import Run
 from contrastive_jax.train.steps import repeated
-from contrastive_jax.train.types import Hyperparameters, Metrics, Pairs, TrainState, Weights
+from contrastive_jax.train.types import (
+    Hyperparameters,
+    Metrics,
+    Pairs,
+    PairSource,
+    Source,
+    TrainState,
+    Weights,
+)
 from contrastive_jax.train.validation import best_by, calibrated_on, validate
 
 SHOWN = ("loss", "similar_distance", "dissimilar_distance", "active_fraction", "pairs_per_second")
@@ -137,6 +146,10 @@ def fit(
     batch_size: int = 256,
     batch_classes: int | None = None,
     balanced: bool = True,
+    repeat: bool = True,
+    by_size: bool = False,
+    categories: ArrayLike | None = None,
+    views: int = 1,
     optimizer: optax.GradientTransformation | None = None,
     loss_optimizer: optax.GradientTransformation | None = None,
     augment: Augment | None = None,
@@ -186,6 +199,16 @@ def fit(
       balanced: for given pairs, whether similar and dissimilar ones are drawn equally often, so
         that every batch has both however rare one of them is. With False every pair is as likely
         to be drawn.
+      repeat: whether examples of a class that has fewer than a batch takes are repeated. Otherwise
+        the places left are ignored.
+      by_size: whether classes of a batch are drawn in proportion to their examples; by default
+        every class is as likely.
+      categories: of the training examples, such as `data.train.groups` or a column of
+        `data.train.attributes`, where all classes of a batch are to be of one category, which makes
+        negatives hard; see `draw_balanced`.
+      views: with 2 or more, a batch has so many views of each of its images, changed by `augment`,
+        and only views of the same image are similar; classes serve validation alone. With
+        `objective("ntxent")` this is SimCLR.
       optimizer: any optax optimizer; by default `make_optimizer(4e-3, steps)` with a warm-up of 2 %
         of the steps and a weight decay of 0.1.
       loss_optimizer: of the parameters of the loss, where it has some; by default
@@ -250,6 +273,8 @@ def fit(
     schedule = {"steps": steps, "log_every": log_every, "validate_every": validate_every}
     _check_schedule(**schedule, steps_per_call=steps_per_call, keep=keep)
     _check_drawing(data, objective, data_on, steps_per_call, batch_classes, balanced)
+    by_class: dict[str, Any] = {"repeat": repeat, "by_size": by_size, "views": views}
+    _check_batch(data, objective, batch_size, batch_classes, augment, categories, **by_class)
     if strategy not in get_args(Strategy):
         raise ValueError(f"strategy must be one of {get_args(Strategy)}, got {strategy!r}")
     if isinstance(data, PairDataset):
@@ -261,6 +286,7 @@ def fit(
         "batch_size": batch_size,
         "batch_classes": batch_classes,
         "balanced": balanced,
+        **by_class,
     }
     memory: dict[str, Any] = {"memory_size": memory_size, "max_age": max_age}
     parts = assemble(
@@ -287,6 +313,7 @@ def fit(
         | {
             "hyperparameters": {k: float(v) for k, v in objective.hyperparameters.items()},
             "devices": len(devices),
+            "categories": categories is not None,
         }
     )
     record = json.loads(json.dumps(options if config is None else dict(config), default=str))
@@ -327,7 +354,12 @@ def fit(
             sharded=(1,) if streamed else (),
             check_values=check_values,
         )
-        batches = _batches(placed, parts, data, objective, seed=seed, data_on=data_on, start=start)
+        source = source_of(
+            data, objective.hyperparameters.get("similar_fraction", 0.5), categories=categories
+        )
+        batches = _batches(
+            placed, parts, data, objective, source, seed=seed, data_on=data_on, start=start
+        )
         hyperparameters = Hyperparameters(seed, dict(objective.hyperparameters))
         state, hyperparameters = placed.replicate((state, hyperparameters))
         every = windows(
@@ -491,6 +523,44 @@ def _check_schedule(**arguments: int) -> None:
             )
 
 
+def _check_batch(
+    data: Dataset | PairDataset,
+    objective: Objective,
+    batch_size: int,
+    batch_classes: int | None,
+    augment: Augment | None,
+    categories: ArrayLike | None,
+    *,
+    repeat: bool,
+    by_size: bool,
+    views: int,
+) -> None:
+    """Checks that what says how classes and views are drawn has an effect."""
+    given = {
+        "repeat": not repeat,
+        "by_size": by_size,
+        "categories": categories is not None,
+        "views": views != 1,
+    }
+    named = [name for name, is_given in given.items() if is_given]
+    if named and (isinstance(data, PairDataset) or objective.separable):
+        raise ValueError(
+            f"{named[0]} is of batches of classes, and has no effect on pairs: leave it out, or "
+            "take data with classes and an objective of whole batches"
+        )
+    if views == 1:
+        return
+    if views < 1 or batch_size % views:
+        raise ValueError(
+            f"views must be at least 1 and divide the {batch_size} images of a batch, got {views}"
+        )
+    if augment is None:
+        raise ValueError("views of an image are equal without augment: give one")
+    if named != ["views"] or batch_classes is not None:
+        other = "batch_classes" if named == ["views"] else named[0]
+        raise ValueError(f"{other} has no effect with views of images: leave it out")
+
+
 def _check_shares(
     data: Dataset | PairDataset,
     objective: Objective,
@@ -548,14 +618,13 @@ def _batches(
     parts: Assembled,
     data: Dataset | PairDataset,
     objective: Objective,
+    source: Source | PairSource,
     *,
     seed: int,
     data_on: str,
     start: int,
 ) -> Iterator[Any]:
     """Returns what each call takes: the whole data, or the next pairs from the host."""
-    fraction = objective.hyperparameters.get("similar_fraction", 0.5)
-    source = source_of(data, fraction)
     if data_on == "device" or isinstance(data, PairDataset):
         return itertools.repeat(placed.replicate(source))
     pairs = stream_pairs(
@@ -563,7 +632,7 @@ def _batches(
         data.train.classes,
         seed=seed,
         batch_size=parts.pairs_per_step,
-        similar_fraction=fraction,
+        similar_fraction=objective.hyperparameters["similar_fraction"],
         start_step=start,
     )
     return (

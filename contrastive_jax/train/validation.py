@@ -56,8 +56,8 @@ def figures_on_validation(
       distance: between two embeddings, for given pairs.
 
     Returns:
-      Figures by name: of labelled examples those of `retrieval`, of given pairs `auc`,
-      `average_precision` and `eer`; and the embeddings.
+      Figures by name, which are those of `retrieval` on labelled examples and `auc`,
+      `average_precision` and `eer` on given pairs, and the embeddings.
 
     Example:
       >>> import contrastive_jax as cj
