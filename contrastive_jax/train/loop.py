@@ -282,6 +282,8 @@ def fit(
     else:
         check_evaluable(data)
     _check_shares(data, objective, batch_size, len(devices), microbatches)
+    fraction = objective.hyperparameters.get("similar_fraction", 0.5)
+    source = source_of(data, fraction, categories=categories)
     batch: dict[str, Any] = {
         "batch_size": batch_size,
         "batch_classes": batch_classes,
@@ -353,9 +355,6 @@ def fit(
             devices,
             sharded=(1,) if streamed else (),
             check_values=check_values,
-        )
-        source = source_of(
-            data, objective.hyperparameters.get("similar_fraction", 0.5), categories=categories
         )
         batches = _batches(
             placed, parts, data, objective, source, seed=seed, data_on=data_on, start=start
