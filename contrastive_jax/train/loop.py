@@ -20,8 +20,6 @@ from jax.typing import ArrayLike
 
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
-from contrastive_jax.data.evaluable import check_evaluable
-from contrastive_jax.data.pair_checks import check_given_pairs
 from contrastive_jax.data.stream import stream_pairs
 from contrastive_jax.train import checkpoints, diagnostics, folder, run
 from contrastive_jax.train.assembly import Assembled, assemble, source_of
@@ -29,6 +27,7 @@ from contrastive_jax.train.devices import Parallel, Strategy, parallel
 from contrastive_jax.train.interruption import interruption, leave
 from contrastive_jax.train.networks import embed
 from contrastive_jax.train.objectives import Objective, of_given_pairs
+from contrastive_jax.train.preconditions import check_training
 from contrastive_jax.train.progress import Progress
 from contrastive_jax.train.run import Run
 from contrastive_jax.train.steps import repeated
@@ -270,26 +269,33 @@ def fit(
         # XLA computes convolutions inside of a loop on a CPU by an unoptimised path.
         one = data_on == "host" or devices[0].platform == "cpu"
         steps_per_call = 1 if one else math.gcd(log_every, steps)
-    schedule = {"steps": steps, "log_every": log_every, "validate_every": validate_every}
-    _check_schedule(**schedule, steps_per_call=steps_per_call, keep=keep)
-    _check_drawing(data, objective, data_on, steps_per_call, batch_classes, balanced)
-    by_class: dict[str, Any] = {"repeat": repeat, "by_size": by_size, "views": views}
-    _check_batch(data, objective, batch_size, batch_classes, augment, categories, **by_class)
-    if strategy not in get_args(Strategy):
-        raise ValueError(f"strategy must be one of {get_args(Strategy)}, got {strategy!r}")
-    if isinstance(data, PairDataset):
-        check_given_pairs(data)
-    else:
-        check_evaluable(data)
-    _check_shares(data, objective, batch_size, len(devices), microbatches)
-    fraction = objective.hyperparameters.get("similar_fraction", 0.5)
-    source = source_of(data, fraction, categories=categories)
     batch: dict[str, Any] = {
         "batch_size": batch_size,
         "batch_classes": batch_classes,
         "balanced": balanced,
-        **by_class,
+        "repeat": repeat,
+        "by_size": by_size,
+        "views": views,
     }
+    if strategy not in get_args(Strategy):
+        raise ValueError(f"strategy must be one of {get_args(Strategy)}, got {strategy!r}")
+    check_training(
+        data,
+        objective,
+        schedule={
+            "steps": steps,
+            "log_every": log_every,
+            "validate_every": validate_every,
+            "steps_per_call": steps_per_call,
+            "keep": keep,
+        },
+        batch=batch | {"categories": categories, "augment": augment},
+        data_on=data_on,
+        devices=len(devices),
+        microbatches=microbatches,
+    )
+    fraction = objective.hyperparameters.get("similar_fraction", 0.5)
+    source = source_of(data, fraction, categories=categories)
     memory: dict[str, Any] = {"memory_size": memory_size, "max_age": max_age}
     parts = assemble(
         model,
@@ -470,120 +476,6 @@ def _trained(
 
 def _training_images(data: Dataset | PairDataset) -> np.ndarray:
     return data.images if isinstance(data, PairDataset) else data.train.images
-
-
-def _check_drawing(
-    data: Dataset | PairDataset,
-    objective: Objective,
-    data_on: str,
-    steps_per_call: int,
-    batch_classes: int | None,
-    balanced: bool,
-) -> None:
-    """Checks that what says how batches are drawn has an effect on this data."""
-    if data_on not in ("device", "host"):
-        raise ValueError(f"data_on must be 'device' or 'host', got {data_on!r}")
-    if isinstance(data, PairDataset):
-        if data_on == "host":
-            raise ValueError("given pairs are drawn on the device: leave data_on='host' out")
-        if batch_classes is not None:
-            raise ValueError("given pairs have no classes: leave batch_classes out")
-        return
-    if not balanced:
-        raise ValueError(
-            "balanced is of given pairs, and has no effect on data with classes: leave it out"
-        )
-    if data_on == "host" and not objective.separable:
-        raise ValueError(
-            "data_on='host' streams pairs: take an objective of pairs, as objective(..., "
-            "on='pairs'), or data_on='device'"
-        )
-    if data_on == "host" and steps_per_call != 1:
-        raise ValueError(f"data_on='host' takes one step per call, got {steps_per_call}")
-
-
-def _check_schedule(**arguments: int) -> None:
-    """Checks how often something is done, before anything is written.
-
-    Raises:
-      ValueError: if a number is below 1, or one is not a multiple of another that divides it.
-    """
-    for name, value in arguments.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    for name, unit in (
-        ("validate_every", "log_every"),
-        ("log_every", "steps_per_call"),
-        ("steps", "steps_per_call"),
-    ):
-        if arguments[name] % arguments[unit]:
-            raise ValueError(
-                f"{name} must be a multiple of {unit}, got {arguments[name]} and {arguments[unit]}"
-            )
-
-
-def _check_batch(
-    data: Dataset | PairDataset,
-    objective: Objective,
-    batch_size: int,
-    batch_classes: int | None,
-    augment: Augment | None,
-    categories: ArrayLike | None,
-    *,
-    repeat: bool,
-    by_size: bool,
-    views: int,
-) -> None:
-    """Checks that what says how classes and views are drawn has an effect."""
-    given = {
-        "repeat": not repeat,
-        "by_size": by_size,
-        "categories": categories is not None,
-        "views": views != 1,
-    }
-    named = [name for name, is_given in given.items() if is_given]
-    if named and (isinstance(data, PairDataset) or objective.separable):
-        raise ValueError(
-            f"{named[0]} is of batches of classes, and has no effect on pairs: leave it out, or "
-            "take data with classes and an objective of whole batches"
-        )
-    if views == 1:
-        return
-    if views < 1 or batch_size % views:
-        raise ValueError(
-            f"views must be at least 1 and divide the {batch_size} images of a batch, got {views}"
-        )
-    if augment is None:
-        raise ValueError("views of an image are equal without augment: give one")
-    if named != ["views"] or batch_classes is not None:
-        other = "batch_classes" if named == ["views"] else named[0]
-        raise ValueError(f"{other} has no effect with views of images: leave it out")
-
-
-def _check_shares(
-    data: Dataset | PairDataset,
-    objective: Objective,
-    batch_size: int,
-    devices: int,
-    microbatches: int,
-) -> None:
-    """Checks that a batch divides into devices and microbatches, as the step will."""
-    if isinstance(data, PairDataset):
-        # Their images are filled up to whole microbatches.
-        if microbatches < 1 or batch_size // 2 % devices:
-            raise ValueError(
-                f"the {batch_size // 2} pairs of a batch must divide into {devices} devices, with "
-                f"at least one microbatch each, got {microbatches}"
-            )
-        return
-    count, kind = (batch_size // 2, "pairs") if objective.separable else (batch_size, "images")
-    unit = devices * microbatches * objective.group
-    if microbatches < 1 or count % unit:
-        groups = f" and groups of {objective.group}" if objective.group > 1 else ""
-        raise ValueError(
-            f"the {count} {kind} of a batch must divide into {devices} devices with {microbatches} "
-            f"microbatches each{groups}"
-        )
 
 
 def _name_of(model: Any) -> str:
