@@ -223,7 +223,8 @@ class Trainer(NamedTuple):
     ) -> float:
         """The figure that settings are chosen by; 0, as bad as can be, if a training diverged."""
         figures = None if diverged else cells.on_validation(prepared, state, self.data)
-        return figures[str(self.config.shown_by)] if figures else 0.0
+        shown_by = str(cells.shown_on(self.config, self.data).shown_by)
+        return figures[shown_by] if figures else 0.0
 
 
 def rungs(config: Config) -> list[tuple[int, int]]:

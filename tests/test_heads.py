@@ -10,7 +10,15 @@ import pytest
 
 from contrastive_jax import plots
 from contrastive_jax.data.datasets import Dataset, Examples, GivenPairs, PairDataset
-from experiments import cells, evaluate, margin_ablation, option_checks, options, train
+from experiments import (
+    cells,
+    compare_losses,
+    evaluate,
+    margin_ablation,
+    option_checks,
+    options,
+    train,
+)
 
 RNG = np.random.default_rng(0)
 CENTERS = RNG.normal(size=(5, 16))
@@ -113,6 +121,17 @@ def test_views_and_changes_are_options(run_on):
 def test_changes_that_there_are_not_are_named_at_once():
     with pytest.raises(ValueError, match="no change of an image called 'blur'"):
         option_checks.checked_training(train.Config(augment=("blur",)))
+
+
+def test_losses_are_compared_on_vectors(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_losses, "load", lambda *names, **where: VECTORS)
+    monkeypatch.setattr(compare_losses.plots, "save", lambda *arguments: None)
+    short = {"losses": ("contrastive",), "trials": 1, "seeds": 1, "steps": 20, "batch_size": 20}
+    folder = compare_losses.main(compare_losses.Config(runs=tmp_path, width=4, **short))
+    table = (folder / "results.md").read_text()
+    assert {line.split(" | ")[0] for line in table.splitlines()[2:]} == {
+        f"| {name}" for name in ("contrastive", "raw vectors", "PCA-whitened", "LDA")
+    }
 
 
 @pytest.mark.parametrize(

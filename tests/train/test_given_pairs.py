@@ -244,6 +244,11 @@ def test_what_has_no_effect_on_given_pairs_is_refused(few, objective, options, m
         train.fit(MODEL, few, objective, runs=None, **OPTIONS | options)
 
 
+def test_values_can_be_checked_inside_the_step(few):
+    run = train.fit(MODEL, few, CONTRASTIVE, runs=None, check_values=True, **OPTIONS)
+    assert np.isfinite(run.threshold)
+
+
 def test_balanced_is_of_given_pairs(data):
     with pytest.raises(ValueError, match="leave it out"):
         train.fit(MODEL, data, CONTRASTIVE, balanced=False, runs=None, **OPTIONS)
