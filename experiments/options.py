@@ -27,6 +27,7 @@ from contrastive_jax.data import (
     load,
     load_with_report,
 )
+from contrastive_jax.data.pair_checks import check_given_pairs
 from contrastive_jax.train import loss_table
 from contrastive_jax.train.assembly import balance
 from experiments.loss_options import LossOptions
@@ -77,6 +78,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 0.1,
     },
 }
+# Images of one's own may be characters or signatures, which are others in a mirror.
+OWN_RECIPE = RECIPES["mnist"] | {"steps": 2000}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +197,10 @@ def load_data(config: Data) -> Dataset | PairDataset:
             on_bad_input=config.on_bad_input,
         )
         print(as_text(report))
-    check_evaluable(data)
+    if isinstance(data, PairDataset):
+        check_given_pairs(data)
+    else:
+        check_evaluable(data)
     return data
 
 
@@ -273,8 +279,8 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
       ValueError: if options do not fit each other.
     """
     on_cpu = devices[0].platform == "cpu"
-    by_name = None if config.data else RECIPES.get(data_name(config))
-    recipe = dict(by_name or RECIPES["fashion_mnist"])
+    by_name = RECIPES.get(data_name(config), RECIPES["fashion_mnist"])
+    recipe = dict(OWN_RECIPE if config.data else by_name)
     if (decay := loss_table.TABLE[config.loss].weight_decay) is not None:
         recipe["weight_decay"] = decay
     recipe |= {key: getattr(config, key) for key in recipe if getattr(config, key) is not None}

@@ -10,6 +10,7 @@ import pytest
 from own_data import pictures, write_csv, write_folder, write_parquet, write_saved
 from PIL import Image
 
+from contrastive_jax import load as load_run
 from contrastive_jax.data import load
 from experiments import command, compare_losses, evaluate, options, train
 from experiments import pictures as pictures_of_run
@@ -101,10 +102,12 @@ def pairs(tmp_path):
     return tmp_path / "pairs.csv"
 
 
-def test_training_refuses_given_pairs(pairs, tmp_path):
-    with pytest.raises(ValueError, match="pairs has given pairs, which this program does not"):
-        train.main(train.Config(data=pairs, runs=tmp_path / "runs", **TINY))
-    assert not (tmp_path / "runs").exists()
+def test_a_table_of_pairs_is_trained_on(pairs, tmp_path):
+    tiny = TINY | {"group": None}
+    train.main(train.Config(data=pairs, runs=tmp_path / "runs", **tiny))
+    run = load_run(tmp_path / "runs" / "pairs-mlp-1")
+    assert run.class_names == ()
+    assert 0 < run.threshold < 2
 
 
 def test_a_comparison_of_losses_makes_its_splits_of_examples_with_classes(pairs, tmp_path):
