@@ -1,8 +1,8 @@
-"""Networks from images to embeddings (Flax NNX).
+"""Networks from images, or from vectors of another model, to embeddings (Flax NNX).
 
-Each encoder maps `[B, H, W, C]` to `[B, width]`. Images are `uint8`, scaled to [0, 1] on the way
-in, or floating and taken as they are. Parameters are float32; `dtype` is the type of the
-computation; embeddings come out in float32.
+Each encoder maps `[B, H, W, C]` to `[B, width]`; `Linear`, `MLP` and `Residual` also map vectors
+`[B, D]`. Images are `uint8`, scaled to [0, 1] on the way in, or floating and taken as they are.
+Parameters are float32; `dtype` is the type of the computation; embeddings come out in float32.
 
 On the unit sphere (`normalize=True`) distances lie in [0, 2], so the margin has a meaning of its
 own: random directions lie about sqrt(2) apart, margins from about 0.5 to 1.4 make sense, and a
@@ -11,6 +11,7 @@ the last layer is linear, and scaling its output and the margin by c scales the 
 changes nothing else, so a larger margin is a larger embedding, not a better one.
 """
 
+import math
 from functools import partial
 from itertools import pairwise
 
@@ -25,8 +26,105 @@ from contrastive_jax.convolution import convolution
 _Conv = partial(nnx.Conv, conv_general_dilated=convolution)
 
 
+class Linear(nnx.Module):
+    """A linear map, the head to train first on vectors of another model.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import models
+      >>> from flax import nnx
+      >>> head = models.Linear((512,), width=64, rngs=nnx.Rngs(0))
+      >>> head(jnp.zeros((3, 512))).shape
+      (3, 64)
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, ...],
+        width: int = 64,
+        *,
+        normalize: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Creates the parameters.
+
+        Args:
+          image_shape: `(D,)` of one vector, or `(H, W, C)` of one image.
+          width: number of entries of an embedding.
+          normalize: whether embeddings are scaled to unit length.
+          dtype: type of the computation.
+          rngs: source of the initial parameters.
+        """
+        entries = math.prod(_checked(image_shape, width, vectors=True))
+        self.out = nnx.Linear(entries, width, dtype=dtype, rngs=rngs)
+        self.normalize, self.dtype = normalize, dtype
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Embeds vectors `[B, D]` or images `[B, H, W, C]`; returns `[B, width]`."""
+        x = _pixels(images, self.dtype).reshape(images.shape[0], -1)
+        return _embedding(self.out(x), self.normalize)
+
+
+class Residual(nnx.Module):
+    """A correction of vectors of another model, which starts at the vectors themselves.
+
+    The embedding is the vector plus a layer of ReLU and a linear map, whose initial weights are
+    zero: before the first step embeddings are the vectors, and training departs from what they
+    already tell. Where an embedding has another width than a vector, a trained projection with
+    orthonormal rows or columns takes the place of the vector. It preserves all distances where the
+    width is larger, and on average up to a factor where it is smaller.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import models
+      >>> from flax import nnx
+      >>> head = models.Residual((2,), width=2, normalize=False, rngs=nnx.Rngs(0))
+      >>> print(head(jnp.array([[0.5, -2.0]])))
+      [[ 0.5 -2. ]]
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, ...],
+        width: int = 64,
+        *,
+        hidden: int = 512,
+        normalize: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Creates the parameters.
+
+        Args:
+          image_shape: `(D,)` of one vector, or `(H, W, C)` of one image.
+          width: number of entries of an embedding.
+          hidden: width of the layer of ReLU.
+          normalize: whether embeddings are scaled to unit length.
+          dtype: type of the computation.
+          rngs: source of the initial parameters.
+        """
+        entries = math.prod(_checked(image_shape, width, vectors=True))
+        linear = partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        orthonormal = nnx.initializers.orthogonal()
+        self.projection = (
+            None
+            if entries == width
+            else linear(entries, width, use_bias=False, kernel_init=orthonormal)
+        )
+        self.hidden = linear(entries, hidden)
+        self.out = linear(hidden, width, kernel_init=nnx.initializers.zeros)
+        self.normalize, self.dtype = normalize, dtype
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Embeds vectors `[B, D]` or images `[B, H, W, C]`; returns `[B, width]`."""
+        x = _pixels(images, self.dtype).reshape(images.shape[0], -1)
+        start = x if self.projection is None else self.projection(x)
+        return _embedding(start + self.out(nnx.relu(self.hidden(x))), self.normalize)
+
+
 class MLP(nnx.Module):
-    """Fully connected network with ReLU, for small images and quick ablations.
+    """Fully connected network with ReLU, for vectors, small images and quick ablations.
 
     Example:
       >>> import jax.numpy as jnp
@@ -40,7 +138,7 @@ class MLP(nnx.Module):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, ...],
         width: int = 64,
         *,
         hidden: tuple[int, ...] = (512, 256),
@@ -51,15 +149,14 @@ class MLP(nnx.Module):
         """Creates the parameters.
 
         Args:
-          image_shape: `(H, W, C)` of one image.
+          image_shape: `(H, W, C)` of one image, or `(D,)` of one vector.
           width: number of entries of an embedding.
           hidden: width of each hidden layer.
           normalize: whether embeddings are scaled to unit length.
           dtype: type of the computation.
           rngs: source of the initial parameters.
         """
-        rows, columns, channels = _checked(image_shape, width)
-        sizes = (rows * columns * channels, *hidden)
+        sizes = (math.prod(_checked(image_shape, width, vectors=True)), *hidden)
         self.hidden = list_of_modules(
             [nnx.Linear(i, o, dtype=dtype, rngs=rngs) for i, o in pairwise(sizes)]
         )
@@ -67,7 +164,7 @@ class MLP(nnx.Module):
         self.normalize, self.dtype = normalize, dtype
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Embeds images `[B, H, W, C]`; returns `[B, width]`."""
+        """Embeds images `[B, H, W, C]` or vectors `[B, D]`; returns `[B, width]`."""
         x = _pixels(images, self.dtype).reshape(images.shape[0], -1)
         for layer in self.hidden:
             x = nnx.relu(layer(x))
@@ -284,12 +381,22 @@ def _group_norm(channels: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNor
 
 
 def _checked(
-    image_shape: tuple[int, int, int], width: int, smallest: int = 1
-) -> tuple[int, int, int]:
-    if len(image_shape) != 3 or min(image_shape) < 1 or min(image_shape[:2]) < smallest:
+    image_shape: tuple[int, ...], width: int, smallest: int = 1, *, vectors: bool = False
+) -> tuple[int, ...]:
+    if len(image_shape) == 1 and not vectors:
+        raise ValueError(
+            f"this encoder takes images, and image_shape {tuple(image_shape)} is that of a vector: "
+            "take Linear, MLP or Residual"
+        )
+    dimensions = (1, 3) if vectors else (3,)
+    if (
+        len(image_shape) not in dimensions
+        or min(image_shape) < 1
+        or min(image_shape[:2]) < smallest
+    ):
         raise ValueError(
             f"image_shape must be (height, width, channels) of at least {smallest} x {smallest} "
-            f"pixels, got {tuple(image_shape)}"
+            f"pixels{', or (entries,) of a vector' if vectors else ''}, got {tuple(image_shape)}"
         )
     if width < 1:
         raise ValueError(f"width of the embedding must be at least 1, got {width}")

@@ -65,6 +65,8 @@ _VALIDATION = {
     "validation/precision_at_1": "precision at 1",
     "validation/map_at_r": "MAP@R",
     "validation/r_precision": "R-precision",
+    "validation/auc": "pair AUC",
+    "validation/average_precision": "average precision of pairs",
 }
 _STYLE: dict[str, Any] = {
     "figure.dpi": 150,
@@ -606,10 +608,10 @@ def training_curves(
     active.set_ylabel("active dissimilar pairs")
     active.set_ylim(0, 1.02)
     active.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    for (key, name), line in zip(_VALIDATION.items(), _LINES, strict=False):
-        steps, values = _series(records, key)
-        if len(steps):
-            validation.plot(steps, values, label=name, marker="o", markersize=4, **line)
+    series = {name: _series(records, key) for key, name in _VALIDATION.items()}
+    recorded = {name: one for name, one in series.items() if len(one[0])}
+    for k, (name, one) in enumerate(recorded.items()):
+        validation.plot(*one, label=name, marker="o", markersize=4, **_LINES[k % len(_LINES)])
     validation.set_ylabel("on validation")
     for axes in (active, validation):
         axes.set_xlabel("step")

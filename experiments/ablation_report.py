@@ -14,6 +14,11 @@ SHOWN = {
     "map_at_r": "MAP@R",
     "auc": "pair AUC",
 }
+SHOWN_OF_PAIRS = {
+    "auc": "pair AUC",
+    "average_precision": "average precision",
+    "accuracy": "accuracy",
+}
 
 Cell = dict[str, Any]
 
@@ -112,7 +117,10 @@ def write_tables(folder: Path, rows: Sequence[Row], shown_by: str) -> str:
     """
     chosen = chosen_of(rows)
     axes = [*rows[0].setting]
-    columns = dict(SHOWN) if shown_by in SHOWN else {shown_by: shown_by} | SHOWN
+    of_pairs = all("map_at_r" not in cell["test"] for row in rows for cell in row.cells)
+    columns = dict(SHOWN_OF_PAIRS if of_pairs and shown_by in SHOWN_OF_PAIRS else SHOWN)
+    if shown_by not in columns:
+        columns = {shown_by: shown_by} | columns
     fields = [*axes, "seeds", "diverged", "chosen", f"validation {shown_by} mean"]
     for key in columns:
         fields += [f"test {key} {what}" for what in ("mean", "low", "high")]

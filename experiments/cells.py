@@ -27,13 +27,23 @@ from contrastive_jax._extras import needs
 with needs("train", "experiments.cells"):
     from tqdm import tqdm
 
-from contrastive_jax.data import Dataset, index_by_class
-from contrastive_jax.evaluation.retrieval import retrieval
+from contrastive_jax.data import Dataset, PairDataset
+from contrastive_jax.data.pair_checks import check_given_pairs
+from contrastive_jax.evaluation.given_pairs import points_of_pairs, summarize_pairs
 from contrastive_jax.evaluation.summary import summarize
-from contrastive_jax.train import Hyperparameters, Source, TrainState, embed, loss_table
+from contrastive_jax.train import (
+    Hyperparameters,
+    PairSource,
+    Source,
+    TrainState,
+    embed,
+    loss_table,
+)
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
-from contrastive_jax.train.loop import Assembled, assemble
+from contrastive_jax.train.assembly import Assembled, assemble, source_of
+from contrastive_jax.train.objectives import of_given_pairs
+from contrastive_jax.train.validation import figures_on_validation
 from experiments import option_checks, options, train
 
 # Options of a training that are data to a step, and those that change its structure.
@@ -63,6 +73,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # Of a setting on validation.
 RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r", "mean_reciprocal_rank")
+VERIFICATION = ("auc", "average_precision")
 Strategy = Literal["auto", "sequential", "vmap", "shard_map"]
 
 # Options that may differ when a run is resumed: they do not change the numbers of a cell.
@@ -97,8 +108,9 @@ class Training(options.Runs, options.Training, options.Data):
     accelerator's memory and half of what a host has free."""
     log_every: int = 50
     """Steps between two points of the history of a trial."""
-    shown_by: str = "map_at_r"
-    """The figure by which hyperparameters are chosen on validation, and which the figures show."""
+    shown_by: str | None = None
+    """The figure by which hyperparameters are chosen on validation, and which the figures show; by
+    default map_at_r, and auc on given pairs."""
 
 
 Setting = dict[str, Any]
@@ -255,13 +267,15 @@ class Prepared(NamedTuple):
     assembled: Assembled
     distance: Callable[..., jax.Array]
     """The distance of the objective."""
-    source: Source
+    source: Source | PairSource
     numbers: list[Hyperparameters]
     init: grids.Init
     """From the position of a cell to its first state."""
 
 
-def check_data(groups: Iterable[Group], data: Dataset, devices: Sequence[jax.Device]) -> None:
+def check_data(
+    groups: Iterable[Group], data: Dataset | PairDataset, devices: Sequence[jax.Device]
+) -> None:
     """Checks, without computing anything, that all groups can be trained on a data set.
 
     Args:
@@ -272,11 +286,13 @@ def check_data(groups: Iterable[Group], data: Dataset, devices: Sequence[jax.Dev
     Raises:
       ValueError: as `prepare`.
     """
+    if isinstance(data, PairDataset):
+        check_given_pairs(data)
     for group in groups:
         jax.eval_shape(lambda group=group: prepare(group, data, devices).init(0))
 
 
-def prepare(group: Group, data: Dataset, devices: Sequence[jax.Device]) -> Prepared:
+def prepare(group: Group, data: Dataset | PairDataset, devices: Sequence[jax.Device]) -> Prepared:
     """Makes the step of a group, and the hyperparameters and first states of its cells.
 
     Args:
@@ -290,25 +306,32 @@ def prepare(group: Group, data: Dataset, devices: Sequence[jax.Device]) -> Prepa
     Raises:
       ValueError: if options do not fit each other or the data.
     """
-    settled = [options.settled(config, devices) for config in group.configs]
-    objectives = [*map(options.objective_of, group.configs, settled)]
+    configs = [option_checks.for_data(config, data) for config in group.configs]
+    settled = [options.settled(config, devices) for config in configs]
+    objectives = [*map(options.objective_of, configs, settled)]
+    if isinstance(data, PairDataset):
+        objectives = [*map(of_given_pairs, objectives)]
     for fraction in {one["similar_fraction"] for one in settled}:
-        index = index_by_class(data.train.classes, fraction)
-    config = group.configs[0]
+        source = source_of(data, fraction)
+    config = configs[0]
+    batch = options.batch_of(config, settled[0], data)
+    del batch["categories"]  # of trainings alone
     assembled = assemble(
         options.model_of(config, settled[0]),
         data,
         objectives[0],
         steps=settled[0]["steps"],
         seed=config.seed,
-        **options.batch_of(config, settled[0], data),
+        seeds=[one.seed for one in configs],
+        devices=len(devices),
+        **batch,
         **options.optimizers_of(config, settled[0], objectives[0], tunable=True),
     )
     # Seeds come again with each margin.
     first_state = functools.cache(assembled.init)
 
     def init(cell: int) -> TrainState:
-        config, one, objective = group.configs[cell], settled[cell], objectives[cell]
+        config, one, objective = configs[cell], settled[cell], objectives[cell]
         state = first_state(config.seed)
         tuned = {key: one[key] for key in ("learning_rate", "weight_decay", "clip_norm")}
         loss_params = assembled.init_loss(objective, config.seed)
@@ -321,10 +344,10 @@ def prepare(group: Group, data: Dataset, devices: Sequence[jax.Device]) -> Prepa
     return Prepared(
         assembled,
         objectives[0].distance,
-        Source(data.train.images, data.train.classes, index),
+        source,
         [
             Hyperparameters(config.seed, dict(objective.hyperparameters))
-            for config, objective in zip(group.configs, objectives, strict=True)
+            for config, objective in zip(configs, objectives, strict=True)
         ],
         init,
     )
@@ -370,10 +393,28 @@ def check(config: Training) -> None:
       ValueError: if they do not fit each other.
     """
     option_checks.check_effects(config)
-    if config.shown_by not in RETRIEVAL:
-        raise ValueError(f"--shown_by must be one of {', '.join(RETRIEVAL)}, got {config.shown_by}")
+    if config.shown_by not in (None, *RETRIEVAL, *VERIFICATION):
+        raise ValueError(
+            f"--shown_by must be one of {', '.join(RETRIEVAL)} or, on given pairs, of "
+            f"{', '.join(VERIFICATION)}, got {config.shown_by}"
+        )
     if config.name is not None:
         runs.check_name(config.name)
+
+
+def shown_on(config: Any, data: Dataset | PairDataset) -> Any:
+    """Fills in the figure by which settings are chosen, which depends on the data.
+
+    Raises:
+      ValueError: if that which is named is not one of this data.
+    """
+    figures = VERIFICATION if isinstance(data, PairDataset) else RETRIEVAL
+    shown_by = config.shown_by or ("auc" if isinstance(data, PairDataset) else "map_at_r")
+    if shown_by not in figures:
+        raise ValueError(
+            f"--shown_by must be one of {', '.join(figures)} on {data.name}, got {shown_by}"
+        )
+    return dataclasses.replace(config, shown_by=shown_by)
 
 
 @contextlib.contextmanager
@@ -583,29 +624,58 @@ def compile_grid(
     return grid
 
 
-def embedded(prepared: Prepared, state: TrainState, images: np.ndarray) -> np.ndarray | None:
-    """Embeddings of a trained cell; None if one is not finite."""
-    embeddings = embed(prepared.assembled.network.encode, state.weights, images)
-    return embeddings if np.isfinite(embeddings).all() else None
+class NotFiniteError(ValueError):
+    """An embedding of a trained cell is not finite."""
+
+
+def embed_of(prepared: Prepared, state: TrainState) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the function that embeds by a trained cell; it raises NotFiniteError."""
+
+    def embedded(images: np.ndarray) -> np.ndarray:
+        embeddings = embed(prepared.assembled.network.encode, state.weights, images)
+        if not np.isfinite(embeddings).all():
+            raise NotFiniteError
+        return embeddings
+
+    return embedded
+
+
+def on_validation(
+    prepared: Prepared, state: TrainState, data: Dataset | PairDataset
+) -> dict[str, float] | None:
+    """Figures of a trained cell on validation; None if it has diverged after all."""
+    try:
+        return figures_on_validation(embed_of(prepared, state), data, prepared.distance)[0]
+    except NotFiniteError:
+        return None
 
 
 def figures_of(
-    prepared: Prepared, state: TrainState, data: Dataset
+    prepared: Prepared, state: TrainState, data: Dataset | PairDataset
 ) -> dict[str, dict[str, float]] | None:
     """Figures of a trained cell on validation and on test; None if it has diverged after all."""
-    validation = embedded(prepared, state, data.validation.images)
-    test = embedded(prepared, state, data.test.images)
-    if validation is None or test is None:
+    embedded, distance = embed_of(prepared, state), prepared.distance
+    validation = on_validation(prepared, state, data)
+    if validation is None:
         return None
-    summary = summarize(
-        validation,
-        data.validation.classes,
-        test,
-        data.test.classes,
-        distance=prepared.distance,
-    )
-    on_validation = retrieval(validation, data.validation.classes)
-    return {"validation": on_validation, "test": summary.figures}
+    try:
+        if isinstance(data, PairDataset):
+            splits = [
+                points_of_pairs(embedded, data.images, pairs)
+                for pairs in (data.validation, data.test)
+            ]
+            summary = summarize_pairs(*splits, distance=distance)
+        else:
+            summary = summarize(
+                embedded(data.validation.images),
+                data.validation.classes,
+                embedded(data.test.images),
+                data.test.classes,
+                distance=distance,
+            )
+    except NotFiniteError:
+        return None
+    return {"validation": validation, "test": summary.figures}
 
 
 def key_of(setting: Setting) -> str:

@@ -8,7 +8,8 @@ As "A Metric Learning Reality Check" (Musgrave, Belongie and Lim 2020) asks for:
 batch, steps and augmentation for all; learning rate and the numbers of a loss chosen by MAP@R on
 validation, from as many trials for each; then several seeds with those, and their mean on test with
 a 95 % interval (Student's t over seeds). Two splits: all classes, and half of the classes, seen in
-training, against the others. The figures of raw pixels stand beside them.
+training, against the others. The figures of raw pixels, or of vectors as they are, whitened and by
+LDA, stand beside them.
 
 What a reader should know: in both splits validation is of held-out images of the classes trained
 on, where that paper holds out classes; a loss without ranges in the table of losses has its
@@ -52,8 +53,8 @@ from contrastive_jax.data import (
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import loss_table
-from contrastive_jax.train.loop import assemble
-from experiments import command, option_checks
+from contrastive_jax.train.assembly import assemble
+from experiments import command, evaluate, option_checks
 from experiments.options import ENCODERS, augmentation, with_classes
 
 SPLITS = ("all classes", "unseen classes")
@@ -92,8 +93,9 @@ class Config:
     """Steps of every training."""
     batch_size: int = 60
     """Images in a batch, of all classes alike."""
-    encoder: str = "convnet"
-    """Network from images to embeddings: mlp, drlim, convnet or resnet18."""
+    encoder: str | None = None
+    """Network from images to embeddings: linear, mlp, residual, drlim, convnet or resnet18; by
+    default convnet, and linear on vectors, which the first three take."""
     width: int = 64
     """Number of entries of an embedding."""
     weight_decay: float = 0.1
@@ -117,7 +119,7 @@ def main(config: Config) -> Path:
         check_evaluable(data)
         index_by_class(data.train.classes)  # to see that pairs can be drawn
         training.check_images(
-            training.network(_model(config), data.train.images.shape[1:]),
+            training.network(_model(config, data), data.train.images.shape[1:]),
             train=data.train.images,
             validation=data.validation.images,
             test=data.test.images,
@@ -133,12 +135,11 @@ def main(config: Config) -> Path:
     total = len(SPLITS) * len(names) * runs_of_loss
     with _folder(config, names) as folder, tqdm(total=total, unit="run", disable=None) as bar:
         for split, data in sets.items():
-            pixels = {"split": split, "loss": "raw pixels"}
-            if not _found(folder, **pixels):
-                flat = data.test.images.reshape(len(data.test.images), -1) / 255
-                runs.append_line(
-                    folder / "cells.jsonl", pixels | {"figures": _figures(flat, data.test.classes)}
-                )
+            for beside, embed in evaluate.beside(data.train, width=config.width).items():
+                line = {"split": split, "loss": beside}
+                if not _found(folder, **line):
+                    figures = _figures(embed(data.test.images), data.test.classes)
+                    runs.append_line(folder / "cells.jsonl", line | {"figures": figures})
             for name in names:
                 bar.set_postfix_str(f"{split}, {name}")
                 done = runs_of_loss
@@ -223,7 +224,7 @@ def _trainer(config: Config, name: str, data: Dataset) -> Callable[..., Any]:
     # is data.
     scales = [optax.inject_hyperparams(optax.scale)(step_size=1.0) for _ in range(2)]
     parts = assemble(
-        _model(config),
+        _model(config, data),
         data,
         objective,
         steps=config.steps,
@@ -231,7 +232,9 @@ def _trainer(config: Config, name: str, data: Dataset) -> Callable[..., Any]:
         batch_classes=len(np.unique(data.train.classes)),
         optimizer=optax.chain(encoder_optimizer, scales[0]),
         loss_optimizer=optax.chain(loss_optimizer, scales[1]),
-        augment=augmentation(config.dataset not in ("digits", "mnist"), 1),
+        augment=None
+        if data.train.images.ndim == 2
+        else augmentation(config.dataset not in ("digits", "mnist"), 1),
     )
     placed = training.parallel(parts.drawn, "shard_map", jax.devices()[:1])
     source = placed.replicate(
@@ -264,8 +267,9 @@ def _trainer(config: Config, name: str, data: Dataset) -> Callable[..., Any]:
     return train
 
 
-def _model(config: Config) -> Any:
-    return partial(ENCODERS[config.encoder], width=config.width)
+def _model(config: Config, data: Dataset) -> Any:
+    default = "linear" if data.train.images.ndim == 2 else "convnet"
+    return partial(ENCODERS[config.encoder or default], width=config.width)
 
 
 def _figures(embeddings: np.ndarray, classes: np.ndarray) -> dict[str, float]:
@@ -312,12 +316,12 @@ def report(folder: Path) -> None:
     seeds = runs.read_config(folder)["seeds"]
     found: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
     diverged, incomplete = [], []
-    for split, name in itertools.product(SPLITS, ("raw pixels", *loss_table.NAMES)):
+    for split, name in itertools.product(SPLITS, (*evaluate.BESIDE, *loss_table.NAMES)):
         cells = _found(folder, split=split, loss=name)
         judged = [cell for cell in cells if cell.get("stage", "test") == "test"]
         if any(cell["figures"] is None for cell in judged):
             diverged.append(f"{name} on {split}")
-        elif cells and len(judged) < (1 if name == "raw pixels" else seeds):
+        elif cells and len(judged) < (1 if name in evaluate.BESIDE else seeds):
             incomplete.append(f"{name} on {split}")
         elif judged:
             found.setdefault(name, {})[split] = {
@@ -377,7 +381,7 @@ def _check(config: Config) -> None:
     if config.width < 3:
         # Of the distances of random points that mining weighs by.
         raise ValueError(f"--width must be at least 3, got {config.width}")
-    if config.encoder not in ENCODERS:
+    if config.encoder not in (None, *ENCODERS):
         raise ValueError(f"--encoder must be one of {', '.join(ENCODERS)}, got {config.encoder}")
     for name in config.losses:
         loss_table.check_name(name)

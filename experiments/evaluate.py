@@ -7,7 +7,7 @@ python -m experiments.evaluate runs/digits-convnet-1 --dataset mnist --image_siz
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -17,13 +17,18 @@ with needs("train", "experiments.evaluate"):
     import tyro
 
 from contrastive_jax import load, losses, plots
-from contrastive_jax.data import Dataset
+from contrastive_jax.data import Dataset, Examples, PairDataset
+from contrastive_jax.evaluation.baselines import Transform, vector_baselines
+from contrastive_jax.evaluation.fold_intervals import pair_intervals, retrieval_intervals
+from contrastive_jax.evaluation.given_pairs import points_of_pairs, summarize_pairs
+from contrastive_jax.evaluation.intervals import Interval
 from contrastive_jax.evaluation.retrieval import nearest_neighbours
 from contrastive_jax.evaluation.summary import Summary, summarize
 from contrastive_jax.evaluation.verification import roc_curve
 from contrastive_jax.train import Run, folder
 from experiments import command, options
 
+BESIDE = ("raw pixels", "raw vectors", "PCA-whitened", "LDA")
 TITLES = {
     "precision_at_1": "precision at 1",
     "r_precision": "R-precision",
@@ -80,8 +85,11 @@ def with_data_of_run(config: Any) -> Any:
     return dataclasses.replace(config, **given)
 
 
-def report(run: Run, data: Dataset, where: Path | None = None) -> None:
-    """Writes the figures of a run on test, as numbers and as pictures, beside those of raw pixels.
+def report(run: Run, data: Dataset | PairDataset, where: Path | None = None) -> None:
+    """Writes the figures of a run on test, as numbers and as pictures, beside what needs no run.
+
+    Beside the embedding stand the raw pixels or, of vectors, the baselines of `vector_baselines`
+    and intervals over folds of the test set.
 
     Args:
       run: trained.
@@ -91,36 +99,135 @@ def report(run: Run, data: Dataset, where: Path | None = None) -> None:
     where = where or run.folder
     assert run.folder is not None
     assert where is not None
-    test, validation = data.test, data.validation
-    embedded = {"validation": run.embed(validation.images), "test": run.embed(test.images)}
-
-    def summary(first: np.ndarray, second: np.ndarray) -> Summary:
-        return summarize(first, validation.classes, second, test.classes, distance=run.distance)
-
-    pixels = [split.images.reshape(len(split.images), -1) / 255.0 for split in (validation, test)]
-    summaries = {
-        "embedding": summary(embedded["validation"], embedded["test"]),
-        "raw pixels": summary(*pixels),
-    }
-    table = _table(summaries)
+    if isinstance(data, PairDataset):
+        evaluated = _evaluated_pairs(run, data)
+    else:
+        evaluated = _evaluated(run, data)
+    table = _table(evaluated.summaries, evaluated.intervals)
     print(table)
     (where / "results.md").write_text(table + "\n")
-    learned = summaries["embedding"]
-    results = {name: one.figures for name, one in summaries.items()} | {
+    learned = evaluated.summaries["embedding"]
+    results: dict[str, Any] = {name: one.figures for name, one in evaluated.summaries.items()}
+    results |= {
         "threshold": learned.threshold,
         "best_step": json.loads((run.folder / "run.json").read_text())["best_step"],
     }
-    (where / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    np.savez(
-        where / "embeddings.npz",
-        embeddings=embedded["test"],
-        classes=test.classes,
-        validation_embeddings=embedded["validation"],
-        validation_classes=validation.classes,
-    )
-    begun = folder.read_config(run.folder)
+    if evaluated.intervals:
+        results["intervals"] = {
+            name: {key: [one.low, one.high] for key, one in intervals.items()}
+            for name, intervals in evaluated.intervals.items()
+        }
+    # JSON has no NaN, which the ends of an interval of one fold are.
+    text = json.dumps(results, indent=2).replace("NaN", "null")
+    (where / "results.json").write_text(text + "\n")
+    np.savez(where / "embeddings.npz", **evaluated.arrays)
+    (where / "figures").mkdir(exist_ok=True)
+    for name, figure in (_figures(run, evaluated.summaries) | evaluated.figures).items():
+        plots.save(figure, where / "figures" / f"{name}.png")
+
+
+class Evaluated(NamedTuple):
+    """A run on test."""
+
+    summaries: dict[str, Summary]
+    """Of the embedding and of what stands beside it."""
+    intervals: dict[str, dict[str, Interval]]
+    """Of each of them, by the name of the figure; empty for images."""
+    arrays: dict[str, Any]
+    """Embeddings, and their classes or pairs."""
+    figures: dict[str, Any]
+    """Pictures that need classes."""
+
+
+def _evaluated(run: Run, data: Dataset) -> Evaluated:
+    """Evaluates a run on examples with classes."""
+    test, validation = data.test, data.validation
+    maps = {"embedding": run.embed} | _beside(run, data.train)
+    summaries, intervals = {}, {}
+    embedded = {"validation": run.embed(validation.images), "test": run.embed(test.images)}
+    for name, embed in maps.items():
+        first, second = embedded.values()
+        if name != "embedding":
+            first, second = embed(validation.images), embed(test.images)
+        summaries[name] = summarize(
+            first, validation.classes, second, test.classes, distance=run.distance
+        )
+        if test.images.ndim == 2:
+            # Pairs that are drawn share their images, so that folds of them would agree too well.
+            intervals[name] = retrieval_intervals(second, test.classes)
+    embeddings = embedded["test"]
+    arrays = {
+        "embeddings": embeddings,
+        "classes": test.classes,
+        "validation_embeddings": embedded["validation"],
+        "validation_classes": validation.classes,
+    }
+    figures = {
+        "map_classes": plots.embedding_map(embeddings, test.classes, class_names=data.class_names)
+    }
+    if test.images.ndim > 2:
+        neighbours = nearest_neighbours(embeddings, k=min(8, len(test.classes) - 1)).indices
+        figures["map"] = plots.embedding_map(
+            embeddings, test.classes, images=test.images, class_names=data.class_names
+        )
+        figures["gallery"] = plots.gallery(
+            test.images,
+            test.classes,
+            neighbours,
+            _instructive(neighbours, test.classes),
+            class_names=data.class_names,
+        )
+    return Evaluated(summaries, intervals, arrays, figures)
+
+
+def _evaluated_pairs(run: Run, data: PairDataset) -> Evaluated:
+    """Evaluates a run on given pairs."""
+    rows = np.unique(np.concatenate([data.train.left, data.train.right]))
+    summaries, intervals, arrays = {}, {}, {}
+    for name, embed in ({"embedding": run.embed} | _beside(run, data.images[rows])).items():
+        validation, test = (
+            points_of_pairs(embed, data.images, pairs) for pairs in (data.validation, data.test)
+        )
+        summaries[name] = one = summarize_pairs(validation, test, distance=run.distance)
+        if data.images.ndim == 2:
+            intervals[name] = pair_intervals(one.distances, one.labels)
+        if name == "embedding":
+            arrays = dict(zip(("embeddings", "left", "right", "labels"), test, strict=True))
+    return Evaluated(summaries, intervals, arrays, {})
+
+
+def _beside(run: Run, train: Examples | np.ndarray) -> dict[str, Transform]:
+    """Returns what a run is compared with, of the width and length of its embeddings."""
+    images = train if isinstance(train, np.ndarray) else train.images
+    embeddings = run.embed(images[:100])
+    unit_length = bool(np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3))
+    return beside(train, width=embeddings.shape[1], unit_length=unit_length)
+
+
+def beside(
+    train: Examples | np.ndarray, *, width: int, unit_length: bool = True
+) -> dict[str, Transform]:
+    """Returns what trained encoders are compared with: raw pixels, or baselines of vectors.
+
+    Args:
+      train: images or vectors to train on, with their classes where there are any.
+      width: entries of an embedding.
+      unit_length: whether embeddings, and so baselines of vectors, are of unit length.
+
+    Returns:
+      Functions from images, or vectors, to points by names out of `BESIDE`.
+    """
+    images, classes = (train, None) if isinstance(train, np.ndarray) else train[:2]
+    if images.ndim > 2:
+        return {"raw pixels": lambda pixels: pixels.reshape(len(pixels), -1) / 255.0}
+    return vector_baselines(images, classes, width=width, unit_length=unit_length)
+
+
+def _figures(run: Run, summaries: dict[str, Summary]) -> dict[str, Any]:
+    """Draws the pictures of pairs and of the training."""
+    assert run.folder is not None
+    learned, begun = summaries["embedding"], folder.read_config(run.folder)
     margin = begun.get("margin")
-    neighbours = nearest_neighbours(embedded["test"], k=min(8, len(test.classes) - 1)).indices
     figures = {
         "distances": plots.distance_histograms(
             learned.distances, learned.labels, margin=margin, threshold=learned.threshold
@@ -131,26 +238,11 @@ def report(run: Run, data: Dataset, where: Path | None = None) -> None:
                 for name, one in summaries.items()
             }
         ),
-        "map": plots.embedding_map(
-            embedded["test"], test.classes, images=test.images, class_names=data.class_names
-        ),
-        "map_classes": plots.embedding_map(
-            embedded["test"], test.classes, class_names=data.class_names
-        ),
-        "gallery": plots.gallery(
-            test.images,
-            test.classes,
-            neighbours,
-            _instructive(neighbours, test.classes),
-            class_names=data.class_names,
-        ),
         "training": plots.training_curves(folder.read_metrics(run.folder), margin=margin),
     }
     if begun.get("loss") == "contrastive" and margin is not None:
         figures["loss"] = plots.loss_curve(losses.contrastive, margin)
-    (where / "figures").mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        plots.save(figure, where / "figures" / f"{name}.png")
+    return figures
 
 
 def _instructive(neighbours: np.ndarray, classes: np.ndarray, count: int = 4) -> np.ndarray:
@@ -160,10 +252,20 @@ def _instructive(neighbours: np.ndarray, classes: np.ndarray, count: int = 4) ->
     return np.concatenate([shuffled[right[shuffled]][:count], shuffled[~right[shuffled]][:count]])
 
 
-def _table(summaries: dict[str, Summary]) -> str:
+def _table(
+    summaries: dict[str, Summary], intervals: dict[str, dict[str, Interval]] | None = None
+) -> str:
+    """Returns the table of all figures, with the intervals that there are."""
     rows = [["on test", *summaries], ["---", *["---:"] * len(summaries)]]
     for key, title in TITLES.items():
-        rows.append([title, *[f"{one.figures[key]:.4f}" for one in summaries.values()]])
+        if key not in summaries["embedding"].figures:
+            continue
+        row = [title]
+        for name, one in summaries.items():
+            text, interval = f"{one.figures[key]:.4f}", (intervals or {}).get(name, {}).get(key)
+            bounds = f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else ""
+            row.append(text + bounds)
+        rows.append(row)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -14,6 +14,7 @@ with needs("train", "experiments.export"):
     import tyro
 
 from contrastive_jax import export, load
+from contrastive_jax.data import PairDataset
 from experiments import command, evaluate, options
 
 
@@ -48,7 +49,7 @@ def main(config: Config) -> dict[str, Any]:
         image_dtype=run.image_dtype,
         distance=run.distance,
         threshold=run.threshold,
-        images=data.test.images[:500],
+        images=(data.images if isinstance(data, PairDataset) else data.test.images)[:500],
         formats=config.formats,
     )
     print(f"{where}:")

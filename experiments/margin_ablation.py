@@ -25,6 +25,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,8 @@ with needs("train", "experiments.margin_ablation"):
     from tqdm import tqdm
 
 from contrastive_jax import ablation_plots, plots
-from contrastive_jax.data import Dataset
+from contrastive_jax.data import Dataset, PairDataset
+from contrastive_jax.evaluation.given_pairs import distances_of_pairs, points_of_pairs
 from contrastive_jax.evaluation.summary import drawn_distances
 from contrastive_jax.train import (
     Hyperparameters,
@@ -92,6 +94,7 @@ def main(config: Config) -> Path:
     cells.check_groups(groups, devices[: config.devices_per_cell])
     option_checks.warn_of_reach(itertools.chain(*(group.configs for group in groups)))
     data = options.load_data(config)
+    config = cells.shown_on(config, data)
     cells.check_data(groups, data, devices[: config.devices_per_cell])
     name, count = f"margin-ablation-{options.data_name(config)}", len(cells.product(axes))
     with cells.open_run(config, name, axes, FREE, devices[0]) as folder:
@@ -146,7 +149,7 @@ def _train(
     config: Config,
     folder: Path,
     group: cells.Group,
-    data: Dataset,
+    data: Dataset | PairDataset,
     devices: Sequence[jax.Device],
     bar: Any,
 ) -> None:
@@ -220,7 +223,7 @@ def _train_chunk(
     folder: Path,
     where: Path,
     chunk: cells.Group,
-    data: Dataset,
+    data: Dataset | PairDataset,
     prepared: cells.Prepared,
     grid: grids.Grid,
     source: Source,
@@ -303,7 +306,7 @@ def report(
     config: Config,
     folder: Path,
     groups: Sequence[cells.Group],
-    data: Dataset,
+    data: Dataset | PairDataset,
     devices: Sequence[jax.Device],
 ) -> None:
     """Writes tables and figures of the finished cells of this grid."""
@@ -312,8 +315,8 @@ def report(
         [lines[key] for key in map(cells.key_of, group.settings) if key in lines]
         for group in groups
     ]
-    rows = [ablation_report.rows_of(part, config.shown_by) for part in finished]
-    print(ablation_report.write_tables(folder, [*itertools.chain(*rows)], config.shown_by))
+    rows = [ablation_report.rows_of(part, str(config.shown_by)) for part in finished]
+    print(ablation_report.write_tables(folder, [*itertools.chain(*rows)], str(config.shown_by)))
     (folder / "figures").mkdir(exist_ok=True)
     for group, of_group in zip(groups, rows, strict=True):
         structure = cells.structure_of(group)
@@ -327,7 +330,7 @@ def _figures(
     folder: Path,
     group: cells.Group,
     rows: Sequence[ablation_report.Row],
-    data: Dataset,
+    data: Dataset | PairDataset,
     devices: Sequence[jax.Device],
 ) -> dict[str, Any]:
     """Figures of cells of one structure, over the margin or the first number that is varied."""
@@ -340,7 +343,8 @@ def _figures(
     if not best:
         return {}
     chosen = ablation_report.chosen_of([*best.values()])
-    shown = {"precision_at_1": "precision at 1", config.shown_by: evaluate.TITLES[config.shown_by]}
+    beside = "average_precision" if isinstance(data, PairDataset) else "precision_at_1"
+    shown = {key: evaluate.TITLES[key] for key in (beside, str(config.shown_by))}
     figures = {
         "curve": ablation_plots.metric_curves(
             {name: ablation_report.values_by(best, key) for key, name in shown.items()},
@@ -360,7 +364,6 @@ def _figures(
     shown_cells = [row.cells[0] for row in best.values()]
     places = [keys.index(cells.key_of(cell["setting"])) for cell in shown_cells]
     prepared = cells.prepare(group.part(places), data, devices[: config.devices_per_cell])
-    distance, classes = prepared.distance, data.test.classes
     embeddings, pairs = {}, {}
     for k, (x, cell) in enumerate(zip(best, shown_cells, strict=True)):
         try:
@@ -371,11 +374,19 @@ def _figures(
                 f"{folder / 'cells.jsonl'} and --resume the run"
             )
             raise
-        encode = prepared.assembled.network.encode
-        embeddings[x] = embed(encode, state.weights, data.test.images)
-        pairs[x] = drawn_distances(embeddings[x], classes, distance, pairs=20_000, seed=0)
+        encode = partial(embed, prepared.assembled.network.encode, state.weights)
+        if isinstance(data, PairDataset):
+            points = points_of_pairs(encode, data.images, data.test)
+            pairs[x] = (distances_of_pairs(points, prepared.distance), points.labels)
+        else:
+            embeddings[x] = encode(data.test.images)
+            pairs[x] = drawn_distances(
+                embeddings[x], data.test.classes, prepared.distance, pairs=20_000, seed=0
+            )
     marked = axis == "margin" and group.configs[0].loss in loss_table.BOUNDED
     figures["distances"] = ablation_plots.distance_ridge(pairs, quantity, marked=marked)
+    if isinstance(data, PairDataset):
+        return figures
     five = _five([*best], chosen.setting[axis] if chosen else None)
     figures["maps"] = ablation_plots.maps(
         {x: embeddings[x] for x in five},

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from contrastive_jax import distances, train
-from contrastive_jax.data import datasets
+from contrastive_jax.data import Dataset, PairDataset, augment, datasets
 from contrastive_jax.data._own import recognise
 from contrastive_jax.train import diagnostics, loss_table
-from experiments.options import resolved
+from experiments.options import ENCODERS_OF_VECTORS, STEPS_ON_VECTORS, images_of, resolved
 
 Config = TypeVar("Config")
 
@@ -67,6 +67,7 @@ RULES: dict[str, Rule] = {
     "steps_per_call": _ABOVE_ZERO,
     "trials": _at_least(1),
     "validate_every": _ABOVE_ZERO,
+    "views": _at_least(1),
     "warmup": Rule("in [0, 1)", lambda x: 0 <= x < 1),
     "weight_decay": _NOT_NEGATIVE,
     "width": _at_least(2),
@@ -93,6 +94,10 @@ def _draws_pairs(config: Any) -> bool:
 def _by_name(config: Any) -> bool:
     """Tells whether the data set is named and not one's own; some programs take names alone."""
     return getattr(config, "data", None) is None
+
+
+def _pair_loss(config: Any) -> bool:
+    return config.loss in loss_table.PAIRS
 
 
 _ALONE = (
@@ -201,12 +206,117 @@ EFFECTS_OF_TRAINING = (
         "--group has no effect where all pairs of a batch are compared (--objective all_pairs, and "
         "every loss but contrastive): leave --group out",
     ),
+    *(
+        Effect(
+            option,
+            lambda config: not _draws_pairs(config),
+            f"--{option} is of batches of classes: give --objective all_pairs, or another loss "
+            "than contrastive",
+        )
+        for option in ("views", "repeat", "by_size", "category")
+    ),
+    *(
+        Effect(
+            option,
+            lambda config: config.views == 1,
+            f"--{option} has no effect with --views {{views}}, whose batches are of images: leave "
+            "it out",
+        )
+        for option in ("batch_classes", "repeat", "by_size", "category")
+    ),
     Effect(
         "batch_classes",
         lambda config: not _draws_pairs(config),
         "--batch_classes needs --objective all_pairs, or another loss than contrastive",
     ),
 )
+
+
+_ON_PAIRS = "given pairs have labels and no classes: leave --{0} out"
+EFFECTS_ON_PAIRS = (
+    Effect(
+        "loss",
+        _pair_loss,
+        "--loss {loss} compares whole batches by class, and given pairs have no classes: take one "
+        f"of {', '.join(loss_table.PAIRS)}",
+    ),
+    Effect(
+        "objective",
+        lambda config: config.objective != "all_pairs" or not _contrastive(config),
+        _ON_PAIRS.format("objective"),
+    ),
+    *(
+        Effect(option, lambda config: False, _ON_PAIRS.format(option))
+        for option in ("batch_classes", "group", "views", "repeat", "by_size", "category")
+    ),
+    Effect(
+        "similar_fraction",
+        lambda config: False,
+        "given pairs are drawn with both labels equally often (or as they are, by --no_balanced): "
+        "leave --similar_fraction out",
+    ),
+    Effect(
+        "loss_options",
+        lambda config: "similar_fraction" not in config.loss_options,
+        "given pairs are drawn with both labels equally often (or as they are, by --no_balanced): "
+        "leave similar_fraction out of --loss_options",
+    ),
+    Effect(
+        "memory",
+        lambda config: False,
+        "--memory is compared by class, and given pairs have no classes: leave --memory out",
+    ),
+    Effect(
+        "data_on",
+        lambda config: False,
+        "given pairs are drawn on the device: leave --data_on device",
+    ),
+)
+_ON_VECTORS = "--{0} changes images, and the data has vectors: leave --{0} out"
+EFFECTS_ON_VECTORS = (
+    Effect(
+        "encoder",
+        lambda config: config.encoder in ENCODERS_OF_VECTORS,
+        "--encoder {encoder} takes images, and the data has vectors: take one of "
+        f"{', '.join(ENCODERS_OF_VECTORS)}",
+    ),
+    *(
+        Effect(option, lambda config: False, _ON_VECTORS.format(option))
+        for option in ("flip", "shift", "augment", "views")
+    ),
+)
+EFFECTS_ON_CLASSES = (
+    Effect(
+        "balanced",
+        lambda config: False,
+        "--balanced is of given pairs, and the data has classes: leave it out",
+    ),
+)
+
+
+def for_data(config: Any, data: Dataset | PairDataset) -> Any:
+    """Checks options of a training against its data, and fills in those that depend on it.
+
+    Args:
+      config: options from `checked_training`, before `options.settled`.
+      data: to train on.
+
+    Returns:
+      The options, of which `balanced` is None on data with classes.
+
+    Raises:
+      ValueError: if an option has no effect on this data.
+    """
+    given_pairs, vectors = isinstance(data, PairDataset), images_of(data).ndim == 2
+    check_effects(config, EFFECTS_ON_PAIRS if given_pairs else EFFECTS_ON_CLASSES)
+    filled: dict[str, Any] = {"encoder": config.encoder or ("linear" if vectors else "convnet")}
+    if vectors:
+        check_effects(config, EFFECTS_ON_VECTORS)
+        filled |= {"flip": False, "shift": 0, "steps": config.steps or STEPS_ON_VECTORS}
+    if given_pairs:
+        balanced = config.balanced is not False
+        filled |= {"group": 1, "similar_fraction": 0.5, "balanced": balanced}
+    return dataclasses.replace(config, **filled)
 
 
 def is_given(config: Any, option: str) -> bool:
@@ -252,6 +362,7 @@ def checked(config: Config, default: str = "digits") -> Config:
         value = values.get(option)
         if value is not None and not rule.holds(value):
             raise ValueError(f"--{option} must be {rule.expected}, got {value}")
+    augment.by_names(values.get("augment", ()))
     tfds_dir, runs = values["tfds_dir"], values["runs"]
     if tfds_dir is not None and not tfds_dir.is_dir():
         raise ValueError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 import optax
 
 from contrastive_jax._extras import needs
@@ -27,15 +28,20 @@ from contrastive_jax.data import (
     load_with_report,
 )
 from contrastive_jax.train import loss_table
-from contrastive_jax.train.loop import balance
+from contrastive_jax.train.assembly import balance
 from experiments.loss_options import LossOptions
 
 ENCODERS = {
+    "linear": models.Linear,
     "mlp": models.MLP,
+    "residual": models.Residual,
     "drlim": models.DrLIM,
     "convnet": models.ConvNet,
     "resnet18": models.ResNet18,
 }
+# The encoders that take vectors; they are all weights, which each part of a batch would read again.
+ENCODERS_OF_VECTORS = ("linear", "mlp", "residual")
+STEPS_ON_VECTORS = 2000
 DISTANCES = {
     "euclidean": distances.euclidean,
     "squared_euclidean": distances.squared_euclidean,
@@ -105,8 +111,9 @@ class Data:
 class Training:
     """Options of the encoder, the objective and the optimizer."""
 
-    encoder: Literal["mlp", "drlim", "convnet", "resnet18"] = "convnet"
-    """Network from images to embeddings."""
+    encoder: Literal["linear", "mlp", "residual", "drlim", "convnet", "resnet18"] | None = None
+    """Network from images to embeddings; by default convnet, and linear on vectors, which linear,
+    mlp and residual take."""
     width: int = 64
     """Number of entries of an embedding."""
     normalize: bool = True
@@ -138,6 +145,9 @@ class Training:
     pairs alone. 32 by default, less where a device has fewer pairs."""
     batch_size: int = 128
     """Pairs in a batch, over all devices; with all_pairs half the number of images."""
+    balanced: bool | None = None
+    """Of given pairs draw similar and dissimilar ones equally often, as by default, or every pair
+    as often."""
     learning_rate: float = 4e-3
     """Peak of the learning rate: linear warm-up, then cosine decay to zero."""
     weight_decay: float | None = None
@@ -160,7 +170,7 @@ class Runs:
     """Replace the run of this name."""
 
 
-def load_data(config: Data) -> Dataset:
+def load_data(config: Data) -> Dataset | PairDataset:
     """Loads the data set that the options name, and prints a report of data of one's own.
 
     Raises:
@@ -184,7 +194,6 @@ def load_data(config: Data) -> Dataset:
             on_bad_input=config.on_bad_input,
         )
         print(as_text(report))
-    data = with_classes(data)
     check_evaluable(data)
     return data
 
@@ -212,6 +221,11 @@ def data_name(config: Data) -> str:
         return config.dataset or "digits"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.data.resolve().stem).strip("-.")
     return name[:60] or "data"
+
+
+def images_of(data: Dataset | PairDataset) -> np.ndarray:
+    """Returns the images, or vectors, that a data set trains on."""
+    return data.images if isinstance(data, PairDataset) else data.train.images
 
 
 def resolved(config: Any) -> Any:
@@ -270,8 +284,8 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
         steps_per_call = config.steps_per_call
     share = config.batch_size // len(devices)
     fits = share // 32 if share % 32 == 0 else 1
-    # An MLP is all weights, which each part would read again.
-    microbatches = max(fits, 1) if on_cpu and config.encoder != "mlp" else 1
+    in_parts = on_cpu and config.encoder not in ENCODERS_OF_VECTORS
+    microbatches = max(fits, 1) if in_parts else 1
     if config.microbatches is not None:
         microbatches = config.microbatches
     if config.group is None:
@@ -385,18 +399,18 @@ def _optimizer_of_loss(
     return train.make_optimizer(loss_learning_rate, steps, warmup_steps=warmup_steps)
 
 
-def batch_of(config: Any, options: dict[str, Any], data: Dataset) -> dict[str, Any]:
+def batch_of(config: Any, options: dict[str, Any], data: Dataset | PairDataset) -> dict[str, Any]:
     """Returns the arguments of `train.fit` that say how a batch is made.
 
     Raises:
       ValueError: if shifts, or classes and images of a batch, do not fit the data.
     """
-    side = min(data.train.images.shape[1:3])
-    if options["shift"] >= side:
+    side = min(images_of(data).shape[1:3])
+    if options["shift"] and options["shift"] >= side:
         raise ValueError(
             f"--shift must be below the {side} pixels of an image's side, got {options['shift']}"
         )
-    if config.objective == "all_pairs":
+    if config.objective == "all_pairs" and isinstance(data, Dataset):
         try:
             balance(
                 2 * config.batch_size, config.batch_classes, len({*data.train.classes.tolist()})
@@ -406,7 +420,12 @@ def batch_of(config: Any, options: dict[str, Any], data: Dataset) -> dict[str, A
     return {
         "batch_size": 2 * config.batch_size,
         "batch_classes": config.batch_classes,
-        "augment": augmentation(options["flip"], options["shift"]),
+        "balanced": options["balanced"] is not False,
+        "augment": augmentation(options["flip"], options["shift"], config.augment),
+        "views": config.views,
+        "repeat": config.repeat,
+        "by_size": config.by_size,
+        "categories": _categories_of(config.category, data),
         "microbatches": options["microbatches"],
         "remat": config.microbatches is not None,
         "memory_size": config.memory,
@@ -414,8 +433,40 @@ def batch_of(config: Any, options: dict[str, Any], data: Dataset) -> dict[str, A
     }
 
 
-def augmentation(mirror: bool, pixels: int) -> augment.Augment | None:
-    """Moves an image at random by up to so many pixels, and mirrors it or not; None for neither."""
+def _categories_of(column: str | None, data: Dataset | PairDataset) -> Any:
+    """Returns the column of the training examples that an option names, None without one."""
+    if column is None or isinstance(data, PairDataset):
+        return None
+    columns = dict(data.train.attributes)
+    if data.train.groups is not None:
+        columns["group"] = data.train.groups
+    if column not in columns:
+        raise ValueError(
+            f"--category must be a column of {data.name}, which has "
+            f"{', '.join(columns) or 'none besides images and classes'}, got {column}"
+        )
+    return columns[column]
+
+
+def augmentation(mirror: bool, pixels: int, changes: Sequence[str] = ()) -> augment.Augment | None:
+    """Makes the random change of an image that the options name.
+
+    Args:
+      mirror: whether it may be mirrored.
+      pixels: by how many it may be moved.
+      changes: others, as `augment.by_names` takes them, which come first.
+
+    Returns:
+      The change, None where there is none.
+    """
+    others = augment.by_names(changes)
+    moved = _moved_and_mirrored(mirror, pixels)
+    if not others:
+        return moved
+    return augment.chain(*others, *([] if moved is None else [moved]))
+
+
+def _moved_and_mirrored(mirror: bool, pixels: int) -> augment.Augment | None:
     if not mirror and not pixels:
         return None
 

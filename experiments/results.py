@@ -42,9 +42,11 @@ def main(config: Config) -> str:
         )
     check_seeds(config.runs)
     figures = [_read(folder, "results.json") for folder in config.runs]
-    columns = ("embedding", "raw pixels")
+    columns = [name for name, one in figures[0].items() if isinstance(one, dict) and "auc" in one]
     rows = [[f"on test, {len(figures)} seeds", *columns], ["---", *["---:"] * len(columns)]]
     for key, title in TITLES.items():
+        if key not in figures[0]["embedding"]:
+            continue
         rows.append([title, *[spread([one[name][key] for one in figures]) for name in columns]])
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     print(f"{table}\n\nThe mean over seeds, and in brackets the lowest and the highest.")

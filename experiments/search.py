@@ -40,9 +40,8 @@ from contrastive_jax._extras import needs
 with needs("train", "experiments.search"):
     import tyro
 
-from contrastive_jax.data import Dataset
+from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.evaluation.intervals import bootstrap_interval
-from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.train import TrainState, checkpoints
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
@@ -93,6 +92,7 @@ def main(config: Config) -> Path:
     cells.check_groups(corners, devices[: config.devices_per_cell])
     option_checks.warn_of_reach(itertools.chain(*(group.configs for group in corners)))
     data = options.load_data(config)
+    config = cells.shown_on(config, data)
     cells.check_data(corners, data, devices[: config.devices_per_cell])
     # A study takes more trials; in halving they are other rungs.
     free = FREE | ({"trials"} if config.method == "optuna" else set())
@@ -170,7 +170,7 @@ class Trainer(NamedTuple):
     """What trains settings, compiling each structure once."""
 
     config: Config
-    data: Dataset
+    data: Dataset | PairDataset
     devices: Sequence[jax.Device]
     compiled: dict[str, grids.Grid]
 
@@ -222,11 +222,9 @@ class Trainer(NamedTuple):
         self, prepared: cells.Prepared, state: TrainState, diverged: int | None
     ) -> float:
         """The figure that settings are chosen by; 0, as bad as can be, if a training diverged."""
-        images, classes = self.data.validation[:2]
-        embeddings = None if diverged else cells.embedded(prepared, state, images)
-        if embeddings is None:
-            return 0.0
-        return float(retrieval(embeddings, classes)[self.config.shown_by])
+        figures = None if diverged else cells.on_validation(prepared, state, self.data)
+        shown_by = str(cells.shown_on(self.config, self.data).shown_by)
+        return figures[shown_by] if figures else 0.0
 
 
 def rungs(config: Config) -> list[tuple[int, int]]:

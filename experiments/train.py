@@ -58,6 +58,20 @@ class Config(options.Runs, options.Training, options.Data):
     """Mirror training images at random; by default unless the data set is of digits."""
     shift: int | None = None
     """Move training images at random by up to so many pixels; 1 by default."""
+    augment: tuple[str, ...] = ()
+    """More random changes of training images, as rotate=10 cutout=0.3: crop (least share of the
+    area), scale (factor), rotate (degrees), brightness, contrast, colour (share) and cutout (side),
+    each with or without its amount."""
+    views: int = 1
+    """Views of each image in a batch, changed at random, of which those of one image alone are
+    similar; 2 with ntxent is SimCLR. The batch is as large as without views."""
+    repeat: bool = True
+    """Repeat examples of classes that have fewer than a batch takes; otherwise it has fewer."""
+    by_size: bool = False
+    """Draw classes in proportion to their examples, and not each as often."""
+    category: str | None = None
+    """Draw all classes of a batch from one category, which makes negatives hard: group, or the name
+    of a column of the table."""
     batch_classes: int | None = None
     """Classes in a batch of all_pairs; by default the largest number up to 32 that divides the
     images."""
@@ -65,7 +79,8 @@ class Config(options.Runs, options.Training, options.Data):
     """Parts in which a device encodes its images, to bound the memory of activations; by default 1,
     and on a CPU parts of 32 pairs but for the MLP."""
     steps: int | None = None
-    """Training steps; by default 1,500 on digits, 3,000 on mnist, 20,000 elsewhere."""
+    """Training steps; by default 1,500 on digits, 3,000 on mnist, 2,000 on vectors, 20,000
+    elsewhere."""
     warmup: float = 0.02
     """Share of the steps over which the learning rate grows."""
     clip_norm: float = 1.0
@@ -119,8 +134,10 @@ def main(config: Config) -> Path:
     if config.resume:
         config, begun = as_begun(config, len(devices))
         free |= _changed(config)
-    settled = options.settled(config, devices)
+    options.settled(config, devices)  # what does not depend on the data, before it is read
     data = options.load_data(config)
+    config = option_checks.for_data(config, data)
+    settled = options.settled(config, devices)
     # The margin was checked above, before data was read: `fit` need not warn of it again.
     objective = options.objective_of(config, settled)._replace(bounded=False)
     run = train.fit(
@@ -198,7 +215,9 @@ def as_begun(config: Config, devices: int) -> tuple[Config, dict[str, Any]]:
         return config, {}
     swapped = {"devices": begun["microbatches"], "microbatches": begun["devices"]}
     ways = [begun]
-    if config.objective == "pairs" and 1 in swapped.values() and swapped != begun:
+    # Given pairs, of which a run has `balanced`, are compared by all devices at once.
+    drawn = config.objective == "pairs" and before.get("balanced") is None
+    if drawn and 1 in swapped.values() and swapped != begun:
         ways.append(swapped)
     now = {"devices": devices, "microbatches": config.microbatches or swapped["microbatches"]}
     if now not in ways:
@@ -213,8 +232,9 @@ def as_begun(config: Config, devices: int) -> tuple[Config, dict[str, Any]]:
         f"{begun['microbatches']} and goes on with --devices {devices} --microbatches "
         f"{now['microbatches']}, which gives the same numbers"
     )
-    group = before.get("group") if config.group is None else config.group
-    return dataclasses.replace(config, microbatches=now["microbatches"], group=group), begun
+    if drawn and config.group is None:
+        config = dataclasses.replace(config, group=before.get("group"))
+    return dataclasses.replace(config, microbatches=now["microbatches"]), begun
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def test_processes_share_a_run_but_not_a_loss(tmp_path):
     [
         ({"losses": ("supcom",)}, "unknown loss supcom; close to it: supcon"),
         ({"trials": 0}, "--trials must be at least 1, got 0"),
-        ({"encoder": "vit"}, "--encoder must be one of mlp"),
+        ({"encoder": "vit"}, "--encoder must be one of linear, mlp"),
         ({"name": "."}, "--name must be the name of one folder, got '.'"),
         ({"name": ""}, "--name must be the name of one folder, got ''"),
         ({"name": "a/b"}, "--name must be the name of one folder, got 'a/b'"),

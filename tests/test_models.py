@@ -125,3 +125,35 @@ def test_wrong_shapes_are_refused(encoder):
         encoder((28, 28, 1), 0, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"at least 8 x 8 pixels, got \(7, 9, 1\)"):
         models.DrLIM((7, 9, 1), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("model", [models.Linear, models.MLP, models.Residual])
+def test_heads_take_vectors_and_images(model):
+    vectors = np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32)
+    for shape in ((12,), (2, 2, 3)):
+        head = model(shape, width=4, rngs=nnx.Rngs(0))
+        embeddings = head(vectors.reshape(5, *shape))
+        assert embeddings.shape == (5, 4)
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", [models.DrLIM, models.ConvNet, models.ResNet18])
+def test_encoders_of_images_refuse_vectors(model):
+    with pytest.raises(ValueError, match="take Linear, MLP or Residual"):
+        model((12,), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("width", [12, 20, 6])
+def test_a_residual_head_starts_at_the_vectors(width):
+    vectors = np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32)
+    head = models.Residual((12,), width=width, normalize=False, rngs=nnx.Rngs(0))
+    start = np.asarray(head(vectors))
+    if width == 12:
+        np.testing.assert_array_equal(start, vectors)
+        return
+    gram = start @ start.T
+    if width > 12:
+        np.testing.assert_allclose(gram, vectors @ vectors.T, rtol=1e-4, atol=1e-4)
+    else:
+        kernel = np.asarray(head.projection.kernel[...])
+        np.testing.assert_allclose(kernel.T @ kernel, np.eye(6), atol=1e-5)

@@ -132,6 +132,23 @@ WITHOUT_EFFECT = [
     ("group", {"group": 1, "objective": "all_pairs"}, "leave --group out"),
     ("group", {"group": 8, "loss": "supcon"}, "leave --group out"),
     ("batch_classes", {"batch_classes": 4}, "--batch_classes needs --objective all_pairs"),
+    ("views", {"views": 2}, "--views is of batches of classes"),
+    ("repeat", {"repeat": False}, "--repeat is of batches of classes"),
+    ("by_size", {"by_size": True}, "--by_size is of batches of classes"),
+    ("category", {"category": "sort"}, "--category is of batches of classes"),
+    *(
+        (
+            name,
+            {name: value, "loss": "supcon", "views": 2},
+            f"--{name} has no effect with --views 2",
+        )
+        for name, value in (
+            ("batch_classes", 4),
+            ("repeat", False),
+            ("by_size", True),
+            ("category", "sort"),
+        )
+    ),
 ]
 
 
@@ -179,6 +196,8 @@ def test_options_without_effect_are_refused_by_every_program(option, options, wo
         {"objective": "all_pairs", "batch_classes": 4, "similar_fraction": 0.2},
         {"name": "x", "resume": "x"},
         {"objective": "all_pairs", "memory": 512, "max_age": 10},
+        {"loss": "supcon", "repeat": False, "by_size": True, "category": "sort"},
+        {"loss": "ntxent", "views": 2, "augment": ("crop", "rotate=5")},
     ],
 )
 def test_options_with_an_effect_are_taken(options):

@@ -85,7 +85,9 @@ def test_options_of_data_are_checked(arguments, words, tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
-def test_given_pairs_and_splits_are_refused_where_they_can_not_be_used(tmp_path):
+@pytest.fixture
+def pairs(tmp_path):
+    """Writes a table of pairs beside images that have splits."""
     write_folder(tmp_path / "photos" / "train", pictures())
     write_folder(tmp_path / "photos" / "test", pictures(seed=1))
     pair = "photos/train/{}/{}.png,photos/train/{}/{}.png,{}"
@@ -96,10 +98,19 @@ def test_given_pairs_and_splits_are_refused_where_they_can_not_be_used(tmp_path)
         for k in range(8)
     ]
     (tmp_path / "pairs.csv").write_text("\n".join(["left,right,same", *lines]))
+    return tmp_path / "pairs.csv"
+
+
+def test_training_refuses_given_pairs(pairs, tmp_path):
+    with pytest.raises(ValueError, match="pairs has given pairs, which this program does not"):
+        train.main(train.Config(data=pairs, runs=tmp_path / "runs", **TINY))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_comparison_of_losses_makes_its_splits_of_examples_with_classes(pairs, tmp_path):
     runs = tmp_path / "runs"
-    for program in (train, compare_losses):
-        with pytest.raises(ValueError, match="pairs has given pairs, which this program does not"):
-            program.main(program.Config(data=tmp_path / "pairs.csv", runs=runs))
+    with pytest.raises(ValueError, match="pairs has given pairs, which this program does not"):
+        compare_losses.main(compare_losses.Config(data=pairs, runs=runs))
     with pytest.raises(ValueError, match=r"--split examples has no effect .* or the splits"):
         compare_losses.main(compare_losses.Config(data=tmp_path / "photos", runs=runs))
     assert not runs.exists()

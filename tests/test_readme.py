@@ -57,6 +57,7 @@ def test_pages_have_code():
         "README.md",
         "docs/all_pairs.md",
         "docs/export.md",
+        "docs/heads.md",
         "docs/index.md",
         "docs/labels.md",
         "docs/losses.md",

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from contrastive_jax import plots
-from contrastive_jax.train import checkpoints, loop, loss_table, steps
+from contrastive_jax.train import assembly, checkpoints, loss_table, steps, validation
 from contrastive_jax.train import folder as runs
 from experiments import command as command_line
 from experiments import evaluate, option_checks, options, train
@@ -183,12 +183,12 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config, monkeypatc
 
         return broken
 
-    monkeypatch.setattr(loop, "make_step", breaking)
+    monkeypatch.setattr(assembly, "make_step", breaking)
     with pytest.raises(FloatingPointError, match="step 35: loss nan") as error:
         train.main(config(name="nan"))
     assert error.value.__notes__ == ["the last good checkpoint is of step 20"]
     with checkpoints.open_checkpoints(
-        tmp_path / "nan" / "checkpoints", best_by=loop.BEST_BY
+        tmp_path / "nan" / "checkpoints", best_by=validation.BEST_BY
     ) as saved:
         assert saved.all_steps() == [20]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(_params(tmp_path / "nan", 20)))
@@ -207,7 +207,7 @@ def test_inverted_labels_are_warned_of(config, monkeypatch):
         step = make(*args, **kwargs)
         return lambda state, pairs, numbers: step(state, _relabelled(pairs), numbers)
 
-    monkeypatch.setattr(loop, "make_step", inverted)
+    monkeypatch.setattr(assembly, "make_step", inverted)
     with pytest.warns(UserWarning, match="are the labels inverted"):
         train.main(config(group=1, learning_rate=1e-4, batch_size=64))
 

@@ -33,22 +33,29 @@ class ClassIndex(NamedTuple):
     """Number of classes with two examples or more, which alone can give a similar pair."""
     classes: jax.Array
     """The class number of each rank, as in the labels, `[C]`."""
+    categories: jax.Array | None = None
+    """The number of the category that each class is part of, `[C]`; None without categories."""
 
 
-def index_by_class(classes: ArrayLike, similar_fraction: float = 0.5) -> ClassIndex:
-    """Sorts examples by class, once, for `draw_pairs`.
+def index_by_class(
+    classes: ArrayLike, similar_fraction: float = 0.5, *, categories: ArrayLike | None = None
+) -> ClassIndex:
+    """Sorts examples by class, once, for `draw_pairs` and `draw_balanced`.
 
     Args:
       classes: one for each example, `[N]`, integers, booleans or strings (`class_numbers`).
         Examples of class -1, and those whose class is masked, are never drawn.
       similar_fraction: the share of similar pairs that will be drawn, to check that it can be.
+      categories: of the examples, `[N]`, numbers or strings; all examples of a class must have the
+        same.
 
     Returns:
       The index.
 
     Raises:
       ValueError: if the labels are not classes, no example has a class, or the classes can not give
-        such pairs: similar ones need a class with two examples, dissimilar ones need two classes.
+        such pairs: similar ones need a class with two examples, dissimilar ones need two classes;
+        or if a class is of two categories.
 
     Example:
       >>> from contrastive_jax.data.draw import index_by_class
@@ -91,7 +98,33 @@ def index_by_class(classes: ArrayLike, similar_fraction: float = 0.5) -> ClassIn
         sizes=jnp.asarray(count, jnp.int32),
         pairable=jnp.asarray((count > 1).sum(), jnp.int32),
         classes=jnp.asarray(names[order], jnp.int32),
+        categories=None
+        if categories is None
+        else jnp.asarray(_categories_of(numbers, categories, names)[order], jnp.int32),
     )
+
+
+def _categories_of(numbers: np.ndarray, categories: ArrayLike, names: np.ndarray) -> np.ndarray:
+    """Returns the number of the category of each class, `[C]`."""
+    array = np.asarray(categories)
+    if array.shape != numbers.shape:
+        raise ValueError(
+            f"categories must be one for each of the {len(numbers)} examples, got shape "
+            f"{array.shape}"
+        )
+    rows = np.flatnonzero(numbers >= 0)
+    of_class = np.searchsorted(names, numbers[rows])
+    category = np.unique(array[rows], return_inverse=True)[1].ravel()
+    of_first = np.zeros(len(names), int)
+    of_first[of_class[::-1]] = category[::-1]
+    wrong = np.flatnonzero(of_first[of_class] != category)
+    if len(wrong):
+        row = rows[wrong[0]]
+        raise ValueError(
+            f"all examples of a class must be of one category: that in row {row}, of class "
+            f"{numbers[row]}, is of {array[row]!s}, and another one of that class is not"
+        )
+    return of_first
 
 
 def draw_pairs(
@@ -151,25 +184,71 @@ def draw_pairs(
     )
 
 
+def draw_rows_of_pairs(
+    key: jax.Array, similar: ArrayLike, total: int, batch_size: int, *, balanced: bool
+) -> jax.Array:
+    """Draws a batch of given pairs, with replacement, from pairs of which the similar come first.
+
+    Args:
+      key: of this batch; the batch is a function of it.
+      similar: number of similar pairs.
+      total: number of all pairs, P.
+      batch_size: number of pairs to draw, B.
+      balanced: whether every other pair is a similar one, each as likely as the others of its
+        label. Otherwise every pair is as likely.
+
+    Returns:
+      Rows of the pairs, int32 `[B]`.
+
+    Example:
+      >>> import jax
+      >>> from contrastive_jax.data.draw import draw_rows_of_pairs
+      >>> key = jax.random.key(0)
+      >>> rows = draw_rows_of_pairs(key, similar=1, total=9, batch_size=4, balanced=True)
+      >>> print(rows > 0)
+      [ True False  True False]
+    """
+    if not balanced:
+        return jax.random.randint(key, (batch_size,), 0, total)
+    is_similar = jnp.arange(batch_size) % 2 == 1
+    first = jnp.where(is_similar, 0, similar)
+    return first + jax.random.randint(
+        key, (batch_size,), 0, jnp.where(is_similar, similar, total - jnp.asarray(similar))
+    )
+
+
 def draw_balanced(
-    key: jax.Array, index: ClassIndex, classes: int, examples: int
+    key: jax.Array,
+    index: ClassIndex,
+    classes: int,
+    examples: int,
+    *,
+    repeat: bool = False,
+    by_size: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Draws a batch of P classes and K examples of each, none of them twice.
 
     Every set of P classes is as likely, and within a class every set of K members (Floyd's
     sampling: Bentley and Floyd, Programming Pearls: A Sample of Brilliance, 1987). Of a class with
-    fewer members all are taken, and the places left are marked.
+    fewer members all are taken, and then again, or the places left are marked.
+
+    Where the index has categories, all classes are of one category, whose classes are hard to tell
+    apart: one category is drawn, each as likely, and another one where it has too few classes.
 
     Args:
       key: of this batch; the batch is a function of it.
       index: of the examples.
       classes: number of classes, P.
       examples: number of examples of each, K.
+      repeat: whether members of a class with fewer than K are repeated, each as often as the others
+        or once more.
+      by_size: whether a class is as likely as it has examples, as in the data. By default every
+        class is as likely.
 
     Returns:
       Positions of the examples and their classes, int32, `[P * K]` each, those of a class side by
-      side. The class is -1 where a class had too few members, and the position then that of another
-      example.
+      side. Without `repeat` the class is -1 where a class had too few members, and the position
+      then that of another example.
 
     Raises:
       ValueError: if there are fewer than P classes.
@@ -190,7 +269,7 @@ def draw_balanced(
         )
     index = gathered(index)
     class_key, example_key = jax.random.split(key)
-    chosen = jax.random.permutation(class_key, available)[:classes].astype(jnp.int32)
+    chosen = _drawn_classes(class_key, index, classes, by_size=by_size)
     sizes = index.sizes[chosen]
 
     def add(taken: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
@@ -202,6 +281,30 @@ def draw_balanced(
 
     nothing = jnp.full((classes, examples), -1, jnp.int32)
     members, _ = jax.lax.scan(add, nothing, jnp.arange(examples))
+    if repeat:
+        # All members of a small class are in its last places, and fill the first ones in turn.
+        at = jnp.arange(examples)
+        again = (examples - sizes)[:, None] + at % sizes[:, None]
+        again = jnp.take_along_axis(members, jnp.maximum(again, 0), axis=1)
+        members = jnp.where(members < 0, again, members)
     positions = index.members[index.starts[chosen][:, None] + jnp.maximum(members, 0)]
     numbers = jnp.where(members < 0, -1, index.classes[chosen][:, None])
     return positions.ravel(), numbers.ravel()
+
+
+def _drawn_classes(key: jax.Array, index: ClassIndex, classes: int, *, by_size: bool) -> jax.Array:
+    """Draws the ranks of P different classes, `[P]`."""
+    available = index.sizes.shape[0]
+    if not by_size and index.categories is None:
+        return jax.random.permutation(key, available)[:classes].astype(jnp.int32)
+    class_key, category_key = jax.random.split(key)
+    # The largest of such sums are a sample without replacement, in proportion to the sizes.
+    score = jax.random.gumbel(class_key, (available,))
+    if by_size:
+        score += jnp.log(index.sizes)
+    if index.categories is None:
+        return jax.lax.top_k(score, classes)[1].astype(jnp.int32)
+    order = jax.vmap(lambda c: jax.random.uniform(jax.random.fold_in(category_key, c)))(
+        index.categories
+    )
+    return jnp.lexsort((-score, order))[:classes].astype(jnp.int32)

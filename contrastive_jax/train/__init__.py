@@ -3,7 +3,13 @@
 from contrastive_jax.train import objectives
 from contrastive_jax.train.devices import Parallel, parallel
 from contrastive_jax.train.diagnostics import warn_collapsed, warn_inverted
-from contrastive_jax.train.draw import draws_classes, draws_pairs
+from contrastive_jax.train.draw import (
+    draws_classes,
+    draws_given_pairs,
+    draws_pairs,
+    draws_views,
+    pair_source,
+)
 from contrastive_jax.train.loop import fit, windows
 from contrastive_jax.train.loss_table import objective
 from contrastive_jax.train.networks import Network, check_images, embed, network
@@ -15,7 +21,9 @@ from contrastive_jax.train.types import (
     AXIS,
     Batch,
     Hyperparameters,
+    IndexedPairs,
     Pairs,
+    PairSource,
     Params,
     Source,
     TrainState,
@@ -27,8 +35,10 @@ __all__ = [
     "Batch",
     "Comparison",
     "Hyperparameters",
+    "IndexedPairs",
     "Network",
     "Objective",
+    "PairSource",
     "Pairs",
     "Parallel",
     "Params",
@@ -38,7 +48,9 @@ __all__ = [
     "Weights",
     "check_images",
     "draws_classes",
+    "draws_given_pairs",
     "draws_pairs",
+    "draws_views",
     "embed",
     "fit",
     "init_state",
@@ -48,6 +60,7 @@ __all__ = [
     "network",
     "objective",
     "objectives",
+    "pair_source",
     "parallel",
     "repeated",
     "warn_collapsed",

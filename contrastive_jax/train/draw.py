@@ -4,17 +4,24 @@ Every device draws the global batch, which costs next to nothing, and takes its 
 depends on the seed and the step alone, not on the number of devices.
 """
 
+from collections.abc import Sequence
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from contrastive_jax.data.draw import draw_balanced, draw_pairs
+from contrastive_jax.data.datasets import PairDataset
+from contrastive_jax.data.draw import draw_balanced, draw_pairs, draw_rows_of_pairs
 from contrastive_jax.train.steps import key_of_step
 from contrastive_jax.train.types import (
     AXIS,
     Batch,
     Hyperparameters,
+    IndexedPairs,
     Metrics,
     Pairs,
+    PairSource,
     Source,
     Step,
     TrainState,
@@ -69,13 +76,17 @@ def draws_pairs(step: Step, batch_size: int, *, similar_fraction: float = 0.5) -
     return drawn
 
 
-def draws_classes(step: Step, classes: int, examples: int) -> Step:
+def draws_classes(
+    step: Step, classes: int, examples: int, *, repeat: bool = False, by_size: bool = False
+) -> Step:
     """Makes the step that draws P classes and K examples of each.
 
     Args:
       step: the step on a `Batch`.
       classes: in a batch, P.
       examples: of each class, K; P times K a multiple of the number of devices.
+      repeat: whether examples of a class with fewer than K are repeated; see `draw_balanced`.
+      by_size: whether classes are drawn by size; see `draw_balanced`.
 
     Returns:
       `step(state, source, hyperparameters) -> (state, metrics)`.
@@ -105,12 +116,206 @@ def draws_classes(step: Step, classes: int, examples: int) -> Step:
     ) -> tuple[TrainState, Metrics]:
         key = key_of_step(hyperparameters.seed, state.step)
         positions, classes_of_rows = _share(
-            draw_balanced(key, source.by_class, classes, examples), "images"
+            draw_balanced(key, source.by_class, classes, examples, repeat=repeat, by_size=by_size),
+            "images",
         )
         images = jnp.asarray(source.images)
         return step(state, Batch(images[positions], classes_of_rows), hyperparameters)
 
     return drawn
+
+
+def draws_views(step: Step, images: int, views: int = 2) -> Step:
+    """Makes the step that draws images, with replacement, and takes several views of each.
+
+    The class of a view is the row of its image, so that views of one image are similar and those of
+    different images dissimilar. It is for a step that augments, which changes each view by a key of
+    its own.
+
+    Args:
+      step: the step on a `Batch`.
+      images: in a batch, each once for every view; their product a multiple of the devices.
+      views: of each image.
+
+    Returns:
+      `step(state, source, hyperparameters) -> (state, metrics)`.
+
+    Raises:
+      ValueError: when traced, if the batch can not be shared equally.
+
+    References:
+      Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020
+      <https://arxiv.org/abs/2002.05709>.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import train
+      >>> from contrastive_jax.data import index_by_class
+      >>> def views_of_image(state, batch, hyperparameters):
+      ...     return state, jnp.sum(batch.classes == batch.classes[0])
+      >>> step = train.draws_views(views_of_image, images=1, views=2)
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> source = train.Source(jnp.zeros((4, 2, 2, 1)), classes, index_by_class(classes))
+      >>> state = train.TrainState(jnp.int32(0), params=(), opt_state=())
+      >>> device = train.parallel(step, "shard_map", jax.devices()[:1])
+      >>> placed = device.replicate((state, source, train.Hyperparameters(seed=0)))
+      >>> print(device.step(*placed)[1])
+      2
+    """
+
+    def drawn(
+        state: TrainState, source: Source, hyperparameters: Hyperparameters
+    ) -> tuple[TrainState, Metrics]:
+        key = key_of_step(hyperparameters.seed, state.step)
+        rows = jax.random.randint(key, (images,), 0, len(source.images))
+        (rows,) = _share((jnp.repeat(rows, views),), "images")
+        return step(state, Batch(jnp.asarray(source.images)[rows], rows), hyperparameters)
+
+    return drawn
+
+
+def draws_given_pairs(step: Step, batch_size: int, images: int, *, balanced: bool = True) -> Step:
+    """Makes the step that draws from given pairs, with replacement.
+
+    Args:
+      step: the step on `IndexedPairs`.
+      batch_size: pairs in the global batch, a multiple of the number of devices.
+      images: different images that a batch may have, from `most_images`, rounded up to a multiple
+        of the number of devices. Where a batch has fewer, its first image is encoded again.
+      balanced: whether similar and dissimilar pairs are drawn equally often. Otherwise every pair
+        is as likely.
+
+    Returns:
+      `step(state, source, hyperparameters) -> (state, metrics)`, with a `PairSource`.
+
+    Raises:
+      ValueError: when traced, if the batch can not be shared equally.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from contrastive_jax import train
+      >>> from contrastive_jax.data import GivenPairs, PairDataset
+      >>> def images_of_batch(state, pairs, hyperparameters):
+      ...     return state, pairs.images
+      >>> step = train.draws_given_pairs(images_of_batch, batch_size=8, images=3)
+      >>> pairs = GivenPairs(np.array([0, 0]), np.array([1, 2]), np.array([1, 0]))
+      >>> data = PairDataset("two", np.array([[1.0], [2.0], [3.0]]), pairs, pairs, pairs)
+      >>> state = train.TrainState(jnp.int32(0), params=(), opt_state=())
+      >>> device = train.parallel(step, "shard_map", jax.devices()[:1])
+      >>> source = train.pair_source(data)
+      >>> placed = device.replicate((state, source, train.Hyperparameters(seed=0)))
+      >>> print(device.step(*placed)[1].ravel())
+      [1. 2. 3.]
+    """
+
+    def drawn(
+        state: TrainState, source: PairSource, hyperparameters: Hyperparameters
+    ) -> tuple[TrainState, Metrics]:
+        key = key_of_step(hyperparameters.seed, state.step)
+        total = len(source.labels)
+        rows = draw_rows_of_pairs(key, source.similar, total, batch_size, balanced=balanced)
+        left, right, labels = (
+            jnp.asarray(column)[rows] for column in (source.left, source.right, source.labels)
+        )
+        encoded, members = jnp.unique(
+            jnp.concatenate([left, right]), size=images, return_inverse=True
+        )
+        left, right = jnp.split(members.astype(jnp.int32), 2)
+        weights = () if source.weights is None else (jnp.asarray(source.weights)[rows],)
+        pairs = _share((left, right, labels, *weights), "pairs")
+        (encoded,) = _share((encoded,), "images")
+        return step(
+            state, IndexedPairs(jnp.asarray(source.images)[encoded], *pairs), hyperparameters
+        )
+
+    return drawn
+
+
+def pair_source(data: PairDataset) -> PairSource:
+    """Makes the source of the training pairs of a data set.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.data import GivenPairs, PairDataset
+      >>> from contrastive_jax.train import pair_source
+      >>> pairs = GivenPairs(np.array([0, 0]), np.array([1, 2]), np.array([1, 0]))
+      >>> source = pair_source(PairDataset("two", np.zeros((3, 8, 8, 1)), pairs, pairs, pairs))
+      >>> print(source.labels, source.right, source.similar)
+      [0 1] [2 1] 1
+    """
+    pairs = data.train
+    order = np.argsort(pairs.labels, kind="stable")
+    left, right, labels = (
+        np.asarray(column, np.int32)[order] for column in (pairs.left, pairs.right, pairs.labels)
+    )
+    weights = None if pairs.weights is None else np.asarray(pairs.weights, np.float32)[order]
+    similar = np.int32(np.sum(labels == 0))
+    return PairSource(data.images, left, right, labels, np.asarray(similar), weights)
+
+
+def most_images(
+    source: PairSource, batch_size: int, *, seeds: Sequence[int], steps: int, balanced: bool
+) -> int:
+    """Counts the different images of the batch that has the most of them.
+
+    Args:
+      source: the pairs.
+      batch_size: pairs in a batch.
+      seeds: of the trainings.
+      steps: of each training.
+      balanced: as in `draws_given_pairs`.
+
+    Returns:
+      The number, at most twice the batch size.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.data import GivenPairs, PairDataset
+      >>> from contrastive_jax.train import pair_source
+      >>> from contrastive_jax.train.draw import most_images
+      >>> pairs = GivenPairs(np.array([0, 0]), np.array([1, 2]), np.array([1, 0]))
+      >>> source = pair_source(PairDataset("two", np.zeros((3, 8, 8, 1)), pairs, pairs, pairs))
+      >>> most_images(source, batch_size=100, seeds=[0], steps=10, balanced=True)
+      3
+    """
+    # A traced caller, such as one that only infers shapes, needs the number all the same.
+    with jax.ensure_compile_time_eval():
+        counts = [
+            _most_images(
+                np.uint32(seed),
+                source.left,
+                source.right,
+                source.similar,
+                batch_size=batch_size,
+                steps=steps,
+                balanced=balanced,
+            )
+            for seed in dict.fromkeys(seeds)
+        ]
+        return max(map(int, counts))
+
+
+@partial(jax.jit, static_argnames=("batch_size", "steps", "balanced"))
+def _most_images(
+    seed: jax.Array,
+    left: jax.Array,
+    right: jax.Array,
+    similar: jax.Array,
+    *,
+    batch_size: int,
+    steps: int,
+    balanced: bool,
+) -> jax.Array:
+    def count(step: jax.Array) -> jax.Array:
+        key = key_of_step(seed, step)
+        rows = draw_rows_of_pairs(key, similar, len(left), batch_size, balanced=balanced)
+        members = jnp.sort(jnp.concatenate([left[rows], right[rows]]))
+        return 1 + jnp.sum(members[1:] != members[:-1])
+
+    return jnp.max(jax.lax.map(count, jnp.arange(steps), batch_size=min(steps, 256)))
 
 
 def _share(drawn: tuple[jax.Array, ...], kind: str) -> tuple[jax.Array, ...]:

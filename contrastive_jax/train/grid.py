@@ -17,7 +17,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from contrastive_jax._compat import donated_state, vmap_over_states
 from contrastive_jax.checks import check_seed
 from contrastive_jax.train.steps import repeated
-from contrastive_jax.train.types import AXIS, Hyperparameters, Metrics, Source, Step, TrainState
+from contrastive_jax.train.types import (
+    AXIS,
+    Hyperparameters,
+    Metrics,
+    PairSource,
+    Source,
+    Step,
+    TrainState,
+)
 
 CELLS = "cells"
 Strategy = Literal["sequential", "vmap", "shard_map"]
@@ -68,7 +76,7 @@ class Window(NamedTuple):
 def make_grid(
     step: Step,
     state: TrainState,
-    source: Source,
+    source: Source | PairSource,
     numbers: Hyperparameters,
     strategy: Strategy,
     *,
@@ -239,7 +247,7 @@ def largest_grid(make: Callable[[int], Grid], cells: int, unit: int, limit: floa
 def train_grid(
     grid: Grid,
     init: Init,
-    source: Source,
+    source: Source | PairSource,
     numbers: Sequence[Hyperparameters],
     *,
     start: int = 0,
@@ -337,7 +345,9 @@ def _finite(params: Any) -> list[bool]:
     return [all(of_cell) for of_cell in zip(*(one.tolist() for one in by_leaf), strict=True)]
 
 
-def time_grid(grid: Grid, init: Init, source: Source, numbers: Sequence[Hyperparameters]) -> float:
+def time_grid(
+    grid: Grid, init: Init, source: Source | PairSource, numbers: Sequence[Hyperparameters]
+) -> float:
     """Measures how quickly a grid trains.
 
     Args:

@@ -9,41 +9,39 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
-from contrastive_jax import memory
-from contrastive_jax.checks import check_seed
 from contrastive_jax.data.augment import Augment
-from contrastive_jax.data.datasets import Dataset
-from contrastive_jax.data.draw import index_by_class
-from contrastive_jax.data.evaluable import check_evaluable
+from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.data.stream import stream_pairs
-from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.train import checkpoints, diagnostics, folder, run
-from contrastive_jax.train.devices import Strategy, parallel
-from contrastive_jax.train.draw import draws_classes, draws_pairs
+from contrastive_jax.train.assembly import Assembled, assemble, source_of
+from contrastive_jax.train.devices import Parallel, Strategy, parallel
 from contrastive_jax.train.interruption import interruption, leave
-from contrastive_jax.train.networks import Network, check_images, embed, network
-from contrastive_jax.train.objectives import Objective
-from contrastive_jax.train.optimizer import make_optimizer, with_loss
+from contrastive_jax.train.networks import embed
+from contrastive_jax.train.objectives import Objective, of_given_pairs
+from contrastive_jax.train.preconditions import check_training
+from contrastive_jax.train.progress import Progress
 from contrastive_jax.train.run import Run
-from contrastive_jax.train.steps import init_state, make_step, repeated
+from contrastive_jax.train.steps import repeated
 from contrastive_jax.train.types import (
     Hyperparameters,
     Metrics,
     Pairs,
+    PairSource,
     Source,
-    Step,
     TrainState,
     Weights,
 )
+from contrastive_jax.train.validation import best_by, calibrated_on, validate
 
-BEST_BY = "validation/map_at_r"
 SHOWN = ("loss", "similar_distance", "dissimilar_distance", "active_fraction", "pairs_per_second")
 # Means over this many windows in a row are no longer chance.
 INVERTED_WINDOWS = 3
@@ -137,161 +135,20 @@ def windows(
         start += count
 
 
-class Assembled(NamedTuple):
-    """The parts of a training."""
-
-    network: Network
-    init: Callable[[int], TrainState]
-    """A function of a seed to the state before the first step."""
-    init_loss: Callable[[Objective, int], Any]
-    """A function of an objective and a seed to the parameters of its loss."""
-    step: Step
-    """The step on a batch of the objective."""
-    drawn: Step
-    """The step that draws its batch from a `Source`."""
-    pairs_per_step: int
-
-
-def assemble(
-    model: Any,
-    data: Dataset,
-    objective: Objective,
-    *,
-    steps: int,
-    seed: int = 0,
-    batch_size: int = 256,
-    batch_classes: int | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-    loss_optimizer: optax.GradientTransformation | None = None,
-    augment: Augment | None = None,
-    microbatches: int = 1,
-    remat: bool = True,
-    memory_size: int = 0,
-    max_age: int | None = None,
-    weights: Weights | None = None,
-) -> Assembled:
-    """Makes the parts of a training, as `fit` does. See there for the arguments.
-
-    Returns:
-      The encoder, the initial states, and the steps.
-
-    Raises:
-      ValueError: if the seed is not in [0, 2^32), the encoder does not take the images, the
-        objective takes no memory, or classes and images of a batch do not fit.
-
-    Example:
-      >>> import contrastive_jax as cj
-      >>> from contrastive_jax.train.loop import assemble
-      >>> digits = cj.data.load("digits")
-      >>> parts = assemble(cj.models.MLP, digits, cj.train.objective("supcon"), steps=10)
-      >>> parts.pairs_per_step
-      32640
-    """
-    check_seed(seed)
-
-    def encoder_of(seed: int) -> Network:
-        made = network(model, data.train.images.shape[1:], seed)
-        return made if weights is None else made._replace(weights=weights)
-
-    encoder = encoder_of(seed)
-    check_images(
-        encoder,
-        train=data.train.images,
-        validation=data.validation.images,
-        test=data.test.images,
-    )
-    image = jax.ShapeDtypeStruct((1, *data.train.images.shape[1:]), data.train.images.dtype)
-    width = jax.eval_shape(encoder.encode, encoder.weights, image).shape[1]
-    optimizer = optimizer or make_optimizer(
-        4e-3, steps, warmup_steps=int(0.02 * steps), weight_decay=0.1
-    )
-
-    def init_loss(objective: Objective, seed: int) -> Any:
-        return objective.init(int(data.train.classes.max()) + 1, width, seed)
-
-    if jax.tree.leaves(jax.eval_shape(lambda: init_loss(objective, seed))):
-        rate = objective.learning_rate
-        loss_optimizer = loss_optimizer or make_optimizer(
-            rate, steps, warmup_steps=int(0.02 * steps)
-        )
-        optimizer = with_loss(optimizer, loss_optimizer)
-    bank: Any = ()
-    if memory_size:
-        if not objective.takes_memory:
-            raise ValueError(
-                "an objective of given pairs or of proxies compares with no earlier batches: leave "
-                "memory_size out"
-            )
-        bank = memory.empty(memory_size, width)
-    step = make_step(
-        encoder,
-        optimizer,
-        objective,
-        augment=augment,
-        microbatches=microbatches,
-        remat=remat,
-        max_age=max_age,
-    )
-
-    def init(own_seed: int) -> TrainState:
-        own = encoder if own_seed == seed else encoder_of(own_seed)
-        return init_state(own, optimizer, init_loss(objective, own_seed), memory=bank)
-
-    if objective.separable:
-        pairs, rest = divmod(batch_size, 2)
-        if pairs < 1 or rest:
-            raise ValueError(
-                f"batch_size must be even for an objective of pairs, of two images each, got "
-                f"{batch_size}"
-            )
-        fraction = objective.hyperparameters["similar_fraction"]
-        drawn = draws_pairs(step, pairs, similar_fraction=fraction)
-        return Assembled(encoder, init, init_loss, step, drawn, pairs)
-    available = len(np.unique(data.train.classes[data.train.classes >= 0]))
-    classes, examples = balance(batch_size, batch_classes, available)
-    images = classes * examples
-    drawn = draws_classes(step, classes, examples)
-    pairs = images * (images - 1) // 2
-    return Assembled(encoder, init, init_loss, step, drawn, pairs)
-
-
-def balance(batch_size: int, batch_classes: int | None, available: int) -> tuple[int, int]:
-    """Returns the number of classes of a batch, and of examples of each.
-
-    Args:
-      batch_size: images in a batch.
-      batch_classes: classes in a batch; by default the largest number up to 32 that divides it.
-      available: classes of the training data.
-
-    Raises:
-      ValueError: if the classes do not divide the batch, or there are not so many.
-
-    Example:
-      >>> from contrastive_jax.train.loop import balance
-      >>> balance(256, None, available=10)
-      (8, 32)
-    """
-    classes = batch_classes
-    if classes is None:
-        most = min(32, available, batch_size)
-        classes = max(count for count in range(1, most + 1) if batch_size % count == 0)
-    if not 1 < classes <= available or batch_size % classes:
-        raise ValueError(
-            f"batch_classes must be from 2 to {available}, the classes of the training data, and "
-            f"divide the {batch_size} images of a batch, got {classes}"
-        )
-    return classes, batch_size // classes
-
-
 def fit(
     model: Any,
-    data: Dataset,
+    data: Dataset | PairDataset,
     objective: Objective,
     *,
     steps: int,
     seed: int = 0,
     batch_size: int = 256,
     batch_classes: int | None = None,
+    balanced: bool = True,
+    repeat: bool = True,
+    by_size: bool = False,
+    categories: ArrayLike | None = None,
+    views: int = 1,
     optimizer: optax.GradientTransformation | None = None,
     loss_optimizer: optax.GradientTransformation | None = None,
     augment: Augment | None = None,
@@ -319,21 +176,38 @@ def fit(
 ) -> Run:
     """Trains an encoder, and returns it with all that it takes to use it.
 
-    The weights returned are those of the highest MAP@R on validation. The run is stored in a folder
-    of its own, from which `contrastive_jax.load` reads it. Ctrl-C and SIGTERM save the training at
+    The weights returned are those of the highest MAP@R on validation or, of given pairs, of the
+    largest area under the ROC curve. The run is stored in a folder of its own, from which
+    `contrastive_jax.load` reads it. Ctrl-C and SIGTERM save the training at
     the end of the step; `resume=True` goes on from there, to the same bits.
 
     Args:
       model: the encoder, as `network` takes it: a class of Flax NNX modules, a module, or a tuple
         of a function `(params, images)` and its parameters.
-      data: with train, validation and test splits, from `contrastive_jax.data.load`.
-      objective: from `objective`.
+      data: with train, validation and test splits, from `contrastive_jax.data.load`. Of a
+        `PairDataset` its pairs are trained on, with their weights, and each image of a batch is
+        encoded once, however many pairs it is in.
+      objective: from `objective`; for given pairs that of a pair loss, whose `similar_fraction`
+        has no part in it.
       steps: training steps in all.
       seed: of parameters, batches, augmentation and dropout, in [0, 2^32).
       batch_size: images in a batch, over all devices; an objective of pairs draws half as many
         pairs.
       batch_classes: classes in a batch, each with as many examples; by default the largest number
         up to 32 that divides the images.
+      balanced: for given pairs, whether similar and dissimilar ones are drawn equally often, so
+        that every batch has both however rare one of them is. With False every pair is as likely
+        to be drawn.
+      repeat: whether examples of a class that has fewer than a batch takes are repeated. Otherwise
+        the places left are ignored.
+      by_size: whether classes of a batch are drawn in proportion to their examples; by default
+        every class is as likely.
+      categories: of the training examples, such as `data.train.groups` or a column of
+        `data.train.attributes`, where all classes of a batch are to be of one category, which makes
+        negatives hard; see `draw_balanced`.
+      views: with 2 or more, a batch has so many views of each of its images, changed by `augment`,
+        and only views of the same image are similar; classes serve validation alone. With
+        `objective("ntxent")` this is SimCLR.
       optimizer: any optax optimizer; by default `make_optimizer(4e-3, steps)` with a warm-up of 2 %
         of the steps and a weight decay of 0.1.
       loss_optimizer: of the parameters of the loss, where it has some; by default
@@ -348,7 +222,7 @@ def fit(
       strategy: `"shard_map"` or `"pmap"`; the numbers are the same.
       steps_per_call: steps of one compiled call; by default 1 on a CPU and `log_every` elsewhere.
       data_on: `"device"` holds the training images there; `"host"` streams pairs, for an objective
-        of pairs whose images do not fit.
+        of pairs drawn by class whose images do not fit.
       check_values: whether labels, margins and embeddings are checked inside the step; slower.
       log_every: steps between two records on disk.
       validate_every: steps between two validations, each with a checkpoint; a multiple of
@@ -382,71 +256,75 @@ def fit(
       >>> run.folder.as_posix()
       'runs/digits-mlp-1'
     """
-    if not isinstance(data, Dataset):
+    if not isinstance(data, Dataset | PairDataset):
         raise TypeError(f"data must come from contrastive_jax.data.load, got {data!r:.80}")
     if not isinstance(objective, Objective):
         raise TypeError(
             f"objective must come from contrastive_jax.train.objective, got {objective!r:.80}"
         )
+    if isinstance(data, PairDataset):
+        objective = of_given_pairs(objective)
     devices = list(devices or jax.devices())
-    options = {
-        "steps": steps,
-        "seed": seed,
-        "batch_size": batch_size,
-        "batch_classes": batch_classes,
-        "microbatches": microbatches,
-        "memory_size": memory_size,
-        "max_age": max_age,
-        "hyperparameters": {k: float(v) for k, v in objective.hyperparameters.items()},
-        "devices": len(devices),
-    }
-    if data_on not in ("device", "host"):
-        raise ValueError(f"data_on must be 'device' or 'host', got {data_on!r}")
-    if data_on == "host" and not objective.separable:
-        raise ValueError(
-            "data_on='host' streams pairs: take an objective of pairs, as objective(..., "
-            "on='pairs'), or data_on='device'"
-        )
     if steps_per_call is None:
         # XLA computes convolutions inside of a loop on a CPU by an unoptimised path.
         one = data_on == "host" or devices[0].platform == "cpu"
         steps_per_call = 1 if one else math.gcd(log_every, steps)
-    _check_schedule(
-        steps=steps,
-        log_every=log_every,
-        validate_every=validate_every,
-        steps_per_call=steps_per_call,
-        keep=keep,
-    )
-    if data_on == "host" and steps_per_call != 1:
-        raise ValueError(f"data_on='host' takes one step per call, got {steps_per_call}")
+    batch: dict[str, Any] = {
+        "batch_size": batch_size,
+        "batch_classes": batch_classes,
+        "balanced": balanced,
+        "repeat": repeat,
+        "by_size": by_size,
+        "views": views,
+    }
     if strategy not in get_args(Strategy):
         raise ValueError(f"strategy must be one of {get_args(Strategy)}, got {strategy!r}")
-    check_evaluable(data)
-    index = index_by_class(
-        data.train.classes, objective.hyperparameters.get("similar_fraction", 0.5)
+    check_training(
+        data,
+        objective,
+        schedule={
+            "steps": steps,
+            "log_every": log_every,
+            "validate_every": validate_every,
+            "steps_per_call": steps_per_call,
+            "keep": keep,
+        },
+        batch=batch | {"categories": categories, "augment": augment},
+        data_on=data_on,
+        devices=len(devices),
+        microbatches=microbatches,
     )
+    fraction = objective.hyperparameters.get("similar_fraction", 0.5)
+    source = source_of(data, fraction, categories=categories)
+    memory: dict[str, Any] = {"memory_size": memory_size, "max_age": max_age}
     parts = assemble(
         model,
         data,
         objective,
         steps=steps,
         seed=seed,
-        batch_size=batch_size,
-        batch_classes=batch_classes,
         optimizer=optimizer,
         loss_optimizer=loss_optimizer,
         augment=augment,
         microbatches=microbatches,
         remat=remat,
-        memory_size=memory_size,
-        max_age=max_age,
         weights=weights,
+        devices=len(devices),
+        **batch,
+        **memory,
     )
-    _check_shares(objective, batch_size, len(devices), microbatches)
     _warn_of_margin(parts, data, objective)
-    record = options if config is None else dict(config)
-    record = json.loads(json.dumps(record, default=str))
+    options = (
+        {"steps": steps, "seed": seed, "microbatches": microbatches}
+        | batch
+        | memory
+        | {
+            "hyperparameters": {k: float(v) for k, v in objective.hyperparameters.items()},
+            "devices": len(devices),
+            "categories": categories is not None,
+        }
+    )
+    record = json.loads(json.dumps(options if config is None else dict(config), default=str))
     with contextlib.ExitStack() as stack:
         stored = runs is not None
         if runs is None:
@@ -465,67 +343,45 @@ def fit(
         if resume:
             folder.write_config(where, record)
         saved = stack.enter_context(
-            checkpoints.open_checkpoints(where / "checkpoints", keep=keep, best_by=BEST_BY)
+            checkpoints.open_checkpoints(where / "checkpoints", keep=keep, best_by=best_by(data))
         )
         start = saved.latest_step() or 0
         events = stack.enter_context(folder.open_events(where, start)) if stored else None
         stop = stack.enter_context(interruption())
-        show = _Progress(where, data, steps, start, shown=progress, resumed=resume)
+        show = Progress(where, data, steps, start, shown=progress, resumed=resume)
         state = first = parts.init(seed)
         if start:
             state = checkpoints.restore(saved, start, jax.device_get(state))
         folder.truncate_metrics(where, start)
-        advance, state, fetch = _placed(
-            parts,
-            state,
-            data,
-            index,
-            objective,
-            seed=seed,
-            devices=devices,
-            strategy=strategy,
-            steps_per_call=steps_per_call,
-            data_on=data_on,
+        call = repeated(parts.drawn, steps_per_call) if steps_per_call > 1 else parts.drawn
+        streamed = data_on == "host"
+        placed = parallel(
+            parts.step if streamed else call,
+            strategy,
+            devices,
+            sharded=(1,) if streamed else (),
             check_values=check_values,
-            start=start,
         )
-        inverted = 0
+        batches = _batches(
+            placed, parts, data, objective, source, seed=seed, data_on=data_on, start=start
+        )
+        hyperparameters = Hyperparameters(seed, dict(objective.hyperparameters))
+        state, hyperparameters = placed.replicate((state, hyperparameters))
+        every = windows(
+            lambda state: placed.step(state, next(batches), hyperparameters),
+            state,
+            start=start,
+            steps=steps,
+            window=log_every,
+            steps_per_call=steps_per_call,
+            pairs_per_step=parts.pairs_per_step,
+            stop=stop,
+        )
         try:
-            for latest, records in windows(
-                advance,
-                state,
-                start=start,
-                steps=steps,
-                window=log_every,
-                steps_per_call=steps_per_call,
-                pairs_per_step=parts.pairs_per_step,
-                stop=stop,
-            ):
-                folder.write_metrics(where, events, records)
-                now = int(records[-1]["step"])
-                means = {
-                    key: float(np.mean([record[key] for record in records]))
-                    for key in SHOWN
-                    if key in records[0]
-                }
-                show.window(now, means)
-                far = means["similar_distance"] > means["dissimilar_distance"]
-                inverted = inverted + 1 if far else 0
-                if inverted == INVERTED_WINDOWS:
-                    diagnostics.warn_inverted(
-                        means["similar_distance"], means["dissimilar_distance"]
-                    )
-                if now % validate_every == 0 or now == steps:
-                    one = fetch(latest)
-                    figures = _validation(parts.network, one.weights, data)
-                    folder.write_metrics(where, events, [{"step": now} | figures])
-                    checkpoints.save(saved, now, one, figures)
-                    show.validation(now, figures)
-                elif stop():
-                    # Never the best, as nothing was validated.
-                    checkpoints.save(saved, now, fetch(latest), {BEST_BY: -1.0})
-                if stop():
-                    break
+            _take_windows(
+                every, parts, data, objective, placed, saved, show, stop, where, events,
+                steps=steps, validate_every=validate_every,
+            )  # fmt: skip
         except FloatingPointError as error:
             error.add_note(f"the last good checkpoint is of step {saved.latest_step() or 0}")
             raise
@@ -536,61 +392,90 @@ def fit(
             print(message, file=sys.stderr)
             leave(stop.signal, message)
         best = saved.best_step()
-        weights = checkpoints.restore(saved, best, jax.device_get(first)).weights
-        validation = embed(parts.network.encode, weights, data.validation.images)
-        threshold, calibration = run.calibrated(
-            objective.distance, validation, data.validation.classes
-        )
-        trained = Run(
-            parts.network,
-            weights,
-            data.train.images.shape[1:],
-            data.train.images.dtype.name,
-            data.class_names,
-            objective.distance,
-            threshold,
-            calibration,
-            where if stored else None,
-        )
+        best_weights = checkpoints.restore(saved, best, jax.device_get(first)).weights
+        trained, arrays = _trained(parts, best_weights, data, objective, where if stored else None)
         if stored:
             details = {"data": data.name, "best_step": best, "steps": steps}
             run.write(trained, where, model, details)
-            np.savez(
-                where / "validation.npz", embeddings=validation, classes=data.validation.classes
-            )
+            np.savez(where / "validation.npz", **arrays)
         return trained
 
 
-def _check_schedule(**arguments: int) -> None:
-    """Checks how often something is done, before anything is written.
+def _take_windows(
+    every: Iterator[tuple[TrainState, list[dict[str, float]]]],
+    parts: Assembled,
+    data: Dataset | PairDataset,
+    objective: Objective,
+    placed: Parallel,
+    saved: Any,
+    show: Progress,
+    stop: Callable[[], bool],
+    where: Path,
+    events: Any,
+    *,
+    steps: int,
+    validate_every: int,
+) -> None:
+    """Takes the steps of a training, and validates and saves its state when that is due."""
+    inverted = 0
+    for latest, records in every:
+        folder.write_metrics(where, events, records)
+        now = int(records[-1]["step"])
+        means = {key: _mean(records, key) for key in SHOWN if key in records[0]}
+        show.window(now, means)
+        far = means["similar_distance"] > means["dissimilar_distance"]
+        inverted = inverted + 1 if far else 0
+        if inverted == INVERTED_WINDOWS:
+            diagnostics.warn_inverted(means["similar_distance"], means["dissimilar_distance"])
+        if now % validate_every == 0 or now == steps:
+            one = placed.fetch(latest)
+            encoder = partial(embed, parts.network.encode, one.weights)
+            figures = validate(encoder, data, objective.distance)
+            folder.write_metrics(where, events, [{"step": now} | figures])
+            checkpoints.save(saved, now, one, figures)
+            show.validation(now, figures)
+        elif stop():
+            # Never the best, as nothing was validated.
+            checkpoints.save(saved, now, placed.fetch(latest), {best_by(data): -1.0})
+        if stop():
+            break
 
-    Raises:
-      ValueError: if a number is below 1, or one is not a multiple of another that divides it.
-    """
-    for name, value in arguments.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    for name, unit in (
-        ("validate_every", "log_every"),
-        ("log_every", "steps_per_call"),
-        ("steps", "steps_per_call"),
-    ):
-        if arguments[name] % arguments[unit]:
-            raise ValueError(
-                f"{name} must be a multiple of {unit}, got {arguments[name]} and {arguments[unit]}"
-            )
+
+def _mean(records: Sequence[Mapping[str, float]], key: str) -> float:
+    """Returns the mean of a metric over the steps that have it."""
+    values = np.array([record[key] for record in records])
+    # A batch without similar pairs has no mean distance of them.
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else math.nan
 
 
-def _check_shares(objective: Objective, batch_size: int, devices: int, microbatches: int) -> None:
-    """Checks that a batch divides into devices and microbatches, as the step will."""
-    count, kind = (batch_size // 2, "pairs") if objective.separable else (batch_size, "images")
-    unit = devices * microbatches * objective.group
-    if microbatches < 1 or count % unit:
-        groups = f" and groups of {objective.group}" if objective.group > 1 else ""
-        raise ValueError(
-            f"the {count} {kind} of a batch must divide into {devices} devices with {microbatches} "
-            f"microbatches each{groups}"
-        )
+def _trained(
+    parts: Assembled,
+    weights: Weights,
+    data: Dataset | PairDataset,
+    objective: Objective,
+    where: Path | None,
+) -> tuple[Run, Mapping[str, Any]]:
+    """Returns the run of the best weights, and the embeddings of validation by name."""
+    encoder = partial(embed, parts.network.encode, weights)
+    threshold, calibration, arrays = calibrated_on(encoder, data, objective.distance)
+    images = _training_images(data)
+    trained = Run(
+        parts.network,
+        weights,
+        images.shape[1:],
+        images.dtype.name,
+        () if isinstance(data, PairDataset) else data.class_names,
+        objective.distance,
+        threshold,
+        calibration,
+        where,
+    )
+    return trained, arrays
+
+
+def _training_images(data: Dataset | PairDataset) -> np.ndarray:
+    return data.images if isinstance(data, PairDataset) else data.train.images
 
 
 def _name_of(model: Any) -> str:
@@ -601,12 +486,12 @@ def _name_of(model: Any) -> str:
     return "function" if isinstance(model, tuple) else str(name).lower()
 
 
-def _warn_of_margin(parts: Assembled, data: Dataset, objective: Objective) -> None:
+def _warn_of_margin(parts: Assembled, data: Dataset | PairDataset, objective: Objective) -> None:
     """Warns of a margin that the distance can not reach."""
     margin = objective.hyperparameters.get("margin")
     if margin is None or not objective.bounded:
         return
-    two = embed(parts.network.encode, parts.network.weights, data.train.images[:2])
+    two = embed(parts.network.encode, parts.network.weights, _training_images(data)[:2])
     unit_length = bool(np.allclose(np.linalg.norm(two, axis=1), 1, atol=1e-3))
     text = diagnostics.out_of_reach(
         float(margin),
@@ -619,110 +504,29 @@ def _warn_of_margin(parts: Assembled, data: Dataset, objective: Objective) -> No
         warnings.warn(text, stacklevel=3)
 
 
-def _validation(network: Network, weights: Weights, data: Dataset) -> dict[str, float]:
-    """Evaluates an encoder on validation, and warns where it has collapsed."""
-    embeddings = embed(network.encode, weights, data.validation.images)
-    figures = retrieval(embeddings, data.validation.classes)
-    rank = diagnostics.effective_rank(embeddings)
-    if rank < min(1.5, 0.75 * embeddings.shape[1]):
-        diagnostics.warn_collapsed(rank, embeddings.shape[1])
-    return {f"validation/{key}": value for key, value in figures.items()} | {
-        "validation/effective_rank": rank
-    }
-
-
-def _placed(
+def _batches(
+    placed: Parallel,
     parts: Assembled,
-    state: TrainState,
-    data: Dataset,
-    index: Any,
+    data: Dataset | PairDataset,
     objective: Objective,
+    source: Source | PairSource,
     *,
     seed: int,
-    devices: Sequence[jax.Device],
-    strategy: Strategy,
-    steps_per_call: int,
     data_on: str,
-    check_values: bool,
     start: int,
-) -> tuple[Callable[[TrainState], tuple[TrainState, Metrics]], TrainState, Callable[[Any], Any]]:
-    """Puts a training on its devices: returns one call, the state, and what fetches a state."""
-    if data_on == "device":
-        call = repeated(parts.drawn, steps_per_call) if steps_per_call > 1 else parts.drawn
-        placed = parallel(call, strategy, devices, check_values=check_values)
-        source = placed.replicate(Source(data.train.images, data.train.classes, index))
-        batches: Iterator[Any] = itertools.repeat(source)
-    else:
-        placed = parallel(parts.step, strategy, devices, sharded=(1,), check_values=check_values)
-        pairs = stream_pairs(
-            data.train.images,
-            data.train.classes,
-            seed=seed,
-            batch_size=parts.pairs_per_step,
-            similar_fraction=objective.hyperparameters["similar_fraction"],
-            start_step=start,
-        )
-        batches = (
-            placed.shard(Pairs(first, second, first_classes=classes, second_classes=others))
-            for first, second, classes, others in pairs
-        )
-    hyperparameters = Hyperparameters(seed, dict(objective.hyperparameters))
-    state, hyperparameters = placed.replicate((state, hyperparameters))
-    return (
-        lambda state: placed.step(state, next(batches), hyperparameters),
-        state,
-        placed.fetch,
+) -> Iterator[Any]:
+    """Returns what each call takes: the whole data, or the next pairs from the host."""
+    if data_on == "device" or isinstance(data, PairDataset):
+        return itertools.repeat(placed.replicate(source))
+    pairs = stream_pairs(
+        data.train.images,
+        data.train.classes,
+        seed=seed,
+        batch_size=parts.pairs_per_step,
+        similar_fraction=objective.hyperparameters["similar_fraction"],
+        start_step=start,
     )
-
-
-class _Progress:
-    """A progress bar on a terminal, and a line at each validation elsewhere."""
-
-    def __init__(
-        self, where: Path, data: Dataset, steps: int, start: int, *, shown: bool, resumed: bool
-    ):
-        self.shown, self.steps, self.bar = shown, steps, None
-        if not shown:
-            return
-        print(f"{where}: {data.name}, {len(data.train.classes):,} training images, {steps:,} steps")
-        if start or resumed:
-            without = "" if start else ", as there is no good checkpoint"
-            print(f"{where} goes on from step {start:,}{without}")
-        if sys.stderr.isatty():
-            with contextlib.suppress(ImportError):
-                from tqdm import tqdm
-
-                self.bar = tqdm(total=steps, initial=start, unit="step", desc="compiling")
-        if self.bar is None:
-            print("compiling the training step", flush=True)
-
-    def window(self, now: int, means: Mapping[str, float]) -> None:
-        self.last = means
-        if self.bar is not None:
-            self.bar.set_description("")
-            self.bar.update(now - self.bar.n)
-            self.bar.set_postfix_str(_line(means))
-
-    def validation(self, now: int, figures: Mapping[str, float]) -> None:
-        if not self.shown:
-            return
-        text = (
-            f"step {now:,}: {_line(self.last)}; validation MAP@R "
-            f"{figures[BEST_BY]:.4f}, P@1 {figures['validation/precision_at_1']:.4f}"
-        )
-        if self.bar is not None:
-            self.bar.write(text)
-        else:
-            print(text, flush=True)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-def _line(means: Mapping[str, float]) -> str:
     return (
-        "loss {loss:.4f}, similar {similar_distance:.2f}, dissimilar {dissimilar_distance:.2f}, "
-        "{pairs_per_second:,.0f} pairs/s".format(**means)
-        + (f", active {means['active_fraction']:.0%}" if "active_fraction" in means else "")
+        placed.shard(Pairs(first, second, first_classes=classes, second_classes=others))
+        for first, second, classes, others in pairs
     )

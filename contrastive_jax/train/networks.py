@@ -29,13 +29,13 @@ def network(model: Any, image_shape: tuple[int, ...] | None = None, seed: int = 
     """Makes pure functions of an encoder.
 
     Args:
-      model: an encoder from images `[B, H, W, C]` to embeddings `[B, D]`:
+      model: an encoder from images `[B, H, W, C]` or vectors `[B, V]` to embeddings `[B, D]`:
         a Flax NNX module, whose own parameters are the initial ones; a class of modules, or
         `functools.partial` of one, which is called as
         `model(image_shape=..., rngs=nnx.Rngs(seed))`, without `image_shape` where it takes none; or
         a tuple of a function `(params, images)` and its parameters, in which form modules of Linen,
         Haiku and Equinox come.
-      image_shape: `(H, W, C)` of one image, for a class.
+      image_shape: `(H, W, C)` of one image or `(V,)` of one vector, for a class.
       seed: of the parameters that a class creates, from 0 to 2^32 - 1.
 
     Returns:
@@ -137,11 +137,12 @@ def check_images(network: Network, **splits: np.ndarray) -> None:
 
     Args:
       network: of whose weights only shapes and dtypes count.
-      **splits: images `[N, H, W, C]` of each split, those that are trained on first.
+      **splits: images `[N, H, W, C]` or vectors `[N, V]` of each split, those that are trained on
+        first.
 
     Raises:
       ValueError: if the encoder does not take images of that shape, does not return embeddings
-        `[B, D]`, or a split has other images than the first.
+        `[B, D]`, a split has other images than the first, or a vector is not finite.
 
     Example:
       >>> import numpy as np
@@ -152,25 +153,33 @@ def check_images(network: Network, **splits: np.ndarray) -> None:
     """
     first, expected = next((name, images.shape[1:]) for name, images in splits.items())
     for name, images in splits.items():
+        noun = "vectors" if len(expected) == 1 else "images"
         if images.shape[1:] != expected:
+            remedy = "scale them to one size, by the image_size of load"
             raise ValueError(
-                f"images of {name} are {list(images.shape[1:])}, and those of {first} "
-                f"{list(expected)}, for which the encoder is made; scale them to one size, by the "
-                "image_size of load"
+                f"{noun} of {name} are {list(images.shape[1:])}, and those of {first} "
+                f"{list(expected)}, for which the encoder is made; "
+                + ("give vectors of one model" if noun == "vectors" else remedy)
+            )
+        if len(expected) == 1 and not (finite := np.isfinite(images).all(axis=1)).all():
+            raise ValueError(
+                f"vectors of {name} must be finite: row {int(np.argmin(finite))} is not "
+                f"({int(np.sum(~finite))} of {len(images)} rows)"
             )
         batch = jax.ShapeDtypeStruct((2, *expected), images.dtype)
         try:
             shape = jax.eval_shape(network.encode, network.weights, batch).shape
         except (TypeError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            remedy = ", or scale the images, by the image_size of load" * (noun == "images")
             raise ValueError(
-                f"the encoder does not take images of {name}, {images.dtype} {list(expected)}: "
-                f"{reason}; take another encoder, or scale the images, by the image_size of load"
+                f"the encoder does not take {noun} of {name}, {images.dtype} {list(expected)}: "
+                f"{reason}; take another encoder{remedy}"
             ) from error
         if len(shape) != 2 or shape[0] != 2:
             raise ValueError(
-                "an encoder must return embeddings [B, D], one vector for each image; of 2 images "
-                f"this one returns {list(shape)}"
+                "an encoder must return embeddings [B, D], one for each of its inputs; of 2 "
+                f"{noun} this one returns {list(shape)}"
             )
 
 
@@ -186,7 +195,7 @@ def embed(
     Args:
       encode: from weights and images to embeddings.
       weights: of the encoder.
-      images: `[N, H, W, C]`.
+      images: `[N, H, W, C]`, or vectors `[N, V]`.
       batch_size: images to a call; the last batch is padded.
 
     Returns:

@@ -21,7 +21,8 @@ from contrastive_jax.checks import check_seed
 from contrastive_jax.distances import cosine
 from contrastive_jax.pairs import pair_loss
 from contrastive_jax.proxies import proxy_loss
-from contrastive_jax.train.types import AXIS, Batch, Metrics, Pairs
+from contrastive_jax.train.given_pairs import pair_sums, value_of_given_pairs
+from contrastive_jax.train.types import AXIS, Batch, IndexedPairs, Metrics, Pairs
 
 # Rows of a batch up to which one device compares them in one matrix.
 _LARGEST_MATRIX = 256
@@ -54,10 +55,14 @@ class Objective(NamedTuple):
     """True if its margin is a distance that two embeddings must be able to reach."""
     takes_memory: bool = True
     """False if it does not compare the embeddings of a batch with each other."""
+    on_given: Callable[..., tuple[jax.Array, Metrics]] | None = None
+    """The value of a pair loss on `IndexedPairs`; None for a loss of whole batches."""
+    batch: type | None = None
+    """The type of its batches, where that is neither `Pairs` nor `Batch`."""
 
     def check_batch(self, batch: Any) -> None:
         """Raises ValueError where a batch is not one that the objective takes."""
-        expected = Pairs if self.separable else Batch
+        expected = self.batch or (Pairs if self.separable else Batch)
         if not isinstance(batch, expected):
             raise ValueError(f"the objective takes {expected.__name__}, got {type(batch).__name__}")
         if isinstance(batch, Pairs):
@@ -112,10 +117,19 @@ def pairs(
         values = pair_loss(a, b, labels, loss=_bound(loss, options), distance=measure)
         weights = _weights(labels.reshape(-1, group**2), fraction)
         mean = jnp.mean(values if group == 1 else values * weights.ravel())
-        return mean, _pair_sums(jax.vmap(measure)(a, b), values, labels)
+        return mean, pair_sums(jax.vmap(measure)(a, b), values, labels)
 
     defaults = {"similar_fraction": similar_fraction} | hyperparameters
-    return Objective(value, measure, defaults, separable=True, group=group, takes_memory=False)
+    on_given = value_of_given_pairs(loss, measure)
+    return Objective(
+        value,
+        measure,
+        defaults,
+        separable=True,
+        group=group,
+        takes_memory=False,
+        on_given=on_given,
+    )
 
 
 def all_pairs(
@@ -181,7 +195,51 @@ def all_pairs(
 
     defaults = {"similar_fraction": similar_fraction} | hyperparameters
     init = init or Objective._field_defaults["init"]
-    return Objective(value, measure, defaults, init, learning_rate)
+    on_given = value_of_given_pairs(loss, measure, bind)
+    return Objective(value, measure, defaults, init, learning_rate, on_given=on_given)
+
+
+def of_given_pairs(objective: Objective) -> Objective:
+    """Returns the objective of given pairs that has the loss of another objective.
+
+    Given pairs have labels and no classes: every pair is compared as it is, and the share of
+    similar pairs is that with which they are drawn. The objective has no `similar_fraction`.
+
+    Args:
+      objective: of a pair loss.
+
+    Returns:
+      The objective, of a batch of `IndexedPairs`.
+
+    Raises:
+      ValueError: if the loss is one of whole batches, or members of pairs are compared across.
+
+    Example:
+      >>> from contrastive_jax import train
+      >>> from contrastive_jax.train import objectives
+      >>> objectives.of_given_pairs(train.objective("contrastive", margin=1.0)).hyperparameters
+      {'margin': 1.0}
+    """
+    if objective.batch is IndexedPairs:
+        return objective
+    if objective.on_given is None:
+        raise ValueError(
+            "the loss compares whole batches by class, and given pairs have labels and no classes: "
+            "take a pair loss, such as contrastive"
+        )
+    if objective.group > 1:
+        raise ValueError(
+            f"a group of {objective.group} pairs compares members of different pairs, and the "
+            "labels of given pairs do not say whether those are similar: leave group out"
+        )
+    options = _without_fraction(objective.hyperparameters)[1]
+    return objective._replace(
+        value=objective.on_given,
+        hyperparameters=options,
+        separable=False,
+        takes_memory=False,
+        batch=IndexedPairs,
+    )
 
 
 def anchors(
@@ -383,19 +441,6 @@ def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
     share = fraction * similar / jnp.maximum(similar.sum(1, keepdims=True), 1)
     rest = (1 - fraction) * dissimilar / jnp.maximum(dissimilar.sum(1, keepdims=True), 1)
     return labels.shape[1] * (share + rest)
-
-
-def _pair_sums(distance: jax.Array, values: jax.Array, labels: jax.Array) -> Metrics:
-    """Returns the sums over the pairs of a device from which logged means are made."""
-    dissimilar = labels.astype(jnp.float32)
-    similar = 1 - dissimilar
-    return {
-        "similar": jnp.sum(similar),
-        "dissimilar": jnp.sum(dissimilar),
-        "similar_distance": jnp.sum(similar * distance),
-        "dissimilar_distance": jnp.sum(dissimilar * distance),
-        "active": jnp.sum(jnp.where(values > 0, dissimilar, 0)),
-    }
 
 
 def _distances(embeddings: jax.Array, classes: jax.Array, distance: Distance) -> Metrics:

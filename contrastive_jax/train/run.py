@@ -64,7 +64,7 @@ class Run:
     weights: Weights
     """The weights that were best on validation."""
     image_shape: tuple[int, ...]
-    """`(H, W, C)` of one image."""
+    """`(H, W, C)` of one image, or `(V,)` of one vector."""
     image_dtype: str
     """The dtype of images, whose pixels are given as they are in the data set."""
     class_names: tuple[str, ...]
@@ -82,7 +82,8 @@ class Run:
         """Embeds images.
 
         Args:
-          images: `[N, H, W, C]`, of the shape and dtype that the encoder was trained on.
+          images: `[N, H, W, C]`, or vectors `[N, V]`, of the shape and dtype that the encoder was
+            trained on.
           batch_size: images to a call; the last batch is padded, so that one program serves all.
 
         Returns:
@@ -145,10 +146,10 @@ class Run:
         """Checks that images are those for which the encoder was made."""
         array = np.asarray(images)
         expected = f"[N, {', '.join(map(str, self.image_shape))}]"
-        shape = list(array.shape)
+        shape, noun = list(array.shape), "vectors" if len(self.image_shape) == 1 else "images"
         if array.shape[1:] != self.image_shape or array.ndim != len(self.image_shape) + 1:
             raise ValueError(
-                f"{name} must be {expected}, the shape of the images that the encoder was trained "
+                f"{name} must be {expected}, the shape of the {noun} that the encoder was trained "
                 f"on, got {shape}{_hint(array.shape, self.image_shape, name)}"
             )
         if np.dtype(self.image_dtype) == np.uint8 and array.dtype != np.uint8:
@@ -171,7 +172,8 @@ class Run:
 def _hint(shape: tuple[int, ...], expected: tuple[int, ...], name: str) -> str:
     """Says what may be wrong with the shape of images."""
     if shape == expected:
-        return f": for a single image give {name}[None]"
+        noun = "vector" if len(expected) == 1 else "image"
+        return f": for a single {noun} give {name}[None]"
     if len(shape) == 3 and (*shape[1:], 1) == expected:
         return f": for grey images without an axis of channels give {name}[..., None]"
     if len(shape) != 4 or len(expected) != 3:

@@ -20,6 +20,7 @@ from contrastive_jax.train.types import (
     AXIS,
     Batch,
     Hyperparameters,
+    IndexedPairs,
     Metrics,
     Pairs,
     Params,
@@ -95,10 +96,11 @@ def make_step(
       max_age: steps after which the memory of earlier batches ignores an embedding.
 
     Returns:
-      `step(state, batch, hyperparameters) -> (state, metrics)`. The batch is `Pairs` or `Batch`, as
-      the objective takes. Metrics are those of the global batch before the update: `loss`,
-      `gradient_norm`, `similar_distance` and `dissimilar_distance` (means; NaN where the batch has
-      no such pair), and for pair losses `active_fraction` (dissimilar pairs whose loss is not 0).
+      `step(state, batch, hyperparameters) -> (state, metrics)`. The batch is `Pairs`, `Batch` or
+      `IndexedPairs`, as the objective takes. Metrics are those of the global batch before the
+      update: `loss`, `gradient_norm`, `similar_distance` and `dissimilar_distance` (means; NaN
+      where the batch has no such pair), and for pair losses `active_fraction` (dissimilar pairs
+      whose loss is not 0).
 
     Raises:
       ValueError: when the step is traced, if the batch is not one that the objective takes or does
@@ -126,7 +128,7 @@ def make_step(
     """
 
     def step(
-        state: TrainState, batch: Pairs | Batch, hyperparameters: Hyperparameters
+        state: TrainState, batch: Pairs | Batch | IndexedPairs, hyperparameters: Hyperparameters
     ) -> tuple[TrainState, Metrics]:
         objective.check_batch(batch)
         batch = jax.tree.map(jnp.asarray, batch)
@@ -144,7 +146,9 @@ def make_step(
         options = dict(objective.hyperparameters) | dict(hyperparameters.loss)
         key = _dropout_key(hyperparameters.seed, state.step)
         keys = jax.random.split(key, microbatches)
-        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+        # Of indexed pairs the images alone are encoded in parts.
+        divided = batch if isinstance(batch, Pairs) else batch.images
+        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), divided)
         references = None
         if state.memory:
             if not objective.takes_memory:
@@ -230,9 +234,9 @@ def _cached(
 
         several = remat and len(keys) > 1
         averages, embeddings = jax.lax.scan(
-            jax.checkpoint(one) if several else one, state.averages, (parts.images, keys)
+            jax.checkpoint(one) if several else one, state.averages, (parts, keys)
         )
-        embeddings = embeddings.reshape(len(batch.classes), -1)
+        embeddings = embeddings.reshape(len(batch.images), -1)
         value, sums = objective.value(embeddings, batch, params.loss, None, options)
         if references is not None:
             value += objective.value(embeddings, batch, params.loss, references, options)[0]
@@ -244,7 +248,9 @@ def _cached(
     return value, jax.lax.psum(gradient, AXIS), sums, embeddings, averages
 
 
-def _augmented(augment: Augment, keys: jax.Array, batch: Pairs | Batch) -> Pairs | Batch:
+def _augmented(
+    augment: Augment, keys: jax.Array, batch: Pairs | Batch | IndexedPairs
+) -> Pairs | Batch | IndexedPairs:
     """Changes every image of a batch, with a key of its own."""
     if isinstance(batch, Pairs):
         images: tuple[Any, Any] = (batch.first, batch.second)

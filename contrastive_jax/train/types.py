@@ -73,18 +73,55 @@ class Pairs(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images `[B, H, W, C]` and classes `[B]`, -1 where an image is to be ignored."""
+    """Images `[B, H, W, C]` or vectors `[B, D]`, and classes `[B]`, -1 for those to ignore."""
 
     images: Array
     classes: Array
+
+
+class IndexedPairs(NamedTuple):
+    """Pairs as rows of images, so that an image of several pairs is encoded once.
+
+    Of several devices each has its share of the images and of the pairs. The rows are those of the
+    images of all devices, one share after another.
+    """
+
+    images: Array
+    """Images `[U, H, W, C]` or vectors `[U, D]`."""
+    left: Array
+    """Row of the first member of each pair, `[B]`."""
+    right: Array
+    """Row of the second member, `[B]`."""
+    labels: Array
+    """0 for a similar pair, 1 for a dissimilar one, `[B]`."""
+    weights: Array | None = None
+    """At least 0, `[B]`; None where all are 1."""
 
 
 class Source(NamedTuple):
-    """A data set on the device: images `[N, H, W, C]`, classes `[N]`, and examples by class."""
+    """A data set on the device: images `[N, H, W, C]` or vectors `[N, D]`, and their classes."""
 
     images: Array
     classes: Array
+    """Integers, `[N]`."""
     by_class: ClassIndex
+
+
+class PairSource(NamedTuple):
+    """Given pairs on the device, similar pairs before dissimilar ones, and the images of them."""
+
+    images: Array
+    """Each image once, `[N, H, W, C]`, or vectors `[N, D]`."""
+    left: Array
+    """Row of the first member of each pair, `[P]`."""
+    right: Array
+    """Row of the second member, `[P]`."""
+    labels: Array
+    """0 for a similar pair, 1 for a dissimilar one, ascending, `[P]`."""
+    similar: Array
+    """The number of similar pairs."""
+    weights: Array | None = None
+    """At least 0, `[P]`; None where all are 1."""
 
 
 class Hyperparameters(NamedTuple):
@@ -97,4 +134,5 @@ class Hyperparameters(NamedTuple):
 
 
 Step = Callable[[TrainState, Any, Hyperparameters], tuple[TrainState, Metrics]]
-"""A function of the state, a batch (`Pairs`, `Batch` or `Source`) and hyperparameters."""
+"""A function of the state, a batch (`Pairs`, `Batch`, `IndexedPairs`) or a source of batches
+(`Source`, `PairSource`), and hyperparameters."""

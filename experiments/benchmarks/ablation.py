@@ -48,7 +48,7 @@ from contrastive_jax import train as training
 from contrastive_jax.data import index_by_class
 from contrastive_jax.models import MLP, ConvNet
 from contrastive_jax.train import objectives, parallel
-from contrastive_jax.train.loop import Assembled
+from contrastive_jax.train.assembly import Assembled
 from contrastive_jax.train.types import Step
 from experiments import cells
 from experiments.benchmarks.training import CLASSES, SHAPE, TorchConvNet

@@ -198,6 +198,8 @@ def test_columns_of_a_table_are_kept(tmp_path):
                 "role": [None] * 4 + ["query", "gallery"] * 2,
                 "age": [1, None, 3, 4, 5, 6, 7, 8],
                 "tags": [["x"]] * 8,
+                "boxes": [[k] * (k % 3) for k in range(8)],
+                "box": [[0, k] for k in range(8)],
             }
         ),
         tmp_path / "t.parquet",
@@ -212,9 +214,11 @@ def test_columns_of_a_table_are_kept(tmp_path):
     assert data.train.queries is None
     assert sorted(data.test.queries) == [False, True]
     np.testing.assert_array_equal(np.sort(data.train.groups), [0, 0, 1, 1])
-    assert {*data.train.attributes} == {"age", "group"}
+    assert {*data.train.attributes} == {"age", "group", "box"}
     ages = dict(zip(data.train.sources, data.train.attributes["age"], strict=True))
     assert ages["row 2"] == 3
+    boxes = dict(zip(data.train.sources, data.train.attributes["box"].tolist(), strict=True))
+    assert boxes["row 2"] == [0, 2]
     assert np.isnan(ages["row 1"])
     texts = [one.text for one in report.findings]
     assert "columns of neither numbers nor strings, which are left out" in texts
@@ -308,6 +312,23 @@ def test_groups_are_never_divided(split_by, within):
     assert sum(map(len, parts)) == len(np.unique(groups))
     if split_by == "classes":
         assert len(np.unique(classes)) == sum(len({*classes[one].tolist()}) for one in rows)
+
+
+@pytest.mark.parametrize("split_by", ["classes", "examples"])
+def test_a_group_of_more_than_half_is_trained_on(split_by):
+    # In every class one group of 12 and six of one each; 16 of 24 classes share a group.
+    classes = np.repeat(np.arange(24), 18)
+    of_class = np.tile([0] * 12 + [*range(1, 7)], 24)
+    groups = np.where((of_class == 1) & (classes < 16), 0, 1 + classes * 7 + of_class)
+    if split_by == "examples":
+        groups = 1 + classes * 7 + of_class
+    for seed in range(5):
+        data = _vectors(classes, groups=groups, split_by=split_by, seed=seed)
+        rows = _rows(data)
+        assert len(rows[0]) > len(classes) / 2
+        assert sum(len({*groups[one].tolist()}) for one in rows) == len(np.unique(groups))
+        if split_by == "classes":
+            assert {*range(16)} <= {*data.train.classes.tolist()}
 
 
 def test_the_same_seed_splits_alike_whatever_the_order(tmp_path):

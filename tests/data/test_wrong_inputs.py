@@ -329,6 +329,13 @@ def missing_vector(where):
     return where / "t.parquet"
 
 
+@case(r"column vector of .* has lists of list values, expected vectors of numbers")
+def vectors_of_vectors(where):
+    table = pa.table({"vector": [[[1.0]], [[2.0]]], "class": ["a", "b"]})
+    parquet.write_table(table, where / "t.parquet")
+    return where / "t.parquet"
+
+
 @case(r"column vector of .* has '\[1.0 2.0\]' in row 0, expected a vector such as \[0.5, 1.25\]")
 def vectors_as_numpy_prints_them(where):
     return _csv(where, "vector,class\n[1.0 2.0],a\n[1.0 3.0],b\n")

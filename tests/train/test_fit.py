@@ -18,7 +18,7 @@ from contrastive_jax import distances, losses, models, train
 from contrastive_jax.data import index_by_class
 from contrastive_jax.data.augment import shift
 from contrastive_jax.data.datasets import Examples
-from contrastive_jax.train import folder, grid, loop
+from contrastive_jax.train import assembly, folder, grid, validation
 
 STEPS = 12
 MODEL = partial(models.MLP, width=4, hidden=(8,))
@@ -76,9 +76,9 @@ def test_a_run_learns_and_holds_what_it_takes_to_use_it(run, data, runs):
     np.testing.assert_array_equal(saved["classes"], data.validation.classes)
     record = json.loads((run.folder / "run.json").read_text())
     assert (record["data"], record["steps"]) == ("rows", STEPS)
-    validated = [r for r in folder.read_metrics(run.folder) if loop.BEST_BY in r]
+    validated = [r for r in folder.read_metrics(run.folder) if validation.BEST_BY in r]
     assert [r["step"] for r in validated] == [8, 12]
-    best = max(validated, key=lambda record: record[loop.BEST_BY])
+    best = max(validated, key=lambda record: record[validation.BEST_BY])
     assert record["best_step"] == best["step"]
     assert 0 < best["validation/effective_rank"] <= 4
 
@@ -140,7 +140,7 @@ def test_a_grid_of_one_takes_the_same_steps(data, on, request):
     # Without XLA's optimisations the two programs add up in another order.
     rtol, atol = (0, 0) if request.config.getoption("optimised") else (1e-5, 1e-7)
     objective = train.objective("contrastive", on=on, margin=1.2)
-    parts = loop.assemble(MODEL, data, objective, steps=STEPS, batch_size=12)
+    parts = assembly.assemble(MODEL, data, objective, steps=STEPS, batch_size=12)
     source = train.Source(data.train.images, data.train.classes, index_by_class(data.train.classes))
     given = train.Hyperparameters(0, dict(objective.hyperparameters))
     device = jax.devices()[:1]

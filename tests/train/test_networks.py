@@ -249,3 +249,29 @@ def test_images_that_an_encoder_does_not_take_are_refused():
     whole = train.network((lambda params, images: images * params, jnp.ones(())))
     with pytest.raises(ValueError, match=r"of 2 images this one returns \[2, 8, 8, 1\]"):
         train.check_images(whole, train=small)
+
+
+def test_vectors_that_are_not_finite_are_named():
+    encoder = train.network(models.Linear, (3,))
+    vectors = np.ones((4, 3), np.float32)
+    wrong = vectors.copy()
+    wrong[2, 1] = np.nan
+    with pytest.raises(ValueError, match=r"must be finite: row 2 is not \(1 of 4"):
+        train.check_images(encoder, train=vectors, test=wrong)
+    with pytest.raises(ValueError, match="give vectors of one model"):
+        train.check_images(encoder, train=vectors, test=vectors[:, :2])
+
+
+def test_a_run_takes_vectors_of_its_width_alone(tmp_path):
+    from contrastive_jax import distances
+    from contrastive_jax.evaluation.calibration import Calibration
+
+    encoder, calibration = train.network(models.Linear, (3,)), Calibration(4.0, 2.0, 0.5)
+    run = train.Run(
+        encoder, encoder.weights, (3,), "float32", (), distances.euclidean, 0.5, calibration
+    )
+    assert run.embed(np.ones((2, 3), np.float32)).shape == (2, 64)
+    with pytest.raises(ValueError, match=r"the shape of the vectors.*a single vector give images"):
+        run.embed(np.ones(3, np.float32))
+    with pytest.raises(ValueError, match=r"must be \[N, 3\], .* got \[2, 4\]"):
+        run.embed(np.ones((2, 4), np.float32))

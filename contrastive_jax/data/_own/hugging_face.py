@@ -107,9 +107,7 @@ def _joined(
     check_names(table.column_names, Path(where))
     if not table.num_rows:
         raise ValueError(f"{where} has no rows")
-    columns = {
-        one: arrow_column(table[one], f"column {one} of {where}") for one in table.column_names
-    }
+    columns = {one: arrow_column(table[one]) for one in table.column_names}
     chosen = {}
     if not {"left", "right"} <= columns.keys():
         images = _of_type(features, "Image")

@@ -68,7 +68,7 @@ def _by_image(rows: PairRows, shares: dict[str, float], seed: int) -> splits.Par
     """Splits the connected components of images, or returns None if a split lacks a label."""
     component = splits.components(rows.left, rows.right, len(rows.sources))
     weights = np.bincount(component[rows.left], minlength=component.max() + 1)
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(weights))
+    order = np.random.default_rng(seed).permutation(splits.movable(weights))
     split_of = np.full(len(weights), "train", "<U10")
     position = 0
     for split, share in shares.items():

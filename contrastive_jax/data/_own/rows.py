@@ -2,7 +2,9 @@
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +37,7 @@ class Table(NamedTuple):
     """Lists of Python values with one entry a row, or arrays whose first axis is the rows."""
     folder: Path | None = None
     """The folder that paths are relative to."""
-    class_names: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - never changed
+    class_names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """Names of the classes by column, where the column holds their numbers."""
     findings: tuple[Finding, ...] = ()
 
@@ -53,7 +55,7 @@ class Rows(NamedTuple):
     splits: list[Any] | None = None
     groups: list[Any] | None = None
     roles: list[Any] | None = None
-    attributes: dict[str, np.ndarray] = {}  # noqa: RUF012 - never changed
+    attributes: Mapping[str, np.ndarray] = MappingProxyType({})
     findings: tuple[Finding, ...] = ()
 
 

@@ -143,7 +143,7 @@ def _by_classes(
         component = component[: len(names)]
     # The number of classes of each component that have a pair.
     weights = np.bincount(component[sizes > 1], minlength=component.max() + 1)
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(weights))
+    order = np.random.default_rng(seed).permutation(movable(weights))
     split_of = np.zeros(len(weights), np.int64)
     total, position = weights.sum(), 0
     for k, share in enumerate(shares, start=1):
@@ -154,9 +154,14 @@ def _by_classes(
             split_of[order[position]] = k
             taken += weights[order[position]]
             position += 1
-    if weights[order[position:]].sum() < 2:
+    if weights[split_of == 0].sum() < 2:
         return None
     return split_of[component][dense]
+
+
+def movable(weights: np.ndarray) -> np.ndarray:
+    """Returns the parts that may be held out: none that holds more than half of everything."""
+    return np.flatnonzero((weights > 0) & (weights <= weights.sum() / 2))
 
 
 def components(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
@@ -202,17 +207,21 @@ def _by_units(
     for members in np.split(order, starts[1:]):
         units = np.arange(len(members)) if groups is None else groups[members]
         _, units, sizes = np.unique(units, return_inverse=True, return_counts=True)
-        queue = generator.permutation(len(sizes))
+        remaining, stay = generator.permutation(len(sizes)).tolist(), []
         split_of = np.zeros(len(sizes), np.int64)
-        enough, position, left = len(members) >= 2 + 2 * len(shares), 0, len(members)
+        enough, left = len(members) >= 2 + 2 * len(shares), len(members)
         for k, share in enumerate(shares, start=1):
             if not enough and (len(members) < 4 or turn % len(shares) != k - 1):
                 continue
             wanted = left - max(2, round(share * len(members)))
-            while position < len(queue) and left > wanted and left - sizes[queue[position]] >= 2:
-                split_of[queue[position]] = k
-                left -= sizes[queue[position]]
-                position += 1
+            largest = len(members) / 2
+            for unit in remaining:
+                if left > wanted and sizes[unit] <= min(largest, left - 2):
+                    split_of[unit] = k
+                    left -= sizes[unit]
+                else:
+                    stay.append(unit)
+            remaining, stay = stay, []
         split[members] = split_of[units]
         turn += not enough and len(members) >= 4
     return split
@@ -220,11 +229,11 @@ def _by_units(
 
 def _by_groups(groups: np.ndarray, shares: tuple[float, ...], seed: int) -> np.ndarray | None:
     """Holds out whole groups that have examples of several classes."""
-    order = [*np.random.default_rng(seed).permutation(np.unique(groups))]
+    order = [*np.random.default_rng(seed).permutation(movable(np.bincount(groups)))]
     split = np.zeros(len(groups), np.int64)
     for k, share in enumerate(shares, start=1):
         while (split == k).sum() < max(2, round(share * len(groups))):
-            if len(order) < 2:
+            if not order:
                 return None
             split[groups == order.pop(0)] = k
     return split

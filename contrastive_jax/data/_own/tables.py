@@ -105,7 +105,7 @@ def read_parquet(path: Path) -> Table:
 def from_arrow(table: Any, name: str, form: str, where: str, folder: Path | None) -> Table:
     """Takes the columns of an Arrow table, with the class names that `datasets` stores in it."""
     columns = {
-        column: arrow_column(table[column], f"column {column} of {where}")
+        column: arrow_column(table[column])
         for column in table.column_names
         if not column.startswith("__index_level_")  # the index of pandas
     }
@@ -119,30 +119,20 @@ def from_arrow(table: Any, name: str, form: str, where: str, folder: Path | None
     return Table(name, form, where, columns, folder, names)
 
 
-def arrow_column(column: Any, where: str) -> Any:
-    """Returns an Arrow column as a list of Python values, or lists of numbers as an array.
-
-    Raises:
-      ValueError: if lists of numbers differ in length, or some are null.
-    """
+def arrow_column(column: Any) -> Any:
+    """Returns an Arrow column as a list of Python values, or lists of one length as an array."""
     import pyarrow as pa
 
     kind = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or _is_fixed(kind)):
         return column.to_pylist()
-    if not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
-        return column.to_pylist()
-    if column.null_count:
-        row = column.is_null().to_pylist().index(True)
-        raise ValueError(f"{where} has no vector in row {row}; leave that row out")
+    is_number = pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
     chunks = [chunk for chunk in column.chunks if len(chunk)]
+    if column.null_count or not is_number or not chunks:
+        return column.to_pylist()
     lengths = np.concatenate([_lengths(chunk) for chunk in chunks])
     if (lengths != lengths[0]).any():
-        row = int((lengths != lengths[0]).argmax())
-        raise ValueError(
-            f"{where} has vectors of {lengths[0]} entries, and of {lengths[row]} in row {row}; all "
-            "must be of one length"
-        )
+        return column.to_pylist()
     values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
     return np.concatenate(values).reshape(len(column), -1)
 
@@ -244,6 +234,8 @@ def contents_of(table: Table, column: str, paths: Any) -> tuple[list[Item] | np.
     sources = [f"row {k}" if is_missing(path) else str(path) for k, path in enumerate(paths)]
     if isinstance(values, np.ndarray):
         return values, sources
+    if any(isinstance(value, list) for value in values):
+        raise ValueError(_not_vectors(values, f"column {column} of {table.where}"))
     if isinstance(values[0], str) and values[0].lstrip().startswith("["):
         return _vectors_of_text(values, f"column {column} of {table.where}"), sources
     items: list[Item] = []
@@ -264,6 +256,20 @@ def contents_of(table: Table, column: str, paths: Any) -> tuple[list[Item] | np.
                 "bytes of an image, or a vector"
             )
     return items, sources
+
+
+def _not_vectors(values: list[Any], where: str) -> str:
+    """Says why lists are no vectors of one length."""
+    first = next(value for value in values if isinstance(value, list))
+    for row, value in enumerate(values):
+        if not isinstance(value, list):
+            return f"{where} has no vector in row {row}; leave that row out"
+        if len(value) != len(first):
+            return (
+                f"{where} has vectors of {len(first)} entries, and of {len(value)} in row {row}; "
+                "all must be of one length"
+            )
+    return f"{where} has lists of {type(first[0]).__name__} values, expected vectors of numbers"
 
 
 def _vectors_of_text(values: list[str], where: str) -> np.ndarray:

@@ -1,0 +1,146 @@
+"""Validation of an encoder: by retrieval on labelled examples, by verification on given pairs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from contrastive_jax.data.datasets import Dataset, PairDataset
+from contrastive_jax.evaluation.calibration import Calibration, calibrate
+from contrastive_jax.evaluation.given_pairs import distances_of_pairs, points_of_pairs
+from contrastive_jax.evaluation.retrieval import retrieval
+from contrastive_jax.evaluation.verification import (
+    average_precision,
+    best_threshold,
+    equal_error_rate,
+    roc_auc,
+)
+from contrastive_jax.train import diagnostics, run
+
+BEST_BY = "validation/map_at_r"
+# The area under the ROC curve does not depend on the share of similar pairs, which need not be that
+# of the pairs that the encoder will see.
+BEST_BY_OF_PAIRS = "validation/auc"
+TITLES = {
+    BEST_BY: "MAP@R",
+    "validation/precision_at_1": "P@1",
+    BEST_BY_OF_PAIRS: "pair AUC",
+    "validation/average_precision": "average precision",
+}
+
+Embed = Callable[[np.ndarray], np.ndarray]
+Distance = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def best_by(data: Dataset | PairDataset) -> str:
+    """Returns the name of the figure by which the best checkpoint is chosen.
+
+    Example:
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.train.validation import best_by
+      >>> best_by(cj.data.load("digits"))
+      'validation/map_at_r'
+    """
+    return BEST_BY_OF_PAIRS if isinstance(data, PairDataset) else BEST_BY
+
+
+def figures_on_validation(
+    embed: Embed, data: Dataset | PairDataset, distance: Distance
+) -> tuple[dict[str, float], np.ndarray]:
+    """Computes the figures of an encoder on the validation split.
+
+    Args:
+      embed: from images to embeddings `[N, D]`.
+      data: with a validation split.
+      distance: between two embeddings, for given pairs.
+
+    Returns:
+      Figures by name, which are those of `retrieval` on labelled examples and `auc`,
+      `average_precision` and `eer` on given pairs, and the embeddings.
+
+    Example:
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.train.validation import figures_on_validation
+      >>> digits, distance = cj.data.load("digits"), cj.distances.euclidean
+      >>> embed = lambda images: images.reshape(len(images), -1) / 255
+      >>> figures, embeddings = figures_on_validation(embed, digits, distance)
+      >>> print(f"{figures['precision_at_1']:.2f}")
+      0.96
+    """
+    if not isinstance(data, PairDataset):
+        embeddings = embed(data.validation.images)
+        return retrieval(embeddings, data.validation.classes), embeddings
+    of_pairs = points_of_pairs(embed, data.images, data.validation)
+    pairs = (distances_of_pairs(of_pairs, distance), of_pairs.labels)
+    figures = {
+        "auc": roc_auc(*pairs),
+        "average_precision": average_precision(*pairs),
+        "eer": equal_error_rate(*pairs),
+    }
+    return figures, of_pairs.points
+
+
+def validate(embed: Embed, data: Dataset | PairDataset, distance: Distance) -> dict[str, float]:
+    """Evaluates an encoder on validation, and warns where it has collapsed.
+
+    Args:
+      embed: from images to embeddings `[N, D]`.
+      data: with a validation split.
+      distance: between two embeddings, for given pairs.
+
+    Returns:
+      Those of `figures_on_validation` and the effective rank of the embeddings, by names that begin
+      with `validation/`.
+
+    Example:
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.train.validation import validate
+      >>> digits = cj.data.load("digits")
+      >>> figures = validate(lambda x: x.reshape(len(x), -1) / 255, digits, cj.distances.euclidean)
+      >>> print(f"{figures['validation/precision_at_1']:.2f}")
+      0.96
+    """
+    figures, embeddings = figures_on_validation(embed, data, distance)
+    rank = diagnostics.effective_rank(embeddings)
+    if rank < min(1.5, 0.75 * embeddings.shape[1]):
+        diagnostics.warn_collapsed(rank, embeddings.shape[1])
+    return {f"validation/{key}": value for key, value in figures.items()} | {
+        "validation/effective_rank": rank
+    }
+
+
+def calibrated_on(
+    embed: Embed, data: Dataset | PairDataset, distance: Distance
+) -> tuple[float, Calibration, Mapping[str, Any]]:
+    """Chooses the threshold and fits the calibration on the validation split.
+
+    Args:
+      embed: from images to embeddings `[N, D]`.
+      data: with a validation split. Of labelled examples pairs are drawn, half of them similar;
+        given pairs are taken as they are, and their share of similar pairs is the prior.
+      distance: between two embeddings.
+
+    Returns:
+      The threshold of the highest accuracy, the calibration, and the embeddings of the split with
+      their classes or pairs, by name.
+
+    Example:
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.train.validation import calibrated_on
+      >>> digits = cj.data.load("digits")
+      >>> embed = lambda images: images.reshape(len(images), -1) / 255
+      >>> threshold, calibration, arrays = calibrated_on(embed, digits, cj.distances.euclidean)
+      >>> calibration.prior, [*arrays]
+      (0.5, ['embeddings', 'classes'])
+    """
+    if isinstance(data, PairDataset):
+        of_pairs = points_of_pairs(embed, data.images, data.validation)
+        between = distances_of_pairs(of_pairs, distance)
+        arrays = of_pairs._asdict()
+        arrays = {"embeddings": arrays.pop("points"), **arrays}
+        threshold = best_threshold(between, of_pairs.labels)
+        return threshold, calibrate(between, of_pairs.labels), arrays
+    embeddings, classes = embed(data.validation.images), data.validation.classes
+    threshold, calibration = run.calibrated(distance, embeddings, classes)
+    return threshold, calibration, {"embeddings": embeddings, "classes": classes}

@@ -1,0 +1,176 @@
+"""The commands on vectors of another model and on given pairs, and what has no effect there."""
+
+import dataclasses
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from contrastive_jax import plots
+from contrastive_jax.data.datasets import Dataset, Examples, GivenPairs, PairDataset
+from experiments import (
+    cells,
+    compare_losses,
+    evaluate,
+    margin_ablation,
+    option_checks,
+    options,
+    train,
+)
+
+RNG = np.random.default_rng(0)
+CENTERS = RNG.normal(size=(5, 16))
+
+
+def _vectors(number):
+    """Vectors of five classes in four directions, under noise in twelve others."""
+    classes = np.arange(number, dtype=np.int32) % 5
+    noise = RNG.normal(size=(number, 16)) * np.repeat([0.3, 2.0], [4, 12])
+    return Examples((noise + CENTERS[classes]).astype(np.float32), classes)
+
+
+def _pairs(classes, rows):
+    left, right = RNG.choice(rows, (2, 200)).astype(np.int32)
+    return GivenPairs(left, right, (classes[left] != classes[right]).astype(np.int32))
+
+
+VECTORS = Dataset("vectors", tuple("abcde"), _vectors(200), _vectors(50), _vectors(60))
+ALL = _vectors(90)
+PAIRS = PairDataset(
+    "pairs",
+    ALL.images,
+    *(_pairs(ALL.classes, np.arange(start, start + 30)) for start in (0, 30, 60)),
+)
+SHORT = {"width": 4, "steps": 20, "log_every": 10, "batch_size": 32}
+
+
+@pytest.fixture
+def run_on(tmp_path, monkeypatch):
+    """Runs a command on data, without drawing its figures."""
+    none = {name: lambda *args, **kwargs: None for name in vars(plots)}
+    monkeypatch.setattr(evaluate, "plots", types.SimpleNamespace(**none))
+    monkeypatch.setattr(margin_ablation, "_figures", lambda *arguments: {})
+
+    def run(data, main, **chosen):
+        monkeypatch.setattr(options, "load_data", lambda config: data)
+        config = main.Config(runs=tmp_path, devices=1, **SHORT | chosen)
+        return main.main(config)
+
+    return run
+
+
+def test_a_head_on_vectors_stands_beside_its_baselines(run_on):
+    folder = run_on(VECTORS, train, validate_every=10, steps=100)
+    assert json.loads((folder / "config.json").read_text())["encoder"] == "linear"
+    results = json.loads((folder / "results.json").read_text())
+    assert {*evaluate.BESIDE[1:], "embedding"} < {*results}
+    raw, lda, learned = (results[name]["map_at_r"] for name in ("raw vectors", "LDA", "embedding"))
+    assert raw < min(lda, learned)
+    low, high = results["intervals"]["LDA"]["map_at_r"]
+    assert low <= lda <= high
+    table = (folder / "results.md").read_text()
+    assert f"{lda:.4f} [{low:.3f}, {high:.3f}]" in table
+
+
+def test_given_pairs_are_evaluated_as_pairs(run_on):
+    folder = run_on(PAIRS, train, validate_every=10)
+    results = json.loads((folder / "results.json").read_text())
+    assert "map_at_r" not in results["embedding"]
+    assert {"embedding", "raw vectors", "PCA-whitened", "intervals", "threshold"} < {*results}
+    saved = np.load(folder / "embeddings.npz")
+    assert saved["left"].shape == saved["labels"].shape == (200,)
+    assert json.loads((folder / "config.json").read_text())["balanced"] is True
+
+
+def test_a_run_on_given_pairs_goes_on(run_on):
+    folder = run_on(PAIRS, train, validate_every=10, name="pairs")
+    again = run_on(PAIRS, train, validate_every=10, resume="pairs")
+    assert again == folder
+
+
+@pytest.mark.parametrize("data", [VECTORS, PAIRS], ids=["vectors", "pairs"])
+def test_margins_are_compared(run_on, data):
+    folder = run_on(
+        data, margin_ablation, margins=(0.3, 1.2), seeds=1, strategy="sequential", save_every=10
+    )
+    lines = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    shown = "auc" if data is PAIRS else "map_at_r"
+    assert all(0 < line["validation"][shown] <= 1 for line in lines)
+    assert f"mean {shown} on" in (folder / "results.md").read_text()
+
+
+def test_views_and_changes_are_options(run_on):
+    images = RNG.integers(0, 256, (60, 6, 6, 1), np.uint8)
+    one = Examples(
+        images, np.arange(60, dtype=np.int32) % 5, attributes={"sort": np.arange(60) % 5}
+    )
+    data = Dataset("images", tuple("abcde"), one, one, one)
+    views = {"loss": "ntxent", "views": 2, "augment": ("rotate=10", "cutout"), "encoder": "mlp"}
+    folder = run_on(data, train, validate_every=10, figures=False, **views)
+    record = json.loads((folder / "config.json").read_text())
+    assert (record["views"], record["augment"]) == (2, ["rotate=10", "cutout"])
+    supcon = {"loss": "supcon", "category": "sort", "encoder": "mlp", "repeat": False}
+    run_on(data, train, validate_every=10, figures=False, batch_classes=4, by_size=True, **supcon)
+    with pytest.raises(ValueError, match="column of images, which has sort, got genus"):
+        run_on(data, train, validate_every=10, **supcon | {"category": "genus"})
+
+
+def test_changes_that_there_are_not_are_named_at_once():
+    with pytest.raises(ValueError, match="no change of an image called 'blur'"):
+        option_checks.checked_training(train.Config(augment=("blur",)))
+
+
+def test_losses_are_compared_on_vectors(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_losses, "load", lambda *names, **where: VECTORS)
+    monkeypatch.setattr(compare_losses.plots, "save", lambda *arguments: None)
+    short = {"losses": ("contrastive",), "trials": 1, "seeds": 1, "steps": 20, "batch_size": 20}
+    folder = compare_losses.main(compare_losses.Config(runs=tmp_path, width=4, **short))
+    table = (folder / "results.md").read_text()
+    assert {line.split(" | ")[0] for line in table.splitlines()[2:]} == {
+        f"| {name}" for name in ("contrastive", "raw vectors", "PCA-whitened", "LDA")
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "chosen", "message"),
+    [
+        (PAIRS, {"loss": "supcon"}, "compares whole batches by class"),
+        (PAIRS, {"objective": "all_pairs"}, "leave --objective out"),
+        (PAIRS, {"objective": "all_pairs", "batch_classes": 2}, "leave --"),
+        (PAIRS, {"group": 4}, "leave --group out"),
+        (PAIRS, {"similar_fraction": 0.2}, "leave --similar_fraction out"),
+        (PAIRS, {"data_on": "host"}, "leave --data_on device"),
+        (PAIRS, {"loss": "sigmoid", "memory": 100}, "leave --memory out"),
+        (PAIRS, {"encoder": "convnet"}, "takes images, and the data has vectors"),
+        (VECTORS, {"encoder": "drlim"}, "takes images, and the data has vectors"),
+        (VECTORS, {"flip": True}, "leave --flip out"),
+        (VECTORS, {"shift": 1}, "leave --shift out"),
+        (VECTORS, {"augment": ("crop",)}, "leave --augment out"),
+        (VECTORS, {"loss": "ntxent", "views": 2}, "leave --views out"),
+        (PAIRS, {"loss": "sigmoid", "by_size": True}, "leave --by_size out"),
+        (VECTORS, {"balanced": True}, "leave it out"),
+    ],
+)
+def test_options_without_effect_are_errors(data, chosen, message):
+    config = option_checks.checked_training(train.Config(**chosen))
+    with pytest.raises(ValueError, match=message):
+        option_checks.for_data(config, data)
+
+
+def test_figures_of_other_data_are_refused():
+    config = margin_ablation.Config(shown_by="map_at_r")
+    with pytest.raises(ValueError, match="auc, average_precision on pairs, got map_at_r"):
+        cells.shown_on(config, PAIRS)
+    assert cells.shown_on(dataclasses.replace(config, shown_by=None), PAIRS).shown_by == "auc"
+
+
+def test_seeds_of_a_grid_share_the_images_of_the_largest_batch():
+    base = train.Config(width=4, steps=5, batch_size=8, log_every=5, validate_every=5)
+    (group,) = cells.groups(base, [{"margin": 1.0, "seed": seed} for seed in range(3)])
+    cells.check_data([group], PAIRS, jax.devices()[:2])
+    prepared = cells.prepare(group, PAIRS, jax.devices()[:2])
+    assert {one.seed for one in prepared.numbers} == {0, 1, 2}
+    assert "similar_fraction" not in prepared.numbers[0].loss
