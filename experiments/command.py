@@ -74,7 +74,7 @@ def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -
     with needs("train", program):
         import tyro
 
-    arguments = _expanded(config, sys.argv[1:] if arguments is None else arguments)
+    arguments = expanded(config, sys.argv[1:] if arguments is None else arguments)
 
     def read(**more: Any) -> tuple[Any, list[str]]:
         return tyro.cli(
@@ -104,7 +104,7 @@ def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -
     return typing.cast(Config, parsed)
 
 
-def _expanded(config: type[Any], arguments: Sequence[str]) -> list[str]:
+def expanded(config: type[Any], arguments: Sequence[str]) -> list[str]:
     """Gives switches with a default of None the value that tyro asks of them."""
     switches = {field.name for field in dataclasses.fields(config) if field.type == bool | None}
     expanded: list[str] = []

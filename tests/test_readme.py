@@ -19,6 +19,7 @@ from experiments import (
     search,
     train,
 )
+from experiments.command import expanded
 
 ROOT = Path(train.__file__).parent.parent
 README = ROOT / "README.md"
@@ -133,7 +134,8 @@ def test_commands_are_understood(command):
         return
     config = importlib.import_module(name).Config
     if "--help" not in arguments:
-        tyro.cli(config, args=arguments, use_underscores=True)
+        # As the command line is read, which gives `--flip` its value.
+        tyro.cli(config, args=expanded(config, arguments), use_underscores=True)
 
 
 def test_commands_are_many():
