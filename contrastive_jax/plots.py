@@ -409,13 +409,13 @@ def _outline(marker: str) -> Outline:
     return shape.get_path().transformed(shape.get_transform())
 
 
-def _declutter(places: Array, columns: int, rows: int) -> dict[tuple[int, int], int]:
+def _declutter(positions: Array, columns: int, rows: int) -> dict[tuple[int, int], int]:
     """Assigns examples to cells of a grid: each to its own cell, or to one beside it.
 
     Places are counted in cells from the lower left corner, `[N, 2]`.
     """
-    own = np.floor(places).astype(int)
-    central_first = np.argsort(np.abs(places - own - 0.5).max(1), kind="stable").tolist()
+    own = np.floor(positions).astype(int)
+    central_first = np.argsort(np.abs(positions - own - 0.5).max(1), kind="stable").tolist()
     shifts = sorted(itertools.product((-1, 0, 1), repeat=2), key=lambda s: s[0] ** 2 + s[1] ** 2)
     taken: dict[tuple[int, int], int] = {}
     placed = set()
@@ -428,20 +428,22 @@ def _declutter(places: Array, columns: int, rows: int) -> dict[tuple[int, int], 
     return taken
 
 
-def _place_names(figure: Figure, places: Array, names: Sequence[str], edges: Sequence[str]) -> None:
-    """Writes names beside their places, where they cover neither a place nor another name."""
+def _place_names(
+    figure: Figure, positions: Array, names: Sequence[str], edges: Sequence[str]
+) -> None:
+    """Writes names beside their positions, where they cover neither a place nor another name."""
     figure.draw_without_rendering()  # Only now is the layout known.
     (axes,) = figure.axes
     size, reach = (9, 96) if len(names) <= 20 else (7, 48)
     scale = 72 / figure.dpi
     low, high = axes.get_window_extent().get_points() * scale
-    centres = axes.transData.transform(places) * scale
+    centres = axes.transData.transform(positions) * scale
     steps = np.arange(-reach, reach + 1, 3)
     offsets = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
     offsets = offsets[np.argsort((offsets**2).sum(1), kind="stable")]
     # Boxes to keep clear of, as lower left and upper right corners; a place needs a dot's room.
     taken = [(centre - 3, centre + 3) for centre in centres]
-    for place, centre, name, edge in zip(places, centres, names, edges, strict=True):
+    for place, centre, name, edge in zip(positions, centres, names, edges, strict=True):
         half = np.array([_text_width(name, size) + 6, size + 6]) / 2
         near, far = centre + offsets - half, centre + offsets + half
         free = (near >= low).all(1) & (far <= high).all(1)
@@ -462,7 +464,7 @@ def _place_names(figure: Figure, places: Array, names: Sequence[str], edges: Seq
             bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": edge, "alpha": 0.9},
             arrowprops={"arrowstyle": "-", "color": edge, "shrinkA": 0, "shrinkB": 0},
         )
-    named = len(taken) - len(places)
+    named = len(taken) - len(positions)
     if named < len(names):
         axes.set_title(f"{named} of {len(names)} classes named", loc="right", fontsize=9)
 

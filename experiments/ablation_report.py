@@ -52,14 +52,14 @@ def rows_of(cells: Sequence[Cell], shown_by: str) -> list[Row]:
         setting = {key: value for key, value in cell["setting"].items() if key != "seed"}
         gathered.setdefault(repr(setting), []).append(cell)
     rows = []
-    for found in gathered.values():
-        found.sort(key=lambda cell: cell["setting"]["seed"])
-        whole = [cell for cell in found if cell["diverged"] is None]
-        diverged = len(found) - len(whole)
+    for cells in gathered.values():
+        cells.sort(key=lambda cell: cell["setting"]["seed"])
+        whole = [cell for cell in cells if cell["diverged"] is None]
+        diverged = len(cells) - len(whole)
         validation = -math.inf
         if not diverged:
             validation = sum(cell["validation"][shown_by] for cell in whole) / len(whole)
-        setting = {key: value for key, value in found[0]["setting"].items() if key != "seed"}
+        setting = {key: value for key, value in cells[0]["setting"].items() if key != "seed"}
         rows.append(Row(setting, whole, diverged, validation))
     return rows
 
@@ -72,12 +72,12 @@ def chosen_of(rows: Sequence[Row]) -> Row | None:
 
 def best_by(rows: Sequence[Row], axis: str) -> dict[Any, Row]:
     """For each value of an axis the row that validation chooses among those that have it."""
-    found: dict[Any, Row] = {}
+    best: dict[Any, Row] = {}
     for row in rows:
         value = row.setting[axis]
-        if value not in found or row.validation > found[value].validation:
-            found[value] = row
-    return dict(sorted(found.items()))
+        if value not in best or row.validation > best[value].validation:
+            best[value] = row
+    return dict(sorted(best.items()))
 
 
 def interval_of(row: Row, key: str) -> Interval | None:
@@ -100,8 +100,12 @@ def difference_of(row: Row, chosen: Row | None, key: str) -> Interval | None:
 
 def is_one(row: Row, chosen: Row | None, key: str) -> bool:
     """Whether a difference is to be called one: of five seeds or more, its interval without 0."""
-    found = difference_of(row, chosen, key)
-    return len(row.cells) >= 5 and found is not None and (found.low > 0 or found.high < 0)
+    difference = difference_of(row, chosen, key)
+    return (
+        len(row.cells) >= 5
+        and difference is not None
+        and (difference.low > 0 or difference.high < 0)
+    )
 
 
 def write_tables(folder: Path, rows: Sequence[Row], shown_by: str) -> str:

@@ -16,11 +16,11 @@ def image_and_label(name: str, info: Any) -> tuple[str, str]:
     features = info.features
 
     def only(kind: type, usual: str) -> str:
-        found = [key for key, feature in features.items() if type(feature) is kind]
-        if usual in found or len(found) == 1:
-            return usual if usual in found else found[0]
+        candidates = [key for key, feature in features.items() if type(feature) is kind]
+        if usual in candidates or len(candidates) == 1:
+            return usual if usual in candidates else candidates[0]
         raise ValueError(
-            f"{name} has {len(found)} features of type {kind.__name__}, expected one, or one "
+            f"{name} has {len(candidates)} features of type {kind.__name__}, expected one, or one "
             f"called {usual!r}; its features are {', '.join(map(str, features))}"
         )
 
@@ -82,8 +82,8 @@ def _labelled(
         for split in ("train", "validation", "test")
         if split in available
     }
-    names, numbers = _classes(builder.info.features[label], label, rows)
-    hidden = {split: int((part < 0).sum()) for split, part in numbers.items()}
+    names, class_ids = _classes(builder.info.features[label], label, rows)
+    hidden = {split: int((part < 0).sum()) for split, part in class_ids.items()}
     if hidden["train"] == len(rows["train"]):
         raise ValueError(
             f"{name} has no training example with a label in {builder.data_dir}: all "
@@ -99,7 +99,7 @@ def _labelled(
         )
         notes.append(f"examples of {name} without a label are left out: {counts}")
     contents, classes = {}, {}
-    for split, part in numbers.items():
+    for split, part in class_ids.items():
         if hidden[split] < len(part):
             chosen = np.flatnonzero(part >= 0)
             contents[split] = [rows[split][k][image] for k in chosen]

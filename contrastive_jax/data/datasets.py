@@ -316,12 +316,12 @@ def _builder(name: str, data_dir: Path | None, tfds_dir: Path | None) -> Any:
 def _unknown(name: str) -> str:
     import tensorflow_datasets as tfds
 
-    known = tfds.list_builders(with_community_datasets=False)
-    close = difflib.get_close_matches(name, [*OWN, *known], n=5)
+    names = tfds.list_builders(with_community_datasets=False)
+    close = difflib.get_close_matches(name, [*OWN, *names], n=5)
     return (
         f"unknown data set {name!r}; "
         + (f"close to it: {', '.join(close)}; " if close else "")
-        + f"own: {', '.join(OWN)}; and {len(known)} of tensorflow-datasets "
+        + f"own: {', '.join(OWN)}; and {len(names)} of tensorflow-datasets "
         "(https://www.tensorflow.org/datasets/catalog/overview)"
     )
 

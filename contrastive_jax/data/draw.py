@@ -65,18 +65,18 @@ def index_by_class(
       >>> print(index.members)
       [1 3 0 2 4]
     """
-    numbers = class_numbers(classes)
+    class_ids = class_numbers(classes)
     if not 0 <= similar_fraction <= 1:
         raise ValueError(f"similar_fraction must be in [0, 1], got {similar_fraction}")
-    if numbers.size == 0:
+    if class_ids.size == 0:
         raise ValueError("no examples to draw pairs from: classes is empty")
-    rows = np.flatnonzero(numbers >= 0)
+    rows = np.flatnonzero(class_ids >= 0)
     if rows.size == 0:
         raise ValueError(
-            f"no examples to draw pairs from: the classes of all {numbers.size} are -1 or masked, "
-            "examples to ignore"
+            f"no examples to draw pairs from: the classes of all {class_ids.size} are -1 or "
+            "masked, examples to ignore"
         )
-    names, dense, count = np.unique(numbers[rows], return_inverse=True, return_counts=True)
+    names, dense, count = np.unique(class_ids[rows], return_inverse=True, return_counts=True)
     if len(names) == 1 and similar_fraction < 1:
         raise ValueError(
             f"dissimilar pairs need two classes, and every example is of class {names[0]}; draw "
@@ -100,31 +100,31 @@ def index_by_class(
         classes=jnp.asarray(names[order], jnp.int32),
         categories=None
         if categories is None
-        else jnp.asarray(_categories_of(numbers, categories, names)[order], jnp.int32),
+        else jnp.asarray(_categories_of(class_ids, categories, names)[order], jnp.int32),
     )
 
 
-def _categories_of(numbers: np.ndarray, categories: ArrayLike, names: np.ndarray) -> np.ndarray:
+def _categories_of(class_ids: np.ndarray, categories: ArrayLike, names: np.ndarray) -> np.ndarray:
     """Returns the number of the category of each class, `[C]`."""
     array = np.asarray(categories)
-    if array.shape != numbers.shape:
+    if array.shape != class_ids.shape:
         raise ValueError(
-            f"categories must be one for each of the {len(numbers)} examples, got shape "
+            f"categories must be one for each of the {len(class_ids)} examples, got shape "
             f"{array.shape}"
         )
-    rows = np.flatnonzero(numbers >= 0)
-    of_class = np.searchsorted(names, numbers[rows])
+    rows = np.flatnonzero(class_ids >= 0)
+    class_of_row = np.searchsorted(names, class_ids[rows])
     category = np.unique(array[rows], return_inverse=True)[1].ravel()
-    of_first = np.zeros(len(names), int)
-    of_first[of_class[::-1]] = category[::-1]
-    wrong = np.flatnonzero(of_first[of_class] != category)
+    by_class = np.zeros(len(names), int)
+    by_class[class_of_row[::-1]] = category[::-1]
+    wrong = np.flatnonzero(by_class[class_of_row] != category)
     if len(wrong):
         row = rows[wrong[0]]
         raise ValueError(
             f"all examples of a class must be of one category: that in row {row}, of class "
-            f"{numbers[row]}, is of {array[row]!s}, and another one of that class is not"
+            f"{class_ids[row]}, is of {array[row]!s}, and another one of that class is not"
         )
-    return of_first
+    return by_class
 
 
 def draw_pairs(
@@ -230,7 +230,7 @@ def draw_balanced(
 
     Every set of P classes is as likely, and within a class every set of K members (Floyd's
     sampling: Bentley and Floyd, Programming Pearls: A Sample of Brilliance, 1987). Of a class with
-    fewer members all are taken, and then again, or the places left are marked.
+    fewer members all are taken, and then again, or the positions left are marked.
 
     Where the index has categories, all classes are of one category, whose classes are hard to tell
     apart: one category is drawn, each as likely, and another one where it has too few classes.
@@ -288,8 +288,8 @@ def draw_balanced(
         again = jnp.take_along_axis(members, jnp.maximum(again, 0), axis=1)
         members = jnp.where(members < 0, again, members)
     positions = index.members[index.starts[chosen][:, None] + jnp.maximum(members, 0)]
-    numbers = jnp.where(members < 0, -1, index.classes[chosen][:, None])
-    return positions.ravel(), numbers.ravel()
+    class_ids = jnp.where(members < 0, -1, index.classes[chosen][:, None])
+    return positions.ravel(), class_ids.ravel()
 
 
 def _drawn_classes(key: jax.Array, index: ClassIndex, classes: int, *, by_size: bool) -> jax.Array:

@@ -32,11 +32,11 @@ def check_evaluable(data: Dataset) -> None:
         name = f"the {split} split of {data.name}"
         if len(images) != len(classes):
             raise ValueError(f"{name} has {len(images)} images and {len(classes)} classes")
-        numbers = class_numbers(classes)
-        present, counts = np.unique(numbers[numbers >= 0], return_counts=True)
+        class_ids = class_numbers(classes)
+        present, counts = np.unique(class_ids[class_ids >= 0], return_counts=True)
         if not len(present):
             raise ValueError(
-                f"{name} has no example with a class: all {len(numbers)} are -1 or masked, as "
+                f"{name} has no example with a class: all {len(class_ids)} are -1 or masked, as "
                 "where labels are hidden; take another data set, or label some of them"
             )
         if images.shape[1:] != shape:

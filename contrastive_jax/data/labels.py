@@ -32,10 +32,10 @@ def class_numbers(classes: ArrayLike) -> np.ndarray:
       [0 1 0]
     """
     values, labelled = checked_classes("classes", classes)
-    numbers = np.full(len(values), IGNORED, np.int32)
+    class_ids = np.full(len(values), IGNORED, np.int32)
     if values.dtype.kind in "US":
-        numbers[labelled] = np.unique(values[labelled], return_inverse=True)[1]
-        return numbers
+        class_ids[labelled] = np.unique(values[labelled], return_inverse=True)[1]
+        return class_ids
     wrong = labelled & (values > np.iinfo(np.int32).max)
     if wrong.any():
         row = int(wrong.argmax())
@@ -43,8 +43,8 @@ def class_numbers(classes: ArrayLike) -> np.ndarray:
             "classes must be from 0 to 2^31 - 1, or -1 for an example to ignore, got "
             f"{values[row]} in row {row}; numpy.unique(classes, return_inverse=True) numbers others"
         )
-    numbers[labelled] = values[labelled]
-    return numbers
+    class_ids[labelled] = values[labelled]
+    return class_ids
 
 
 def check_unmasked(**arguments: Any) -> None:

@@ -14,11 +14,11 @@ def hold_out(classes: ArrayLike, fraction: float, *, seed: int) -> tuple[np.ndar
       classes: one for each example, `[N]`, integers, booleans or strings (`class_numbers`).
         Examples of class -1, and those whose class is masked, are in neither part.
       fraction: share to hold out, in (0, 1), rounded class by class. At least one example of each
-        class is kept, and a class of four or more gives at least two, so that it has a pair.
+        class stays, and a class of four or more gives at least two, so that it has a pair.
       seed: of the choice, in [0, 2^32).
 
     Returns:
-      Positions of the kept and of the held-out examples, in ascending order.
+      Positions of the other and of the held-out examples, in ascending order.
 
     Raises:
       ValueError: if the fraction is not in (0, 1), the labels are not classes, or the seed is out
@@ -26,21 +26,21 @@ def hold_out(classes: ArrayLike, fraction: float, *, seed: int) -> tuple[np.ndar
 
     Example:
       >>> from contrastive_jax.data.splits import hold_out
-      >>> kept, held = hold_out([0, 0, 0, 0, 1, 1, 1, 1], 0.5, seed=0)
-      >>> len(kept), len(held)
+      >>> rest, held = hold_out([0, 0, 0, 0, 1, 1, 1, 1], 0.5, seed=0)
+      >>> len(rest), len(held)
       (4, 4)
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction to hold out must be in (0, 1), got {fraction}")
     check_seed(seed)
-    numbers = class_numbers(classes)
+    class_ids = class_numbers(classes)
     generator = np.random.default_rng(seed)
-    held = np.zeros(len(numbers), bool)
-    for c in np.unique(numbers[numbers >= 0]):
-        members = generator.permutation(np.flatnonzero(numbers == c))
+    held = np.zeros(len(class_ids), bool)
+    for c in np.unique(class_ids[class_ids >= 0]):
+        members = generator.permutation(np.flatnonzero(class_ids == c))
         least = 2 if len(members) >= 4 else 0
         held[members[: min(max(round(fraction * len(members)), least), len(members) - 1)]] = True
-    return np.flatnonzero(~held & (numbers >= 0)), np.flatnonzero(held)
+    return np.flatnonzero(~held & (class_ids >= 0)), np.flatnonzero(held)
 
 
 def seen_classes(number: int) -> np.ndarray:

@@ -56,11 +56,11 @@ def stream_pairs(
 
     check_seed(seed)
     check_unmasked(images=images)
-    images, numbers = np.ma.getdata(images), class_numbers(classes)
-    if len(images) != len(numbers):
+    images, class_ids = np.ma.getdata(images), class_numbers(classes)
+    if len(images) != len(class_ids):
         raise ValueError(
             "images and classes must be as many, got "
-            f"{len(images)} images and {len(numbers)} classes"
+            f"{len(images)} images and {len(class_ids)} classes"
         )
     cpu = jax.local_devices(backend="cpu")[0]
     index = jax.device_put(index_by_class(classes, similar_fraction), cpu)
@@ -72,7 +72,7 @@ def stream_pairs(
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         i, j, _ = jax.device_get(draw(jax.device_put(np.int32(step), cpu)))
-        return images[i], images[j], numbers[i], numbers[j]
+        return images[i], images[j], class_ids[i], class_ids[j]
 
     steps = grain.MapDataset.range(start_step, np.iinfo(np.int32).max)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

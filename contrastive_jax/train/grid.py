@@ -43,7 +43,7 @@ class Grid(NamedTuple):
     """Memory of a call on each device, by XLA's analysis: arguments, results and temporaries; 0
     where there is no analysis."""
     step: Callable[[Any, Any, Any], tuple[Any, Metrics]]
-    """A function of states `[C, ...]`, the source and numbers `[C]` to states and metrics
+    """A function of states `[C, ...]`, the source and hyperparameters `[C]` to states and metrics
     `[C, steps]`."""
     spread: NamedSharding
     """Sharding of the arrays that differ between trials: states and hyperparameters."""
@@ -77,7 +77,7 @@ def make_grid(
     step: Step,
     state: TrainState,
     source: Source | PairSource,
-    numbers: Hyperparameters,
+    hyperparameters: Hyperparameters,
     strategy: Strategy,
     *,
     cells: int = 1,
@@ -91,7 +91,7 @@ def make_grid(
       step: of one cell, written against `train.AXIS`.
       state: of any one cell; its shapes are what counts, here and below.
       source: the data, which all cells share.
-      numbers: of any one cell.
+      hyperparameters: of any one cell.
       strategy: `"sequential"` trains one cell at a time, `"vmap"` maps the step over the cells, and
         `"shard_map"` spreads cells over devices, mapped where a device has several.
       cells: of one call, C; 1 with `"sequential"`, and with `"shard_map"` a multiple of the number
@@ -112,8 +112,8 @@ def make_grid(
       >>> import jax.numpy as jnp
       >>> from contrastive_jax.train import grid
       >>> from contrastive_jax.train import Hyperparameters, TrainState
-      >>> def step(state, source, numbers):
-      ...     params = state.params * numbers.loss["margin"]
+      >>> def step(state, source, hyperparameters):
+      ...     params = state.params * hyperparameters.loss["margin"]
       ...     metrics = {"loss": params, "gradient_norm": params}
       ...     return state._replace(step=state.step + 1, params=params), metrics
       >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
@@ -144,13 +144,13 @@ def make_grid(
     own, common = PartitionSpec(CELLS), PartitionSpec()
     call = repeated(step, steps_per_call)
 
-    def local(states: Any, source: Any, numbers: Any) -> tuple[Any, Metrics]:
+    def local(states: Any, source: Any, hyperparameters: Any) -> tuple[Any, Metrics]:
         if cells == groups:
             # A batch of one is slower than none.
-            state, one = jax.tree.map(lambda x: x[0], (states, numbers))
+            state, one = jax.tree.map(lambda x: x[0], (states, hyperparameters))
             of_one: tuple[Any, Metrics] = jax.tree.map(lambda x: x[None], call(state, source, one))
             return of_one
-        of_all: tuple[Any, Metrics] = vmap_over_states(call)(states, source, numbers)
+        of_all: tuple[Any, Metrics] = vmap_over_states(call)(states, source, hyperparameters)
         return of_all
 
     # Without check_vma a gradient is that of the device's own rows, as the step expects.
@@ -172,7 +172,7 @@ def make_grid(
         .lower(
             described(state, spread, cells),
             described(source, shared),
-            described(numbers, spread, cells),
+            described(hyperparameters, spread, cells),
         )
         .compile()
     )
@@ -214,8 +214,8 @@ def largest_grid(make: Callable[[int], Grid], cells: int, unit: int, limit: floa
       >>> import jax.numpy as jnp
       >>> from contrastive_jax.train import grid
       >>> from contrastive_jax.train import Hyperparameters, TrainState
-      >>> def step(state, source, numbers):
-      ...     params = state.params * numbers.loss["margin"]
+      >>> def step(state, source, hyperparameters):
+      ...     params = state.params * hyperparameters.loss["margin"]
       ...     metrics = {"loss": params, "gradient_norm": params}
       ...     return state._replace(step=state.step + 1, params=params), metrics
       >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
@@ -248,7 +248,7 @@ def train_grid(
     grid: Grid,
     init: Init,
     source: Source | PairSource,
-    numbers: Sequence[Hyperparameters],
+    hyperparameters: Sequence[Hyperparameters],
     *,
     start: int = 0,
     steps: int,
@@ -263,7 +263,7 @@ def train_grid(
       grid: the compiled step.
       init: from the position of a cell to its state at step `start`.
       source: the data, placed by `jax.device_put(source, grid.shared)`.
-      numbers: of each cell.
+      hyperparameters: of each cell.
       start: steps already taken.
       steps: steps to take in all.
       window: steps between two windows of a chunk; the last may be shorter.
@@ -280,8 +280,8 @@ def train_grid(
       >>> import jax.numpy as jnp
       >>> from contrastive_jax.train import grid
       >>> from contrastive_jax.train import Hyperparameters, TrainState
-      >>> def step(state, source, numbers):
-      ...     params = state.params * numbers.loss["margin"]
+      >>> def step(state, source, hyperparameters):
+      ...     params = state.params * hyperparameters.loss["margin"]
       ...     metrics = {"loss": params, "gradient_norm": params}
       ...     return state._replace(step=state.step + 1, params=params), metrics
       >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
@@ -298,7 +298,7 @@ def train_grid(
       1 [0.5  0.25]
       2 [0.25   0.0625]
     """
-    for one in numbers:
+    for one in hyperparameters:
         check_seed(one.seed)
     for name, value in (("window", window), ("steps", steps), ("start", start)):
         if value % grid.steps_per_call:
@@ -306,9 +306,9 @@ def train_grid(
                 f"{name} must be a multiple of steps_per_call, got {value} and "
                 f"{grid.steps_per_call}"
             )
-    for first in range(0, len(numbers), grid.cells):
-        cells = [*range(first, min(first + grid.cells, len(numbers)))]
-        states, of_cells = _placed(grid, cells, init, numbers)
+    for first in range(0, len(hyperparameters), grid.cells):
+        cells = [*range(first, min(first + grid.cells, len(hyperparameters)))]
+        states, of_cells = _placed(grid, cells, init, hyperparameters)
         diverged: list[int | None] = [None] * len(cells)
         now = start
         while now < steps and None in diverged:
@@ -346,7 +346,7 @@ def _finite(params: Any) -> list[bool]:
 
 
 def time_grid(
-    grid: Grid, init: Init, source: Source | PairSource, numbers: Sequence[Hyperparameters]
+    grid: Grid, init: Init, source: Source | PairSource, hyperparameters: Sequence[Hyperparameters]
 ) -> float:
     """Measures how quickly a grid trains.
 
@@ -354,7 +354,7 @@ def time_grid(
       grid: the compiled step.
       init: from the position of a cell to its state.
       source: the data, placed as `train_grid` takes it.
-      numbers: of each cell.
+      hyperparameters: of each cell.
 
     Returns:
       Steps of cells per second, the faster of two calls; places of a call that no cell fills do
@@ -365,8 +365,8 @@ def time_grid(
       >>> import jax.numpy as jnp
       >>> from contrastive_jax.train import grid
       >>> from contrastive_jax.train import Hyperparameters, TrainState
-      >>> def step(state, source, numbers):
-      ...     params = state.params * numbers.loss["margin"]
+      >>> def step(state, source, hyperparameters):
+      ...     params = state.params * hyperparameters.loss["margin"]
       ...     metrics = {"loss": params, "gradient_norm": params}
       ...     return state._replace(step=state.step + 1, params=params), metrics
       >>> state = TrainState(jnp.int32(0), params=jnp.float32(1.0), opt_state=())
@@ -379,8 +379,8 @@ def time_grid(
       >>> grid.time_grid(trials, lambda trial: state, source, margins) > 0
       True
     """
-    cells = [*range(min(grid.cells, len(numbers)))]
-    states, of_cells = _placed(grid, cells, init, numbers)
+    cells = [*range(min(grid.cells, len(hyperparameters)))]
+    states, of_cells = _placed(grid, cells, init, hyperparameters)
     times = []
     for _ in range(3):
         began = perf_counter()
@@ -390,7 +390,7 @@ def time_grid(
 
 
 def _placed(
-    grid: Grid, cells: list[int], init: Init, numbers: Sequence[Hyperparameters]
+    grid: Grid, cells: list[int], init: Init, hyperparameters: Sequence[Hyperparameters]
 ) -> tuple[Any, Any]:
     """Puts states and hyperparameters of some cells on the devices, padded by the last cell."""
     whole = cells + cells[-1:] * (grid.cells - len(cells))
@@ -400,7 +400,7 @@ def _placed(
     def stacked(*leaves: Any) -> np.ndarray:
         return np.stack([np.asarray(leaf).astype(jnp.result_type(leaf)) for leaf in leaves])
 
-    of_cells = jax.tree.map(stacked, *[numbers[k] for k in whole])
+    of_cells = jax.tree.map(stacked, *[hyperparameters[k] for k in whole])
     placed: tuple[Any, Any] = jax.device_put(
         (jax.tree.map(stacked, *states), of_cells), grid.spread
     )
