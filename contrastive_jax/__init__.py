@@ -10,6 +10,7 @@ it. Label 0 is similar, 1 is dissimilar, everywhere.
     all_pairs_loss  all pairs of a batch, or of a batch and references
     anchor_loss     losses of an anchor and all its pairs
     proxy_loss      losses of embeddings and learned proxies of classes
+    labels          which pairs are similar, where one class of each row does not say
     statistics      sums, extremes and log-sum-exps over the pairs of an anchor
     mining          rules that select pairs
     memory          embeddings of earlier batches as references
@@ -26,7 +27,7 @@ it. Label 0 is similar, 1 is dissimilar, everywhere.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from contrastive_jax import distances, losses, memory, mining, regularizers, statistics
+from contrastive_jax import distances, labels, losses, memory, mining, regularizers, statistics
 from contrastive_jax.all_pairs import all_pairs_loss, all_pairs_sums
 from contrastive_jax.anchors import anchor_loss, anchor_statistics
 from contrastive_jax.pairs import pair_loss
@@ -45,6 +46,7 @@ __all__ = [
     "data",
     "distances",
     "evaluation",
+    "labels",
     "load",
     "losses",
     "memory",

@@ -61,3 +61,18 @@ batching.defvectorized(_from_float16)
 
 
 mlir.register_lowering(_from_float16, mlir.lower_fun(_cast, multiple_results=False))
+
+
+def ignored_value(dtype: DTypeLike) -> float:
+    """Returns the entry of a row that is ignored.
+
+    Args:
+      dtype: dtype of the classes or attributes of rows.
+
+    Returns:
+      -1 for a signed integer, 0 for an unsigned one, NaN for a floating number and False for a
+      bool.
+    """
+    if jnp.issubdtype(dtype, jnp.floating):
+        return float("nan")
+    return -1 if jnp.issubdtype(dtype, jnp.signedinteger) else 0

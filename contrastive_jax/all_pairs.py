@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from contrastive_jax._engine.pair_losses import reduce_pairs
 from contrastive_jax._engine.problem import Method, Numerics, Sums
+from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.losses import contrastive
 
 Reduction = Literal["mean", "balanced", "active", "sum"]
@@ -20,9 +21,9 @@ _REDUCTIONS = ("mean", "balanced", "active", "sum")
 
 def all_pairs_loss(
     embeddings: jax.Array,
-    classes: jax.Array,
+    classes: Any,
     references: jax.Array | None = None,
-    reference_classes: jax.Array | None = None,
+    reference_classes: Any = None,
     *,
     loss: Callable[..., jax.Array] = contrastive,
     distance: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
@@ -30,6 +31,7 @@ def all_pairs_loss(
     reduction: Reduction = "mean",
     weights: jax.Array | None = None,
     reference_weights: jax.Array | None = None,
+    labels: PairLabels | Callable[[Any, Any], ArrayLike] | None = None,
     axis_name: Any = None,
     refine: bool = True,
     tile: int | None = None,
@@ -39,8 +41,8 @@ def all_pairs_loss(
     """Loss over all pairs of a batch, or over all pairs between a batch and references.
 
     Two rows are a positive pair (label 0, similar) if they are of one class, and a negative one
-    (label 1, dissimilar) if not. Without references a row is not paired with itself, and every pair
-    counts in both orders.
+    (label 1, dissimilar) if not, or as `labels` says. Without references a row is not paired with
+    itself, and every pair counts in both orders.
 
     *Memory.* Up to 1,024 rows a side on one device (4,096 on a GPU) the matrix of all pairs is
     computed at once. Beyond, or where a tile is given, it is never built: a sweep over tiles of
@@ -88,9 +90,10 @@ def all_pairs_loss(
 
     Args:
       embeddings: `[B, D]`, floating.
-      classes: `[B]`, integers from 0; rows of class -1 are ignored, whatever they hold.
+      classes: `[B]`, integers from 0; rows of class -1 are ignored, whatever they hold. With
+        `labels` the attributes of the rows: any tree of arrays `[B, ...]`.
       references: rows to pair with, `[R, D]` of the same dtype, such as proxies or a memory bank.
-      reference_classes: `[R]`.
+      reference_classes: `[R]`; with `labels` a tree like `classes`, of arrays `[R, ...]`.
       loss: scalar function `(distance, label)`, or `(distance, label, margin)` where a margin is
         given.
       distance: function of two vectors `[D]` to a scalar; by default the one that the loss carries,
@@ -109,6 +112,10 @@ def all_pairs_loss(
         no pairs is 0.
       weights: `[B]`, at least 0; the weight of a pair is the product of those of its rows.
       reference_weights: `[R]`.
+      labels: function of the attributes of two rows that returns 0 (similar), 1 (dissimilar) or
+        -1 (ignored), or with the reductions `"mean"` and `"sum"` a grade in [0, 1];
+        `contrastive_jax.labels` has some. It is the same in both orders of two rows of a batch. By
+        default rows of one class are similar.
       axis_name: axis of the devices that share the batch.
       refine: True if close pairs are recomputed. Otherwise the sweep takes a tenth less time, and
         distances below about a twentieth of the extent of the batch lose digits.
@@ -126,8 +133,9 @@ def all_pairs_loss(
       AssertionError: if ranks, shapes or dtypes do not fit, or `loss` or `distance` does not return
         a scalar.
       TypeError: if a second derivative is taken with an axis name.
-      ValueError: if an option is not one of those above, or a concrete value is wrong;
-        `contrastive_jax.checks` says how to check traced ones.
+      ValueError: if an option is not one of those above, a concrete value is wrong
+        (`contrastive_jax.checks` says how to check traced ones), or `labels` are wrong for two of
+        the first rows.
 
     References:
       Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006
@@ -173,6 +181,7 @@ def all_pairs_loss(
         axis_name=axis_name,
         numerics=Numerics(refine, tile, precision),
         method=method,
+        labels=labels,
         by_label=reduction in ("balanced", "active"),
         active=reduction == "active",
     )[0]
@@ -180,15 +189,16 @@ def all_pairs_loss(
 
 def all_pairs_sums(
     embeddings: jax.Array,
-    classes: jax.Array,
+    classes: Any,
     references: jax.Array | None = None,
-    reference_classes: jax.Array | None = None,
+    reference_classes: Any = None,
     *,
     loss: Callable[..., jax.Array] = contrastive,
     distance: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     margin: ArrayLike | None = None,
     weights: jax.Array | None = None,
     reference_weights: jax.Array | None = None,
+    labels: PairLabels | Callable[[Any, Any], ArrayLike] | None = None,
     axis_name: Any = None,
     refine: bool = True,
     tile: int | None = None,
@@ -224,6 +234,7 @@ def all_pairs_sums(
         axis_name=axis_name,
         numerics=Numerics(refine, tile, precision),
         method=method,
+        labels=labels,
         by_label=True,
         active=True,
     )

@@ -6,9 +6,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from contrastive_jax._engine.anchor_losses import (
     anchor_total,
+    check_not_graded,
     checked_data,
     make_stages,
     triplet_total,
@@ -23,6 +25,7 @@ from contrastive_jax._engine.problem import (
 from contrastive_jax._engine.sharding import axes_of, gathered
 from contrastive_jax.checks import check_distance
 from contrastive_jax.distances import cosine
+from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.losses._means import check_reduction
 from contrastive_jax.losses.types import AnchorLoss, TripletLoss
 
@@ -31,14 +34,15 @@ AnchorReduction = Literal["mean", "active", "sum", "none"]
 
 def anchor_loss(
     embeddings: jax.Array,
-    classes: jax.Array,
+    classes: Any,
     references: jax.Array | None = None,
-    reference_classes: jax.Array | None = None,
+    reference_classes: Any = None,
     *,
     loss: AnchorLoss | TripletLoss,
     distance: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     data: tuple[Any, ...] = (),
     reduction: AnchorReduction = "mean",
+    labels: PairLabels | Callable[[Any, Any], ArrayLike] | None = None,
     axis_name: Any = None,
     refine: bool = True,
     tile: int | None = None,
@@ -62,9 +66,10 @@ def anchor_loss(
 
     Args:
       embeddings: anchors, `[B, D]`, floating.
-      classes: `[B]`, integers from 0; rows of class -1 are ignored, whatever they hold.
+      classes: `[B]`, integers from 0; rows of class -1 are ignored, whatever they hold. With
+        `labels` the attributes of the rows: any tree of arrays `[B, ...]`.
       references: rows that anchors are compared with, `[R, D]`; by default the other embeddings.
-      reference_classes: `[R]`.
+      reference_classes: `[R]`; with `labels` a tree like `classes`, of arrays `[R, ...]`.
       loss: a loss of `contrastive_jax.losses`, or one of your own.
       distance: function of two vectors; that of the loss by default, which some losses insist on.
       data: data of each anchor that an `AnchorLoss` needs, trees of floating `[B]`.
@@ -72,6 +77,8 @@ def anchor_loss(
         over anchors whose loss is not 0; `"sum"` of the values; `"none"` for the loss of each
         anchor, `[B]`, a mean over its own pairs where the loss defines one. A mean over no pairs
         is 0, and so is the loss of a row of class -1.
+      labels: function of the attributes of two rows that returns 0 (similar), 1 (dissimilar) or
+        -1 (ignored), as in `contrastive_jax.all_pairs_loss`; `contrastive_jax.labels` has some.
       axis_name: axis of the devices that share the batch.
       refine: True if close pairs are recomputed.
       tile: rows and columns of a tile, a multiple of 8.
@@ -140,7 +147,9 @@ def anchor_loss(
         axis_name=axis_name,
         numerics=Numerics(refine, tile, precision),
         shared=data,
+        labels=labels,
     )
+    check_not_graded(problem)
     x = problem.sides[0]
     if not len(x.classes):
         return jnp.zeros((0,) if reduction == "none" else (), problem.examples[0].dtype)
@@ -168,13 +177,14 @@ def _name(function: Any) -> str:
 
 def anchor_statistics(
     embeddings: jax.Array,
-    classes: jax.Array,
+    classes: Any,
     references: jax.Array | None = None,
-    reference_classes: jax.Array | None = None,
+    reference_classes: Any = None,
     *,
     statistics: tuple[Callable[..., Any], ...],
     distance: Callable[[jax.Array, jax.Array], jax.Array] = cosine,
     data: tuple[Any, ...] = (),
+    labels: PairLabels | Callable[[Any, Any], ArrayLike] | None = None,
     axis_name: Any = None,
     refine: bool = True,
     tile: int | None = None,
@@ -194,6 +204,7 @@ def anchor_statistics(
       statistics: functions of a distance, a label, data and earlier results, as in `AnchorLoss`.
       distance: function of two vectors.
       data: trees of floating `[B]`.
+      labels: as in `anchor_loss`.
       axis_name: axis of the devices that share the batch.
       refine: True if close pairs are recomputed.
       tile: rows and columns of a tile.
@@ -229,7 +240,9 @@ def anchor_statistics(
         axis_name=axis_name,
         numerics=Numerics(refine, tile, precision),
         shared=data,
+        labels=labels,
     )
+    check_not_graded(problem)
     data = checked_data(problem, data)
     stages, parameters, _ = make_stages(problem, statistics, data)
     engine = select_engine(problem, method)

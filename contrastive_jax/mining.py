@@ -28,6 +28,7 @@ from contrastive_jax.all_pairs import Reduction, all_pairs_loss
 from contrastive_jax.anchors import anchor_loss, anchor_statistics
 from contrastive_jax.checks import check_distance, check_hyperparameters, check_range, check_scalars
 from contrastive_jax.distances import cosine, euclidean
+from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.losses._distance import is_fixed
 from contrastive_jax.losses._means import split_mean
 from contrastive_jax.losses._selected import (
@@ -413,14 +414,15 @@ def _in_expectation(
 
 def online_hard_loss(
     embeddings: jax.Array,
-    classes: jax.Array,
+    classes: Any,
     references: jax.Array | None = None,
-    reference_classes: jax.Array | None = None,
+    reference_classes: Any = None,
     *,
     loss: PairLoss | AnchorLoss | TripletLoss = _cosine_contrastive(margin=0.5),  # noqa: B008
     distance: Distance | None = None,
     margin: ArrayLike | None = None,
     reduction: Reduction = "sum",
+    labels: PairLabels | Callable[[Any, Any], ArrayLike] | None = None,
     axis_name: Any = None,
     **options: Any,
 ) -> jax.Array:
@@ -434,9 +436,10 @@ def online_hard_loss(
 
     Args:
       embeddings: `[B, D]`, floating.
-      classes: `[B]`, integers from 0; rows of class -1 are ignored.
+      classes: `[B]`, integers from 0; rows of class -1 are ignored. With `labels` the attributes
+        of the rows: any tree of arrays `[B, ...]`.
       references: `[R, D]`.
-      reference_classes: `[R]`.
+      reference_classes: `[R]`; with `labels` a tree like `classes`, of arrays `[R, ...]`.
       loss: a loss of a distance and a label, by default `losses.contrastive` of cosine distances
         with a margin of 0.5; of anchors without data, or of triplets, which see the hard pairs
         only.
@@ -446,6 +449,8 @@ def online_hard_loss(
       reduction: for a pair loss as in `all_pairs_loss`, for others as in `anchor_loss`; means of a
         pair loss but that over active pairs count all pairs, hard or not. Every pair of one set
         counts in both orders.
+      labels: function of the attributes of two rows that returns 0 (similar), 1 (dissimilar) or
+        -1 (ignored), as in `all_pairs_loss`.
       axis_name: axis of the devices that share the batch.
       **options: `refine`, `tile`, `precision` and `method` of `all_pairs_loss`.
 
@@ -477,17 +482,26 @@ def online_hard_loss(
                 "margin is passed to losses of pairs: make this loss with its margin, as in "
                 "losses.triplet_all(margin), and leave margin out here"
             )
-    classes = as_classes("classes", classes)
-    embeddings = as_array("embeddings", embeddings, classes=classes)
-    if reference_classes is not None:
-        reference_classes = as_classes("reference_classes", reference_classes)
+    if labels is None:
+        classes = as_classes("classes", classes)
+        if reference_classes is not None:
+            reference_classes = as_classes("reference_classes", reference_classes)
+    own, others = (None, None) if labels is not None else (classes, reference_classes)
+    embeddings = as_array("embeddings", embeddings, classes=own)
     if references is not None:
-        references = as_array("references", references, classes=reference_classes)
+        references = as_array("references", references, classes=others)
     sets = (embeddings, classes, references, reference_classes)
-    options |= {"distance": measure, "axis_name": axis_name}
-    constant: list[Any] = [one if one is None else lax.stop_gradient(one) for one in sets]
+    options |= {"distance": measure, "axis_name": axis_name, "labels": labels}
+    constant: list[Any] = [
+        one if one is None else lax.stop_gradient(one) for one in (embeddings, references)
+    ]
     ((farthest, nearest),) = anchor_statistics(
-        *constant, statistics=(_farthest_and_nearest,), **options
+        constant[0],
+        classes,
+        constant[1],
+        reference_classes,
+        statistics=(_farthest_and_nearest,),
+        **options,
     )
     farthest, nearest = jnp.max(farthest, initial=-jnp.inf), jnp.min(nearest, initial=jnp.inf)
     farthest, nearest = lax.stop_gradient((farthest, nearest))

@@ -83,9 +83,14 @@ def proxy_loss(
             "such as losses.arcface is to be called"
         )
     check_reduction(reduction)
+    if "labels" in options:
+        raise ValueError(
+            "proxies stand for classes, so proxy_loss takes no labels: take anchor_loss with the "
+            "proxies as references and their attributes as reference_classes"
+        )
     check_method(options.get("method", "sweep"), axis_name)
     given = classes
-    embeddings, classes, _ = checked_points("", embeddings, classes, None)
+    embeddings, classes, *_ = checked_points("", embeddings, classes, None)
     proxies = gathered(jnp.asarray(as_array("proxies", proxies)))
     expected = {"custom_message": "expected embeddings: [B, D] and proxies: [C, D] or [C, K, D]"}
     chex.assert_rank(proxies, {2, 3}, **expected)

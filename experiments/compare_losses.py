@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -42,13 +42,20 @@ with needs("train", "experiments.compare_losses"):
 
 from contrastive_jax import locks, plots
 from contrastive_jax import train as training
-from contrastive_jax.data import Dataset, check_evaluable, index_by_class, load
+from contrastive_jax.data import (
+    Dataset,
+    as_text,
+    check_evaluable,
+    index_by_class,
+    load,
+    load_with_report,
+)
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import loss_table
 from contrastive_jax.train.assembly import assemble
 from experiments import command, evaluate, option_checks
-from experiments.options import ENCODERS, augmentation
+from experiments.options import ENCODERS, augmentation, with_classes
 
 SPLITS = ("all classes", "unseen classes")
 SHOWN = {"precision_at_1": "P@1", "r_precision": "R-precision", "map_at_r": "MAP@R"}
@@ -67,8 +74,11 @@ Cell = dict[str, Any]
 class Config:
     """Options of the comparison."""
 
-    dataset: str = "fashion_mnist"
-    """digits, fashion_mnist, mnist, or any name in tensorflow-datasets with images and labels."""
+    dataset: str | None = None
+    """digits, fashion_mnist (the default), mnist, or any name in tensorflow-datasets with images
+    and labels."""
+    data: Path | None = None
+    """Data of your own with classes and without splits, in place of a data set by name."""
     data_dir: Path | None = None
     """Folder of the raw IDX files of fashion_mnist or mnist; Debian's by default."""
     tfds_dir: Path | None = None
@@ -102,17 +112,9 @@ class Config:
 
 def main(config: Config) -> Path:
     """Runs the comparison and returns its folder."""
-    config = option_checks.checked(config)
+    config = option_checks.checked(config, default="fashion_mnist")
     _check(config)
-    sets = {
-        split: load(
-            config.dataset,
-            data_dir=config.data_dir,
-            tfds_dir=config.tfds_dir,
-            split_classes=split == "unseen classes",
-        )
-        for split in SPLITS
-    }
+    sets = {split: _load(config, split) for split in SPLITS}
     for split, data in sets.items():
         check_evaluable(data)
         index_by_class(data.train.classes)  # to see that pairs can be drawn
@@ -354,6 +356,23 @@ def report(folder: Path) -> None:
 
 def _text(mean: float, half: float) -> str:
     return f"{100 * mean:.1f}" + (f" ± {100 * half:.1f}" if np.isfinite(half) else "")
+
+
+def _load(config: Config, split: str) -> Dataset:
+    """Loads the data set with one of the splits, and prints a report of data of one's own."""
+    split_by: Literal["classes", "examples"] = (
+        "classes" if split == "unseen classes" else "examples"
+    )
+    if config.data is None:
+        return load(
+            config.dataset,
+            data_dir=config.data_dir,
+            tfds_dir=config.tfds_dir,
+            split_by=split_by,
+        )
+    data, report = load_with_report(config.data, split_by=split_by)
+    print(as_text(report))
+    return with_classes(data)
 
 
 def _check(config: Config) -> None:

@@ -53,7 +53,7 @@ class Config(options.Data):
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = Path()
     """Folder of the run."""
-    dataset: str = ""
+    dataset: str | None = None
     """Another data set than that of the run, of images of the same shape."""
     out: Path | None = None
     """Folder to write to; that of the run by default."""
@@ -72,15 +72,15 @@ def main(config: Config) -> Path:
 
 def with_data_of_run(config: Any) -> Any:
     """Fills in the options of the data set of a run, where no other is given."""
-    if config.dataset:
+    if config.dataset or config.data:
         return config
     begun = folder.read_config(config.run)
     given = {}
     for field in dataclasses.fields(options.Data):
-        if getattr(config, field.name) in (field.default, "") and begun.get(field.name) is not None:
-            is_path = field.name in ("data_dir", "tfds_dir")
+        if getattr(config, field.name) == field.default and begun.get(field.name) is not None:
+            is_path = field.name in ("data", "data_dir", "tfds_dir")
             given[field.name] = Path(begun[field.name]) if is_path else begun[field.name]
-    if "dataset" not in given:
+    if not {"dataset", "data"} & given.keys():
         raise ValueError(f"{config.run} does not say which data set it was trained on: give one")
     return dataclasses.replace(config, **given)
 

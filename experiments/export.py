@@ -24,7 +24,7 @@ class Config(options.Data):
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = Path()
     """Folder of the run."""
-    dataset: str = ""
+    dataset: str | None = None
     """Another data set than that of the run, of images of the same shape."""
     out: Path | None = None
     """Folder to write to; `export` in that of the run by default."""

@@ -96,7 +96,7 @@ def main(config: Config) -> Path:
     data = options.load_data(config)
     config = cells.shown_on(config, data)
     cells.check_data(groups, data, devices[: config.devices_per_cell])
-    name, count = f"margin-ablation-{config.dataset}", len(cells.product(axes))
+    name, count = f"margin-ablation-{options.data_name(config)}", len(cells.product(axes))
     with cells.open_run(config, name, axes, FREE, devices[0]) as folder:
         done = {cells.key_of(cell["setting"]) for cell in _finished(folder)}
         print(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from contrastive_jax import distances, train
 from contrastive_jax.data import Dataset, PairDataset, augment, datasets
+from contrastive_jax.data._own import recognise
 from contrastive_jax.train import diagnostics, loss_table
 from experiments.options import ENCODERS_OF_VECTORS, STEPS_ON_VECTORS, images_of, resolved
 
@@ -90,6 +91,11 @@ def _draws_pairs(config: Any) -> bool:
     return _contrastive(config) and config.objective != "all_pairs"
 
 
+def _by_name(config: Any) -> bool:
+    """Tells whether the data set is named and not one's own; some programs take names alone."""
+    return getattr(config, "data", None) is None
+
+
 def _pair_loss(config: Any) -> bool:
     return config.loss in loss_table.PAIRS
 
@@ -105,6 +111,23 @@ _TWICE = "--{0} and --loss_options {0} name the same number: leave one of them o
 
 # Each table in the order in which it is checked. An option that is in neither always has an effect.
 EFFECTS = (
+    Effect("dataset", _by_name, "--data and --dataset exclude each other: leave --dataset out"),
+    Effect(
+        "data_dir",
+        _by_name,
+        "--data_dir has no effect with --data, which names the files itself: leave --data_dir out",
+    ),
+    Effect("tfds_dir", _by_name, "--tfds_dir has no effect with --data: leave --tfds_dir out"),
+    Effect(
+        "on_bad_input",
+        lambda config: config.data is not None,
+        "--on_bad_input is of data of your own: give --data, or leave --on_bad_input out",
+    ),
+    Effect(
+        "similar_label",
+        lambda config: config.data is not None,
+        "--similar_label is of pairs of your own: give --data, or leave --similar_label out",
+    ),
     Effect(
         "data_dir",
         lambda config: config.dataset in IDX,
@@ -319,11 +342,12 @@ def checked_training(config: Any) -> Any:
     return complete
 
 
-def checked(config: Config) -> Config:
-    """Checks each option by itself, and expands `~` in paths.
+def checked(config: Config, default: str = "digits") -> Config:
+    """Checks each option by itself, expands `~` in paths, and fills in the data set.
 
     Args:
       config: the options of a program of this folder.
+      default: the data set where none is given.
 
     Returns:
       The options, with whole paths.
@@ -332,7 +356,7 @@ def checked(config: Config) -> Config:
       ValueError: if a number is not in its range, the home folder that a path names is not known,
         `--tfds_dir` is no folder, or `--runs` is something else than a folder.
     """
-    config = _expanded(config)
+    config = _with_dataset(_expanded(config), default)
     values: dict[str, Any] = vars(config)
     for option, rule in RULES.items():
         value = values.get(option)
@@ -362,6 +386,22 @@ def _expanded(config: Config) -> Config:
                     "whole path"
                 ) from None
     return dataclasses.replace(config, **paths)  # type: ignore[type-var]
+
+
+def _with_dataset(config: Config, default: str) -> Config:
+    """Fills in the data set by default, and the whole path of data of one's own."""
+    values = vars(config)
+    if values["dataset"] and recognise.looks_like_path(values["dataset"]):
+        raise ValueError(
+            f"--dataset takes the name of a data set, got the path {values['dataset']}: "
+            + ("give it with --data" if "data" in values else "this program takes names alone")
+        )
+    if "data" not in values:
+        return config
+    filled: dict[str, Any] = {"data": values["data"] and values["data"].absolute()}
+    if values["data"] is None:
+        filled["dataset"] = values["dataset"] or default
+    return dataclasses.replace(config, **filled)  # type: ignore[type-var]
 
 
 def check_effects(config: Any, effects: Iterable[Effect] = EFFECTS) -> None:

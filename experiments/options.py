@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,16 @@ with needs("train", "experiments.options"):
     import tyro
 
 from contrastive_jax import distances, models, train
-from contrastive_jax.data import Dataset, PairDataset, augment, check_evaluable, load
+from contrastive_jax.data import (
+    Dataset,
+    PairDataset,
+    as_text,
+    augment,
+    check_evaluable,
+    load,
+    load_with_report,
+)
+from contrastive_jax.data.pair_checks import check_given_pairs
 from contrastive_jax.train import loss_table
 from contrastive_jax.train.assembly import balance
 from experiments.loss_options import LossOptions
@@ -68,23 +78,36 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 0.1,
     },
 }
+# Images of one's own may be characters or signatures, which are others in a mirror.
+OWN_RECIPE = RECIPES["mnist"] | {"steps": 2000}
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Options of the data set."""
 
-    dataset: str = "digits"
-    """digits, fashion_mnist, mnist, idx (IDX files of any other set), or any name in
+    dataset: str | None = None
+    """digits (the default), fashion_mnist, mnist, idx (IDX files of any other set), or any name in
     tensorflow-datasets with images and labels."""
+    data: Path | None = None
+    """Data of your own in place of a data set by name: a folder of class folders of images, a table
+    (CSV, Parquet), vectors (npz, npy, safetensors), or a folder of Hugging Face datasets."""
     data_dir: Path | None = None
     """Folder of the raw IDX files of fashion_mnist, mnist or idx; Debian's by default."""
     tfds_dir: Path | None = None
     """Folder of prepared data sets; that of tensorflow-datasets by default."""
     image_size: int | None = None
-    """Side to which images are scaled; needed where they differ in size."""
-    split_classes: bool = False
-    """Train on the first half of the classes and test on the other half, never seen."""
+    """Side to which images are scaled; with --dataset needed where they differ in size, with --data
+    at most 64 there by default."""
+    split: Literal["classes", "examples"] | None = None
+    """Test on classes never seen in training, or on other examples of every class. By default
+    examples; with --data classes where they are many and small, and splits that it has as they
+    are."""
+    on_bad_input: Literal["error", "skip"] = "error"
+    """Stop at images of --data that can not be read and at pairs that contradict each other, or
+    leave them out."""
+    similar_label: Literal[0, 1] | None = None
+    """The label of similar pairs, for a table of pairs with a column label."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,21 +174,59 @@ class Runs:
 
 
 def load_data(config: Data) -> Dataset | PairDataset:
-    """Loads the data set that the options name.
+    """Loads the data set that the options name, and prints a report of data of one's own.
 
     Raises:
       FileNotFoundError, ImportError, ValueError: as `contrastive_jax.data.load`, or if its splits
         can not be evaluated.
     """
-    data = load(
-        config.dataset,
-        data_dir=config.data_dir,
-        tfds_dir=config.tfds_dir,
-        image_size=config.image_size,
-        split_classes=config.split_classes,
-    )
-    check_evaluable(data)
+    if config.data is None:
+        data = load(
+            data_name(config),
+            data_dir=config.data_dir,
+            tfds_dir=config.tfds_dir,
+            image_size=config.image_size,
+            split_by=config.split,
+        )
+    else:
+        data, report = load_with_report(
+            config.data,
+            image_size=config.image_size,
+            split_by=config.split,
+            similar_label=config.similar_label,
+            on_bad_input=config.on_bad_input,
+        )
+        print(as_text(report))
+    if isinstance(data, PairDataset):
+        check_given_pairs(data)
+    else:
+        check_evaluable(data)
     return data
+
+
+def with_classes(data: Dataset | PairDataset) -> Dataset:
+    """Returns a data set that has classes.
+
+    Raises:
+      ValueError: if it has given pairs.
+    """
+    if isinstance(data, PairDataset):
+        raise ValueError(
+            f"{data.name} has given pairs, which this program does not train on: give examples "
+            "with classes"
+        )
+    return data
+
+
+def data_name(config: Data) -> str:
+    """Returns the name of the data set, or of the file or folder of data of one's own.
+
+    A run is named after it, so that it has letters, digits, `-`, `_` and `.` alone.
+    """
+    if config.data is None:
+        return config.dataset or "digits"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.data.resolve().stem).strip("-.")
+    return name[:60] or "data"
 
 
 def images_of(data: Dataset | PairDataset) -> np.ndarray:
@@ -218,7 +279,8 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
       ValueError: if options do not fit each other.
     """
     on_cpu = devices[0].platform == "cpu"
-    recipe = dict(RECIPES.get(config.dataset, RECIPES["fashion_mnist"]))
+    by_name = RECIPES.get(data_name(config), RECIPES["fashion_mnist"])
+    recipe = dict(OWN_RECIPE if config.data else by_name)
     if (decay := loss_table.TABLE[config.loss].weight_decay) is not None:
         recipe["weight_decay"] = decay
     recipe |= {key: getattr(config, key) for key in recipe if getattr(config, key) is not None}

@@ -11,7 +11,8 @@ from contrastive_jax.train import Run
 with needs("train", "experiments.pictures"):
     from PIL import Image, UnidentifiedImageError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+from contrastive_jax.data._own.folders import SUFFIXES
+from contrastive_jax.data.images import read_picture
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -56,18 +57,13 @@ def read(paths: Sequence[Path], run: Run) -> np.ndarray:
     images = np.empty((len(paths), *run.image_shape), np.uint8)
     for k, path in enumerate(paths):
         try:
-            with Image.open(path) as file:
-                picture = file.convert("RGBA")
-                # Transparent pixels are laid on white, as `contrastive_jax.data` does.
-                white = Image.new("RGBA", picture.size, "white")
-                mode = "L" if channels == 1 else "RGB"
-                flat = Image.alpha_composite(white, picture).convert(mode)
-                if flat.size != (columns, rows):
-                    flat = flat.resize((columns, rows), Image.Resampling.LANCZOS)
-                images[k] = np.asarray(flat).reshape(run.image_shape)
+            # As `contrastive_jax.data` decodes what a run is trained on.
+            images[k], _ = read_picture(path.read_bytes(), grey=channels == 1, size=(rows, columns))
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no picture {path}") from None
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except UnidentifiedImageError:
+            raise ValueError(f"{path} can not be read as a picture: it is none") from None
+        except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{path} can not be read as a picture: {error}") from None
         except Image.DecompressionBombError as error:
             raise ValueError(f"{path} is too large: {error}") from None

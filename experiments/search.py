@@ -96,7 +96,7 @@ def main(config: Config) -> Path:
     cells.check_data(corners, data, devices[: config.devices_per_cell])
     # A study takes more trials; in halving they are other rungs.
     free = FREE | ({"trials"} if config.method == "optuna" else set())
-    name, shared = f"search-{config.dataset}", config.method == "optuna"
+    name, shared = f"search-{options.data_name(config)}", config.method == "optuna"
     with cells.open_run(config, name, space, free, devices[0], shared=shared) as folder:
         print(f"{folder}: {data.name}, {config.trials} settings of {', '.join(space)}")
         trainer = Trainer(config, data, devices, {})

@@ -2,6 +2,7 @@
 
 python -m experiments.train                          # digits, under a minute
 python -m experiments.train --dataset fashion_mnist  # under ten minutes on two cores
+python -m experiments.train --data photos            # a folder of class folders of images
 python -m experiments.train --resume digits-convnet-1
 """
 
@@ -158,7 +159,7 @@ def main(config: Config) -> Path:
         keep=config.keep,
         runs=config.runs,
         name=name,
-        default_name=f"{config.dataset}-{config.encoder}",
+        default_name=f"{options.data_name(config)}-{config.encoder}",
         resume=config.resume is not None,
         overwrite=config.overwrite,
         config=settled | begun | {"given": given},

@@ -27,7 +27,7 @@ if jax.__version_info__ < (0, 11):  # later versions end at a flag that they do 
 
 # Tracing makes many objects that live long; collecting them as often as by default takes a tenth of
 # its time.
-gc.set_threshold(100_000, 20, 20)
+gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_addoption(parser):
@@ -46,6 +46,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if os.path.exists("/dev/nvidia0") or os.path.exists("/dev/nvidiactl"):
+        # Sums of scattered entries in one order, so that programs can be compared to the bit.
+        os.environ["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
+        )
     if not config.getoption("optimised"):
         # Workers and the programs that tests start inherit it.
         given = os.environ.get("XLA_FLAGS", "")
@@ -66,6 +71,12 @@ def pytest_collection_modifyitems(config, items):
         marked = [item for item in items if item.get_closest_marker(mark)]
         config.hook.pytest_deselected(items=marked)
         items[:] = [item for item in items if not item.get_closest_marker(mark)]
+
+
+def pytest_collection_finish(session):
+    # What imports left is not looked through again at each collection.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

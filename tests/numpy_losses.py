@@ -2,8 +2,9 @@
 
 Each is `name(x, x_classes, y=None, y_classes=None, **hyper)`, a float: without `y` an anchor `i` is
 compared with all rows `j != i`, else with every row of `y`. Rows of class -1 are dropped. A mean
-over nothing is 0. Of the proxy losses `y` are the proxies and `y_classes` their classes, 0 to C - 1
-by default.
+over nothing is 0. In place of `x_classes` there may be the labels of all pairs, `[N, M]`: 0, 1, -1
+for a pair to ignore, -2 for all pairs of a row to ignore. Of the proxy losses `y` are the proxies
+and `y_classes` their classes, 0 to C - 1 by default.
 """
 
 import math
@@ -40,6 +41,9 @@ def _rows(x, classes):
 
 def _compared(x, x_classes, y, y_classes):
     """For each anchor itself, the rows of its class that it is compared with, and the others."""
+    if np.ndim(x_classes) == 2:
+        yield from _labelled(np.asarray(x, np.float64), np.asarray(x_classes), y)
+        return
     x, x_classes = _rows(x, x_classes)
     one_set = y is None
     y, y_classes = (x, x_classes) if one_set else _rows(y, y_classes)
@@ -50,6 +54,15 @@ def _compared(x, x_classes, y, y_classes):
             [y[j] for j in others if y_classes[j] == its_class],
             [y[j] for j in others if y_classes[j] != its_class],
         )
+
+
+def _labelled(x, labels, y):
+    """The same, by the labels of all pairs."""
+    others = x if y is None else np.asarray(y, np.float64)
+    for i, anchor in enumerate(x):
+        own = np.where((np.arange(len(others)) == i) & (y is None), -1, labels[i])
+        if not (labels[i] == -2).all():
+            yield anchor, [*others[own == 0]], [*others[own == 1]]
 
 
 def _distances(distance, *sets):
@@ -174,7 +187,9 @@ def tuplet_margin(x, x_classes, y=None, y_classes=None, *, margin=0.1, scale=64.
 
 def margin_by_class(x, x_classes, y=None, y_classes=None, *, boundaries, margin=0.2):
     """`boundaries` are those of the anchors."""
-    boundaries = np.asarray(boundaries, np.float64)[np.asarray(x_classes) >= 0]
+    counts = np.asarray(x_classes)
+    counts = (counts != -2).any(1) if counts.ndim == 2 else counts >= 0
+    boundaries = np.asarray(boundaries, np.float64)[counts]
     values = []
     for boundary, (d_p, d_n) in zip(
         boundaries, _distances(euclidean, x, x_classes, y, y_classes), strict=True

@@ -188,8 +188,9 @@ def test_it_is_chosen_by_shape():
     def value(x, classes, *others, **options):
         return all_pairs_loss(x, classes, *others, **options)
 
-    classes = np.zeros(dense.LARGEST + 1, np.int32)
-    x = np.zeros((dense.LARGEST + 1, 8), np.float32)
+    largest = dense.largest_side()
+    classes = np.zeros(largest + 1, np.int32)
+    x = np.zeros((largest + 1, 8), np.float32)
     small, large = (x[:-1], classes[:-1]), (x, classes)
     assert "sort" not in _names(value, *small)
     assert "sort" not in _names(value, *small, *small)
@@ -200,7 +201,7 @@ def test_it_is_chosen_by_shape():
     assert "sort" not in _names(anchors, *small)
     assert "sort" in _names(anchors, *large)
     # A distance without a product needs the differences of all pairs.
-    wide = np.zeros((dense.LARGEST, 32), np.float32)
+    wide = np.zeros((largest, 32), np.float32)
     manhattan = functools.partial(value, distance=distances.manhattan)
     assert "sort" in _names(manhattan, wide, classes[:-1])
     assert "sort" not in _names(manhattan, wide[:256], classes[:256])

@@ -48,6 +48,7 @@ print(json.dumps(errors))
 MODULES = {
     "contrastive_jax.ablation_plots": "contrastive_jax.plots needs matplotlib: [plots]",
     "contrastive_jax.data._examples": "contrastive_jax.data.images needs PIL: [train]",
+    "contrastive_jax.data._own.decode": "contrastive_jax.data.images needs PIL: [train]",
     "contrastive_jax.data._local": "contrastive_jax.data._local needs tensorflow_datasets: [train]",
     "contrastive_jax.data.digits": "contrastive_jax.data._local needs tensorflow_datasets: [train]",
     "contrastive_jax.data.idx": "contrastive_jax.data._local needs tensorflow_datasets: [train]",
@@ -57,6 +58,7 @@ MODULES = {
     "experiments.benchmarks.ablation": "experiments.benchmarks.ablation needs torch: [bench]",
     "experiments.benchmarks.all_pairs": "experiments.benchmarks.all_pairs needs psutil: [bench]",
     "experiments.benchmarks.gpu": "experiments.benchmarks.gpu needs torch: [bench]",
+    "experiments.benchmarks.labels": "experiments.benchmarks.labels needs tyro: [bench]",
     "experiments.benchmarks.losses": "experiments.benchmarks.losses needs psutil: [bench]",
     "experiments.benchmarks.retrieval": "experiments.benchmarks.retrieval needs faiss: [bench]",
     "experiments.benchmarks.small_batches": (
@@ -117,6 +119,48 @@ def test_calls_that_need_an_extra_name_it():
         "contrastive_jax.data.datasets needs tensorflow_datasets: "
         "pip install 'contrastive_jax[train]'"
     ]
+
+
+FILES = """
+import pathlib
+from contrastive_jax import data
+
+for name in ("x.parquet", "x.safetensors"):
+    pathlib.Path({folder!r}, name).write_bytes(b"")
+    try:
+        data.load(pathlib.Path({folder!r}, name))
+    except ImportError as error:
+        print(error)
+try:
+    data.load(pathlib.Path({folder!r}))
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_files_of_ones_own_name_the_extra_that_reads_them(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.png").touch()
+    assert _run(FILES.format(folder=str(tmp_path)), (*HIDDEN, "pyarrow")).splitlines() == [
+        "reading Parquet needs pyarrow: pip install 'contrastive_jax[train]'",
+        "reading safetensors needs safetensors: pip install 'contrastive_jax[export]'",
+        "contrastive_jax.data.images needs PIL: pip install 'contrastive_jax[train]'",
+    ]
+
+
+VECTORS = """
+import numpy as np
+from contrastive_jax import data
+
+path = {path!r}
+np.savez(path, embeddings=np.arange(80.0).reshape(40, 2), classes=np.arange(40) % 2)
+print(data.load(path).train.images.shape)
+"""
+
+
+def test_vectors_of_numpy_need_no_extra(tmp_path):
+    code = VECTORS.format(path=str(tmp_path / "x.npz"))
+    assert _run(code, (*HIDDEN, "pyarrow")).strip() == "(28, 2)"
 
 
 EXPORTS = """

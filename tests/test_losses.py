@@ -81,8 +81,10 @@ def test_gradient_of_a_similar_pair_is_exact(scale, transform):
     a, b = np.float32(scale * np.random.default_rng(0).standard_normal((2, 1000, 17)))
     gradients = jax.vmap(jax.grad(lambda a, b: contrastive(euclidean(a, b), 0), (0, 1)))
     by_a, by_b = transform(gradients)(a, b)
-    np.testing.assert_array_equal(by_a, 2 * (a - b))
-    np.testing.assert_array_equal(by_b, 2 * (b - a))
+    # The division of a GPU may be off by one unit in the last place.
+    rtol = 2.5e-7 if jax.default_backend() == "gpu" else 0
+    np.testing.assert_allclose(by_a, 2 * (a - b), rtol=rtol)
+    np.testing.assert_allclose(by_b, 2 * (b - a), rtol=rtol)
 
 
 def test_gradient_of_a_dissimilar_pair():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental import checkify
 
-from contrastive_jax import anchor_loss, losses, memory
+from contrastive_jax import anchor_loss, labels, losses, memory
 
 PUSH = jax.jit(memory.push)
 
@@ -132,3 +132,68 @@ def test_traced_values_are_checked_when_asked_for():
         else:
             with pytest.raises(ValueError, match=message):
                 error.throw()
+
+
+RULES = {
+    "other group": (
+        labels.same_class_other_group(),
+        lambda step: (np.arange(8) % 3, (np.arange(8) + step) % 4),
+    ),
+    "sets": (
+        labels.any_shared(),
+        lambda step: labels.as_bits([[i % 3, 40 + (i + step) % 5] for i in range(8)], 64),
+    ),
+    "masked": (
+        labels.with_mask(labels.within(2.0)),
+        lambda step: ((np.arange(8) + 0.5 * step).astype(np.float32), np.arange(8) != 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_attributes_in_place_of_classes(name):
+    """The loss against the memory is that against the last batches, whatever is empty or old."""
+    rule, attributes = RULES[name]
+    batches = np.random.default_rng(1).standard_normal((3, 8, 4)).astype(np.float32)
+    bank = memory.empty(20, 4, like=attributes(0))
+    loss = losses.ntxent(0.5)
+
+    def value(x, step, others):
+        return anchor_loss(x, attributes(step), *others, labels=rule, loss=loss)
+
+    for step, x in enumerate(batches):
+        others = memory.references(bank, step, max_age=1)
+        if step:
+            want = value(x, step, (batches[step - 1], attributes(step - 1)))
+            np.testing.assert_allclose(value(x, step, others), want, rtol=1e-5)
+            assert want > 0
+        bank = PUSH(bank, x, attributes(step), step)
+
+
+def test_devices_share_attributes():
+    rule, attributes = RULES["masked"]
+    x = np.random.default_rng(1).standard_normal((8, 4)).astype(np.float32)
+
+    def step(bank, x, attributes, axis_name=None):
+        bank = memory.push(bank, x, attributes, 0, axis_name=axis_name)
+        others = memory.references(bank, 1, axis_name=axis_name)
+        options = {"labels": rule, "loss": losses.ntxent(0.5), "axis_name": axis_name}
+        return bank, anchor_loss(x, attributes, *others, **options)
+
+    bank = memory.empty(10, 4, like=attributes(0))
+    want = jax.jit(step)(bank, x, attributes(0))
+    split = jax.tree.map(lambda leaf: leaf.reshape(4, -1, *leaf.shape[1:]), (x, attributes(0)))
+    got = jax.pmap(
+        lambda *a: step(*a, axis_name="d"), "d", in_axes=(None, 0, 0), devices=jax.devices()[:4]
+    )(bank, *split)
+    one_device = jax.tree.map(lambda leaf: leaf[1], got)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one_device, want)
+
+
+def test_wrong_attributes():
+    bank = memory.empty(8, 2, like=(np.zeros(1, int), np.zeros(1)))
+    x = np.zeros((2, 2), np.float32)
+    with pytest.raises(ValueError, match="tree like those that the memory was made for"):
+        memory.push(bank, x, np.zeros(2, int), 0)
+    with pytest.raises(AssertionError, match="expected embeddings"):
+        memory.push(bank, x, (np.zeros(2, int), np.zeros((2, 1))), 0)

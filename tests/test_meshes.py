@@ -14,6 +14,7 @@ from contrastive_jax import (
     anchor_loss,
     anchor_statistics,
     distances,
+    labels,
     losses,
     memory,
     mining,
@@ -71,6 +72,13 @@ def _statistics(x, c):
     return jnp.sum(totals * others)
 
 
+def _labelled(x, c):
+    rule, attributes = labels.same_class_other_group(), (c, jnp.arange(ROWS) // 4)
+    pairs = all_pairs_loss(x, attributes, labels=rule)
+    loss = losses.triplet_semi_hard()._replace(positives_per_pass=1)
+    return pairs + anchor_loss(x, attributes, labels=rule, loss=loss, tile=TILE)
+
+
 def _of_anchors(loss):
     return lambda x, c: anchor_loss(x, c, loss=loss, tile=TILE)
 
@@ -102,6 +110,7 @@ WALKS = {
     "proxy_anchor": _of_proxies(losses.proxy_anchor(), tile=TILE),
     "online_hard_loss": lambda x, c: mining.online_hard_loss(x, c, tile=TILE),
     "koleo": regularizers.koleo,
+    "labels": _labelled,
 }
 FUNCTIONS = SIMPLE | WALKS
 FUNCTIONS["all_pairs_sums"] = lambda x, c: jnp.sum(

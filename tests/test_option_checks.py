@@ -92,6 +92,12 @@ def test_numbers_out_of_range_are_refused_before_data_is_read(option, tmp_path):
 # For each condition, options under which it does not hold, and what the error says.
 WITHOUT_EFFECT = [
     ("data_dir", {"data_dir": Path("mine"), "dataset": "digits"}, "with --dataset digits"),
+    ("dataset", {"data": Path("mine"), "dataset": "digits"}, "exclude each other"),
+    ("dataset", {"dataset": "./mine"}, "takes the name of a data set, got the path"),
+    ("data_dir", {"data": Path("mine"), "data_dir": Path("idx")}, "no effect with --data"),
+    ("tfds_dir", {"data": Path("mine"), "tfds_dir": Path()}, "no effect with --data"),
+    ("on_bad_input", {"on_bad_input": "skip"}, "give --data"),
+    ("similar_label", {"similar_label": 0, "dataset": "digits"}, "give --data"),
     ("overwrite", {"overwrite": True, "name": None}, "--overwrite needs the --name"),
     ("overwrite", {"overwrite": True, "resume": "x", "name": "x"}, "exclude each other"),
     ("keep_one_in", {"keep_one_in": 3, "method": "optuna"}, "with --method optuna"),
@@ -181,6 +187,7 @@ def test_options_without_effect_are_refused_by_every_program(option, options, wo
     "options",
     [
         {"data_dir": Path("mine"), "dataset": "mnist"},
+        {"data": Path("mine"), "on_bad_input": "skip", "similar_label": 0, "split": "classes"},
         {"loss": "arcface", "loss_learning_rate": 0.1, "batch_classes": 4, "margin": 0.3},
         {"loss": "supcon", "memory": 512, "max_age": 10, "loss_options": {"temperature": 0.2}},
         {"loss": "logistic", "similar_fraction": 0.2, "objective": "all_pairs"},

@@ -18,6 +18,7 @@ from contrastive_jax import (
     anchor_loss,
     anchor_statistics,
     distances,
+    labels,
     losses,
     memory,
     mining,
@@ -178,10 +179,38 @@ def _remembered(x, traced):
     return anchor_loss(x, CLASSES, *others, loss=losses.supcon(), tile=TILE)
 
 
+def _labelled(x, traced):
+    limit = jnp.float32(0.5) if traced else 0.5
+    pairs = np.arange(ROWS).reshape(-1, 2)
+    rules = [
+        (labels.same_class(), CLASSES),
+        (labels.same_class_other_group(), (CLASSES, CLASSES // 2)),
+        (labels.any_shared(), labels.as_bits([[one, 40] for one in CLASSES])),
+        (labels.hierarchy(2), np.stack([CLASSES, CLASSES], axis=1).astype(np.int8)),
+        (labels.within(limit, apart=1.0), X[:, 0]),
+        (labels.with_mask(labels.within(limit)), (CLASSES, CLASSES > 0)),
+        (labels.given_pairs(pairs, others="dissimilar"), np.arange(ROWS, dtype=np.int16)),
+    ]
+    total = jnp.zeros(())
+    for rule, attributes in rules:
+        for options in ({}, {"tile": TILE}, {"method": "autodiff"}):
+            total += all_pairs_loss(x, attributes, labels=rule, **options)
+    rule, attributes = rules[1]
+    for loss in (losses.triplet_hard(), losses.triplet_semi_hard(), losses.angular()):
+        for options in ({}, {"tile": TILE}, {"method": "autodiff"}):
+            total += anchor_loss(x, attributes, labels=rule, loss=loss, **options)
+    grade = lambda a, b: jnp.minimum(jnp.abs(a - b), limit)  # noqa: E731
+    for options in ({}, {"tile": TILE}, {"method": "autodiff"}):
+        total += all_pairs_loss(x, X[:, 0], labels=grade, **options)
+    bank = memory.push(memory.empty(24, SIZE, like=attributes), x, attributes, 0)
+    others = memory.references(bank, 1, max_age=10)
+    return total + anchor_loss(x, attributes, *others, labels=rule, loss=losses.supcon())
+
+
 def _drawn(x, traced):
-    first, second, labels = draw_pairs(jax.random.key(0), INDEX, ROWS, 0.5)
+    first, second, drawn = draw_pairs(jax.random.key(0), INDEX, ROWS, 0.5)
     positions, classes = draw_balanced(jax.random.key(0), INDEX, 4, 4)
-    total = first + second + labels + positions + classes
+    total = first + second + drawn + positions + classes
     return jnp.sum(x * total.astype(x.dtype)[:, None])
 
 
@@ -200,6 +229,7 @@ FUNCTIONS = (
         "online_hard_loss": lambda x, traced: mining.online_hard_loss(x, CLASSES, tile=TILE),
         "regularizers": _regularizers,
         "memory": _remembered,
+        "labels": _labelled,
         "draw": _drawn,
     }
 )

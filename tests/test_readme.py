@@ -59,7 +59,9 @@ def test_pages_have_code():
         "docs/export.md",
         "docs/heads.md",
         "docs/index.md",
+        "docs/labels.md",
         "docs/losses.md",
+        "docs/own_data.md",
         "docs/use_a_run.md",
     }
 
@@ -87,6 +89,14 @@ def test_the_readme_trains_the_encoder_that_it_says(namespaces):
     said = re.search(r"# ([\d.]+) and ([\d.]+); raw pixels have ([\d.]+) and", TEXTS[README])
     for name, value in zip(("precision_at_1", "map_at_r"), said.groups()[:2], strict=True):
         assert namespace["figures"][name] == pytest.approx(float(value), abs=0.015)
+
+
+def test_the_report_of_ones_own_data_is_what_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "own_data.md"
+    exec(compile("\n".join(_blocks(page)[:2]), _name(page), "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed in TEXTS[page], printed
 
 
 @pytest.mark.parametrize("page", [README, ROOT / "docs" / "index.md"], ids=_name)

@@ -213,7 +213,7 @@ def test_inverted_labels_are_warned_of(config, monkeypatch):
 
 
 def test_class_splits_train_and_test(config):
-    folder = train.main(config(split_classes=True, steps=20))
+    folder = train.main(config(split="classes", steps=20))
     with np.load(folder / "embeddings.npz") as saved:
         assert set(saved["classes"]) == {5, 6, 7, 8, 9}
 

@@ -18,6 +18,7 @@ from contrastive_jax._engine.problem import (
     Parameters,
     Points,
     Problem,
+    is_graded,
     masked_points,
     zero_or_nan_of,
 )
@@ -156,6 +157,15 @@ class _SplitMean:
 
     def __call__(self, *arguments: Any) -> tuple[jax.Array, ...]:
         return split_mean(self.loss(*arguments))
+
+
+def check_not_graded(problem: Problem) -> None:
+    """Raises ValueError if labels are grades, which statistics of an anchor have no place for."""
+    if is_graded(problem.task):
+        raise ValueError(
+            "labels returns a grade, and a loss of anchors tells positive pairs from negative "
+            "ones: return the integers 0, 1 and -1, or take all_pairs_loss"
+        )
 
 
 def checked_data(problem: Problem, data: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -22,13 +22,19 @@ from contrastive_jax._engine.distance_matrix import (
     Pairs,
     distance_matrix,
 )
-from contrastive_jax._engine.per_triplet import Triplets, sums_over_positives
+from contrastive_jax._engine.per_triplet import (
+    Triplets,
+    sums_over_positives,
+    without_own_pairs,
+)
 from contrastive_jax._engine.problem import (
     Parameters,
     Points,
     Sums,
     Task,
+    is_graded,
     masked_points,
+    pair_labels,
     zero_or_nan,
 )
 from contrastive_jax._engine.program_cache import compiled
@@ -58,12 +64,16 @@ def fits(task: Task, x: Points, y: Points | None) -> bool:
     """
     rows, width = x.vectors.shape
     columns = rows if y is None else len(y.classes)
-    largest = LARGEST_ON_GPU if jax.default_backend() == "gpu" else LARGEST
-    if not min(rows, columns) or max(rows, columns) > largest:
+    if not min(rows, columns) or max(rows, columns) > largest_side():
         return False
     if task.product is not None:
         return not task.product.bends_at_antipodes
     return rows * columns * width <= _DIFFERENCES
+
+
+def largest_side() -> int:
+    """Returns the number of rows of a side up to which all pairs are computed at once."""
+    return LARGEST_ON_GPU if jax.default_backend() == "gpu" else LARGEST
 
 
 def _program(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
@@ -95,8 +105,12 @@ def _pair_sums(task: Task, x: Points, y: Points | None, parameters: Parameters) 
     x, y = masked_points(x), None if y is None else masked_points(y)
     columns = x if y is None else y
     symmetric = y is None and len(task.distances) == 1
-    pairs = _pairs(task, x, y, parameters.distance, symmetric=symmetric)
+    pairs = _pairs(task, x, y, parameters, symmetric=symmetric)
     matrix, labels, counts = pairs[:3]
+    if is_graded(task):
+        # The matrix knows negative pairs from positive ones alone.
+        grades = pair_labels(task, parameters, x, columns)
+        labels = jnp.where(counts, grades, labels.astype(grades.dtype))
 
     def of_pair(distance: jax.Array, label: jax.Array) -> jax.Array:
         return cast(jax.Array, task.loss(distance, label, *parameters.loss))
@@ -157,7 +171,7 @@ def _anchor_statistics(
     parameters: Parameters,
 ) -> tuple[Any, ...]:
     x, y = masked_points(x), None if y is None else masked_points(y)
-    pairs = _pairs(task, x, y, parameters.distance)
+    pairs = _pairs(task, x, y, parameters)
     return _statistics(stages, pairs, data, parameters.loss)
 
 
@@ -197,11 +211,18 @@ def _triple_sums(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, y = masked_points(x), None if y is None else masked_points(y)
     if triplets.combine is None and triplets.positive_distance is None:
-        pairs = _pairs(task, x, y, parameters.distance)
-        ordinals = _ordinals(pairs, x.classes, None if y is None else y.classes)
+        pairs = _pairs(task, x, y, parameters)
+        ordinals = (
+            _ordinals(pairs, x.classes, None if y is None else y.classes)
+            if task.labels is None
+            else _ordinals_by_label(pairs)
+        )
         arguments = pairs.distances, parameters.loss, of_loss, pairs, ordinals
         sums = _sums_over_positives(triplets, *varying(arguments, axes_of(arguments)))
         return cast(tuple[jax.Array, jax.Array, jax.Array], sums)
+
+    task, (x, *others) = without_own_pairs(task, triplets, (x,) if y is None else (x, y))
+    y = others[0] if others else None
 
     # Distances from a vector that is made of anchor and positive change with the positive.
     def statistics(
@@ -211,7 +232,7 @@ def _triple_sums(
         data: tuple[Any, ...],
         parameters: Parameters,
     ) -> tuple[Any, ...]:
-        pairs = _pairs(task, anchors, columns, parameters.distance)
+        pairs = _pairs(task, anchors, columns, parameters)
         return _statistics(stages, pairs, data, parameters.loss)
 
     return sums_over_positives(statistics, task, triplets, x, y, of_loss, parameters)
@@ -228,6 +249,12 @@ def _ordinals(pairs: Pairs, x_classes: jax.Array, y_classes: jax.Array | None) -
     if y_classes is None:
         of_pairs -= (ordinals[None] > ordinals[:, None]).astype(jnp.float32)
     return jnp.where(pairs.counts & (pairs.labels == 0), of_pairs, -1)
+
+
+def _ordinals_by_label(pairs: Pairs) -> jax.Array:
+    """Numbers the positives of each anchor, as `_ordinals` does, from the labels of all pairs."""
+    positive = pairs.counts & (pairs.labels == 0)
+    return jnp.where(positive, jnp.cumsum(positive.astype(jnp.float32), axis=1) - 1, -1)
 
 
 def _sums_over_positives(triplets: Triplets, *arguments: Any) -> Any:
@@ -311,15 +338,20 @@ def _pairs(
     task: Task,
     x: Points,
     y: Points | None,
-    parameters: tuple[jax.Array, ...],
+    parameters: Parameters,
     *,
     symmetric: bool = False,
 ) -> Pairs:
+    labels = None
+    if task.labels is not None:
+        labels = pair_labels(task, parameters, x, x if y is None else y)
     metric = Metric(
         task.distances[0], task.product, task.numerics.refine, task.numerics.precision, symmetric
     )
     columns = (None, None) if y is None else (y.vectors, y.classes)
-    return distance_matrix(metric, x.vectors, columns[0], parameters, x.classes, columns[1])
+    return distance_matrix(
+        metric, x.vectors, columns[0], parameters.distance, x.classes, columns[1], labels
+    )
 
 
 def _statistics(

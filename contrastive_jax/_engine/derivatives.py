@@ -152,7 +152,7 @@ def _contracted(cotangent: jax.Array, gradient: jax.Array) -> jax.Array:
     if cotangent.ndim == 0:
         return cotangent * gradient
     if gradient.ndim == 3:
-        return jnp.einsum("k,knd->nd", cotangent, gradient)
+        return jnp.einsum("k,knd->nd", cotangent, gradient, precision=lax.Precision.HIGHEST)
     terms: list[jax.Array] = [one * part for one, part in zip(cotangent, gradient, strict=True)]
     return sum(terms[1:], start=terms[0])
 

@@ -25,6 +25,9 @@ from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, vary
 
 # Rows from which on it takes a CPU longer to transpose a matrix than to multiply by it.
 _LARGE = 512
+# Pairs whose square is below so many times the least that has its digits share a reference in the
+# first round. They are resolved down to a sixteenth of it.
+_NEAR = 8
 
 
 class Metric(NamedTuple):
@@ -75,6 +78,7 @@ def distance_matrix(
     parameters: tuple[jax.Array, ...],
     x_classes: jax.Array,
     y_classes: jax.Array | None,
+    labels: jax.Array | None = None,
 ) -> Pairs:
     """Distances of the rows of `x` from those of `y`, or from one another.
 
@@ -85,6 +89,8 @@ def distance_matrix(
       parameters: parameters of the distance.
       x_classes: classes of the rows, `[N]`; -1 where a row does not count.
       y_classes: classes of the columns, `[M]`; None for those of the rows.
+      labels: labels of the pairs, `[N, M]`, below 0 where a pair does not count; None where the
+        classes give them.
 
     Returns:
       The pairs. Their distances can be differentiated once, in reverse mode, by vectors and
@@ -94,30 +100,47 @@ def distance_matrix(
     if product is None or not product.squared:
         x, y, parameters = varying((x, y, parameters), axes_of((x, y, parameters)))
         of_pairs = _pair_by_pair if product is None else _of_products
-        return of_pairs(metric, x, y, parameters, x_classes, y_classes)
+        counts, differ = _masks(x_classes, y_classes, labels)
+        pair = _pair_that_counts(x_classes, y_classes) if labels is None else _first_pair(counts)
+        return of_pairs(metric, x, y, parameters, _Masks(counts, differ, pair))
 
     @jax.custom_vjp
     def pairs(
-        x: Rows, y: Rows | None, parameters: tuple[jax.Array, ...], x_classes: Any, y_classes: Any
+        x: Rows, y: Rows | None, parameters: tuple[jax.Array, ...], *classes_and_labels: Any
     ) -> Any:
-        return forward(x, y, parameters, x_classes, y_classes)[0]
+        return forward(x, y, parameters, *classes_and_labels)[0]
 
     forward = partial(_forward, metric)
     pairs.defvjp(forward, partial(_backward, metric))
     origin = lax.stop_gradient(x[:1])
     rows = _rows(metric, parameters, x, origin)
     columns = None if y is None else _rows(metric, parameters, y, origin)
-    arguments = (rows, columns, parameters, x_classes, y_classes)
+    arguments = (rows, columns, parameters, x_classes, y_classes, labels)
     return cast(Pairs, pairs(*varying(arguments, axes_of(arguments))))
 
 
-def _masks(x_classes: jax.Array, y_classes: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Masks of the pairs that count, and of those of two classes, `[N, M]`."""
+class _Masks(NamedTuple):
+    """The pairs that count, and their labels."""
+
+    counts: jax.Array
+    """Mask of the pairs that count, `[N, M]`."""
+    differ: jax.Array
+    """Mask of the negative pairs, `[N, M]`."""
+    pair: tuple[jax.Array, jax.Array]
+    """Row and column of one pair that counts; of any pair if none does."""
+
+
+def _masks(
+    x_classes: jax.Array, y_classes: jax.Array | None, labels: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Masks of the pairs that count, and of the negative ones, `[N, M]`."""
     columns = x_classes if y_classes is None else y_classes
     counts = (x_classes >= 0)[:, None] & (columns >= 0)[None]
     if y_classes is None:
         counts &= ~jnp.eye(len(x_classes), dtype=bool)
-    return counts, x_classes[:, None] != columns[None]
+    if labels is None:
+        return counts, x_classes[:, None] != columns[None]
+    return counts & (labels >= 0), labels > 0
 
 
 def _rows(
@@ -137,13 +160,12 @@ def _pair_by_pair(
     x: jax.Array,
     y: jax.Array | None,
     parameters: tuple[jax.Array, ...],
-    x_classes: jax.Array,
-    y_classes: jax.Array | None,
+    masks: _Masks,
 ) -> Pairs:
     """The pairs of a distance that does not follow from a product."""
     columns = x if y is None else y
-    counts, differ = _masks(x_classes, y_classes)
-    row, column = pair = _pair_that_counts(x_classes, y_classes)
+    counts, differ, pair = masks
+    row, column = pair
     # If no pair counts, one of two different vectors takes its place.
     substitutes = x[row], columns[column] + jnp.where(counts[pair], 0, 1)
 
@@ -162,18 +184,16 @@ def _of_products(
     x: jax.Array,
     y: jax.Array | None,
     parameters: tuple[jax.Array, ...],
-    x_classes: jax.Array,
-    y_classes: jax.Array | None,
+    masks: _Masks,
 ) -> Pairs:
     """The pairs of a distance that follows from the product of two points itself."""
     product = cast(Product, metric.product)
-    counts, differ = _masks(x_classes, y_classes)
+    counts, differ, pair = masks
 
     def points(side: jax.Array) -> jax.Array:
         return side if product.points is None else product.points(side, *parameters)
 
     distances = product.of(_dot(metric, points(x), points(x if y is None else y), (1, 1)))
-    pair = _pair_that_counts(x_classes, y_classes)
     return _substituted((x, y), _masked(distances, counts), counts, differ, pair)
 
 
@@ -185,6 +205,12 @@ def _pair_that_counts(
     if y_classes is not None:
         return row, _first(y_classes >= 0)
     return row, _first((x_classes >= 0) & (jnp.arange(len(x_classes)) != row))
+
+
+def _first_pair(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Indices of the row and the column of the first pair where a mask `[N, M]` holds."""
+    row = _first(jnp.max(counts.astype(jnp.float32), axis=1) > 0)
+    return row, _first(counts[row])
 
 
 def _first(mask: jax.Array) -> jax.Array:
@@ -239,6 +265,8 @@ class _Residuals(NamedTuple):
     """The round in which each pair was resolved, `[N, M]`; None where there is but one."""
     rounds_taken: jax.Array | None
     """The number of rounds."""
+    references: Any
+    """The references of the first round."""
 
 
 @on_mesh_of_arguments
@@ -249,25 +277,29 @@ def _forward(
     parameters: tuple[jax.Array, ...],
     x_classes: jax.Array,
     y_classes: jax.Array | None,
+    given: jax.Array | None,
 ) -> tuple[Pairs, _Residuals]:
     x, y, parameters = differentiable_once((x, y, parameters))
     square, is_exact, norms = _squares(metric, x, y, parameters, None)
     if cast(Product, metric.product).rest is not None:
         # Without the rest of rounding not even the distance from the reference is exact.
         is_exact &= ~(square < 128 * np.finfo(square.dtype).eps)
-    counts, differ = _masks(x_classes, y_classes)
+    counts, differ = _masks(x_classes, y_classes, given)
     keys = jnp.where(counts, _keys(square, differ, is_exact if metric.refine else None), -jnp.inf)
-    largest, rounds, count = jnp.max(keys), None, None
+    largest, rounds, count, references = jnp.max(keys), None, None, None
     if metric.refine:
         needed = largest >= np.finfo(keys.dtype).max
         x, y = _with_rest(metric, x, y, needed)
-        keys, largest, rounds, count = _resolved(metric, x, y, parameters, keys, largest)
+        resolved = _resolved(metric, x, y, parameters, keys, norms, largest)
+        keys, largest, rounds, count, references = resolved
     substitute = jnp.where(largest == -jnp.inf, -1, largest)
     entries, labels, counts = _entries(keys, substitute)
     distances = cast(Product, metric.product).of(entries, *_lengths(metric, x))
     classes = (x_classes,) if y_classes is None else (x_classes, y_classes)
     number, bad = _number(norms, classes)
-    residuals = _Residuals(x, y, parameters, keys, substitute, rounds, count)
+    if given is not None:
+        number = jnp.sum(counts.astype(number.dtype))
+    residuals = _Residuals(x, y, parameters, keys, substitute, rounds, count, references)
     return Pairs(distances, labels, counts, number, bad), residuals
 
 
@@ -384,42 +416,67 @@ def _squares(
     lengths = (norms(x, u),) if y is None else (norms(x, u), norms(y, v))
     row, column = lengths[0][:, None], lengths[-1][None]
     square = row + column - 2 * _dot(metric, u, v, (1, 1))
-    # The error of a square is a few times the rounding of the norms it is the difference of. The
-    # distance from the reference itself is exact.
-    least = 8 * math.sqrt(np.finfo(square.dtype).eps)
-    return square, ~(square < least * (row + column)), lengths
+    # The distance from the reference itself is exact.
+    return square, ~(square < _least(square.dtype) * (row + column)), lengths
+
+
+def _least(dtype: Any) -> float:
+    """Returns the share of the squared lengths of two points below which a square lacks digits.
+
+    The error of a square is a few times the rounding of the lengths that it is the difference of.
+    """
+    return float(8 * math.sqrt(np.finfo(dtype).eps))
 
 
 def _resolved(
-    metric: Metric, x: Rows, y: Rows | None, parameters: Any, keys: jax.Array, largest: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Keys, the largest, the round in which each pair was resolved, and the number of rounds."""
+    metric: Metric,
+    x: Rows,
+    y: Rows | None,
+    parameters: Any,
+    keys: jax.Array,
+    norms: tuple[jax.Array, ...],
+    largest: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """Resolves all pairs.
+
+    Returns:
+      The keys, the largest of them, the round in which each pair was resolved, the number of rounds
+      and the references of the first.
+    """
     waiting = np.finfo(keys.dtype).max
+    # In a cluster some pairs are resolved from the start and others not. The first round takes one
+    # reference for all of it: pairs that are nearly unresolved count too.
+    near = _NEAR * _least(keys.dtype) * (norms[0][:, None] + norms[-1][None])
 
     def one_round(state: Any) -> Any:
-        index, _, keys, rounds = state
-        references = _references(y is None, index, keys >= waiting)
+        index, _, keys, rounds, first = state
+        unresolved = keys >= waiting
+        related = unresolved | ((index == 1) & (jnp.abs(keys) < near))
+        references = _references(y is None, index, related)
         square, is_exact, _ = _squares(metric, x, y, parameters, references)
         by_one = references[0][:, None] == references[-1][None]
-        resolves = (keys >= waiting) & by_one & is_exact
+        resolves = unresolved & by_one & is_exact
         keys = jnp.where(resolves, _keys(square, keys == waiting, None), keys)
         rounds = jnp.where(resolves, index.astype(rounds.dtype), rounds)
-        return index + 1, jnp.max(keys), keys, rounds
+        first = jax.tree.map(partial(jnp.where, index == 1), references, first)
+        return index + 1, jnp.max(keys), keys, rounds, first
 
-    init = (jnp.int32(1), largest, keys, jnp.zeros(keys.shape, jnp.int16))
+    none = tuple(jnp.zeros(len(norm), jnp.int32) for norm in norms)
+    init = (jnp.int32(1), largest, keys, jnp.zeros(keys.shape, jnp.int16), none)
     init = varying(init, axes_of((x, y, parameters, keys)))
     state = lax.while_loop(lambda state: state[1] >= waiting, one_round, init)
-    return state[2], state[1], state[3], state[0]
+    index, largest, keys, rounds, first = state
+    return keys, largest, rounds, index, first
 
 
-def _references(one_set: bool, index: jax.Array, unresolved: jax.Array) -> tuple[jax.Array, ...]:
-    """The references of a round, each a row that a row or a column has an unresolved pair with.
+def _references(one_set: bool, index: jax.Array, related: jax.Array) -> tuple[jax.Array, ...]:
+    """The references of a round, each a row that a row or a column is related to.
 
     They are the first such rows in an order that is another one in each round, so that two close
     rows soon have one reference. The very first row is the reference of all rows and columns that
-    it has unresolved pairs with: each round resolves the pairs of one row at least.
+    it is related to: where those are its unresolved pairs, the round resolves them all.
     """
-    size = len(unresolved)
+    size = len(related)
     rows = jnp.arange(size, dtype=jnp.int32)
     step = 40503 + 2 * index
     scattered = lax.rem(rows * step + step, np.int32(1024))
@@ -430,10 +487,10 @@ def _references(one_set: bool, index: jax.Array, unresolved: jax.Array) -> tuple
         return jnp.min(jnp.where(mask, keys[None], np.float32(2**24)), axis=1)
 
     if one_set:
-        chosen: tuple[jax.Array, ...] = (jnp.minimum(least(unresolved, keys), keys),)
+        chosen: tuple[jax.Array, ...] = (jnp.minimum(least(related, keys), keys),)
     else:
-        columns = least(unresolved.T, keys)
-        chosen = least(unresolved, columns), columns
+        columns = least(related.T, keys)
+        chosen = least(related, columns), columns
     return tuple(lax.rem(one.astype(jnp.int32), np.int32(size)) for one in chosen)
 
 
@@ -443,7 +500,7 @@ def _dot(metric: Metric, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> j
 
 @on_mesh_of_arguments
 def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
-    x, y, parameters, keys, substitute, rounds, count = residuals
+    x, y, parameters, keys, substitute, rounds, count, first = residuals
     product = cast(Product, metric.product)
     entries, _, counts = _entries(keys, substitute)
     _, pull = jax.vjp(product.of, entries, *_lengths(metric, x))
@@ -455,7 +512,9 @@ def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
 
         def one_round(state: Any) -> Any:
             index, total = state
-            references = _references(y is None, index, rounds >= index.astype(rounds.dtype))
+            related = rounds >= index.astype(rounds.dtype)
+            references = _references(y is None, index, related)
+            references = jax.tree.map(partial(jnp.where, index == 1), first, references)
             u, v = _from_references(metric, x, y, parameters, references)
             own = jnp.where(rounds == index.astype(rounds.dtype), slopes, 0)
             more = _of_points(metric, own, u, None if y is None else v)
@@ -475,6 +534,7 @@ def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
         of_side(x, of_x),
         None if y is None else of_side(y, cast(jax.Array, of_y)),
         jax.tree.map(lambda _: None, parameters),
+        None,
         None,
         None,
     )

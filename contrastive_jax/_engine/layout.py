@@ -36,6 +36,8 @@ class SortedPoints(NamedTuple):
     """Data of each row as an anchor, a tree of `[N]`."""
     squares: jax.Array | None = None
     """Squared lengths of the points, `[N]`, where a distance depends on them."""
+    attributes: Any = ()
+    """Attributes that a function labels pairs by, a tree of `[N, ...]`."""
 
 
 class Wanted(NamedTuple):
@@ -90,7 +92,7 @@ def _sorted(task: Task, side: Points) -> tuple[SortedPoints, jax.Array]:
     blocks = -(-count // tile) or 1
     block = -(-count // (8 * blocks)) * 8 or 8
     padding = blocks * block - count
-    vectors, classes, weights = masked_points(side)
+    vectors, classes, weights, attributes = masked_points(side)
     last = np.iinfo(np.int32).max
     classes = jnp.where(classes < 0, last, classes.astype(jnp.int32))
     order = jnp.argsort(classes, stable=True)
@@ -103,6 +105,10 @@ def _sorted(task: Task, side: Points) -> tuple[SortedPoints, jax.Array]:
         classes=jnp.pad(classes[order], (0, padding), constant_values=last),
         weights=jnp.pad(weights[order], (0, padding)),
         indices=_first_index(task, blocks * block) + jnp.arange(blocks * block, dtype=jnp.int32),
+        attributes=jax.tree.map(
+            lambda leaf: jnp.pad(leaf[order], [(0, padding)] + [(0, 0)] * (leaf.ndim - 1)),
+            attributes,
+        ),
     )
     return varying(rows, axes_of(rows.vectors)), order
 

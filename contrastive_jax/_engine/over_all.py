@@ -14,7 +14,14 @@ from jax import lax
 from contrastive_jax._engine.accumulators import init_carry, input_gradients
 from contrastive_jax._engine.derivatives import eager_vjp
 from contrastive_jax._engine.layout import arrange, gradients_wanted
-from contrastive_jax._engine.problem import Parameters, Points, Sums, Task, zero_or_nan
+from contrastive_jax._engine.problem import (
+    Parameters,
+    Points,
+    Sums,
+    Task,
+    gradient_by_vectors,
+    zero_or_nan,
+)
 from contrastive_jax._engine.program_cache import compiled
 from contrastive_jax._engine.sweep import sweep
 
@@ -52,7 +59,7 @@ def _pair_sums(task: Task, sides: tuple[Points, ...], parameters: Parameters) ->
             sums = lax.psum(sums, task.axis_name)
         vectors, by_label = input_gradients(layout, carry)
         gradient: Any = (
-            tuple(Points(one, None, None) for one in vectors),  # type: ignore[arg-type]
+            tuple(map(gradient_by_vectors, sides, vectors)),
             jax.tree.map(lambda *each: jnp.stack(each), *by_label)
             if by_label
             else jax.tree.map(lambda _: None, parameters),

@@ -19,6 +19,7 @@ from contrastive_jax._engine.problem import (
     Points,
     Sums,
     check_method,
+    is_graded,
     make_problem,
     zero_or_nan_of,
 )
@@ -32,6 +33,9 @@ from contrastive_jax.statistics import total
 
 Reduce = Callable[[Sums], tuple[jax.Array, Any]]
 
+# Labels of a positive and of a negative pair.
+_LABELS = np.int32(0), np.int32(1)
+
 
 class _WithMargin(NamedTuple):
     """A loss with its margin as a third argument; equal for equal losses, so compiled once."""
@@ -42,6 +46,22 @@ class _WithMargin(NamedTuple):
         self, distance: jax.Array, label: jax.Array, margin: jax.Array, *parameters: jax.Array
     ) -> jax.Array:
         return self.loss(distance, label, *parameters, margin=margin)
+
+
+class _Graded(NamedTuple):
+    """A loss of a grade, from those of a positive and a negative pair; equal for equal losses.
+
+    Hadsell's formula is linear in the label, and this is what it gives for a label between 0 and 1.
+    """
+
+    loss: Callable[..., jax.Array]
+
+    def __call__(self, distance: jax.Array, grade: jax.Array, *parameters: jax.Array) -> jax.Array:
+        positive, negative = (self.loss(distance, label, *parameters) for label in _LABELS)
+        grade = jnp.asarray(grade, positive.dtype)
+        # A loss need not be finite for a label that the pair does not have.
+        pulls = jnp.where(grade < 1, (1 - grade) * positive, 0)
+        return pulls + jnp.where(grade > 0, grade * negative, 0)
 
 
 def reduce_pairs(
@@ -57,6 +77,7 @@ def reduce_pairs(
     method: Method,
     by_label: bool,
     active: bool,
+    labels: Any = None,
 ) -> tuple[jax.Array, Any]:
     """Reduces the losses of all pairs.
 
@@ -72,6 +93,7 @@ def reduce_pairs(
       method: `"sweep"` or `"autodiff"`.
       by_label: True for the sums over positive and over negative pairs.
       active: True if active pairs are counted.
+      labels: function of the attributes of two rows; None for labels by classes.
 
     Returns:
       The results of `reduce`.
@@ -79,6 +101,11 @@ def reduce_pairs(
     check_method(method, axis_name)
     measure = resolve_distance(loss, distance)
     if margin is not None and np.ndim(margin):
+        if labels is not None:
+            raise ValueError(
+                "a margin of each class is for labels by classes: leave labels out, or pass a "
+                "scalar margin"
+            )
         margins = _class_margins(margin, rows, columns)
         return _reduce_by_class(
             reduce,
@@ -107,7 +134,15 @@ def reduce_pairs(
         axis_name=axis_name,
         numerics=numerics,
         shared=hyperparameters,
+        labels=labels,
     )
+    if is_graded(problem.task):
+        if by_label:
+            raise ValueError(
+                "labels returns a grade, which is neither a positive nor a negative pair: take "
+                'all_pairs_loss with reduction="mean" or "sum", or return the integers 0, 1 and -1'
+            )
+        function = _Graded(function)
     examples = *problem.examples, *varying(hyperparameters, axes_of(problem.examples[0]))
     function, closed = closure_convert("loss", function, examples, check_real_scalar)
     task = problem.task._replace(loss=function, by_label=by_label, active=active)

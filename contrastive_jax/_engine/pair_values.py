@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from contrastive_jax._engine.layout import SortedPoints
-from contrastive_jax._engine.problem import Task
+from contrastive_jax._engine.layout import Layout, SortedPoints
+from contrastive_jax._engine.problem import Task, is_graded, pair_labels
 from contrastive_jax._engine.reductions import cast_statistics
 from contrastive_jax._engine.sharding import axes_of, evaluated_while_tracing, varying
 
@@ -25,14 +25,17 @@ class Tile(NamedTuple):
     left: jax.Array
     """Position of the first column."""
 
-    def labels_and_weights(self, task: Task) -> tuple[jax.Array, jax.Array]:
+    def labels_and_weights(self, layout: Layout) -> tuple[jax.Array, jax.Array]:
         """Returns labels and weights of the pairs, `[H, W]`; weight 0 where a pair is left out."""
-        x, y = self.rows, self.columns
-        labels = (x.classes[:, None] != y.classes[None]).astype(jnp.int32)
+        task, x, y = layout.task, self.rows, self.columns
+        labels = pair_labels(task, layout.parameters, x, y)
         weights = x.weights[:, None] * y.weights[None]
         if self.top is not None:
             row, column = self.top + jnp.arange(len(x.norms)), self.left + jnp.arange(len(y.norms))
             weights = jnp.where(row[:, None] < column[None], weights, 0)
+        if task.labels is not None:
+            # A function of labels is not asked for a loss of ignored pairs.
+            weights, labels = jnp.where(labels < 0, 0, weights), jnp.where(labels < 0, 1, labels)
         if task.positives_only:
             weights = jnp.where(labels == 0, weights, 0)
         return labels, weights
@@ -59,6 +62,8 @@ def values_of_pair(
     Returns:
       Losses or trees of statistics: one of the pair, or one for each side that is an anchor.
     """
+    if is_graded(task):
+        label = label.astype(distances[0].dtype)
     if task.anchors == "none":
         return [task.loss(distance, label, *parameters) for distance in distances]
     (row_index, row_data), (column_index, column_data) = row, column

@@ -28,7 +28,14 @@ from contrastive_jax._engine.layout import (
     gradients_wanted,
     to_sorted,
 )
-from contrastive_jax._engine.problem import Parameters, Points, Task, masked_points
+from contrastive_jax._engine.problem import (
+    Parameters,
+    Points,
+    Task,
+    gradient_by_vectors,
+    label_of_rows,
+    masked_points,
+)
 from contrastive_jax._engine.program_cache import compiled
 from contrastive_jax._engine.reductions import flatten_statistics, is_statistic, result
 from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
@@ -208,7 +215,7 @@ def _backward(
     if not wanted.parameters:
         by_parameters = jax.tree.map(lambda _: None, parameters)
     by_sides = tuple(
-        Points(by_vector.astype(side.vectors.dtype), None, None)  # type: ignore[arg-type]
+        gradient_by_vectors(side, by_vector.astype(side.vectors.dtype))
         if by_vector is not None and is_wanted
         else None
         for by_vector, side, is_wanted in zip(by_vectors, sides, wanted.sides, strict=True)
@@ -294,7 +301,7 @@ def _selected_gradients(
     def total(x: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
         def value_of_pair(stage: int, position: int, i: jax.Array, j: jax.Array) -> jax.Array:
             distance = layout.task.distances[0](x[i], y[j], *parameters.distance)
-            label = (rows.classes[i] != columns.classes[j]).astype(jnp.int32)
+            label = label_of_rows(layout.task, parameters, rows, i, columns, j)
             earlier = results[: data_count + stage]
             earlier = jax.tree.map(lambda leaf: lax.stop_gradient(leaf[i]), earlier)
             tree = values_of_stage(stages, stage, distance, label, earlier, parameters.loss)

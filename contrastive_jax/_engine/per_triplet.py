@@ -16,10 +16,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from contrastive_jax._engine.derivatives import eager_vjp, substitute
+from contrastive_jax._engine.labelled_positives import (
+    LabelledPositives,
+    indices_of_positives,
+    labelled_positives,
+)
 from contrastive_jax._engine.per_anchor import anchor_statistics
 from contrastive_jax._engine.problem import Parameters, Points, Task, masked_points
 from contrastive_jax._engine.program_cache import compiled
-from contrastive_jax._engine.sharding import axes_of, varying
+from contrastive_jax._engine.sharding import axes_of, gather_rows, varying
 from contrastive_jax._engine.stages import Stage
 
 TripletSums = tuple[jax.Array, jax.Array, jax.Array]
@@ -94,8 +99,40 @@ def _triplet_sums(
     ) -> tuple[Any, ...]:
         return anchor_statistics(task, stages, (x,) if y is None else (x, y), data, parameters)
 
+    task, sides = without_own_pairs(task, triplets, sides)
     y = sides[1] if len(sides) > 1 else None
     return sums_over_positives(statistics, task, triplets, sides[0], y, loss_parameters, parameters)
+
+
+class _OfTwoRows(NamedTuple):
+    """Labels that ignore the pair of a row with itself; equal for equal labels.
+
+    Attributes come with the index of the row.
+    """
+
+    labels: Callable[..., Any]
+
+    def __call__(self, a: Any, b: Any, *values: jax.Array) -> jax.Array:
+        return jnp.where(a[1] == b[1], -1, self.labels(a[0], b[0], *values))
+
+
+def without_own_pairs(
+    task: Task, triplets: Triplets, sides: tuple[Points, ...]
+) -> tuple[Task, tuple[Points, ...]]:
+    """Returns a task and sides where no row makes a pair with itself.
+
+    A vector that is made of anchor and positive is compared with all rows, the anchor among them,
+    which is a positive by its class, and so not one of the negatives that are looked at. By a
+    function of labels it may be anything.
+    """
+    if task.labels is None or triplets.combine is None or len(sides) == 2:
+        return task, sides
+    count = len(sides[0].classes)
+    start = 0 if task.axis_name is None else lax.axis_index(task.axis_name) * count
+    indices = start + jnp.arange(count, dtype=jnp.int32)
+    x = sides[0]._replace(attributes=(sides[0].attributes, indices))
+    labels: Any = _OfTwoRows(task.labels)
+    return task._replace(labels=labels), (x,)
 
 
 def sums_over_positives(
@@ -123,7 +160,12 @@ def sums_over_positives(
       The sums, which can be differentiated once, in reverse mode.
     """
     sides = tuple(masked_points(side) for side in (x, y) if side is not None)
-    arguments = sides, loss_parameters, parameters, _positives_by_anchor(task, sides)
+    positives: Any = (
+        _positives_by_anchor(task, sides)
+        if task.labels is None
+        else labelled_positives(task, parameters, sides)
+    )
+    arguments = sides, loss_parameters, parameters, positives
     sums_of_pass = partial(_sums_of_pass, statistics, task, triplets)
 
     def with_gradient(wanted: Any, *arguments: Any) -> Any:
@@ -167,7 +209,7 @@ class _Positives(NamedTuple):
 def _positives_by_anchor(task: Task, sides: tuple[Points, ...]) -> _Positives:
     axis = task.axis_name
     x, one_side = sides[0], len(sides) == 1
-    classes = _all_devices(task, sides[-1].classes)
+    classes = gather_rows(task.axis_name, sides[-1].classes)
     order = jnp.argsort(classes, stable=True)
     ordered = classes[order]
     first = jnp.searchsorted(ordered, x.classes)
@@ -183,14 +225,9 @@ def _positives_by_anchor(task: Task, sides: tuple[Points, ...]) -> _Positives:
     return _Positives(order, first, own, sizes, most if axis is None else lax.pmax(most, axis))
 
 
-def _all_devices(task: Task, values: jax.Array) -> jax.Array:
-    axis = task.axis_name
-    return values if axis is None else lax.all_gather(values, axis, tiled=True)
-
-
 def _loop(triplets: Triplets, one_pass: Callable[[jax.Array], Any], arguments: Any) -> Any:
     """Adds up the results of the passes over all positives."""
-    positives: _Positives = arguments[3]
+    positives: _Positives | LabelledPositives = arguments[3]
     shapes = jax.eval_shape(one_pass, jnp.int32(0))
     init = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
     passes = -(-positives.most // triplets.positives_per_pass)
@@ -211,11 +248,18 @@ def _sums_of_pass(
     sides: tuple[Points, ...],
     loss_parameters: tuple[jax.Array, ...],
     parameters: Parameters,
-    positives: _Positives,
+    positives: _Positives | LabelledPositives,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Sums over the positives number `k * positives_per_pass` and the next ones of all anchors."""
     x, y = sides[0], sides[1] if len(sides) > 1 else None
-    valid, anchors, others = _vectors_of_pass(task, triplets, k, sides, positives)
+    first = k * triplets.positives_per_pass
+    number = first + jnp.arange(triplets.positives_per_pass)[:, None]
+    if isinstance(positives, LabelledPositives):
+        index = indices_of_positives(task, parameters, sides[0], positives, number)
+    else:
+        index = _indices_by_class(positives, number)
+    valid = number < positives.sizes[None]
+    anchors, others = _vectors_of_pass(task, sides, valid, index)
 
     def distance(a: jax.Array, b: jax.Array) -> jax.Array:
         if triplets.positive_distance is not None:
@@ -245,27 +289,33 @@ def _sums_of_pass(
     return sums[0], tuple(map(lax.stop_gradient, sums[1:]))
 
 
-def _vectors_of_pass(
-    task: Task, triplets: Triplets, k: jax.Array, sides: tuple[Points, ...], positives: _Positives
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns which anchors have a positive of these numbers, and the vectors of both.
-
-    Returns:
-      Mask `[P, N]` for P positives of a pass, vectors of the anchors and of the positives,
-      `[P, N, D]` each.
-    """
-    x = sides[0]
-    candidates = _all_devices(task, sides[-1].vectors)
-    count = triplets.positives_per_pass
-    number = k * count + jnp.arange(count)[:, None]
+def _indices_by_class(positives: _Positives, number: jax.Array) -> jax.Array:
+    """Returns the columns that are positives of these numbers, `[P, N]`."""
     index = positives.first[None] + number
     index += (index >= positives.own[None]).astype(index.dtype)
-    index = positives.order[jnp.minimum(index, len(candidates) - 1)]
-    valid = number < positives.sizes[None]
+    return positives.order[jnp.minimum(index, len(positives.order) - 1)]
+
+
+def _vectors_of_pass(
+    task: Task, sides: tuple[Points, ...], valid: jax.Array, index: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the vectors of the anchors and of the positives of a pass.
+
+    Args:
+      task: the axis of the devices.
+      sides: anchors, `[N]` rows, and columns where these are others.
+      valid: mask of the anchors that have these positives, `[P, N]` for P positives of a pass.
+      index: indices of the positives among the columns of all devices, `[P, N]`.
+
+    Returns:
+      Vectors of the anchors and of the positives, `[P, N, D]` each.
+    """
+    x = sides[0]
+    candidates = gather_rows(task.axis_name, sides[-1].vectors)
     # A pair that does not count is replaced by one that does, as by `substitute`. It is written out
     # to broadcast the anchors, whose gradient is then a sum over the positives of a pass.
     substitute_index = jnp.argmax(valid)
     mask = valid[..., None]
     row, other = substitute_index % len(x.classes), index.ravel()[substitute_index]
     anchors = jnp.where(mask, x.vectors[None], x.vectors[None, None, row])
-    return valid, anchors, jnp.where(mask, candidates[index], candidates[None, None, other])
+    return anchors, jnp.where(mask, candidates[index], candidates[None, None, other])

@@ -12,10 +12,17 @@ from jax import lax
 from contrastive_jax._dtypes import at_least_float32, widen
 from contrastive_jax._engine.closures import closure_convert
 from contrastive_jax._engine.matmul import Product, as_product, is_symmetric
+from contrastive_jax._engine.pair_labels import (
+    checked_attributes,
+    convert_labels,
+    label_of_pair,
+    labels_of_all,
+)
 from contrastive_jax._engine.sharding import axes_of, gathered, varying
 from contrastive_jax._host_arrays import as_array, as_classes, column_hint
 from contrastive_jax._traced_checks import check_real_scalar
 from contrastive_jax.checks import check_distance, check_values
+from contrastive_jax.labels.types import PairLabels, as_pair_labels
 from contrastive_jax.statistics import Op
 
 Method = Literal["sweep", "autodiff"]
@@ -65,6 +72,8 @@ class Task(NamedTuple):
     """Reductions of the statistics that `loss` returns for an anchor; None if it returns a loss."""
     positives_only: bool = False
     """True if negative pairs add nothing."""
+    labels: Callable[..., Any] | None = None
+    """Function of the attributes of two rows and of values; None for labels by classes."""
 
 
 class Parameters(NamedTuple):
@@ -72,6 +81,8 @@ class Parameters(NamedTuple):
 
     loss: tuple[jax.Array, ...]
     distance: tuple[jax.Array, ...]
+    labels: tuple[jax.Array, ...] = ()
+    """Values that the labels depend on, without a derivative."""
 
 
 class Sums(NamedTuple):
@@ -94,6 +105,8 @@ class Points(NamedTuple):
     """`[N]`, -1 where a row is to be ignored."""
     weights: jax.Array
     """`[N]`."""
+    attributes: Any = ()
+    """Tree of arrays with one entry a row, which a function labels pairs by."""
 
 
 class Problem(NamedTuple):
@@ -115,7 +128,45 @@ def masked_points(side: Points) -> Points:
         jnp.where(ignored[:, None], 0, side.vectors.astype(dtype)),
         jnp.where(ignored, -1, side.classes),
         jnp.where(ignored, 0, side.weights.astype(dtype)),
+        side.attributes,
     )
+
+
+def gradient_by_vectors(side: Points, vectors: Any) -> Points:
+    """Returns the gradient by the rows of a side, of which vectors alone have one."""
+    none: Any = None
+    return Points(vectors, none, none, jax.tree.map(lambda _: None, side.attributes))
+
+
+def is_graded(task: Task) -> bool:
+    """Returns True if labels are grades."""
+    dtype = getattr(task.labels, "dtype", jnp.int32)
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def label_of_rows(
+    task: Task, parameters: Parameters, x: Points, i: jax.Array, y: Points, j: jax.Array
+) -> jax.Array:
+    """Returns the label of row `i` of `x` and row `j` of `y`."""
+    if task.labels is None:
+        return (x.classes[i] != y.classes[j]).astype(jnp.int32)
+    a = jax.tree.map(lambda leaf: leaf[i], x)
+    b = jax.tree.map(lambda leaf: leaf[j], y)
+    label: jax.Array = label_of_pair(task.labels, parameters.labels, a, b)
+    return label
+
+
+def labels_of_row(task: Task, parameters: Parameters, row: Points, columns: Points) -> jax.Array:
+    """Returns the labels of a row and all columns, `[M]`."""
+    if task.labels is None:
+        return (row.classes != columns.classes).astype(jnp.int32)
+    rows = jax.tree.map(lambda leaf: leaf[None], row)
+    return pair_labels(task, parameters, rows, columns)[0]
+
+
+def pair_labels(task: Task, parameters: Parameters, x: Any, y: Any) -> jax.Array:
+    """Returns the labels of all pairs of rows and columns, `[N, M]`; -1 where one is ignored."""
+    return labels_of_all(task.labels, parameters.labels, x, y)
 
 
 def zero_or_nan(x: jax.Array) -> jax.Array:
@@ -169,26 +220,29 @@ def make_problem(
     axis_name: Any,
     numerics: Numerics,
     shared: Any = (),
+    labels: Any = None,
 ) -> Problem:
     """Checks the arguments of a loss over pairs, and makes a problem whose task lacks a loss.
 
     Args:
-      rows: vectors, classes and weights.
+      rows: vectors, classes and weights; attributes in place of classes where `labels` are given.
       columns: the same of the references; None each for pairs of the rows.
       distance: function of two vectors.
       axis_name: axis of the devices that share the rows, or None.
       numerics: options of the products.
       shared: further arrays, of which only the mesh axes along which they vary count.
+      labels: function of the attributes of two rows; None for labels by classes.
 
     Returns:
-      The problem. Its parameters are those of the distance.
+      The problem. Its parameters are those of the distance and of the labels.
     """
     tile = numerics.tile
     if tile is not None and (not isinstance(tile, int | np.integer) or tile < 8 or tile % 8):
         raise ValueError(f"tile must be a whole multiple of 8 and above 0, got {tile!r}")
     numerics = numerics._replace(tile=None if tile is None else int(tile))
     check_distance(distance)
-    sides = _checked_sides(rows, columns)
+    rule = None if labels is None else as_pair_labels(labels)
+    sides = _checked_sides(rows, columns, rule)
     dtype = sides[0].vectors.dtype
     product, bound = as_product(distance)
     if bound:
@@ -196,12 +250,17 @@ def make_problem(
     parameters = tuple(jnp.asarray(value) for value in gathered([*bound.values()]))
     both_orders = len(sides) == 1 and not is_symmetric(distance)
     # Of these only shapes count, and along which axes of a mesh they vary.
+    axes = axes_of((sides, parameters, shared))
     vector, scalar, label = varying(
-        (jnp.zeros(sides[0].vectors.shape[1:], dtype), jnp.zeros((), dtype), jnp.int32(0)),
-        axes_of((sides, parameters, shared)),
+        (jnp.zeros(sides[0].vectors.shape[1:], dtype), jnp.zeros((), dtype), jnp.int32(0)), axes
     )
     examples = vector, vector, *parameters
     distance, closed = closure_convert("distance", distance, examples, check_real_scalar)
+    label_pair, values = None, cast(tuple[jax.Array, ...], ())
+    if rule is not None:
+        label_pair, values, label = convert_labels(
+            rule, sides, (rows[1], columns[1])[: len(sides)], dtype, axes
+        )
     task = Task(
         loss=distance,
         distances=(distance, cast(Any, _Swapped(distance))) if both_orders else (distance,),
@@ -211,18 +270,21 @@ def make_problem(
         numerics=numerics,
         axis_name=axis_name,
         weighted=rows[2] is not None or columns[2] is not None,
+        labels=label_pair,
     )
-    return Problem(task, sides, Parameters((), parameters + closed), (scalar, label))
+    return Problem(task, sides, Parameters((), parameters + closed, values), (scalar, label))
 
 
-def _checked_sides(rows: tuple[Any, Any, Any], columns: tuple[Any, Any, Any]) -> tuple[Points, ...]:
+def _checked_sides(
+    rows: tuple[Any, Any, Any], columns: tuple[Any, Any, Any], labels: PairLabels | None
+) -> tuple[Points, ...]:
     """Returns the sides of the pairs, checked and in float32 at least."""
-    x = checked_points("", *rows)
+    x = checked_points("", *rows, labels=labels)
     if columns[0] is None:
         if any(column is not None for column in columns):
             raise ValueError("reference_classes and reference_weights need references")
         return (x._replace(vectors=widen(x.vectors)),)
-    y = checked_points("reference_", *columns)
+    y = checked_points("reference_", *columns, labels=labels)
     chex.assert_equal_shape_suffix(
         [x.vectors, y.vectors], 1, custom_message="embeddings and references: [B, D], [R, D]"
     )
@@ -232,13 +294,22 @@ def _checked_sides(rows: tuple[Any, Any, Any], columns: tuple[Any, Any, Any]) ->
     return tuple(side._replace(vectors=widen(side.vectors)) for side in (x, y))
 
 
-def checked_points(prefix: str, vectors: Any, classes: Any, weights: Any) -> Points:
+def checked_points(
+    prefix: str, vectors: Any, classes: Any, weights: Any, *, labels: PairLabels | None = None
+) -> Points:
     """Returns one side, checked. Its arguments have the prefix in the names of errors."""
     name = "references" if prefix else "embeddings"
     if classes is None:
         raise ValueError(f"{name} need {prefix}classes")
-    classes = as_classes(f"{prefix}classes", classes)
-    vectors = as_array(name, vectors, classes=classes)
+    attributes: Any = ()
+    if labels is None:
+        classes = as_classes(f"{prefix}classes", classes)
+        vectors = as_array(name, vectors, classes=classes)
+    else:
+        vectors = as_array(name, vectors)
+        attributes, classes = checked_attributes(
+            prefix, gathered(classes), labels, np.shape(vectors)[:1]
+        )
     vectors, classes, weights = gathered((vectors, classes, weights))
     vectors, classes = jnp.asarray(vectors), jnp.asarray(classes)
     if weights is not None:
@@ -257,7 +328,7 @@ def checked_points(prefix: str, vectors: Any, classes: Any, weights: Any) -> Poi
         classes = classes.astype(jnp.int32)
     # Derived from the classes, so that under `jax.shard_map` they vary where those do.
     ones = (classes == classes).astype(at_least_float32(vectors.dtype))
-    side = Points(vectors, classes, given[0] if given else ones)
+    side = Points(vectors, classes, given[0] if given else ones, attributes)
     values = {f"{prefix}weights": weight for weight in given} | {name: masked_points(side).vectors}
     check_values(**values)
     return side

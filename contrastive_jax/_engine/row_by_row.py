@@ -21,6 +21,7 @@ from contrastive_jax._engine.problem import (
     Points,
     Sums,
     Task,
+    labels_of_row,
     masked_points,
     zero_or_nan,
 )
@@ -54,8 +55,7 @@ def _pair_sums(task: Task, sides: tuple[Points, ...], parameters: Parameters) ->
     dtype = x.vectors.dtype
     count = 2 if task.by_label else 1
 
-    def by_row(row: Points, weights: jax.Array) -> Sums:
-        labels = (row.classes != columns.classes).astype(jnp.int32)
+    def by_row(row: Points, labels: jax.Array, weights: jax.Array) -> Sums:
         vectors, column_labels = substitute(weights > 0, (columns.vectors, labels))
 
         def one(b: jax.Array, label: jax.Array) -> jax.Array:
@@ -80,8 +80,11 @@ def _pair_sums(task: Task, sides: tuple[Points, ...], parameters: Parameters) ->
         weights = row.weights * columns.weights
         if len(sides) == 1:
             weights = jnp.where(jnp.arange(len(weights)) == index, 0, weights)
+        labels = labels_of_row(task, parameters, row, columns)
+        if task.labels is not None:
+            weights = jnp.where(labels < 0, 0, weights)
         # A row without partners has no pair that could replace another.
-        sums = lax.cond(jnp.any(weights > 0), by_row, lambda *_: empty, row, weights)
+        sums = lax.cond(jnp.any(weights > 0), by_row, lambda *_: empty, row, labels, weights)
         return cast(Sums, sums)
 
     bad = zero_or_nan(x.vectors) + zero_or_nan(columns.vectors)
@@ -132,14 +135,12 @@ def _anchor_statistics(
     @partial(jax.checkpoint, prevent_cse=False)
     def by_row(indexed: tuple[jax.Array, Points, tuple[Any, ...]]) -> tuple[Any, ...]:
         index, row, own_data = indexed
-        counts = _partners(row, columns, index if len(sides) == 1 else None)
+        pairs = _partners(task, parameters, row, columns, index if len(sides) == 1 else None)
 
         def with_pairs(row: Points, own_data: tuple[Any, ...]) -> tuple[Any, ...]:
-            return _statistics(
-                task, stages, row, row.vectors, columns, counts, own_data, parameters
-            )
+            return _statistics(task, stages, row.vectors, columns, pairs, own_data, parameters)
 
-        results = lax.cond(jnp.any(counts), with_pairs, lambda *_: none, row, own_data)
+        results = lax.cond(jnp.any(pairs[1]), with_pairs, lambda *_: none, row, own_data)
         return cast(tuple[Any, ...], results)
 
     results = lax.map(by_row, (jnp.arange(len(x.classes)), x, data))
@@ -195,7 +196,7 @@ def _triplet_sums(
     zero = varying(jnp.zeros((), dtype), axes_of((x, columns, loss_parameters, parameters)))
     init = (zero,) * 3
 
-    def by_positive(row: Points, counts: jax.Array, b: jax.Array) -> TripletSums:
+    def by_positive(row: Points, pairs: tuple[jax.Array, jax.Array], b: jax.Array) -> TripletSums:
         a = row.vectors
         between = (
             task.distances[0] if triplets.positive_distance is None else triplets.positive_distance
@@ -204,20 +205,21 @@ def _triplet_sums(
         positive = between(a, b, *own)
         vector = a if triplets.combine is None else triplets.combine(a, b)
         results = _statistics(
-            task, triplets.stages, row, vector, columns, counts, (positive,), parameters
+            task, triplets.stages, vector, columns, pairs, (positive,), parameters
         )
         value, count, active = triplets.loss(positive, *results, *loss_parameters)
         return value, lax.stop_gradient(count), lax.stop_gradient(active)
 
     def by_row(index: jax.Array, row: Points) -> TripletSums:
-        counts = _partners(row, columns, index if len(sides) == 1 else None)
+        pairs = _partners(task, parameters, row, columns, index if len(sides) == 1 else None)
+        labels, counts = pairs
 
         def by_column(_: jax.Array, column: tuple[jax.Array, jax.Array]) -> TripletSums:
             is_positive, b = column
-            with_positive = partial(by_positive, row, counts)
+            with_positive = partial(by_positive, row, pairs)
             return cast(TripletSums, lax.cond(is_positive, with_positive, lambda _: init, b))
 
-        are_positive = counts & (columns.classes == row.classes)
+        are_positive = counts & (labels == 0)
         return cast(TripletSums, _summed(by_column, init, (are_positive, columns.vectors)))
 
     if by_anchor:
@@ -239,32 +241,44 @@ def _summed(function: Callable[[jax.Array, Any], Any], init: Any, rows: Any) -> 
     return lax.scan(add, init, (jnp.arange(count), rows))[0]
 
 
-def _partners(row: Points, columns: Points, own: jax.Array | None) -> jax.Array:
-    """Returns the mask of the columns that make a pair with a row, `[M]`; `own` is its index."""
+def _partners(
+    task: Task, parameters: Parameters, row: Points, columns: Points, own: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the labels of the pairs of a row, and the mask of those that count, `[M]`.
+
+    Args:
+      task: the labels.
+      parameters: values that labels depend on.
+      row: the row.
+      columns: the columns.
+      own: index of the row among the columns; None where it is not among them.
+    """
     counts = (row.classes >= 0) & (columns.classes >= 0)
-    return counts if own is None else counts & (jnp.arange(len(counts)) != own)
+    labels = labels_of_row(task, parameters, row, columns)
+    if task.labels is not None:
+        counts &= labels >= 0
+    return labels, counts if own is None else counts & (jnp.arange(len(counts)) != own)
 
 
 def _statistics(
     task: Task,
     stages: tuple[Stage, ...],
-    row: Points,
     vector: jax.Array,
     columns: Points,
-    counts: jax.Array,
+    pairs: tuple[jax.Array, jax.Array],
     data: tuple[Any, ...],
     parameters: Parameters,
 ) -> tuple[Any, ...]:
     """Returns the statistics of the pairs of a row, with distances of columns from `vector`."""
-    labels = (row.classes != columns.classes).astype(jnp.int32)
+    labels, counts = pairs
     vectors, labels = substitute(counts, (columns.vectors, labels))
     distances = jax.vmap(lambda b: task.distances[0](vector, b, *parameters.distance))(vectors)
     results = data
     for k in range(len(stages)):
         evaluate = partial(values_of_stage, stages, k)
-        pairs = jax.vmap(evaluate, (0, 0, None, None))(distances, labels, results, parameters.loss)
+        each = jax.vmap(evaluate, (0, 0, None, None))(distances, labels, results, parameters.loss)
         reduce = partial(reduce_row, counts=counts, dtype=distances.dtype)
-        results = (*results, jax.tree.map(reduce, pairs, is_leaf=is_statistic))
+        results = (*results, jax.tree.map(reduce, each, is_leaf=is_statistic))
     return results[len(data) :]
 
 

@@ -11,6 +11,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from contrastive_jax._compat import check_explicit_axes, pcast_varying, varying_axes
+from contrastive_jax._dtypes import ignored_value
 
 
 def gathered(tree: Any) -> Any:
@@ -131,22 +132,44 @@ def psum_once(values: Any, axis_name: Any) -> Any:
     return added(values)
 
 
+def gather_rows(axis_name: Any, tree: Any) -> Any:
+    """Returns the rows of all devices along an axis, one after the other; None for one device."""
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda rows: lax.all_gather(rows, axis_name, tiled=True), tree)
+
+
 def ring_permute(tree: Any, axis: Any, steps: int) -> Any:
     devices = lax.axis_size(axis)
     route = [(i, (i + steps) % devices) for i in range(devices)]
     return jax.tree.map(lambda x: lax.ppermute(x, axis, route), tree)
 
 
-def local_shard(rows: tuple[jax.Array, jax.Array], axis_name: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns the share of this device of rows that all devices hold, padded by class -1."""
+def local_shard(rows: tuple[jax.Array, Any], axis_name: Any) -> tuple[jax.Array, Any]:
+    """Returns the share of this device of rows that all devices hold, padded by ignored ones.
+
+    Args:
+      rows: vectors, and classes or a tree of attributes.
+      axis_name: axis of the devices.
+
+    Returns:
+      The share of both.
+    """
     vectors, classes = rows
     devices = lax.axis_size(axis_name)
-    share = -(-len(classes) // devices)
-    padding = share * devices - len(classes)
-    vectors = jnp.pad(vectors, ((0, padding), (0, 0)))
-    classes = jnp.pad(classes, (0, padding), constant_values=-1)
-    start = lax.axis_index(axis_name) * share
-    return (
-        lax.dynamic_slice_in_dim(vectors, start, share),
-        lax.dynamic_slice_in_dim(classes, start, share),
+    share = -(-len(vectors) // devices)
+    padding = share * devices - len(vectors)
+
+    def padded(leaf: jax.Array, value: Any) -> jax.Array:
+        ends = [(0, padding)] + [(0, 0)] * (leaf.ndim - 1)
+        return jnp.pad(leaf, ends, constant_values=value)
+
+    both = (
+        padded(vectors, 0),
+        jax.tree.map(lambda leaf: padded(leaf, ignored_value(leaf.dtype)), classes),
     )
+    start = lax.axis_index(axis_name) * share
+    shares: tuple[jax.Array, Any] = jax.tree.map(
+        lambda leaf: lax.dynamic_slice_in_dim(leaf, start, share), both
+    )
+    return shares

@@ -45,12 +45,12 @@ def _add_pairs(layout: Layout, tile: Tile, all_negative: jax.Array, carry: TileC
     """Adds the pairs of a tile, by a product where the distance follows from one."""
     task = layout.task
     if task.product is None:
-        return add_by_pair(layout, tile, *tile.labels_and_weights(task), carry)
+        return add_by_pair(layout, tile, *tile.labels_and_weights(layout), carry)
     if layout.centre is not None and tile.transposed is not None:
         return _add_by_squares(layout, tile, all_negative, carry)
     u, v = points_of(tile.rows), points_of(tile.columns)
     operands = Operands(u, u.T, v, inner_products(task, u, v))
-    return add_by_product(layout, tile, operands, *tile.labels_and_weights(task), carry)
+    return add_by_product(layout, tile, operands, *tile.labels_and_weights(layout), carry)
 
 
 def _add_by_squares(
@@ -70,12 +70,14 @@ def _add_by_squares(
 
     def add_plain(carry: TileCarry) -> TileCarry:
         operands = Operands(u, transposed, v, squares()[0])
-        labels, _ = tile.labels_and_weights(task)
-        return add_by_product(layout, tile, operands, labels, None, carry)
+        labels, weights = tile.labels_and_weights(layout)
+        # A function of labels may ignore pairs.
+        own = None if task.labels is None else weights
+        return add_by_product(layout, tile, operands, labels, own, carry)
 
     def add_any(carry: TileCarry) -> TileCarry:
         square, excess = squares()
-        labels, weights = tile.labels_and_weights(task)
+        labels, weights = tile.labels_and_weights(layout)
         excess = jnp.where((weights > 0) & refine, excess, 1)
         weights = jnp.where(excess < 0, 0, weights)
         operands = Operands(u, transposed, v, square)
@@ -137,7 +139,7 @@ def _add_close(layout: Layout, tile: Tile, inner: jax.Array, carry: TileCarry) -
     task, x, y = layout.task, tile.rows, tile.columns
     product = cast(Product, task.product)
     # Computed again: to pass on whole tiles would slow down those without close pairs.
-    labels, weights = tile.labels_and_weights(task)
+    labels, weights = tile.labels_and_weights(layout)
     weights = jnp.where(_squares(product, tile, inner)[1] < 0, weights, 0)
     u, v = _from_first_of_class(layout, tile)
     own = jnp.sum(u * u, axis=1)[:, None] + jnp.sum(v * v, axis=1)[None]
@@ -146,7 +148,8 @@ def _add_close(layout: Layout, tile: Tile, inner: jax.Array, carry: TileCarry) -
     if product.points is not None and not product.linear:
         tolerance += x.tolerance[:, None] + y.tolerance[None]
     # Not where both are 0: such points may coincide, or differ by less than has a square.
-    is_accurate = (labels == 0) & (square > tolerance)
+    same = labels == 0 if task.labels is None else x.classes[:, None] == y.classes[None]
+    is_accurate = same & (square > tolerance)
     if product.bends_at_antipodes:
         is_accurate &= square < 2
     operands = Operands(u, u.T, v, square, own_origin=True)

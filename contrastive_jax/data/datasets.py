@@ -1,4 +1,4 @@
-"""Labelled images by name, through tensorflow-datasets and without TensorFlow where that can be."""
+"""Data sets, by name through tensorflow-datasets and without TensorFlow where that can be."""
 
 import difflib
 import warnings
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -75,20 +75,28 @@ class PairDataset(NamedTuple):
 
 
 def load(
-    name: str,
+    source: str | Path | Any,
     *,
     data_dir: str | Path | None = None,
     tfds_dir: str | Path | None = None,
     image_size: int | None = None,
-    split_classes: bool = False,
+    split_by: Literal["classes", "examples"] | None = None,
+    similar_label: Literal[0, 1] | None = None,
+    on_bad_input: Literal["error", "skip"] = "error",
     validation_fraction: float = 0.1,
     seed: int = 0,
-) -> Dataset:
-    """Loads a data set, preparing it and decoding its images at the first time.
+) -> Dataset | Any:
+    """Loads a data set by its name, or data of one's own by its path.
 
-    Decoded images are stored in the folder of the prepared data set, as `decoded.npz`, or as
-    `decoded-SIZE.npz` where they are scaled, and read from there later. They are decoded again when
-    the prepared files change, and at every call where that folder can not be written.
+    A string is a path if it begins with `.`, `/` or `~` or ends as a file that is read here, such
+    as .csv; or if there is such a file and no data set of this name. `load_with_report` says which
+    forms are read and how; what may spoil a training is a warning. The rest of this description is
+    of data sets by name.
+
+    A data set is prepared and its images are decoded at the first time. Decoded images are stored
+    in the folder of the prepared data set, as `decoded.npz`, or as `decoded-SIZE.npz` where they
+    are scaled, and read from there later. They are decoded again when the prepared files change,
+    and at every call where that folder can not be written.
 
     Splits are those of the data set. Where it has no validation split, a fixed part of train
     becomes one; where it has no test split, validation is the test set, or failing that another
@@ -99,23 +107,27 @@ def load(
     pixels are laid on white, with a warning.
 
     Args:
-      name: `digits` (1,797 digits of 8 x 8, always at hand), `fashion_mnist` or `mnist` (from IDX
-        files), `idx` (from IDX files of any other set, such as EMNIST, with classes named by their
-        labels), or any name in tensorflow-datasets with images and with class labels, or with
-        a feature called `label` that is an integer or a string.
+      source: a path, a `Dataset` of Hugging Face, or a name: `digits` (1,797 digits of 8 x 8,
+        always at hand), `fashion_mnist` or `mnist` (from IDX files), `idx` (from IDX files of any
+        other set, such as EMNIST, with classes named by their labels), or any name in
+        tensorflow-datasets with images and with class labels, or with a feature called `label`
+        that is an integer or a string.
       data_dir: folder of the IDX files; by default where Debian's packages put them. A `~` at its
         beginning is the home folder, here and below.
       tfds_dir: folder of prepared data sets; by default that of tensorflow-datasets.
       image_size: side in pixels to which images are scaled; needed where they differ in size.
-      split_classes: train and validate on the first half of the classes, test on the others.
+      split_by: `classes` trains and validates on the first half of the classes and tests on the
+        others; `examples` does as the data set. For data of one's own see `load_with_report`.
+      similar_label: of pairs of one's own, as in `load_with_report`.
+      on_bad_input: for data of one's own, as in `load_with_report`.
       validation_fraction: share of every class of train held out for validation.
       seed: of that choice, in [0, 2^32).
 
     Returns:
-      The data set, in memory.
+      The data set, in memory, which is a `PairDataset` if a table has pairs.
 
     Raises:
-      FileNotFoundError: if IDX files are missing.
+      FileNotFoundError: if IDX files are missing, or there is no file of that path.
       ImportError: if packages of the extra `train` are missing, or the set can only be prepared or
         read with TensorFlow.
       ValueError: if the name is unknown, the set has no images or labels, its images differ in
@@ -128,12 +140,96 @@ def load(
       >>> digits.train.images.shape[1:], len(digits.test.classes)
       ((8, 8, 1), 450)
     """
-    from contrastive_jax.data import _examples  # needs Pillow
+    if not isinstance(source, str) or _is_path(source):
+        from contrastive_jax.data import own
 
+        if data_dir is not None or tfds_dir is not None:
+            raise ValueError(
+                "data_dir and tfds_dir are of data sets by name, and have no effect on "
+                f"{source}: leave them out"
+            )
+        data, report = own.load_with_report(
+            source,
+            image_size=image_size,
+            split_by=split_by,
+            similar_label=similar_label,
+            on_bad_input=on_bad_input,
+            validation_fraction=validation_fraction,
+            seed=seed,
+        )
+        own.warn(report)
+        return data
+    if split_by not in (None, "classes", "examples"):
+        raise ValueError(f"split_by must be classes or examples, got {split_by!r}")
+    if similar_label is not None or on_bad_input != "error":
+        raise ValueError(
+            "similar_label and on_bad_input are of data of one's own, and have no effect on the "
+            f"data set {source}: leave them out"
+        )
+    return _load_by_name(
+        source,
+        _expanded("--data_dir", data_dir),
+        _expanded("--tfds_dir", tfds_dir),
+        image_size,
+        split_by == "classes",
+        validation_fraction,
+        seed,
+    )
+
+
+def _load_by_name(
+    name: str,
+    data_dir: Path | None,
+    tfds_dir: Path | None,
+    image_size: int | None,
+    split_classes: bool,
+    validation_fraction: float,
+    seed: int,
+) -> Dataset:
+    """Loads a data set by its name."""
     check_seed(seed)
     if image_size is not None and image_size < 1:
         raise ValueError(f"--image_size must be at least 1 pixel, got {image_size}")
-    data_dir, tfds_dir = _expanded("--data_dir", data_dir), _expanded("--tfds_dir", tfds_dir)
+    decoded = _named(name, data_dir, tfds_dir, image_size)
+    for note in decoded.notes:
+        warnings.warn(note, stacklevel=3)
+    parts = {
+        split: Examples(images, decoded.classes[split]) for split, images in decoded.images.items()
+    }
+    train, validation, test = _three(parts, validation_fraction, seed)
+    if split_classes:
+        seen = seen_classes(len(decoded.class_names))
+        train = _rows(train, seen[train.classes])
+        validation = _rows(validation, seen[validation.classes])
+        test = _rows(test, ~seen[test.classes])
+    data = Dataset(name, decoded.class_names, train, validation, test)
+    for split in ("train", "validation", "test"):
+        if len(getattr(data, split).classes) == 0:
+            raise ValueError(f"{name} has no {split} examples left")
+    return data
+
+
+def _is_path(source: str) -> bool:
+    """Tells whether a string is a path to data of one's own, and not the name of a data set."""
+    from contrastive_jax.data._own.recognise import looks_like_path
+
+    if looks_like_path(source):
+        return True
+    if source in OWN or not source or not Path(source).exists():
+        return False
+    with needs("train", __name__):
+        import tensorflow_datasets as tfds
+
+    name = source.partition("/")[0].partition(":")[0]
+    return name not in tfds.list_builders(with_community_datasets=False)
+
+
+def _named(
+    name: str, data_dir: Path | None, tfds_dir: Path | None, image_size: int | None
+) -> _decoded.Decoded:
+    """Prepares and decodes a data set by its name, or reads what was decoded before."""
+    from contrastive_jax.data import _examples  # needs Pillow
+
     builder = _builder(name, data_dir, tfds_dir)
     image, label = _examples.image_and_label(name, builder.info)
     if not len(builder.info.splits):
@@ -145,39 +241,30 @@ def load(
     if decoded is None:
         decoded = _examples.decode(name, builder, image, label, image_size)
         _decoded.write(folder, source, decoded)
-    for note in decoded.notes:
-        warnings.warn(note, stacklevel=2)
-    names = decoded.class_names
-    splits = {
-        split: Examples(images, decoded.classes[split]) for split, images in decoded.images.items()
-    }
+    return decoded
+
+
+def _three(
+    parts: dict[str, Examples], validation_fraction: float, seed: int
+) -> tuple[Examples, Examples, Examples]:
+    """Makes train, validation and test of the splits that there are."""
 
     def carve(examples: Examples) -> tuple[Examples, Examples]:
-        kept, held = hold_out(examples.classes, validation_fraction, seed=seed)
-        return _rows(examples, kept), _rows(examples, held)
+        stay, held = hold_out(examples.classes, validation_fraction, seed=seed)
+        return _rows(examples, stay), _rows(examples, held)
 
-    train = splits["train"]
-    if "test" in splits:
-        test = splits["test"]
-    elif "validation" in splits:
-        test = splits["validation"]
+    train = parts["train"]
+    if "test" in parts:
+        test = parts["test"]
+    elif "validation" in parts:
+        test = parts["validation"]
     else:
         train, test = carve(train)
-    if {"validation", "test"} <= set(splits):
-        validation = splits["validation"]
+    if {"validation", "test"} <= set(parts):
+        validation = parts["validation"]
     else:
         train, validation = carve(train)
-
-    if split_classes:
-        seen = seen_classes(len(names))
-        train = _rows(train, seen[train.classes])
-        validation = _rows(validation, seen[validation.classes])
-        test = _rows(test, ~seen[test.classes])
-    data = Dataset(name, names, train, validation, test)
-    for split in ("train", "validation", "test"):
-        if len(getattr(data, split).classes) == 0:
-            raise ValueError(f"{name} has no {split} examples left")
-    return data
+    return train, validation, test
 
 
 def _rows(examples: Examples, rows: np.ndarray) -> Examples:

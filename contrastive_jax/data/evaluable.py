@@ -50,7 +50,7 @@ def check_evaluable(data: Dataset) -> None:
             raise ValueError(
                 f"{name} can not be evaluated: dissimilar pairs need two classes, and all "
                 f"{counts[0]} examples are of class {present[0]}; add examples of another class, "
-                "or where classes are split (--split_classes), do not split them"
+                "or where classes are split (--split classes), do not split them"
             )
         if counts.max() == 1:
             raise ValueError(

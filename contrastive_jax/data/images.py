@@ -10,7 +10,7 @@ from contrastive_jax._extras import needs
 from contrastive_jax.data.sizes import check_fits
 
 with needs("train", __name__):
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def decode_images(
@@ -64,15 +64,86 @@ def decode_images(
                 "with --image_size"
             )
         try:
-            image, seen_through = _on_white(_of_8_bits(image))
-            image = image.convert("L" if grey else "RGB")
-            if image_size:
-                image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-            pixels[split][row] = np.asarray(image).reshape(shape)
+            pixels[split][row], seen_through = _pixels(
+                image, grey, (height, width) if image_size else None
+            )
         except Exception as error:  # Pillow raises SyntaxError, OSError, struct.error and others.
             raise ValueError(_unreadable(split, row, error)) from error
         transparent += seen_through
     return pixels, transparent
+
+
+def read_picture(
+    content: bytes, *, grey: bool, size: tuple[int, int] | None
+) -> tuple[np.ndarray, bool]:
+    """Decodes one picture to pixels of 8 bits, turned as its camera says.
+
+    A JPEG that is much larger than `size` is decoded at a fraction of its size.
+
+    Args:
+      content: the encoded picture; of several frames the first.
+      grey: whether to give one channel, of grey, or three, of colours.
+      size: height and width in pixels to which the picture is scaled; without it the picture keeps
+        its size.
+
+    Returns:
+      Pixels, `uint8` `[H, W, 1 or 3]`, and whether the picture has transparent pixels, which are
+      laid on white.
+
+    Raises:
+      ValueError: if it is empty, has more pixels than Pillow's limit, or pixels that are not
+        integers of 8 or 16 bits. Damaged pictures raise the errors of Pillow.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.data.idx import png
+      >>> from contrastive_jax.data.images import read_picture
+      >>> picture = png(np.zeros((4, 6), np.uint8))
+      >>> pixels, transparent = read_picture(picture, grey=False, size=None)
+      >>> pixels.shape, transparent
+      ((4, 6, 3), False)
+    """
+    image = open_picture(content)
+    if size:
+        image.draft(None, (2 * max(size), 2 * max(size)))
+    return _pixels(ImageOps.exif_transpose(image), grey, size)
+
+
+def open_picture(content: bytes) -> Image.Image:
+    """Opens a picture and reads its header alone.
+
+    Raises:
+      ValueError: if it is empty, or has more pixels than Pillow's limit. Damaged pictures raise the
+        errors of Pillow.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.data.idx import png
+      >>> from contrastive_jax.data.images import open_picture
+      >>> open_picture(png(np.zeros((4, 6), np.uint8))).size
+      (6, 4)
+    """
+    if not content:
+        raise ValueError("it is empty")
+    image = Image.open(io.BytesIO(content))
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and image.width * image.height > limit:
+        raise ValueError(
+            f"its {image.width} x {image.height} pixels are more than Pillow's limit of "
+            f"{limit:,}, which guards against decompression bombs"
+        )
+    return image
+
+
+def _pixels(
+    image: Image.Image, grey: bool, size: tuple[int, int] | None
+) -> tuple[np.ndarray, bool]:
+    """Converts an opened picture to pixels of 8 bits, and says if it has transparent ones."""
+    image, transparent = _on_white(_of_8_bits(image))
+    image = image.convert("L" if grey else "RGB")
+    if size:
+        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(image.height, image.width, -1), transparent
 
 
 def _opened(contents: Mapping[str, Sequence[bytes]], split: str, row: int) -> Image.Image:

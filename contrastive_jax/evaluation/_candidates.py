@@ -72,7 +72,10 @@ class Figures(NamedTuple):
 
 
 def match_figures(
-    points: Points, selected: Indices, matches: Sequence[Indices], names: tuple[Names, Names]
+    points: Points,
+    selected: Indices,
+    matches: Sequence[Indices],
+    names: tuple[Names, Names] | None,
 ) -> Figures:
     """Computes the rank of the first match, R-precision and average precision at R.
 
@@ -81,7 +84,7 @@ def match_figures(
       selected: the queries, [Q].
       matches: for each of the selected queries the references of its class, ascending; at least one
         of them is not left out.
-      names: classes of all queries and of all references.
+      names: classes of all queries and of all references, where equal ones are what makes a match.
 
     Returns:
       Figures of the selected queries.
@@ -90,6 +93,7 @@ def match_figures(
     own, excluded = _pairs_of(matches), _pairs_of([points.left_out[query] for query in selected])
     ranked = ~np.isin(_keys(own, references), _keys(excluded, references))
     own = Pairs(*(side[ranked] for side in own))
+    own_keys = _keys(own, references)  # ascending, as matches are
     r = np.bincount(own.query, minlength=len(selected))
     starts = np.cumsum(r) - r
     squared = squared_distances(points, selected[own.query], own.reference)
@@ -107,7 +111,12 @@ def match_figures(
         size = block.stop - block.start
         figures.rank[here] = 1 + block.nearer + np.bincount(query[before], minlength=size)
         query, position, order = by_distance(block)
-        hit = names[1][reference[order]] == names[0][selected[here][query]]
+        if names is None:
+            keys = _keys(Pairs(block.start + query, reference[order]), references)
+            nearest_key = np.searchsorted(own_keys, keys)
+            hit = own_keys[np.minimum(nearest_key, len(own_keys) - 1)] == keys
+        else:
+            hit = names[1][reference[order]] == names[0][selected[here][query]]
         hit &= position < r[here][query]
         query, position = query[hit], position[hit]
         hits = np.bincount(query, minlength=size)

@@ -26,16 +26,17 @@ Squares of embeddings must fit float64: beyond the range from 1e-140 to 1e150 th
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from contrastive_jax._host_arrays import checked_classes
 from contrastive_jax.evaluation import _candidates
 from contrastive_jax.evaluation._candidates import Points
+from contrastive_jax.evaluation._labelled import labelled_matches
 from contrastive_jax.evaluation._points import (
     Distance,
     Floats,
@@ -49,6 +50,7 @@ from contrastive_jax.evaluation._points import (
 )
 from contrastive_jax.evaluation._selection import smallest
 from contrastive_jax.evaluation._sweep import MOST
+from contrastive_jax.labels.types import PairLabels
 
 T = TypeVar("T")
 
@@ -136,10 +138,11 @@ def nearest_neighbours(
 
 def retrieval(
     queries: ArrayLike,
-    query_classes: ArrayLike,
+    query_classes: Any,
     references: ArrayLike | None = None,
-    reference_classes: ArrayLike | None = None,
+    reference_classes: Any = None,
     *,
+    labels: PairLabels | Callable[[Any, Any], Any] | None = None,
     ks: Sequence[int] = (1, 5, 10),
     distance: Distance = "euclidean",
     query_ids: ArrayLike | None = None,
@@ -160,9 +163,13 @@ def retrieval(
     Args:
       queries: embeddings, [Q, D].
       query_classes: integers from 0, bools or strings, [Q]; rows of class -1 or of a masked class
-        are ignored.
+        are ignored. With `labels` the attributes of the rows: any tree of arrays [Q, ...].
       references: embeddings, [M, D]; None to rank the queries themselves, each among the others.
       reference_classes: the same of the references, [M]; None exactly where `references` is.
+      labels: function of the attributes of a query and a reference that returns 0 (a match), 1, or
+        -1 (not ranked for the query), as in `contrastive_jax.all_pairs_loss`;
+        `labels.same_class_other_group()` leaves out images of a person by the camera of the query.
+        By default references of the class of a query are its matches.
       ks: the k of recall at k, whole numbers from 1; where k reaches the number of references, that
         recall is 1.
       distance: "euclidean", or "cosine", 1 - cosine similarity.
@@ -183,10 +190,11 @@ def retrieval(
         out.
 
     Raises:
+      AssertionError: attributes that do not fit the rows.
       ValueError: embeddings that are not [N, D], empty, not of one width, not finite, masked or
-        beyond the range of the module, rows of zeros under "cosine", classes or identities that
-        do not fit, only one of `references` and `reference_classes`, an unknown distance, a k that
-        is not whole or below 1, or no query with a match.
+        beyond the range of the module, rows of zeros under "cosine", classes, labels or identities
+        that do not fit, only one of `references` and `reference_classes`, an unknown distance, a k
+        that is not whole or below 1, or no query with a match.
 
     References:
       Musgrave, Belongie and Lim (2020), "A Metric Learning Reality Check", ECCV (R-precision,
@@ -210,30 +218,14 @@ def retrieval(
             raise ValueError(f"ks must be whole numbers and at least 1, got {ks}.")
     one_set = references is None
     rows = row_count("queries", queries)
-    class_of_query, counts = checked_classes("query_classes", query_classes, rows)
-    reference_rows, class_of_reference, reference_counts = rows, class_of_query, counts
-    if references is not None:
-        reference_rows = row_count("references", references)
-        class_of_reference, reference_counts = checked_classes(
-            "reference_classes", reference_classes, reference_rows
-        )
-    require_one_sort("classes", class_of_query, class_of_reference)
+    reference_rows = rows if references is None else row_count("references", references)
     ids = checked_identities(query_ids, reference_ids, rows, reference_rows, one_set)
-    class_of_query, class_of_reference = (
-        class_of_query[counts],
-        class_of_reference[reference_counts],
+    sides = query_classes, reference_classes
+    counts, reference_counts, matches, left_out, names, itself = (
+        _matches_by_class(*sides, rows, reference_rows, ids)
+        if labels is None
+        else _matches_by_label(labels, *sides, rows, reference_rows, ids)
     )
-    matches = equal_names(class_of_query, class_of_reference)
-    if ids is not None:
-        ids = ids[0][counts], ids[1][reference_counts]
-    left_out = _left_out(len(matches), one_set, ids)
-    if ids is not None:
-        matches = [
-            np.setdiff1d(own, same, assume_unique=True)
-            for own, same in zip(matches, left_out, strict=True)
-        ]
-    # Without identities, a query is among its own matches within one set.
-    itself = one_set and ids is None
     matched = np.flatnonzero([len(own) > itself for own in matches])
     if not len(matched):
         ignored = np.sum(~counts) + (0 if one_set else np.sum(~reference_counts))
@@ -252,9 +244,9 @@ def retrieval(
         closer = np.count_nonzero(scores < scores[first])
         tied_before = np.count_nonzero(scores[:first] == scores[first])
         r = len(own) - itself
-        hit_ranks = 1 + np.flatnonzero(
-            class_of_reference[smallest(scores, r)] == class_of_query[query]
-        )
+        nearest = smallest(scores, r)
+        is_match = np.isin(nearest, own) if names is None else names[1][nearest] == names[0][query]
+        hit_ranks = 1 + np.flatnonzero(is_match)
         precision_at_hits = np.arange(1, len(hit_ranks) + 1) / hit_ranks
         return (
             float(1 + closer + tied_before),
@@ -268,7 +260,6 @@ def retrieval(
     few = np.array([len(matches[query]) + len(left_out[query]) <= MOST for query in matched])
     if np.sum(few) * len(reference_points) >= SWEPT_FROM:
         selected = matched[few]
-        names = class_of_query, class_of_reference
         swept_points = _on_devices(points, queries if references is None else references)
         own = [matches[query] for query in selected]
         swept = _candidates.match_figures(swept_points, selected, own, names)
@@ -286,6 +277,74 @@ def retrieval(
         "queries": len(matches),
         "queries_without_match": len(matches) - len(matched),
     }
+
+
+class _Matches(NamedTuple):
+    """Which rows count, and for each query that does its matches among references that do."""
+
+    counts: NDArray[np.bool_]
+    reference_counts: NDArray[np.bool_]
+    matches: list[Indices]
+    left_out: list[Indices]
+    """The references that are not ranked for a query."""
+    names: tuple[Names, Names] | None
+    """Classes, where equal ones are what makes a match."""
+    itself: bool
+    """True if a query is among its own matches."""
+
+
+def _matches_by_class(
+    query_classes: ArrayLike,
+    reference_classes: ArrayLike | None,
+    rows: int,
+    reference_rows: int,
+    ids: tuple[Names, Names] | None,
+) -> _Matches:
+    """Lists the references of the class of each query."""
+    one_set = reference_classes is None
+    class_of_query, counts = checked_classes("query_classes", query_classes, rows)
+    class_of_reference, reference_counts = class_of_query, counts
+    if reference_classes is not None:
+        class_of_reference, reference_counts = checked_classes(
+            "reference_classes", reference_classes, reference_rows
+        )
+    require_one_sort("classes", class_of_query, class_of_reference)
+    names = class_of_query[counts], class_of_reference[reference_counts]
+    matches = equal_names(*names)
+    if ids is not None:
+        ids = ids[0][counts], ids[1][reference_counts]
+    left_out = _left_out(len(matches), one_set, ids)
+    if ids is not None:
+        matches = _without(matches, left_out)
+    # Without identities, a query is among its own matches within one set.
+    itself = one_set and ids is None
+    return _Matches(counts, reference_counts, matches, left_out, names, itself)
+
+
+def _matches_by_label(
+    labels: Any,
+    query_attributes: Any,
+    reference_attributes: Any,
+    rows: int,
+    reference_rows: int,
+    ids: tuple[Names, Names] | None,
+) -> _Matches:
+    """Lists the references that a function of two rows says are similar to each query."""
+    counts, reference_counts, matches, left_out = labelled_matches(
+        labels, query_attributes, reference_attributes, rows, reference_rows
+    )
+    if ids is not None:
+        same = equal_names(ids[0][counts], ids[1][reference_counts])
+        left_out = [np.union1d(*both) for both in zip(left_out, same, strict=True)]
+        matches = _without(matches, left_out)
+    return _Matches(counts, reference_counts, matches, left_out, None, False)
+
+
+def _without(matches: list[Indices], left_out: list[Indices]) -> list[Indices]:
+    return [
+        np.setdiff1d(own, same, assume_unique=True)
+        for own, same in zip(matches, left_out, strict=True)
+    ]
 
 
 def _left_out(queries: int, one_set: bool, ids: tuple[Names, Names] | None) -> list[Indices]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,10 @@ from contrastive_jax._engine.sharding import gathered
 from contrastive_jax._host_arrays import checked_classes, split_mask
 from contrastive_jax.checks import check_distance, check_seed
 from contrastive_jax.data.draw import ClassIndex, draw_pairs, index_by_class
+from contrastive_jax.evaluation._labelled import drawn_pairs
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.verification import best_threshold, verification
+from contrastive_jax.labels.types import PairLabels
 
 
 class Summary(NamedTuple):
@@ -28,13 +30,14 @@ class Summary(NamedTuple):
 
 def summarize(
     validation: np.ndarray,
-    validation_classes: np.ndarray,
+    validation_classes: Any,
     test: np.ndarray,
-    test_classes: np.ndarray,
+    test_classes: Any,
     *,
     distance: Callable[[jax.Array, jax.Array], jax.Array] = distances.euclidean,
     pairs: int = 50_000,
     seed: int = 0,
+    labels: PairLabels | Callable[[Any, Any], Any] | None = None,
 ) -> Summary:
     """Computes verification and retrieval on test, with the threshold chosen on validation.
 
@@ -44,12 +47,16 @@ def summarize(
 
     Args:
       validation: embeddings or flat images, `[N, D]`.
-      validation_classes: integers, bools or strings, `[N]`.
+      validation_classes: integers, bools or strings, `[N]`; with `labels` the attributes of the
+        rows, any tree of arrays `[N, ...]`.
       test: `[M, D]`.
-      test_classes: integers, bools or strings, `[M]`.
+      test_classes: the same of test, `[M]`.
       distance: between two rows, for verification.
       pairs: how many to draw from each set.
       seed: of the pairs, in [0, 2^32).
+      labels: function of the attributes of two rows that returns 0 (similar), 1 (dissimilar) or
+        -1 (ignored), as in `contrastive_jax.all_pairs_loss`; pairs are then drawn as
+        `drawn_distances` draws them.
 
     Returns:
       The figures of `verification` and `retrieval` in one dictionary, the distances and labels of
@@ -77,28 +84,37 @@ def summarize(
             distance,
             pairs,
             seed,
+            labels,
         )
     )
-    between, labels = _drawn(("test", "test_classes"), test, test_classes, distance, pairs, seed)
-    figures = verification(between, labels, threshold) | retrieval(test, test_classes)
-    return Summary(figures, between, labels, threshold)
+    names = "test", "test_classes"
+    between, drawn = _drawn(names, test, test_classes, distance, pairs, seed, labels)
+    figures = verification(between, drawn, threshold)
+    figures |= retrieval(test, test_classes, labels=labels)
+    return Summary(figures, between, drawn, threshold)
 
 
 def drawn_distances(
     points: np.ndarray,
-    classes: np.ndarray,
+    classes: Any,
     distance: Callable[[jax.Array, jax.Array], jax.Array],
     pairs: int,
     seed: int,
+    *,
+    labels: PairLabels | Callable[[Any, Any], Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Computes distances of pairs drawn from a set, half of them similar, with classes balanced.
 
     Args:
       points: embeddings or flat images, `[N, D]`.
       classes: integers, bools or strings, `[N]`; rows of class -1 or of a masked class are ignored.
+        With `labels` the attributes of the rows: any tree of arrays `[N, ...]`.
       distance: between two rows.
       pairs: how many to draw, P.
       seed: of the pairs, in [0, 2^32).
+      labels: function of the attributes of two rows that returns 0 (similar), 1 (dissimilar) or
+        -1 (ignored). Every row that has a similar row is then as likely to be the first of a
+        similar pair, and every row similar to it the second; dissimilar pairs are drawn alike.
 
     Returns:
       Distances and labels (0 similar, 1 dissimilar), `[P]` each.
@@ -117,16 +133,17 @@ def drawn_distances(
       >>> print(between, labels)
       [3. 0. 3. 0.] [1 0 1 0]
     """
-    return _drawn(("points", "classes"), points, classes, distance, pairs, seed)
+    return _drawn(("points", "classes"), points, classes, distance, pairs, seed, labels)
 
 
 def _drawn(
     names: tuple[str, str],
     points: np.ndarray,
-    classes: np.ndarray,
+    classes: Any,
     distance: Callable[[jax.Array, jax.Array], jax.Array],
     pairs: int,
     seed: int,
+    labels: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Does the same as `drawn_distances`, with the names of the arguments for errors."""
     check_distance(distance)
@@ -134,19 +151,26 @@ def _drawn(
     array, unmasked = split_mask(points)
     if array.ndim != 2:
         raise ValueError(f"{names[0]} must be [N, D], got shape {array.shape}")
-    checked, counts = checked_classes(names[1], classes, len(array))
-    rows = np.flatnonzero(counts)
-    if not len(rows):
-        raise ValueError(f"{names[1]} leave no row: all {len(array)} are -1 or masked")
-    index = index_by_class(checked[rows])
-    embeddings = gathered(_in_float32(names[0], array[rows], unmasked[rows], rows))
-    between, labels = map(np.asarray, _between_drawn(embeddings, index, distance, pairs, seed))
+    if labels is None:
+        checked, counts = checked_classes(names[1], classes, len(array))
+        rows = np.flatnonzero(counts)
+        if not len(rows):
+            raise ValueError(f"{names[1]} leave no row: all {len(array)} are -1 or masked")
+        index = index_by_class(checked[rows])
+        embeddings = gathered(_in_float32(names[0], array[rows], unmasked[rows], rows))
+        between, drawn = map(np.asarray, _between_drawn(embeddings, index, distance, pairs, seed))
+    else:
+        first, second, drawn = drawn_pairs(labels, classes, len(array), pairs, seed)
+        rows = np.union1d(first, second)
+        embeddings = gathered(_in_float32(names[0], array[rows], unmasked[rows], rows))
+        i, j = np.searchsorted(rows, first), np.searchsorted(rows, second)
+        between = np.asarray(jax.jit(_between, static_argnums=3)(embeddings, i, j, distance))
     if not between.any() and (embeddings != embeddings[0]).any():
         raise ValueError(
             f"all distances of {names[0]} are 0 in float32, though the rows differ: they are too "
             f"small for {getattr(distance, '__name__', distance)}; multiply them by a larger number"
         )
-    return between, labels
+    return between, drawn
 
 
 def _in_float32(name: str, points: np.ndarray, unmasked: np.ndarray, rows: np.ndarray) -> jax.Array:
@@ -178,8 +202,18 @@ def _between_drawn(
     seed: int,
 ) -> tuple[jax.Array, jax.Array]:
     i, j, labels = draw_pairs(jax.random.key(seed), index, pairs, 0.5)
+    return _between(rows, i, j, distance), labels
+
+
+def _between(
+    rows: jax.Array,
+    i: jax.Array,
+    j: jax.Array,
+    distance: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """Returns the distances of the rows of pairs."""
     # A block at a time: the pairs of raw images would fill the memory of a small machine.
-    between = jax.lax.map(
+    between: jax.Array = jax.lax.map(
         lambda pair: distance(rows[pair[0]], rows[pair[1]]), (i, j), batch_size=1000
     )
-    return between, labels
+    return between

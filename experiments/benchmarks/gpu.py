@@ -4,10 +4,12 @@
     python -m experiments.benchmarks.gpu --results experiments/benchmarks/results
 
 Each row is the loss and its gradient by the embeddings, float32 unit vectors of width 128, four
-rows a class, all in one process and in turn; times are medians of the rounds. Memory is what a
-program of JAX holds beside its arguments, and the peak of PyTorch's allocator. A contender that
-does not fit into the memory of the card, or has more rows than `LARGEST` allows, is left out. The
-last lines have the time of the sweep by the size of its tiles.
+rows a class, all in one process and in turn; times are medians of the rounds. Rows of a class are
+independent, or with `--noise` close together, as a trained network puts them. Memory is what a
+program of JAX holds beside its arguments, and the peak of PyTorch's allocator; compilation is in
+seconds. A contender that does not fit into the memory of the card, or has more rows than `LARGEST`
+allows, is left out. The last lines have the time of the sweep by the size of its tiles. Results are
+written after each loss.
 """
 
 import dataclasses
@@ -45,8 +47,12 @@ LARGEST = {"dense": 16_384, "optax": 4096, "pytorch-metric-learning": 4096}
 class Config:
     """Options of the benchmark."""
 
-    rows: tuple[int, ...] = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+    rows: tuple[int, ...] = (128, 512, 1024, 2048, 4096, 8192, 16384, 32768)
     """Numbers of rows of a batch."""
+    losses: tuple[str, ...] = ("contrastive", "supcon", "ntxent", "triplet_hard")
+    """Losses that are measured."""
+    noise: float | None = None
+    """Length of the noise that is added to the direction of a class, of length 1."""
     tiles: tuple[int, ...] = (512, 1024, 2048, 4096, 8192)
     """Sizes of tiles of the sweep."""
     tiled_rows: tuple[int, ...] = (8192, 32768)
@@ -57,21 +63,23 @@ class Config:
     """Folder for the figures as JSON."""
 
 
-def _of_jax(loss: Callable[..., jax.Array]) -> Callable[[Any, Any], tuple[Any, float]]:
-    """A compiled call of value and gradient, and the memory it holds, in MB."""
+def _of_jax(loss: Callable[..., jax.Array]) -> Callable[[Any, Any], tuple[Any, float, float]]:
+    """Compiles value and gradient; returns the call, its memory in MB and seconds to compile."""
 
-    def prepare(x: np.ndarray, classes: np.ndarray) -> tuple[Any, float]:
+    def prepare(x: np.ndarray, classes: np.ndarray) -> tuple[Any, float, float]:
         arguments = jnp.asarray(x), jnp.asarray(classes)
+        start = time.perf_counter()
         program = jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile()
+        seconds = time.perf_counter() - start
         analysis: Any = program.memory_analysis()
         memory = analysis.temp_size_in_bytes / 1e6
-        return lambda: jax.block_until_ready(program(*arguments)), memory
+        return lambda: jax.block_until_ready(program(*arguments)), memory, seconds
 
     return prepare
 
 
-def _of_torch(loss: Any, miner: Any = None) -> Callable[[Any, Any], tuple[Any, float]]:
-    def prepare(x: np.ndarray, classes: np.ndarray) -> tuple[Any, float]:
+def _of_torch(loss: Any, miner: Any = None) -> Callable[[Any, Any], tuple[Any, float, float]]:
+    def prepare(x: np.ndarray, classes: np.ndarray) -> tuple[Any, float, float]:
         embeddings = torch.tensor(x, device="cuda", requires_grad=True)
         labels = torch.tensor(classes, device="cuda")
 
@@ -84,7 +92,7 @@ def _of_torch(loss: Any, miner: Any = None) -> Callable[[Any, Any], tuple[Any, f
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
-        return call, (torch.cuda.max_memory_allocated() - before) / 1e6
+        return call, (torch.cuda.max_memory_allocated() - before) / 1e6, 0.0
 
     return prepare
 
@@ -117,11 +125,14 @@ CONTENDERS: dict[str, dict[str, Callable[..., Any]]] = {
 }
 
 
-def make_data(rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors and classes of four rows."""
-    x = np.random.default_rng(0).standard_normal((rows, WIDTH))
+def make_data(rows: int, noise: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Makes unit vectors and classes of four rows."""
+    rng = np.random.default_rng(0)
+    x, classes = rng.standard_normal((rows, WIDTH)), np.arange(rows) // 4
+    if noise is not None:
+        x = rng.standard_normal((rows // 4, WIDTH))[classes] + noise * x
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    return x.astype(np.float32), np.arange(rows) // 4
+    return x.astype(np.float32), classes
 
 
 def timed(calls: dict[str, Any], rounds: int) -> dict[str, float]:
@@ -137,54 +148,66 @@ def timed(calls: dict[str, Any], rounds: int) -> dict[str, float]:
     return {name: 1e3 * statistics.median(each) for name, each in seconds.items()}
 
 
-def measure(contenders: dict[str, Callable[..., Any]], rows: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds and MB of all contenders that fit into memory."""
-    calls, memory = {}, {}
+def measure(
+    contenders: dict[str, Callable[..., Any]], data: tuple[np.ndarray, np.ndarray], rounds: int
+) -> dict[str, Any]:
+    """Measures milliseconds, MB and seconds to compile of all contenders that fit into memory."""
+    calls, measured = {}, {}
     for name, prepare in contenders.items():
         try:
-            call, memory[name] = prepare(*make_data(rows))
+            call, memory, seconds = prepare(*data)
             call()
-            calls[name] = call
+            calls[name], measured[name] = call, {"mb": memory, "compile_s": seconds}
         except (RuntimeError, ValueError) as error:  # Out of memory, in JAX and in PyTorch.
-            print(f"{name} at {rows:,} rows is left out: {str(error).splitlines()[0][:90]}")
+            reason = str(error).splitlines()[0][:90]
+            print(f"{name} at {len(data[1]):,} rows is left out: {reason}")
     times = timed(calls, rounds)
     del calls
     gc.collect()
     torch.cuda.empty_cache()
-    return {name: {"ms": times[name], "mb": memory[name]} for name in times}
+    return {name: {"ms": times[name]} | measured[name] for name in times}
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measures all contenders and prints a line for each."""
+    """Measures all contenders, prints a line for each, and stores them after each loss."""
     device = jax.devices()[0]
-    measured: dict[str, Any] = {}
-    for loss, contenders in CONTENDERS.items():
+    result: dict[str, Any] = {"device": device.device_kind, "jax": jax.__version__}
+    result |= {"torch": torch.__version__, "noise": config.noise, "measured": {}, "tiles": {}}
+    kind = device.device_kind.replace(" ", "_").lower()
+    name = f"gpu_{kind}.json" if config.noise is None else f"gpu_{kind}_clusters.json"
+
+    def store() -> None:
+        if config.results:
+            (config.results / name).write_text(json.dumps(result, indent=1) + "\n")
+
+    for loss in config.losses:
         for rows in config.rows:
             fitting = {
-                name: one for name, one in contenders.items() if rows <= LARGEST.get(name, rows)
+                name: one
+                for name, one in CONTENDERS[loss].items()
+                if rows <= LARGEST.get(name, rows)
             }
-            figures = measure(fitting, rows, config.rounds)
-            measured.setdefault(loss, {})[rows] = figures
+            figures = measure(fitting, make_data(rows, config.noise), config.rounds)
+            result["measured"].setdefault(loss, {})[rows] = figures
             cells = [
-                f"{name} {one['ms']:.2f} ms {one['mb']:,.0f} MB" for name, one in figures.items()
+                f"{name} {one['ms']:.2f} ms {one['mb']:,.0f} MB {one['compile_s']:.1f} s"
+                for name, one in figures.items()
             ]
             print(f"{loss}, {rows:,} rows: " + "; ".join(cells), flush=True)
-    tiles: dict[str, Any] = {}
+        store()
     for rows in config.tiled_rows:
         calls = {}
         for tile in config.tiles:
-            for name, loss_of in (
+            for loss, loss_of in (
                 ("contrastive", functools.partial(all_pairs_loss, margin=1.0, tile=tile)),
                 ("supcon", functools.partial(anchor_loss, loss=losses.supcon(0.1), tile=tile)),
             ):
-                calls[f"{name} {tile}"] = _of_jax(loss_of)(*make_data(rows))[0]
-        tiles[str(rows)] = timed(calls, config.rounds)
-        print(rows, {name: round(ms, 2) for name, ms in tiles[str(rows)].items()}, flush=True)
-    result = {"device": device.device_kind, "jax": jax.__version__, "torch": torch.__version__}
-    result |= {"measured": measured, "tiles": tiles}
-    if config.results:
-        kind = device.device_kind.replace(" ", "_").lower()
-        (config.results / f"gpu_{kind}.json").write_text(json.dumps(result, indent=1))
+                data = make_data(rows, config.noise)
+                calls[f"{loss} {tile}"] = _of_jax(loss_of)(*data)[0]
+        result["tiles"][str(rows)] = timed(calls, config.rounds)
+        line = {name: round(ms, 2) for name, ms in result["tiles"][str(rows)].items()}
+        print(rows, line, flush=True)
+        store()
     return result
 
 

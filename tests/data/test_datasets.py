@@ -123,7 +123,7 @@ def test_digits_are_those_of_scikit_learn(tmp_path):
 
 
 def test_class_splits_share_no_class(tmp_path):
-    data = load("digits", tfds_dir=tmp_path, split_classes=True)
+    data = load("digits", tfds_dir=tmp_path, split_by="classes")
     assert set(data.train.classes) == set(data.validation.classes) == set(range(5))
     assert set(data.test.classes) == set(range(5, 10))
     np.testing.assert_array_equal(seen_classes(5), [True, True, True, False, False])

@@ -34,7 +34,7 @@ def decoder(monkeypatch):
 def _assert_equal(first, second):
     assert first.class_names == second.class_names
     for one, other in zip(first[2:], second[2:], strict=True):
-        for a, b in zip(one, other, strict=True):
+        for a, b in zip(one[:2], other[:2], strict=True):  # the rest is None
             assert a.dtype == b.dtype
             np.testing.assert_array_equal(a, b)
 

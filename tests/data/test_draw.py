@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from contrastive_jax.data import draw_balanced, draw_pairs, hold_out, index_by_class
 from contrastive_jax.data.labels import class_numbers
 
+DRAW_PAIRS = jax.jit(draw_pairs, static_argnames="batch_size")
+DRAW_BALANCED = jax.jit(draw_balanced, static_argnames=("classes", "examples"))
+
 PROFILE = settings(deadline=None, max_examples=15, derandomize=True)
 
 
 def _draw(classes, batch, fraction, seed=0):
     index = index_by_class(classes, fraction)
-    return [np.asarray(x) for x in draw_pairs(jax.random.key(seed), index, batch, fraction)]
+    return [np.asarray(x) for x in DRAW_PAIRS(jax.random.key(seed), index, batch, fraction)]
 
 
 @PROFILE
@@ -132,7 +135,7 @@ def test_balanced_batches_hold_nothing_twice(sizes, examples, seed):
     index = index_by_class(classes, 1.0)
     count = 1 + seed % len(sizes)
     positions, numbers = map(
-        np.asarray, draw_balanced(jax.random.key(seed), index, count, examples)
+        np.asarray, DRAW_BALANCED(jax.random.key(seed), index, count, examples)
     )
     assert positions.shape == numbers.shape == (count * examples,)
     kept = numbers >= 0

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from contrastive_jax import distances
-from contrastive_jax.evaluation.summary import summarize
+from contrastive_jax import distances, labels
+from contrastive_jax.evaluation.retrieval import retrieval
+from contrastive_jax.evaluation.summary import drawn_distances, summarize
 
 
 def _points(spread, seed):
@@ -95,3 +96,61 @@ def test_takes_jax_arrays():
     arrays = validation.astype(np.float32), c1, test.astype(np.float32), c2
     want = summarize(*arrays, pairs=500)
     assert summarize(*map(jnp.asarray, arrays), pairs=500).figures == want.figures
+
+
+def test_pairs_drawn_by_labels():
+    """Each label as often, no ignored pair, and every row as likely to be the first."""
+    rng = np.random.default_rng(0)
+    classes, groups = rng.integers(-1, 4, 60), rng.integers(0, 3, 60)
+    points = np.arange(60.0)[:, None]
+    points[classes == -1] = np.nan
+
+    def both(a, b):
+        # From a distance one learns which pair it is of.
+        return 100 * a[0] + b[0]
+
+    rule = labels.same_class_other_group()
+    got = drawn_distances(points, (classes, groups), both, 6000, 0, labels=rule)
+    i, j = np.divmod(got[0].astype(int), 100)
+    assert (i != j).all()
+    np.testing.assert_array_equal(got[1], 1 - np.arange(6000) % 2)
+    np.testing.assert_array_equal(got[1], classes[i] != classes[j])
+    assert (groups[i] != groups[j])[got[1] == 0].all()
+    assert (classes[i] >= 0).all()
+    assert (classes[j] >= 0).all()
+    table = np.where(classes[:, None] != classes, 1, np.where(groups[:, None] == groups, -1, 0))
+    for label in (0, 1):
+        able = np.flatnonzero(((table == label) & (classes >= 0)).any(1) & (classes >= 0))
+        counts = np.bincount(i[got[1] == label], minlength=60)
+        assert set(np.flatnonzero(counts)) == set(able)
+        assert counts.max() < 1.7 * 3000 / len(np.flatnonzero(counts))
+        # Every row that may be the second of a pair is.
+        assert set(np.flatnonzero(np.bincount(j[got[1] == label]))) == set(able)
+    again = drawn_distances(points, (classes, groups), both, 6000, 0, labels=rule)
+    np.testing.assert_array_equal(again[0], got[0])
+
+
+def test_summary_by_labels():
+    rng = np.random.default_rng(0)
+    classes, groups = np.arange(80) % 4, np.arange(80) // 4 % 3
+    points = rng.normal(size=(80, 3)) + 3 * np.eye(4)[classes][:, :3]
+    rule = labels.same_class_other_group()
+    attributes = classes[:40], groups[:40]
+    summary = summarize(points[:40], attributes, points[40:], attributes, pairs=200, labels=rule)
+    assert summary.figures.items() >= retrieval(points[40:], attributes, labels=rule).items()
+    plain = summarize(points[:40], classes[:40], points[40:], classes[:40], pairs=200)
+    same = summarize(
+        points[:40], classes[:40], points[40:], classes[:40], pairs=200, labels=labels.same_class()
+    )
+    assert same.figures["precision_at_1"] == plain.figures["precision_at_1"]
+    assert abs(same.figures["auc"] - plain.figures["auc"]) < 0.1
+    for wrong, name in ((0, "dissimilar"), (1, "similar")):
+        with pytest.raises(ValueError, match=f"labels leave no {name} pair among 40 rows"):
+            drawn_distances(
+                points[:40],
+                classes[:40],
+                distances.euclidean,
+                10,
+                0,
+                labels=lambda a, b, wrong=wrong: jnp.where(a == b, wrong, wrong),
+            )

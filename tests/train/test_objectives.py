@@ -24,10 +24,11 @@ def _value(objective, embeddings=X, batch=BATCH, references=None, **options):
     params = objective.init(NUMBER, WIDTH, 0)
     options = dict(objective.hyperparameters) | options
 
-    def one(x):
+    def one(x, options):
         return objective.value(x, batch, params, references, options)
 
-    value, sums = jax.vmap(one, axis_name=train.AXIS)(jnp.asarray(embeddings)[None])
+    mapped = jax.vmap(one, in_axes=(0, None), axis_name=train.AXIS)
+    value, sums = jax.jit(mapped)(jnp.asarray(embeddings)[None], options)
     return float(value[0]), {name: float(total[0]) for name, total in sums.items()}, params
 
 

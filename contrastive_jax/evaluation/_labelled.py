@@ -1,0 +1,139 @@
+"""The matches of queries by a function of two rows, computed in blocks on the default device."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from contrastive_jax._engine.pair_labels import checked_attributes
+from contrastive_jax.evaluation._points import Indices
+from contrastive_jax.labels.types import as_pair_labels
+
+LABELS_HELD = 2**24
+"""Labels that are held at a time."""
+
+
+class LabelledMatches(NamedTuple):
+    """Which rows count, and for each query that does its matches among references that do."""
+
+    counts: NDArray[np.bool_]
+    reference_counts: NDArray[np.bool_]
+    matches: list[Indices]
+    """References with label 0, ascending."""
+    ignored: list[Indices]
+    """References with label -1, ascending; the query itself within one set."""
+
+
+def labelled_matches(
+    labels: Any, query_attributes: Any, reference_attributes: Any, rows: int, reference_rows: int
+) -> LabelledMatches:
+    """Labels all pairs of a query and a reference.
+
+    Args:
+      labels: function of the attributes of two rows, or a `PairLabels`.
+      query_attributes: tree of arrays, [Q, ...].
+      reference_attributes: tree of arrays, [M, ...]; None to label the queries among each other.
+      rows: Q.
+      reference_rows: M.
+
+    Returns:
+      The matches.
+
+    Raises:
+      AssertionError: if attributes do not fit.
+      ValueError: if a label is none of 0, 1 and -1.
+    """
+    rule, one_set = as_pair_labels(labels), reference_attributes is None
+    sides = [checked_attributes("query_", query_attributes, rule, (rows,))]
+    if not one_set:
+        shape = (reference_rows,)
+        sides.append(checked_attributes("reference_", reference_attributes, rule, shape))
+    counts = [np.asarray(classes) >= 0 for _, classes in sides]
+    counted = [
+        jax.tree.map(lambda leaf, rows=rows: leaf[rows], side)
+        for side, rows in zip(sides, counts, strict=True)
+    ]
+    queries, references = counted[0], counted[-1]
+
+    def one(a: Any, b: Any) -> jax.Array:
+        label = jnp.asarray(rule.function(a[0], b[0]))
+        if label.shape or not jnp.issubdtype(label.dtype, jnp.signedinteger):
+            raise ValueError(
+                "labels must return the integer 0 (a match), 1 or -1 (left out) for two rows, got "
+                f"{label.dtype} of shape {label.shape}"
+            )
+        return jnp.where(a[1] == b[1], jnp.clip(label, -2, 2), 1).astype(jnp.int8)
+
+    label_all = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
+    matches: list[Indices] = []
+    ignored: list[Indices] = []
+    number = len(queries[1])
+    height = max(1, min(number, LABELS_HELD // max(1, len(references[1]))))
+    for start in range(0, number, height):
+        # The last block has as many rows as the others, so that one program serves all.
+        index = np.minimum(np.arange(start, start + height), number - 1)
+        block = jax.tree.map(lambda leaf, index=index: leaf[index], queries)
+        table = np.array(label_all(block, references))[: number - start]
+        wrong = np.abs(table) == 2
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            query = np.flatnonzero(counts[0])[start + row]
+            reference = np.flatnonzero(counts[-1])[column]
+            raise ValueError(
+                "labels must be 0 (a match), 1 or -1 (left out), got another number for query "
+                f"{query} and reference {reference}"
+            )
+        if one_set:
+            table[np.arange(len(table)), start + np.arange(len(table))] = -1
+        matches += [np.flatnonzero(row == 0) for row in table]
+        ignored += [np.flatnonzero(row == -1) for row in table]
+    return LabelledMatches(counts[0], counts[-1], matches, ignored)
+
+
+def drawn_pairs(
+    labels: Any, attributes: Any, rows: int, pairs: int, seed: int
+) -> tuple[Indices, Indices, NDArray[np.int32]]:
+    """Draws pairs of two rows of a set, every other one similar.
+
+    Every row that has a similar row is as likely to be the first of a similar pair, and every row
+    similar to it the second; dissimilar pairs are drawn alike.
+
+    Args:
+      labels: function of the attributes of two rows, or a `PairLabels`.
+      attributes: tree of arrays, [N, ...].
+      rows: N.
+      pairs: number of pairs, P.
+      seed: of the pairs.
+
+    Returns:
+      Indices of the first and of the second rows, and labels (0 similar, 1 dissimilar), [P] each.
+
+    Raises:
+      ValueError: if there is no similar or no dissimilar pair.
+    """
+    counts, _, matches, ignored = labelled_matches(labels, attributes, None, rows, rows)
+    excluded = [np.union1d(*both) for both in zip(matches, ignored, strict=True)]
+    sizes = np.array([len(own) for own in matches], np.intp)
+    others = np.array([len(matches) - len(own) for own in excluded], np.intp)
+    given = 1 - np.arange(pairs, dtype=np.int32) % 2
+    for name, available in (("similar", sizes), ("dissimilar", others)):
+        if not (available > 0).any():
+            raise ValueError(f"labels leave no {name} pair among {counts.sum()} rows that count")
+    rng = np.random.default_rng(seed)
+    first, second = np.zeros(pairs, np.intp), np.zeros(pairs, np.intp)
+    candidates = [np.flatnonzero(available) for available in (sizes, others)]
+    for index, label in enumerate(given.tolist()):
+        available = others if label else sizes
+        row = candidates[label][rng.integers(len(candidates[label]))]
+        chosen = rng.integers(available[row])
+        first[index] = row
+        if label:
+            # Among the rows that are not excluded, before each of which some are.
+            before = excluded[row] - np.arange(len(excluded[row]))
+            second[index] = chosen + np.searchsorted(before, chosen, side="right")
+        else:
+            second[index] = matches[row][chosen]
+    members = np.flatnonzero(counts)
+    return members[first], members[second], given

@@ -1,0 +1,109 @@
+"""Labels by classes: of one level or of a hierarchy, with or without groups."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from contrastive_jax.labels.types import PairLabels
+
+
+def same_class() -> PairLabels:
+    """Rows of one class are similar, as without `labels=`.
+
+    Attributes are classes: integers `[B]`, -1 where a row is ignored.
+
+    Returns:
+      The labels.
+
+    Example:
+      >>> from contrastive_jax import labels
+      >>> same = labels.same_class()
+      >>> print(same(3, 3), same(3, 5))
+      0 1
+    """
+    return PairLabels(_same, lambda row: row)
+
+
+def _same(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.where(a == b, 0, 1)
+
+
+def same_class_other_group() -> PairLabels:
+    """Rows of one class are similar; those that are of one group too are ignored.
+
+    It leaves out what one camera, session or recording shows of a subject more than once, as
+    re-identification does.
+
+    Attributes are `(classes, groups)`: integers `[B]` each. Rows of class -1 are ignored.
+
+    Returns:
+      The labels.
+
+    References:
+      Zheng et al., Scalable Person Re-identification: A Benchmark, 2015
+      <https://doi.org/10.1109/ICCV.2015.133>, sec. 3: images of one person by one camera are left
+      out.
+
+    Example:
+      >>> from contrastive_jax import labels
+      >>> rule = labels.same_class_other_group()
+      >>> print(rule((3, 0), (3, 1)), rule((3, 0), (3, 0)), rule((3, 0), (5, 0)))
+      0 -1 1
+    """
+
+    def label(a: Any, b: Any) -> jax.Array:
+        within_class = jnp.where(a[1] == b[1], -1, 0)
+        return jnp.where(a[0] == b[0], within_class, 1)
+
+    return PairLabels(label, lambda row: row[0])
+
+
+def hierarchy(depth: int) -> PairLabels:
+    """Rows are similar if their classes agree down to a level of a hierarchy.
+
+    Attributes are paths from the root: integers `[B, L]`, such as (family, genus, species) of an
+    animal. A row with -1 among the first `depth` classes of its path is ignored.
+
+    Args:
+      depth: number of classes from the root that must agree, from 1 to L; 2 asks for one genus.
+
+    Returns:
+      The labels.
+
+    Raises:
+      ValueError: if `depth` is not a whole number of at least 1, or a path is shorter.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import labels
+      >>> cat, lion, dog = jnp.array([[0, 0, 0], [0, 1, 0], [1, 0, 0]])
+      >>> print(labels.hierarchy(1)(cat, lion), labels.hierarchy(2)(cat, lion))
+      0 1
+    """
+    if not isinstance(depth, int | np.integer) or depth < 1:
+        raise ValueError(f"depth must be a whole number, at least 1, got {depth!r}")
+
+    def upper(path: ArrayLike) -> jax.Array:
+        path = jnp.asarray(path)
+        if path.ndim != 1 or len(path) < depth:
+            raise ValueError(
+                f"hierarchy({depth}) needs paths of at least {depth} classes, [B, L], got one of "
+                f"shape {path.shape}"
+            )
+        return path[:depth]
+
+    def label(a: ArrayLike, b: ArrayLike) -> jax.Array:
+        return jnp.where(jnp.all(upper(a) == upper(b)), 0, 1)
+
+    def class_of(row: ArrayLike) -> jax.Array:
+        # Two paths of different hashes are different. Those of one hash need not be equal.
+        total = jnp.uint32(2166136261)
+        for k in range(depth):
+            total = (total ^ upper(row)[k].astype(jnp.uint32)) * jnp.uint32(16777619)
+            total ^= total >> jnp.uint32(15)
+        return jnp.where(jnp.any(upper(row) < 0), -1, (total >> jnp.uint32(1)).astype(jnp.int32))
+
+    return PairLabels(label, class_of)

@@ -1,0 +1,242 @@
+"""Functions of labels, each against a loop over pairs, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from contrastive_jax import (
+    all_pairs_loss,
+    all_pairs_sums,
+    anchor_loss,
+    anchor_statistics,
+    labels,
+    losses,
+    proxy_loss,
+    statistics,
+)
+
+ROWS = 30
+RNG = np.random.default_rng(0)
+SETS = [RNG.choice(70, RNG.integers(0, 4), replace=False).tolist() for _ in range(ROWS)]
+PATHS = RNG.integers(-1, 3, (ROWS, 3))
+GROUPS = RNG.integers(0, 3, ROWS)
+AGES = RNG.uniform(0, 20, ROWS)
+PLACES = RNG.uniform(0, 8, (ROWS, 2))
+PAIRS = np.array([[0, 4], [4, 9], [20, 3], [9, 0], [3, 29], [3, 5], [3, 20]])
+GIVEN = np.array([0, 0, 0, 1, -1, 0, 0])
+
+
+def _by_pairs(others):
+    given = {frozenset(pair.tolist()): label for pair, label in zip(PAIRS, GIVEN, strict=True)}
+    return lambda i, j: given.get(frozenset((i, j)), others)
+
+
+def _near(distance, threshold, apart):
+    return 0 if distance < threshold else -1 if distance < apart else 1
+
+
+INDICES = np.arange(ROWS)
+# Labels, attributes, the label of two rows by their indices, and the rows that are ignored.
+READY = {
+    "same_class": (
+        labels.same_class(),
+        PATHS[:, 0],
+        lambda i, j: int(PATHS[i, 0] != PATHS[j, 0]),
+        PATHS[:, 0] == -1,
+    ),
+    "same_class_other_group": (
+        labels.same_class_other_group(),
+        (PATHS[:, 0], GROUPS),
+        lambda i, j: 1 if PATHS[i, 0] != PATHS[j, 0] else -1 if GROUPS[i] == GROUPS[j] else 0,
+        PATHS[:, 0] == -1,
+    ),
+    "any_shared": (
+        labels.any_shared(),
+        labels.as_bits(SETS),
+        lambda i, j: 0 if {*SETS[i]} & {*SETS[j]} else 1,
+        np.array([not one for one in SETS]),
+    ),
+    "hierarchy": (
+        labels.hierarchy(2),
+        PATHS,
+        lambda i, j: int((PATHS[i, :2] != PATHS[j, :2]).any()),
+        (PATHS[:, :2] == -1).any(1),
+    ),
+    "within": (
+        labels.within(2.0, apart=4.0),
+        np.where(INDICES == 3, np.nan, AGES),
+        lambda i, j: _near(abs(AGES[i] - AGES[j]), 2, 4),
+        INDICES == 3,
+    ),
+    "within_a_plane": (
+        labels.within(2.0),
+        PLACES,
+        lambda i, j: _near(np.linalg.norm(PLACES[i] - PLACES[j]), 2, 2),
+        INDICES < 0,
+    ),
+    "unsigned": (
+        labels.within(3),
+        (10 * AGES).astype(np.uint8),
+        lambda i, j: _near(abs(int(10 * AGES[i]) - int(10 * AGES[j])), 3, 3),
+        INDICES < 0,
+    ),
+    "given_pairs": (
+        labels.given_pairs(PAIRS, GIVEN),
+        np.where(INDICES == 5, -1, INDICES),
+        _by_pairs(-1),
+        INDICES == 5,
+    ),
+    "given_pairs_others_dissimilar": (
+        labels.given_pairs(PAIRS[::-1, ::-1], GIVEN[::-1], others="dissimilar"),
+        INDICES,
+        _by_pairs(1),
+        INDICES < 0,
+    ),
+    "with_mask": (
+        labels.with_mask(labels.within(2.0).function),
+        (AGES, INDICES % 7 > 0),
+        lambda i, j: _near(abs(AGES[i] - AGES[j]), 2, 2),
+        INDICES % 7 == 0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READY)
+def test_ready_labels(name):
+    rule, attributes, label, ignored = READY[name]
+    attributes = jax.tree.map(jnp.asarray, attributes)
+    table = jax.vmap(jax.vmap(rule, (None, 0)), (0, None))(attributes, attributes)
+    classes = np.asarray(jax.vmap(rule.class_of)(attributes))
+    np.testing.assert_array_equal(classes == -1, ignored)
+    assert (~ignored).sum() > 5
+    for i, j in np.argwhere(~ignored[:, None] & ~ignored & ~np.eye(ROWS, dtype=bool)):
+        assert table[i, j] == label(i, j), (i, j)
+        assert classes[i] == classes[j] or label(i, j) == 1, (i, j)
+    if name in ("hierarchy", "given_pairs_others_dissimilar"):
+        assert len({*classes.tolist()}) > 3
+
+
+def test_bits():
+    wide = np.zeros((2, 40), bool)
+    wide[0, [0, 33]] = True
+    np.testing.assert_array_equal(labels.as_bits(wide), [[1, 2], [0, 0]])
+    np.testing.assert_array_equal(labels.as_bits([[0, 33], []], 100), [[1, 2, 0, 0], [0] * 4])
+    np.testing.assert_array_equal(labels.as_bits([np.array([31], np.uint8)]), [[2**31]])
+    for wrong, number, message in [
+        ([[0.5]], None, "labels must be integers from 0, got .* in row 0"),
+        ([[1], [-2]], None, "got .*-2.* in row 1"),
+        ([[64]], 64, "labels must be below 64, the number of labels, got 64"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            labels.as_bits(wrong, number)
+
+
+def test_wrong_rules():
+    for wrong, message in [
+        (lambda: labels.hierarchy(0), "depth must be a whole number, at least 1, got 0"),
+        (lambda: labels.within(0.0), "0 < threshold <= apart, got 0.0"),
+        (lambda: labels.within(3.0, apart=2.0), "0 < threshold <= apart, got 3.0 and 2.0"),
+        (lambda: labels.given_pairs([[0, 1, 2]]), r"pairs must be integers \[P, 2\]"),
+        (lambda: labels.given_pairs([[0.0, 1.0]]), r"pairs must be integers \[P, 2\]"),
+        (lambda: labels.given_pairs([[0, 1]], [0, 1]), "one for each of 1 pairs"),
+        (lambda: labels.given_pairs([[0, 1]], [2]), "labels must be 0, 1 or -1, got .* in row 0"),
+        (lambda: labels.given_pairs([[0, 1], [3, 3]]), "no pair with itself, got .* in row 1"),
+        (lambda: labels.given_pairs([[0, -1]]), "indices from 0"),
+        (lambda: labels.given_pairs([[5, 2], [2, 5]], [0, 1]), "pair 2, 5 is given with labels 0"),
+        (lambda: labels.given_pairs([[0, 1]], others="similar"), "others must be"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            wrong()
+    assert labels.given_pairs(np.zeros((0, 2), int), others="dissimilar")(0, 1) == 1
+
+
+X = RNG.standard_normal((ROWS, 3)).astype(np.float32)
+
+
+def _rule(function, class_of=None):
+    return labels.PairLabels(lambda a, b: jnp.where(function(a, b), 0, 1), class_of)
+
+
+@pytest.mark.parametrize(
+    ("raised", "message", "rule", "attributes"),
+    [
+        (ValueError, "labels must be a function .* got ndarray; pair_loss", np.zeros(3), GROUPS),
+        (ValueError, "labels.same_class, is to be called", labels.any_shared, GROUPS),
+        (AssertionError, "labels must return 0 .* got .*bool", lambda a, b: a == b, GROUPS),
+        (AssertionError, "labels must return 0", lambda a, b: jnp.stack([a, b]), GROUPS),
+        (AssertionError, "labels must return 0", lambda a, b: (a, b), GROUPS),
+        (
+            AssertionError,
+            r"classes must be a tree of arrays with one entry for each of 30 rows, .* \(29,\)",
+            labels.same_class_other_group(),
+            (GROUPS, GROUPS[1:]),
+        ),
+        (ValueError, "classes must hold an array", labels.same_class(), ()),
+        (AssertionError, "classes must be numbers, got <U1", labels.same_class(), ["a"] * ROWS),
+        (ValueError, "classes must fit", labels.any_shared(), np.full(ROWS, 2**40, np.uint64)),
+        (AssertionError, "class_of must return an integer", _rule(jnp.equal, lambda a: a), AGES),
+        (ValueError, "needs paths of at least 4", labels.hierarchy(4), PATHS),
+        (
+            ValueError,
+            r"labels must be 0 \(similar\), .* got 2 for rows \d+ and \d+",
+            lambda a, b: jnp.abs(a - b),
+            GROUPS,
+        ),
+        (ValueError, r"labels must be -1 or in \[0, 1\]", lambda a, b: jnp.abs(a - b), AGES),
+        (ValueError, "the same in both orders", lambda a, b: jnp.where(a < b, 0, 1), AGES),
+        (
+            ValueError,
+            "labels must be 1 where class_of returns two integers, got 0",
+            _rule(lambda a, b: a[1] == b[1], lambda a: a[0]),
+            (INDICES, GROUPS),
+        ),
+    ],
+)
+def test_wrong_labels(raised, message, rule, attributes):
+    with pytest.raises(raised, match=message):
+        jax.eval_shape(lambda x: all_pairs_loss(x, attributes, labels=rule), X)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint32, np.uint8])
+def test_classes_of_any_integer_type(dtype):
+    classes = PATHS[:, 0].clip(0)
+    large = (classes * (np.iinfo(dtype).max // 2)).astype(dtype)
+    with jax.enable_x64(True):
+        got = all_pairs_loss(X, large, labels=labels.same_class())
+    np.testing.assert_allclose(got, all_pairs_loss(X, classes), rtol=1e-6)
+
+
+def test_wrong_uses():
+    def grade(a, b):
+        return jnp.minimum(jnp.abs(a - b) / 20, 1)
+
+    def statistic(distance, label):
+        return statistics.total(distance, label == 0)
+
+    rule, two = labels.same_class(), labels.same_class_other_group()
+    uses = [
+        (lambda: all_pairs_loss(X, AGES, labels=grade, reduction="active"), 'reduction="mean"'),
+        (lambda: all_pairs_loss(X, AGES, labels=grade, reduction="balanced"), 'reduction="mean"'),
+        (lambda: all_pairs_sums(X, AGES, labels=grade), 'reduction="mean"'),
+        (lambda: anchor_loss(X, AGES, labels=grade, loss=losses.supcon()), "take all_pairs_loss"),
+        (
+            lambda: anchor_statistics(X, AGES, labels=grade, statistics=(statistic,)),
+            "take all_pairs_loss",
+        ),
+        (
+            lambda: proxy_loss(X, GROUPS, X[:3], loss=losses.proxy_nca(), labels=rule),
+            "proxy_loss takes no labels",
+        ),
+        (
+            lambda: all_pairs_loss(X, GROUPS, labels=rule, margin=np.ones(3)),
+            "a margin of each class is for labels by classes",
+        ),
+        (
+            lambda: all_pairs_loss(X, (GROUPS, GROUPS), X, [GROUPS, GROUPS], labels=two),
+            "trees of one structure",
+        ),
+    ]
+    for use, message in uses:
+        with pytest.raises(ValueError, match=message):
+            use()
