@@ -232,7 +232,10 @@ def _drawing(
         return draws_views(step, batch_size // views, views), compared
     counts = np.unique(data.train.classes[data.train.classes >= 0], return_counts=True)[1]
     classes, examples = balance(batch_size, batch_classes, len(counts))
-    if (few := int(np.sum(counts < examples))) and repeat:
+    few = int(np.sum(counts < examples))
+    # Where no class is small, the program is the same either way.
+    repeat = repeat and few > 0
+    if repeat:
         warnings.warn(
             f"{few} of {len(counts)} classes have less than the {examples} examples that a batch "
             "takes of a class: theirs are repeated",
