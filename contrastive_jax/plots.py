@@ -291,6 +291,10 @@ def roc(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, logarithmic: bool 
     return figure
 
 
+# Classes of a map that are named.
+_MOST_NAMES = 100
+
+
 @_styled
 def embedding_map(
     embeddings: ArrayLike,
@@ -303,7 +307,7 @@ def embedding_map(
 
     Both axes have one scale, so that distances can be compared. The name of a class stands beside
     the median of its examples, joined to it by a line; where there is no room for all, the title
-    says how many are named.
+    says how many are named. More than a hundred classes are not named, as names would hide the map.
 
     Args:
       embeddings: `[N, D]`, finite, N and D at least 2.
@@ -387,6 +391,9 @@ def embedding_map(
         _name_lines(
             figure, handles, loc="outside lower center", ncols=5, fontsize=9.5, handlelength=1
         )
+    if len(names) > _MOST_NAMES:
+        axes.set_title(f"{len(names):,} classes", loc="right", fontsize=9)
+        return figure
     medians = [np.median(points[classes == c], 0) for c in names]
     _place_names(figure, np.array(medians), list(names.values()), list(color.values()))
     return figure

@@ -490,6 +490,13 @@ def test_map_names_classes_beside_their_medians(image_shape):
         assert not any(box.contains(*place) for place in places.values()), name
 
 
+def test_map_of_very_many_classes_names_none():
+    points = np.random.default_rng(0).normal(size=(202, 2))
+    (axes,) = plots.embedding_map(points, np.arange(202) % 101).axes
+    assert axes.get_title(loc="right") == "101 classes"
+    assert not axes.texts
+
+
 def test_map_says_how_many_of_many_classes_it_names():
     (axes,) = _map(100, 5, 16, names=LONG).axes
     named = len(axes.texts)
