@@ -99,7 +99,7 @@ def difference_of(row: Row, chosen: Row | None, key: str) -> Interval | None:
 
 
 def is_one(row: Row, chosen: Row | None, key: str) -> bool:
-    """Whether a difference is to be called one: of five seeds or more, its interval without 0."""
+    """Tells whether a difference of five seeds or more has an interval without 0."""
     difference = difference_of(row, chosen, key)
     return (
         len(row.cells) >= 5

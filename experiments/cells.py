@@ -216,10 +216,10 @@ class Group(NamedTuple):
     settings: list[Setting]
     configs: list[train.Config]
     places: list[int]
-    """Of each among all that were grouped."""
+    """The position of each setting among all that were grouped."""
 
     def part(self, places: Iterable[int]) -> "Group":
-        """Some of its cells, by their positions in it."""
+        """Returns the cells at some positions."""
         kept = [*places]
         return Group(
             [self.settings[k] for k in kept],
@@ -252,7 +252,7 @@ def check_groups(groups: Iterable[Group], devices: Sequence[jax.Device]) -> None
 
 
 def structure_of(group: Group) -> str:
-    """What tells the structure of a group from that of others, fit for the name of a file."""
+    """Returns a name of the structure of a group, which is also the name of a file."""
     return _structure(group.settings[0], group.configs[0])
 
 
@@ -679,7 +679,7 @@ def figures_of(
 
 
 def key_of(setting: Setting) -> str:
-    """What tells a cell from others."""
+    """Returns the key of a cell, which no other cell has."""
     return json.dumps(setting, sort_keys=True)
 
 

@@ -171,7 +171,7 @@ def nearest(images: np.ndarray, count: int) -> np.ndarray:
 
 
 def related(near: np.ndarray, copies: int) -> np.ndarray:
-    """What is known to be similar: copies of an image, its neighbours, and their copies.
+    """Returns the images similar to each: its copies, its neighbours, and their copies.
 
     Args:
       near: positions of the neighbours of each image, `[N, K]`.

@@ -130,9 +130,9 @@ class Evaluated(NamedTuple):
     """A run on test."""
 
     summaries: dict[str, Summary]
-    """Of the embedding and of what stands beside it."""
+    """Figures of the embedding and of the baselines beside it."""
     intervals: dict[str, dict[str, Interval]]
-    """Of each of them, by the name of the figure; empty for images."""
+    """Intervals of each of them, by the name of the figure; empty for images."""
     arrays: dict[str, Any]
     """Embeddings, and their classes or pairs."""
     figures: dict[str, Any]

@@ -214,7 +214,7 @@ def _running(where: Path, folder: Path) -> dict[str, Any] | None:
 
 
 def _nothing() -> dict[str, Any]:
-    """What is known of a cell before its first step."""
+    """Returns the record of a cell before its first step."""
     return {"course": {}, "diverged": None, "seconds": 0.0}
 
 

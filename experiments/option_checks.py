@@ -1,4 +1,4 @@
-"""What options of a program must be, and under which others each has an effect.
+"""Checks of the options of a program: their ranges, and under which others each has an effect.
 
 An option that could do nothing is an error and not ignored: a folder of data that is not read, or a
 memory's age without a memory, would be recorded as if they had made the figures.
@@ -24,7 +24,7 @@ IDX = tuple(name for name in datasets.OWN if name != "digits")
 
 
 class Rule(NamedTuple):
-    """What a number must be."""
+    """The range of a number."""
 
     expected: str
     holds: Callable[[Any], bool]

@@ -149,8 +149,8 @@ class Training:
     batch_size: int = 128
     """Pairs in a batch, over all devices; with all_pairs half the number of images."""
     balanced: bool | None = None
-    """Of given pairs draw similar and dissimilar ones equally often, as by default, or every pair
-    as often."""
+    """Draw similar and dissimilar given pairs equally often, the default, or every pair as
+    often."""
     learning_rate: float = 4e-3
     """Peak of the learning rate: linear warm-up, then cosine decay to zero."""
     weight_decay: float | None = None

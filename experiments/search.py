@@ -63,7 +63,7 @@ class Config(cells.Training):
     trials: int = 27
     """Settings to try in all."""
     keep_one_in: int | None = None
-    """Of how many settings halving keeps one each time; 3 by default."""
+    """Halving keeps one of so many settings each time; 3 by default."""
     at_once: int | None = None
     """Settings that Optuna is asked for at a time; 4 by default."""
     seeds: int = 5
@@ -167,7 +167,7 @@ def _at(where: Range | list[Any], share: float) -> Any:
 
 
 class Trainer(NamedTuple):
-    """What trains settings, compiling each structure once."""
+    """The arguments of the trainings of all settings; each structure is compiled once."""
 
     config: Config
     data: Dataset | PairDataset

@@ -1,4 +1,4 @@
-"""What is noteworthy about data of one's own, before it is trained on."""
+"""The report about data of one's own, made before it is trained on."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -47,7 +47,7 @@ class Report(NamedTuple):
 
     name: str
     form: str
-    """What the data was recognised as, such as `a folder of class folders of images`."""
+    """The form that was recognised, such as `a folder of class folders of images`."""
     contents: str
     """Size and channels of the images, or the width of the vectors."""
     split_rule: str

@@ -1,4 +1,4 @@
-"""What vectors of another model give without a trained head: as they are, whitened, and by LDA."""
+"""Vectors of another model without a trained head: as they are, whitened, and by LDA."""
 
 import warnings
 from collections.abc import Callable

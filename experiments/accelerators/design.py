@@ -1,4 +1,4 @@
-"""What the design of the library allows a program: memory, and bytes between devices.
+"""Memory and bytes between devices that the design of the library allows a program.
 
 The figures follow from shapes, and not from what a compiler has made of them. Arrays count without
 the padding that a device may add.
@@ -48,7 +48,7 @@ _SCALARS = 256
 
 
 class Design(NamedTuple):
-    """What a program may take."""
+    """Bounds of a program."""
 
     temporaries: int
     """Most bytes of temporaries on a device."""

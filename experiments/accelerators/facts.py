@@ -1,4 +1,4 @@
-"""What a compiled program takes: memory, collectives, types and help of the host."""
+"""Facts about a compiled program: memory, collectives, types and calls of the host."""
 
 from time import process_time
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from experiments.accelerators.targets import mesh
 
 
 class Facts(NamedTuple):
-    """What is read from a compiled program."""
+    """The facts of one compiled program."""
 
     temporaries: int
     """Bytes of a device, beside arguments and results."""

@@ -86,7 +86,7 @@ class Contender(NamedTuple):
     call: Callable[[Any, Any, float], tuple[Any, Any]]
     place: Callable[[np.ndarray], Any]
     linear: bool = False
-    """Whether the loss is pytorch-metric-learning's: linear, over active pairs."""
+    """True if the loss is that of pytorch-metric-learning: linear, over active pairs."""
     temporary: Callable[[int], int] | None = None
     """Temporary bytes, by XLA's analysis."""
 

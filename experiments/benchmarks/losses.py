@@ -69,7 +69,7 @@ class Row(NamedTuple):
     """A loss here and there."""
 
     ours: Callable[..., jax.Array]
-    """Of embeddings, classes and proxies."""
+    """A function of embeddings, classes and proxies."""
     peer: Callable[..., Any]
     """From the number of classes to a module, or a function of JAX, of embeddings and classes."""
     proxies: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -77,7 +77,7 @@ class Row(NamedTuple):
     most: int = 2**20
     """Rows that the peer can take at most."""
     examples: int = EXAMPLES
-    """Of each class."""
+    """Examples of each class."""
     name: str = "pytorch-metric-learning"
 
 

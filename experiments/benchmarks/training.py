@@ -203,7 +203,7 @@ def our_side(
 
 
 def shift_and_flip(key: jax.Array, image: jax.Array) -> jax.Array:
-    """What the other side does to an image."""
+    """The changes that the other side makes to an image."""
     first, second = jax.random.split(key)
     return augment.flip(second, augment.shift(first, image, 1))
 

@@ -32,13 +32,13 @@ T = TypeVar("T")
 
 
 class Header(NamedTuple):
-    """What the beginning of an image says, and a digest of all its bytes."""
+    """Size and mode of an image, read from its beginning, and a digest of all its bytes."""
 
     height: int
     width: int
     mode: str
     turned: bool
-    """Whether the camera says that the pixels are to be turned or mirrored."""
+    """True if the camera says that the pixels are to be turned or mirrored."""
     digest: bytes
 
 

@@ -1,4 +1,4 @@
-"""What a path or an object holds, told by its name and its contents."""
+"""Recognises the form of data of one's own, by its name and its contents."""
 
 from pathlib import Path
 from typing import Any
