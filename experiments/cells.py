@@ -672,6 +672,7 @@ def figures_of(
                 embedded(data.test.images),
                 data.test.classes,
                 distance=distance,
+                queries=data.test.queries,
             )
     except NotFiniteError:
         return None

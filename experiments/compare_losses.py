@@ -44,6 +44,7 @@ from contrastive_jax import locks, plots
 from contrastive_jax import train as training
 from contrastive_jax.data import (
     Dataset,
+    Examples,
     as_text,
     check_evaluable,
     index_by_class,
@@ -51,9 +52,10 @@ from contrastive_jax.data import (
     load_with_report,
 )
 from contrastive_jax.evaluation.retrieval import retrieval
+from contrastive_jax.evaluation.summary import by_role
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import loss_table
-from contrastive_jax.train.assembly import assemble
+from contrastive_jax.train.assembly import assemble, source_of
 from experiments import command, evaluate, option_checks
 from experiments.options import ENCODERS, augmentation, with_classes
 
@@ -138,7 +140,7 @@ def main(config: Config) -> Path:
             for beside, embed in evaluate.beside(data.train, width=config.width).items():
                 line = {"split": split, "loss": beside}
                 if not _found(folder, **line):
-                    figures = _figures(embed(data.test.images), data.test.classes)
+                    figures = _figures(embed, data.test)
                     runs.append_line(folder / "cells.jsonl", line | {"figures": figures})
             for name in names:
                 bar.set_postfix_str(f"{split}, {name}")
@@ -169,7 +171,7 @@ def _compared(config: Config, folder: Path, split: str, name: str, data: Dataset
             # Seed 0 is of the trials: what was chosen by it is not judged by it.
             embed = train(setting, 0 if stage == "tuning" else number + 1)
             part = data.validation if stage == "tuning" else data.test
-            figures = None if embed is None else _figures(embed(part.images), part.classes)
+            figures = None if embed is None else _figures(embed, part)
             seconds = round(time.perf_counter() - began, 2)
             yield (
                 known
@@ -237,9 +239,7 @@ def _trainer(config: Config, name: str, data: Dataset) -> Callable[..., Any]:
         else augmentation(config.dataset not in ("digits", "mnist"), 1),
     )
     placed = training.parallel(parts.drawn, "shard_map", jax.devices()[:1])
-    source = placed.replicate(
-        training.Source(data.train.images, data.train.classes, index_by_class(data.train.classes))
-    )
+    source = placed.replicate(source_of(data))
 
     def train(setting: dict[str, Any], seed: int) -> Any:
         chosen = training.objective(name, **setting["options"])
@@ -272,8 +272,8 @@ def _model(config: Config, data: Dataset) -> Any:
     return partial(ENCODERS[config.encoder or default], width=config.width)
 
 
-def _figures(embeddings: np.ndarray, classes: np.ndarray) -> dict[str, float]:
-    figures = retrieval(embeddings, classes)
+def _figures(embed: Callable[[np.ndarray], np.ndarray], part: Examples) -> dict[str, float]:
+    figures = retrieval(*by_role(embed(part.images), part.classes, part.queries))
     return {key: figures[key] for key in SHOWN}
 
 

@@ -150,9 +150,14 @@ def _evaluated(run: Run, data: Dataset) -> Evaluated:
         if name != "embedding":
             first, second = embed(validation.images), embed(test.images)
         summaries[name] = summarize(
-            first, validation.classes, second, test.classes, distance=run.distance
+            first,
+            validation.classes,
+            second,
+            test.classes,
+            distance=run.distance,
+            queries=test.queries,
         )
-        if test.images.ndim == 2:
+        if test.images.ndim == 2 and test.queries is None:
             # Pairs that are drawn share their images, so that folds of them would agree too well.
             intervals[name] = retrieval_intervals(second, test.classes)
     embeddings = embedded["test"]
@@ -166,7 +171,7 @@ def _evaluated(run: Run, data: Dataset) -> Evaluated:
         "map_classes": plots.embedding_map(embeddings, test.classes, class_names=data.class_names)
     }
     if test.images.ndim > 2:
-        neighbours = nearest_neighbours(embeddings, k=min(8, len(test.classes) - 1)).indices
+        neighbours = _neighbours(embeddings, test.queries)
         figures["map"] = plots.embedding_map(
             embeddings, test.classes, images=test.images, class_names=data.class_names
         )
@@ -174,7 +179,7 @@ def _evaluated(run: Run, data: Dataset) -> Evaluated:
             test.images,
             test.classes,
             neighbours,
-            _instructive(neighbours, test.classes),
+            _instructive(neighbours, test.classes, test.queries),
             class_names=data.class_names,
         )
     return Evaluated(summaries, intervals, arrays, figures)
@@ -245,10 +250,25 @@ def _figures(run: Run, summaries: dict[str, Summary]) -> dict[str, Any]:
     return figures
 
 
-def _instructive(neighbours: np.ndarray, classes: np.ndarray, count: int = 4) -> np.ndarray:
+def _neighbours(embeddings: np.ndarray, queries: np.ndarray | None) -> np.ndarray:
+    """Returns the nearest rows of each query, `[N, k]`; rows of the gallery have themselves."""
+    if queries is None:
+        return np.asarray(nearest_neighbours(embeddings, k=min(8, len(embeddings) - 1)).indices)
+    gallery = np.flatnonzero(~queries)
+    nearest = nearest_neighbours(embeddings[queries], embeddings[gallery], k=min(8, len(gallery)))
+    neighbours = np.repeat(np.arange(len(embeddings))[:, None], nearest.indices.shape[1], axis=1)
+    neighbours[queries] = gallery[nearest.indices]
+    return neighbours
+
+
+def _instructive(
+    neighbours: np.ndarray, classes: np.ndarray, queries: np.ndarray | None, count: int = 4
+) -> np.ndarray:
     """Selects queries with the right nearest neighbour, and queries with a wrong one."""
     right = classes[neighbours[:, 0]] == classes
     shuffled = np.random.default_rng(0).permutation(len(classes))
+    if queries is not None:
+        shuffled = shuffled[queries[shuffled]]
     return np.concatenate([shuffled[right[shuffled]][:count], shuffled[~right[shuffled]][:count]])
 
 

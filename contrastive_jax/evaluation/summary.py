@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from contrastive_jax import distances
 from contrastive_jax._engine.sharding import gathered
@@ -38,6 +39,7 @@ def summarize(
     pairs: int = 50_000,
     seed: int = 0,
     labels: PairLabels | Callable[[Any, Any], Any] | None = None,
+    queries: ArrayLike | None = None,
 ) -> Summary:
     """Computes verification and retrieval on test, with the threshold chosen on validation.
 
@@ -57,6 +59,8 @@ def summarize(
       labels: function of the attributes of two rows that returns 0 (similar), 1 (dissimilar) or
         -1 (ignored), as in `contrastive_jax.all_pairs_loss`; pairs are then drawn as
         `drawn_distances` draws them.
+      queries: mask of the test rows that are queries, `[M]`; the others are the gallery, in which
+        queries are ranked. By default every row is a query and ranks all others.
 
     Returns:
       The figures of `verification` and `retrieval` in one dictionary, the distances and labels of
@@ -90,8 +94,46 @@ def summarize(
     names = "test", "test_classes"
     between, drawn = _drawn(names, test, test_classes, distance, pairs, seed, labels)
     figures = verification(between, drawn, threshold)
-    figures |= retrieval(test, test_classes, labels=labels)
+    figures |= retrieval(*by_role(test, test_classes, queries), labels=labels)
     return Summary(figures, between, drawn, threshold)
+
+
+def by_role(points: np.ndarray, classes: Any, queries: ArrayLike | None) -> tuple[Any, ...]:
+    """Returns the arguments of `retrieval` for a set of queries and a gallery.
+
+    Args:
+      points: `[N, D]`.
+      classes: classes or attributes of the rows, a tree of `[N, ...]`.
+      queries: mask of the queries, `[N]`; None where every row is a query and ranks all others.
+
+    Returns:
+      Points and classes of the queries, and where there is a mask those of the gallery.
+
+    Raises:
+      ValueError: if the mask is not of booleans `[N]`.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.evaluation.retrieval import retrieval
+      >>> from contrastive_jax.evaluation.summary import by_role
+      >>> points, classes = np.array([[0.0], [0.1], [5.0], [5.2]]), np.array([0, 0, 1, 1])
+      >>> queries = np.array([True, False, True, False])
+      >>> retrieval(*by_role(points, classes, queries))["precision_at_1"]
+      1.0
+    """
+    if queries is None:
+        return points, classes
+    mask = np.asarray(queries)
+    if mask.shape != (len(points),) or mask.dtype != bool:
+        raise ValueError(
+            f"queries must be a mask of booleans [{len(points)}], got {mask.dtype} "
+            f"{list(mask.shape)}"
+        )
+
+    def rows(where: np.ndarray) -> tuple[Any, Any]:
+        return points[where], jax.tree.map(lambda leaf: leaf[where], classes)
+
+    return *rows(mask), *rows(~mask)
 
 
 def drawn_distances(

@@ -15,6 +15,7 @@ from contrastive_jax.checks import check_seed
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.data.draw import index_by_class
+from contrastive_jax.data.labels import class_numbers
 from contrastive_jax.train.draw import (
     draws_classes,
     draws_given_pairs,
@@ -97,7 +98,7 @@ def assemble(
     else:
         # Each image is a class of its views.
         own = len(data.train.images) if views > 1 else 0
-        classes = own or int(data.train.classes.max()) + 1
+        classes = own or int(_trained_classes(data).max()) + 1
     shape = images["train"].shape[1:]
 
     def encoder_of(seed: int) -> Network:
@@ -191,8 +192,24 @@ def source_of(
     """
     if isinstance(data, PairDataset):
         return pair_source(data)
-    index = index_by_class(data.train.classes, similar_fraction, categories=categories)
-    return Source(data.train.images, data.train.classes, index)
+    classes = _trained_classes(data)
+    index = index_by_class(classes, similar_fraction, categories=categories)
+    return Source(data.train.images, classes, index)
+
+
+def _trained_classes(data: Dataset) -> np.ndarray:
+    """Numbers the classes of train from 0 on, in their order.
+
+    A class that train does not have, as where splits are by classes, would get a proxy that no
+    example is ever drawn to.
+    """
+    classes = class_numbers(data.train.classes)
+    present, dense = np.unique(classes[classes >= 0], return_inverse=True)
+    if len(present) == 0 or present[-1] == len(present) - 1:
+        return classes
+    numbered = np.full_like(classes, -1)
+    numbered[classes >= 0] = dense
+    return numbered
 
 
 def _drawing_given_pairs(

@@ -10,6 +10,7 @@ from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.evaluation.calibration import Calibration, calibrate
 from contrastive_jax.evaluation.given_pairs import distances_of_pairs, points_of_pairs
 from contrastive_jax.evaluation.retrieval import retrieval
+from contrastive_jax.evaluation.summary import by_role
 from contrastive_jax.evaluation.verification import (
     average_precision,
     best_threshold,
@@ -70,7 +71,8 @@ def figures_on_validation(
     """
     if not isinstance(data, PairDataset):
         embeddings = embed(data.validation.images)
-        return retrieval(embeddings, data.validation.classes), embeddings
+        split = data.validation
+        return retrieval(*by_role(embeddings, split.classes, split.queries)), embeddings
     of_pairs = points_of_pairs(embed, data.images, data.validation)
     pairs = (distances_of_pairs(of_pairs, distance), of_pairs.labels)
     figures = {

@@ -154,3 +154,15 @@ def test_summary_by_labels():
                 0,
                 labels=lambda a, b, wrong=wrong: jnp.where(a == b, wrong, wrong),
             )
+
+
+def test_queries_are_ranked_in_the_gallery_alone():
+    rng = np.random.default_rng(0)
+    points, classes = rng.normal(size=(40, 3)), np.arange(40) % 5
+    queries = np.arange(40) % 4 == 0
+    summary = summarize(points, classes, points, classes, pairs=20, queries=queries)
+    between = np.linalg.norm(points[queries][:, None] - points[~queries], axis=2)
+    right = classes[~queries][between.argmin(1)] == classes[queries]
+    assert summary.figures["precision_at_1"] == right.mean()
+    with pytest.raises(ValueError, match=r"queries must be a mask of booleans \[40\], got int64"):
+        summarize(points, classes, points, classes, queries=np.arange(40))

@@ -168,3 +168,15 @@ def test_a_run_takes_classes_of_one_category(data):
         not np.array_equal(a, b)
         for a, b in zip(jax.tree.leaves(one.weights), jax.tree.leaves(other.weights), strict=True)
     )
+
+
+def test_only_classes_that_are_trained_on_have_proxies():
+    images = np.zeros((12, 2, 2, 1), np.uint8)
+    examples = Examples(images, np.repeat(np.array([3, 9, 5, -1], np.int32), 3))
+    data = Dataset("some", tuple("abcdefghij"), examples, examples, examples)
+    objective = train.objective("proxy_nca")
+    parts = assembly.assemble(MODEL, data, objective, steps=4, batch_size=4, batch_classes=2)
+    assert parts.init_loss(objective, 0).shape == (3, 4)
+    source = assembly.source_of(data)
+    np.testing.assert_array_equal(source.classes, np.repeat([0, 2, 1, -1], 3))
+    np.testing.assert_array_equal(source.by_class.classes, [0, 1, 2])
