@@ -27,7 +27,7 @@ if jax.__version_info__ < (0, 11):  # later versions end at a flag that they do 
 
 # Tracing makes many objects that live long; collecting them as often as by default takes a tenth of
 # its time.
-gc.set_threshold(100_000, 20, 100)
+gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_addoption(parser):
