@@ -6,6 +6,7 @@ import errno
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +46,8 @@ def run(main: Callable[[Config], object], parse: Callable[[], Config]) -> None:
       SystemExit: with code 1 and one line on stderr, if an error ends the experiment that its user
         can mend; with code 130 after Ctrl-C.
     """
+    # Without the line of code that warns, which tells a user nothing.
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         main(parse())
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ with needs("train", "experiments.evaluate"):
 
 from contrastive_jax import load, losses, plots
 from contrastive_jax.data import Dataset, Examples, PairDataset
+from contrastive_jax.data._digest import digest
 from contrastive_jax.evaluation.baselines import Transform, vector_baselines
 from contrastive_jax.evaluation.fold_intervals import pair_intervals, retrieval_intervals
 from contrastive_jax.evaluation.given_pairs import points_of_pairs, summarize_pairs
@@ -63,11 +64,24 @@ def main(config: Config) -> Path:
     """Evaluates a run, and returns the folder of what was written."""
     run = load(config.run)
     data = options.load_data(with_data_of_run(config))
+    if not (config.dataset or config.data):
+        _check_unchanged(config.run, data)
     where = config.out or config.run
     where.mkdir(parents=True, exist_ok=True)
     report(run, data, where)
     print(f"figures and pictures are in {where}")
     return where
+
+
+def _check_unchanged(run: Path, data: Dataset | PairDataset) -> None:
+    """Checks that the data of a run is what it was trained on."""
+    begun = folder.read_config(run)
+    if begun.get("data_digest") not in (None, digest(data)):
+        raise ValueError(
+            f"the data of {run} is not what it was trained on: examples that were trained on may "
+            "be in test now; bring the data back, or name it with --data or --dataset to evaluate "
+            "on it as it is"
+        )
 
 
 def with_data_of_run(config: Any) -> Any:

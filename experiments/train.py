@@ -55,7 +55,8 @@ class Config(options.Runs, options.Training, options.Data):
     """Distance beyond which a dissimilar pair costs nothing, 1.2 by default; on the unit sphere
     below 2. Of other losses that have a margin, this."""
     flip: bool | None = None
-    """Mirror training images at random; by default unless the data set is of digits."""
+    """Mirror training images at random; by default on data sets by name, but those of
+    digits."""
     shift: int | None = None
     """Move training images at random by up to so many pixels; 1 by default."""
     augment: tuple[str, ...] = ()
@@ -79,8 +80,8 @@ class Config(options.Runs, options.Training, options.Data):
     """Parts in which a device encodes its images, to bound the memory of activations; by default 1,
     and on a CPU parts of 32 pairs but for the MLP."""
     steps: int | None = None
-    """Training steps; by default 1,500 on digits, 3,000 on mnist, 2,000 on vectors, 20,000
-    elsewhere."""
+    """Training steps; by default 1,500 on digits, 3,000 on mnist, 20,000 on other data sets by
+    name, and 2,000 on data of your own."""
     warmup: float = 0.02
     """Share of the steps over which the learning rate grows."""
     clip_norm: float = 1.0

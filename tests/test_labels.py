@@ -240,3 +240,11 @@ def test_wrong_uses():
     for use, message in uses:
         with pytest.raises(ValueError, match=message):
             use()
+
+
+def test_sets_that_are_not_packed_and_attributes_without_a_rule_are_refused():
+    x = np.eye(4, dtype=np.float32)
+    with pytest.raises(TypeError, match=r"labels.as_bits makes of lists of labels, got int32"):
+        all_pairs_loss(x, np.zeros((4, 2), np.int32), labels=labels.any_shared())
+    with pytest.raises(ValueError, match=r"got a tuple of arrays: .* need labels="):
+        all_pairs_loss(x, (np.zeros(4, np.int32), np.zeros(4, np.int32)))

@@ -65,6 +65,16 @@ def test_a_run_is_the_same_from_every_form(tmp_path, capsys):
         train.Config(data=paths[0], runs=tmp_path / "runs", resume="my-photos-mlp-1", **TINY)
     )
     assert resumed == folders[0]
+    # One image less, and the splits are others.
+    next(paths[0].rglob("*.png")).unlink()
+    results = (folders[0] / "run.json").read_bytes()
+    with pytest.raises(ValueError, match="is not what it was started on"):
+        train.main(
+            train.Config(data=paths[0], runs=tmp_path / "runs", resume="my-photos-mlp-1", **TINY)
+        )
+    with pytest.raises(ValueError, match=r"is not what it was trained on: .* name it with --data"):
+        evaluate.main(evaluate.Config(run=folders[0]))
+    assert (folders[0] / "run.json").read_bytes() == results
 
 
 @pytest.mark.parametrize(

@@ -303,6 +303,15 @@ def checked_points(
         raise ValueError(f"{name} need {prefix}classes")
     attributes: Any = ()
     if labels is None:
+        several = isinstance(classes, dict) or (
+            isinstance(classes, tuple) and any(np.ndim(one) for one in classes)
+        )
+        if several:
+            raise ValueError(
+                f"{prefix}classes must be one array [N], got a {type(classes).__name__} of arrays: "
+                "rows with several attributes need labels=, such as "
+                "labels.same_class_other_group() (contrastive_jax.labels)"
+            )
         classes = as_classes(f"{prefix}classes", classes)
         vectors = as_array(name, vectors, classes=classes)
     else:

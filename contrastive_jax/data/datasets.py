@@ -322,7 +322,8 @@ def _unknown(name: str) -> str:
         f"unknown data set {name!r}; "
         + (f"close to it: {', '.join(close)}; " if close else "")
         + f"own: {', '.join(OWN)}; and {len(names)} of tensorflow-datasets "
-        "(https://www.tensorflow.org/datasets/catalog/overview)"
+        "(https://www.tensorflow.org/datasets/catalog/overview); nor is there a file or folder of "
+        "that name"
     )
 
 

@@ -17,7 +17,7 @@ def any_shared() -> PairLabels:
     without labels is ignored.
 
     Returns:
-      The labels.
+      The labels, which raise a TypeError for rows that are not of unsigned integers.
 
     Example:
       >>> from contrastive_jax import labels
@@ -28,9 +28,18 @@ def any_shared() -> PairLabels:
     """
 
     def label(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(jnp.any((a & b) != 0), 0, 1)
+        return jnp.where(jnp.any((_bits(a) & _bits(b)) != 0), 0, 1)
 
-    return PairLabels(label, lambda row: jnp.where(jnp.any(row != 0), 0, -1))
+    return PairLabels(label, lambda row: jnp.where(jnp.any(_bits(row) != 0), 0, -1))
+
+
+def _bits(row: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(jnp.result_type(row), jnp.unsignedinteger):
+        raise TypeError(
+            "any_shared takes sets of labels as bits, unsigned integers that labels.as_bits makes "
+            f"of lists of labels, got {jnp.result_type(row)}"
+        )
+    return row
 
 
 def as_bits(sets: Sequence[Sequence[int]] | Any, number: int | None = None) -> np.ndarray:

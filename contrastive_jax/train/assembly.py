@@ -254,8 +254,8 @@ def _drawing(
     repeat = repeat and few > 0
     if repeat:
         warnings.warn(
-            f"{few} of {len(counts)} classes have less than the {examples} examples that a batch "
-            "takes of a class: theirs are repeated",
+            f"{few} of {len(counts)} classes have fewer than the {examples} examples that a batch "
+            "takes of a class: theirs are repeated (repeat=False, --no_repeat leaves them out)",
             stacklevel=4,
         )
     drawn = draws_classes(step, classes, examples, repeat=repeat, by_size=by_size)

@@ -275,6 +275,11 @@ def check_resumable(folder: Path, config: Mapping[str, Any], free: Iterable[str]
     """
     before = read_config(folder)
     now = json.loads(json.dumps(config))
+    if before.get("data_digest") != now.get("data_digest"):
+        raise ValueError(
+            f"the data of {folder} is not what it was started on: examples that were trained on "
+            "may be in test now; start a new run, or bring the data back"
+        )
     differing = [
         f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
         for key in sorted({*before, *now} - {*free})

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from contrastive_jax.data._digest import digest
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.data.stream import stream_pairs
@@ -324,7 +325,8 @@ def fit(
             "categories": categories is not None,
         }
     )
-    record = json.loads(json.dumps(options if config is None else dict(config), default=str))
+    record = dict(options if config is None else config) | {"data_digest": digest(data)}
+    record = json.loads(json.dumps(record, default=str))
     with contextlib.ExitStack() as stack:
         stored = runs is not None
         if runs is None:

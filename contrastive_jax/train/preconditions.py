@@ -136,7 +136,9 @@ def _check_batch(
             f"views must be at least 1 and divide the {batch_size} images of a batch, got {views}"
         )
     if batch["augment"] is None:
-        raise ValueError("views of an image are equal without augment: give one")
+        raise ValueError(
+            "views of one image would all be equal: give augment (--augment, --flip or --shift)"
+        )
     if named != ["views"] or batch["batch_classes"] is not None:
         other = "batch_classes" if named == ["views"] else named[0]
         raise ValueError(f"{other} has no effect with views of images: leave it out")

@@ -60,6 +60,14 @@ class Run:
       (10, 2)
     """
 
+    def __repr__(self) -> str:
+        """Shows where the run is stored and what it takes, without its weights."""
+        where = "not stored" if self.folder is None else str(self.folder)
+        return (
+            f"Run({where}, images {list(self.image_shape)} {self.image_dtype}, "
+            f"{len(self.class_names)} classes, threshold {self.threshold:.4g})"
+        )
+
     network: Network
     weights: Weights
     """The weights that were best on validation."""

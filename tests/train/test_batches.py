@@ -136,7 +136,7 @@ def test_small_classes_are_told_of_once(data):
     few = Examples(data.train.images[:8], np.array([0, 0, 0, 0, 1, 1, 1, 2], np.int32))
     small = Dataset("small", data.class_names, few, data.validation, data.test)
     fit = partial(train.fit, MODEL, small, train.objective("supcon"), runs=None, **OPTIONS)
-    with pytest.warns(UserWarning, match="2 of 3 classes have less than the 4 examples") as told:
+    with pytest.warns(UserWarning, match="2 of 3 classes have fewer than the 4 examples") as told:
         fit()
     assert len([one for one in told if "repeated" in str(one.message)]) == 1
     fit(repeat=False)
@@ -145,7 +145,7 @@ def test_small_classes_are_told_of_once(data):
 @pytest.mark.parametrize(
     ("objective", "options", "message"),
     [
-        ("supcon", {"views": 2}, "equal without augment"),
+        ("supcon", {"views": 2}, "views of one image would all be equal"),
         ("supcon", {"views": 5, "augment": _change}, "divide the 12 images"),
         ("supcon", {"views": 2, "augment": _change, "by_size": True}, "by_size has no effect"),
         ("supcon", {"views": 2, "augment": _change, "batch_classes": 2}, "batch_classes has no"),
