@@ -61,6 +61,7 @@ def empty(size: int, width: int, dtype: Any = jnp.float32, *, like: Any = None) 
       ValueError: if a size is not above 0, or the dtype is not floating.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from contrastive_jax import memory
       >>> bank = memory.empty(size=4, width=2)
       >>> bank.embeddings.shape
@@ -117,6 +118,7 @@ def push(
         check traced ones.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> import jax.numpy as jnp
       >>> from contrastive_jax import memory
       >>> bank = memory.empty(size=4, width=2)
