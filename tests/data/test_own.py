@@ -1,5 +1,6 @@
 """Data of one's own: the same arrays from every form, and splits that keep their promises."""
 
+import json
 import warnings
 from types import SimpleNamespace
 
@@ -421,3 +422,64 @@ def test_photos_are_turned_as_the_camera_says(tmp_path):
     assert "images that are turned as their camera says (EXIF orientation): 24 (" in as_text(report)
     turned = {np.rot90(image, -1).tobytes() for image in pixels}
     assert {image.tobytes() for part in data[2:] for image in part.images} == turned
+
+
+def _splits_of_saved(where, names):
+    vectors = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    for split, own in names.items():
+        features = {"vector": {"_type": "List"}, "label": {"names": own, "_type": "ClassLabel"}}
+        table = pa.table({"vector": list(vectors + len(split)), "label": np.tile([0, 1], 6)})
+        write_arrow(where / split, table, features)
+    (where / "dataset_dict.json").write_text(json.dumps({"splits": [*names]}))
+    return where
+
+
+def test_splits_that_name_their_classes_otherwise_are_refused(tmp_path):
+    names = {"train": ["cat", "dog"], "test": ["dog", "cat"]}
+    with pytest.raises(ValueError, match="name the classes of column label differently, train by"):
+        load(_splits_of_saved(tmp_path / "saved", names))
+
+
+def test_a_class_label_is_the_class_where_another_column_has_that_name(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 60)
+    table = pa.table(
+        {
+            "vector": list(rng.normal(size=(60, 3)).astype(np.float32)),
+            "label": labels,
+            "class": np.arange(60),
+        }
+    )
+    features = {
+        "vector": {"_type": "List"},
+        "label": {"names": ["a", "b"], "_type": "ClassLabel"},
+        "class": {"_type": "Value"},
+    }
+    write_arrow(tmp_path / "saved", table, features)
+    data = load(tmp_path / "saved")
+    assert data.class_names == ("a", "b")
+    np.testing.assert_array_equal(labels[data.train.attributes["other_class"]], data.train.classes)
+
+
+def test_splits_whose_labels_are_hidden_are_made_anew():
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    classes = np.where(np.arange(40) < 30, np.arange(40) % 2, -1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.warns(UserWarning, match="have no rows left and are made anew"):
+            data = from_arrays(x, classes, splits=["train"] * 30 + ["test"] * 10)
+    assert sum(len(part.classes) for part in data[2:]) == 30
+
+
+def test_fields_of_a_csv_are_stripped_and_identifiers_are_kept(tmp_path, images):
+    plain = load(write_csv(tmp_path / "table.csv", images))
+    header, *lines = (tmp_path / "table.csv").read_text().splitlines()
+    frames = ("1_23", "12_3", "007", "7")
+    lines = [line.replace(",", ", ") + f", {frames[k % 4]}, {k}" for k, line in enumerate(lines)]
+    (tmp_path / "spaced.csv").write_text("\n".join([f"{header}, frame, number", *lines]))
+    data = load(tmp_path / "spaced.csv")
+    assert_same(data, plain)
+    parts = [data.train, data.validation, data.test]
+    assert {*np.concatenate([part.attributes["frame"] for part in parts]).tolist()} == {*frames}
+    numbers = np.concatenate([part.attributes["number"] for part in parts])
+    np.testing.assert_array_equal(np.sort(numbers), np.arange(len(lines)))

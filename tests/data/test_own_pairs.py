@@ -169,3 +169,18 @@ def test_pairs_without_a_file_or_with_a_damaged_one_are_named(table, tmp_path):
     assert len(_pairs(data)) == 56
     assert len(data.images) == 58
     assert {*range(58)} == {int(k) for part in data[2:5] for k in (*part.left, *part.right)}
+
+
+def test_arrays_of_pairs_are_of_one_length_and_type(tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(30, 4)).astype(np.float32)
+    left = rng.integers(0, 30, 200)
+    right = (left + rng.integers(1, 30, 200)) % 30
+    arrays = {"left": vectors[left], "right": vectors[right].astype(np.float64)}
+    arrays["similar"] = (left % 2 == right % 2).astype(int)
+    np.savez(tmp_path / "pairs.npz", **arrays)
+    data = load(tmp_path / "pairs.npz")
+    assert len(data.images) == len(np.union1d(left, right))
+    np.savez(tmp_path / "ragged.npz", **arrays | {"right": vectors[right[:-3]]})
+    with pytest.raises(ValueError, match=r"has 200 vectors as left, and an array of shape \[197"):
+        load(tmp_path / "ragged.npz")

@@ -22,6 +22,9 @@ class Choices(NamedTuple):
     seed: int
 
 
+_EMPTIED = "validation and test that have no rows left and are made anew"
+
+
 def dataset(rows: Rows, choices: Choices) -> tuple[Dataset, Report]:
     """Makes a data set of rows with labels, and the report of it."""
     if rows.splits is not None and splits.is_train_alone(rows.splits):
@@ -41,6 +44,9 @@ def dataset(rows: Rows, choices: Choices) -> tuple[Dataset, Report]:
     )
     # The contents are read, and need not be moved along with the rows.
     rest = take(labelled._replace(items=np.empty(len(labelled.labels))), contents.rows)
+    if rest.splits is not None and splits.is_train_alone(rest.splits):
+        rest = rest._replace(splits=None)
+        findings = [*findings, *finding(_EMPTIED, [rows.where])]
     names, classes = numbered(rest.labels, rest.sources, rows.where)
     keys = zip(classes.tolist(), digests_of(contents.array), rest.sources, strict=True)
     order = np.array([k for _, k in sorted((key, k) for k, key in enumerate(keys))])

@@ -39,10 +39,11 @@ def read_saved(folder: Path) -> Table:
         splits = _json(folder / "dataset_dict.json").get("splits", [])
         parts = {split: folder / split for split in splits}
     tables: dict[str | None, Any] = {}
-    features: dict[str, Any] = {}
+    by_split: dict[str | None, dict[str, Any]] = {}
     for split, part in parts.items():
-        features = _json(part / "dataset_info.json").get("features") or {}
+        by_split[split] = _json(part / "dataset_info.json").get("features") or {}
         tables[split] = _arrow(part, _json(part / "state.json"))
+    features = _features(by_split, str(folder))
     form = "a folder of Hugging Face datasets"
     return _joined(folder.resolve().name, form, str(folder), tables, features, folder)
 
@@ -55,21 +56,40 @@ def read_object(source: Any) -> Table:
     """
     parts = dict(source) if isinstance(source, Mapping) else {None: source}
     tables: dict[str | None, Any] = {}
-    features: dict[str, Any] = {}
+    by_split: dict[str | None, dict[str, Any]] = {}
     for split, part in parts.items():
         if not hasattr(part, "__len__") or part.features is None:
             raise ValueError(
                 f"the {type(part).__name__} is streamed; load it without streaming=True"
             )
         tables[split] = part.with_format("arrow")[:]
-        features = {
+        by_split[split] = {
             name: {"_type": type(one).__name__, "names": getattr(one, "names", None)}
             for name, one in part.features.items()
         }
     first = next(iter(parts.values()))
     name = str(getattr(first.info, "dataset_name", None) or "dataset")
     where = f"the {type(source).__name__} {name}"
+    features = _features(by_split, where)
     return _joined(name, "an object of Hugging Face datasets", where, tables, features, None)
+
+
+def _features(by_split: dict[str | None, dict[str, Any]], where: str) -> dict[str, Any]:
+    """Returns the features of all splits, which must name their classes alike.
+
+    Classes are stored as numbers: with other names in another split they would be mixed up.
+    """
+    first, *others = by_split.items()
+    for split, features in others:
+        for column in {*_of_type(first[1], "ClassLabel"), *_of_type(features, "ClassLabel")}:
+            names = [(one.get(column) or {}).get("names") for one in (first[1], features)]
+            if names[0] != names[1]:
+                raise ValueError(
+                    f"the splits of {where} name the classes of column {column} differently, "
+                    f"{first[0]} by {names[0]} and {split} by {names[1]}: cast them to one "
+                    "ClassLabel, with cast_column"
+                )
+    return first[1]
 
 
 def _json(path: Path) -> Any:
@@ -119,6 +139,8 @@ def _joined(
         if classes:
             chosen["class"] = _only(classes, "label", where, columns)
     renamed = {old: new for new, old in chosen.items()}
+    # Another column of that name stays, as an attribute.
+    renamed |= {new: f"other_{new}" for new, old in chosen.items() if new != old}
     columns = {renamed.get(one, one): values for one, values in columns.items()}
     names = {
         renamed.get(one, one): tuple(features[one]["names"])

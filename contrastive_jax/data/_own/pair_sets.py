@@ -57,6 +57,10 @@ def pair_dataset(
         *finding("pairs that lose an image, which are left out", named(rows, lost)),
     ]
     rows = without(rows, lost)
+    if rows.splits is not None and splits.is_train_alone(rows.splits):
+        rows = rows._replace(splits=None)
+        text = "validation and test that have no pairs left and are made anew"
+        findings += finding(text, [table.where])
     parts, rule = split_pairs(
         rows, choices.split_by, choices.validation_fraction, choices.seed, table.where
     )

@@ -1,8 +1,10 @@
 """Tables in CSV and Parquet, and the examples in the columns of any table."""
 
+import contextlib
 import csv
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ def read_csv(path: Path) -> Table:
         raise ValueError(f"{path} has no rows below its header; {EXPECTED}")
     names = [name.strip() for name in rows[0]]
     check_names(names, path)
-    columns = {name: [row[k] for row in rows[1:]] for k, name in enumerate(names)}
+    columns = {name: [row[k].strip() for row in rows[1:]] for k, name in enumerate(names)}
     return Table(path.stem, "a table (CSV)", str(path), columns, path.parent)
 
 
@@ -315,10 +317,14 @@ def _array(values: list[Any]) -> np.ndarray | None:
 
 
 def _parsed(values: list[str]) -> np.ndarray:
-    """Reads text as integers or floats where all of it is, as a CSV has no types."""
-    for kind in (int, float):
-        try:
-            return np.array([kind(value) for value in values])
-        except (ValueError, OverflowError):
-            continue
+    """Reads text as integers or floats where all of it is, as a CSV has no types.
+
+    Text such as 007 or 1_2, which is a name and not a number, stays as it is.
+    """
+    if all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", value) for value in values):
+        return np.array(values, np.int64)
+    decimal = r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?|[+-]?(nan|inf)"
+    if all(value and re.fullmatch(decimal, value, re.IGNORECASE) for value in values):
+        with contextlib.suppress(ValueError):
+            return np.array([float(value) for value in values])
     return np.array(values)

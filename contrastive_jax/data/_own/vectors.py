@@ -71,9 +71,23 @@ def read_npy(path: Path) -> Table:
     return _table(path, arrays, f"an array with labels in {beside.name}")
 
 
+def _of_pairs(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Checks that there is one entry for each pair, and gives both sides one type."""
+    count = len(arrays["left"]) if arrays["left"].ndim else 0
+    for name, one in arrays.items():
+        if one.ndim == 0 or len(one) != count:
+            raise ValueError(
+                f"{path} has {count} vectors as left, and an array of shape {list(one.shape)} as "
+                f"{name}; expected one entry for each pair"
+            )
+    # A vector that is in both is one vector, whatever it was stored as.
+    dtype = np.result_type(arrays["left"], arrays["right"])
+    return arrays | {name: arrays[name].astype(dtype) for name in ("left", "right")}
+
+
 def _table(path: Path, arrays: dict[str, np.ndarray], form: str) -> Table:
     if "left" in arrays and "right" in arrays:
-        return Table(path.stem, form, str(path), arrays)
+        return Table(path.stem, form, str(path), _of_pairs(path, arrays))
     columns: dict[str, Any] = {}
     for names, meant in ((_VECTORS, "vector"), (_CLASSES, "class")):
         present = [one for one in names if one in arrays]
