@@ -1,5 +1,7 @@
 """Functions of labels, each against a loop over pairs, and what is refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from contrastive_jax import (
     anchor_statistics,
     labels,
     losses,
+    memory,
     proxy_loss,
     statistics,
 )
@@ -248,3 +251,10 @@ def test_sets_that_are_not_packed_and_attributes_without_a_rule_are_refused():
         all_pairs_loss(x, np.zeros((4, 2), np.int32), labels=labels.any_shared())
     with pytest.raises(ValueError, match=r"got a tuple of arrays: .* need labels="):
         all_pairs_loss(x, (np.zeros(4, np.int32), np.zeros(4, np.int32)))
+
+
+def test_empty_rows_of_a_memory_of_integers_are_ignored():
+    x, ages = jnp.eye(2), jnp.array([20, 40], jnp.int32)
+    bank = memory.empty(4, 2, like=ages)
+    loss = functools.partial(all_pairs_loss, margin=10.0, reduction="sum")
+    assert loss(x, ages, *memory.references(bank, 0), labels=labels.within(3.0)) == 0

@@ -63,8 +63,8 @@ def load_with_report(
       similar_label: the label of similar pairs in a column `label`.
       on_bad_input: `error` raises for images that can not be read, vectors that are not finite and
         pairs that contradict each other; `skip` leaves them out.
-      validation_fraction: share held out for validation, and half of the share for test, in
-        (0, 1/3].
+      validation_fraction: share held out for validation, in (0, 1/4]; test takes twice as
+        much.
       seed: of the splits, in [0, 2^32).
 
     Returns:
@@ -206,9 +206,9 @@ def _choices(
         raise ValueError(f"split_by must be classes or examples, got {split_by!r}")
     if on_bad_input not in ("error", "skip"):
         raise ValueError(f"on_bad_input must be error or skip, got {on_bad_input!r}")
-    if not 0 < validation_fraction <= 1 / 3:
+    if not 0 < validation_fraction <= 1 / 4:
         raise ValueError(
-            f"validation_fraction must be in (0, 1/3], as test takes twice as much, got "
+            f"validation_fraction must be in (0, 1/4], as test takes twice as much, got "
             f"{validation_fraction}"
         )
     return Choices(image_size, split_by, on_bad_input, validation_fraction, seed)

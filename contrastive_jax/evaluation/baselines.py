@@ -49,6 +49,12 @@ def vector_baselines(
     count, entries = vectors.shape
     # As many directions as vectors have about their mean; the others have no variance to divide by.
     whitened = PCA(min(width, entries, count - 1), whiten=True, random_state=0).fit(vectors)
+    # Whitening would blow rounding up to the size of a direction in which vectors vary.
+    variance = whitened.explained_variance_
+    floor = np.finfo(np.float32).eps * entries * variance[0]
+    rank = max(1, int(np.sum(variance > floor)))
+    if rank < len(variance):
+        whitened = PCA(rank, whiten=True, random_state=0).fit(vectors)
     maps: dict[str, Transform] = {"raw vectors": np.asarray, "PCA-whitened": whitened.transform}
     if classes is not None:
         labelled = np.flatnonzero(np.asarray(classes) >= 0)

@@ -12,7 +12,7 @@ def within(threshold: ArrayLike, apart: ArrayLike | None = None) -> PairLabels:
     """Rows are similar if numbers of theirs, such as ages, times or positions, are close.
 
     Attributes are numbers `[B]`, or vectors `[B, K]`, whose distance is Euclidean. A row with NaN
-    is ignored.
+    is ignored, and so is one whose signed integers are all -1, as empty rows of a memory are.
 
     Args:
       threshold: scalar above 0; rows that are closer are similar.
@@ -53,6 +53,9 @@ def within(threshold: ArrayLike, apart: ArrayLike | None = None) -> PairLabels:
         return jnp.where(distance < near, 0, jnp.where(distance < far, -1, 1))
 
     def class_of(row: ArrayLike) -> jax.Array:
-        return jnp.where(jnp.any(jnp.asarray(row) != jnp.asarray(row)), -1, 0)
+        row = jnp.asarray(row)
+        if jnp.issubdtype(row.dtype, jnp.signedinteger):
+            return jnp.where(jnp.all(row == -1), -1, 0)
+        return jnp.where(jnp.any(row != row), -1, 0)
 
     return PairLabels(label, class_of)

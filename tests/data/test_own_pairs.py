@@ -9,6 +9,9 @@ from own_data import encoded, pictures, write_folder
 from pyarrow import parquet
 
 from contrastive_jax.data import PairDataset, as_text, load, load_with_report
+from contrastive_jax.data._own.pair_splits import split_pairs
+from contrastive_jax.data._own.pair_tables import read_pairs
+from contrastive_jax.data._own.rows import Table
 
 
 @pytest.fixture
@@ -184,3 +187,16 @@ def test_arrays_of_pairs_are_of_one_length_and_type(tmp_path):
     np.savez(tmp_path / "ragged.npz", **arrays | {"right": vectors[right[:-3]]})
     with pytest.raises(ValueError, match=r"has 200 vectors as left, and an array of shape \[197"):
         load(tmp_path / "ragged.npz")
+
+
+def test_pairs_that_are_held_out_are_shares_of_all():
+    rng = np.random.default_rng(0)
+    left = rng.integers(0, 60, 1000)
+    right = (left + rng.integers(1, 60, 1000)) % 60
+    vectors = rng.normal(size=(60, 4)).astype(np.float32)
+    table = {"left": vectors[left], "right": vectors[right], "similar": rng.integers(0, 2, 1000)}
+    rows = read_pairs(Table("pairs", "arrays", "pairs", table), None)
+    parts, _ = split_pairs(rows, "examples", 0.1, 0, "pairs")
+    sizes = {name: len(part) for name, part in parts.items()}
+    assert sizes["test"] == pytest.approx(200, abs=2)
+    assert sizes["validation"] == pytest.approx(100, abs=2)

@@ -550,7 +550,7 @@ def test_wrong_arrays_are_refused(arguments, words):
         ({"split_by": "class"}, "split_by must be classes or examples, got 'class'"),
         ({"on_bad_input": "drop"}, "on_bad_input must be error or skip, got 'drop'"),
         ({"similar_label": 2}, "similar_label must be 0 or 1, got 2"),
-        ({"validation_fraction": 0.5}, r"validation_fraction must be in \(0, 1/3\]"),
+        ({"validation_fraction": 0.5}, r"validation_fraction must be in \(0, 1/4\]"),
         ({"seed": -1}, "seed must be"),
         ({"tfds_dir": "."}, "have no effect on"),
     ],

@@ -66,3 +66,11 @@ def test_pairs_are_dealt_by_label():
     intervals = pair_intervals(distances, labels)
     assert intervals["auc"].low < 0.78 < intervals["auc"].high
     assert pair_intervals(distances[:42], labels[:42])["auc"].mean > 0
+
+
+def test_directions_without_variance_are_not_whitened():
+    rng = np.random.default_rng(0)
+    few = rng.normal(size=(200, 4)).astype(np.float32)
+    vectors = few @ rng.normal(size=(4, 32)).astype(np.float32)
+    whitened = vector_baselines(vectors, width=32, unit_length=False)["PCA-whitened"]
+    assert whitened(vectors).shape == (200, 4)

@@ -58,7 +58,8 @@ def _made(
             )
     left, parts = np.arange(len(rows.labels)), {}
     for split, part in shares.items():
-        stay, held = hold_out(rows.labels[left], part, seed=seed)
+        # A share of all pairs, and not of those that are left.
+        stay, held = hold_out(rows.labels[left], part * len(rows.labels) / len(left), seed=seed)
         parts[split] = left[held]
         left = left[stay]
     return {"train": left, **parts}, f"{share}{_RULES['examples']} (--split examples{chosen})"
