@@ -6,6 +6,7 @@ python -m experiments.evaluate runs/digits-convnet-1 --dataset mnist --image_siz
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -131,13 +132,20 @@ def report(run: Run, data: Dataset | PairDataset, where: Path | None = None) -> 
             name: {key: [one.low, one.high] for key, one in intervals.items()}
             for name, intervals in evaluated.intervals.items()
         }
-    # JSON has no NaN, which the ends of an interval of one fold are.
-    text = json.dumps(results, indent=2).replace("NaN", "null")
-    (where / "results.json").write_text(text + "\n")
+    (where / "results.json").write_text(json.dumps(_finite(results), indent=2) + "\n")
     np.savez(where / "embeddings.npz", **evaluated.arrays)
     (where / "figures").mkdir(exist_ok=True)
     for name, figure in (_figures(run, evaluated.summaries) | evaluated.figures).items():
         plots.save(figure, where / "figures" / f"{name}.png")
+
+
+def _finite(values: Any) -> Any:
+    """Returns figures as JSON has them: None in place of NaN and of infinities."""
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 class Evaluated(NamedTuple):
@@ -208,7 +216,9 @@ def _evaluated_pairs(run: Run, data: PairDataset) -> Evaluated:
             points_of_pairs(embed, data.images, pairs) for pairs in (data.validation, data.test)
         )
         summaries[name] = one = summarize_pairs(validation, test, distance=run.distance)
-        if data.images.ndim == 2:
+        # Folds of pairs that share images would agree too well.
+        members = np.concatenate([data.test.left, data.test.right])
+        if data.images.ndim == 2 and len(np.unique(members)) == len(members):
             intervals[name] = pair_intervals(one.distances, one.labels)
         if name == "embedding":
             arrays = dict(zip(("embeddings", "left", "right", "labels"), test, strict=True))

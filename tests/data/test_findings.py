@@ -198,3 +198,16 @@ def write_rest(folder, images):
         for k in range(4, 7):
             (folder / label / f"{k}.png").write_bytes(encoded(members[k]))
     return folder
+
+
+def test_a_broken_image_does_not_decide_size_and_channels(tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(20):
+        (tmp_path / "photos" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        grey = Image.fromarray(rng.integers(0, 256, (28, 40), np.uint8))
+        grey.save(tmp_path / "photos" / "ab"[k % 2] / f"{k}.png")
+    whole = encoded(rng.integers(0, 256, (200, 300, 3), np.uint8), "jpeg")
+    (tmp_path / "photos" / "a" / "broken.jpg").write_bytes(whole[: len(whole) // 2])
+    data, report = load_with_report(tmp_path / "photos", on_bad_input="skip")
+    assert data.train.images.shape[1:] == (28, 40, 1)
+    assert any("images that can not be read" in one.text for one in report.findings)

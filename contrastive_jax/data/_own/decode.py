@@ -84,10 +84,22 @@ def decode(
     bad |= {int(rows[position]): reason for position, reason in broken.items()}
     if bad and (on_bad_input == "error" or len(bad) == len(items)):
         raise ValueError(_unreadable(bad, sources, len(items), where))
-    laid_on_white = [sources[rows[k]] for k, seen_through in transparent.items() if seen_through]
+    unread = finding(
+        "images that can not be read, which are left out",
+        [f"{sources[k]} ({reason})" for k, reason in sorted(bad.items())],
+    )
     if broken:
-        good = np.array([position for position in range(len(rows)) if position not in broken])
-        images, rows = images[good], rows[good]
+        # They must not decide the size and the channels of the others.
+        good = np.array([row for position, row in enumerate(rows) if position not in broken])
+        again = decode(
+            [items[k] for k in good],
+            [sources[k] for k in good],
+            where=where,
+            image_size=image_size,
+            on_bad_input=on_bad_input,
+        )
+        return again._replace(rows=good[again.rows], findings=[*unread, *again.findings])
+    laid_on_white = [sources[rows[k]] for k, seen_through in transparent.items() if seen_through]
     used = [headers[int(k)] for k in rows]
     names = [sources[k] for k in rows]
     findings = _findings(used, names, grey=grey, side=side, given=image_size is not None)
@@ -101,11 +113,7 @@ def decode(
         rows,
         [one.digest for one in used],
         _text(shape, shapes, side),
-        finding(
-            "images that can not be read, which are left out",
-            [f"{sources[k]} ({reason})" for k, reason in sorted(bad.items())],
-        )
-        + findings,
+        unread + findings,
     )
 
 
@@ -233,7 +241,9 @@ def _content(item: Item) -> bytes:
 def _header(item: Item) -> Header:
     content = _content(item)
     image = open_picture(content)
-    orientation = image.getexif().get(_ORIENTATION, 1)
+    # A PNG may have it after the pixels, which would all be decoded to look for it.
+    at_hand = image.format != "PNG" or "exif" in image.info
+    orientation = image.getexif().get(_ORIENTATION, 1) if at_hand else 1
     height, width = image.height, image.width
     if orientation in (5, 6, 7, 8):
         height, width = width, height
