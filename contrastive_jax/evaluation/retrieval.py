@@ -158,7 +158,8 @@ def retrieval(
     rank $i$, the fraction of matches among the $i$ nearest. Queries without any match, such as the
     only member of its class within one set, are left out of the averages and counted. Beside the
     embeddings (six float64 copies) it holds up to $2^{24}$ distances at a time, 128 MiB, or those
-    of one query if more.
+    of one query if more. With `labels` it also holds the indices of the matches of each query and
+    of the references that are not ranked for it, 8 bytes each.
 
     Args:
       queries: embeddings, [Q, D].

@@ -65,8 +65,7 @@ def pair_dataset(
         rows, choices.split_by, choices.validation_fraction, choices.seed, table.where
     )
     findings += [*pair_tables.pair_findings(rows), *_identical(rows, contents, used)]
-    if rows.splits is not None:
-        findings += _shared_images(rows, parts)
+    findings += _shared_images(rows, parts)
     position = np.zeros(len(rows.sources), np.int32)
     position[used[contents.rows]] = np.arange(len(contents.rows))
 
@@ -126,4 +125,5 @@ def _shared_images(rows: PairRows, parts: dict[str, np.ndarray]) -> list[Finding
     images = [np.union1d(rows.left[chosen], rows.right[chosen]) for chosen in parts.values()]
     values, count = np.unique(np.concatenate(images), return_counts=True)
     shared = [rows.sources[k] for k in values[count > 1]]
-    return finding("images in pairs of two splits", shared)
+    # Splits that were made say so in their rule.
+    return finding("images in pairs of two splits", shared, warns=rows.splits is not None)
