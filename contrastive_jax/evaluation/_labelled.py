@@ -1,5 +1,6 @@
 """The matches of queries by a function of two rows, computed in blocks on the default device."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +46,39 @@ def labelled_matches(
       AssertionError: if attributes do not fit.
       ValueError: if a label is none of 0, 1 and -1.
     """
+    counts, blocks = _label_blocks(
+        labels, query_attributes, reference_attributes, rows, reference_rows
+    )
+    matches: list[Indices] = []
+    ignored: list[Indices] = []
+    for _, table in blocks:
+        matches += [np.flatnonzero(row == 0) for row in table]
+        ignored += [np.flatnonzero(row == -1) for row in table]
+    return LabelledMatches(counts[0], counts[-1], matches, ignored)
+
+
+def _label_blocks(
+    labels: Any,
+    query_attributes: Any,
+    reference_attributes: Any,
+    rows: int,
+    reference_rows: int,
+    selected: Indices | None = None,
+) -> tuple[list[NDArray[np.bool_]], Iterator[tuple[Indices, NDArray[np.int8]]]]:
+    """Labels pairs of a query and a reference, some queries at a time.
+
+    Args:
+      labels: as in `labelled_matches`, and so the next four.
+      query_attributes: tree of arrays, [Q, ...].
+      reference_attributes: tree of arrays, [M, ...], or None.
+      rows: Q.
+      reference_rows: M.
+      selected: queries to label, among those that count; all of them by default.
+
+    Returns:
+      For each side the mask of the rows that count, and an iterator over queries among those that
+      count and their labels by the references that do.
+    """
     rule, one_set = as_pair_labels(labels), reference_attributes is None
     sides = [checked_attributes("query_", query_attributes, rule, (rows,))]
     if not one_set:
@@ -67,29 +101,31 @@ def labelled_matches(
         return jnp.where(a[1] == b[1], jnp.clip(label, -2, 2), 1).astype(jnp.int8)
 
     label_all = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
-    matches: list[Indices] = []
-    ignored: list[Indices] = []
-    number = len(queries[1])
+    chosen = np.arange(len(queries[1])) if selected is None else selected
+    number = len(chosen)
     height = max(1, min(number, LABELS_HELD // max(1, len(references[1]))))
-    for start in range(0, number, height):
-        # The last block has as many rows as the others, so that one program serves all.
-        index = np.minimum(np.arange(start, start + height), number - 1)
-        block = jax.tree.map(lambda leaf, index=index: leaf[index], queries)
-        table = np.array(label_all(block, references))[: number - start]
-        wrong = np.abs(table) == 2
-        if wrong.any():
-            row, column = np.argwhere(wrong)[0]
-            query = np.flatnonzero(counts[0])[start + row]
-            reference = np.flatnonzero(counts[-1])[column]
-            raise ValueError(
-                "labels must be 0 (a match), 1 or -1 (left out), got another number for query "
-                f"{query} and reference {reference}"
-            )
-        if one_set:
-            table[np.arange(len(table)), start + np.arange(len(table))] = -1
-        matches += [np.flatnonzero(row == 0) for row in table]
-        ignored += [np.flatnonzero(row == -1) for row in table]
-    return LabelledMatches(counts[0], counts[-1], matches, ignored)
+
+    def blocks() -> Iterator[tuple[Indices, NDArray[np.int8]]]:
+        for start in range(0, number, height):
+            # The last block has as many rows as the others, so that one program serves all.
+            index = chosen[np.minimum(np.arange(start, start + height), number - 1)]
+            block = jax.tree.map(lambda leaf, index=index: leaf[index], queries)
+            table = np.array(label_all(block, references))[: number - start]
+            index = index[: len(table)]
+            wrong = np.abs(table) == 2
+            if wrong.any():
+                row, column = np.argwhere(wrong)[0]
+                query = np.flatnonzero(counts[0])[index[row]]
+                reference = np.flatnonzero(counts[-1])[column]
+                raise ValueError(
+                    "labels must be 0 (a match), 1 or -1 (left out), got another number for query "
+                    f"{query} and reference {reference}"
+                )
+            if one_set:
+                table[np.arange(len(table)), index] = -1
+            yield index, table
+
+    return counts, blocks()
 
 
 def drawn_pairs(
@@ -113,27 +149,30 @@ def drawn_pairs(
     Raises:
       ValueError: if there is no similar or no dissimilar pair.
     """
-    counts, _, matches, ignored = labelled_matches(labels, attributes, None, rows, rows)
-    excluded = [np.union1d(*both) for both in zip(matches, ignored, strict=True)]
-    sizes = np.array([len(own) for own in matches], np.intp)
-    others = np.array([len(matches) - len(own) for own in excluded], np.intp)
+    (counts,), blocks = _label_blocks(labels, attributes, None, rows, rows)
+    # The numbers of rows with each label; which these are is found again for the rows drawn.
+    sizes, others = np.zeros((2, counts.sum()), np.intp)
+    for index_of_row, table in blocks:
+        sizes[index_of_row] = np.sum(table == 0, axis=1)
+        others[index_of_row] = np.sum(table == 1, axis=1)
     given = 1 - np.arange(pairs, dtype=np.int32) % 2
     for name, available in (("similar", sizes), ("dissimilar", others)):
         if not (available > 0).any():
             raise ValueError(f"labels leave no {name} pair among {counts.sum()} rows that count")
     rng = np.random.default_rng(seed)
-    first, second = np.zeros(pairs, np.intp), np.zeros(pairs, np.intp)
+    first, second, rank = (np.zeros(pairs, np.intp) for _ in range(3))
     candidates = [np.flatnonzero(available) for available in (sizes, others)]
     for index, label in enumerate(given.tolist()):
         available = others if label else sizes
         row = candidates[label][rng.integers(len(candidates[label]))]
-        chosen = rng.integers(available[row])
-        first[index] = row
-        if label:
-            # Among the rows that are not excluded, before each of which some are.
-            before = excluded[row] - np.arange(len(excluded[row]))
-            second[index] = chosen + np.searchsorted(before, chosen, side="right")
-        else:
-            second[index] = matches[row][chosen]
+        first[index], rank[index] = row, rng.integers(available[row])
+    order = np.argsort(first, kind="stable")
+    firsts, starts = np.unique(first[order], return_index=True)
+    drawn = dict(zip(firsts.tolist(), np.split(order, starts[1:]), strict=True))
+    for rows_of_block, table in _label_blocks(labels, attributes, None, rows, rows, firsts)[1]:
+        for row, by_reference in zip(rows_of_block.tolist(), table, strict=True):
+            partners = [np.flatnonzero(by_reference == label) for label in (0, 1)]
+            for index in drawn[row]:
+                second[index] = partners[given[index]][rank[index]]
     members = np.flatnonzero(counts)
     return members[first], members[second], given

@@ -56,6 +56,8 @@ T = TypeVar("T")
 
 # Pairs from which on a sweep in JAX is faster in spite of its compilation, about a second.
 SWEPT_FROM = 2**26
+# Pairs whose labels are listed at a time.
+LISTED = 2**26
 DISTANCES_HELD = 2**24  # 128 MiB
 THREADS = os.cpu_count() or 1
 
@@ -158,8 +160,8 @@ def retrieval(
     rank $i$, the fraction of matches among the $i$ nearest. Queries without any match, such as the
     only member of its class within one set, are left out of the averages and counted. Beside the
     embeddings (six float64 copies) it holds up to $2^{24}$ distances at a time, 128 MiB, or those
-    of one query if more. With `labels` it also holds the indices of the matches of each query and
-    of the references that are not ranked for it, 8 bytes each.
+    of one query if more. With `labels` the queries are taken some at a time, so that the references
+    that match or are not ranked are never listed for all of them.
 
     Args:
       queries: embeddings, [Q, D].
@@ -217,6 +219,79 @@ def retrieval(
     for k in ks:
         if not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"ks must be whole numbers and at least 1, got {ks}.")
+    rows = row_count("queries", queries)
+    reference_rows = rows if references is None else row_count("references", references)
+    sides = (queries, query_classes), (references, reference_classes)
+    ids = query_ids, reference_ids
+    if labels is None or rows * reference_rows <= LISTED:
+        table, count, ignored = _ranks(*sides, labels, distance, *ids)
+    else:
+        table, count, ignored = _ranks_by_parts(sides, labels, distance, ids, rows, reference_rows)
+    if not len(table):
+        remark = f"; {ignored} rows of class -1 or of a masked class are ignored" if ignored else ""
+        raise ValueError(
+            f"none of the {count} queries has a reference of its class other than itself{remark}."
+        )
+    rank, r_precision, average_precision_at_r = table.T
+    return {
+        **{f"recall_at_{k}": float(np.mean(rank <= k)) for k in ks},
+        "precision_at_1": float(np.mean(rank == 1)),
+        "r_precision": float(np.mean(r_precision)),
+        "map_at_r": float(np.mean(average_precision_at_r)),
+        "mean_reciprocal_rank": float(np.mean(1 / rank)),
+        "queries": count,
+        "queries_without_match": count - len(table),
+    }
+
+
+def _ranks_by_parts(
+    sides: tuple[tuple[Any, Any], tuple[Any, Any]],
+    labels: Any,
+    distance: Distance,
+    ids: tuple[Any, Any],
+    rows: int,
+    reference_rows: int,
+) -> tuple[Floats, int, int]:
+    """Does the same as `_ranks` for some queries after the others."""
+    (queries, attributes), (references, reference_attributes) = sides
+    query_ids, reference_ids = ids
+    if references is None:
+        references, reference_attributes = queries, attributes
+        # A query is left out of its own ranking by its index.
+        query_ids = np.arange(rows) if query_ids is None else np.asarray(query_ids)
+        reference_ids = query_ids
+    tables, counts, all_ignored = [], 0, 0
+    height = max(1, LISTED // reference_rows)
+    for start in range(0, rows, height):
+        part = slice(start, start + height)
+        table, count, ignored = _ranks(
+            (np.asarray(queries)[part], jax.tree.map(lambda one, part=part: one[part], attributes)),
+            (references, reference_attributes),
+            labels,
+            distance,
+            None if query_ids is None else np.asarray(query_ids)[part],
+            reference_ids,
+        )
+        tables.append(table)
+        counts, all_ignored = counts + count, all_ignored + ignored
+    return np.concatenate(tables), counts, all_ignored
+
+
+def _ranks(
+    query_side: tuple[Any, Any],
+    reference_side: tuple[Any, Any],
+    labels: Any,
+    distance: Distance,
+    query_ids: Any,
+    reference_ids: Any,
+) -> tuple[Floats, int, int]:
+    """Ranks the references for each query that has a match.
+
+    Returns:
+      Rank of the nearest match, R-precision and average precision at R, `[N, 3]`; the number of
+      queries that count; and the number of rows that do not.
+    """
+    (queries, query_classes), (references, reference_classes) = query_side, reference_side
     one_set = references is None
     rows = row_count("queries", queries)
     reference_rows = rows if references is None else row_count("references", references)
@@ -227,14 +302,10 @@ def retrieval(
         if labels is None
         else _matches_by_label(labels, *sides, rows, reference_rows, ids)
     )
+    ignored = int(np.sum(~counts) + (0 if one_set else np.sum(~reference_counts)))
     matched = np.flatnonzero([len(own) > itself for own in matches])
     if not len(matched):
-        ignored = np.sum(~counts) + (0 if one_set else np.sum(~reference_counts))
-        remark = f"; {ignored} rows of class -1 or of a masked class are ignored" if ignored else ""
-        raise ValueError(
-            f"none of the {len(matches)} queries has a reference of its class other than itself"
-            f"{remark}."
-        )
+        return np.empty((0, 3)), len(matches), ignored
     query_points, reference_points = checked_points(
         queries, references, distance, counts, reference_counts
     )
@@ -268,16 +339,7 @@ def retrieval(
         rest[few] = swept.crowded
     if rest.any():
         table[rest] = _map_scores(figures, matched[rest], points)
-    rank, r_precision, average_precision_at_r = table.T
-    return {
-        **{f"recall_at_{k}": float(np.mean(rank <= k)) for k in ks},
-        "precision_at_1": float(np.mean(rank == 1)),
-        "r_precision": float(np.mean(r_precision)),
-        "map_at_r": float(np.mean(average_precision_at_r)),
-        "mean_reciprocal_rank": float(np.mean(1 / rank)),
-        "queries": len(matches),
-        "queries_without_match": len(matches) - len(matched),
-    }
+    return table, len(matches), ignored
 
 
 class _Matches(NamedTuple):

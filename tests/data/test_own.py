@@ -2,6 +2,7 @@
 
 import json
 import warnings
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -474,7 +475,7 @@ def test_splits_whose_labels_are_hidden_are_made_anew():
 def test_fields_of_a_csv_are_stripped_and_identifiers_are_kept(tmp_path, images):
     plain = load(write_csv(tmp_path / "table.csv", images))
     header, *lines = (tmp_path / "table.csv").read_text().splitlines()
-    frames = ("1_23", "12_3", "007", "7")
+    frames = ("1_23", "12_3", "007", "1234567890123456789")
     lines = [line.replace(",", ", ") + f", {frames[k % 4]}, {k}" for k, line in enumerate(lines)]
     (tmp_path / "spaced.csv").write_text("\n".join([f"{header}, frame, number", *lines]))
     data = load(tmp_path / "spaced.csv")
@@ -483,3 +484,30 @@ def test_fields_of_a_csv_are_stripped_and_identifiers_are_kept(tmp_path, images)
     assert {*np.concatenate([part.attributes["frame"] for part in parts]).tolist()} == {*frames}
     numbers = np.concatenate([part.attributes["number"] for part in parts])
     np.testing.assert_array_equal(np.sort(numbers), np.arange(len(lines)))
+
+
+def test_long_integers_of_a_csv_stay_apart(tmp_path, images):
+    write_csv(tmp_path / "table.csv", images)
+    header, *lines = (tmp_path / "table.csv").read_text().splitlines()
+    for first, kind in ((1234567890123456789, "i"), (2**70, "U")):
+        numbered = [f"{line},{first + k}" for k, line in enumerate(lines)]
+        (tmp_path / "long.csv").write_text("\n".join([f"{header},frame", *numbered]))
+        data = load(tmp_path / "long.csv")
+        frames = np.concatenate([part.attributes["frame"] for part in data[2:]])
+        assert frames.dtype.kind == kind
+        assert len(np.unique(frames)) == len(lines)
+
+
+def test_a_png_is_turned_wherever_its_orientation_stands(tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(20):
+        content = encoded(rng.integers(0, 256, (6, 8), np.uint8))
+        exif = b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06" + bytes(6)
+        chunk = b"eXIf" + exif
+        late = len(exif).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+        (tmp_path / "photos" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        end = content.index(b"IEND") - 4
+        (tmp_path / "photos" / "ab"[k % 2] / f"{k}.png").write_bytes(
+            content[:end] + late + content[end:]
+        )
+    assert load(tmp_path / "photos").train.images.shape[1:] == (8, 6, 1)

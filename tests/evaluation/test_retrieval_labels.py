@@ -96,6 +96,22 @@ def test_figures_equal_brute_force(rule, one_set, ids, swept, monkeypatch):
     assert 0.01 < want[2] < 0.99
 
 
+@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize("one_set", [True, False])
+def test_some_queries_at_a_time_give_the_same(one_set, ids, monkeypatch):
+    own, others = _attributes(QUERIES), _attributes(REFERENCES)
+    sets = (X, own) if one_set else (X, own, Y, others)
+    query_ids = RNG.integers(0, 40, QUERIES) if ids else None
+    reference_ids = RNG.integers(0, 40, REFERENCES) if ids and not one_set else None
+    rule = next(iter(RULES.values()))[0]
+    options = {"labels": rule, "query_ids": query_ids, "reference_ids": reference_ids}
+    want = retrieval(*sets, **options)
+    monkeypatch.setattr(module, "LISTED", 7 * REFERENCES)
+    got = retrieval(*sets, **options)
+    assert got.keys() == want.keys()
+    np.testing.assert_allclose([*got.values()], [*want.values()], rtol=1e-12)
+
+
 def test_the_same_as_classes():
     classes = _attributes(QUERIES)[0]
     assert retrieval(X, classes, labels=labels.same_class()) == retrieval(X, classes)

@@ -241,9 +241,9 @@ def _content(item: Item) -> bytes:
 def _header(item: Item) -> Header:
     content = _content(item)
     image = open_picture(content)
-    # A PNG may have it after the pixels, which would all be decoded to look for it.
-    at_hand = image.format != "PNG" or "exif" in image.info
-    orientation = image.getexif().get(_ORIENTATION, 1) if at_hand else 1
+    # A PNG may have it after the pixels, which are all decoded to look for it.
+    has_one = image.format != "PNG" or b"eXIf" in content
+    orientation = image.getexif().get(_ORIENTATION, 1) if has_one else 1
     height, width = image.height, image.width
     if orientation in (5, 6, 7, 8):
         height, width = width, height

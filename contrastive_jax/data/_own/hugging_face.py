@@ -140,7 +140,12 @@ def _joined(
             chosen["class"] = _only(classes, "label", where, columns)
     renamed = {old: new for new, old in chosen.items()}
     # Another column of that name stays, as an attribute.
-    renamed |= {new: f"other_{new}" for new, old in chosen.items() if new != old}
+    for new, old in chosen.items():
+        if new != old and new in columns:
+            free = f"other_{new}"
+            while free in columns:
+                free = f"other_{free}"
+            renamed[new] = free
     columns = {renamed.get(one, one): values for one, values in columns.items()}
     names = {
         renamed.get(one, one): tuple(features[one]["names"])

@@ -321,8 +321,16 @@ def _parsed(values: list[str]) -> np.ndarray:
 
     Text such as 007 or 1_2, which is a name and not a number, stays as it is.
     """
-    if all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", value) for value in values):
-        return np.array(values, np.int64)
+    integers = [re.fullmatch(r"-?(0|[1-9]\d*)", value) is not None for value in values]
+    limits = np.iinfo(np.int64)
+    if any(integers) and not all(
+        limits.min <= int(value) <= limits.max
+        for value, is_integer in zip(values, integers, strict=True)
+        if is_integer
+    ):
+        return np.array(values)
+    if all(integers):
+        return np.array([int(value) for value in values], np.int64)
     decimal = r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?|[+-]?(nan|inf)"
     if all(value and re.fullmatch(decimal, value, re.IGNORECASE) for value in values):
         with contextlib.suppress(ValueError):
