@@ -275,14 +275,14 @@ def check_resumable(folder: Path, config: Mapping[str, Any], free: Iterable[str]
     """
     before = read_config(folder)
     now = json.loads(json.dumps(config))
-    if before.get("data_digest") != now.get("data_digest"):
+    if before.get("data_digest") not in (None, now.get("data_digest")):
         raise ValueError(
             f"the data of {folder} is not what it was started on: examples that were trained on "
             "may be in test now; start a new run, or bring the data back"
         )
     differing = [
         f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
-        for key in sorted({*before, *now} - {*free})
+        for key in sorted({*before, *now} - {*free, "data_digest"})
         if before.get(key) != now.get(key)
     ]
     if differing:
