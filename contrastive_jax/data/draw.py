@@ -26,7 +26,7 @@ class ClassIndex(NamedTuple):
     members: jax.Array
     """Positions of all examples that have a class, those of a class side by side, `[M]`."""
     starts: jax.Array
-    """Where each class begins in `members`, `[C]`."""
+    """The position in `members` at which each class begins, `[C]`."""
     sizes: jax.Array
     """Number of its examples, `[C]`."""
     pairable: jax.Array
@@ -282,7 +282,7 @@ def draw_balanced(
     nothing = jnp.full((classes, examples), -1, jnp.int32)
     members, _ = jax.lax.scan(add, nothing, jnp.arange(examples))
     if repeat:
-        # All members of a small class are in its last places, and fill the first ones in turn.
+        # All members of a small class are in its last positions, and fill the first ones in turn.
         at = jnp.arange(examples)
         again = (examples - sizes)[:, None] + at % sizes[:, None]
         again = jnp.take_along_axis(members, jnp.maximum(again, 0), axis=1)

@@ -17,7 +17,7 @@ class Finding(NamedTuple):
     text: str
     """A phrase that names it, such as `classes of one example`."""
     number: int
-    """How often it occurs."""
+    """The number of its occurrences."""
     first: tuple[str, ...] = ()
     """The first files, rows, classes or groups."""
     warns: bool = True
@@ -51,7 +51,7 @@ class Report(NamedTuple):
     contents: str
     """Size and channels of the images, or the width of the vectors."""
     split_rule: str
-    """How the splits were made."""
+    """The rule by which the splits were made."""
     splits: tuple[SplitCounts, ...]
     findings: tuple[Finding, ...]
 

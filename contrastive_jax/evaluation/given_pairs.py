@@ -1,7 +1,6 @@
 """Verification of given pairs, whose images are embedded once each."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 
 from contrastive_jax import distances
 from contrastive_jax.data.datasets import GivenPairs
+from contrastive_jax.evaluation._row_distances import row_distances
 from contrastive_jax.evaluation.summary import Summary
 from contrastive_jax.evaluation.verification import best_threshold, verification
 
@@ -74,18 +74,7 @@ def distances_of_pairs(
       [5. 0.]
     """
     left, right = np.asarray(points.left, np.int32), np.asarray(points.right, np.int32)
-    return np.asarray(_distances(jnp.asarray(points.points, jnp.float32), left, right, distance))
-
-
-@partial(jax.jit, static_argnames="distance")
-def _distances(
-    points: jax.Array, left: jax.Array, right: jax.Array, distance: Callable[..., jax.Array]
-) -> jax.Array:
-    # A block at a time: the pairs of raw images would fill the memory of a small machine.
-    between: jax.Array = jax.lax.map(
-        lambda pair: distance(points[pair[0]], points[pair[1]]), (left, right), batch_size=1000
-    )
-    return between
+    return np.asarray(row_distances(jnp.asarray(points.points, jnp.float32), left, right, distance))
 
 
 def summarize_pairs(

@@ -15,6 +15,7 @@ from contrastive_jax._host_arrays import checked_classes, split_mask
 from contrastive_jax.checks import check_distance, check_seed
 from contrastive_jax.data.draw import ClassIndex, draw_pairs, index_by_class
 from contrastive_jax.evaluation._labelled import drawn_pairs
+from contrastive_jax.evaluation._row_distances import row_distances
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.verification import best_threshold, verification
 from contrastive_jax.labels.types import PairLabels
@@ -206,7 +207,7 @@ def _drawn(
         rows = np.union1d(first, second)
         embeddings = gathered(_in_float32(names[0], array[rows], unmasked[rows], rows))
         i, j = np.searchsorted(rows, first), np.searchsorted(rows, second)
-        between = np.asarray(jax.jit(_between, static_argnums=3)(embeddings, i, j, distance))
+        between = np.asarray(row_distances(embeddings, i, j, distance))
     if not between.any() and (embeddings != embeddings[0]).any():
         raise ValueError(
             f"all distances of {names[0]} are 0 in float32, though the rows differ: they are too "
@@ -244,18 +245,4 @@ def _between_drawn(
     seed: int,
 ) -> tuple[jax.Array, jax.Array]:
     i, j, labels = draw_pairs(jax.random.key(seed), index, pairs, 0.5)
-    return _between(rows, i, j, distance), labels
-
-
-def _between(
-    rows: jax.Array,
-    i: jax.Array,
-    j: jax.Array,
-    distance: Callable[[jax.Array, jax.Array], jax.Array],
-) -> jax.Array:
-    """Returns the distances of the rows of pairs."""
-    # A block at a time: the pairs of raw images would fill the memory of a small machine.
-    between: jax.Array = jax.lax.map(
-        lambda pair: distance(rows[pair[0]], rows[pair[1]]), (i, j), batch_size=1000
-    )
-    return between
+    return row_distances(rows, i, j, distance), labels

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from contrastive_jax._graphs import components
 from contrastive_jax.labels.types import PairLabels
 
 
@@ -116,13 +117,7 @@ def _both_orders(pairs: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, np.nd
 
 def _components(left: np.ndarray, right: np.ndarray, connects: np.ndarray, size: int) -> np.ndarray:
     """Returns for each row the least row that some pairs connect it with."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    edges = coo_array(
-        (np.ones(int(connects.sum()), bool), (left[connects], right[connects])), shape=(size, size)
-    )
-    _, component = connected_components(edges, directed=False)
+    component = components(left[connects], right[connects], size)
     # As an index of a row no component is that of a row without pairs.
     _, least = np.unique(component, return_index=True)
     own: np.ndarray = least[component].astype(np.int32)

@@ -27,7 +27,7 @@ _EMPTIED = "validation and test that have no rows left and are made anew"
 
 def dataset(rows: Rows, choices: Choices) -> tuple[Dataset, Report]:
     """Makes a data set of rows with labels, and the report of it."""
-    if rows.splits is not None and splits.is_train_alone(rows.splits):
+    if splits.is_train_alone(rows.splits):
         rows = rows._replace(splits=None)
     if choices.split_by and rows.splits is not None:
         raise ValueError(
@@ -44,7 +44,7 @@ def dataset(rows: Rows, choices: Choices) -> tuple[Dataset, Report]:
     )
     # The contents are read, and need not be moved along with the rows.
     rest = take(labelled._replace(items=np.empty(len(labelled.labels))), contents.rows)
-    if rest.splits is not None and splits.is_train_alone(rest.splits):
+    if splits.is_train_alone(rest.splits):
         rest = rest._replace(splits=None)
         findings = [*findings, *finding(_EMPTIED, [rows.where])]
     names, classes = numbered(rest.labels, rest.sources, rows.where)

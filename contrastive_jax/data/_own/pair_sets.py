@@ -23,7 +23,7 @@ def pair_dataset(
       ValueError: if files are missing, pairs contradict each other, or a split lacks a label.
     """
     rows = pair_tables.read_pairs(table, similar_label)
-    if rows.splits is not None and splits.is_train_alone(rows.splits):
+    if splits.is_train_alone(rows.splits):
         rows = rows._replace(splits=None)
     if choices.split_by and rows.splits is not None:
         raise ValueError(
@@ -57,7 +57,7 @@ def pair_dataset(
         *finding("pairs that lose an image, which are left out", named(rows, lost)),
     ]
     rows = without(rows, lost)
-    if rows.splits is not None and splits.is_train_alone(rows.splits):
+    if splits.is_train_alone(rows.splits):
         rows = rows._replace(splits=None)
         text = "validation and test that have no pairs left and are made anew"
         findings += finding(text, [table.where])

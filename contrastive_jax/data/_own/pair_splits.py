@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from contrastive_jax._graphs import components
 from contrastive_jax.data._own import splits
 from contrastive_jax.data._own.pair_tables import PairRows
 from contrastive_jax.data.splits import hold_out
@@ -67,7 +68,7 @@ def _made(
 
 def _by_image(rows: PairRows, shares: dict[str, float], seed: int) -> splits.Parts | None:
     """Splits the connected components of images, or returns None if a split lacks a label."""
-    component = splits.components(rows.left, rows.right, len(rows.sources))
+    component = components(rows.left, rows.right, len(rows.sources))
     weights = np.bincount(component[rows.left], minlength=component.max() + 1)
     order = np.random.default_rng(seed).permutation(splits.movable(weights))
     split_of = np.full(len(weights), "train", "<U10")

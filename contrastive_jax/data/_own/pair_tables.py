@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from contrastive_jax._graphs import components
 from contrastive_jax.data._own.rows import Item, Table, is_missing
-from contrastive_jax.data._own.splits import components
 from contrastive_jax.data._own.tables import contents_of
 from contrastive_jax.data.findings import Finding, finding
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from contrastive_jax._graphs import components
 from contrastive_jax.data._own.rows import is_missing, split_name
 from contrastive_jax.data.findings import SPLITS
 
@@ -40,9 +41,9 @@ def given_splits(values: Sequence[Any], where: str) -> Parts:
     return {split: rows for split, rows in parts.items() if len(rows)}
 
 
-def is_train_alone(values: Sequence[Any]) -> bool:
-    """Tells whether every row is of train, so that there is nothing to evaluate on."""
-    return all(split_name(value) == "train" for value in values)
+def is_train_alone(values: Sequence[Any] | None) -> bool:
+    """Tells whether splits are given and every row is of train: nothing is left to evaluate on."""
+    return values is not None and all(split_name(value) == "train" for value in values)
 
 
 def complete_splits(
@@ -162,16 +163,6 @@ def _by_classes(
 def movable(weights: np.ndarray) -> np.ndarray:
     """Returns the parts that may be held out: none that holds more than half of everything."""
     return np.flatnonzero((weights > 0) & (weights <= weights.sum() / 2))
-
-
-def components(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
-    """Numbers the connected components of a graph of `count` nodes and these edges."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    ones = np.ones(len(first), bool)
-    graph = coo_array((ones, (first, second)), shape=(count, count))
-    return np.asarray(connected_components(graph, directed=False)[1])
 
 
 def _by_examples(
