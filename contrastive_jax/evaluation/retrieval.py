@@ -228,7 +228,8 @@ def retrieval(
     else:
         table, count, ignored = _ranks_by_parts(sides, labels, distance, ids, rows, reference_rows)
     if not len(table):
-        remark = f"; {ignored} rows of class -1 or of a masked class are ignored" if ignored else ""
+        rows = sum(ignored)
+        remark = f"; {rows} rows of class -1 or of a masked class are ignored" if rows else ""
         raise ValueError(
             f"none of the {count} queries has a reference of its class other than itself{remark}."
         )
@@ -251,16 +252,17 @@ def _ranks_by_parts(
     ids: tuple[Any, Any],
     rows: int,
     reference_rows: int,
-) -> tuple[Floats, int, int]:
+) -> tuple[Floats, int, tuple[int, int]]:
     """Does the same as `_ranks` for some queries after the others."""
     (queries, attributes), (references, reference_attributes) = sides
     query_ids, reference_ids = ids
-    if references is None:
+    one_set = references is None
+    if one_set:
         references, reference_attributes = queries, attributes
         # A query is left out of its own ranking by its index.
         query_ids = np.arange(rows) if query_ids is None else np.asarray(query_ids)
         reference_ids = query_ids
-    tables, counts, all_ignored = [], 0, 0
+    tables, counts, ignored_queries, ignored = [], 0, 0, (0, 0)
     height = max(1, LISTED // reference_rows)
     for start in range(0, rows, height):
         part = slice(start, start + height)
@@ -273,8 +275,9 @@ def _ranks_by_parts(
             reference_ids,
         )
         tables.append(table)
-        counts, all_ignored = counts + count, all_ignored + ignored
-    return np.concatenate(tables), counts, all_ignored
+        counts += count
+        ignored_queries += ignored[0]
+    return np.concatenate(tables), counts, (ignored_queries, 0 if one_set else ignored[1])
 
 
 def _ranks(
@@ -284,12 +287,12 @@ def _ranks(
     distance: Distance,
     query_ids: Any,
     reference_ids: Any,
-) -> tuple[Floats, int, int]:
+) -> tuple[Floats, int, tuple[int, int]]:
     """Ranks the references for each query that has a match.
 
     Returns:
       Rank of the nearest match, R-precision and average precision at R, `[N, 3]`; the number of
-      queries that count; and the number of rows that do not.
+      queries that count; and the numbers of queries and of references that do not.
     """
     (queries, query_classes), (references, reference_classes) = query_side, reference_side
     one_set = references is None
@@ -302,7 +305,7 @@ def _ranks(
         if labels is None
         else _matches_by_label(labels, *sides, rows, reference_rows, ids)
     )
-    ignored = int(np.sum(~counts) + (0 if one_set else np.sum(~reference_counts)))
+    ignored = int(np.sum(~counts)), 0 if one_set else int(np.sum(~reference_counts))
     matched = np.flatnonzero([len(own) > itself for own in matches])
     if not len(matched):
         return np.empty((0, 3)), len(matches), ignored

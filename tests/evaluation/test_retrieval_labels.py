@@ -134,3 +134,13 @@ def test_wrong_labels():
     rule = labels.with_mask(labels.within(2))
     attributes = jax.tree.map(jnp.asarray, (classes % 7, classes > 3))
     assert retrieval(X, attributes, labels=rule)["queries"] == QUERIES - 4
+
+
+@pytest.mark.parametrize("one_set", [True, False])
+def test_an_error_counts_ignored_rows_once(one_set, monkeypatch):
+    classes = np.where(np.arange(QUERIES) < 3, -1, np.arange(QUERIES))
+    others = np.where(np.arange(REFERENCES) < 5, -1, QUERIES + np.arange(REFERENCES))
+    sets = (X, classes) if one_set else (X, classes, Y, others)
+    monkeypatch.setattr(module, "LISTED", 7 * REFERENCES)
+    with pytest.raises(ValueError, match=f"; {3 if one_set else 8} rows of class -1 "):
+        retrieval(*sets, labels=labels.same_class())
