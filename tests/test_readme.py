@@ -57,6 +57,7 @@ def test_pages_have_code():
     assert {_name(page) for page in RUNNABLE} == {
         "README.md",
         "docs/all_pairs.md",
+        "docs/devices.md",
         "docs/export.md",
         "docs/heads.md",
         "docs/index.md",

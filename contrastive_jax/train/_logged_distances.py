@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from contrastive_jax._directions import unit
 from contrastive_jax._dtypes import at_least_float32
+from contrastive_jax._engine.sharding import gathered
 from contrastive_jax.all_pairs import all_pairs_sums
 from contrastive_jax.train.types import AXIS, Metrics
 
@@ -94,7 +95,7 @@ def cosine_distances(embeddings: jax.Array, classes: jax.Array, count: int) -> M
       >>> print((sums["similar_distance"] / sums["similar"])[0].round(2))
       0.4
     """
-    x = jax.lax.stop_gradient(embeddings)
+    x, classes = gathered((jax.lax.stop_gradient(embeddings), classes))
     x = unit(x.astype(at_least_float32(x.dtype)))
     counts = classes >= 0
     x = jnp.where(counts[:, None], x, 0)

@@ -125,8 +125,8 @@ def parallel(
                 PartitionSpec(AXIS) if k in sharded else PartitionSpec()
                 for k in range(len(arguments))
             )
-            # Without check_vma a gradient is that of the device's own pairs, as under pmap and
-            # vmap; with it the sum over devices would already be in, and the step's mean wrong.
+            # Steps of one's own need not keep the rules of check_vma, by which the gradient of a
+            # value that the devices share has the sum over them in it; those of `make_step` do.
             return jax.shard_map(
                 step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
             )(*arguments)

@@ -12,6 +12,7 @@ import optax
 from jax.typing import ArrayLike
 
 from contrastive_jax import memory
+from contrastive_jax._engine.sharding import axes_of, varying
 from contrastive_jax.checks import check_seed
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.train.networks import Network
@@ -160,9 +161,16 @@ def make_step(
                 state.memory, state.step, max_age=max_age, axis_name=AXIS
             )
         gradient_of = _accumulated if objective.separable else _cached
-        value, gradient, sums, embeddings, averages = gradient_of(
-            network, objective, state, batch, parts, keys, references, options, remat
+        # With its checks, `jax.shard_map` would add up the gradient by what the devices share, and
+        # below it is added up once more. So each device takes that of its own rows.
+        axes = axes_of(batch)
+        own = state._replace(
+            params=varying(state.params, axes), averages=varying(state.averages, axes)
         )
+        value, gradient, sums, embeddings, averages = gradient_of(
+            network, objective, own, batch, parts, keys, references, options, remat
+        )
+        value, sums = jax.tree.map(_same_on_all_devices, (value, sums))
         averages = jax.tree.map(_mean_over_devices, averages)
         stored = state.memory
         if stored:
@@ -206,6 +214,7 @@ def _accumulated(
     first = jax.tree.map(lambda x: x[0], (parts, keys))
     (value, (sums, _)), gradient = jax.eval_shape(gradient_of, state.params, state.averages, *first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (value, gradient, sums))
+    zeros = varying(zeros, axes_of(parts))
     (total, averages), _ = jax.lax.scan(add, (zeros, state.averages), (parts, keys))
     value, gradient, sums = total
     # Shares and parts are equal, so the mean of means is the mean over the global batch.
@@ -257,6 +266,11 @@ def _augmented(
         first, second = map(jax.vmap(augment), keys.T, images)
         return batch._replace(first=first, second=second)
     return batch._replace(images=jax.vmap(augment)(keys[:, 0], jnp.asarray(batch.images)))
+
+
+def _same_on_all_devices(x: jax.Array) -> jax.Array:
+    # One device computes a small batch without the axis, and JAX takes the results for its own.
+    return jax.lax.pmean(x, AXIS) if AXIS in axes_of(x) else x
 
 
 def _mean_over_devices(x: jax.Array) -> jax.Array:
