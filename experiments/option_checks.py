@@ -213,7 +213,7 @@ EFFECTS_OF_TRAINING = (
             f"--{option} is of batches of classes: give --objective all_pairs, or another loss "
             "than contrastive",
         )
-        for option in ("views", "repeat", "by_size", "category")
+        for option in ("views", "repeat", "by_size", "category", "labels")
     ),
     *(
         Effect(
@@ -222,7 +222,13 @@ EFFECTS_OF_TRAINING = (
             f"--{option} has no effect with --views {{views}}, whose batches are of images: leave "
             "it out",
         )
-        for option in ("batch_classes", "repeat", "by_size", "category")
+        for option in ("batch_classes", "repeat", "by_size", "category", "labels")
+    ),
+    Effect(
+        "labels",
+        lambda config: config.loss not in loss_table.PROXIES,
+        "{loss} compares with proxies of classes and takes no --labels: take a pair loss with "
+        "--objective all_pairs, or a loss such as supcon",
     ),
     Effect(
         "batch_classes",
@@ -247,7 +253,15 @@ EFFECTS_ON_PAIRS = (
     ),
     *(
         Effect(option, lambda config: False, _ON_PAIRS.format(option))
-        for option in ("batch_classes", "group", "views", "repeat", "by_size", "category")
+        for option in (
+            "batch_classes",
+            "group",
+            "views",
+            "repeat",
+            "by_size",
+            "category",
+            "labels",
+        )
     ),
     Effect(
         "similar_fraction",

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import jax
 
-from contrastive_jax import load, train
+from contrastive_jax import labels, load, train
 from contrastive_jax.train import folder
 from contrastive_jax.train.devices import Strategy
+from contrastive_jax.train.labelled import with_labels
 from experiments import command, evaluate, option_checks, options
 
 # Options that may differ when a run is resumed: they do not change the numbers.
@@ -73,6 +74,10 @@ class Config(options.Runs, options.Training, options.Data):
     category: str | None = None
     """Draw all classes of a batch from one category, which makes negatives hard: group, or the name
     of a column of the table."""
+    labels: Literal["class", "other_group"] = "class"
+    """Take images of one class as similar, or with other_group leave out those of one class and one
+    group (the camera, the session), the column group of a table. Validation is by the same; figures
+    on test are by class."""
     batch_classes: int | None = None
     """Classes in a batch of all_pairs; by default the largest number up to 32 that divides the
     images."""
@@ -141,6 +146,8 @@ def main(config: Config) -> Path:
     settled = options.settled(config, devices)
     # The margin was checked above, before data was read: `fit` need not warn of it again.
     objective = options.objective_of(config, settled)._replace(bounded=False)
+    if config.labels == "other_group":
+        objective = with_labels(objective, labels.same_class_other_group())
     run = train.fit(
         options.model_of(config, settled),
         data,

@@ -120,6 +120,16 @@ def test_views_and_changes_are_options(run_on):
         run_on(data, train, validate_every=10, **supcon | {"category": "genus"})
 
 
+def test_pairs_of_one_group_are_left_out(run_on):
+    groups = [np.arange(len(one.classes), dtype=np.int32) // 5 % 2 for one in VECTORS[2:]]
+    splits = [one._replace(groups=of) for one, of in zip(VECTORS[2:], groups, strict=True)]
+    options = {"loss": "supcon", "labels": "other_group", "validate_every": 10, "figures": False}
+    folder = run_on(VECTORS._replace(train=splits[0], validation=splits[1]), train, **options)
+    assert json.loads((folder / "config.json").read_text())["labels"] == "other_group"
+    with pytest.raises(ValueError, match="needs the group of each example"):
+        run_on(VECTORS, train, **options)
+
+
 def test_changes_that_there_are_not_are_named_at_once():
     with pytest.raises(ValueError, match="no change of an image called 'blur'"):
         option_checks.checked_training(train.Config(augment=("blur",)))

@@ -136,6 +136,8 @@ WITHOUT_EFFECT = [
     ("repeat", {"repeat": False}, "--repeat is of batches of classes"),
     ("by_size", {"by_size": True}, "--by_size is of batches of classes"),
     ("category", {"category": "sort"}, "--category is of batches of classes"),
+    ("labels", {"labels": "other_group"}, "--labels is of batches of classes"),
+    ("labels", {"labels": "other_group", "loss": "arcface"}, "takes no --labels"),
     *(
         (
             name,
@@ -147,6 +149,7 @@ WITHOUT_EFFECT = [
             ("repeat", False),
             ("by_size", True),
             ("category", "sort"),
+            ("labels", "other_group"),
         )
     ),
 ]

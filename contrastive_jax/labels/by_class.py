@@ -24,7 +24,7 @@ def same_class() -> PairLabels:
       >>> print(same(3, 3), same(3, 5))
       0 1
     """
-    return PairLabels(_same, lambda row: row)
+    return PairLabels(_same, lambda row: row, lambda examples: examples.classes)
 
 
 def _same(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -58,7 +58,16 @@ def same_class_other_group() -> PairLabels:
         within_class = jnp.where(a[1] == b[1], -1, 0)
         return jnp.where(a[0] == b[0], within_class, 1)
 
-    return PairLabels(label, lambda row: row[0])
+    return PairLabels(label, lambda row: row[0], _classes_and_groups)
+
+
+def _classes_and_groups(examples: Any) -> tuple[Any, Any]:
+    if examples.groups is None:
+        raise ValueError(
+            "same_class_other_group needs the group of each example, and this data has none: load "
+            "a table with a column group, or set groups of its Examples"
+        )
+    return examples.classes, examples.groups
 
 
 def hierarchy(depth: int) -> PairLabels:

@@ -39,6 +39,9 @@ class PairLabels(NamedTuple):
     """Takes the attributes of a row; returns an integer of at least -1. Rows of two integers are
     dissimilar, and rows of -1 are ignored, whatever their embeddings hold. Without it every pair is
     looked at, and no row is ignored."""
+    attributes_of: Callable[[Any], Any] | None = None
+    """Takes the examples of a split (`contrastive_jax.data.Examples`); returns the attributes that
+    the function takes, for training. None where the columns of a data set do not say them."""
 
     def __call__(self, a: Any, b: Any) -> ArrayLike:
         return self.function(a, b)

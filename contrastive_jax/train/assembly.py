@@ -24,6 +24,7 @@ from contrastive_jax.train.draw import (
     most_images,
     pair_source,
 )
+from contrastive_jax.train.labelled import labelled_rows
 from contrastive_jax.train.networks import Network, check_images, network
 from contrastive_jax.train.objectives import Objective, of_given_pairs
 from contrastive_jax.train.optimizer import make_optimizer, with_loss
@@ -129,7 +130,10 @@ def assemble(
                 "an objective of given pairs or of proxies compares with no earlier batches: leave "
                 "memory_size out"
             )
-        bank = memory.empty(memory_size, width)
+        like = None
+        if isinstance(data, Dataset) and objective.labels is not None:
+            like = labelled_rows(objective, data.train)
+        bank = memory.empty(memory_size, width, like=like)
     options: dict[str, Any] = {"augment": augment, "microbatches": microbatches, "remat": remat}
     step = make_step(encoder, optimizer, objective, max_age=max_age, **options)
 
@@ -173,6 +177,7 @@ def source_of(
     similar_fraction: float = 0.5,
     *,
     categories: ArrayLike | None = None,
+    objective: Objective | None = None,
 ) -> Source | PairSource:
     """Returns what batches are drawn from.
 
@@ -180,9 +185,11 @@ def source_of(
       data: with a train split.
       similar_fraction: share of similar pairs among those drawn by class, to check that it can be.
       categories: of the training examples, as in `index_by_class`.
+      objective: whose labels of two rows, where it has some, take attributes of the examples.
 
     Raises:
-      ValueError: if the classes can not give such pairs.
+      AssertionError: if an attribute is no array with one number for each example.
+      ValueError: if the classes can not give such pairs, or the data lacks the attributes.
 
     Example:
       >>> import contrastive_jax as cj
@@ -194,7 +201,10 @@ def source_of(
         return pair_source(data)
     classes = _trained_classes(data)
     index = index_by_class(classes, similar_fraction, categories=categories)
-    return Source(data.train.images, classes, index)
+    attributes = None
+    if objective is not None and objective.labels is not None:
+        attributes = labelled_rows(objective, data.train)[0]
+    return Source(data.train.images, classes, index, attributes)
 
 
 def _trained_classes(data: Dataset) -> np.ndarray:

@@ -18,7 +18,9 @@ from contrastive_jax import losses
 from contrastive_jax.all_pairs import all_pairs_sums
 from contrastive_jax.anchors import anchor_loss
 from contrastive_jax.checks import check_seed
+from contrastive_jax.data.datasets import Examples
 from contrastive_jax.distances import cosine
+from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.pairs import pair_loss
 from contrastive_jax.proxies import proxy_loss
 from contrastive_jax.train.given_pairs import pair_sums, value_of_given_pairs
@@ -34,10 +36,11 @@ Options = Mapping[str, Any]
 class Objective(NamedTuple):
     """The quantity that a training step minimises."""
 
-    value: Callable[[jax.Array, Any, Any, Any, Options], tuple[jax.Array, Metrics]]
+    value: Callable[..., tuple[jax.Array, Metrics]]
     """`value(embeddings, batch, params, references, hyperparameters)` returns the loss of the
     global batch over `AXIS` and sums for logging. `references` are embeddings and classes of a
-    memory, or None. For a separable objective the value is the mean over the pairs of a device."""
+    memory, or None. For a separable objective the value is the mean over the pairs of a device. One
+    that compares the rows of a batch takes `labels=` too."""
     distance: Distance
     """The distance that is logged, and by which the trained encoder compares two images."""
     hyperparameters: Mapping[str, float] = MappingProxyType({})
@@ -59,6 +62,19 @@ class Objective(NamedTuple):
     """The value of a pair loss on `IndexedPairs`; None for a loss of whole batches."""
     batch: type | None = None
     """The type of its batches, where that is neither `Pairs` nor `Batch`."""
+    labels: PairLabels | None = None
+    """Labels of two rows (`with_labels`); None where rows of one class are similar. They take
+    attributes and a mask, as `labels.with_mask` does."""
+    attributes: Callable[[Examples], Any] | None = None
+    """A function of the examples of a split to their attributes, where there are `labels`."""
+
+    def rows(self, batch: Batch) -> Any:
+        """Returns that of the rows of a batch by which their pairs are labelled.
+
+        These are classes or, where there are `labels`, attributes and a mask that leaves out the
+        rows of class -1. A memory of earlier batches holds the same.
+        """
+        return _rows(batch, self.labels)
 
     def check_batch(self, batch: Any) -> None:
         """Raises ValueError where a batch is not one that the objective takes."""
@@ -67,6 +83,11 @@ class Objective(NamedTuple):
             raise ValueError(f"the objective takes {expected.__name__}, got {type(batch).__name__}")
         if isinstance(batch, Pairs):
             _check_pairs(batch, self.group)
+        if isinstance(batch, Batch) and self.labels is not None and batch.attributes is None:
+            raise ValueError(
+                "the objective has labels of two rows, and the batch has no attributes for them: "
+                "make it as Batch(images, classes, attributes)"
+            )
 
 
 def pairs(
@@ -173,14 +194,20 @@ def all_pairs(
     measure = losses.resolve_distance(loss, distance)
 
     def value(
-        embeddings: jax.Array, batch: Batch, params: Any, references: Any, options: Options
+        embeddings: jax.Array,
+        batch: Batch,
+        params: Any,
+        references: Any,
+        options: Options,
+        labels: PairLabels | None = None,
     ) -> tuple[jax.Array, Metrics]:
         fraction, options = _without_fraction(options)
-        classes = jnp.asarray(batch.classes)
+        rows = _rows(batch, labels)
         sums = all_pairs_sums(
             embeddings,
-            classes,
+            rows,
             *references or (),
+            labels=labels,
             loss=_bound(loss, options if bind is None else {**options, **bind(params)}),
             distance=measure,
             axis_name=_axis(embeddings),
@@ -190,7 +217,7 @@ def all_pairs(
         mean = fraction * means[0] + (1 - fraction) * means[1]
         if references is not None:
             return mean, {}
-        logged = _distances(embeddings, classes, measure) | {"active": sums.active[1]}
+        logged = _distances(embeddings, rows, measure, labels) | {"active": sums.active[1]}
         return mean, logged
 
     defaults = {"similar_fraction": similar_fraction} | hyperparameters
@@ -212,7 +239,8 @@ def of_given_pairs(objective: Objective) -> Objective:
       The objective, of a batch of `IndexedPairs`.
 
     Raises:
-      ValueError: if the loss is one of whole batches, or members of pairs are compared across.
+      ValueError: if the loss is one of whole batches, it has labels of two rows, or members of
+        pairs are compared across.
 
     Example:
       >>> from contrastive_jax import train
@@ -222,6 +250,11 @@ def of_given_pairs(objective: Objective) -> Objective:
     """
     if objective.batch is IndexedPairs:
         return objective
+    if objective.labels is not None:
+        raise ValueError(
+            "given pairs have a label each, and the objective has labels of two rows: leave labels "
+            "out of it, or take data with one row for each image"
+        )
     if objective.on_given is None:
         raise ValueError(
             "the loss compares whole batches by class, and given pairs have labels and no classes: "
@@ -277,21 +310,28 @@ def anchors(
     measure = distance or make(**hyperparameters).distance
 
     def value(
-        embeddings: jax.Array, batch: Batch, params: Any, references: Any, options: Options
+        embeddings: jax.Array,
+        batch: Batch,
+        params: Any,
+        references: Any,
+        options: Options,
+        labels: PairLabels | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        classes = jnp.asarray(batch.classes)
-        data = () if init is None else (params[jnp.maximum(classes, 0)],)
+        rows = _rows(batch, labels)
+        data = () if init is None else (params[jnp.maximum(jnp.asarray(batch.classes), 0)],)
         width = {width_as: embeddings.shape[1]} if width_as else {}
         mean = anchor_loss(
             embeddings,
-            classes,
+            rows,
             *references or (),
+            labels=labels,
             loss=make(**width, **options),
             data=data,
             axis_name=_axis(embeddings),
         )
-        logged = {} if references is not None else _distances(embeddings, classes, measure)
-        return mean, logged
+        if references is not None:
+            return mean, {}
+        return mean, _distances(embeddings, rows, measure, labels)
 
     init_ = init or Objective._field_defaults["init"]
     return Objective(value, measure, hyperparameters, init_, learning_rate)
@@ -355,7 +395,7 @@ def batches(
 
     Args:
       loss: function `(embeddings, classes, *references, axis_name=..., **hyperparameters)` to the
-        loss of the global batch.
+        loss of the global batch. It takes `labels` too where the objective has them.
       distance: that is logged, and by which the trained encoder compares two images.
       **hyperparameters: of the loss.
 
@@ -370,12 +410,20 @@ def batches(
     """
 
     def value(
-        embeddings: jax.Array, batch: Batch, params: Any, references: Any, options: Options
+        embeddings: jax.Array,
+        batch: Batch,
+        params: Any,
+        references: Any,
+        options: Options,
+        labels: PairLabels | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        classes = jnp.asarray(batch.classes)
-        mean = loss(embeddings, classes, *references or (), axis_name=_axis(embeddings), **options)
-        logged = {} if references is not None else _distances(embeddings, classes, distance)
-        return mean, logged
+        rows = _rows(batch, labels)
+        labelled = {} if labels is None else {"labels": labels}
+        axis = _axis(embeddings)
+        mean = loss(embeddings, rows, *references or (), axis_name=axis, **labelled, **options)
+        if references is not None:
+            return mean, {}
+        return mean, _distances(embeddings, rows, distance, labels)
 
     return Objective(value, distance, hyperparameters)
 
@@ -443,11 +491,20 @@ def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
     return labels.shape[1] * (share + rest)
 
 
-def _distances(embeddings: jax.Array, classes: jax.Array, distance: Distance) -> Metrics:
+def _rows(batch: Batch, labels: PairLabels | None) -> Any:
+    """Returns the classes of a batch, or its attributes and the mask of the rows that count."""
+    classes = jnp.asarray(batch.classes)
+    return classes if labels is None else (batch.attributes, classes >= 0)
+
+
+def _distances(
+    embeddings: jax.Array, rows: Any, distance: Distance, labels: PairLabels | None = None
+) -> Metrics:
     """Returns the sums of distances of all pairs of the global batch, for logged means."""
     sums = all_pairs_sums(
         jax.lax.stop_gradient(embeddings),
-        classes,
+        rows,
+        labels=labels,
         loss=_distance_itself,
         distance=distance,
         axis_name=_axis(embeddings),

@@ -22,6 +22,7 @@ from contrastive_jax.evaluation.calibration import Calibration, calibrate, proba
 from contrastive_jax.evaluation.retrieval import Neighbours, nearest_neighbours
 from contrastive_jax.evaluation.summary import drawn_distances
 from contrastive_jax.evaluation.verification import best_threshold
+from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.train import checkpoints
 from contrastive_jax.train.networks import Network, embed, network
 from contrastive_jax.train.types import Weights
@@ -219,17 +220,19 @@ def distances_of_rows(
 def calibrated(
     distance: Callable[[jax.Array, jax.Array], jax.Array],
     embeddings: np.ndarray,
-    classes: np.ndarray,
+    classes: Any,
     *,
     pairs: int = 50_000,
+    labels: PairLabels | None = None,
 ) -> tuple[float, Calibration]:
     """Chooses the threshold and fits the calibration on pairs of a validation set.
 
     Args:
       distance: between two embeddings.
       embeddings: `[N, D]`.
-      classes: `[N]`.
+      classes: `[N]`; with `labels` a tree of attributes `[N, ...]`.
       pairs: number of pairs to draw, half of them similar.
+      labels: of two rows, by which pairs are drawn in place of classes.
 
     Returns:
       The threshold of the highest accuracy, and the calibration.
@@ -245,8 +248,8 @@ def calibrated(
       >>> calibration.prior
       0.5
     """
-    between, labels = drawn_distances(embeddings, classes, distance, pairs, 0)
-    return best_threshold(between, labels), calibrate(between, labels)
+    between, drawn = drawn_distances(embeddings, classes, distance, pairs, 0, labels=labels)
+    return best_threshold(between, drawn), calibrate(between, drawn)
 
 
 def write(run: Run, folder: Path, model: Any, details: Mapping[str, Any]) -> None:
