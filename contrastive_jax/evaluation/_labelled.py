@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from contrastive_jax._engine.pair_labels import checked_attributes
 from contrastive_jax.evaluation._points import Indices
-from contrastive_jax.labels.types import as_pair_labels
+from contrastive_jax.labels.types import as_pair_labels, branches_explained
 
 LABELS_HELD = 2**24
 """Labels that are held at a time."""
@@ -110,7 +110,8 @@ def _label_blocks(
             # The last block has as many rows as the others, so that one program serves all.
             index = chosen[np.minimum(np.arange(start, start + height), number - 1)]
             block = jax.tree.map(lambda leaf, index=index: leaf[index], queries)
-            table = np.array(label_all(block, references))[: number - start]
+            with branches_explained():
+                table = np.array(label_all(block, references))[: number - start]
             index = index[: len(table)]
             wrong = np.abs(table) == 2
             if wrong.any():
