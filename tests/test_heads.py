@@ -92,6 +92,31 @@ def test_a_run_on_given_pairs_goes_on(run_on):
     assert again == folder
 
 
+def test_the_share_of_similar_pairs_is_that_of_the_pairs_drawn():
+    config = option_checks.checked_training(train.Config())
+    balanced = option_checks.for_data(config, PAIRS)
+    assert balanced.similar_fraction == 0.5
+    config = option_checks.checked_training(train.Config(balanced=False))
+    share = float(np.mean(PAIRS.train.labels == 0))
+    assert option_checks.for_data(config, PAIRS).similar_fraction == share != 0.5
+
+
+def test_false_accept_rates_that_test_can_not_resolve_are_left_out(run_on):
+    folder = run_on(PAIRS, train, validate_every=10)
+    number = int(np.sum(PAIRS.test.labels == 1))
+    figures = json.loads((folder / "results.json").read_text())["embedding"]
+    assert {name for name in figures if "tar" in name} == {"tar_at_far_0.1", "tar_at_far_0.01"}
+    text = (folder / "results.md").read_text()
+    assert "| TAR at FAR 0.01 |" in text
+    note = "TAR at FAR 0.001 is left out: it takes at least 1,000 different dissimilar pairs, and "
+    assert text.endswith(f"\n\n{note}test has {number}.\n")
+
+
+def test_figures_as_json_have_no_nan_wherever_it_is():
+    values = {"a": (np.float32(np.nan), 1.0), "b": [np.float64(np.inf)], "c": np.int32(3)}
+    assert evaluate._finite(values) == {"a": [None, 1.0], "b": [None], "c": 3}
+
+
 @pytest.mark.parametrize("data", [VECTORS, PAIRS], ids=["vectors", "pairs"])
 def test_margins_are_compared(run_on, data):
     folder = run_on(

@@ -57,6 +57,17 @@ def labelled_matches(
     return LabelledMatches(counts[0], counts[-1], matches, ignored)
 
 
+def counted_rows(
+    labels: Any, query_attributes: Any, reference_attributes: Any, rows: int, reference_rows: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Returns which queries and which references count, without labelling a pair.
+
+    Arguments and errors are those of `labelled_matches`.
+    """
+    counts, _ = _label_blocks(labels, query_attributes, reference_attributes, rows, reference_rows)
+    return counts[0], counts[-1]
+
+
 def _label_blocks(
     labels: Any,
     query_attributes: Any,

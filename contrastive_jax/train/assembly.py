@@ -31,6 +31,11 @@ from contrastive_jax.train.optimizer import make_optimizer, with_loss
 from contrastive_jax.train.steps import init_state, make_step
 from contrastive_jax.train.types import PairSource, Source, Step, TrainState, Weights
 
+# A larger batch would repeat the data, or the same pairs, and say nothing more about it. Small data
+# may have any batch that is computed at once.
+MOST_REPEATED = 4
+MOST_ALWAYS = 1024
+
 
 class Assembled(NamedTuple):
     """The parts of a training."""
@@ -82,7 +87,8 @@ def assemble(
 
     Raises:
       ValueError: if the seed is not in [0, 2^32), the encoder does not take the images, the
-        objective takes no memory or no given pairs, or classes and images of a batch do not fit.
+        objective takes no memory or no given pairs, classes and images of a batch do not fit, or
+        the batch is larger than 1,024 and than four times the data.
 
     Example:
       >>> import contrastive_jax as cj
@@ -93,6 +99,7 @@ def assemble(
       32640
     """
     check_seed(seed)
+    _check_size(data, batch_size)
     images, classes = _images_of(data), 0
     if isinstance(data, PairDataset):
         objective = of_given_pairs(objective)
@@ -163,6 +170,21 @@ def assemble(
             views=views,
         )
     return Assembled(encoder, init, init_loss, step, drawn, pairs)
+
+
+def _check_size(data: Dataset | PairDataset, batch_size: int) -> None:
+    """Checks that a batch is not so large that it would be the data many times over."""
+    if isinstance(data, PairDataset):
+        count, available, noun = batch_size // 2, len(data.train.labels), "pairs"
+    else:
+        count, available, noun = batch_size, len(data.train.images), "images"
+    most = max(MOST_REPEATED * available, MOST_ALWAYS)
+    if count > most:
+        raise ValueError(
+            f"a batch has at most {most:,} {noun} on the {available:,} {noun} of the train split, "
+            f"{MOST_REPEATED} times as many or {MOST_ALWAYS:,}, got {count:,}: take a smaller "
+            "batch_size (--batch_size)"
+        )
 
 
 def _images_of(data: Dataset | PairDataset) -> dict[str, np.ndarray]:

@@ -194,7 +194,7 @@ def fit(
       steps: training steps in all.
       seed: of parameters, batches, augmentation and dropout, in [0, 2^32).
       batch_size: images in a batch, over all devices; an objective of pairs draws half as many
-        pairs.
+        pairs. At most four times the images, or given pairs, of train, or 1,024.
       batch_classes: classes in a batch, each with as many examples; by default the largest number
         up to 32 that divides the images.
       balanced: for given pairs, whether similar and dissimilar ones are drawn equally often, so
@@ -345,6 +345,11 @@ def fit(
                 free=free,
             )
         )
+        if (taken := checkpoints.steps_taken(where / "checkpoints")) > steps:
+            raise ValueError(
+                f"{where} has taken {taken:,} steps already: steps must be at least that, got "
+                f"{steps:,}"
+            )
         if resume:
             folder.write_config(where, record)
         saved = stack.enter_context(

@@ -153,9 +153,17 @@ class Run:
 
     def _checked(self, name: str, images: ArrayLike) -> np.ndarray:
         """Checks that images are those for which the encoder was made."""
-        array = np.asarray(images)
         expected = f"[N, {', '.join(map(str, self.image_shape))}]"
-        shape, noun = list(array.shape), "vectors" if len(self.image_shape) == 1 else "images"
+        noun = "vectors" if len(self.image_shape) == 1 else "images"
+        if isinstance(images, str | Path):
+            raise ValueError(
+                f"{name} must be an array of {noun} {expected} {self.image_dtype}, got the path "
+                f"{str(images)!r}: python -m experiments.embed embeds files, and "
+                f"contrastive_jax.data.load reads a folder or a table, whose {noun} are "
+                "data.test.images"
+            )
+        array = np.asarray(images)
+        shape = list(array.shape)
         if array.shape[1:] != self.image_shape or array.ndim != len(self.image_shape) + 1:
             raise ValueError(
                 f"{name} must be {expected}, the shape of the {noun} that the encoder was trained "
