@@ -21,7 +21,7 @@ def within(threshold: ArrayLike, apart: ArrayLike | None = None) -> PairLabels:
         than `apart` are ignored. By default there are none.
 
     Returns:
-      The labels, which raise a TypeError for unsigned integers: none of these says that a row is
+      The labels, which raise a TypeError for unsigned integers, none of which says that a row is
       ignored.
 
     Raises:

@@ -23,6 +23,7 @@ from pyarrow import parquet
 
 from contrastive_jax.data import as_text, from_arrays, load, load_with_report
 from contrastive_jax.data._own.contents import move_rows
+from contrastive_jax.data._own.splits import hold_out_parts
 
 WRITERS = {
     "folder": lambda where, images: write_folder(where / "photos", images),
@@ -332,6 +333,19 @@ def test_a_group_of_more_than_half_is_trained_on(split_by):
         assert sum(len({*groups[one].tolist()}) for one in rows) == len(np.unique(groups))
         if split_by == "classes":
             assert {*range(16)} <= {*data.train.classes.tolist()}
+
+
+def test_parts_are_held_out_until_a_share_is_reached():
+    weights = np.array([0, 30, 4, 1, 5, 2, 3, 2, 1, 1])
+    split, enough = hold_out_parts(weights, (0.2, 0.1), 0)
+    assert enough
+    assert split[0] == split[1] == 0  # without weight, and more than half of everything
+    for k, wanted in ((1, 10), (2, 5)):
+        taken = weights[split == k]
+        assert wanted <= taken.sum() < wanted + taken.max()
+    split, enough = hold_out_parts(weights, (0.3, 0.3), 0)
+    assert not enough
+    assert weights[split > 0].sum() == 19
 
 
 def test_the_same_seed_splits_alike_whatever_the_order(tmp_path):
