@@ -16,13 +16,14 @@ from jax.typing import ArrayLike
 
 from contrastive_jax import losses
 from contrastive_jax.all_pairs import all_pairs_sums
-from contrastive_jax.anchors import anchor_loss
+from contrastive_jax.anchors import anchor_loss, anchor_loss_and_distances
 from contrastive_jax.checks import check_seed
 from contrastive_jax.data.datasets import Examples
 from contrastive_jax.distances import cosine
 from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.pairs import pair_loss
 from contrastive_jax.proxies import proxy_loss
+from contrastive_jax.train._logged_distances import as_metrics, cosine_distances, swept_distances
 from contrastive_jax.train.given_pairs import pair_sums, value_of_given_pairs
 from contrastive_jax.train.types import AXIS, Batch, IndexedPairs, Metrics, Pairs
 
@@ -217,7 +218,7 @@ def all_pairs(
         mean = fraction * means[0] + (1 - fraction) * means[1]
         if references is not None:
             return mean, {}
-        logged = _distances(embeddings, rows, measure, labels) | {"active": sums.active[1]}
+        logged = as_metrics(sums.pairs, sums.distance) | {"active": sums.active[1]}
         return mean, logged
 
     defaults = {"similar_fraction": similar_fraction} | hyperparameters
@@ -320,18 +321,15 @@ def anchors(
         rows = _rows(batch, labels)
         data = () if init is None else (params[jnp.maximum(jnp.asarray(batch.classes), 0)],)
         width = {width_as: embeddings.shape[1]} if width_as else {}
-        mean = anchor_loss(
-            embeddings,
-            rows,
-            *references or (),
-            labels=labels,
-            loss=make(**width, **options),
-            data=data,
-            axis_name=_axis(embeddings),
-        )
+        loss, axis = make(**width, **options), _axis(embeddings)
+        shared: Any = {"loss": loss, "data": data, "labels": labels, "axis_name": axis}
         if references is not None:
-            return mean, {}
-        return mean, _distances(embeddings, rows, measure, labels)
+            return anchor_loss(embeddings, rows, *references, **shared), {}
+        if isinstance(loss, losses.AnchorLoss) and loss.distance is measure:
+            mean, sums = anchor_loss_and_distances(embeddings, rows, **shared)
+            return mean, as_metrics(sums.pairs, sums.distance)
+        mean = anchor_loss(embeddings, rows, **shared)
+        return mean, swept_distances(embeddings, rows, measure, axis, labels)
 
     init_ = init or Objective._field_defaults["init"]
     return Objective(value, measure, hyperparameters, init_, learning_rate)
@@ -383,7 +381,7 @@ def proxies(
             # Every device computes the same penalty, and adds its part to the gradient.
             part = regularizer(params) / jax.lax.axis_size(AXIS)
             mean += part + jax.lax.stop_gradient(jax.lax.psum(part, AXIS) - part)
-        return mean, _distances(embeddings, classes, cosine)
+        return mean, cosine_distances(embeddings, classes, len(params))
 
     return Objective(value, cosine, hyperparameters, init, learning_rate, takes_memory=False)
 
@@ -423,7 +421,7 @@ def batches(
         mean = loss(embeddings, rows, *references or (), axis_name=axis, **labelled, **options)
         if references is not None:
             return mean, {}
-        return mean, _distances(embeddings, rows, distance, labels)
+        return mean, swept_distances(embeddings, rows, distance, axis, labels)
 
     return Objective(value, distance, hyperparameters)
 
@@ -495,28 +493,3 @@ def _rows(batch: Batch, labels: PairLabels | None) -> Any:
     """Returns the classes of a batch, or its attributes and the mask of the rows that count."""
     classes = jnp.asarray(batch.classes)
     return classes if labels is None else (batch.attributes, classes >= 0)
-
-
-def _distances(
-    embeddings: jax.Array, rows: Any, distance: Distance, labels: PairLabels | None = None
-) -> Metrics:
-    """Returns the sums of distances of all pairs of the global batch, for logged means."""
-    sums = all_pairs_sums(
-        jax.lax.stop_gradient(embeddings),
-        rows,
-        labels=labels,
-        loss=_distance_itself,
-        distance=distance,
-        axis_name=_axis(embeddings),
-        refine=False,
-    )
-    return {
-        "similar": sums.pairs[0],
-        "dissimilar": sums.pairs[1],
-        "similar_distance": sums.loss[0],
-        "dissimilar_distance": sums.loss[1],
-    }
-
-
-def _distance_itself(distance: jax.Array, label: jax.Array) -> jax.Array:
-    return distance
