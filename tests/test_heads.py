@@ -3,16 +3,24 @@
 import dataclasses
 import json
 import types
+from functools import partial
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from contrastive_jax import plots
+from contrastive_jax import distances, models, plots
 from contrastive_jax.data.datasets import Dataset, Examples, GivenPairs, PairDataset
+from contrastive_jax.evaluation.calibration import Calibration
+from contrastive_jax.train import Run, network
+from contrastive_jax.train.run import write
 from experiments import (
     cells,
+    compare,
     compare_losses,
+    embed,
     evaluate,
     margin_ablation,
     option_checks,
@@ -211,3 +219,59 @@ def test_seeds_of_a_grid_share_the_images_of_the_largest_batch():
     prepared = cells.prepare(group, PAIRS, jax.devices()[:2])
     assert {one.seed for one in prepared.numbers} == {0, 1, 2}
     assert "similar_fraction" not in prepared.numbers[0].loss
+
+
+@pytest.fixture
+def head(tmp_path):
+    """The folder of a head on vectors of 16 entries, and the run."""
+    encoder, calibration = network(partial(models.Linear, width=4), (16,)), Calibration(4, 2, 0.5)
+    measure, folder = distances.euclidean, tmp_path / "runs" / "head"
+    folder.mkdir(parents=True)
+    run = Run(encoder, encoder.weights, (16,), "float32", (), measure, 0.5, calibration)
+    write(run, folder, partial(models.Linear, width=4), {})
+    return folder, run
+
+
+@pytest.mark.parametrize("form", ["npz", "parquet"])
+def test_files_of_vectors_are_embedded_and_compared(head, tmp_path, form, capsys):
+    (folder, run), vectors = head, VECTORS.test.images[:3]
+    source, names = tmp_path / f"vectors.{form}", ["one", "two", "three"]
+    if form == "npz":
+        np.savez(source, embeddings=vectors, paths=np.array(names))
+    else:
+        table = {"vector": vectors.tolist(), "path": names}
+        parquet.write_table(pa.table(table), source)
+    out = embed.main(embed.Config(folder, source, tmp_path / "out.npz"))
+    with np.load(out) as saved:
+        np.testing.assert_allclose(saved["embeddings"], run.embed(vectors), atol=1e-6)
+        assert saved["paths"].tolist() == names
+    result = compare.main(compare.Config(folder, (source,)))
+    np.testing.assert_allclose(
+        result.distance, run.compare(vectors[[0, 0, 1]], vectors[[1, 2, 2]]).distance, atol=1e-6
+    )
+    assert "one three: distance" in capsys.readouterr().out
+    two = compare.main(compare.Config(folder, (source, source)))
+    assert len(two.same) == 15
+    assert f"vectors.{form} two" in capsys.readouterr().out
+
+
+def test_files_that_a_run_on_vectors_does_not_take_are_named(head, tmp_path):
+    folder, _ = head
+    np.savez(tmp_path / "short.npz", embeddings=np.zeros((3, 5)))
+    np.savez(tmp_path / "none.npz", labels=np.zeros(3))
+    np.savez(tmp_path / "nan.npz", vectors=np.full((3, 16), np.nan))
+    np.savez(tmp_path / "many.npz", vectors=np.zeros((101, 16)))
+    parquet.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
+    for name, words in (
+        ("photos", r"takes vectors of 16 entries: give them in a file \(.npz with an array"),
+        ("short.npz", r"takes vectors of 16 entries, and .* has float64 of shape \[3, 5\]"),
+        ("none.npz", "has 0 of the arrays embeddings and vectors, expected one; .* labels"),
+        ("nan.npz", "3 vectors of .* are not finite: row 0 first"),
+        ("a.parquet", "has no column vector; its columns are a"),
+        ("missing.npz", "there is no file"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            embed.main(embed.Config(folder, tmp_path / name, tmp_path / "out.npz"))
+    with pytest.raises(ValueError, match="of 2 to 100 pictures or vectors, got 101"):
+        compare.main(compare.Config(folder, (tmp_path / "many.npz",)))
+    assert not (tmp_path / "out.npz").exists()
