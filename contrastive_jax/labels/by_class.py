@@ -63,8 +63,9 @@ def same_class_other_group() -> PairLabels:
 
 def _two(row: Any) -> tuple[Any, Any]:
     """Returns the class and the group of a row."""
+    entries: Any = () if isinstance(row, dict) else row
     try:
-        own_class, group = row
+        own_class, group = entries
     except (TypeError, ValueError):
         raise ValueError(
             "same_class_other_group takes two attributes, (classes, groups) of integers [B] each, "

@@ -182,8 +182,8 @@ def _check_size(data: Dataset | PairDataset, batch_size: int) -> None:
     if count > most:
         raise ValueError(
             f"a batch has at most {most:,} {noun} on the {available:,} {noun} of the train split, "
-            f"{MOST_REPEATED} times as many or {MOST_ALWAYS:,}, got {count:,}: take a smaller "
-            "batch_size (--batch_size)"
+            f"{MOST_REPEATED} times as many and always {MOST_ALWAYS:,}, got {count:,}: take a "
+            "smaller batch_size (--batch_size)"
         )
 
 

@@ -243,10 +243,10 @@ def fit(
       The run.
 
     Raises:
+      AssertionError: if attributes that labels of two rows take are not arrays of numbers.
       BlockingIOError: if another process works on the run.
       FileExistsError: if the named folder exists.
       FileNotFoundError: if there is no such run to resume.
-      AssertionError: if attributes that labels of two rows take are not arrays of numbers.
       FloatingPointError: if the loss or its gradient is not finite; checkpoints stay.
       TypeError: if `data` or `objective` is not of its type.
       ValueError: if arguments do not fit each other or the data.
