@@ -135,7 +135,7 @@ def all_pairs_loss(
       TypeError: if a second derivative is taken with an axis name.
       ValueError: if an option is not one of those above, a concrete value is wrong
         (`contrastive_jax.checks` says how to check traced ones), or `labels` are wrong for two of
-        the first rows.
+        the rows that are looked at: 32 of them, neighbouring twos that are evenly spaced.
 
     References:
       Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006

@@ -9,8 +9,9 @@ takes it as the second set, then the batch goes in:
 
 With `labels=` the memory stores the attributes of rows in place of classes. Where it is empty they
 hold what the functions of `contrastive_jax.labels` ignore: -1 for a signed integer, NaN for a
-floating number, 0 for an unsigned integer and False for a bool. For a function of your own,
-`labels.with_mask` takes a mask beside the attributes.
+floating number, 0 for an unsigned integer (the bits of `labels.any_shared`; `labels.within` takes
+signed numbers alone) and False for a bool. For a function of your own, `labels.with_mask` takes a
+mask beside the attributes.
 
 Wang et al., Cross-Batch Memory for Embedding Learning, 2020
 <https://arxiv.org/abs/1912.06798>, sec. 3.3.

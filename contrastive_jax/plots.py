@@ -492,7 +492,7 @@ def gallery(
 
     Args:
       images: `[N, H, W, C]`, C 1 or 3; integers to 255 or floats to 1. Grey ones with black borders
-        are drawn inverted, as ink on paper.
+        are drawn inverted, as ink on paper, and a note says so.
       classes: `[N]` integers.
       neighbours: positions of the nearest neighbours of every example, nearest first, `[N, K]`.
       queries: positions of the examples to show, `[Q]`.
@@ -531,7 +531,8 @@ def gallery(
     side, gap, line, edge = 0.78, 0.1, 0.24, 0.12
     lefts = [edge + k * (side + gap) + (gap if k else 0) for k in range(shown.shape[1])]
     tops = [edge + 2 * line + k * (side + line) for k in range(len(shown))]
-    width, height = max(lefts[-1] + side + edge, 3), tops[-1] + side + 2.5 * line
+    inverted = images.shape[-1] == 1 and _is_white_on_black(images[shown.ravel()])
+    width, height = max(lefts[-1] + side + edge, 3), tops[-1] + side + (2.5 + inverted) * line
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
@@ -559,9 +560,12 @@ def gallery(
         write(x + side / 2, y + side + line / 2, short[classes[k]], fontsize=8)
         if column:
             badge(x + side - 0.09, y + 0.09, right)
+    below = tops[-1] + side + 2 * line - edge
     for x, right, text in ((edge, True, "same class"), (edge + 1.3, False, "another class")):
-        badge(x + 0.09, height - edge - line / 2, right)
-        write(x + 0.24, height - edge - line / 2, text, ha="left")
+        badge(x + 0.09, below, right)
+        write(x + 0.24, below, text, ha="left")
+    if inverted:
+        write(edge, below + line, "images are inverted: they are white on black", ha="left")
     return figure
 
 
@@ -862,8 +866,12 @@ def _pictures(images: Array) -> Array:
         )
     if images.shape[-1] == 3:
         return pixels
-    borders = np.concatenate([pixels[:, [0, -1]].ravel(), pixels[:, :, [0, -1]].ravel()])
-    return np.repeat(1 - pixels if np.median(borders) == 0 else pixels, 3, axis=-1)
+    return np.repeat(1 - pixels if _is_white_on_black(pixels) else pixels, 3, axis=-1)
+
+
+def _is_white_on_black(images: Array) -> bool:
+    borders = np.concatenate([images[:, [0, -1]].ravel(), images[:, :, [0, -1]].ravel()])
+    return bool(np.median(borders) == 0)
 
 
 def _framed(axes: Axes, picture: Array, x: float, y: float, side: float, **line: Any) -> None:

@@ -28,7 +28,6 @@ with needs("train", "experiments.cells"):
     from tqdm import tqdm
 
 from contrastive_jax.data import Dataset, PairDataset
-from contrastive_jax.data.pair_checks import check_given_pairs
 from contrastive_jax.evaluation.given_pairs import points_of_pairs, summarize_pairs
 from contrastive_jax.evaluation.summary import summarize
 from contrastive_jax.train import (
@@ -286,8 +285,6 @@ def check_data(
     Raises:
       ValueError: as `prepare`.
     """
-    if isinstance(data, PairDataset):
-        check_given_pairs(data)
     for group in groups:
         jax.eval_shape(lambda group=group: prepare(group, data, devices).init(0))
 
@@ -400,6 +397,8 @@ def check(config: Training) -> None:
         )
     if config.name is not None:
         runs.check_name(config.name)
+        if not (config.resume or config.overwrite):
+            runs.check_new(config.runs / config.name)
 
 
 def shown_on(config: Any, data: Dataset | PairDataset) -> Any:

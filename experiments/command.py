@@ -1,8 +1,10 @@
 """The command line of an experiment: its options, and errors that its user can mend in one line."""
 
+import contextlib
 import dataclasses
 import difflib
 import errno
+import io
 import sys
 import types
 import typing
@@ -44,16 +46,50 @@ def run(main: Callable[[Config], object], parse: Callable[[], Config]) -> None:
 
     Raises:
       SystemExit: with code 1 and one line on stderr, if an error ends the experiment that its user
-        can mend; with code 130 after Ctrl-C.
+        can mend, as an option of another type is; with code 130 after Ctrl-C.
     """
     # Without the line of code that warns, which tells a user nothing.
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
-        main(parse())
+        main(_parsed(parse))
     except KeyboardInterrupt:
         sys.exit(130)
     except MENDABLE as error:
         sys.exit(f"error: {message_of(error)}")
+
+
+def _parsed(parse: Callable[[], Config]) -> Config:
+    """Reads options, with an error of the parser as one line in place of a box.
+
+    Raises:
+      ValueError: if an option has a value of another type, or none.
+    """
+    written = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(written):
+            config = parse()
+    except SystemExit as error:
+        message = _message_in_box(written.getvalue())
+        if error.code and message:
+            raise ValueError(f"{message}; --help explains the options") from None
+        sys.stderr.write(written.getvalue())
+        raise
+    sys.stderr.write(written.getvalue())
+    return config
+
+
+def _message_in_box(text: str) -> str:
+    """Returns what tyro says in a box, below its title and above the help of the option."""
+
+    lines = [line.strip(" │") for line in text.splitlines()[1:]]
+    message: list[str] = []
+    for line in lines:
+        if (line and not line.strip("─-╰╯")) or line == "Got errors:":
+            if message:
+                break
+        elif line:
+            message.append(line)
+    return " ".join(message).rstrip(".").removeprefix("Error parsing ")
 
 
 def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -> Config:

@@ -378,6 +378,8 @@ def _load(config: Config, split: str) -> Dataset:
 def _check(config: Config) -> None:
     option_checks.check_effects(config)
     runs.check_name(config.name)
+    if not (config.resume or config.overwrite):
+        runs.check_new(config.runs / config.name)
     if config.width < 3:
         # Of the distances of random points that mining weighs by.
         raise ValueError(f"--width must be at least 3, got {config.width}")

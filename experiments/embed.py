@@ -1,7 +1,8 @@
-"""Embeds all pictures of a folder by a trained run.
+"""Embeds all pictures of a folder, or all vectors of a file, by a trained run.
 
 python -m experiments.embed runs/digits-convnet-1 photos --out vectors.parquet
 python -m experiments.embed runs/digits-convnet-1 photos --out vectors.npz
+python -m experiments.embed runs/features-linear-1 features.parquet --out vectors.parquet
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ with needs("train", "experiments.embed"):
     import tyro
 
 from contrastive_jax import load
-from experiments import command, pictures
+from experiments import command, pictures, vector_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,24 +27,31 @@ class Config:
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = Path()
     """Folder of the run."""
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")] = Path()
-    """Folder of pictures."""
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")] = Path()
+    """Folder of pictures; for a run on vectors a file of them, .npz with an array embeddings or
+    .parquet with a column vector."""
     out: Path = Path("vectors.parquet")
     """File to write: .parquet with columns path and vector, or .npz with arrays paths and
     embeddings."""
 
 
 def main(config: Config) -> Path:
-    """Embeds the pictures, and returns the file of their vectors."""
+    """Embeds the pictures or vectors, and returns the file that it wrote."""
     if config.out.suffix not in (".parquet", ".npz"):
         raise ValueError(f"--out must end in .parquet or .npz, got {config.out}")
     if config.out.suffix == ".parquet":
         with needs("train", "writing Parquet"):
             import pyarrow.parquet  # noqa: F401
     run = load(config.run)
-    paths = pictures.pictures_in(config.folder)
-    embeddings = run.embed(pictures.read(paths, run))
-    names = [path.relative_to(config.folder).as_posix() for path in paths]
+    if len(run.image_shape) == 1 or config.source.suffix in vector_files.SUFFIXES:
+        names, images = vector_files.read(config.source, run)
+    else:
+        paths = pictures.pictures_in(config.source)
+        names, images = (
+            [path.relative_to(config.source).as_posix() for path in paths],
+            pictures.read(paths, run),
+        )
+    embeddings = run.embed(images)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     # Renamed when it is whole, so that a file of this name is never half written.
     fresh = config.out.with_name(f".{config.out.name}.{os.getpid()}{config.out.suffix}")

@@ -20,6 +20,7 @@ with needs("train", "experiments.evaluate"):
 from contrastive_jax import load, losses, plots
 from contrastive_jax.data import Dataset, Examples, PairDataset
 from contrastive_jax.data._digest import digest
+from contrastive_jax.data.findings import count_splits
 from contrastive_jax.evaluation.baselines import Transform, vector_baselines
 from contrastive_jax.evaluation.fold_intervals import pair_intervals, retrieval_intervals
 from contrastive_jax.evaluation.given_pairs import points_of_pairs, summarize_pairs
@@ -45,8 +46,9 @@ TITLES = {
     "tar_at_far_0.01": "TAR at FAR 0.01",
     "tar_at_far_0.001": "TAR at FAR 0.001",
     "accuracy": "accuracy at the validation threshold",
-    "kfold_accuracy": "10-fold accuracy",
+    "kfold_accuracy": "accuracy over at most ten folds",
 }
+FARS = (0.1, 0.01, 0.001)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +120,9 @@ def report(run: Run, data: Dataset | PairDataset, where: Path | None = None) -> 
         evaluated = _evaluated_pairs(run, data)
     else:
         evaluated = _evaluated(run, data)
-    table = _table(evaluated.summaries, evaluated.intervals)
+    dissimilar = count_splits(data)[2].dissimilar
+    evaluated = evaluated._replace(summaries=_resolved(evaluated.summaries, dissimilar))
+    table = _table(evaluated.summaries, evaluated.intervals) + _note_on_fars(dissimilar)
     print(table)
     (where / "results.md").write_text(table + "\n")
     learned = evaluated.summaries["embedding"]
@@ -143,8 +147,10 @@ def _finite(values: Any) -> Any:
     """Returns figures as JSON has them: None in place of NaN and of infinities."""
     if isinstance(values, dict):
         return {key: _finite(value) for key, value in values.items()}
-    if isinstance(values, list):
+    if isinstance(values, list | tuple):
         return [_finite(value) for value in values]
+    if isinstance(values, np.generic):
+        return _finite(values.item())
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
@@ -294,6 +300,31 @@ def _instructive(
     if queries is not None:
         shuffled = shuffled[queries[shuffled]]
     return np.concatenate([shuffled[right[shuffled]][:count], shuffled[~right[shuffled]][:count]])
+
+
+def _unresolved(dissimilar: int) -> list[float]:
+    """Returns the false accept rates below that of one of the dissimilar pairs."""
+    return [far for far in FARS if far * dissimilar < 1]
+
+
+def _resolved(summaries: dict[str, Summary], dissimilar: int) -> dict[str, Summary]:
+    """Leaves out figures of false accept rates that so many dissimilar pairs can not resolve."""
+    left_out = {f"tar_at_far_{far}" for far in _unresolved(dissimilar)}
+    return {
+        name: one._replace(figures={k: v for k, v in one.figures.items() if k not in left_out})
+        for name, one in summaries.items()
+    }
+
+
+def _note_on_fars(dissimilar: int) -> str:
+    """Says below the table which false accept rates are left out of it, and why."""
+    fars = _unresolved(dissimilar)
+    if not fars:
+        return ""
+    return (
+        f"\n\nTAR at FAR {' and '.join(map(str, fars))} is left out: it takes at least "
+        f"{round(1 / fars[0]):,} different dissimilar pairs, and test has {dissimilar:,}."
+    )
 
 
 def _table(

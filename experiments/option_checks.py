@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from contrastive_jax import distances, train
 from contrastive_jax.data import Dataset, PairDataset, augment, datasets
 from contrastive_jax.data._own import recognise
@@ -213,7 +215,7 @@ EFFECTS_OF_TRAINING = (
             f"--{option} is of batches of classes: give --objective all_pairs, or another loss "
             "than contrastive",
         )
-        for option in ("views", "repeat", "by_size", "category")
+        for option in ("views", "repeat", "by_size", "category", "labels")
     ),
     *(
         Effect(
@@ -222,7 +224,13 @@ EFFECTS_OF_TRAINING = (
             f"--{option} has no effect with --views {{views}}, whose batches are of images: leave "
             "it out",
         )
-        for option in ("batch_classes", "repeat", "by_size", "category")
+        for option in ("batch_classes", "repeat", "by_size", "category", "labels")
+    ),
+    Effect(
+        "labels",
+        lambda config: config.loss not in loss_table.PROXIES,
+        "{loss} compares with proxies of classes and takes no --labels: take a pair loss with "
+        "--objective all_pairs, or a loss such as supcon",
     ),
     Effect(
         "batch_classes",
@@ -247,7 +255,15 @@ EFFECTS_ON_PAIRS = (
     ),
     *(
         Effect(option, lambda config: False, _ON_PAIRS.format(option))
-        for option in ("batch_classes", "group", "views", "repeat", "by_size", "category")
+        for option in (
+            "batch_classes",
+            "group",
+            "views",
+            "repeat",
+            "by_size",
+            "category",
+            "labels",
+        )
     ),
     Effect(
         "similar_fraction",
@@ -302,20 +318,22 @@ def for_data(config: Any, data: Dataset | PairDataset) -> Any:
       data: to train on.
 
     Returns:
-      The options, of which `balanced` is None on data with classes.
+      The options, of which `balanced` is None on data with classes, and `similar_fraction` on given
+      pairs the share of similar pairs among those drawn.
 
     Raises:
       ValueError: if an option has no effect on this data.
     """
-    given_pairs, vectors = isinstance(data, PairDataset), images_of(data).ndim == 2
-    check_effects(config, EFFECTS_ON_PAIRS if given_pairs else EFFECTS_ON_CLASSES)
+    vectors = images_of(data).ndim == 2
+    check_effects(config, EFFECTS_ON_PAIRS if isinstance(data, PairDataset) else EFFECTS_ON_CLASSES)
     filled: dict[str, Any] = {"encoder": config.encoder or ("linear" if vectors else "convnet")}
     if vectors:
         check_effects(config, EFFECTS_ON_VECTORS)
         filled |= {"flip": False, "shift": 0, "steps": config.steps or STEPS_ON_VECTORS}
-    if given_pairs:
+    if isinstance(data, PairDataset):
         balanced = config.balanced is not False
-        filled |= {"group": 1, "similar_fraction": 0.5, "balanced": balanced}
+        drawn = 0.5 if balanced else float(np.mean(data.train.labels == 0))
+        filled |= {"group": 1, "similar_fraction": drawn, "balanced": balanced}
     return dataclasses.replace(config, **filled)
 
 

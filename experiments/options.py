@@ -328,6 +328,16 @@ def _check(options: dict[str, Any]) -> None:
             f"--microbatches times --group, got {share} pairs, {parts} microbatches and groups of "
             f"{options['group']}"
         )
+    images, views = 2 * options["batch_size"], options.get("views", 1)
+    for name in ("views", "batch_classes"):
+        if (value := options.get(name)) and images % value:
+            raise ValueError(
+                f"--{name} must divide the {images} images of a batch (twice --batch_size), got "
+                f"{value}"
+            )
+    changes = options.get("augment", ())
+    if views > 1 and augmentation(options["flip"], options["shift"], changes) is None:
+        raise ValueError("views of one image would all be equal: give --augment, --flip or --shift")
     if options["data_on"] == "host" and options["steps_per_call"] != 1:
         raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
     if options["memory"] and options["memory"] < 2 * options["batch_size"]:

@@ -47,7 +47,8 @@ def read(paths: Sequence[Path], run: Run) -> np.ndarray:
     if len(run.image_shape) == 1:
         raise ValueError(
             f"the run takes vectors of {run.image_shape[0]} entries, and pictures are none: embed "
-            "them by the model whose vectors it was trained on, and give those to Run.embed"
+            "them by the model whose vectors it was trained on, and give a file of those (.npz or "
+            ".parquet)"
         )
     rows, columns, channels = run.image_shape
     if channels not in (1, 3) or run.image_dtype != "uint8":

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import jax
 
-from contrastive_jax import load, train
-from contrastive_jax.train import folder
+from contrastive_jax import labels, load, train
+from contrastive_jax.train import checkpoints, folder
 from contrastive_jax.train.devices import Strategy
+from contrastive_jax.train.labelled import with_labels
 from experiments import command, evaluate, option_checks, options
 
 # Options that may differ when a run is resumed: they do not change the numbers.
@@ -73,6 +74,10 @@ class Config(options.Runs, options.Training, options.Data):
     category: str | None = None
     """Draw all classes of a batch from one category, which makes negatives hard: group, or the name
     of a column of the table."""
+    labels: Literal["class", "other_group"] = "class"
+    """Take images of one class as similar, or with other_group leave out those of one class and one
+    group (the camera, the session), the column group of a table. Validation is by the same; figures
+    on test are by class."""
     batch_classes: int | None = None
     """Classes in a batch of all_pairs; by default the largest number up to 32 that divides the
     images."""
@@ -124,6 +129,8 @@ def main(config: Config) -> Path:
     if name is not None:
         folder.check_name(name)
     config = option_checks.checked_training(config)
+    if name is not None and not (config.resume or config.overwrite):
+        folder.check_new(config.runs / name)
     option_checks.warn_of_reach([config])
     devices = jax.devices()
     if config.devices is not None:
@@ -136,11 +143,14 @@ def main(config: Config) -> Path:
         config, begun = as_begun(config, len(devices))
         free |= _changed(config)
     options.settled(config, devices)  # what does not depend on the data, before it is read
+    weights = None if config.init_from is None else load(config.init_from).weights
     data = options.load_data(config)
     config = option_checks.for_data(config, data)
     settled = options.settled(config, devices)
     # The margin was checked above, before data was read: `fit` need not warn of it again.
     objective = options.objective_of(config, settled)._replace(bounded=False)
+    if config.labels == "other_group":
+        objective = with_labels(objective, labels.same_class_other_group())
     run = train.fit(
         options.model_of(config, settled),
         data,
@@ -149,7 +159,7 @@ def main(config: Config) -> Path:
         seed=config.seed,
         **options.batch_of(config, settled, data),
         **options.optimizers_of(config, settled, objective),
-        weights=None if config.init_from is None else load(config.init_from).weights,
+        weights=weights,
         devices=devices,
         strategy=config.parallel,
         steps_per_call=settled["steps_per_call"],
@@ -177,6 +187,12 @@ def _changed(config: Config) -> set[str]:
     """Returns the options that a resumed run is given anew, and says what they change."""
     where = config.runs / str(config.resume)
     before = folder.read_config(where)
+    taken = checkpoints.steps_taken(where / "checkpoints")
+    if config.steps is not None and config.steps < taken:
+        raise ValueError(
+            f"{where} has taken {taken:,} steps already: give --steps of at least {taken}, or "
+            "leave --resume out to begin a new run"
+        )
     changed = set()
     for name in CHANGEABLE:
         value = getattr(config, name)

@@ -1,6 +1,7 @@
 """Errors that a user can mend are one line; bugs keep their traceback."""
 
 import errno
+import re
 
 import pytest
 
@@ -45,6 +46,31 @@ def test_an_error_that_can_be_mended_is_one_line(error, line):
     # A text in place of a code goes to stderr, and the code is 1.
     assert ended.value.code.startswith(f"error: {line}")
     assert "\n" not in ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--steps", "abc"], "--steps: no type matching .* from ['abc']; --help"),
+        (["--encoder", "foo"], "invalid choice 'foo' for argument '--encoder'. Expected one of"),
+        (["--seed"], "Missing value for argument '--seed'. Expected 1 values; --help explains"),
+        (["--loss_options", "a"], "--loss_options: takes NAME=VALUE, as margin=0.3"),
+    ],
+)
+def test_an_option_of_another_type_is_one_line(arguments, line, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.run(train.main, lambda: command.parse(train.Config, "train", "Trains.", arguments))
+    pattern = re.escape(f"error: {line}").replace(r"\.\*", ".*")
+    assert re.match(pattern, ended.value.code)
+    assert "\n" not in ended.value.code
+    assert not capsys.readouterr().err
+
+
+def test_help_is_shown_as_it_is(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.run(train.main, lambda: command.parse(train.Config, "train", "Trains.", ["--help"]))
+    assert not ended.value.code
+    assert "--validate_every" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), RuntimeError("x")])

@@ -3,16 +3,24 @@
 import dataclasses
 import json
 import types
+from functools import partial
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from contrastive_jax import plots
+from contrastive_jax import distances, models, plots
 from contrastive_jax.data.datasets import Dataset, Examples, GivenPairs, PairDataset
+from contrastive_jax.evaluation.calibration import Calibration
+from contrastive_jax.train import Run, network
+from contrastive_jax.train.run import write
 from experiments import (
     cells,
+    compare,
     compare_losses,
+    embed,
     evaluate,
     margin_ablation,
     option_checks,
@@ -92,6 +100,31 @@ def test_a_run_on_given_pairs_goes_on(run_on):
     assert again == folder
 
 
+def test_the_share_of_similar_pairs_is_that_of_the_pairs_drawn():
+    config = option_checks.checked_training(train.Config())
+    balanced = option_checks.for_data(config, PAIRS)
+    assert balanced.similar_fraction == 0.5
+    config = option_checks.checked_training(train.Config(balanced=False))
+    share = float(np.mean(PAIRS.train.labels == 0))
+    assert option_checks.for_data(config, PAIRS).similar_fraction == share != 0.5
+
+
+def test_false_accept_rates_that_test_can_not_resolve_are_left_out(run_on):
+    folder = run_on(PAIRS, train, validate_every=10)
+    number = int(np.sum(PAIRS.test.labels == 1))
+    figures = json.loads((folder / "results.json").read_text())["embedding"]
+    assert {name for name in figures if "tar" in name} == {"tar_at_far_0.1", "tar_at_far_0.01"}
+    text = (folder / "results.md").read_text()
+    assert "| TAR at FAR 0.01 |" in text
+    note = "TAR at FAR 0.001 is left out: it takes at least 1,000 different dissimilar pairs, and "
+    assert text.endswith(f"\n\n{note}test has {number}.\n")
+
+
+def test_figures_as_json_have_no_nan_wherever_it_is():
+    values = {"a": (np.float32(np.nan), 1.0), "b": [np.float64(np.inf)], "c": np.int32(3)}
+    assert evaluate._finite(values) == {"a": [None, 1.0], "b": [None], "c": 3}
+
+
 @pytest.mark.parametrize("data", [VECTORS, PAIRS], ids=["vectors", "pairs"])
 def test_margins_are_compared(run_on, data):
     folder = run_on(
@@ -118,6 +151,16 @@ def test_views_and_changes_are_options(run_on):
     run_on(data, train, validate_every=10, figures=False, batch_classes=4, by_size=True, **supcon)
     with pytest.raises(ValueError, match="column of images, which has sort, got genus"):
         run_on(data, train, validate_every=10, **supcon | {"category": "genus"})
+
+
+def test_pairs_of_one_group_are_left_out(run_on):
+    groups = [np.arange(len(one.classes), dtype=np.int32) // 5 % 2 for one in VECTORS[2:]]
+    splits = [one._replace(groups=of) for one, of in zip(VECTORS[2:], groups, strict=True)]
+    options = {"loss": "supcon", "labels": "other_group", "validate_every": 10, "figures": False}
+    folder = run_on(VECTORS._replace(train=splits[0], validation=splits[1]), train, **options)
+    assert json.loads((folder / "config.json").read_text())["labels"] == "other_group"
+    with pytest.raises(ValueError, match="needs the group of each example"):
+        run_on(VECTORS, train, **options)
 
 
 def test_changes_that_there_are_not_are_named_at_once():
@@ -176,3 +219,59 @@ def test_seeds_of_a_grid_share_the_images_of_the_largest_batch():
     prepared = cells.prepare(group, PAIRS, jax.devices()[:2])
     assert {one.seed for one in prepared.numbers} == {0, 1, 2}
     assert "similar_fraction" not in prepared.numbers[0].loss
+
+
+@pytest.fixture
+def head(tmp_path):
+    """The folder of a head on vectors of 16 entries, and the run."""
+    encoder, calibration = network(partial(models.Linear, width=4), (16,)), Calibration(4, 2, 0.5)
+    measure, folder = distances.euclidean, tmp_path / "runs" / "head"
+    folder.mkdir(parents=True)
+    run = Run(encoder, encoder.weights, (16,), "float32", (), measure, 0.5, calibration)
+    write(run, folder, partial(models.Linear, width=4), {})
+    return folder, run
+
+
+@pytest.mark.parametrize("form", ["npz", "parquet"])
+def test_files_of_vectors_are_embedded_and_compared(head, tmp_path, form, capsys):
+    (folder, run), vectors = head, VECTORS.test.images[:3]
+    source, names = tmp_path / f"vectors.{form}", ["one", "two", "three"]
+    if form == "npz":
+        np.savez(source, embeddings=vectors, paths=np.array(names))
+    else:
+        table = {"vector": vectors.tolist(), "path": names}
+        parquet.write_table(pa.table(table), source)
+    out = embed.main(embed.Config(folder, source, tmp_path / "out.npz"))
+    with np.load(out) as saved:
+        np.testing.assert_allclose(saved["embeddings"], run.embed(vectors), atol=1e-6)
+        assert saved["paths"].tolist() == names
+    result = compare.main(compare.Config(folder, (source,)))
+    np.testing.assert_allclose(
+        result.distance, run.compare(vectors[[0, 0, 1]], vectors[[1, 2, 2]]).distance, atol=1e-6
+    )
+    assert "one three: distance" in capsys.readouterr().out
+    two = compare.main(compare.Config(folder, (source, source)))
+    assert len(two.same) == 15
+    assert f"vectors.{form} two" in capsys.readouterr().out
+
+
+def test_files_that_a_run_on_vectors_does_not_take_are_named(head, tmp_path):
+    folder, _ = head
+    np.savez(tmp_path / "short.npz", embeddings=np.zeros((3, 5)))
+    np.savez(tmp_path / "none.npz", labels=np.zeros(3))
+    np.savez(tmp_path / "nan.npz", vectors=np.full((3, 16), np.nan))
+    np.savez(tmp_path / "many.npz", vectors=np.zeros((101, 16)))
+    parquet.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
+    for name, words in (
+        ("photos", r"takes vectors of 16 entries: give them in a file \(.npz with an array"),
+        ("short.npz", r"takes vectors of 16 entries, and .* has float64 of shape \[3, 5\]"),
+        ("none.npz", "has 0 of the arrays embeddings and vectors, expected one; .* labels"),
+        ("nan.npz", "3 vectors of .* are not finite: row 0 first"),
+        ("a.parquet", "has no column vector; its columns are a"),
+        ("missing.npz", "there is no file"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            embed.main(embed.Config(folder, tmp_path / name, tmp_path / "out.npz"))
+    with pytest.raises(ValueError, match="of 2 to 100 pictures or vectors, got 101"):
+        compare.main(compare.Config(folder, (tmp_path / "many.npz",)))
+    assert not (tmp_path / "out.npz").exists()

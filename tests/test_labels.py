@@ -18,6 +18,7 @@ from contrastive_jax import (
     proxy_loss,
     statistics,
 )
+from contrastive_jax.evaluation.retrieval import retrieval
 
 ROWS = 30
 RNG = np.random.default_rng(0)
@@ -78,9 +79,9 @@ READY = {
         lambda i, j: _near(np.linalg.norm(PLACES[i] - PLACES[j]), 2, 2),
         INDICES < 0,
     ),
-    "unsigned": (
+    "integers": (
         labels.within(3),
-        (10 * AGES).astype(np.uint8),
+        (10 * AGES).astype(np.int16),
         lambda i, j: _near(abs(int(10 * AGES[i]) - int(10 * AGES[j])), 3, 3),
         INDICES < 0,
     ),
@@ -157,6 +158,10 @@ def test_wrong_rules():
 X = RNG.standard_normal((ROWS, 3)).astype(np.float32)
 
 
+def _same(a, b):
+    return jnp.where(a == b, 0, 1)
+
+
 def _rule(function, class_of=None):
     return labels.PairLabels(lambda a, b: jnp.where(function(a, b), 0, 1), class_of)
 
@@ -180,6 +185,19 @@ def _rule(function, class_of=None):
         (ValueError, "classes must fit", labels.any_shared(), np.full(ROWS, 2**40, np.uint64)),
         (AssertionError, "class_of must return an integer", _rule(jnp.equal, lambda a: a), AGES),
         (ValueError, "needs paths of at least 4", labels.hierarchy(4), PATHS),
+        (TypeError, "signed integers, got uint8", labels.within(3), PATHS[:, 0].astype(np.uint8)),
+        (
+            ValueError,
+            r"takes two attributes, \(classes, groups\) .* got \(\) as shapes",
+            labels.same_class_other_group(),
+            GROUPS,
+        ),
+        (
+            ValueError,
+            r"takes two attributes, .* got \(\(\), \(\), \(\)\)",
+            labels.same_class_other_group(),
+            (GROUPS, GROUPS, GROUPS),
+        ),
         (
             ValueError,
             r"labels must be 0 \(similar\), .* got 2 for rows \d+ and \d+",
@@ -199,6 +217,35 @@ def _rule(function, class_of=None):
 def test_wrong_labels(raised, message, rule, attributes):
     with pytest.raises(raised, match=message):
         jax.eval_shape(lambda x: all_pairs_loss(x, attributes, labels=rule), X)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [lambda a, b: 0 if a == b else 1, labels.PairLabels(_same, lambda a: 0 if a else 1)],
+    ids=["function", "class_of"],
+)
+def test_a_branch_of_python_is_named_with_its_remedy(rule):
+    for use in (
+        lambda: all_pairs_loss(X, GROUPS, labels=rule),
+        lambda: retrieval(X, GROUPS, labels=rule),
+    ):
+        with pytest.raises(jax.errors.TracerBoolConversionError) as raised:
+            use()
+        notes = " ".join(raised.value.__notes__)
+        assert "jnp.where(condition, 0, 1) in place of if" in notes
+
+
+@pytest.mark.parametrize("first", [0, 498])
+def test_labels_are_looked_at_in_the_whole_batch(first):
+    """Two neighbours of one class, among rows of classes of their own, whose order counts."""
+    rows = 500
+    classes = np.arange(rows)
+    classes[first + 1] = first
+    rule = _rule(lambda a, b: (a[0] == b[0]) & (a[1] < b[1]), lambda a: a[0])
+    x = np.zeros((rows, 1), np.float32)
+    message = rf"both orders .*, got 0 for rows {first} and {first + 1} and 1 for rows"
+    with pytest.raises(ValueError, match=message):
+        all_pairs_loss(x, (classes, np.arange(rows)), labels=rule)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint32, np.uint8])

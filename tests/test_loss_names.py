@@ -46,8 +46,9 @@ def test_peers_are_losses_of_pytorch_metric_learning():
     ],
 )
 def test_an_unknown_loss_is_answered_with_those_it_may_mean(name, hint):
-    with pytest.raises(ValueError, match=f"unknown loss {name}; .*{hint}.*losses are contrastive"):
+    with pytest.raises(ValueError, match=f"unknown loss {name}; .*{hint}") as error:
         loss_table.check_name(name)
+    assert len(str(error.value)) < 150  # not all of them
 
 
 def test_every_name_of_a_peer_has_a_hint_unless_it_is_one_of_ours():

@@ -136,6 +136,8 @@ WITHOUT_EFFECT = [
     ("repeat", {"repeat": False}, "--repeat is of batches of classes"),
     ("by_size", {"by_size": True}, "--by_size is of batches of classes"),
     ("category", {"category": "sort"}, "--category is of batches of classes"),
+    ("labels", {"labels": "other_group"}, "--labels is of batches of classes"),
+    ("labels", {"labels": "other_group", "loss": "arcface"}, "takes no --labels"),
     *(
         (
             name,
@@ -147,6 +149,7 @@ WITHOUT_EFFECT = [
             ("repeat", False),
             ("by_size", True),
             ("category", "sort"),
+            ("labels", "other_group"),
         )
     ),
 ]
@@ -358,3 +361,12 @@ def test_every_program_with_margins_warns_before_data_is_read(program, options):
     assert message.startswith(
         "a margin of 3 is out of reach: the euclidean distance between embeddings of unit length"
     )
+
+
+@pytest.mark.parametrize("program", [train, margin_ablation, search, compare_losses])
+@pytest.mark.usefixtures("no_data")
+def test_a_name_that_is_taken_is_refused_before_data_is_read(program, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="mine exists; --resume goes on with it"):
+        program.main(program.Config(runs=tmp_path, name="mine"))

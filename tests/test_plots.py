@@ -171,6 +171,19 @@ def figure(request):
     return figure
 
 
+@pytest.mark.parametrize(
+    ("background", "channels", "noted"), [(0, 1, True), (255, 1, False), (0, 3, False)]
+)
+def test_a_gallery_says_that_it_inverts_images(background, channels, noted):
+    images = np.full((4, 8, 8, channels), background, np.uint8)
+    images[:, 3:5, 3:5] = 100
+    figure = plots.gallery(images, [0, 0, 1, 1], [[1], [0], [3], [2]], [0, 2])
+    notes = [
+        text for text in _texts(figure) if "inverted: they are white on black" in text.get_text()
+    ]
+    assert len(notes) == noted
+
+
 def test_all_text_lies_within_the_figure(figure):
     width, height = figure.canvas.get_width_height()
     for text in _texts(figure):

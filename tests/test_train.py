@@ -373,6 +373,39 @@ def test_a_folder_is_never_overwritten_without_being_told(config, monkeypatch):
     assert train.main(config(steps=20)).name == "digits-mlp-1"
 
 
+def test_a_run_is_not_resumed_to_fewer_steps_than_it_has_taken(config, monkeypatch):
+    monkeypatch.setattr(evaluate, "report", lambda *arguments: None)
+    folder = train.main(config(name="mine", steps=40))
+    before = (folder / "config.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(options, "load", None)  # no data is read for it
+        with pytest.raises(
+            ValueError, match="has taken 40 steps already: give --steps of at least"
+        ):
+            train.main(config(name="mine", steps=20, resume=True))
+    assert (folder / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "mine"}, "mine exists; --resume goes on with it"),
+        ({"init_from": Path("no run")}, "no run/run.json does not exist"),
+        ({"loss": "supcon", "views": 3, "flip": True}, "--views must divide the 32 images"),
+        ({"loss": "supcon", "views": 2, "flip": False, "shift": 0}, "would all be equal"),
+        ({"loss": "supcon", "batch_classes": 5}, "--batch_classes must divide the 32 images"),
+    ],
+)
+def test_options_that_are_wrong_on_any_data_are_refused_before_it_is_read(
+    config, tmp_path, monkeypatch, given, message
+):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    monkeypatch.setattr(options, "load", None)
+    with pytest.raises((ValueError, OSError), match=message):
+        train.main(config(**{"group": None} | given))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -411,6 +444,7 @@ def test_a_folder_is_never_overwritten_without_being_told(config, monkeypatch):
         ({"loss": "arcface", "memory": 64}, "compares with proxies and takes no --memory"),
         ({"loss": "supcon", "memory": 8, "group": None}, "at least the 32 images of a batch"),
         ({"memory": 64}, "give --objective all_pairs"),
+        ({"batch_size": 4096}, "at most 4,844 images on the 1,211 images of the train split"),
         ({"loss": "arcface", "loss_learning_rate": 0.0}, "--loss_learning_rate must be above 0"),
         ({"loss": "supcon", "loss_learning_rate": 0.1}, "supcon has no parameters"),
     ],

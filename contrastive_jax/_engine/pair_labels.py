@@ -1,6 +1,7 @@
 """The labels of pairs: by the classes of their rows, or by a function of the rows' attributes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +17,9 @@ from contrastive_jax._engine.sharding import (
     varying,
 )
 from contrastive_jax._host_arrays import as_array
-from contrastive_jax.labels.types import PairLabels
+from contrastive_jax.labels.types import PairLabels, branches_explained
 
-# Rows whose labels are looked at before anything is computed.
+# Rows whose labels are looked at before anything is computed, in neighbouring twos.
 _SAMPLE = 32
 
 
@@ -93,7 +94,8 @@ def _classes(labels: PairLabels, attributes: Any, rows: int) -> jax.Array:
     """Returns the class of each row, `[N]`."""
     if labels.class_of is None:
         return jnp.zeros(rows, jnp.int32)
-    classes: jax.Array = jax.vmap(labels.class_of)(attributes)  # type: ignore[assignment]
+    with branches_explained():
+        classes: jax.Array = jax.vmap(labels.class_of)(attributes)  # type: ignore[assignment]
     if classes.shape != (rows,) or not jnp.issubdtype(classes.dtype, jnp.integer):
         raise AssertionError(
             f"class_of must return an integer for a row, got {classes.dtype} of shape "
@@ -162,9 +164,10 @@ def convert_labels(
         for side in (sides[0], sides[-1])
     ]
     examples = varying((rows[0], rows[1]), axes)
-    function, values = closure_convert(
-        "labels", labels.function, examples, _check_label, shared=True
-    )
+    with branches_explained():
+        function, values = closure_convert(
+            "labels", labels.function, examples, _check_label, shared=True
+        )
     shape = jax.eval_shape(function, *examples, *values)
     graded = jnp.issubdtype(shape.dtype, jnp.floating)
     converted: Any = _Label(function, jnp.dtype(dtype if graded else jnp.int32))
@@ -195,10 +198,11 @@ def _check_sample(
     """Raises ValueError where the labels of some rows are wrong, unless they are traced."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((given, values))):
         return
+    indices = [_sample_of(one) for one in given]
     with evaluated_while_tracing():
         sides = [
-            jax.tree.map(lambda leaf: jnp.asarray(leaf[:_SAMPLE]), one, is_leaf=_is_nested_list)
-            for one in given
+            jax.tree.map(partial(_rows_at, index), one, is_leaf=_is_nested_list)
+            for index, one in zip(indices, given, strict=True)
         ]
         table: Any = _by_function(function, values, sides[0], sides[-1])
         if isinstance(table, jax.core.Tracer):
@@ -210,18 +214,43 @@ def _check_sample(
         counts &= ~np.eye(len(rows), dtype=bool)
     valid = (table == -1) | ((table >= 0) & (table <= 1) if graded else np.isin(table, (0, 1)))
     expected = "-1 or in [0, 1]" if graded else "0 (similar), 1 (dissimilar) or -1 (ignored)"
-    _raise_at(counts & ~valid, table, f"labels must be {expected}")
+    raise_at = partial(_raise_at, table, (indices[0], indices[-1]))
+    raise_at(counts & ~valid, f"labels must be {expected}")
     if labels.class_of is not None:
         apart = rows[:, None] != columns[None]
         message = "labels must be 1 where class_of returns two integers"
-        _raise_at(counts & apart & (table != 1), table, message)
+        raise_at(counts & apart & (table != 1), message)
     if len(given) == 1:
         message = "labels must be the same in both orders of two rows"
-        _raise_at(counts & (table != table.T), table, message)
+        raise_at(counts & (table != table.T), message)
 
 
-def _raise_at(wrong: np.ndarray, table: np.ndarray, message: str) -> None:
+def _sample_of(attributes: Any) -> np.ndarray:
+    """Returns indices of some rows, in neighbouring twos that are evenly spaced."""
+    leaves = jax.tree.leaves(attributes, is_leaf=_is_nested_list)
+    rows = len(leaves[0]) if leaves else 0
+    if rows <= _SAMPLE:
+        return np.arange(rows)
+    starts = np.linspace(0, rows - 2, _SAMPLE // 2).astype(int)
+    return np.unique(np.concatenate([starts, starts + 1]))
+
+
+def _rows_at(index: np.ndarray, leaf: Any) -> jax.Array:
+    if isinstance(leaf, list):
+        leaf = np.asarray(leaf)
+    rows: jax.Array = jnp.asarray(
+        gathered(leaf)[index] if isinstance(leaf, jax.Array) else leaf[index]
+    )
+    return rows
+
+
+def _raise_at(
+    table: np.ndarray, rows: tuple[np.ndarray, np.ndarray], wrong: np.ndarray, message: str
+) -> None:
     if wrong.any():
         i, j = np.argwhere(wrong)[0]
-        other = f" and {table[j, i]} for rows {j} and {i}" if "orders" in message else ""
-        raise ValueError(f"{message}, got {table[i, j]} for rows {i} and {j}{other}")
+        first, second = rows[0][i], rows[1][j]
+        text = f"{message}, got {table[i, j]} for rows {first} and {second}"
+        if "orders" in message:
+            text += f" and {table[j, i]} for rows {second} and {first}"
+        raise ValueError(text)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from contrastive_jax._engine.pair_labels import checked_attributes
 from contrastive_jax.evaluation._points import Indices
-from contrastive_jax.labels.types import as_pair_labels
+from contrastive_jax.labels.types import as_pair_labels, branches_explained
 
 LABELS_HELD = 2**24
 """Labels that are held at a time."""
@@ -55,6 +55,17 @@ def labelled_matches(
         matches += [np.flatnonzero(row == 0) for row in table]
         ignored += [np.flatnonzero(row == -1) for row in table]
     return LabelledMatches(counts[0], counts[-1], matches, ignored)
+
+
+def counted_rows(
+    labels: Any, query_attributes: Any, reference_attributes: Any, rows: int, reference_rows: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Returns which queries and which references count, without labelling a pair.
+
+    Arguments and errors are those of `labelled_matches`.
+    """
+    counts, _ = _label_blocks(labels, query_attributes, reference_attributes, rows, reference_rows)
+    return counts[0], counts[-1]
 
 
 def _label_blocks(
@@ -110,7 +121,8 @@ def _label_blocks(
             # The last block has as many rows as the others, so that one program serves all.
             index = chosen[np.minimum(np.arange(start, start + height), number - 1)]
             block = jax.tree.map(lambda leaf, index=index: leaf[index], queries)
-            table = np.array(label_all(block, references))[: number - start]
+            with branches_explained():
+                table = np.array(label_all(block, references))[: number - start]
             index = index[: len(table)]
             wrong = np.abs(table) == 2
             if wrong.any():

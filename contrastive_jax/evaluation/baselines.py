@@ -53,9 +53,10 @@ def vector_baselines(
     variance = whitened.explained_variance_
     floor = np.finfo(np.float32).eps * entries * variance[0]
     rank = max(1, int(np.sum(variance > floor)))
-    if rank < len(variance):
-        whitened = PCA(rank, whiten=True, random_state=0).fit(vectors)
-    maps: dict[str, Transform] = {"raw vectors": np.asarray, "PCA-whitened": whitened.transform}
+    maps: dict[str, Transform] = {
+        "raw vectors": np.asarray,
+        "PCA-whitened": lambda points: whitened.transform(points)[:, :rank],
+    }
     if classes is not None:
         labelled = np.flatnonzero(np.asarray(classes) >= 0)
         present = len(np.unique(classes[labelled]))

@@ -36,7 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 from contrastive_jax._host_arrays import checked_classes
 from contrastive_jax.evaluation import _candidates
 from contrastive_jax.evaluation._candidates import Points
-from contrastive_jax.evaluation._labelled import labelled_matches
+from contrastive_jax.evaluation._labelled import counted_rows, labelled_matches
 from contrastive_jax.evaluation._points import (
     Distance,
     Floats,
@@ -257,6 +257,9 @@ def _ranks_by_parts(
     (queries, attributes), (references, reference_attributes) = sides
     query_ids, reference_ids = ids
     one_set = references is None
+    # Before the parts, so that an error names the set and the row that the caller gave.
+    counted = counted_rows(labels, attributes, reference_attributes, rows, reference_rows)
+    checked_points(queries, references, distance, *counted)
     if one_set:
         references, reference_attributes = queries, attributes
         # A query is left out of its own ranking by its index.

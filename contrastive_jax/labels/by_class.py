@@ -24,7 +24,7 @@ def same_class() -> PairLabels:
       >>> print(same(3, 3), same(3, 5))
       0 1
     """
-    return PairLabels(_same, lambda row: row)
+    return PairLabels(_same, lambda row: row, lambda examples: examples.classes)
 
 
 def _same(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -40,7 +40,7 @@ def same_class_other_group() -> PairLabels:
     Attributes are `(classes, groups)`: integers `[B]` each. Rows of class -1 are ignored.
 
     Returns:
-      The labels.
+      The labels, which raise a ValueError where the attributes are not two.
 
     References:
       Zheng et al., Scalable Person Re-identification: A Benchmark, 2015
@@ -55,10 +55,32 @@ def same_class_other_group() -> PairLabels:
     """
 
     def label(a: Any, b: Any) -> jax.Array:
-        within_class = jnp.where(a[1] == b[1], -1, 0)
-        return jnp.where(a[0] == b[0], within_class, 1)
+        (a_class, a_group), (b_class, b_group) = _two(a), _two(b)
+        return jnp.where(a_class == b_class, jnp.where(a_group == b_group, -1, 0), 1)
 
-    return PairLabels(label, lambda row: row[0])
+    return PairLabels(label, lambda row: _two(row)[0], _classes_and_groups)
+
+
+def _two(row: Any) -> tuple[Any, Any]:
+    """Returns the class and the group of a row."""
+    entries: Any = () if isinstance(row, dict) else row
+    try:
+        own_class, group = entries
+    except (TypeError, ValueError):
+        raise ValueError(
+            "same_class_other_group takes two attributes, (classes, groups) of integers [B] each, "
+            f"got {jax.tree.map(jnp.shape, row)} as shapes of those of a row"
+        ) from None
+    return own_class, group
+
+
+def _classes_and_groups(examples: Any) -> tuple[Any, Any]:
+    if examples.groups is None:
+        raise ValueError(
+            "same_class_other_group needs the group of each example, and this data has none: load "
+            "a table with a column group, or set groups of its Examples"
+        )
+    return examples.classes, examples.groups
 
 
 def hierarchy(depth: int) -> PairLabels:

@@ -11,8 +11,9 @@ from contrastive_jax.labels.types import PairLabels
 def within(threshold: ArrayLike, apart: ArrayLike | None = None) -> PairLabels:
     """Rows are similar if numbers of theirs, such as ages, times or positions, are close.
 
-    Attributes are numbers `[B]`, or vectors `[B, K]`, whose distance is Euclidean. A row with NaN
-    is ignored, and so is one whose signed integers are all -1, as empty rows of a memory are.
+    Attributes are floating numbers or signed integers `[B]`, or vectors `[B, K]`, whose distance is
+    Euclidean. A row with NaN is ignored, and so is one whose integers are all -1, as empty rows of
+    a memory are.
 
     Args:
       threshold: scalar above 0; rows that are closer are similar.
@@ -20,7 +21,8 @@ def within(threshold: ArrayLike, apart: ArrayLike | None = None) -> PairLabels:
         than `apart` are ignored. By default there are none.
 
     Returns:
-      The labels.
+      The labels, which raise a TypeError for unsigned integers, none of which says that a row is
+      ignored.
 
     Raises:
       ValueError: if a concrete threshold is not above 0, or larger than `apart`.
@@ -42,9 +44,9 @@ def within(threshold: ArrayLike, apart: ArrayLike | None = None) -> PairLabels:
         raise ValueError(f"expected 0 < threshold <= apart, got {threshold} and {apart}")
 
     def label(a: ArrayLike, b: ArrayLike) -> jax.Array:
-        # Subtracted as they are, the smaller from the larger: integers may have no sign, and times
-        # may have more digits than a floating number.
-        a, b = jnp.asarray(a), jnp.asarray(b)
+        # Subtracted as they are, the smaller from the larger: times may have more digits than a
+        # floating number.
+        a, b = _signed(a), _signed(b)
         difference = jnp.ravel(jnp.maximum(a, b) - jnp.minimum(a, b))
         if not jnp.issubdtype(difference.dtype, jnp.floating):
             difference = difference.astype(jnp.float32)
@@ -53,9 +55,19 @@ def within(threshold: ArrayLike, apart: ArrayLike | None = None) -> PairLabels:
         return jnp.where(distance < near, 0, jnp.where(distance < far, -1, 1))
 
     def class_of(row: ArrayLike) -> jax.Array:
-        row = jnp.asarray(row)
+        row = _signed(row)
         if jnp.issubdtype(row.dtype, jnp.signedinteger):
             return jnp.where(jnp.all(row == -1), -1, 0)
         return jnp.where(jnp.any(row != row), -1, 0)
 
     return PairLabels(label, class_of)
+
+
+def _signed(row: ArrayLike) -> jax.Array:
+    row = jnp.asarray(row)
+    if jnp.issubdtype(row.dtype, jnp.unsignedinteger):
+        raise TypeError(
+            f"within takes floating numbers or signed integers, got {row.dtype}, in which an empty "
+            "row of a memory could not be told from 0: give numbers.astype(numpy.int32)"
+        )
+    return row

@@ -1,7 +1,8 @@
 """The type of labels: a function of two rows, and a class that tells many dissimilar pairs."""
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,11 @@ from jax.typing import ArrayLike
 __all__ = ["PairLabels", "with_mask"]
 
 Labels = Callable[[Any, Any], ArrayLike]
+
+_BRANCHES = (
+    "labels are computed for many pairs at once, so their attributes have no single value: write "
+    "jnp.where(condition, 0, 1) in place of if, and &, | and ~ in place of and, or and not"
+)
 
 
 class PairLabels(NamedTuple):
@@ -39,6 +45,9 @@ class PairLabels(NamedTuple):
     """Takes the attributes of a row; returns an integer of at least -1. Rows of two integers are
     dissimilar, and rows of -1 are ignored, whatever their embeddings hold. Without it every pair is
     looked at, and no row is ignored."""
+    attributes_of: Callable[[Any], Any] | None = None
+    """Takes the examples of a split (`contrastive_jax.data.Examples`); returns the attributes that
+    the function takes, for training. None where the columns of a data set do not say them."""
 
     def __call__(self, a: Any, b: Any) -> ArrayLike:
         return self.function(a, b)
@@ -74,6 +83,16 @@ def with_mask(labels: PairLabels | Labels) -> PairLabels:
         return jnp.where(row[1], own, -1)
 
     return PairLabels(label, class_of)
+
+
+@contextlib.contextmanager
+def branches_explained() -> Iterator[None]:
+    """Adds a remedy to the error for a branch of Python in a function that labels pairs."""
+    try:
+        yield
+    except jax.errors.TracerBoolConversionError as error:
+        error.add_note(_BRANCHES)
+        raise
 
 
 def as_pair_labels(labels: Any) -> PairLabels:

@@ -1,6 +1,7 @@
 """Sums of the distances of a batch, from which a step logs their means."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from contrastive_jax._directions import unit
 from contrastive_jax._dtypes import at_least_float32
 from contrastive_jax._engine.sharding import gathered
 from contrastive_jax.all_pairs import all_pairs_sums
+from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.train.types import AXIS, Metrics
 
 
@@ -31,17 +33,19 @@ def as_metrics(pairs: jax.Array, distance: jax.Array) -> Metrics:
 
 def swept_distances(
     embeddings: jax.Array,
-    classes: jax.Array,
+    classes: Any,
     distance: Callable[..., jax.Array],
     axis_name: str | None,
+    labels: PairLabels | None = None,
 ) -> Metrics:
     """Sums the distances of all pairs of the global batch in a sweep of their own.
 
     Args:
       embeddings: the rows of this device, `[B, D]`.
-      classes: `[B]`, -1 for rows to ignore.
+      classes: `[B]`, -1 for rows to ignore; with `labels` attributes, a tree of `[B, ...]`.
       distance: between two embeddings.
       axis_name: axis of the devices that share the batch.
+      labels: of two rows, in place of those by class.
 
     Returns:
       The sums, as `as_metrics` names them.
@@ -61,6 +65,7 @@ def swept_distances(
         distance=distance,
         loss=_distance_itself,
         axis_name=axis_name,
+        labels=labels,
         refine=False,
     )
     return as_metrics(sums.pairs, sums.loss)

@@ -24,11 +24,17 @@ from contrastive_jax.train.draw import (
     most_images,
     pair_source,
 )
+from contrastive_jax.train.labelled import labelled_rows
 from contrastive_jax.train.networks import Network, check_images, network
 from contrastive_jax.train.objectives import Objective, of_given_pairs
 from contrastive_jax.train.optimizer import make_optimizer, with_loss
 from contrastive_jax.train.steps import init_state, make_step
 from contrastive_jax.train.types import PairSource, Source, Step, TrainState, Weights
+
+# A larger batch would repeat the data, or the same pairs, and say nothing more about it. Small data
+# may have any batch that is computed at once.
+MOST_REPEATED = 4
+MOST_ALWAYS = 1024
 
 
 class Assembled(NamedTuple):
@@ -81,7 +87,8 @@ def assemble(
 
     Raises:
       ValueError: if the seed is not in [0, 2^32), the encoder does not take the images, the
-        objective takes no memory or no given pairs, or classes and images of a batch do not fit.
+        objective takes no memory or no given pairs, classes and images of a batch do not fit, or
+        the batch is larger than 1,024 and than four times the data.
 
     Example:
       >>> import contrastive_jax as cj
@@ -92,6 +99,7 @@ def assemble(
       32640
     """
     check_seed(seed)
+    _check_size(data, batch_size)
     images, classes = _images_of(data), 0
     if isinstance(data, PairDataset):
         objective = of_given_pairs(objective)
@@ -129,7 +137,10 @@ def assemble(
                 "an objective of given pairs or of proxies compares with no earlier batches: leave "
                 "memory_size out"
             )
-        bank = memory.empty(memory_size, width)
+        like = None
+        if isinstance(data, Dataset) and objective.labels is not None:
+            like = labelled_rows(objective, data.train)
+        bank = memory.empty(memory_size, width, like=like)
     options: dict[str, Any] = {"augment": augment, "microbatches": microbatches, "remat": remat}
     step = make_step(encoder, optimizer, objective, max_age=max_age, **options)
 
@@ -161,6 +172,21 @@ def assemble(
     return Assembled(encoder, init, init_loss, step, drawn, pairs)
 
 
+def _check_size(data: Dataset | PairDataset, batch_size: int) -> None:
+    """Checks that a batch is not so large that it would be the data many times over."""
+    if isinstance(data, PairDataset):
+        count, available, noun = batch_size // 2, len(data.train.labels), "pairs"
+    else:
+        count, available, noun = batch_size, len(data.train.images), "images"
+    most = max(MOST_REPEATED * available, MOST_ALWAYS)
+    if count > most:
+        raise ValueError(
+            f"a batch has at most {most:,} {noun} on the {available:,} {noun} of the train split, "
+            f"{MOST_REPEATED} times as many and always {MOST_ALWAYS:,}, got {count:,}: take a "
+            "smaller batch_size (--batch_size)"
+        )
+
+
 def _images_of(data: Dataset | PairDataset) -> dict[str, np.ndarray]:
     """Returns the images of each split; those of given pairs are of all splits."""
     if isinstance(data, PairDataset):
@@ -173,6 +199,7 @@ def source_of(
     similar_fraction: float = 0.5,
     *,
     categories: ArrayLike | None = None,
+    objective: Objective | None = None,
 ) -> Source | PairSource:
     """Returns what batches are drawn from.
 
@@ -180,9 +207,11 @@ def source_of(
       data: with a train split.
       similar_fraction: share of similar pairs among those drawn by class, to check that it can be.
       categories: of the training examples, as in `index_by_class`.
+      objective: whose labels of two rows, where it has some, take attributes of the examples.
 
     Raises:
-      ValueError: if the classes can not give such pairs.
+      AssertionError: if an attribute is no array with one number for each example.
+      ValueError: if the classes can not give such pairs, or the data lacks the attributes.
 
     Example:
       >>> import contrastive_jax as cj
@@ -194,7 +223,10 @@ def source_of(
         return pair_source(data)
     classes = _trained_classes(data)
     index = index_by_class(classes, similar_fraction, categories=categories)
-    return Source(data.train.images, classes, index)
+    attributes = None
+    if objective is not None and objective.labels is not None:
+        attributes = labelled_rows(objective, data.train)[0]
+    return Source(data.train.images, classes, index, attributes)
 
 
 def _trained_classes(data: Dataset) -> np.ndarray:

@@ -101,6 +101,18 @@ def _opened(folder: Path, keep: int, best_by: str) -> Iterator[ocp.CheckpointMan
     shutil.rmtree(folder / DELETED, ignore_errors=True)
 
 
+def steps_taken(folder: Path) -> int:
+    """Returns the latest step of which a folder of checkpoints has one, 0 without any.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.train.checkpoints import steps_taken
+      >>> steps_taken(Path("runs/none/checkpoints"))
+      0
+    """
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
+
+
 def _set_damaged_aside(folder: Path) -> None:
     steps = [path for path in folder.iterdir() if path.name.isdecimal()]
     for path in sorted(steps, key=lambda path: int(path.name)):

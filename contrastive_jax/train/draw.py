@@ -119,8 +119,10 @@ def draws_classes(
             draw_balanced(key, source.by_class, classes, examples, repeat=repeat, by_size=by_size),
             "images",
         )
-        images = jnp.asarray(source.images)
-        return step(state, Batch(images[positions], classes_of_rows), hyperparameters)
+        images, attributes = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf)[positions], (source.images, source.attributes)
+        )
+        return step(state, Batch(images, classes_of_rows, attributes), hyperparameters)
 
     return drawn
 

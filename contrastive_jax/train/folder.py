@@ -114,6 +114,29 @@ def open_run(
         yield folder
 
 
+def check_new(folder: Path) -> None:
+    """Checks that there is no folder of this name, before a new run is made there.
+
+    Raises:
+      FileExistsError: if there is one.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.train.folder import check_new
+      >>> check_new(Path("runs/none-of-this-name"))
+    """
+    if (folder / CONFIG).exists():
+        raise FileExistsError(
+            f"{folder} exists; --resume goes on with it, --overwrite replaces it, another --name "
+            "leaves it alone"
+        )
+    if folder.exists():
+        raise FileExistsError(
+            f"{folder} exists and holds no run (no {CONFIG}); choose another --name, or remove it "
+            "yourself"
+        )
+
+
 def create_run(runs: Path, name: str | None, default_name: str, config: Mapping[str, Any]) -> Path:
     """Creates the folder of a new run and writes its configuration.
 
@@ -153,17 +176,8 @@ def create_run(runs: Path, name: str | None, default_name: str, config: Mapping[
             folder = runs / (name or f"{default_name}-{number}")
             if _renamed(fresh, folder):
                 return folder
-            if not name:
-                continue
-            if (folder / CONFIG).exists():
-                raise FileExistsError(
-                    f"{folder} exists; --resume goes on with it, --overwrite replaces it, another "
-                    "--name leaves it alone"
-                )
-            raise FileExistsError(
-                f"{folder} exists and holds no run (no {CONFIG}); choose another --name, or remove "
-                "it yourself"
-            )
+            if name:
+                check_new(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     raise AssertionError  # the count has no end

@@ -189,11 +189,12 @@ def fit(
         `PairDataset` its pairs are trained on, with their weights, and each image of a batch is
         encoded once, however many pairs it is in.
       objective: from `objective`; for given pairs that of a pair loss, whose `similar_fraction`
-        has no part in it.
+        has no part in it. Where it has labels of two rows, batches are drawn by class and carry the
+        attributes of their rows, and so does the memory; validation is by these labels.
       steps: training steps in all.
       seed: of parameters, batches, augmentation and dropout, in [0, 2^32).
       batch_size: images in a batch, over all devices; an objective of pairs draws half as many
-        pairs.
+        pairs. At most four times the images, or given pairs, of train, or 1,024.
       batch_classes: classes in a batch, each with as many examples; by default the largest number
         up to 32 that divides the images.
       balanced: for given pairs, whether similar and dissimilar ones are drawn equally often, so
@@ -242,6 +243,7 @@ def fit(
       The run.
 
     Raises:
+      AssertionError: if attributes that labels of two rows take are not arrays of numbers.
       BlockingIOError: if another process works on the run.
       FileExistsError: if the named folder exists.
       FileNotFoundError: if there is no such run to resume.
@@ -296,7 +298,7 @@ def fit(
         microbatches=microbatches,
     )
     fraction = objective.hyperparameters.get("similar_fraction", 0.5)
-    source = source_of(data, fraction, categories=categories)
+    source = source_of(data, fraction, categories=categories, objective=objective)
     memory: dict[str, Any] = {"memory_size": memory_size, "max_age": max_age}
     parts = assemble(
         model,
@@ -323,6 +325,7 @@ def fit(
             "hyperparameters": {k: float(v) for k, v in objective.hyperparameters.items()},
             "devices": len(devices),
             "categories": categories is not None,
+            "labels": objective.labels is not None,
         }
     )
     record = dict(options if config is None else config) | {"data_digest": digest(data)}
@@ -342,6 +345,11 @@ def fit(
                 free=free,
             )
         )
+        if (taken := checkpoints.steps_taken(where / "checkpoints")) > steps:
+            raise ValueError(
+                f"{where} has taken {taken:,} steps already: steps must be at least that, got "
+                f"{steps:,}"
+            )
         if resume:
             folder.write_config(where, record)
         saved = stack.enter_context(
@@ -432,7 +440,7 @@ def _take_windows(
         if now % validate_every == 0 or now == steps:
             one = placed.fetch(latest)
             encoder = partial(embed, parts.network.encode, one.weights)
-            figures = validate(encoder, data, objective.distance)
+            figures = validate(encoder, data, objective.distance, objective)
             folder.write_metrics(where, events, [{"step": now} | figures])
             checkpoints.save(saved, now, one, figures)
             show.validation(now, figures)
@@ -460,7 +468,7 @@ def _trained(
 ) -> tuple[Run, Mapping[str, Any]]:
     """Returns the run of the best weights, and the embeddings of validation by name."""
     encoder = partial(embed, parts.network.encode, weights)
-    threshold, calibration, arrays = calibrated_on(encoder, data, objective.distance)
+    threshold, calibration, arrays = calibrated_on(encoder, data, objective.distance, objective)
     images = _training_images(data)
     trained = Run(
         parts.network,

@@ -45,7 +45,7 @@ def check_name(name: str, names: Sequence[str]) -> None:
       names: of all losses of the table.
 
     Raises:
-      ValueError: if it is not, naming the losses close to it.
+      ValueError: if it is not, naming the losses close to it, or all of them if none is.
 
     Example:
       >>> from contrastive_jax.train.loss_names import check_name
@@ -56,12 +56,12 @@ def check_name(name: str, names: Sequence[str]) -> None:
     peers = {_plain(peer): (peer, ours) for peer, ours in PEERS.items()}
     if _plain(name) in peers:
         peer, ours = peers[_plain(name)]
-        hint = f"{peer} of pytorch-metric-learning is {', '.join(ours)} here; "
+        hint = f"{peer} of pytorch-metric-learning is {', '.join(ours)} here"
     elif close := difflib.get_close_matches(name, names, n=3):
-        hint = f"close to it: {', '.join(close)}; "
+        hint = f"close to it: {', '.join(close)}"
     else:
-        hint = ""
-    raise ValueError(f"unknown loss {name}; {hint}the losses are {', '.join(names)}")
+        hint = f"the losses are {', '.join(names)}"
+    raise ValueError(f"unknown loss {name}; {hint}")
 
 
 def _plain(name: str) -> str:

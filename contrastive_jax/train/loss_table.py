@@ -14,7 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from contrastive_jax import distances, losses, mining, regularizers
+from contrastive_jax.data.datasets import Examples
+from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.train import loss_names, objectives
+from contrastive_jax.train.labelled import with_labels
 from contrastive_jax.train.objectives import Objective
 
 Range = tuple[float, float]
@@ -170,6 +173,8 @@ def objective(
     on: Literal["all_pairs", "pairs"] = "all_pairs",
     distance: Callable[..., jax.Array] | None = None,
     group: int = 1,
+    labels: PairLabels | Callable[[Any, Any], Any] | None = None,
+    attributes: Callable[[Examples], Any] | None = None,
     **hyperparameters: float,
 ) -> Objective:
     """Makes the objective of a loss, by its name or from the loss itself.
@@ -182,6 +187,14 @@ def objective(
         `"pairs"` compares pairs that are given, or drawn by class, and takes a pair loss.
       distance: between two embeddings, for a pair loss; by default that of the loss.
       group: with `"pairs"`, the number of pairs whose members are compared across.
+      labels: function of the attributes of two rows that labels their pair, as
+        `contrastive_jax.labels` has them; by default rows of one class are similar. Batches are
+        drawn by class all the same. Validation ranks by these labels too, and the threshold is that
+        of pairs drawn by them; figures on test are by class. It takes a loss that compares the rows
+        of a batch with each other.
+      attributes: function of the examples of a split (`contrastive_jax.data.Examples`) to what
+        `labels` takes, such as `lambda examples: examples.attributes["age"]`; by default classes
+        for `labels.same_class` and classes and groups for `labels.same_class_other_group`.
       **hyperparameters: of the loss, such as `margin=1.2`, in place of those of the table; and for
         pair losses `similar_fraction`, the share of similar pairs or their weight.
 
@@ -191,7 +204,7 @@ def objective(
     Raises:
       TypeError: if `loss` is not a loss.
       ValueError: if there is no loss of that name, a hyperparameter is not one of the loss or not
-        in its range, or an argument has no effect for that loss.
+        in its range, an argument has no effect for that loss, or `attributes` are needed.
 
     Example:
       >>> from contrastive_jax import train
@@ -199,12 +212,20 @@ def objective(
       {'similar_fraction': 0.3, 'margin': 1.2}
       >>> train.objective("supcon", temperature=0.2).distance.__name__
       'cosine'
+      >>> from contrastive_jax import labels
+      >>> other_camera = train.objective("supcon", labels=labels.same_class_other_group())
     """
-    if not isinstance(loss, str):
-        return _of_loss(loss, on, distance, group, hyperparameters)
-    check_name(loss)
-    made = _of_name(loss, on, distance, group, hyperparameters)
-    return made._replace(bounded=loss in (*BOUNDED, *SLACK))
+    if isinstance(loss, str):
+        check_name(loss)
+        made = _of_name(loss, on, distance, group, hyperparameters)
+        made = made._replace(bounded=loss in (*BOUNDED, *SLACK))
+    else:
+        made = _of_loss(loss, on, distance, group, hyperparameters)
+    if labels is not None:
+        return with_labels(made, labels, attributes)
+    if attributes is not None:
+        raise ValueError("attributes are what labels take: give labels, or leave attributes out")
+    return made
 
 
 def _of_name(

@@ -18,7 +18,9 @@ from contrastive_jax import losses
 from contrastive_jax.all_pairs import all_pairs_sums
 from contrastive_jax.anchors import anchor_loss, anchor_loss_and_distances
 from contrastive_jax.checks import check_seed
+from contrastive_jax.data.datasets import Examples
 from contrastive_jax.distances import cosine
+from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.pairs import pair_loss
 from contrastive_jax.proxies import proxy_loss
 from contrastive_jax.train._logged_distances import as_metrics, cosine_distances, swept_distances
@@ -35,10 +37,11 @@ Options = Mapping[str, Any]
 class Objective(NamedTuple):
     """The quantity that a training step minimises."""
 
-    value: Callable[[jax.Array, Any, Any, Any, Options], tuple[jax.Array, Metrics]]
+    value: Callable[..., tuple[jax.Array, Metrics]]
     """`value(embeddings, batch, params, references, hyperparameters)` returns the loss of the
     global batch over `AXIS` and sums for logging. `references` are embeddings and classes of a
-    memory, or None. For a separable objective the value is the mean over the pairs of a device."""
+    memory, or None. For a separable objective the value is the mean over the pairs of a device. One
+    that compares the rows of a batch takes `labels=` too."""
     distance: Distance
     """The distance that is logged, and by which the trained encoder compares two images."""
     hyperparameters: Mapping[str, float] = MappingProxyType({})
@@ -60,6 +63,19 @@ class Objective(NamedTuple):
     """The value of a pair loss on `IndexedPairs`; None for a loss of whole batches."""
     batch: type | None = None
     """The type of its batches, where that is neither `Pairs` nor `Batch`."""
+    labels: PairLabels | None = None
+    """Labels of two rows (`with_labels`); None where rows of one class are similar. They take
+    attributes and a mask, as `labels.with_mask` does."""
+    attributes: Callable[[Examples], Any] | None = None
+    """A function of the examples of a split to their attributes, where there are `labels`."""
+
+    def rows(self, batch: Batch) -> Any:
+        """Returns that of the rows of a batch by which their pairs are labelled.
+
+        These are classes or, where there are `labels`, attributes and a mask that leaves out the
+        rows of class -1. A memory of earlier batches holds the same.
+        """
+        return _rows(batch, self.labels)
 
     def check_batch(self, batch: Any) -> None:
         """Raises ValueError where a batch is not one that the objective takes."""
@@ -68,6 +84,11 @@ class Objective(NamedTuple):
             raise ValueError(f"the objective takes {expected.__name__}, got {type(batch).__name__}")
         if isinstance(batch, Pairs):
             _check_pairs(batch, self.group)
+        if isinstance(batch, Batch) and self.labels is not None and batch.attributes is None:
+            raise ValueError(
+                "the objective has labels of two rows, and the batch has no attributes for them: "
+                "make it as Batch(images, classes, attributes)"
+            )
 
 
 def pairs(
@@ -174,14 +195,20 @@ def all_pairs(
     measure = losses.resolve_distance(loss, distance)
 
     def value(
-        embeddings: jax.Array, batch: Batch, params: Any, references: Any, options: Options
+        embeddings: jax.Array,
+        batch: Batch,
+        params: Any,
+        references: Any,
+        options: Options,
+        labels: PairLabels | None = None,
     ) -> tuple[jax.Array, Metrics]:
         fraction, options = _without_fraction(options)
-        classes = jnp.asarray(batch.classes)
+        rows = _rows(batch, labels)
         sums = all_pairs_sums(
             embeddings,
-            classes,
+            rows,
             *references or (),
+            labels=labels,
             loss=_bound(loss, options if bind is None else {**options, **bind(params)}),
             distance=measure,
             axis_name=_axis(embeddings),
@@ -213,7 +240,8 @@ def of_given_pairs(objective: Objective) -> Objective:
       The objective, of a batch of `IndexedPairs`.
 
     Raises:
-      ValueError: if the loss is one of whole batches, or members of pairs are compared across.
+      ValueError: if the loss is one of whole batches, it has labels of two rows, or members of
+        pairs are compared across.
 
     Example:
       >>> from contrastive_jax import train
@@ -223,6 +251,11 @@ def of_given_pairs(objective: Objective) -> Objective:
     """
     if objective.batch is IndexedPairs:
         return objective
+    if objective.labels is not None:
+        raise ValueError(
+            "given pairs have a label each, and the objective has labels of two rows: leave labels "
+            "out of it, or take data with one row for each image"
+        )
     if objective.on_given is None:
         raise ValueError(
             "the loss compares whole batches by class, and given pairs have labels and no classes: "
@@ -278,20 +311,25 @@ def anchors(
     measure = distance or make(**hyperparameters).distance
 
     def value(
-        embeddings: jax.Array, batch: Batch, params: Any, references: Any, options: Options
+        embeddings: jax.Array,
+        batch: Batch,
+        params: Any,
+        references: Any,
+        options: Options,
+        labels: PairLabels | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        classes = jnp.asarray(batch.classes)
-        data = () if init is None else (params[jnp.maximum(classes, 0)],)
+        rows = _rows(batch, labels)
+        data = () if init is None else (params[jnp.maximum(jnp.asarray(batch.classes), 0)],)
         width = {width_as: embeddings.shape[1]} if width_as else {}
-        loss = make(**width, **options)
-        shared: Any = {"loss": loss, "data": data, "axis_name": _axis(embeddings)}
+        loss, axis = make(**width, **options), _axis(embeddings)
+        shared: Any = {"loss": loss, "data": data, "labels": labels, "axis_name": axis}
         if references is not None:
-            return anchor_loss(embeddings, classes, *references, **shared), {}
+            return anchor_loss(embeddings, rows, *references, **shared), {}
         if isinstance(loss, losses.AnchorLoss) and loss.distance is measure:
-            mean, sums = anchor_loss_and_distances(embeddings, classes, **shared)
+            mean, sums = anchor_loss_and_distances(embeddings, rows, **shared)
             return mean, as_metrics(sums.pairs, sums.distance)
-        mean = anchor_loss(embeddings, classes, **shared)
-        return mean, swept_distances(embeddings, classes, measure, _axis(embeddings))
+        mean = anchor_loss(embeddings, rows, **shared)
+        return mean, swept_distances(embeddings, rows, measure, axis, labels)
 
     init_ = init or Objective._field_defaults["init"]
     return Objective(value, measure, hyperparameters, init_, learning_rate)
@@ -355,7 +393,7 @@ def batches(
 
     Args:
       loss: function `(embeddings, classes, *references, axis_name=..., **hyperparameters)` to the
-        loss of the global batch.
+        loss of the global batch. It takes `labels` too where the objective has them.
       distance: that is logged, and by which the trained encoder compares two images.
       **hyperparameters: of the loss.
 
@@ -370,13 +408,20 @@ def batches(
     """
 
     def value(
-        embeddings: jax.Array, batch: Batch, params: Any, references: Any, options: Options
+        embeddings: jax.Array,
+        batch: Batch,
+        params: Any,
+        references: Any,
+        options: Options,
+        labels: PairLabels | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        classes = jnp.asarray(batch.classes)
-        mean = loss(embeddings, classes, *references or (), axis_name=_axis(embeddings), **options)
+        rows = _rows(batch, labels)
+        labelled = {} if labels is None else {"labels": labels}
+        axis = _axis(embeddings)
+        mean = loss(embeddings, rows, *references or (), axis_name=axis, **labelled, **options)
         if references is not None:
             return mean, {}
-        return mean, swept_distances(embeddings, classes, distance, _axis(embeddings))
+        return mean, swept_distances(embeddings, rows, distance, axis, labels)
 
     return Objective(value, distance, hyperparameters)
 
@@ -442,3 +487,9 @@ def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
     share = fraction * similar / jnp.maximum(similar.sum(1, keepdims=True), 1)
     rest = (1 - fraction) * dissimilar / jnp.maximum(dissimilar.sum(1, keepdims=True), 1)
     return labels.shape[1] * (share + rest)
+
+
+def _rows(batch: Batch, labels: PairLabels | None) -> Any:
+    """Returns the classes of a batch, or its attributes and the mask of the rows that count."""
+    classes = jnp.asarray(batch.classes)
+    return classes if labels is None else (batch.attributes, classes >= 0)

@@ -6,6 +6,7 @@ from typing import Any
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.data.evaluable import check_evaluable
 from contrastive_jax.data.pair_checks import check_given_pairs
+from contrastive_jax.train.labelled import check_labels
 from contrastive_jax.train.objectives import Objective
 
 
@@ -32,6 +33,7 @@ def check_training(
       microbatches: parts in which a device encodes its images.
 
     Raises:
+      AssertionError: if an attribute is no array with one number for each example.
       ValueError: for the first that does not fit, saying what to do about it.
 
     Example:
@@ -59,6 +61,7 @@ def check_training(
         check_given_pairs(data)
     else:
         check_evaluable(data)
+        check_labels(objective, data)
     _check_shares(data, objective, batch["batch_size"], devices, microbatches)
 
 
@@ -131,6 +134,11 @@ def _check_batch(
     views, batch_size = batch["views"], batch["batch_size"]
     if views == 1:
         return
+    if objective.labels is not None:
+        raise ValueError(
+            "views of one image are similar and those of two are not, which labels of two rows do "
+            "not say: leave views or labels out"
+        )
     if views < 1 or batch_size % views:
         raise ValueError(
             f"views must be at least 1 and divide the {batch_size} images of a batch, got {views}"

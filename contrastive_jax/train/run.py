@@ -22,6 +22,7 @@ from contrastive_jax.evaluation.calibration import Calibration, calibrate, proba
 from contrastive_jax.evaluation.retrieval import Neighbours, nearest_neighbours
 from contrastive_jax.evaluation.summary import drawn_distances
 from contrastive_jax.evaluation.verification import best_threshold
+from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.train import checkpoints
 from contrastive_jax.train.networks import Network, embed, network
 from contrastive_jax.train.types import Weights
@@ -152,9 +153,17 @@ class Run:
 
     def _checked(self, name: str, images: ArrayLike) -> np.ndarray:
         """Checks that images are those for which the encoder was made."""
-        array = np.asarray(images)
         expected = f"[N, {', '.join(map(str, self.image_shape))}]"
-        shape, noun = list(array.shape), "vectors" if len(self.image_shape) == 1 else "images"
+        noun = "vectors" if len(self.image_shape) == 1 else "images"
+        if isinstance(images, str | Path):
+            raise ValueError(
+                f"{name} must be an array of {noun} {expected} {self.image_dtype}, got the path "
+                f"{str(images)!r}: python -m experiments.embed embeds files, and "
+                f"contrastive_jax.data.load reads a folder or a table, whose {noun} are "
+                "data.test.images"
+            )
+        array = np.asarray(images)
+        shape = list(array.shape)
         if array.shape[1:] != self.image_shape or array.ndim != len(self.image_shape) + 1:
             raise ValueError(
                 f"{name} must be {expected}, the shape of the {noun} that the encoder was trained "
@@ -219,17 +228,19 @@ def distances_of_rows(
 def calibrated(
     distance: Callable[[jax.Array, jax.Array], jax.Array],
     embeddings: np.ndarray,
-    classes: np.ndarray,
+    classes: Any,
     *,
     pairs: int = 50_000,
+    labels: PairLabels | None = None,
 ) -> tuple[float, Calibration]:
     """Chooses the threshold and fits the calibration on pairs of a validation set.
 
     Args:
       distance: between two embeddings.
       embeddings: `[N, D]`.
-      classes: `[N]`.
+      classes: `[N]`; with `labels` a tree of attributes `[N, ...]`.
       pairs: number of pairs to draw, half of them similar.
+      labels: of two rows, by which pairs are drawn in place of classes.
 
     Returns:
       The threshold of the highest accuracy, and the calibration.
@@ -245,8 +256,8 @@ def calibrated(
       >>> calibration.prior
       0.5
     """
-    between, labels = drawn_distances(embeddings, classes, distance, pairs, 0)
-    return best_threshold(between, labels), calibrate(between, labels)
+    between, drawn = drawn_distances(embeddings, classes, distance, pairs, 0, labels=labels)
+    return best_threshold(between, drawn), calibrate(between, drawn)
 
 
 def write(run: Run, folder: Path, model: Any, details: Mapping[str, Any]) -> None:

@@ -175,8 +175,8 @@ def make_step(
         stored = state.memory
         if stored:
             assert isinstance(batch, Batch)  # of an objective that takes a memory
-            classes = jnp.asarray(batch.classes)
-            stored = memory.push(stored, embeddings, classes, state.step, axis_name=AXIS)
+            rows = objective.rows(batch)
+            stored = memory.push(stored, embeddings, rows, state.step, axis_name=AXIS)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": value} | _means(sums) | {"gradient_norm": optax.tree.norm(gradient)}

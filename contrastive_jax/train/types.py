@@ -77,6 +77,9 @@ class Batch(NamedTuple):
 
     images: Array
     classes: Array
+    attributes: Any = None
+    """Arrays with one entry a row, any tree of them, which the labels of an objective take; None
+    where pairs are labelled by class."""
 
 
 class IndexedPairs(NamedTuple):
@@ -105,6 +108,9 @@ class Source(NamedTuple):
     classes: Array
     """Integers, `[N]`."""
     by_class: ClassIndex
+    attributes: Any = None
+    """Attributes of the examples, a tree of arrays `[N, ...]`, for an objective that has labels of
+    two rows."""
 
 
 class PairSource(NamedTuple):

@@ -17,7 +17,10 @@ from contrastive_jax.evaluation.verification import (
     equal_error_rate,
     roc_auc,
 )
+from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.train import diagnostics, run
+from contrastive_jax.train.labelled import labelled_rows
+from contrastive_jax.train.objectives import Objective
 
 BEST_BY = "validation/map_at_r"
 # The area under the ROC curve does not depend on the share of similar pairs, which need not be that
@@ -47,7 +50,10 @@ def best_by(data: Dataset | PairDataset) -> str:
 
 
 def figures_on_validation(
-    embed: Embed, data: Dataset | PairDataset, distance: Distance
+    embed: Embed,
+    data: Dataset | PairDataset,
+    distance: Distance,
+    objective: Objective | None = None,
 ) -> tuple[dict[str, float], np.ndarray]:
     """Computes the figures of an encoder on the validation split.
 
@@ -55,6 +61,8 @@ def figures_on_validation(
       embed: from images to embeddings `[N, D]`.
       data: with a validation split.
       distance: between two embeddings, for given pairs.
+      objective: whose labels of two rows, where it has some, say in place of classes which
+        examples are matches.
 
     Returns:
       Figures by name, which are those of `retrieval` on labelled examples and `auc`,
@@ -72,7 +80,8 @@ def figures_on_validation(
     if not isinstance(data, PairDataset):
         embeddings = embed(data.validation.images)
         split = data.validation
-        return retrieval(*by_role(embeddings, split.classes, split.queries)), embeddings
+        rows, labels = _rows(data, objective)
+        return retrieval(*by_role(embeddings, rows, split.queries), labels=labels), embeddings
     of_pairs = points_of_pairs(embed, data.images, data.validation)
     pairs = (distances_of_pairs(of_pairs, distance), of_pairs.labels)
     figures = {
@@ -83,13 +92,26 @@ def figures_on_validation(
     return figures, of_pairs.points
 
 
-def validate(embed: Embed, data: Dataset | PairDataset, distance: Distance) -> dict[str, float]:
+def _rows(data: Dataset, objective: Objective | None) -> tuple[Any, PairLabels | None]:
+    """Returns the classes of validation, or what the labels of an objective take and these."""
+    if objective is None or objective.labels is None:
+        return data.validation.classes, None
+    return labelled_rows(objective, data.validation), objective.labels
+
+
+def validate(
+    embed: Embed,
+    data: Dataset | PairDataset,
+    distance: Distance,
+    objective: Objective | None = None,
+) -> dict[str, float]:
     """Evaluates an encoder on validation, and warns where it has collapsed.
 
     Args:
       embed: from images to embeddings `[N, D]`.
       data: with a validation split.
       distance: between two embeddings, for given pairs.
+      objective: as in `figures_on_validation`.
 
     Returns:
       Those of `figures_on_validation` and the effective rank of the embeddings, by names that begin
@@ -103,7 +125,7 @@ def validate(embed: Embed, data: Dataset | PairDataset, distance: Distance) -> d
       >>> print(f"{figures['validation/precision_at_1']:.2f}")
       0.90
     """
-    figures, embeddings = figures_on_validation(embed, data, distance)
+    figures, embeddings = figures_on_validation(embed, data, distance, objective)
     rank = diagnostics.effective_rank(embeddings)
     if rank < min(1.5, 0.75 * embeddings.shape[1]):
         diagnostics.warn_collapsed(rank, embeddings.shape[1])
@@ -113,7 +135,10 @@ def validate(embed: Embed, data: Dataset | PairDataset, distance: Distance) -> d
 
 
 def calibrated_on(
-    embed: Embed, data: Dataset | PairDataset, distance: Distance
+    embed: Embed,
+    data: Dataset | PairDataset,
+    distance: Distance,
+    objective: Objective | None = None,
 ) -> tuple[float, Calibration, Mapping[str, Any]]:
     """Chooses the threshold and fits the calibration on the validation split.
 
@@ -122,6 +147,7 @@ def calibrated_on(
       data: with a validation split. Of labelled examples pairs are drawn, half of them similar;
         given pairs are taken as they are, and their share of similar pairs is the prior.
       distance: between two embeddings.
+      objective: whose labels of two rows, where it has some, the pairs are drawn by.
 
     Returns:
       The threshold of the highest accuracy, the calibration, and the embeddings of the split with
@@ -143,6 +169,7 @@ def calibrated_on(
         arrays = {"embeddings": arrays.pop("points"), **arrays}
         threshold = best_threshold(between, of_pairs.labels)
         return threshold, calibrate(between, of_pairs.labels), arrays
-    embeddings, classes = embed(data.validation.images), data.validation.classes
-    threshold, calibration = run.calibrated(distance, embeddings, classes)
-    return threshold, calibration, {"embeddings": embeddings, "classes": classes}
+    embeddings, (rows, labels) = embed(data.validation.images), _rows(data, objective)
+    threshold, calibration = run.calibrated(distance, embeddings, rows, labels=labels)
+    arrays = {"embeddings": embeddings, "classes": data.validation.classes}
+    return threshold, calibration, arrays

@@ -22,6 +22,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from contrastive_jax.data import as_text, from_arrays, load, load_with_report
+from contrastive_jax.data._own.contents import move_rows
+from contrastive_jax.data._own.splits import hold_out_parts
 
 WRITERS = {
     "folder": lambda where, images: write_folder(where / "photos", images),
@@ -333,11 +335,44 @@ def test_a_group_of_more_than_half_is_trained_on(split_by):
             assert {*range(16)} <= {*data.train.classes.tolist()}
 
 
+def test_parts_are_held_out_until_a_share_is_reached():
+    weights = np.array([0, 30, 4, 1, 5, 2, 3, 2, 1, 1])
+    split, enough = hold_out_parts(weights, (0.2, 0.1), 0)
+    assert enough
+    assert split[0] == split[1] == 0  # without weight, and more than half of everything
+    for k, wanted in ((1, 10), (2, 5)):
+        taken = weights[split == k]
+        assert wanted <= taken.sum() < wanted + taken.max()
+    split, enough = hold_out_parts(weights, (0.3, 0.3), 0)
+    assert not enough
+    assert weights[split > 0].sum() == 19
+
+
 def test_the_same_seed_splits_alike_whatever_the_order(tmp_path):
     classes = np.repeat(["a", "b", "c"], 10)
     vectors = np.random.default_rng(0).normal(size=(30, 4))
     order = np.random.default_rng(1).permutation(30)
     assert_same(from_arrays(vectors, classes), from_arrays(vectors[order], classes[order]))
+
+
+def test_rows_are_moved_in_place():
+    rng = np.random.default_rng(0)
+    for number in (1, 2, 40):
+        array, order = rng.normal(size=(number, 3)), rng.permutation(number)
+        expected, before = array[order], array.__array_interface__["data"]
+        move_rows(array, order)
+        np.testing.assert_array_equal(array, expected)
+        assert array.__array_interface__["data"] == before
+
+
+def test_splits_share_one_array_that_is_not_the_callers():
+    images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1), np.uint8)
+    before = images.copy()
+    data = from_arrays(images, np.repeat(["a", "b"], 20))
+    bases = {id(part.images.base) for part in (data.train, data.validation, data.test)}
+    assert len(bases) == 1
+    assert not np.shares_memory(data.train.images, images)
+    np.testing.assert_array_equal(images, before)
 
 
 def test_names_of_data_sets_come_before_folders_and_paths_are_told_by_their_form(

@@ -125,8 +125,9 @@ def test_pairs_that_contradict_each_other_are_named(table):
     repeated = [(0, 30, 1), (8, 8, 1)]
     path = table(rows=[*rows, *wrong, *inferred, *repeated])
     message = (
-        r"4 of 47 pairs contradict each other in .*: i/0.png and i/31.png, i/31.png and i/0.png, "
-        r"i/31.png and i/0.png, \.\.\.; decide on one label, or leave them out with --on_bad_input"
+        r"4 of 47 pairs contradict each other in .*: i/0.png and i/31.png \(row 20, dissimilar\), "
+        r"i/31.png and i/0.png \(row 40, dissimilar\), i/31.png and i/0.png \(row 41, similar\), "
+        r"\.\.\.; decide on one label, or leave them out with --on_bad_input"
     )
     with pytest.raises(ValueError, match=message):
         load(path)
@@ -135,8 +136,9 @@ def test_pairs_that_contradict_each_other_are_named(table):
         data = load(path, on_bad_input="skip")
     messages = [str(one.message) for one in caught]
     assert messages == [
-        "pairs: pairs that contradict each other, which are left out: 4 (i/0.png and i/31.png, "
-        "i/31.png and i/0.png, i/31.png and i/0.png, ...)",
+        "pairs: pairs that contradict each other, which are left out: 4 (i/0.png and i/31.png (row "
+        "20, dissimilar), i/31.png and i/0.png (row 40, dissimilar), i/31.png and i/0.png (row 41, "
+        "similar), ...)",
         "pairs: dissimilar pairs of images that similar pairs connect (A like B, B like C, A "
         "unlike C): 1 (i/29.png and i/0.png)",
         "pairs: pairs of an image and itself: 1 (i/8.png and i/8.png)",
@@ -144,6 +146,21 @@ def test_pairs_that_contradict_each_other_are_named(table):
     assert sum(len(part.labels) for part in data[2:5]) == 43
     _, report = load_with_report(path, on_bad_input="skip")
     assert "pairs that occur again: 1 (i/0.png and i/30.png)" in as_text(report)
+
+
+def test_copies_in_pairs_of_two_splits_are_named(table, tmp_path):
+    """A copy under another name, in another format, of an image of train in a pair of test."""
+    path = table(more=",split")
+    lines = path.read_text().splitlines()
+    splits = ["train"] * 20 + ["val"] * 5 + ["test"] * 5
+    lines[1:] = [f"{line},{splits[k % 30]}" for k, line in enumerate(lines[1:])]
+    lines[-1] = lines[-1].replace("i/29.png", "copy.bmp")
+    path.write_text("\n".join(lines))
+    (tmp_path / "copy.bmp").write_bytes(encoded(table.images[3], "bmp"))
+    _, report = load_with_report(path)
+    (found,) = [one for one in report.findings if "identical" in one.text]
+    assert found.text == "contents that are identical in pairs of two splits"
+    assert found.first == ("i/3.png (train) and copy.bmp (test)",)
 
 
 def test_pairs_without_a_file_or_with_a_damaged_one_are_named(table, tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 
 from contrastive_jax.evaluation.baselines import vector_baselines
 from contrastive_jax.evaluation.fold_intervals import pair_intervals, retrieval_intervals
@@ -47,6 +48,16 @@ def test_ignored_and_few_vectors_are_fitted():
     assert few["PCA-whitened"](VECTORS).shape[1] == 4
     # Of two classes there is one discriminant, whose length is no scale.
     assert len(np.unique(np.abs(few["LDA"](VECTORS)))) > 2
+
+
+def test_vectors_of_fewer_directions_are_fitted_once(monkeypatch):
+    fit, fits = PCA.fit, []
+    monkeypatch.setattr(PCA, "fit", lambda self, x: (fits.append(len(x)), fit(self, x))[1])
+    flat = VECTORS[:, :4] @ RNG.normal(size=(4, 12))
+    whitened = vector_baselines(flat, width=12, unit_length=False)["PCA-whitened"](flat)
+    assert fits == [300]
+    assert whitened.shape == (300, 4)
+    np.testing.assert_allclose(np.cov(whitened.T), np.eye(4), atol=1e-4)
 
 
 def test_intervals_of_folds_hold_the_figures():

@@ -137,6 +137,21 @@ def test_wrong_labels():
 
 
 @pytest.mark.parametrize("one_set", [True, False])
+def test_an_error_names_the_row_and_the_set_whatever_the_parts(one_set, monkeypatch):
+    points, classes = X.copy(), np.arange(QUERIES) % 5
+    points[20, 1] = np.nan
+    classes[0], points[0] = -1, np.inf  # ignored
+    sets = (points, classes) if one_set else (points, classes, Y, np.arange(REFERENCES) % 5)
+    monkeypatch.setattr(module, "LISTED", 7 * REFERENCES)
+    with pytest.raises(ValueError, match=r"queries .*20") as error:
+        retrieval(*sets, labels=labels.same_class())
+    monkeypatch.setattr(module, "LISTED", 10**9)
+    with pytest.raises(ValueError, match="queries") as whole:
+        retrieval(*sets, labels=labels.same_class())
+    assert str(error.value) == str(whole.value)
+
+
+@pytest.mark.parametrize("one_set", [True, False])
 def test_an_error_counts_ignored_rows_once(one_set, monkeypatch):
     classes = np.where(np.arange(QUERIES) < 3, -1, np.arange(QUERIES))
     others = np.where(np.arange(REFERENCES) < 5, -1, QUERIES + np.arange(REFERENCES))

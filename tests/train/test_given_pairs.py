@@ -47,6 +47,11 @@ def _pairs(rng, classes, rows, number, weights=False):
     )
 
 
+def test_a_batch_of_the_pairs_many_times_over_is_refused(few):
+    with pytest.raises(ValueError, match="at most 1,024 pairs on the 100 pairs of the train split"):
+        train.fit(MODEL, few, CONTRASTIVE, runs=None, **OPTIONS | {"batch_size": 2**21})
+
+
 @pytest.fixture(scope="module")
 def few():
     """Sixteen images `[6, 6, 1]` in a hundred pairs of each split."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import flax
@@ -139,6 +140,13 @@ COLOUR = np.zeros((2, 8, 6, 3), np.uint8)
 def test_images_that_do_not_fit_are_refused(run, images, words):
     with pytest.raises(ValueError, match=words):
         run.embed(images)
+
+
+def test_a_path_is_told_from_images(run):
+    with pytest.raises(ValueError, match=r"an array of images .* got the path 'photos': python -m"):
+        run.embed("photos")
+    with pytest.raises(ValueError, match="first must be an array of images"):
+        run.compare(Path("a.png"), Path("b.png"))
 
 
 def test_images_of_other_encoders_that_do_not_fit_are_refused():

@@ -14,7 +14,7 @@ class Contents(NamedTuple):
     """Images or vectors, and which of the items they are."""
 
     array: np.ndarray
-    """Images, `uint8` `[N, H, W, C]`, or vectors, `float32` `[N, D]`."""
+    """Images, `uint8` `[N, H, W, C]`, or vectors, `float32` `[N, D]`, in memory of their own."""
     rows: np.ndarray
     """The position of each among the items, `[N]`."""
     digests: list[bytes]
@@ -58,6 +58,27 @@ def digests_of(array: np.ndarray) -> list[bytes]:
     return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
 
 
+def move_rows(array: np.ndarray, order: np.ndarray) -> None:
+    """Moves the rows of an array to another order in place, without a second copy of all.
+
+    Args:
+      array: `[N, ...]`, which is `array[order]` afterwards.
+      order: a permutation of its rows, `[N]`.
+    """
+    sources = order.tolist()
+    for start in range(len(sources)):
+        if sources[start] < 0:  # moved as a part of an earlier cycle
+            continue
+        row, first = start, array[start].copy()
+        while sources[row] != start:
+            following = sources[row]
+            array[row] = array[following]
+            sources[row] = -1
+            row = following
+        array[row] = first
+        sources[row] = -1
+
+
 def _images(items: np.ndarray, where: str) -> Contents:
     images = items[..., None] if items.ndim == 3 else items
     if images.dtype != np.uint8:
@@ -72,7 +93,8 @@ def _images(items: np.ndarray, where: str) -> Contents:
         )
     height, width, channels = images.shape[1:]
     text = f"images of {height} x {width} pixels, {'grey' if channels == 1 else 'RGB'}"
-    return Contents(images, np.arange(len(images)), digests_of(images), text, [])
+    # A copy, as the rows are moved in place later on.
+    return Contents(images.copy(), np.arange(len(images)), digests_of(images), text, [])
 
 
 def _vectors(items: np.ndarray, sources: Sequence[str], where: str, on_bad_input: str) -> Contents:

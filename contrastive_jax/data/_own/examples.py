@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from contrastive_jax.data._own import splits
-from contrastive_jax.data._own.contents import digests_of, read_contents
+from contrastive_jax.data._own.contents import digests_of, move_rows, read_contents
 from contrastive_jax.data._own.rows import Rows, is_missing, numbered, take
 from contrastive_jax.data.datasets import Dataset, Examples
 from contrastive_jax.data.findings import SPLITS, Finding, Report, count_splits, finding
@@ -53,13 +53,17 @@ def dataset(rows: Rows, choices: Choices) -> tuple[Dataset, Report]:
     rest, classes = take(rest, order), classes[order]
     groups = None if rest.groups is None else _group_numbers(rest.groups)
     parts, rule = _split(rest, classes, groups, choices)
+    # Images are moved in place, so that memory holds them once, and each split has a part of them.
+    move_rows(contents.array, order[np.concatenate([parts[split] for split in SPLITS])])
+    ends = np.cumsum([len(parts[split]) for split in SPLITS]).tolist()
+    images = dict(zip(SPLITS, np.split(contents.array, ends[:2]), strict=True))
     queries = _queries(rest)
     sources = np.array(rest.sources)
 
     def part(split: str) -> Examples:
         chosen = parts[split]
         return Examples(
-            contents.array[order[chosen]],
+            images[split],
             classes[chosen],
             None if groups is None else groups[chosen].astype(np.int32),
             _queries_of(queries, classes, chosen, f"the {split} split of {rows.where}"),

@@ -1,11 +1,12 @@
 """Given pairs: decoded, split and reported."""
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from contrastive_jax.data._own import pair_tables, splits
-from contrastive_jax.data._own.contents import Contents, read_contents
+from contrastive_jax.data._own.contents import Contents, digests_of, read_contents
 from contrastive_jax.data._own.examples import Choices
 from contrastive_jax.data._own.pair_splits import split_pairs
 from contrastive_jax.data._own.pair_tables import PairRows, named, without
@@ -32,11 +33,18 @@ def pair_dataset(
         )
     skip = choices.on_bad_input == "skip"
     findings = [*table.findings]
-    for text, remedy, mask in (
-        ("name a file that does not exist", "mend their paths", _missing(rows)),
-        ("contradict each other", "decide on one label", pair_tables.contradictions(rows)),
+    for text, remedy, wrong, names in (
+        ("name a file that does not exist", "mend their paths", _missing, named),
+        (
+            "contradict each other",
+            "decide on one label",
+            pair_tables.contradictions,
+            pair_tables.named_with_labels,
+        ),
     ):
-        rows, more = _checked(rows, mask, text, remedy, table.where, skip=skip)
+        mask = wrong(rows)
+        named_pairs = names(rows, mask)
+        rows, more = _checked(rows, mask, named_pairs, text, remedy, table.where, skip=skip)
         findings += more
     used = np.union1d(rows.left, rows.right)
     items = (
@@ -66,6 +74,7 @@ def pair_dataset(
     )
     findings += [*pair_tables.pair_findings(rows), *_identical(rows, contents, used)]
     findings += _shared_images(rows, parts)
+    findings += _identical_in_two_splits(rows, contents, used, parts)
     position = np.zeros(len(rows.sources), np.int32)
     position[used[contents.rows]] = np.arange(len(contents.rows))
 
@@ -88,16 +97,22 @@ def pair_dataset(
 
 
 def _checked(
-    rows: PairRows, mask: np.ndarray, text: str, remedy: str, where: str, *, skip: bool
+    rows: PairRows,
+    mask: np.ndarray,
+    names: list[str],
+    text: str,
+    remedy: str,
+    where: str,
+    *,
+    skip: bool,
 ) -> tuple[PairRows, list[Finding]]:
-    """Leaves out the pairs of a mask, or raises for them.
+    """Leaves out the pairs of a mask, or raises for them by their names.
 
     Raises:
       ValueError: if there are such pairs and they are not to be skipped, or no pair is left.
     """
     if not mask.any():
         return rows, []
-    names = named(rows, mask)
     if skip and not mask.all():
         return without(rows, mask), finding(f"pairs that {text}, which are left out", names)
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -119,6 +134,30 @@ def _identical(rows: PairRows, contents: Contents, used: np.ndarray) -> list[Fin
     same = (digests[rows.left] == digests[rows.right]) & (rows.left != rows.right)
     text = "dissimilar pairs of two files with identical contents"
     return finding(text, named(rows, same & (rows.labels == 1)))
+
+
+def _identical_in_two_splits(
+    rows: PairRows, contents: Contents, used: np.ndarray, parts: dict[str, np.ndarray]
+) -> list[Finding]:
+    """Names images with the same pixels, or vectors with the same entries, in pairs of two splits.
+
+    An image that itself is in pairs of two splits is not among them.
+    """
+    split_of: dict[int, str] = {}
+    for name, chosen in parts.items():
+        for row in np.union1d(rows.left[chosen], rows.right[chosen]).tolist():
+            split_of.setdefault(row, name)
+    copies: dict[bytes, list[int]] = defaultdict(list)
+    for row, digest in zip(used[contents.rows].tolist(), digests_of(contents.array), strict=True):
+        if row in split_of:
+            copies[digest].append(row)
+    shared = []
+    for first, *others in copies.values():
+        other = next((k for k in others if split_of[k] != split_of[first]), None)
+        if other is not None:
+            two = [f"{rows.sources[k]} ({split_of[k]})" for k in (first, other)]
+            shared.append(" and ".join(two))
+    return finding("contents that are identical in pairs of two splits", shared)
 
 
 def _shared_images(rows: PairRows, parts: dict[str, np.ndarray]) -> list[Finding]:

@@ -70,19 +70,11 @@ def _by_image(rows: PairRows, shares: dict[str, float], seed: int) -> splits.Par
     """Splits the connected components of images, or returns None if a split lacks a label."""
     component = components(rows.left, rows.right, len(rows.sources))
     weights = np.bincount(component[rows.left], minlength=component.max() + 1)
-    order = np.random.default_rng(seed).permutation(splits.movable(weights))
-    split_of = np.full(len(weights), "train", "<U10")
-    position = 0
-    for split, share in shares.items():
-        taken = 0
-        while taken < max(2, round(share * len(rows.labels))) and position < len(order):
-            split_of[order[position]] = split
-            taken += weights[order[position]]
-            position += 1
-    names = split_of[component[rows.left]]
-    parts = {split: np.flatnonzero(names == split) for split in ("train", *shares)}
+    split_of, _ = splits.hold_out_parts(weights, (*shares.values(),), seed)
+    split = split_of[component[rows.left]]
+    parts = {name: np.flatnonzero(split == k) for k, name in enumerate(("train", *shares))}
     # A component that holds most of the pairs would leave too few to train on.
-    if len(parts["train"]) < len(names) / 2:
+    if len(parts["train"]) < len(split) / 2:
         return None
     # Test is evaluated at two pairs of each label at least.
     counts = [np.bincount(rows.labels[part], minlength=2).min() for part in parts.values()]

@@ -25,6 +25,8 @@ class PairRows(NamedTuple):
     """0 similar, 1 dissimilar."""
     splits: list[Any] | None
     weights: np.ndarray | None
+    numbers: np.ndarray
+    """The row of each pair in its table."""
 
 
 def is_pair_table(table: Table) -> bool:
@@ -59,6 +61,7 @@ def read_pairs(table: Table, similar_label: int | None) -> PairRows:
         labels,
         None if split is None else list(table.columns[split]),
         None if weight is None else _weights(table.columns[weight], table.where),
+        np.arange(len(labels)),
     )
 
 
@@ -160,6 +163,7 @@ def without(rows: PairRows, dropped: np.ndarray) -> PairRows:
         labels=rows.labels[chosen],
         splits=None if rows.splits is None else [rows.splits[k] for k in chosen],
         weights=None if rows.weights is None else rows.weights[chosen],
+        numbers=rows.numbers[chosen],
     )
 
 
@@ -194,7 +198,20 @@ def pair_findings(rows: PairRows) -> list[Finding]:
 
 def named(rows: PairRows, mask: np.ndarray) -> list[str]:
     """Names the pairs of a mask by their images."""
+    return [_images_of(rows, k) for k in np.flatnonzero(mask).tolist()]
+
+
+def named_with_labels(rows: PairRows, mask: np.ndarray) -> list[str]:
+    """Names the pairs of a mask by their images, rows and labels, those of two images together."""
+    chosen = np.flatnonzero(mask)
+    low = np.minimum(rows.left, rows.right)[chosen]
+    high = np.maximum(rows.left, rows.right)[chosen]
+    meaning = ("similar", "dissimilar")
     return [
-        f"{rows.sources[rows.left[k]]} and {rows.sources[rows.right[k]]}"
-        for k in np.flatnonzero(mask)
+        f"{_images_of(rows, k)} (row {rows.numbers[k]}, {meaning[rows.labels[k]]})"
+        for k in chosen[np.lexsort((chosen, high, low))].tolist()
     ]
+
+
+def _images_of(rows: PairRows, pair: int) -> str:
+    return f"{rows.sources[rows.left[pair]]} and {rows.sources[rows.right[pair]]}"

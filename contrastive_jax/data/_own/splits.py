@@ -144,25 +144,40 @@ def _by_classes(
         component = component[: len(names)]
     # The number of classes of each component that have a pair.
     weights = np.bincount(component[sizes > 1], minlength=component.max() + 1)
-    order = np.random.default_rng(seed).permutation(movable(weights))
-    split_of = np.zeros(len(weights), np.int64)
-    total, position = weights.sum(), 0
-    for k, share in enumerate(shares, start=1):
-        taken = 0
-        while taken < max(2, round(share * total)):
-            if position == len(order):
-                return None
-            split_of[order[position]] = k
-            taken += weights[order[position]]
-            position += 1
-    if weights[split_of == 0].sum() < 2:
+    split_of, enough = hold_out_parts(weights, shares, seed)
+    if not enough or weights[split_of == 0].sum() < 2:
         return None
     return split_of[component][dense]
 
 
-def movable(weights: np.ndarray) -> np.ndarray:
-    """Returns the parts that may be held out: none that holds more than half of everything."""
-    return np.flatnonzero((weights > 0) & (weights <= weights.sum() / 2))
+def hold_out_parts(
+    weights: np.ndarray, shares: tuple[float, ...], seed: int
+) -> tuple[np.ndarray, bool]:
+    """Takes parts at random until each split has its share, and at least 2, of all weights.
+
+    No part that holds more than half of everything is taken.
+
+    Args:
+      weights: of the parts, integers of at least 0, `[P]`; those of 0 stay in train.
+      shares: of the splits that are held out.
+      seed: of the choice.
+
+    Returns:
+      The split of each part, `[P]`, 0 for train and then as `shares`; and False where parts were
+      too few to give every split its share.
+    """
+    movable = np.flatnonzero((weights > 0) & (weights <= weights.sum() / 2))
+    order = np.random.default_rng(seed).permutation(movable).tolist()
+    split_of = np.zeros(len(weights), np.int64)
+    for k, share in enumerate(shares, start=1):
+        taken, wanted = 0, max(2, round(share * weights.sum()))
+        while taken < wanted:
+            if not order:
+                return split_of, False
+            part = order.pop(0)
+            split_of[part] = k
+            taken += weights[part]
+    return split_of, True
 
 
 def _by_examples(
@@ -220,14 +235,8 @@ def _by_units(
 
 def _by_groups(groups: np.ndarray, shares: tuple[float, ...], seed: int) -> np.ndarray | None:
     """Holds out whole groups that have examples of several classes."""
-    order = [*np.random.default_rng(seed).permutation(movable(np.bincount(groups)))]
-    split = np.zeros(len(groups), np.int64)
-    for k, share in enumerate(shares, start=1):
-        while (split == k).sum() < max(2, round(share * len(groups))):
-            if not order:
-                return None
-            split[groups == order.pop(0)] = k
-    return split
+    split_of, enough = hold_out_parts(np.bincount(groups), shares, seed)
+    return split_of[groups] if enough else None
 
 
 def _can_be_evaluated(split: np.ndarray, classes: np.ndarray, count: int) -> bool:

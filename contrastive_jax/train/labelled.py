@@ -1,0 +1,145 @@
+"""Objectives whose pairs are labelled by a function of two rows, and the attributes that it takes.
+
+Batches are drawn by class as ever. Beside the classes they carry the attributes of their rows.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from contrastive_jax._engine.pair_labels import checked_attributes
+from contrastive_jax.data.datasets import Dataset, Examples
+from contrastive_jax.data.labels import class_numbers
+from contrastive_jax.evaluation._labelled import drawn_pairs
+from contrastive_jax.labels.types import PairLabels, as_pair_labels, with_mask
+from contrastive_jax.train.objectives import Objective
+from contrastive_jax.train.types import IndexedPairs
+
+# Rows of the training data up to which all their labels are looked at before the first step.
+_MOST_CHECKED = 2**14
+
+
+def with_labels(
+    objective: Objective,
+    labels: PairLabels | Callable[[Any, Any], Any],
+    attributes: Callable[[Examples], Any] | None = None,
+) -> Objective:
+    """Returns an objective whose pairs are labelled by a function of two rows.
+
+    Args:
+      objective: of all pairs of a batch, of anchors, or of a function of a whole batch.
+      labels: function of the attributes of two rows that returns 0 (similar), 1 (dissimilar) or -1
+        (ignored), such as those of `contrastive_jax.labels`.
+      attributes: function of the examples of a split to the attributes that `labels` takes: any
+        tree of arrays with one entry for each example. By default those that `labels` names, as
+        `same_class` and `same_class_other_group` do.
+
+    Returns:
+      The objective. Rows of class -1 are ignored, whatever their attributes are.
+
+    Raises:
+      ValueError: if the objective compares with proxies or pairs that are drawn or given, `labels`
+        is no function of two rows, or it does not name its attributes and none are given.
+
+    Example:
+      >>> from contrastive_jax import labels, train
+      >>> from contrastive_jax.train.labelled import with_labels
+      >>> objective = with_labels(train.objective("supcon"), labels.same_class_other_group())
+      >>> objective.labels is None
+      False
+    """
+    if objective.separable or objective.batch is IndexedPairs:
+        raise ValueError(
+            "labels of two rows are of all pairs of a batch, and this objective is of pairs that "
+            'are drawn by class or given with a label: take on="all_pairs", or leave labels out'
+        )
+    if not objective.takes_memory:
+        raise ValueError(
+            "labels of two rows are of pairs of examples, and this objective compares examples "
+            "with proxies of their classes: take a pair loss such as contrastive, or a loss of "
+            "anchors such as supcon"
+        )
+    rule = as_pair_labels(labels)
+    attributes = attributes or rule.attributes_of
+    if attributes is None:
+        raise ValueError(
+            "these labels do not say which attributes of the data they take: give attributes, a "
+            "function of the examples of a split, such as "
+            'attributes=lambda examples: examples.attributes["age"]'
+        )
+    masked = with_mask(rule)
+    value = partial(objective.value, labels=masked)
+    return objective._replace(value=value, labels=masked, attributes=attributes)
+
+
+def labelled_rows(objective: Objective, examples: Examples) -> tuple[Any, Any]:
+    """Returns the attributes of the examples of a split, and the mask of those that count.
+
+    Args:
+      objective: with labels of two rows.
+      examples: of one split, N.
+
+    Returns:
+      A tree of arrays `[N, ...]`, and booleans `[N]`.
+
+    Raises:
+      AssertionError: if an attribute is no array with one number for each example.
+      ValueError: if the split lacks the attributes.
+
+    Example:
+      >>> from contrastive_jax import data, labels, train
+      >>> from contrastive_jax.train.labelled import labelled_rows
+      >>> objective = train.objective("supcon", labels=labels.same_class())
+      >>> classes, mask = labelled_rows(objective, data.load("digits").test)
+      >>> classes.shape, bool(mask.all())
+      ((450,), True)
+    """
+    assert objective.labels is not None
+    assert objective.attributes is not None
+    try:
+        attributes = objective.attributes(examples)
+    except KeyError as error:
+        raise ValueError(
+            f"the data has no column {error}; its columns are "
+            f"{', '.join(examples.attributes) or 'none besides images and classes'}"
+        ) from None
+    mask = class_numbers(examples.classes) >= 0
+    rows = (attributes, mask)
+    checked: tuple[Any, Any] = checked_attributes(
+        "attributes in place of ", rows, objective.labels, mask.shape
+    )[0]
+    return checked
+
+
+def check_labels(objective: Objective, data: Dataset) -> None:
+    """Checks that the labels of an objective leave similar and dissimilar pairs in the data.
+
+    All pairs of validation are labelled, and all of train up to 16,384 examples.
+
+    Args:
+      objective: with or without labels of two rows.
+      data: to train on.
+
+    Raises:
+      AssertionError: if an attribute is no array with one number for each example.
+      ValueError: if a label has a wrong value, or there are no similar or no dissimilar pairs.
+
+    Example:
+      >>> from contrastive_jax import data, labels, train
+      >>> from contrastive_jax.train.labelled import check_labels
+      >>> objective = train.objective("supcon", labels=labels.same_class())
+      >>> check_labels(objective, data.load("digits"))
+    """
+    if objective.labels is None:
+        return
+    for name in ("train", "validation"):
+        examples: Examples = getattr(data, name)
+        try:
+            rows = labelled_rows(objective, examples)
+            number = len(examples.classes)
+            if name == "train" and number > _MOST_CHECKED:
+                continue
+            drawn_pairs(objective.labels, rows, number, 2, 0)
+        except (AssertionError, ValueError) as error:
+            error.add_note(f"in the {name} split of {data.name}")
+            raise
