@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax._src import checkify
 from jax.sharding import AxisType
 
 MARK_AS_VARYING = "jax.lax.pcast(value, {}, to='varying')"
@@ -101,3 +102,20 @@ def list_of_modules(modules: Iterable[Any]) -> Any:
     from flax import nnx  # importing the library alone does not load Flax
 
     return nnx.List(modules) if hasattr(nnx, "List") else list(modules)
+
+
+def on_checkify(primitive: Any, parameter: str) -> None:
+    """Lets `checkify` make the checks of a primitive that returns its first argument.
+
+    JAX has no public way to say so, in any version.
+
+    Args:
+      primitive: takes a carrier and values.
+      parameter: name of its parameter that is the program of the checks, a function of the values.
+    """
+
+    def rule(error: Any, enabled: Any, carrier: Any, *values: Any, **parameters: Any) -> Any:
+        error, _ = checkify.checkify_jaxpr(parameters[parameter], enabled, error, *values)
+        return error, carrier
+
+    checkify.error_checks[primitive] = rule
