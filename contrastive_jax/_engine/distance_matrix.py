@@ -444,14 +444,17 @@ def _resolved(
       and the references of the first.
     """
     waiting = np.finfo(keys.dtype).max
-    # In a cluster some pairs are resolved from the start and others not. The first round takes one
-    # reference for all of it: pairs that are nearly unresolved count too.
-    near = _NEAR * _least(keys.dtype) * (norms[0][:, None] + norms[-1][None])
 
     def one_round(state: Any) -> Any:
         index, _, keys, rounds, first = state
         unresolved = keys >= waiting
-        related = unresolved | ((index == 1) & (jnp.abs(keys) < near))
+        # In a cluster some pairs are resolved from the start and others not. The first round takes
+        # one reference for all of it: pairs that are nearly unresolved count too. What depends on
+        # the round is computed in it: XLA would compute the rest before the loop, which a batch
+        # without close pairs does not enter.
+        share = jnp.where(index == 1, _NEAR * _least(keys.dtype), 0)
+        row, column = share * norms[0], share * norms[-1]
+        related = unresolved | (jnp.abs(keys) < row[:, None] + column[None])
         references = _references(y is None, index, related)
         square, is_exact, _ = _squares(metric, x, y, parameters, references)
         by_one = references[0][:, None] == references[-1][None]
