@@ -380,13 +380,34 @@ def _reduced(counts: jax.Array, dtype: Any, pairs: Statistic) -> jax.Array:
         return _largest(value, where)
     if pairs.op == "min":
         return -_largest(-value, where)
+    return _log_sum_exp(value, where)
+
+
+@jax.custom_vjp
+def _log_sum_exp(value: jax.Array, where: jax.Array) -> jax.Array:
+    """Log-sum-exp of each row where a mask holds; -inf where it holds nowhere."""
+    return _log_sum_exp_forward(value, where)[0]
+
+
+def _log_sum_exp_forward(value: jax.Array, where: jax.Array) -> tuple[jax.Array, Any]:
     # One array is compared with its maximum: computed twice it might have other digits.
     value = lax.optimization_barrier(jnp.where(where, value, -jnp.inf))
-    largest = lax.stop_gradient(jnp.max(value, axis=1))
+    largest = jnp.max(value, axis=1)
     offset = jnp.where(jnp.abs(largest) == jnp.inf, 0, largest)
-    total = jnp.sum(jnp.exp(value - offset[:, None]), axis=1)
+    terms = jnp.exp(value - offset[:, None])
+    total = jnp.sum(terms, axis=1)
     some = total != 0
-    return jnp.where(some, offset + jnp.log(jnp.where(some, total, 1)), -jnp.inf)
+    total = jnp.where(some, total, 1)
+    return jnp.where(some, offset + jnp.log(total), -jnp.inf), (terms, total)
+
+
+def _log_sum_exp_backward(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    terms, total = residuals
+    # The terms are 0 where the mask does not hold, so that it is not needed again.
+    return (cotangent / total)[:, None] * terms, None
+
+
+_log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)
 
 
 def _largest(value: jax.Array, where: jax.Array) -> jax.Array:
