@@ -439,7 +439,7 @@ def inverse_scale(x: jax.Array) -> jax.Array:
 @jax.custom_jvp
 def _norm(x: jax.Array) -> jax.Array:
     inverse = inverse_scale(x)
-    return jnp.sqrt(jnp.sum(jnp.square(x * inverse))) / inverse
+    return _scaled_norm(x * inverse) / inverse
 
 
 @_norm.defjvp
@@ -449,7 +449,21 @@ def _norm_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     # Scaled, so that no power of the norm under- or overflows; divided last, so that backwards the
     # 2 |x| of a square is divided by |x| first and its gradient is 2 x to the last bit.
     unit = x * inverse_scale(x)
-    slope = jnp.sum(unit * dx) / jnp.where(norm == 0, 1, _norm(unit))
+    slope = jnp.sum(unit * dx) / jnp.where(norm == 0, 1, _scaled_norm(unit))
+    return norm, jnp.where(norm == 0, 0, slope)
+
+
+@jax.custom_jvp
+def _scaled_norm(x: jax.Array) -> jax.Array:
+    """The norm of a vector whose largest entry is near 1, or of 0."""
+    return jnp.sqrt(jnp.sum(jnp.square(x)))
+
+
+@_scaled_norm.defjvp
+def _scaled_norm_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (x,), (dx,) = primals, tangents
+    norm = _scaled_norm(x)
+    slope = jnp.sum(x * dx) / jnp.where(norm == 0, 1, norm)
     return norm, jnp.where(norm == 0, 0, slope)
 
 
