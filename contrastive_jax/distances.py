@@ -430,8 +430,12 @@ def inverse_scale(x: jax.Array) -> jax.Array:
     To multiply by it is exact. Dividing by its inverse would not be safe: XLA turns repeated
     division into division by a product, which may underflow.
     """
-    tiny = float(np.finfo(x.dtype).tiny)
-    largest = jnp.max(jnp.abs(x))
+    return inverse_power_of_two(jnp.max(jnp.abs(x)))
+
+
+def inverse_power_of_two(largest: jax.Array) -> jax.Array:
+    """The power of two nearest to the inverse of numbers at least 0; 1 where they are 0."""
+    tiny = float(np.finfo(largest.dtype).tiny)
     inverse = rounded(1 / jnp.clip(largest, tiny, 1 / tiny), 0)
     return lax.stop_gradient(jnp.where(largest == 0, 1, inverse))
 
