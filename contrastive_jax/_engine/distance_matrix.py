@@ -321,8 +321,9 @@ def _with_rest(
     metric: Metric, x: Rows, y: Rows | None, needed: jax.Array
 ) -> tuple[Rows, Rows | None]:
     """Rows with the part of their points that rounding has removed, where pairs need it."""
-    rest = cast(Product, metric.product).rest
-    if rest is None:
+    product = cast(Product, metric.product)
+    rest, scaled = product.rest, product.scaled
+    if rest is None or scaled is None:
         return x, y
     sides = [x] if y is None else [x, y]
 
@@ -333,7 +334,8 @@ def _with_rest(
     def zeros(_: list[jax.Array], points: list[jax.Array]) -> list[jax.Array]:
         return [jnp.zeros_like(one) for one in points]
 
-    operands = [side.vectors for side in sides], [side.points for side in sides]
+    # Scaled outside of the branch, as the points are made of the same scaled vectors.
+    operands = [scaled(side.vectors) for side in sides], [side.points for side in sides]
     rests = lax.cond(needed, computed, zeros, *operands)
     sides = [side._replace(rest=one) for side, one in zip(sides, rests, strict=True)]
     return sides[0], None if y is None else sides[1]
