@@ -3,6 +3,7 @@
 Each function says from which version on its callers can do without it.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -114,8 +115,13 @@ def on_checkify(primitive: Any, parameter: str) -> None:
       parameter: name of its parameter that is the program of the checks, a function of the values.
     """
 
-    def rule(error: Any, enabled: Any, carrier: Any, *values: Any, **parameters: Any) -> Any:
-        error, _ = checkify.checkify_jaxpr(parameters[parameter], enabled, error, *values)
+    # jax 0.12 passes a context first.
+    first = [*inspect.signature(checkify.checkify_jaxpr).parameters].index("jaxpr")
+
+    def rule(*arguments: Any, **parameters: Any) -> Any:
+        context, (error, enabled, carrier, *values) = arguments[:first], arguments[first:]
+        program = parameters[parameter]
+        error, _ = checkify.checkify_jaxpr(*context, program, enabled, error, *values)
         return error, carrier
 
     checkify.error_checks[primitive] = rule
