@@ -102,9 +102,9 @@ def one_after_another(setup):
     ("strategy", "options"),
     [
         ("sequential", {"steps_per_call": 2}),
-        ("vmap", {"cells": 3}),
+        pytest.param("vmap", {"cells": 3}, marks=pytest.mark.long),
         ("vmap", {"cells": 5, "steps_per_call": 2}),
-        ("shard_map", {"cells": 4, "devices": 4}),
+        pytest.param("shard_map", {"cells": 4, "devices": 4}, marks=pytest.mark.long),
         ("shard_map", {"cells": 4, "devices": 2}),
         ("shard_map", {"cells": 2, "devices": 8, "devices_per_cell": 4}),
         ("sequential", {"devices": 8, "devices_per_cell": 2}),
