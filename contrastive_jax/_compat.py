@@ -3,11 +3,13 @@
 Each function says from which version on its callers can do without it.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 from jax import lax
+from jax._src import checkify
 from jax.sharding import AxisType
 
 MARK_AS_VARYING = "jax.lax.pcast(value, {}, to='varying')"
@@ -101,3 +103,25 @@ def list_of_modules(modules: Iterable[Any]) -> Any:
     from flax import nnx  # importing the library alone does not load Flax
 
     return nnx.List(modules) if hasattr(nnx, "List") else list(modules)
+
+
+def on_checkify(primitive: Any, parameter: str) -> None:
+    """Lets `checkify` make the checks of a primitive that returns its first argument.
+
+    JAX has no public way to say so, in any version.
+
+    Args:
+      primitive: takes a carrier and values.
+      parameter: name of its parameter that is the program of the checks, a function of the values.
+    """
+
+    # jax 0.12 passes a context first.
+    first = [*inspect.signature(checkify.checkify_jaxpr).parameters].index("jaxpr")
+
+    def rule(*arguments: Any, **parameters: Any) -> Any:
+        context, (error, enabled, carrier, *values) = arguments[:first], arguments[first:]
+        program = parameters[parameter]
+        error, _ = checkify.checkify_jaxpr(*context, program, enabled, error, *values)
+        return error, carrier
+
+    checkify.error_checks[primitive] = rule

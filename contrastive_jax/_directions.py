@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from contrastive_jax.distances import inverse_scale
+from contrastive_jax.distances import inverse_power_of_two
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -26,6 +26,5 @@ def unit(x: jax.Array) -> jax.Array:
     largest = jnp.max(jnp.abs(lax.stop_gradient(x)), axis=-1, keepdims=True)
     none = largest < 8 * math.sqrt(np.finfo(x.dtype).tiny)
     # Scaled by a power of two, which is exact, so that no square over- or underflows.
-    scale = jnp.vectorize(inverse_scale, signature="(n)->()")(x)[..., None]
-    x = jnp.where(none, 1, x * scale)
+    x = jnp.where(none, 1, x * inverse_power_of_two(largest))
     return jnp.where(none, 0, x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True)))

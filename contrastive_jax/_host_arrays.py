@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from contrastive_jax.checks import check_values
+from contrastive_jax._carried_checks import with_checks
 
 
 def split_mask(values: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -204,7 +204,7 @@ def as_classes(name: str, values: Any) -> Any:
     if not jnp.issubdtype(classes.dtype, jnp.integer):
         raise AssertionError(f"{name} must be integers, got {classes.dtype}")
     # Before they become an array of JAX, which may be narrower.
-    check_values(**{name: classes})
+    classes = with_checks(classes, **{name: classes})
     if isinstance(classes, jax.core.Tracer) and jnp.issubdtype(classes.dtype, jnp.unsignedinteger):
         return classes.astype(jnp.int32)
     return classes

@@ -1,8 +1,7 @@
 """Checks of values, as opposed to shapes: labels, margins, embeddings.
 
-A concrete value is checked on the spot. A traced one cannot be: its check costs nothing and
-does nothing unless the caller asks for it by `checkify`, outside of everything else and under one
-`jax.jit`:
+A concrete value is checked on the spot. A traced one cannot be: its check does nothing unless the
+caller asks for it by `checkify`, outside of everything else and under one `jax.jit`:
 
     checked = jax.jit(checkify.checkify(step))
     error, result = checked(*arguments)
@@ -16,7 +15,9 @@ not take checks out of `jax.pmap` or `jax.checkpoint`.
 
 Hyperparameters of a loss or a distance are checked where they enter: where the loss is made
 (`losses.ntxent(temperature)`), or where a function that closes over them, or has them bound by
-`functools.partial`, is handed to `all_pairs_loss` and the like.
+`functools.partial`, is handed to `all_pairs_loss` and the like. The check of a traced one is an
+effect of the program, which JAX then calls from Python: that takes 0.1 ms. A check of embeddings,
+classes, weights or proxies is none.
 """
 
 import math

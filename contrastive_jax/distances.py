@@ -430,8 +430,12 @@ def inverse_scale(x: jax.Array) -> jax.Array:
     To multiply by it is exact. Dividing by its inverse would not be safe: XLA turns repeated
     division into division by a product, which may underflow.
     """
-    tiny = float(np.finfo(x.dtype).tiny)
-    largest = jnp.max(jnp.abs(x))
+    return inverse_power_of_two(jnp.max(jnp.abs(x)))
+
+
+def inverse_power_of_two(largest: jax.Array) -> jax.Array:
+    """The power of two nearest to the inverse of numbers at least 0; 1 where they are 0."""
+    tiny = float(np.finfo(largest.dtype).tiny)
     inverse = rounded(1 / jnp.clip(largest, tiny, 1 / tiny), 0)
     return lax.stop_gradient(jnp.where(largest == 0, 1, inverse))
 
@@ -439,7 +443,7 @@ def inverse_scale(x: jax.Array) -> jax.Array:
 @jax.custom_jvp
 def _norm(x: jax.Array) -> jax.Array:
     inverse = inverse_scale(x)
-    return jnp.sqrt(jnp.sum(jnp.square(x * inverse))) / inverse
+    return _scaled_norm(x * inverse) / inverse
 
 
 @_norm.defjvp
@@ -449,7 +453,21 @@ def _norm_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     # Scaled, so that no power of the norm under- or overflows; divided last, so that backwards the
     # 2 |x| of a square is divided by |x| first and its gradient is 2 x to the last bit.
     unit = x * inverse_scale(x)
-    slope = jnp.sum(unit * dx) / jnp.where(norm == 0, 1, _norm(unit))
+    slope = jnp.sum(unit * dx) / jnp.where(norm == 0, 1, _scaled_norm(unit))
+    return norm, jnp.where(norm == 0, 0, slope)
+
+
+@jax.custom_jvp
+def _scaled_norm(x: jax.Array) -> jax.Array:
+    """The norm of a vector whose largest entry is near 1, or of 0."""
+    return jnp.sqrt(jnp.sum(jnp.square(x)))
+
+
+@_scaled_norm.defjvp
+def _scaled_norm_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (x,), (dx,) = primals, tangents
+    norm = _scaled_norm(x)
+    slope = jnp.sum(x * dx) / jnp.where(norm == 0, 1, norm)
     return norm, jnp.where(norm == 0, 0, slope)
 
 

@@ -25,11 +25,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from contrastive_jax._carried_checks import with_checks
 from contrastive_jax._dtypes import ignored_value
 from contrastive_jax._engine.sharding import gathered, local_shard
 from contrastive_jax._host_arrays import as_array, as_classes, column_hint
 from contrastive_jax._traced_checks import is_whole
-from contrastive_jax.checks import check_hyperparameters, check_values
+from contrastive_jax.checks import check_hyperparameters
 
 
 class Memory(NamedTuple):
@@ -144,7 +145,8 @@ def push(
     embeddings, classes = jnp.asarray(embeddings), jax.tree.map(jnp.asarray, classes)
     memory, embeddings, classes = gathered((memory, embeddings, classes))
     if _stores_classes(memory):
-        check_values(embeddings=jnp.where((classes >= 0)[:, None], embeddings, 0))
+        counted = jnp.where((classes >= 0)[:, None], embeddings, 0)
+        embeddings = with_checks(embeddings, embeddings=counted)
     step = _checked_step(step)
     embeddings = lax.stop_gradient(embeddings).astype(memory.embeddings.dtype)
     classes = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), classes, memory.classes)
@@ -245,8 +247,7 @@ def _checked_step(step: Any) -> jax.Array:
     step = as_array("step", step, "an integer")
     if step.ndim or not jnp.issubdtype(step.dtype, jnp.integer):
         raise AssertionError(f"step must be an integer and a scalar, got {step}")
-    check_values(step=step)
-    return jnp.asarray(step, jnp.int32)
+    return jnp.asarray(with_checks(step, step=step), jnp.int32)
 
 
 def _gathered(tree: Any, axis_name: Any) -> Any:

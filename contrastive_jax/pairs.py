@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from contrastive_jax._carried_checks import with_checks
 from contrastive_jax._host_arrays import as_array, column_hint
-from contrastive_jax.checks import check_pairs, check_scalars
+from contrastive_jax.checks import check_scalars
 from contrastive_jax.losses import contrastive, resolve_distance
 
 
@@ -80,7 +81,7 @@ def pair_loss(
     else:
         margins = {"margin": as_array("margin", margin)}
         chex.assert_shape(margins["margin"], labels.shape, **expected)
-    check_pairs(a, b, labels, **margins)
+    a = with_checks(a, a=a, b=b, labels=labels, **margins)
 
     def one(a: jax.Array, b: jax.Array, label: jax.Array, margins: dict[str, Any]) -> jax.Array:
         value = loss(measure(a, b), label, **margins)

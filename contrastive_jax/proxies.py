@@ -1,6 +1,6 @@
 """Losses of embeddings and learned proxies of their classes."""
 
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from contrastive_jax._carried_checks import carry_check, with_checks
 from contrastive_jax._engine.centers import centers_loss
 from contrastive_jax._engine.problem import check_method, checked_points
 from contrastive_jax._engine.sharding import gathered, local_shard
 from contrastive_jax._host_arrays import as_array
 from contrastive_jax._traced_checks import check_traced
 from contrastive_jax.anchors import AnchorReduction, anchor_loss
-from contrastive_jax.checks import check_values
 from contrastive_jax.losses._means import check_reduction
 from contrastive_jax.losses.types import AnchorLoss, CentersLoss, ProxyLoss
 
@@ -99,8 +99,10 @@ def proxy_loss(
         proxies, embeddings.dtype, custom_message="proxies are not of embeddings' dtype"
     )
     # The classes as given, as those that are arrays of JAX by now may be traced.
-    _check_proxies(classes if isinstance(given, jax.core.Tracer) else given, len(proxies))
-    check_values(proxies=proxies)
+    classes = _classes_with_proxies(
+        classes, classes if isinstance(given, jax.core.Tracer) else given, len(proxies)
+    )
+    proxies = with_checks(proxies, proxies=proxies)
     if isinstance(loss, CentersLoss):
         if {*options} - _OPTIONS_OF_CENTERS:
             wrong = ", ".join(sorted({*options} - _OPTIONS_OF_CENTERS))
@@ -124,19 +126,28 @@ def proxy_loss(
     )
 
 
-def _check_proxies(classes: ArrayLike, proxies: int) -> None:
+def _classes_with_proxies(classes: jax.Array, given: ArrayLike, proxies: int) -> jax.Array:
     """Checks that every class has a proxy.
 
     Args:
       classes: `[B]`, checked before.
+      given: the same, concrete where the caller's are.
       proxies: number of classes that have some.
+
+    Returns:
+      The classes.
 
     Raises:
       ValueError: if a concrete class has none, naming the largest.
     """
     message = f"classes must be below {proxies}, the number of proxies, got {{largest}}"
-    if isinstance(classes, jax.core.Tracer):
-        largest = jnp.max(classes, initial=-1)
-        check_traced(largest < proxies, message, largest=largest)
-    elif (largest := np.max(np.asarray(classes), initial=-1)) >= proxies:
+    if isinstance(given, jax.core.Tracer):
+
+        def check(given: jax.Array) -> None:
+            largest = jnp.max(given, initial=-1)
+            check_traced(largest < proxies, message, largest=largest)
+
+        return cast(jax.Array, carry_check(classes, check, given=given))
+    if (largest := np.max(np.asarray(given), initial=-1)) >= proxies:
         raise ValueError(message.format(largest=largest))
+    return classes

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from contrastive_jax._carried_checks import with_checks
 from contrastive_jax._directions import unit
 from contrastive_jax._dtypes import widen
 from contrastive_jax._engine.sharding import gathered, psum_once
 from contrastive_jax._host_arrays import as_array, as_classes, column_hint
 from contrastive_jax.anchors import anchor_loss
-from contrastive_jax.checks import check_hyperparameters, check_range, check_values
+from contrastive_jax.checks import check_hyperparameters, check_range
 from contrastive_jax.distances import euclidean
 from contrastive_jax.losses.types import AnchorLoss, Mean
 from contrastive_jax.statistics import smallest
@@ -238,8 +239,7 @@ def centers(proxies: jax.Array) -> jax.Array:
     proxies = as_array("proxies", proxies)
     chex.assert_rank(proxies, 3, custom_message="expected proxies: [C, K, D]")
     chex.assert_type(proxies, float)
-    check_values(proxies=proxies)
-    proxies = jnp.asarray(proxies)
+    proxies = with_checks(jnp.asarray(proxies), proxies=proxies)
     rows, columns = jnp.triu_indices(proxies.shape[1], 1)
     if not len(rows):
         return jnp.zeros((), proxies.dtype)
@@ -257,7 +257,7 @@ def _counted(embeddings: jax.Array, classes: jax.Array | None) -> tuple[jax.Arra
     chex.assert_type(embeddings, float)
     embeddings = widen(embeddings)
     if classes is None:
-        check_values(embeddings=embeddings)
+        embeddings = with_checks(embeddings, embeddings=embeddings)
         # Derived from the embeddings, so that under `jax.shard_map` it differs where they do.
         return embeddings, jnp.ones_like(embeddings[:, 0])
     classes = jnp.asarray(classes)
@@ -266,8 +266,7 @@ def _counted(embeddings: jax.Array, classes: jax.Array | None) -> tuple[jax.Arra
     chex.assert_equal_shape_prefix([embeddings, classes], 1, custom_message=expected)
     counts = (classes >= 0).astype(embeddings.dtype)
     embeddings = jnp.where(counts[:, None] > 0, embeddings, 0)
-    check_values(embeddings=embeddings)
-    return embeddings, counts
+    return with_checks(embeddings, embeddings=embeddings), counts
 
 
 def _centred(

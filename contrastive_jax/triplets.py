@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from contrastive_jax._carried_checks import carry_check, with_checks
 from contrastive_jax._host_arrays import as_array
 from contrastive_jax._traced_checks import check_traced
-from contrastive_jax.checks import check_distance, check_values
+from contrastive_jax.checks import check_distance
 from contrastive_jax.losses import AnchorLoss, TripletLoss, mean_over_pairs
 from contrastive_jax.losses._means import total_of_means
 from contrastive_jax.losses._selected import means_of_triplet
@@ -81,7 +82,7 @@ def triplet_loss(
         chex.assert_shape(
             leaf, rows["anchors"].shape[:1], custom_message="data must be trees of [B]"
         )
-    check_values(**rows)
+    rows["anchors"] = with_checks(rows["anchors"], **rows)
 
     def one(anchor: jax.Array, positive: jax.Array, negative: jax.Array, *data: Any) -> jax.Array:
         vector = anchor
@@ -129,9 +130,13 @@ def _rows_of(embeddings: Any, indices: dict[str, Any]) -> dict[str, Any]:
             )
         message = f"{name} must be indices from 0 to {count - 1}, rows of embeddings, got {{wrong}}"
         if isinstance(index, jax.core.Tracer):
-            valid = (index >= 0) & (index < count)
-            wrong = index[jnp.argmin(valid)] if index.size else jnp.int32(0)
-            check_traced(jnp.all(valid), message, wrong=wrong)
+
+            def check(index: jax.Array, message: str = message) -> None:
+                valid = (index >= 0) & (index < count)
+                wrong = index[jnp.argmin(valid)] if index.size else jnp.int32(0)
+                check_traced(jnp.all(valid), message, wrong=wrong)
+
+            indices[name] = carry_check(index, check, index=index)
         elif (
             wrong_rows := np.flatnonzero((np.asarray(index) < 0) | (np.asarray(index) >= count))
         ).size:

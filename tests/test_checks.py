@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from contrastive_jax import pair_loss
+from contrastive_jax import all_pairs_loss, anchor_loss, pair_loss, proxy_loss
+from contrastive_jax.losses import normalized_softmax, supcon
 
 A = np.float32([[1, 2], [3, 4], [5, 6]])
 B = A + np.float32(0.5)
@@ -112,9 +113,22 @@ def test_checks_cost_nothing_unless_asked_for(transform, monkeypatch):
     function = TRANSFORMED[transform]
     plain, checked = cost(function), cost(checkify.checkify(function))
     jax.jit(function)(*WRONG["label 2"][0])
-    monkeypatch.setattr("contrastive_jax.pairs.check_pairs", lambda *arguments, **keywords: None)
+    monkeypatch.setattr("contrastive_jax.pairs.with_checks", lambda carrier, **values: carrier)
     assert plain == cost(function)
     assert plain["bytes accessed"] < checked["bytes accessed"]
+
+
+def test_checks_of_arguments_leave_no_effect():
+    """JAX calls a program with an effect from Python, which takes as long as a small batch."""
+    functions = (
+        lambda a, b, labels: pair_loss(a, b, labels, margin=1.0),
+        lambda a, b, labels: all_pairs_loss(a, labels, margin=b[0, 0]),
+        lambda a, b, labels: anchor_loss(a, labels, b, labels, loss=supcon(0.1)),
+        lambda a, b, labels: proxy_loss(a, labels, b, loss=normalized_softmax(0.1)),
+    )
+    for function in functions:
+        program = jax.make_jaxpr(jax.grad(lambda *arguments, f=function: f(*arguments).sum()))
+        assert not program(A, B, LABELS).effects
 
 
 def test_known_values_inside_traced_code():

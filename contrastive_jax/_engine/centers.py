@@ -12,7 +12,7 @@ from contrastive_jax._directions import unit
 from contrastive_jax._dtypes import widen
 from contrastive_jax._engine.closures import closure_convert
 from contrastive_jax._engine.derivatives import add_gradient, differentiable, eager_vjp
-from contrastive_jax._engine.problem import Method
+from contrastive_jax._engine.problem import Method, zero_or_nan
 from contrastive_jax._engine.program_cache import compiled
 from contrastive_jax._engine.sharding import axes_of, psum_once, varying
 from contrastive_jax.losses._means import check_mean, split_mean, total_of_means
@@ -53,10 +53,10 @@ def centers_loss(
     """
     proxies = proxies if proxies.ndim == 3 else proxies[:, None]
     embeddings = widen(embeddings)
-    centers = unit(widen(proxies)).reshape(-1, proxies.shape[-1])
+    centers = unit(widen(proxies).reshape(-1, proxies.shape[-1]))
     height = max(1, min(len(embeddings), _COSINES // len(centers)))
     padding = -len(embeddings) % height
-    bad = jnp.sum(jnp.where((classes >= 0)[:, None], embeddings, 0) * 0)
+    bad = zero_or_nan(jnp.where((classes >= 0)[:, None], embeddings, 0))
     counts = (classes >= 0) & (classes < len(proxies))
     rows = unit(jnp.where(counts[:, None], embeddings, 0))
     rows = jnp.pad(rows, ((0, padding), (0, 0))).reshape(-1, height, rows.shape[1])

@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from contrastive_jax._engine import dense, over_all, per_anchor, per_triplet, row_by_row
+from contrastive_jax._engine import (
+    dense,
+    dense_triplets,
+    over_all,
+    per_anchor,
+    per_triplet,
+    row_by_row,
+)
 from contrastive_jax._engine.derivatives import differentiable
 from contrastive_jax._engine.problem import Method, Points, Problem, Sums, Task
 
@@ -42,7 +49,7 @@ def _dense_statistics(task: Task, stages: Any, sides: Any, *rest: Any) -> tuple[
 def _dense_triplet_sums(
     task: Task, triplets: Any, sides: Any, *rest: Any
 ) -> per_triplet.TripletSums:
-    return dense.triple_sums(task, triplets, *_pair(sides), *rest)
+    return dense_triplets.triplet_sums(task, triplets, *_pair(sides), *rest)
 
 
 SWEEP = Engine(over_all.pair_sums, per_anchor.anchor_statistics, per_triplet.triplet_sums)

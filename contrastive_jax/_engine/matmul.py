@@ -35,7 +35,10 @@ class Product(NamedTuple):
     additive: bool = False
     """True if the difference of two points is the point of the difference of the vectors."""
     rest: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    """Maps vectors and their points to the part of the points that rounding removed, `[N, E]`."""
+    """Maps scaled vectors and their points to the part of the points that rounding removed,
+    `[N, E]`."""
+    scaled: Callable[[jax.Array], jax.Array] | None = None
+    """Maps vectors to the scaled ones that `rest` takes."""
 
 
 def as_product(distance: Callable[..., jax.Array]) -> tuple[Product | None, dict[str, Any]]:
@@ -91,17 +94,21 @@ def _arc_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 
 
 def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Vectors of largest entry 1, one over their lengths, and the largest entry; `[N, .]` each.
+    """Vectors times a power of two, one over their lengths, and the power; `[N, .]` each.
 
-    A vector without direction is 0.
+    The largest entry of a scaled vector is near 1. A vector without direction is 0.
     """
     size = jnp.max(jnp.abs(x), axis=1, keepdims=True)
     # As `distances.cosine` does: so short a vector counts as one without direction.
     none = size < 8 * math.sqrt(np.finfo(x.dtype).tiny)
-    size = jnp.where(none, 1, size)
-    scaled = jnp.where(none, 0, x / size)
+    power = distances.inverse_power_of_two(size)
+    scaled = jnp.where(none, 0, x * power)
     square = jnp.sum(jnp.square(scaled), axis=1, keepdims=True)
-    return scaled, jnp.where(none, 0, lax.rsqrt(jnp.where(none, 1, square))), size
+    return scaled, jnp.where(none, 0, lax.rsqrt(jnp.where(none, 1, square))), power
+
+
+def _scaled_alone(x: jax.Array) -> jax.Array:
+    return _scaled(x)[0]
 
 
 @jax.custom_vjp
@@ -111,8 +118,8 @@ def _directions(x: jax.Array) -> jax.Array:
 
 
 def _directions_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    scaled, inverse, size = _scaled(x)
-    return scaled * inverse, (scaled * inverse, inverse / size)
+    scaled, inverse, power = _scaled(x)
+    return scaled * inverse, (scaled * inverse, inverse * power)
 
 
 def _directions_backward(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array]:
@@ -128,10 +135,14 @@ _directions.defvjp(_directions_forward, _directions_backward)
 
 
 def _rest_of_directions(x: jax.Array, points: jax.Array) -> jax.Array:
-    """Returns the difference of the exact directions and the rounded ones, to first order."""
+    """Returns the difference of the exact directions and the rounded ones, to first order.
+
+    Args:
+      x: scaled vectors, `[N, D]`.
+      points: their rounded directions.
+    """
     half = (np.finfo(x.dtype).nmant + 1) // 2
     coarse = functools.partial(distances.rounded, bits=half - 1)
-    x = x * jax.vmap(distances.inverse_scale)(x)[:, None]
     length = jnp.sum(x * points, axis=1, keepdims=True)
     # The products of halves are exact, so that x - length * points is.
     a, b = coarse(length), coarse(points)
@@ -164,7 +175,12 @@ _PRODUCTS: tuple[tuple[Callable[..., jax.Array], Product], ...] = (
     (
         distances.cosine,
         Product(
-            _directions, lambda square: square / 2, True, on_sphere=True, rest=_rest_of_directions
+            _directions,
+            lambda square: square / 2,
+            squared=True,
+            on_sphere=True,
+            rest=_rest_of_directions,
+            scaled=_scaled_alone,
         ),
     ),
     (

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from contrastive_jax._carried_checks import carry_check, with_checks
 from contrastive_jax._dtypes import at_least_float32
 from contrastive_jax._engine.closures import closure_convert
 from contrastive_jax._engine.engines import Engine, evaluate
@@ -27,7 +28,7 @@ from contrastive_jax._engine.sharding import axes_of, psum_once, varying
 from contrastive_jax._engine.stages import Stage
 from contrastive_jax._host_arrays import as_array, as_classes
 from contrastive_jax._traced_checks import check_real_scalar, check_traced
-from contrastive_jax.checks import check_scalars, check_values
+from contrastive_jax.checks import check_scalars
 from contrastive_jax.losses.types import resolve_distance
 from contrastive_jax.statistics import total
 
@@ -126,7 +127,7 @@ def reduce_pairs(
     if margin is not None:
         chex.assert_rank(margin, 0, custom_message="margin must be a scalar")
         check_scalars(margin=margin)
-        check_values(margin=margin)
+        margin = with_checks(margin, margin=margin)
         dtype = at_least_float32(jnp.asarray(rows[0]).dtype)
         function, hyperparameters = _WithMargin(loss), (jnp.asarray(margin, dtype),)
     problem = make_problem(
@@ -188,12 +189,16 @@ def _class_margins(margin: Any, rows: tuple[Any, ...], columns: tuple[Any, ...])
             "a margin of each class takes no weights: leave weights and reference_weights out, or "
             "pass a scalar margin"
         )
-    check_values(margin=margins)
+    margins = with_checks(margins, margin=margins)
     message = f"expected a scalar margin or one of each class, got {len(margins)} for class "
     classes = None if rows[1] is None else as_classes("classes", rows[1])
     if isinstance(classes, jax.core.Tracer):
-        largest = jnp.max(classes, initial=-1)
-        check_traced(largest < len(margins), message + "{largest}", largest=largest)
+
+        def check(classes: jax.Array) -> None:
+            largest = jnp.max(classes, initial=-1)
+            check_traced(largest < len(margins), message + "{largest}", largest=largest)
+
+        margins = carry_check(margins, check, classes=classes)
     elif classes is not None and np.max(np.asarray(classes), initial=-1) >= len(margins):
         raise AssertionError(f"{message}{np.max(np.asarray(classes))}")
     return jnp.asarray(margins)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from contrastive_jax._carried_checks import with_checks
 from contrastive_jax._dtypes import at_least_float32, widen
 from contrastive_jax._engine.closures import closure_convert
 from contrastive_jax._engine.matmul import Product, as_product, is_symmetric
@@ -21,7 +22,7 @@ from contrastive_jax._engine.pair_labels import (
 from contrastive_jax._engine.sharding import axes_of, gathered, varying
 from contrastive_jax._host_arrays import as_array, as_classes, column_hint
 from contrastive_jax._traced_checks import check_real_scalar
-from contrastive_jax.checks import check_distance, check_values
+from contrastive_jax.checks import check_distance
 from contrastive_jax.labels.types import PairLabels, as_pair_labels
 from contrastive_jax.statistics import Op
 
@@ -344,5 +345,4 @@ def checked_points(
     ones = (classes == classes).astype(at_least_float32(vectors.dtype))
     side = Points(vectors, classes, given[0] if given else ones, attributes)
     values = {f"{prefix}weights": weight for weight in given} | {name: masked_points(side).vectors}
-    check_values(**values)
-    return side
+    return side._replace(vectors=with_checks(side.vectors, **values))

@@ -1,0 +1,195 @@
+"""Squared distances of the rows of two small sets, with all digits of close pairs.
+
+A square is `|a|^2 + |b|^2 - 2 a b` of points as seen from a reference, at first the first row.
+Where two points are close and far from the reference, that difference has lost its digits. Such
+pairs get another reference, a row that they are close to, and the product is computed again, until
+every pair is resolved.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from contrastive_jax._engine.matmul import Product
+from contrastive_jax._engine.sharding import axes_of, varying
+
+# Pairs whose square is below so many times the least that has its digits share a reference in the
+# first round. They are resolved down to a sixteenth of it.
+_NEAR = 8
+# Indices of the references of the rows and, of two sets, of the columns; None for the first row.
+References = tuple[jax.Array, ...] | None
+
+
+class Metric(NamedTuple):
+    """A distance, and how its matrix is computed: all that a program is compiled for."""
+
+    distance: Callable[..., jax.Array]
+    """Takes two vectors and the parameters of the distance."""
+    product: Product | None
+    refine: bool
+    """True if close pairs are computed again."""
+    precision: lax.PrecisionLike
+    symmetric: bool
+    """True if the cotangent of the matrix of one set is symmetric."""
+
+
+class Rows(NamedTuple):
+    """One set of rows."""
+
+    vectors: jax.Array
+    """`[N, D]`."""
+    points: jax.Array
+    """Operands of the product, `[N, E]`; the vectors themselves for many distances."""
+    rest: jax.Array | None
+    """The part of the points that rounding has removed, `[N, E]`; None where it is not needed."""
+
+
+def from_references(
+    metric: Metric, x: Rows, y: Rows | None, parameters: Any, references: References
+) -> tuple[jax.Array, jax.Array]:
+    """Points of rows and columns as seen from their references."""
+    product = cast(Product, metric.product)
+
+    def seen(side: Rows, index: jax.Array | None) -> jax.Array:
+        def difference(own: jax.Array, of_rows: jax.Array) -> jax.Array:
+            return own - (of_rows[:1] if index is None else of_rows[index])
+
+        if product.points is None:
+            return difference(side.vectors, x.vectors)
+        if product.additive:
+            # A difference of vectors is exact, and so are points that are linear in them.
+            return product.points(difference(side.vectors, x.vectors), *parameters)
+        points = difference(side.points, x.points)
+        if index is None or x.rest is None:
+            return points
+        return points + difference(cast(jax.Array, side.rest), x.rest)
+
+    indices = (None, None) if references is None else references
+    u = seen(x, indices[0])
+    return u, u if y is None else seen(y, indices[1])
+
+
+def squares(
+    metric: Metric, x: Rows, y: Rows | None, parameters: Any, references: References
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """Squared distances of points, whether each has its digits, and squared lengths of points."""
+    product = cast(Product, metric.product)
+    u, v = from_references(metric, x, y, parameters, references)
+
+    def norms(side: Rows, seen: jax.Array) -> jax.Array:
+        total = jnp.sum(seen * seen, axis=1)
+        if product.on_sphere:
+            # A vector without direction is perpendicular to every other, and its square 2.
+            total += (jnp.sum(side.points * side.points, axis=1) == 0).astype(total.dtype)
+        return total
+
+    lengths = (norms(x, u),) if y is None else (norms(x, u), norms(y, v))
+    row, column = lengths[0][:, None], lengths[-1][None]
+    square = row + column - 2 * dot(metric, u, v, (1, 1))
+    # The distance from the reference itself is exact.
+    return square, ~(square < _least(square.dtype) * (row + column)), lengths
+
+
+def _least(dtype: Any) -> float:
+    """Returns the share of the squared lengths of two points below which a square lacks digits.
+
+    The error of a square is a few times the rounding of the lengths that it is the difference of.
+    """
+    return float(8 * math.sqrt(np.finfo(dtype).eps))
+
+
+def keys_of_pairs(square: jax.Array, differ: jax.Array, is_exact: jax.Array | None) -> jax.Array:
+    """One number for the square and the label of a pair that counts, and for what it lacks.
+
+    The key of a positive pair is its square, that of a negative pair the negative of its square,
+    and that of a pair which is not resolved is above both. A pair that does not count has the key
+    -inf. So one matrix has all of a pair, and its maximum is the key of one that counts.
+    """
+    limits = np.finfo(square.dtype)
+    # Rounding may leave less than nothing of a square that is 0.
+    square = lax.clamp(limits.tiny, square, limits.max / 2)
+    keys = jnp.where(differ, -square, square)
+    if is_exact is None:
+        return keys
+    return jnp.where(is_exact, keys, jnp.where(differ, limits.max, jnp.inf))
+
+
+def resolve(
+    metric: Metric,
+    x: Rows,
+    y: Rows | None,
+    parameters: Any,
+    keys: jax.Array,
+    norms: tuple[jax.Array, ...],
+    largest: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """Resolves all pairs.
+
+    Returns:
+      The keys, the largest of them, the round in which each pair was resolved, the number of rounds
+      and the references of the first.
+    """
+    waiting = np.finfo(keys.dtype).max
+
+    def one_round(state: Any) -> Any:
+        index, _, keys, rounds, first = state
+        unresolved = keys >= waiting
+        # In a cluster some pairs are resolved from the start and others not. The first round takes
+        # one reference for all of it: pairs that are nearly unresolved count too. What depends on
+        # the round is computed in it: XLA would compute the rest before the loop, which a batch
+        # without close pairs does not enter.
+        share = jnp.where(index == 1, _NEAR * _least(keys.dtype), 0)
+        row, column = share * norms[0], share * norms[-1]
+        related = unresolved | (jnp.abs(keys) < row[:, None] + column[None])
+        references = references_of_round(y is None, index, related)
+        square, is_exact, _ = squares(metric, x, y, parameters, references)
+        by_one = references[0][:, None] == references[-1][None]
+        resolves = unresolved & by_one & is_exact
+        keys = jnp.where(resolves, keys_of_pairs(square, keys == waiting, None), keys)
+        rounds = jnp.where(resolves, index.astype(rounds.dtype), rounds)
+        first = jax.tree.map(partial(jnp.where, index == 1), references, first)
+        return index + 1, jnp.max(keys), keys, rounds, first
+
+    none = tuple(jnp.zeros(len(norm), jnp.int32) for norm in norms)
+    init = (jnp.int32(1), largest, keys, jnp.zeros(keys.shape, jnp.int16), none)
+    init = varying(init, axes_of((x, y, parameters, keys)))
+    state = lax.while_loop(lambda state: state[1] >= waiting, one_round, init)
+    index, largest, keys, rounds, first = state
+    return keys, largest, rounds, index, first
+
+
+def references_of_round(
+    one_set: bool, index: jax.Array, related: jax.Array
+) -> tuple[jax.Array, ...]:
+    """The references of a round, each a row that a row or a column is related to.
+
+    They are the first such rows in an order that is another one in each round, so that two close
+    rows soon have one reference. The very first row is the reference of all rows and columns that
+    it is related to: where those are its unresolved pairs, the round resolves them all.
+    """
+    size = len(related)
+    rows = jnp.arange(size, dtype=jnp.int32)
+    step = 40503 + 2 * index
+    scattered = lax.rem(rows * step + step, np.int32(1024))
+    # Whole numbers below 2^24, for which float32 is exact: XLA has a kernel for the least of them.
+    keys = (scattered * size + rows).astype(jnp.float32)
+
+    def least(mask: jax.Array, keys: jax.Array) -> jax.Array:
+        return jnp.min(jnp.where(mask, keys[None], np.float32(2**24)), axis=1)
+
+    if one_set:
+        chosen: tuple[jax.Array, ...] = (jnp.minimum(least(related, keys), keys),)
+    else:
+        columns = least(related.T, keys)
+        chosen = least(related, columns), columns
+    return tuple(lax.rem(one.astype(jnp.int32), np.int32(size)) for one in chosen)
+
+
+def dot(metric: Metric, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    return lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), precision=metric.precision)

@@ -1,0 +1,184 @@
+"""Sums over pairs of an anchor and a positive, from one matrix of distances.
+
+The positives of all anchors are taken together, the first of each, then the second, so that no
+matrix is held for each positive.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from contrastive_jax._engine.dense import matrix_of_pairs, program_or_part
+from contrastive_jax._engine.derivatives import differentiable_once
+from contrastive_jax._engine.matrix_statistics import statistics_of_rows
+from contrastive_jax._engine.per_triplet import (
+    Triplets,
+    sums_over_positives,
+    without_own_pairs,
+)
+from contrastive_jax._engine.problem import Parameters, Points, Task, masked_points
+from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
+from contrastive_jax._engine.squared_distances import Pairs
+from contrastive_jax._engine.stages import Stage
+
+
+def triplet_sums(
+    task: Task,
+    triplets: Triplets,
+    x: Points,
+    y: Points | None,
+    of_loss: tuple[jax.Array, ...],
+    parameters: Parameters,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sums over all pairs of an anchor and a positive.
+
+    Args:
+      task: distances of the pairs.
+      triplets: functions of an anchor and a positive.
+      x: anchors, `[N]` rows.
+      y: columns; None for the other rows of `x`.
+      of_loss: parameters of the loss.
+      parameters: parameters of the stages one after the other, and of the distance.
+
+    Returns:
+      Sums of the values, of their counts and of the counts of active ones. The first can be
+      differentiated once, in reverse mode, by vectors and parameters.
+    """
+    run = program_or_part(_triplet_sums, task, triplets)
+    return cast(tuple[jax.Array, jax.Array, jax.Array], run(x, y, of_loss, parameters))
+
+
+def _triplet_sums(
+    task: Task,
+    triplets: Triplets,
+    x: Points,
+    y: Points | None,
+    of_loss: tuple[jax.Array, ...],
+    parameters: Parameters,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, y = masked_points(x), None if y is None else masked_points(y)
+    if triplets.combine is None and triplets.positive_distance is None:
+        pairs = matrix_of_pairs(task, x, y, parameters)
+        ordinals = (
+            _ordinals(pairs, x.classes, None if y is None else y.classes)
+            if task.labels is None
+            else _ordinals_by_label(pairs)
+        )
+        arguments = pairs.distances, parameters.loss, of_loss, pairs, ordinals
+        sums = _sums_over_positives(triplets, *varying(arguments, axes_of(arguments)))
+        return cast(tuple[jax.Array, jax.Array, jax.Array], sums)
+
+    task, (x, *others) = without_own_pairs(task, triplets, (x,) if y is None else (x, y))
+    y = others[0] if others else None
+
+    # Distances from a vector that is made of anchor and positive change with the positive.
+    def statistics(
+        stages: tuple[Stage, ...],
+        anchors: Points,
+        columns: Points | None,
+        data: tuple[Any, ...],
+        parameters: Parameters,
+    ) -> tuple[Any, ...]:
+        pairs = matrix_of_pairs(task, anchors, columns, parameters)
+        return statistics_of_rows(stages, pairs, data, parameters.loss)
+
+    return sums_over_positives(statistics, task, triplets, x, y, of_loss, parameters)
+
+
+def _ordinals(pairs: Pairs, x_classes: jax.Array, y_classes: jax.Array | None) -> jax.Array:
+    """Numbers the positives of each anchor from 0 on, `[N, M]`; -1 where a pair is not positive."""
+    columns = x_classes if y_classes is None else y_classes
+    indices = jnp.arange(len(columns))
+    before = (columns[:, None] == columns[None]) & (indices[:, None] > indices[None])
+    # Numbers below 2^24, for which float32 is exact: XLA has a kernel ready for their sum on a CPU.
+    ordinals = jnp.sum(before.astype(jnp.float32), axis=1)
+    of_pairs = jnp.broadcast_to(ordinals[None], pairs.counts.shape)
+    if y_classes is None:
+        of_pairs -= (ordinals[None] > ordinals[:, None]).astype(jnp.float32)
+    return jnp.where(pairs.counts & (pairs.labels == 0), of_pairs, -1)
+
+
+def _ordinals_by_label(pairs: Pairs) -> jax.Array:
+    """Numbers the positives of each anchor, as `_ordinals` does, from the labels of all pairs."""
+    positive = pairs.counts & (pairs.labels == 0)
+    return jnp.where(positive, jnp.cumsum(positive.astype(jnp.float32), axis=1) - 1, -1)
+
+
+def _sums_over_positives(triplets: Triplets, *arguments: Any) -> Any:
+    """Sums of `triplet_sums` over the positives of all anchors, one of each anchor at a time.
+
+    The loop computes the gradient along with the sums, as the number of its turns is not a constant
+    and JAX does not differentiate it.
+    """
+
+    @jax.custom_vjp
+    def sums(*arguments: Any) -> Any:
+        return _looped(lambda k: _sums_of_one(triplets, k, *arguments), arguments[-1])
+
+    @on_mesh_of_arguments
+    def forward(distances: Any, parameters: Any, of_loss: Any, *others: Any) -> Any:
+        wanted = differentiable_once((distances, parameters, of_loss))
+
+        def one(k: jax.Array) -> Any:
+            def value(wanted: Any) -> tuple[jax.Array, Any]:
+                value, *counts = _sums_of_one(triplets, k, *wanted, *others)
+                return value, counts
+
+            (total, counts), gradient = jax.value_and_grad(value, has_aux=True)(wanted)
+            return (total, *counts), gradient
+
+        return _looped(one, others[-1])
+
+    @on_mesh_of_arguments
+    def backward(gradient: Any, cotangents: Any) -> Any:
+        scaled = jax.tree.map(lambda one: (cotangents[0] * one).astype(one.dtype), gradient)
+        return *scaled, None, None
+
+    sums.defvjp(forward, backward)
+    return sums(*arguments)
+
+
+def _looped(one: Callable[[jax.Array], Any], ordinals: jax.Array) -> Any:
+    """Adds up a function of the number of a positive of each anchor."""
+    shapes = jax.eval_shape(one, jnp.float32(0))
+    init = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
+    last = jnp.max(ordinals)
+
+    def add(state: Any) -> Any:
+        k, total = state
+        return k + 1, jax.tree.map(jnp.add, total, one(k))
+
+    init = varying((jnp.float32(0), init), axes_of(ordinals))
+    return lax.while_loop(lambda state: state[0] <= last, add, init)[1]
+
+
+def _sums_of_one(
+    triplets: Triplets,
+    k: jax.Array,
+    distances: jax.Array,
+    parameters: tuple[jax.Array, ...],
+    of_loss: tuple[jax.Array, ...],
+    pairs: Pairs,
+    ordinals: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """Sums over one positive of each anchor, that of number `k`."""
+    chosen = ordinals == k
+    valid = jnp.max(chosen.astype(distances.dtype), axis=1) > 0
+    positive = jnp.sum(jnp.where(chosen, distances, 0), axis=1)
+    pairs = pairs._replace(distances=distances)
+    some = jnp.argmax(valid)
+
+    def substituted(leaf: jax.Array) -> jax.Array:
+        # An anchor that has no such positive takes the results of one that does: a loss of no pairs
+        # need not have a derivative.
+        return jnp.where(valid, leaf, lax.stop_gradient(leaf)[some])
+
+    positive = substituted(positive)
+    results = statistics_of_rows(triplets.stages, pairs, (positive,), parameters)
+    results = jax.tree.map(substituted, results)
+    means = jax.vmap(lambda *results: triplets.loss(*results, *of_loss))(positive, *results)
+    value, *counts = (jnp.sum(jnp.where(valid, one, 0)) for one in means)
+    return value, *map(lax.stop_gradient, counts)

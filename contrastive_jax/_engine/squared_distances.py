@@ -1,0 +1,262 @@
+"""The matrix of distances that follow from squared ones, and its gradient.
+
+The gradient of each pair is taken from the same reference as its distance (`close_pairs`).
+"""
+
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from contrastive_jax._engine.close_pairs import (
+    Metric,
+    Rows,
+    dot,
+    from_references,
+    keys_of_pairs,
+    references_of_round,
+    resolve,
+    squares,
+)
+from contrastive_jax._engine.derivatives import differentiable_once
+from contrastive_jax._engine.matmul import Product
+from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
+
+# Rows from which on it takes a CPU longer to transpose a matrix than to multiply by it.
+_LARGE = 512
+
+
+class Pairs(NamedTuple):
+    """All pairs of two sets of rows, or of one set; `[N, M]` each.
+
+    A pair that does not count has the distance and the label of one that does, as a loss need not
+    have a derivative where two points coincide, as a row does with itself.
+    """
+
+    distances: jax.Array
+    labels: jax.Array
+    counts: jax.Array
+    """Mask of the pairs that count."""
+    number: jax.Array
+    """The number of pairs that count, a scalar."""
+    bad: jax.Array
+    """NaN if a vector that counts is not finite, else 0."""
+
+
+def squared_distances(
+    metric: Metric,
+    x: Rows,
+    y: Rows | None,
+    parameters: tuple[jax.Array, ...],
+    x_classes: jax.Array,
+    y_classes: jax.Array | None,
+    labels: jax.Array | None,
+) -> Pairs:
+    """Pairs of two sets of rows, or of one, by a distance that follows from a squared one.
+
+    Args:
+      metric: the distance.
+      x: rows.
+      y: columns; None for the rows.
+      parameters: parameters of the distance.
+      x_classes: classes of the rows, `[N]`; -1 where a row does not count.
+      y_classes: classes of the columns, `[M]`; None for those of the rows.
+      labels: labels of the pairs, `[N, M]`, below 0 where a pair does not count; None where the
+        classes give them.
+
+    Returns:
+      The pairs, whose distances can be differentiated once, in reverse mode, by the points.
+    """
+
+    @jax.custom_vjp
+    def pairs(*arguments: Any) -> Any:
+        return forward(*arguments)[0]
+
+    forward = partial(_forward, metric)
+    pairs.defvjp(forward, partial(_backward, metric))
+    arguments = x, y, parameters, x_classes, y_classes, labels
+    return cast(Pairs, pairs(*varying(arguments, axes_of(arguments))))
+
+
+def masks_of_pairs(
+    x_classes: jax.Array, y_classes: jax.Array | None, labels: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Masks of the pairs that count, and of the negative ones, `[N, M]`."""
+    columns = x_classes if y_classes is None else y_classes
+    counts = (x_classes >= 0)[:, None] & (columns >= 0)[None]
+    if y_classes is None:
+        counts &= ~jnp.eye(len(x_classes), dtype=bool)
+    if labels is None:
+        return counts, x_classes[:, None] != columns[None]
+    return counts & (labels >= 0), labels > 0
+
+
+class _Residuals(NamedTuple):
+    """Everything that the backward pass takes."""
+
+    x: Rows
+    y: Rows | None
+    parameters: tuple[jax.Array, ...]
+    keys: jax.Array
+    substitute: jax.Array
+    """Key of a pair that takes the place of those that do not count."""
+    rounds: jax.Array | None
+    """The round in which each pair was resolved, `[N, M]`; None where there is but one."""
+    rounds_taken: jax.Array | None
+    """The number of rounds."""
+    references: Any
+    """The references of the first round."""
+
+
+@on_mesh_of_arguments
+def _forward(
+    metric: Metric,
+    x: Rows,
+    y: Rows | None,
+    parameters: tuple[jax.Array, ...],
+    x_classes: jax.Array,
+    y_classes: jax.Array | None,
+    given: jax.Array | None,
+) -> tuple[Pairs, _Residuals]:
+    x, y, parameters = differentiable_once((x, y, parameters))
+    square, is_exact, norms = squares(metric, x, y, parameters, None)
+    if cast(Product, metric.product).rest is not None:
+        # Without the rest of rounding not even the distance from the reference is exact.
+        is_exact &= ~(square < 128 * np.finfo(square.dtype).eps)
+    counts, differ = masks_of_pairs(x_classes, y_classes, given)
+    keys = jnp.where(
+        counts, keys_of_pairs(square, differ, is_exact if metric.refine else None), -jnp.inf
+    )
+    largest, rounds, count, references = jnp.max(keys), None, None, None
+    if metric.refine:
+        needed = largest >= np.finfo(keys.dtype).max
+        x, y = _with_rest(metric, x, y, needed)
+        resolved = resolve(metric, x, y, parameters, keys, norms, largest)
+        keys, largest, rounds, count, references = resolved
+    substitute = jnp.where(largest == -jnp.inf, -1, largest)
+    entries, labels, counts = _entries(keys, substitute)
+    distances = cast(Product, metric.product).of(entries, *_lengths(metric, x))
+    classes = (x_classes,) if y_classes is None else (x_classes, y_classes)
+    number, bad = _number(norms, classes)
+    if given is not None:
+        number = jnp.sum(counts.astype(number.dtype))
+    residuals = _Residuals(x, y, parameters, keys, substitute, rounds, count, references)
+    return Pairs(distances, labels, counts, number, bad), residuals
+
+
+def _number(
+    norms: tuple[jax.Array, ...], classes: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """The number of pairs that count, and NaN or 0 of squared lengths."""
+    # Both sums in one, for which XLA has a kernel ready on a CPU.
+    sums = [
+        jnp.sum(jnp.stack([norm * 2.0**-32, jnp.asarray(own >= 0, norm.dtype)]), axis=1)
+        for norm, own in zip(norms, classes, strict=True)
+    ]
+    counts = [count for _, count in sums]
+    number = counts[0] * (counts[0] - 1 if len(counts) == 1 else counts[1])
+    return number, 0 * (sums[0][0] + (sums[1][0] if len(sums) > 1 else 0))
+
+
+def _with_rest(
+    metric: Metric, x: Rows, y: Rows | None, needed: jax.Array
+) -> tuple[Rows, Rows | None]:
+    """Rows with the part of their points that rounding has removed, where pairs need it."""
+    product = cast(Product, metric.product)
+    rest, scaled = product.rest, product.scaled
+    if rest is None or scaled is None:
+        return x, y
+    sides = [x] if y is None else [x, y]
+
+    def computed(vectors: list[jax.Array], points: list[jax.Array]) -> list[jax.Array]:
+        together = rest(jnp.concatenate(vectors), jnp.concatenate(points))
+        return jnp.split(together, [len(x.points)])[: len(sides)]
+
+    def zeros(_: list[jax.Array], points: list[jax.Array]) -> list[jax.Array]:
+        return [jnp.zeros_like(one) for one in points]
+
+    # Scaled outside of the branch, as the points are made of the same scaled vectors.
+    operands = [scaled(side.vectors) for side in sides], [side.points for side in sides]
+    rests = lax.cond(needed, computed, zeros, *operands)
+    sides = [side._replace(rest=one) for side, one in zip(sides, rests, strict=True)]
+    return sides[0], None if y is None else sides[1]
+
+
+def _entries(keys: jax.Array, substitute: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Squares, labels and the mask of the pairs that count."""
+    counts = keys != -jnp.inf
+    keys = jnp.where(counts, keys, substitute)
+    square = jnp.abs(keys)
+    square = jnp.where(square <= np.finfo(keys.dtype).tiny, 0, square)
+    return square, (keys < 0).astype(jnp.int32), counts
+
+
+def _lengths(metric: Metric, x: Rows) -> tuple[jax.Array, ...]:
+    """Squared lengths of the points of the rows, where the distance depends on them."""
+    by_anchor = cast(Product, metric.product).by_anchor
+    return (jnp.sum(x.points**2, axis=1)[:, None],) if by_anchor else ()
+
+
+@on_mesh_of_arguments
+def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
+    x, y, parameters, keys, substitute, rounds, count, first = residuals
+    product = cast(Product, metric.product)
+    entries, _, counts = _entries(keys, substitute)
+    _, pull = jax.vjp(product.of, entries, *_lengths(metric, x))
+    slopes, *by_lengths = pull(jnp.where(counts, cotangents.distances, 0))
+    u, v = from_references(metric, x, y, parameters, None)
+    own = slopes if rounds is None else jnp.where(rounds == 0, slopes, 0)
+    total = _of_points(metric, own, u, None if y is None else v)
+    if rounds is not None:
+
+        def one_round(state: Any) -> Any:
+            index, total = state
+            related = rounds >= index.astype(rounds.dtype)
+            references = references_of_round(y is None, index, related)
+            references = jax.tree.map(partial(jnp.where, index == 1), first, references)
+            u, v = from_references(metric, x, y, parameters, references)
+            own = jnp.where(rounds == index.astype(rounds.dtype), slopes, 0)
+            more = _of_points(metric, own, u, None if y is None else v)
+            return index + 1, jax.tree.map(jnp.add, total, more)
+
+        init = varying((jnp.int32(1), total), axes_of((residuals, cotangents.distances)))
+        total = lax.while_loop(lambda state: state[0] < count, one_round, init)[1]
+    of_x, of_y = total
+    if by_lengths:
+        of_x += 2 * by_lengths[0] * x.points
+
+    def of_side(side: Rows, of_points: jax.Array) -> Rows:
+        # Vectors have the gradient through their points, which are made outside of this function.
+        return Rows(jnp.zeros_like(side.vectors), of_points, None)
+
+    return (
+        of_side(x, of_x),
+        None if y is None else of_side(y, cast(jax.Array, of_y)),
+        jax.tree.map(lambda _: None, parameters),
+        None,
+        None,
+        None,
+    )
+
+
+def _of_points(
+    metric: Metric, slopes: jax.Array, u: jax.Array, v: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Gradients by points of a sum whose derivatives by their squared distances are given."""
+
+    def weighted(axis: int, of: jax.Array, others: jax.Array) -> jax.Array:
+        """Differences of `of` from `others`, which go along an axis of the slopes, added up."""
+        total = jnp.sum(slopes, axis=axis)[:, None] * of
+        return total - dot(metric, slopes, others, (axis, 0))
+
+    # The factors are in the slopes, as a product in which XLA scales its result is slower on a CPU.
+    slopes = 2 * slopes
+    if v is not None:
+        return weighted(1, u, v), weighted(0, v, u)
+    if not metric.symmetric and len(u) >= _LARGE:
+        return weighted(1, u, u) + weighted(0, u, u), None
+    slopes = 2 * slopes if metric.symmetric else slopes + slopes.T
+    return weighted(1, u, u), None
