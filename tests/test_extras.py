@@ -65,7 +65,6 @@ MODULES = {
         "experiments.benchmarks.small_batches needs tyro: [bench]"
     ),
     "experiments.benchmarks.training": "experiments.benchmarks.training needs torch: [bench]",
-    "experiments.cells": "experiments.cells needs tqdm: [train]",
     "experiments.compare": "experiments.compare needs tyro: [train]",
     "experiments.compare_losses": "experiments.compare_losses needs tqdm: [train]",
     "experiments.digits_map": "experiments.digits_map needs tyro: [train]",
@@ -81,6 +80,7 @@ MODULES = {
     "experiments.results": "experiments.results needs tyro: [train]",
     "experiments.search": "experiments.search needs tyro: [train]",
     "experiments.train": "experiments.evaluate needs tyro: [train]",
+    "experiments.trials": "experiments.options needs tyro: [train]",
 }
 
 

@@ -11,13 +11,13 @@ import pytest
 from contrastive_jax import plots
 from contrastive_jax.data.datasets import Dataset, Examples, GivenPairs, PairDataset
 from experiments import (
-    cells,
     compare_losses,
     evaluate,
     margin_ablation,
     option_checks,
     options,
     train,
+    trials,
 )
 
 RNG = np.random.default_rng(0)
@@ -97,7 +97,7 @@ def test_margins_are_compared(run_on, data):
     folder = run_on(
         data, margin_ablation, margins=(0.3, 1.2), seeds=1, strategy="sequential", save_every=10
     )
-    lines = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
     assert len(lines) == 2
     shown = "auc" if data is PAIRS else "map_at_r"
     assert all(0 < line["validation"][shown] <= 1 for line in lines)
@@ -165,14 +165,14 @@ def test_options_without_effect_are_errors(data, chosen, message):
 def test_figures_of_other_data_are_refused():
     config = margin_ablation.Config(shown_by="map_at_r")
     with pytest.raises(ValueError, match="auc, average_precision on pairs, got map_at_r"):
-        cells.shown_on(config, PAIRS)
-    assert cells.shown_on(dataclasses.replace(config, shown_by=None), PAIRS).shown_by == "auc"
+        trials.shown_on(config, PAIRS)
+    assert trials.shown_on(dataclasses.replace(config, shown_by=None), PAIRS).shown_by == "auc"
 
 
 def test_seeds_of_a_grid_share_the_images_of_the_largest_batch():
     base = train.Config(width=4, steps=5, batch_size=8, log_every=5, validate_every=5)
-    (group,) = cells.groups(base, [{"margin": 1.0, "seed": seed} for seed in range(3)])
-    cells.check_data([group], PAIRS, jax.devices()[:2])
-    prepared = cells.prepare(group, PAIRS, jax.devices()[:2])
-    assert {one.seed for one in prepared.numbers} == {0, 1, 2}
-    assert "similar_fraction" not in prepared.numbers[0].loss
+    (group,) = trials.groups(base, [{"margin": 1.0, "seed": seed} for seed in range(3)])
+    trials.check_data([group], PAIRS, jax.devices()[:2])
+    made = trials.assembled(group, PAIRS, jax.devices()[:2])
+    assert {one.seed for one in made.hyperparameters} == {0, 1, 2}
+    assert "similar_fraction" not in made.hyperparameters[0].loss

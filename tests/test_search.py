@@ -8,7 +8,8 @@ import pytest
 
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
-from experiments import cells, options, search
+from contrastive_jax.train.trial_folder import trial_key
+from experiments import options, search, trials
 
 # Tests share a run, and so a worker.
 pytestmark = pytest.mark.xdist_group("search")
@@ -42,7 +43,7 @@ def _run(tmp_path, folder_of_tfds, **options):
 
 
 def _lines(folder, *, judged=False):
-    lines = runs.read_lines(folder / "cells.jsonl")
+    lines = runs.read_lines(folder / "trials.jsonl")
     return [line for line in lines if judged or "test" not in line]
 
 
@@ -54,17 +55,17 @@ def halved(tmp_path_factory, folder_of_tfds):
 def test_halving_keeps_the_best_of_each_rung(halved):
     lines = _lines(halved, judged=True)
     by_rung = [[line for line in lines if line.get("rung") == k] for k in range(3)]
-    assert [line["setting"]["seed"] for line in lines[9:]] == [1, 2]
+    assert [line["hyperparameters"]["seed"] for line in lines[9:]] == [1, 2]
     assert [len(part) for part in by_rung] == [6, 2, 1]
     assert [{line["steps"] for line in part} for part in by_rung] == [{2}, {6}, {18}]
     for before, after in itertools.pairwise(by_rung):
         best = sorted(before, key=lambda line: -line["value"])[: len(after)]
-        assert {cells.key_of(line["setting"]) for line in best} == {
-            cells.key_of(line["setting"]) for line in after
+        assert {trial_key(line["hyperparameters"]) for line in best} == {
+            trial_key(line["hyperparameters"]) for line in after
         }
     results = json.loads((halved / "results.json").read_text())
-    winner = by_rung[2][0]["setting"]
-    assert results["setting"] | {"seed": 0} == winner
+    winner = by_rung[2][0]["hyperparameters"]
+    assert results["hyperparameters"] | {"seed": 0} == winner
     assert results["seeds"] == 2
     found = results["test"]["map_at_r"]
     assert found["low"] <= found["mean"] <= found["high"]
@@ -73,17 +74,17 @@ def test_halving_keeps_the_best_of_each_rung(halved):
 def test_halving_trains_on_and_not_anew(halved, tmp_path, folder_of_tfds):
     """A winner's state is that of a training of all steps at once."""
     lines = _lines(halved)
-    winner = lines[-1]["setting"]
+    winner = lines[-1]["hyperparameters"]
     # A space of one point, as good as.
     config = search.Config(
         **SMALL | {"runs": tmp_path, "tfds_dir": folder_of_tfds, "name": "one", "seeds": 1}
     )
     data = options.load_data(config)
-    trainer = search.Trainer(config, data, cells.devices_of(config), {})
+    trainer = search.Trainer(config, data, trials.devices_of(config), {})
     values = []
 
-    def finished(k, prepared, state, diverged):
-        values.append(trainer.on_validation(prepared, state, diverged))
+    def finished(k, made, state, diverged):
+        values.append(trainer.on_validation(made, state, diverged))
 
     trainer.train([winner], stop=18, finished=finished)
     assert values == [pytest.approx(lines[-1]["value"], abs=1e-6)]
@@ -122,15 +123,15 @@ def test_goes_on_where_it_was_killed(tmp_path, folder_of_tfds, halved, monkeypat
         assert len({line["trial"] for line in lines}) == 6
         results = json.loads((folder / "results.json").read_text())
         best = max(lines, key=lambda line: line["value"])
-        assert results["setting"] | {"seed": 0} == best["setting"]
+        assert results["hyperparameters"] | {"seed": 0} == best["hyperparameters"]
 
 
 def test_a_damaged_state_is_trained_again(tmp_path, folder_of_tfds, halved):
     folder = tmp_path / "run"
     shutil.copytree(halved, folder)
     # As if it had been killed before the second rung.
-    lines = (folder / "cells.jsonl").read_text().splitlines(keepends=True)
-    (folder / "cells.jsonl").write_text("".join(line for line in lines if '"rung": 0' in line))
+    lines = (folder / "trials.jsonl").read_text().splitlines(keepends=True)
+    (folder / "trials.jsonl").write_text("".join(line for line in lines if '"rung": 0' in line))
     again = [path for path in (folder / "states").iterdir() if path.name.endswith("-1")]
     damaged = again[0].with_name(again[0].name.replace("-1", "-0"))
     (damaged / "_CHECKPOINT_METADATA").unlink()
@@ -172,8 +173,8 @@ def test_optuna_is_told_what_was_found_and_processes_share_a_study(tmp_path, fol
     for line in lines:
         trial = study.trials[line["trial"]]
         assert trial.value == pytest.approx(line["value"])
-        assert trial.params == {k: v for k, v in line["setting"].items() if k != "seed"}
-    assert len({line["setting"]["margin"] for line in lines}) == 5
+        assert trial.params == {k: v for k, v in line["hyperparameters"].items() if k != "seed"}
+    assert len({line["hyperparameters"]["margin"] for line in lines}) == 5
 
 
 def test_a_setting_that_diverges_is_worse_than_any(tmp_path, folder_of_tfds):
@@ -190,7 +191,7 @@ def test_a_setting_that_diverges_is_worse_than_any(tmp_path, folder_of_tfds):
     assert sum(line["value"] == 0 for line in first) > 3
     assert all(line["value"] == 0 for line in lines if line["diverged"])
     assert lines[-1]["value"] > 0
-    assert json.loads((folder / "results.json").read_text())["setting"]["learning_rate"] < 1
+    assert json.loads((folder / "results.json").read_text())["hyperparameters"]["learning_rate"] < 1
 
 
 def test_the_same_setting_twice_is_two_trials(tmp_path, folder_of_tfds):
@@ -208,7 +209,7 @@ def test_the_same_setting_twice_is_two_trials(tmp_path, folder_of_tfds):
     assert sorted(line["trial"] for line in lines) == [*range(5)]
     by_width = {}
     for line in lines:
-        by_width.setdefault(line["setting"]["width"], set()).add(line["value"])
+        by_width.setdefault(line["hyperparameters"]["width"], set()).add(line["value"])
     assert all(len(values) == 1 for values in by_width.values())
 
 
