@@ -56,6 +56,7 @@ def test_the_readme_is_short():
 def test_pages_have_code():
     assert {_name(page) for page in RUNNABLE} == {
         "README.md",
+        "docs/ablations.md",
         "docs/all_pairs.md",
         "docs/export.md",
         "docs/heads.md",

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from contrastive_jax.checks import check_seed
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.train.assembly import Assembled, assemble, source_of
 from contrastive_jax.train.grid import Init
@@ -95,6 +96,8 @@ def assemble_trials(
     if isinstance(data, PairDataset):
         objectives = [*map(of_given_pairs, objectives)]
     seeds = [one.seed for one in variants]
+    for seed in seeds:
+        check_seed(seed)
     fractions = [one.objective.hyperparameters.get("similar_fraction", 0.5) for one in variants]
     for fraction in dict.fromkeys(fractions):
         source = source_of(data, fraction, categories=categories)

@@ -67,12 +67,14 @@ def _with_hyperparameters(objective: Objective, **values: float) -> Objective:
 
 
 def _unknown(name: str, expected: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, [*expected], n=1)
+    """Returns the error of an axis that the objective does not have."""
+    names = [*expected]
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]}?" if close else f", which has {', '.join(names) or 'none'}."
     return (
-        f"{name} is no hyperparameter of the objective"
-        + (f"; did you mean {close[0]}? " if close else ": ")
-        + f"It has {', '.join(expected) or 'none'}; give a function that makes the objective from "
-        "hyperparameters in its place, or leave the axis out"
+        f"{name} is no hyperparameter of the objective{hint} Where the loss has it with a default, "
+        "give a function that makes the objective, such as "
+        "functools.partial(train.objective, 'arcface')"
     )
 
 

@@ -92,8 +92,8 @@ def fit_grid(
       model: the encoder, as in `fit`.
       data: from `contrastive_jax.data.load`.
       objective: from `train.objective`, or a function that makes it from the hyperparameters of the
-        loss, such as `functools.partial(train.objective, "sigmoid")`. The function is needed where
-        a hyperparameter sets parameters of the loss before the first step.
+        loss, such as `functools.partial(train.objective, "arcface")`. The function is needed for
+        hyperparameters that the objective leaves at their defaults.
       steps: training steps of each trial.
       seed: one or several, of the encoder and the batches.
       batch_size: as in `fit`.
@@ -182,6 +182,10 @@ def fit_grid(
         steps_per_call = 1 if devices[0].platform == "cpu" else math.gcd(log_every, steps)
     if save_every is None:
         save_every = max(steps // 10 // log_every, 1) * log_every
+    if save_every < 1 or save_every % log_every:
+        raise ValueError(
+            f"save_every must be a multiple of log_every, got {save_every} and {log_every}"
+        )
     batch: dict[str, Any] = {
         "batch_size": batch_size,
         "batch_classes": batch_classes,
@@ -196,7 +200,7 @@ def fit_grid(
         schedule={
             "steps": steps,
             "log_every": log_every,
-            "validate_every": save_every,
+            "validate_every": log_every,
             "steps_per_call": steps_per_call,
             "keep": 1,
         },
