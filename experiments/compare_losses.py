@@ -50,14 +50,16 @@ from contrastive_jax.data import (
     load,
     load_with_report,
 )
+from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import by_role
+from contrastive_jax.evaluation.tables import markdown
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
 from contrastive_jax.train import loss_table
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
 from contrastive_jax.train.trial_folder import TRIALS
-from experiments import command, evaluate, option_checks
+from experiments import command, option_checks
 from experiments.options import ENCODERS, augmentation, with_classes
 
 SPLITS = ("all classes", "unseen classes")
@@ -138,7 +140,9 @@ def main(config: Config) -> Path:
     total = len(SPLITS) * len(names) * per_loss
     with _folder(config, names) as folder, tqdm(total=total, unit="run", disable=None) as bar:
         for split, data in sets.items():
-            for beside, embed in evaluate.beside(data.train, width=config.width).items():
+            for beside, embed in baselines.baselines(
+                data.train.images, data.train.classes, width=config.width
+            ).items():
                 line = {"split": split, "loss": beside}
                 if not _lines(folder, **line):
                     figures = _figures(embed, data.test)
@@ -324,16 +328,13 @@ def report(folder: Path) -> None:
     means, diverged, incomplete = _means(folder)
     order = sorted(means, key=lambda name: means[name][SPLITS[0]][CHOSEN_BY][0], reverse=True)
     columns = [(split, key) for split in SPLITS for key in SHOWN]
-    lines = [
-        ["loss", *[f"{SHOWN[key]}, {split}" for split, key in columns]],
-        ["---", *["---:"] * len(columns)],
-    ]
+    lines = [["loss", *[f"{SHOWN[key]}, {split}" for split, key in columns]]]
     csv = [["loss", *[f"{key} {split} {what}" for split, key in columns for what in ("mean", "±")]]]
     for name in order:
         row = [means[name][split][key] for split, key in columns]
         lines.append([name, *[_text(*entry) for entry in row]])
         csv.append([name, *[f"{value:.6f}" for entry in row for value in entry]])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = markdown(lines)
     print(table)
     for why, names in (("diverged", diverged), ("not complete", incomplete)):
         if names:
@@ -351,12 +352,12 @@ def _means(folder: Path) -> tuple[dict[str, Means], list[str], list[str]]:
     seeds = runs.read_config(folder)["seeds"]
     means: dict[str, Means] = {}
     diverged, incomplete = [], []
-    for split, name in itertools.product(SPLITS, (*evaluate.BESIDE, *loss_table.NAMES)):
+    for split, name in itertools.product(SPLITS, (*baselines.NAMES, *loss_table.NAMES)):
         lines = _lines(folder, split=split, loss=name)
         judged = [line for line in lines if line.get("stage", "test") == "test"]
         if any(line["figures"] is None for line in judged):
             diverged.append(f"{name} on {split}")
-        elif lines and len(judged) < (1 if name in evaluate.BESIDE else seeds):
+        elif lines and len(judged) < (1 if name in baselines.NAMES else seeds):
             incomplete.append(f"{name} on {split}")
         elif judged:
             means.setdefault(name, {})[split] = {

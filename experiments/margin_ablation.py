@@ -38,12 +38,13 @@ with needs("train", "experiments.margin_ablation"):
 from contrastive_jax import ablation_plots, plots
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.evaluation import trial_tables
+from contrastive_jax.evaluation.tables import TITLES
 from contrastive_jax.train import embed, loss_table
 from contrastive_jax.train.progress import step_bar
 from contrastive_jax.train.trial_axes import combinations
 from contrastive_jax.train.trial_folder import read_trials, restore_trial, trial_key
 from contrastive_jax.train.trial_loop import Schedule, train_trials
-from experiments import command, evaluate, option_checks, options, trials
+from experiments import command, option_checks, options, trials
 
 MARGINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 # More margins, seeds and values of an axis are more trials.
@@ -192,7 +193,7 @@ def _figures(
     row = trial_tables.chosen_row([*best.values()])
     chosen = row.hyperparameters[axis] if row else None
     beside = "average_precision" if isinstance(data, PairDataset) else "precision_at_1"
-    shown = {key: evaluate.TITLES[key] for key in (beside, str(config.shown_by))}
+    shown = {key: TITLES[key] for key in (beside, str(config.shown_by))}
     curves = {
         title: {x: [one["test"][key] for one in row.trials] for x, row in best.items()}
         for key, title in shown.items()

@@ -42,13 +42,14 @@ with needs("train", "experiments.search"):
 
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.evaluation.intervals import bootstrap_interval
+from contrastive_jax.evaluation.tables import TITLES
 from contrastive_jax.train import TrainState, checkpoints, trial_figures
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
 from contrastive_jax.train.grid_strategy import choice_line, choose_grid
 from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.trial_folder import TRIALS, trial_key
-from experiments import command, evaluate, option_checks, options, trials
+from experiments import command, option_checks, options, trials
 from experiments.trials import Hyperparameters
 
 FREE = trials.FREE | {"at_once", "seeds"}
@@ -497,7 +498,7 @@ def judge(config: Config, folder: Path, best: Hyperparameters, trainer: Trainer)
     text = json.dumps(results, indent=2).replace("NaN", "null")
     (folder / "results.json").write_text(text + "\n")
     print(f"the winner: {_text(best)}; on test, means of {len(whole)} new seeds:")
-    for key, title in evaluate.TITLES.items():
+    for key, title in TITLES.items():
         if key in figures:
             print("  {}: {mean:.4f} [{low:.4f}, {high:.4f}]".format(title, **figures[key]))
 

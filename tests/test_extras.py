@@ -55,6 +55,7 @@ MODULES = {
     "contrastive_jax.data.images": "contrastive_jax.data.images needs PIL: [train]",
     "contrastive_jax.plane_plots": "contrastive_jax.plots needs matplotlib: [plots]",
     "contrastive_jax.plots": "contrastive_jax.plots needs matplotlib: [plots]",
+    "contrastive_jax.run_report": "contrastive_jax.plots needs matplotlib: [plots]",
     "experiments.benchmarks.ablation": "experiments.benchmarks.ablation needs torch: [bench]",
     "experiments.benchmarks.all_pairs": "experiments.benchmarks.all_pairs needs psutil: [bench]",
     "experiments.benchmarks.gpu": "experiments.benchmarks.gpu needs torch: [bench]",
@@ -79,7 +80,7 @@ MODULES = {
     "experiments.pictures": "experiments.pictures needs PIL: [train]",
     "experiments.results": "experiments.results needs tyro: [train]",
     "experiments.search": "experiments.search needs tyro: [train]",
-    "experiments.train": "experiments.evaluate needs tyro: [train]",
+    "experiments.train": "experiments.options needs tyro: [train]",
     "experiments.trials": "experiments.options needs tyro: [train]",
 }
 

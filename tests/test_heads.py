@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from contrastive_jax import plots
+from contrastive_jax import plots, run_report
 from contrastive_jax.data.datasets import Dataset, Examples, GivenPairs, PairDataset
+from contrastive_jax.evaluation import baselines
 from experiments import (
     compare_losses,
-    evaluate,
     margin_ablation,
     option_checks,
     options,
@@ -50,7 +50,7 @@ SHORT = {"width": 4, "steps": 20, "log_every": 10, "batch_size": 32}
 def run_on(tmp_path, monkeypatch):
     """Runs a command on data, without drawing its figures."""
     none = {name: lambda *args, **kwargs: None for name in vars(plots)}
-    monkeypatch.setattr(evaluate, "plots", types.SimpleNamespace(**none))
+    monkeypatch.setattr(run_report, "plots", types.SimpleNamespace(**none))
     monkeypatch.setattr(margin_ablation, "_figures", lambda *arguments: {})
 
     def run(data, main, **chosen):
@@ -65,7 +65,7 @@ def test_a_head_on_vectors_stands_beside_its_baselines(run_on):
     folder = run_on(VECTORS, train, validate_every=10, steps=100)
     assert json.loads((folder / "config.json").read_text())["encoder"] == "linear"
     results = json.loads((folder / "results.json").read_text())
-    assert {*evaluate.BESIDE[1:], "embedding"} < {*results}
+    assert {*baselines.NAMES[1:], "embedding"} < {*results}
     raw, lda, learned = (results[name]["map_at_r"] for name in ("raw vectors", "LDA", "embedding"))
     assert raw < min(lda, learned)
     low, high = results["intervals"]["LDA"]["map_at_r"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from contrastive_jax.evaluation.intervals import Interval, bootstrap_interval
+from contrastive_jax.evaluation.tables import markdown
 
 COLUMNS = {
     "precision_at_1": "P@1",
@@ -197,8 +198,7 @@ def write_tables(folder: Path, rows: Sequence[Row], chosen_by: str) -> str:
     head = [*axes, *[f"{name} (%)" for name in columns.values()]]
     head += [f"{columns[chosen_by]}, difference from the chosen", "seeds"]
     body = [_line(row, chosen, columns, chosen_by) for row in rows]
-    align = ["---:" if k else "---" for k in range(len(head))]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in (head, align, *body))
+    table = markdown([head, *body])
     note = (
         f"Means on test with 95 % bootstrap intervals over seeds; chosen by the mean {chosen_by} "
         "on validation; differences are seed by seed. From five seeds on one whose interval leaves "

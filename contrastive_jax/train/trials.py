@@ -168,9 +168,11 @@ def fit_grid(
     if resume and folder is None:
         raise ValueError("resume goes on in a folder: give folder, or leave resume out")
     values = values_of_axes({**axes, "seed": seed})
-    given_pairs = isinstance(data, PairDataset)
     variants = variants_of_axes(
-        objective, values, given_pairs=given_pairs, own_optimizer=optimizer is not None
+        objective,
+        values,
+        given_pairs=isinstance(data, PairDataset),
+        own_optimizer=optimizer is not None,
     )
     tuned = [name for name in OPTIMIZER if name in values]
     if optimizer is None and tuned:
@@ -180,36 +182,20 @@ def fit_grid(
     devices = list(devices or jax.devices())
     if steps_per_call is None:
         steps_per_call = 1 if devices[0].platform == "cpu" else math.gcd(log_every, steps)
-    if save_every is None:
-        save_every = max(steps // 10 // log_every, 1) * log_every
-    if save_every < 1 or save_every % log_every:
-        raise ValueError(
-            f"save_every must be a multiple of log_every, got {save_every} and {log_every}"
-        )
-    batch: dict[str, Any] = {
-        "batch_size": batch_size,
-        "batch_classes": batch_classes,
-        "balanced": balanced,
-        "repeat": repeat,
-        "by_size": by_size,
-        "views": views,
-    }
+    drawn: dict[str, Any] = {"batch_size": batch_size, "batch_classes": batch_classes}
+    drawn |= {"balanced": balanced, "repeat": repeat, "by_size": by_size, "views": views}
+    every = {"steps": steps, "log_every": log_every, "validate_every": log_every, "keep": 1}
     check_training(
         data,
         variants[0].objective,
-        schedule={
-            "steps": steps,
-            "log_every": log_every,
-            "validate_every": log_every,
-            "steps_per_call": steps_per_call,
-            "keep": 1,
-        },
-        batch=batch | {"categories": categories, "augment": augment},
+        schedule=every | {"steps_per_call": steps_per_call},
+        batch=drawn | {"categories": categories, "augment": augment},
         data_on="device",
         devices=devices_per_trial,
         microbatches=microbatches,
     )
-    memory: dict[str, Any] = {"memory_size": memory_size, "max_age": max_age}
+    schedule = _schedule(steps, log_every, save_every)
+    drawn |= {"microbatches": microbatches, "memory_size": memory_size, "max_age": max_age}
     trials = assemble_trials(
         model,
         data,
@@ -219,37 +205,67 @@ def fit_grid(
         loss_optimizer=loss_optimizer,
         categories=categories,
         augment=augment,
-        microbatches=microbatches,
         remat=remat,
         weights=weights,
         devices=devices_per_trial,
-        **batch,
-        **memory,
+        **drawn,
     )
     for one in {one.objective.hyperparameters.get("margin"): one for one in variants}.values():
         warn_of_margin(trials.parts.network, data, one.objective)
-    options = {"steps": steps, "log_every": log_every, "microbatches": microbatches, "test": test}
-    record = options | batch | memory | {"devices_per_trial": devices_per_trial}
-    record |= {"axes": sorted(values), "hyperparameters": _fixed(variants[0], values)}
-    with _opened(folder, record | {"data_digest": digest(data)}, resume=resume) as where:
-        stored = read_trials(where)
-        pending = [k for k, one in enumerate(trials.recorded) if trial_key(one) not in stored]
-        with step_bar(len(pending) * steps, shown=progress) as advance:
-            if pending:
-                train_trials(
-                    trials.part(pending),
-                    where,
-                    Schedule(steps, log_every, save_every),
-                    test=test,
-                    report=print if progress else lambda line: None,
-                    advance=advance,
-                    strategy=strategy,
-                    devices=devices,
-                    devices_per_trial=devices_per_trial,
-                    memory_limit=memory_limit,
-                    steps_per_call=steps_per_call,
-                )
+    record = drawn | {"steps": steps, "log_every": log_every, "test": test}
+    record |= {"devices_per_trial": devices_per_trial, "axes": sorted(values)}
+    record |= {"hyperparameters": _fixed(variants[0], values), "data_digest": digest(data)}
+    with _opened(folder, record, resume=resume) as where:
+        _train_pending(
+            trials,
+            where,
+            schedule,
+            test=test,
+            progress=progress,
+            strategy=strategy,
+            devices=devices,
+            devices_per_trial=devices_per_trial,
+            memory_limit=memory_limit,
+            steps_per_call=steps_per_call,
+        )
         return _trials(trials, where)
+
+
+def _schedule(steps: int, log_every: int, save_every: int | None) -> Schedule:
+    """Returns the schedule of trials, which by default are saved at every tenth of their steps."""
+    if save_every is None:
+        save_every = max(steps // 10 // log_every, 1) * log_every
+    elif save_every < 1 or save_every % log_every:
+        raise ValueError(
+            f"save_every must be a multiple of log_every, got {save_every} and {log_every}"
+        )
+    return Schedule(steps, log_every, save_every)
+
+
+def _train_pending(
+    trials: AssembledTrials,
+    folder: Path,
+    schedule: Schedule,
+    *,
+    test: bool,
+    progress: bool,
+    **options: Any,
+) -> None:
+    """Trains the trials that are not finished."""
+    finished = read_trials(folder)
+    pending = [k for k, one in enumerate(trials.recorded) if trial_key(one) not in finished]
+    if not pending:
+        return
+    with step_bar(len(pending) * schedule.steps, shown=progress) as advance:
+        train_trials(
+            trials.part(pending),
+            folder,
+            schedule,
+            test=test,
+            report=print if progress else lambda line: None,
+            advance=advance,
+            **options,
+        )
 
 
 def _check_types(data: Any, objective: Any) -> None:
