@@ -211,8 +211,9 @@ def all_pairs_sums(
 
     Returns:
       `loss`, the sums of losses, `pairs` and `active`, the counts of pairs and of those whose loss
-      is not 0 (with weights, their sums); `[2]` each, of positive and of negative pairs. `loss` is
-      differentiable in any way, with an axis name once in reverse mode.
+      is not 0 (with weights, their sums), and `distance`, the sums of distances; `[2]` each, of
+      positive and of negative pairs. `loss` is differentiable in any way, with an axis name once in
+      reverse mode; the others have no derivative.
 
     Example:
       >>> import jax.numpy as jnp
@@ -223,9 +224,11 @@ def all_pairs_sums(
       [2. 4.]
       >>> print(sums.loss.round(2))
       [0.5  0.14]
+      >>> print((sums.distance / sums.pairs).round(2))  # mean distances
+      [0.5  0.83]
     """
     loss_sums, counts = reduce_pairs(
-        lambda sums: (sums.loss, (sums.pairs, sums.active)),
+        lambda sums: (sums.loss, sums[1:]),
         (embeddings, classes, weights),
         (references, reference_classes, reference_weights),
         loss=loss,
@@ -237,5 +240,6 @@ def all_pairs_sums(
         labels=labels,
         by_label=True,
         active=True,
+        measured=True,
     )
     return Sums(loss_sums, *counts)

@@ -15,7 +15,8 @@ from contrastive_jax._engine.anchor_losses import (
     make_stages,
     triplet_total,
 )
-from contrastive_jax._engine.engines import Engine, evaluate, select_engine
+from contrastive_jax._engine.engines import evaluate, select_engine
+from contrastive_jax._engine.measured import DistanceSums
 from contrastive_jax._engine.problem import (
     Method,
     Numerics,
@@ -111,6 +112,102 @@ def anchor_loss(
       >>> print(f"{value:.3f}")
       0.430
     """
+    return _evaluated(
+        embeddings,
+        classes,
+        references,
+        reference_classes,
+        loss=loss,
+        distance=distance,
+        data=data,
+        reduction=reduction,
+        labels=labels,
+        axis_name=axis_name,
+        numerics=Numerics(refine, tile, precision),
+        method=method,
+    )[0]
+
+
+def anchor_loss_and_distances(
+    embeddings: jax.Array,
+    classes: Any,
+    references: jax.Array | None = None,
+    reference_classes: Any = None,
+    *,
+    loss: AnchorLoss,
+    refine: bool = True,
+    tile: int | None = None,
+    precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+    **options: Any,
+) -> tuple[jax.Array, DistanceSums]:
+    """Loss of a batch, and the sums of its distances, which training logs.
+
+    It takes the arguments of `anchor_loss` and raises the same errors. The distances are summed in
+    the sweep that computes the statistics of the loss.
+
+    Args:
+      embeddings: anchors, `[B, D]`, floating.
+      classes: `[B]`.
+      references: `[R, D]`.
+      reference_classes: `[R]`.
+      loss: an `AnchorLoss`; the statistics of a `TripletLoss` are those of each positive.
+      refine: True if close pairs are recomputed.
+      tile: rows and columns of a tile.
+      precision: precision of matrix products.
+      **options: `distance`, `data`, `reduction`, `labels`, `axis_name` and `method`, as in
+        `anchor_loss`.
+
+    Returns:
+      The loss, as `anchor_loss` returns it, and a tuple of two arrays that have no derivative.
+      `pairs` counts positive and negative pairs, `[2]`, and `distance` sums their distances, `[2]`.
+      Every pair of two rows of a batch counts in both orders.
+
+    Raises:
+      ValueError: if the loss is no `AnchorLoss`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax import losses
+      >>> from contrastive_jax.anchors import anchor_loss_and_distances
+      >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+      >>> classes = jnp.array([0, 0, 1, 1])
+      >>> loss = losses.supcon(temperature=0.5)
+      >>> value, sums = anchor_loss_and_distances(x, classes, loss=loss)
+      >>> positive, negative = sums.distance / sums.pairs
+      >>> print(f"{value:.3f} {positive:.1f} {negative:.1f}")
+      0.430 0.2 1.0
+    """
+    if not isinstance(loss, AnchorLoss):
+        raise ValueError(f"loss must be an AnchorLoss, got {loss!r:.80}")
+    return _evaluated(
+        embeddings,
+        classes,
+        references,
+        reference_classes,
+        loss=loss,
+        numerics=Numerics(refine, tile, precision),
+        measured=True,
+        **options,
+    )
+
+
+def _evaluated(
+    embeddings: jax.Array,
+    classes: Any,
+    references: jax.Array | None,
+    reference_classes: Any,
+    *,
+    loss: AnchorLoss | TripletLoss,
+    numerics: Numerics,
+    distance: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    data: tuple[Any, ...] = (),
+    reduction: AnchorReduction = "mean",
+    labels: PairLabels | Callable[[Any, Any], ArrayLike] | None = None,
+    axis_name: Any = None,
+    method: Method = "sweep",
+    measured: bool = False,
+) -> tuple[jax.Array, Any]:
+    """Returns the loss of a batch and, where distances are measured, their sums."""
     check_reduction(reduction)
     if not isinstance(loss, AnchorLoss | TripletLoss):
         raise ValueError(
@@ -145,16 +242,18 @@ def anchor_loss(
         (references, reference_classes, None),
         distance=loss.distance if distance is None else distance,
         axis_name=axis_name,
-        numerics=Numerics(refine, tile, precision),
+        numerics=numerics,
         shared=data,
         labels=labels,
     )
     check_not_graded(problem)
     x = problem.sides[0]
     if not len(x.classes):
-        return jnp.zeros((0,) if reduction == "none" else (), problem.examples[0].dtype)
+        dtype = problem.examples[0].dtype
+        none = jnp.zeros(2, dtype)
+        return jnp.zeros((0,) if reduction == "none" else (), dtype), DistanceSums(none, none)
     if isinstance(loss, AnchorLoss):
-        total, arguments = anchor_total(problem, loss, data, reduction)
+        total, arguments = anchor_total(problem, loss, data, reduction, measured=measured)
         # Marked as varying, a value that all devices of `jax.shard_map` share would not fit the
         # program that was traced with it. Not marked, it has a derivative in reverse mode alone.
         shared = any(axes_of(x) - axes_of(value) for value in arguments[-1])
@@ -163,12 +262,8 @@ def anchor_loss(
         shared = False
     if isinstance(loss, TripletLoss) and reduction == "none":
         method = "autodiff"
-
-    def result(engine: Engine, *arguments: Any) -> tuple[jax.Array, tuple[()]]:
-        return total(engine, *arguments), ()
-
     reverse_only = shared or reduction == "none"
-    return evaluate(problem, method, result, *arguments, reverse_only=reverse_only)[0]
+    return evaluate(problem, method, total, *arguments, reverse_only=reverse_only)
 
 
 def _name(function: Any) -> str:

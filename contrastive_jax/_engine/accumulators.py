@@ -85,7 +85,7 @@ def init_carry(layout: Layout) -> Carry:
     if wanted.parameters:
         parameters = tuple(jax.tree.map(zero_gradient, layout.parameters) for _ in range(count))
     carry = Carry(
-        Sums(zero, zero, zero),
+        Sums(zero, zero, zero, zero),
         tuple(
             Gain(
                 init_gradient(task, rows) if is_wanted else None,
@@ -123,10 +123,14 @@ def add_losses(
     task: Task,
     carry: TileCarry,
     losses: jax.Array,
+    distances: jax.Array | None,
     labels: jax.Array | None,
     weights: jax.Array | None,
 ) -> TileCarry:
-    """Adds losses to the sums; without labels and weights, those of negative pairs of weight 1."""
+    """Adds losses to the sums; without labels and weights, those of negative pairs of weight 1.
+
+    Distances are None where the task does not sum them.
+    """
     count = number_of_sums(task)
 
     def total(values: jax.Array) -> jax.Array:
@@ -142,10 +146,15 @@ def add_losses(
     zeros = jnp.zeros_like(carry.sums.active)
     if weights is None:
         weights = jnp.ones_like(losses)
+
+    def weighted(values: jax.Array) -> jax.Array:
+        return total(jnp.where(weights > 0, weights * values, 0))
+
     more = Sums(
-        loss=total(jnp.where(weights > 0, weights * losses, 0)),
+        loss=weighted(losses),
         pairs=total(weights),
         active=total(jnp.where(losses != 0, weights, 0)) if task.active else zeros,
+        distance=zeros if distances is None else weighted(distances),
     )
     return carry._replace(sums=jax.tree.map(jnp.add, carry.sums, more))
 

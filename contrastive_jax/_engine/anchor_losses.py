@@ -13,6 +13,7 @@ from contrastive_jax._engine import row_by_row
 from contrastive_jax._engine.closures import closure_convert
 from contrastive_jax._engine.derivatives import substitute
 from contrastive_jax._engine.engines import Engine
+from contrastive_jax._engine.measured import distance_sums, measure
 from contrastive_jax._engine.per_triplet import Triplets
 from contrastive_jax._engine.problem import (
     Parameters,
@@ -29,12 +30,18 @@ from contrastive_jax.losses._means import check_mean, check_means, split_mean, t
 from contrastive_jax.losses.types import AnchorLoss, Mean, TripletLoss
 from contrastive_jax.statistics import PositivesOnly
 
-# A function of an engine and of arguments to a loss, and the arguments.
-LossOfArrays = tuple[Callable[..., jax.Array], tuple[Any, ...]]
+# A function of an engine and of arguments to a loss and `DistanceSums`, or `()` where these are not
+# wanted, and the arguments.
+LossOfArrays = tuple[Callable[..., tuple[jax.Array, Any]], tuple[Any, ...]]
 
 
 def anchor_total(
-    problem: Problem, loss: AnchorLoss, data: tuple[Any, ...], reduction: str
+    problem: Problem,
+    loss: AnchorLoss,
+    data: tuple[Any, ...],
+    reduction: str,
+    *,
+    measured: bool = False,
 ) -> LossOfArrays:
     """Returns an anchor loss as a function of arrays.
 
@@ -43,6 +50,7 @@ def anchor_total(
       loss: the loss of an anchor.
       data: data of each anchor, trees of `[N]`.
       reduction: `"mean"`, `"active"`, `"sum"` or `"none"`.
+      measured: True if distances are summed too.
 
     Returns:
       The function, and its arguments.
@@ -58,6 +66,9 @@ def anchor_total(
         )
     else:
         check_means("loss", jax.eval_shape(partial(function), *example))
+    index = 0
+    if measured:
+        stages, index = measure(stages, len(data))
 
     def total(
         engine: Engine,
@@ -65,8 +76,13 @@ def anchor_total(
         data: tuple[Any, ...],
         parameters: Parameters,
         loss_parameters: tuple[jax.Array, ...],
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, Any]:
         by_stage = engine.anchor_statistics(task, stages, sides, data, parameters)
+        distances: Any = ()
+        if measured:
+            own, statistics = by_stage[index]
+            by_stage = (*by_stage[:index], own, *by_stage[index + 1 :])[: len(loss.statistics)]
+            distances = distance_sums(statistics, sides, task.axis_name)
         counts = masked_points(sides[0]).classes >= 0
         # A loss of no pairs need not have a derivative.
         results = (*data, *by_stage)
@@ -75,12 +91,12 @@ def anchor_total(
         if reduction == "none":
             each = total_of_means((means,) if isinstance(means, Mean) else means)
             each = jnp.broadcast_to(each, counts.shape)
-            return jnp.where(counts, each + zero_or_nan_of(sides), 0)
+            return jnp.where(counts, each + zero_or_nan_of(sides), 0), distances
         sums = [
             tuple(jnp.sum(jnp.where(counts, one, 0)) for one in split_mean(mean))
             for mean in ([means] if isinstance(means, Mean) else means)
         ]
-        return _reduced(sums, sides, task.axis_name, reduction)
+        return _reduced(sums, sides, task.axis_name, reduction), distances
 
     parameters = problem.parameters._replace(loss=stage_parameters)
     return total, (problem.sides, data, parameters, loss_parameters)
@@ -120,13 +136,14 @@ def triplet_total(problem: Problem, loss: TripletLoss, reduction: str) -> LossOf
         loss.positives_per_pass if loss.combine is None else 1,
     )
 
-    def total(engine: Engine, sides: tuple[Points, ...], *arguments: Any) -> jax.Array:
+    def total(engine: Engine, sides: tuple[Points, ...], *arguments: Any) -> tuple[jax.Array, Any]:
         if reduction == "none":
             sums = row_by_row.triplet_sums_by_anchor(task, triplets, sides, *arguments)
             counts = masked_points(sides[0]).classes >= 0
-            return jnp.where(counts, total_of_means((Mean(*sums),)) + zero_or_nan_of(sides), 0)
+            each = total_of_means((Mean(*sums),)) + zero_or_nan_of(sides)
+            return jnp.where(counts, each, 0), ()
         sums = engine.triplet_sums(task, triplets, sides, *arguments)
-        return _reduced([sums], sides, task.axis_name, reduction)
+        return _reduced([sums], sides, task.axis_name, reduction), ()
 
     parameters = problem.parameters._replace(loss=stage_parameters)
     return total, (problem.sides, loss_parameters, parameters)

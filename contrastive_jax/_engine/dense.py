@@ -130,10 +130,15 @@ def _pair_sums(task: Task, x: Points, y: Points | None, parameters: Parameters) 
     if task.weighted:
         bad += zero_or_nan(x_weights) + zero_or_nan(y_weights)
     number = total(weights) if task.weighted or task.by_label else pairs.number[None]
+
+    def weighted(values: jax.Array) -> jax.Array:
+        return total(jnp.where(weights > 0, weights * values, 0))
+
     return Sums(
-        loss=total(jnp.where(weights > 0, weights * losses, 0)) + bad,
+        loss=weighted(losses) + bad,
         pairs=number,
         active=total(jnp.where(losses != 0, weights, 0)) if task.active else 0 * number,
+        distance=weighted(lax.stop_gradient(matrix)) if task.measured else 0 * number,
     )
 
 

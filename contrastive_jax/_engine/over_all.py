@@ -65,7 +65,7 @@ def _pair_sums(task: Task, sides: tuple[Points, ...], parameters: Parameters) ->
             else jax.tree.map(lambda _: None, parameters),
         )
         sums, gradient = jax.tree.map(lambda one: orders * one, (sums, gradient))
-        return sums.loss, (sums.pairs, sums.active), gradient
+        return sums.loss, sums[1:], gradient
 
     loss, counts = eager_vjp(with_gradient, sides, parameters)
     return Sums(loss, *counts)

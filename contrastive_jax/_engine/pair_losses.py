@@ -77,6 +77,7 @@ def reduce_pairs(
     method: Method,
     by_label: bool,
     active: bool,
+    measured: bool = False,
     labels: Any = None,
 ) -> tuple[jax.Array, Any]:
     """Reduces the losses of all pairs.
@@ -93,6 +94,7 @@ def reduce_pairs(
       method: `"sweep"` or `"autodiff"`.
       by_label: True for the sums over positive and over negative pairs.
       active: True if active pairs are counted.
+      measured: True if distances are summed.
       labels: function of the attributes of two rows; None for labels by classes.
 
     Returns:
@@ -145,7 +147,7 @@ def reduce_pairs(
         function = _Graded(function)
     examples = *problem.examples, *varying(hyperparameters, axes_of(problem.examples[0]))
     function, closed = closure_convert("loss", function, examples, check_real_scalar)
-    task = problem.task._replace(loss=function, by_label=by_label, active=active)
+    task = problem.task._replace(loss=function, by_label=by_label, active=active, measured=measured)
     parameters = problem.parameters._replace(loss=(*hyperparameters, *closed))
 
     def result(engine: Engine, *arguments: Any) -> tuple[jax.Array, Any]:
@@ -164,7 +166,12 @@ class _SumsByClass(NamedTuple):
     ) -> Any:
         value = self.loss(distance, label, margin, *parameters)
         return [
-            (total(value, where), total(1.0, where), total(1.0, where & (value != 0)))
+            (
+                total(value, where),
+                total(1.0, where),
+                total(1.0, where & (value != 0)),
+                total(jax.lax.stop_gradient(distance), where),
+            )
             for where in (label == 0, label == 1)
         ]
 

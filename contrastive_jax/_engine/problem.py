@@ -62,6 +62,8 @@ class Task(NamedTuple):
     """True if positive and negative pairs are summed separately."""
     active: bool
     """True if active pairs are counted, which takes another pass over each tile."""
+    measured: bool
+    """True if distances are summed too."""
     numerics: Numerics
     axis_name: Any
     weighted: bool = True
@@ -94,6 +96,8 @@ class Sums(NamedTuple):
     """Sum of the weights."""
     active: jax.Array
     """Sum of the weights of pairs whose loss is not 0; 0 where they are not counted."""
+    distance: jax.Array
+    """Sum of the distances, without a derivative; 0 where they are not summed."""
 
 
 class Points(NamedTuple):
@@ -267,6 +271,7 @@ def make_problem(
         product=product,
         by_label=False,
         active=False,
+        measured=False,
         numerics=numerics,
         axis_name=axis_name,
         weighted=rows[2] is not None or columns[2] is not None,

@@ -58,22 +58,26 @@ def _pair_sums(task: Task, sides: tuple[Points, ...], parameters: Parameters) ->
     def by_row(row: Points, labels: jax.Array, weights: jax.Array) -> Sums:
         vectors, column_labels = substitute(weights > 0, (columns.vectors, labels))
 
-        def one(b: jax.Array, label: jax.Array) -> jax.Array:
+        def one(b: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
             # Both orders of a pair are met, each from one of its rows.
             distance = task.distances[0](row.vectors, b, *parameters.distance)
-            value: jax.Array = task.loss(distance, label, *parameters.loss)
-            return value
+            return task.loss(distance, label, *parameters.loss), distance
 
-        losses = jax.vmap(one)(vectors, column_labels).astype(dtype)
+        losses, distances = jax.vmap(one)(vectors, column_labels)
+        losses = losses.astype(dtype)
 
         def total(values: jax.Array) -> jax.Array:
             index = labels if count == 2 else 0 * labels
             return jnp.stack([jnp.sum(jnp.where(index == k, values, 0)) for k in range(count)])
 
+        def weighted(values: jax.Array) -> jax.Array:
+            return total(jnp.where(weights > 0, weights * values, 0))
+
         return Sums(
-            total(jnp.where(weights > 0, weights * losses, 0)),
-            total(weights),
-            total(jnp.where(losses != 0, weights, 0)),
+            loss=weighted(losses),
+            pairs=total(weights),
+            active=total(jnp.where(losses != 0, weights, 0)),
+            distance=weighted(lax.stop_gradient(distances)),
         )
 
     def by_row_or_init(index: jax.Array, row: Points) -> Sums:
@@ -89,8 +93,8 @@ def _pair_sums(task: Task, sides: tuple[Points, ...], parameters: Parameters) ->
 
     bad = zero_or_nan(x.vectors) + zero_or_nan(columns.vectors)
     zero = jnp.zeros(count, dtype) + bad
-    empty = jax.tree.map(jnp.zeros_like, Sums(zero, zero, zero))
-    init = Sums(zero, zero * 0, zero * 0)
+    empty = jax.tree.map(jnp.zeros_like, Sums(zero, zero, zero, zero))
+    init: Sums = empty._replace(loss=zero)
     if not len(columns.weights):
         return init
     return cast(Sums, _summed(by_row_or_init, init, x))

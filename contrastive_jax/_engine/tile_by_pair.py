@@ -19,7 +19,7 @@ from contrastive_jax._engine.accumulators import (
 )
 from contrastive_jax._engine.derivatives import add_gradient, substitute
 from contrastive_jax._engine.layout import Layout, SortedPoints, take_block
-from contrastive_jax._engine.pair_values import Tile, map_over_pairs, values_of_pair
+from contrastive_jax._engine.pair_values import Tile, map_over_pairs, measuring, values_of_pair
 from contrastive_jax._engine.problem import Parameters, Task
 
 # Entries of the differences between vectors that are held at once.
@@ -75,8 +75,12 @@ def _add_rows(
     else:
         values, pull = losses(x, y, layout.parameters), None
     if task.anchors == "none":
-        for one in values:
-            carry = add_losses(task, carry, one, labels, weights)
+        distances: list[Any] = [None] * len(values)
+        if task.measured:
+            parameters = lax.stop_gradient(layout.parameters)
+            distances = _evaluate(measuring(task), tile, labels, weights, x, y, parameters)
+        for one, distance in zip(values, distances, strict=True):
+            carry = add_losses(task, carry, one, distance, labels, weights)
     if pull is None:
         return carry
     count = number_of_sums(task)

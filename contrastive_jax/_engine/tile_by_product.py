@@ -24,7 +24,7 @@ from contrastive_jax._engine.accumulators import (
 )
 from contrastive_jax._engine.derivatives import add_gradient, substitute
 from contrastive_jax._engine.layout import Layout
-from contrastive_jax._engine.pair_values import Tile, map_over_pairs, values_of_pair
+from contrastive_jax._engine.pair_values import Tile, map_over_pairs, measuring, values_of_pair
 from contrastive_jax._engine.problem import Task
 
 
@@ -95,8 +95,13 @@ def add_by_product(
         return [loss.astype(operands.entries.dtype) for loss in values]
 
     def count(carry: TileCarry, values: list[jax.Array]) -> TileCarry:
-        for value in values if task.anchors == "none" else []:
-            carry = add_losses(task, carry, value, labels, weights)
+        if task.anchors != "none":
+            return carry
+        distances: list[Any] = [None] * len(values)
+        if task.measured:
+            distances = _evaluate(measuring(task), tile, parameters.loss, entries, labels)
+        for value, distance in zip(values, distances, strict=True):
+            carry = add_losses(task, carry, value, distance, labels, weights)
         return carry
 
     if not any(wanted.sides) and not wanted.parameters:

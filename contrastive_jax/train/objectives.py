@@ -16,11 +16,12 @@ from jax.typing import ArrayLike
 
 from contrastive_jax import losses
 from contrastive_jax.all_pairs import all_pairs_sums
-from contrastive_jax.anchors import anchor_loss
+from contrastive_jax.anchors import anchor_loss, anchor_loss_and_distances
 from contrastive_jax.checks import check_seed
 from contrastive_jax.distances import cosine
 from contrastive_jax.pairs import pair_loss
 from contrastive_jax.proxies import proxy_loss
+from contrastive_jax.train._logged_distances import as_metrics, cosine_distances, swept_distances
 from contrastive_jax.train.given_pairs import pair_sums, value_of_given_pairs
 from contrastive_jax.train.types import AXIS, Batch, IndexedPairs, Metrics, Pairs
 
@@ -190,7 +191,7 @@ def all_pairs(
         mean = fraction * means[0] + (1 - fraction) * means[1]
         if references is not None:
             return mean, {}
-        logged = _distances(embeddings, classes, measure) | {"active": sums.active[1]}
+        logged = as_metrics(sums.pairs, sums.distance) | {"active": sums.active[1]}
         return mean, logged
 
     defaults = {"similar_fraction": similar_fraction} | hyperparameters
@@ -282,16 +283,15 @@ def anchors(
         classes = jnp.asarray(batch.classes)
         data = () if init is None else (params[jnp.maximum(classes, 0)],)
         width = {width_as: embeddings.shape[1]} if width_as else {}
-        mean = anchor_loss(
-            embeddings,
-            classes,
-            *references or (),
-            loss=make(**width, **options),
-            data=data,
-            axis_name=_axis(embeddings),
-        )
-        logged = {} if references is not None else _distances(embeddings, classes, measure)
-        return mean, logged
+        loss = make(**width, **options)
+        shared: Any = {"loss": loss, "data": data, "axis_name": _axis(embeddings)}
+        if references is not None:
+            return anchor_loss(embeddings, classes, *references, **shared), {}
+        if isinstance(loss, losses.AnchorLoss) and loss.distance is measure:
+            mean, sums = anchor_loss_and_distances(embeddings, classes, **shared)
+            return mean, as_metrics(sums.pairs, sums.distance)
+        mean = anchor_loss(embeddings, classes, **shared)
+        return mean, swept_distances(embeddings, classes, measure, _axis(embeddings))
 
     init_ = init or Objective._field_defaults["init"]
     return Objective(value, measure, hyperparameters, init_, learning_rate)
@@ -343,7 +343,7 @@ def proxies(
             # Every device computes the same penalty, and adds its part to the gradient.
             part = regularizer(params) / jax.lax.axis_size(AXIS)
             mean += part + jax.lax.stop_gradient(jax.lax.psum(part, AXIS) - part)
-        return mean, _distances(embeddings, classes, cosine)
+        return mean, cosine_distances(embeddings, classes, len(params))
 
     return Objective(value, cosine, hyperparameters, init, learning_rate, takes_memory=False)
 
@@ -374,8 +374,9 @@ def batches(
     ) -> tuple[jax.Array, Metrics]:
         classes = jnp.asarray(batch.classes)
         mean = loss(embeddings, classes, *references or (), axis_name=_axis(embeddings), **options)
-        logged = {} if references is not None else _distances(embeddings, classes, distance)
-        return mean, logged
+        if references is not None:
+            return mean, {}
+        return mean, swept_distances(embeddings, classes, distance, _axis(embeddings))
 
     return Objective(value, distance, hyperparameters)
 
@@ -441,25 +442,3 @@ def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
     share = fraction * similar / jnp.maximum(similar.sum(1, keepdims=True), 1)
     rest = (1 - fraction) * dissimilar / jnp.maximum(dissimilar.sum(1, keepdims=True), 1)
     return labels.shape[1] * (share + rest)
-
-
-def _distances(embeddings: jax.Array, classes: jax.Array, distance: Distance) -> Metrics:
-    """Returns the sums of distances of all pairs of the global batch, for logged means."""
-    sums = all_pairs_sums(
-        jax.lax.stop_gradient(embeddings),
-        classes,
-        loss=_distance_itself,
-        distance=distance,
-        axis_name=_axis(embeddings),
-        refine=False,
-    )
-    return {
-        "similar": sums.pairs[0],
-        "dissimilar": sums.pairs[1],
-        "similar_distance": sums.loss[0],
-        "dissimilar_distance": sums.loss[1],
-    }
-
-
-def _distance_itself(distance: jax.Array, label: jax.Array) -> jax.Array:
-    return distance
