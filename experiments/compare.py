@@ -15,8 +15,9 @@ with needs("train", "experiments.compare"):
     import tyro
 
 from contrastive_jax import load
+from contrastive_jax.data.pictures import read_pictures
 from contrastive_jax.train import Comparison
-from experiments import command, pictures
+from experiments import command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ def main(config: Config) -> Comparison:
         raise ValueError(f"two pictures or more are compared, got {len(config.images)}")
     run = load(config.run)
     pairs = [*itertools.combinations(range(len(config.images)), 2)]
-    images = pictures.read(config.images, run)
+    images = read_pictures(config.images, run.image_shape, run.image_dtype)
     first, second = (images[[pair[k] for pair in pairs]] for k in (0, 1))
     result = run.compare(first, second, prior=config.prior)
     prior = run.calibration.prior if config.prior is None else config.prior

@@ -17,7 +17,8 @@ with needs("train", "experiments.embed"):
     import tyro
 
 from contrastive_jax import load
-from experiments import command, pictures
+from contrastive_jax.data.pictures import pictures_in, read_pictures
+from experiments import command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,8 @@ def main(config: Config) -> Path:
         with needs("train", "writing Parquet"):
             import pyarrow.parquet  # noqa: F401
     run = load(config.run)
-    paths = pictures.pictures_in(config.folder)
-    embeddings = run.embed(pictures.read(paths, run))
+    paths = pictures_in(config.folder)
+    embeddings = run.embed(read_pictures(paths, run.image_shape, run.image_dtype))
     names = [path.relative_to(config.folder).as_posix() for path in paths]
     config.out.parent.mkdir(parents=True, exist_ok=True)
     # Renamed when it is whole, so that a file of this name is never half written.

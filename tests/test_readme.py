@@ -11,7 +11,6 @@ import tyro
 
 from experiments import (
     compare_losses,
-    digits_map,
     drlim,
     embed,
     export,
@@ -151,7 +150,6 @@ def test_options_in_the_text_exist():
             margin_ablation,
             search,
             drlim,
-            digits_map,
             compare_losses,
             embed,
             export,
