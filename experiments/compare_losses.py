@@ -22,7 +22,6 @@ that all trials of a loss and a split share one compilation.
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,7 +39,7 @@ from contrastive_jax._extras import needs
 with needs("train", "experiments.compare_losses"):
     from tqdm import tqdm
 
-from contrastive_jax import locks, plots, train
+from contrastive_jax import locks, train
 from contrastive_jax.data import (
     Dataset,
     Examples,
@@ -53,26 +52,21 @@ from contrastive_jax.data import (
 from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import by_role
-from contrastive_jax.evaluation.tables import markdown
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
 from contrastive_jax.train import loss_table
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
 from contrastive_jax.train.trial_folder import TRIALS
 from experiments import command, option_checks
+from experiments.loss_report import CHOSEN_BY, SHOWN, SPLITS, Line, read_finished, report
 from experiments.options import ENCODERS, augmentation, with_classes
 
-SPLITS = ("all classes", "unseen classes")
-SHOWN = {"precision_at_1": "P@1", "r_precision": "R-precision", "map_at_r": "MAP@R"}
-CHOSEN_BY = "map_at_r"
 LEARNING_RATE = 4e-3
 # Ranges that are searched beside those of the table of losses, logarithmically.
 LEARNING_RATES = (1e-3, 1e-2)
 FRACTIONS = (0.05, 0.5)
 # Options that may differ when it is resumed: they do not change the results.
 FREE = {"losses", "resume", "overwrite", "name", "runs", "data_dir", "tfds_dir"}
-
-Line = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +138,7 @@ def main(config: Config) -> Path:
                 data.train.images, data.train.classes, width=config.width
             ).items():
                 line = {"split": split, "loss": beside}
-                if not _lines(folder, **line):
+                if not read_finished(folder, **line):
                     figures = _figures(embed, data.test)
                     runs.append_line(folder / TRIALS, line | {"figures": figures})
             for name in names:
@@ -164,14 +158,14 @@ def _compared(config: Config, folder: Path, split: str, name: str, data: Dataset
     where = {"split": split, "loss": name}
     grid: grids.Grid | None = None
     for stage, count in (("tuning", config.trials), ("test", config.seeds)):
-        finished = {line["number"] for line in _lines(folder, **where, stage=stage)}
+        finished = {line["number"] for line in read_finished(folder, **where, stage=stage)}
         pending = [number for number in range(count) if number not in finished]
         if not pending:
             continue
         if stage == "tuning":
             points = tuning_points(name, config.trials)
         else:
-            points = [_best(_lines(folder, **where, stage="tuning"))] * count
+            points = [_best(read_finished(folder, **where, stage="tuning"))] * count
         # Seed 0 tunes: figures on test are of other seeds.
         seeds = {number: 0 if stage == "tuning" else number + 1 for number in pending}
         trials = _assembled(config, name, data, [(points[k], seed) for k, seed in seeds.items()])
@@ -289,86 +283,6 @@ def _best(lines: Sequence[Line]) -> dict[str, Any]:
     """Returns the hyperparameters that validation chooses; a trial that diverged is the worst."""
     best = max(lines, key=lambda line: line["figures"][CHOSEN_BY] if line["figures"] else -1)
     return {key: best[key] for key in ("learning_rate", "options")}
-
-
-def _lines(folder: Path, **values: Any) -> list[Line]:
-    """Reads the lines of finished trials that have these values, each trial once.
-
-    A line cut short is left out, and two processes may have trained the same trial.
-    """
-    lines = {}
-    for line in runs.read_lines(folder / TRIALS, keys=("split", "loss", "figures")):
-        if all(line.get(key) == value for key, value in values.items()):
-            lines[tuple(line.get(key) for key in ("split", "loss", "stage", "number"))] = line
-    return [*lines.values()]
-
-
-def interval(values: Iterable[float]) -> tuple[float, float]:
-    """Returns the mean and half of its 95 % interval, by Student's t; NaN of one value.
-
-    Args:
-      values: of independent trials.
-
-    Returns:
-      Both.
-    """
-    array = np.array([*values], np.float64)
-    half = float(np.nan)
-    if len(array) > 1:
-        half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
-    return float(array.mean()), float(half)
-
-
-Means = dict[str, dict[str, tuple[float, float]]]
-"""Mean and half of the interval of each figure, by split."""
-
-
-def report(folder: Path) -> None:
-    """Writes the table, as Markdown and CSV, and the figure, of the finished losses of a folder."""
-    means, diverged, incomplete = _means(folder)
-    order = sorted(means, key=lambda name: means[name][SPLITS[0]][CHOSEN_BY][0], reverse=True)
-    columns = [(split, key) for split in SPLITS for key in SHOWN]
-    lines = [["loss", *[f"{SHOWN[key]}, {split}" for split, key in columns]]]
-    csv = [["loss", *[f"{key} {split} {what}" for split, key in columns for what in ("mean", "±")]]]
-    for name in order:
-        row = [means[name][split][key] for split, key in columns]
-        lines.append([name, *[_text(*entry) for entry in row]])
-        csv.append([name, *[f"{value:.6f}" for entry in row for value in entry]])
-    table = markdown(lines)
-    print(table)
-    for why, names in (("diverged", diverged), ("not complete", incomplete)):
-        if names:
-            print(f"\n{why}, and left out: {', '.join(names)}")
-    (folder / "results.md").write_text(table + "\n")
-    (folder / "results.csv").write_text("".join(",".join(line) + "\n" for line in csv))
-    intervals = {split: {name: means[name][split][CHOSEN_BY] for name in order} for split in SPLITS}
-    if order:
-        figure = plots.intervals(intervals, f"{SHOWN[CHOSEN_BY]} on test")
-        plots.save(figure, folder / "comparison.png")
-
-
-def _means(folder: Path) -> tuple[dict[str, Means], list[str], list[str]]:
-    """Returns the means of the losses that are complete, and names those that are left out."""
-    seeds = runs.read_config(folder)["seeds"]
-    means: dict[str, Means] = {}
-    diverged, incomplete = [], []
-    for split, name in itertools.product(SPLITS, (*baselines.NAMES, *loss_table.NAMES)):
-        lines = _lines(folder, split=split, loss=name)
-        judged = [line for line in lines if line.get("stage", "test") == "test"]
-        if any(line["figures"] is None for line in judged):
-            diverged.append(f"{name} on {split}")
-        elif lines and len(judged) < (1 if name in baselines.NAMES else seeds):
-            incomplete.append(f"{name} on {split}")
-        elif judged:
-            means.setdefault(name, {})[split] = {
-                key: interval(line["figures"][key] for line in judged) for key in SHOWN
-            }
-    complete = {name: by_split for name, by_split in means.items() if len(by_split) == len(SPLITS)}
-    return complete, diverged, incomplete
-
-
-def _text(mean: float, half: float) -> str:
-    return f"{100 * mean:.1f}" + (f" ± {100 * half:.1f}" if np.isfinite(half) else "")
 
 
 def _load(config: Config, split: str) -> Dataset:

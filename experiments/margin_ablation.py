@@ -45,6 +45,7 @@ from contrastive_jax.train.trial_axes import combinations
 from contrastive_jax.train.trial_folder import read_trials, restore_trial, trial_key
 from contrastive_jax.train.trial_loop import Schedule, train_trials
 from experiments import command, option_checks, options, trials
+from experiments.axes import check_axes, parse_axes
 
 MARGINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 # More margins, seeds and values of an axis are more trials.
@@ -101,7 +102,7 @@ def axes_of(config: Config) -> dict[str, list[Any]]:
     Raises:
       ValueError: if an axis is none of the training, or of a loss.
     """
-    named = trials.parse_axes(config.grid)
+    named = parse_axes(config.grid)
     losses = named.get("loss", [config.loss])
     margins = config.margins
     if margins is not None and "margin" in named:
@@ -117,7 +118,7 @@ def axes_of(config: Config) -> dict[str, list[Any]]:
             f"nothing is varied: name margins of {', '.join(losses)} with --margins, or another "
             "axis with --grid"
         )
-    trials.check_axes(named, losses)
+    check_axes(named, losses)
     option_checks.check_axes(config, named, "the grid")
     return named | {"seed": [*range(config.seeds)]}
 

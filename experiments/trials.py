@@ -1,4 +1,4 @@
-"""Trials of a grid: from the axes that the command line names to groups that share a compilation.
+"""Trials of a grid: from options and hyperparameters to groups that share a compilation.
 
 Hyperparameters (margin, learning rate, those of the loss, seed) are data to a step. Options that
 change the structure of the program make groups, which are compiled one by one.
@@ -6,7 +6,6 @@ change the structure of the program make groups, which are compiled one by one.
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,37 +17,12 @@ import jax
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.data.pair_checks import check_given_pairs
 from contrastive_jax.train import folder as runs
-from contrastive_jax.train import loss_table
 from contrastive_jax.train.grid_strategy import Strategy, cores_as_devices
 from contrastive_jax.train.optimizer import OPTIMIZER
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
 from experiments import option_checks, options, train
+from experiments.axes import HYPERPARAMETERS, STRUCTURE, Hyperparameters, whole_options
 
-# Options of a training that are data to a step, and those that change its structure.
-HYPERPARAMETERS = (
-    "margin",
-    "learning_rate",
-    "loss_learning_rate",
-    "similar_fraction",
-    "weight_decay",
-    "clip_norm",
-    "seed",
-)
-STRUCTURE: dict[str, type] = {
-    "loss": str,
-    "encoder": str,
-    "width": int,
-    "distance": str,
-    "objective": str,
-    "batch_size": int,
-    "group": int,
-}
-CHOICES: dict[str, tuple[str, ...]] = {
-    "loss": loss_table.NAMES,
-    "encoder": (*options.ENCODERS,),
-    "distance": (*options.DISTANCES,),
-    "objective": ("auto", "pairs", "all_pairs"),
-}
 # Figures on validation by which hyperparameters may be chosen.
 RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r", "mean_reciprocal_rank")
 VERIFICATION = ("auc", "average_precision")
@@ -88,84 +62,6 @@ class Training(options.Runs, options.Training, options.Data):
     shown_by: str | None = None
     """The figure by which hyperparameters are chosen on validation, and which the figures show; by
     default map_at_r, and auc on given pairs."""
-
-
-Hyperparameters = dict[str, Any]
-
-
-def parse_axes(named: Iterable[str], option: str = "--grid") -> dict[str, list[Any]]:
-    """Reads axes of a grid, such as `learning_rate=1e-3,1e-2` or `loss=contrastive,supcon`.
-
-    Args:
-      named: each a name, an equals sign and values.
-      option: that they were given with, for errors.
-
-    Returns:
-      Values by name.
-
-    Raises:
-      ValueError: if one is not of that form, has no values or the same twice, or is named twice.
-    """
-    axes: dict[str, list[Any]] = {}
-    for text in named:
-        name, equals, listed = text.partition("=")
-        if not equals or not name or not listed:
-            raise ValueError(
-                f"{option} takes name=value,value, as learning_rate=1e-3,1e-2, got {text!r}"
-            )
-        if name == "seed":
-            raise ValueError(f"--seeds says how many seeds there are: leave them out of {option}")
-        if name in axes:
-            raise ValueError(f"{option} names {name} twice; put all its values into one")
-        axes[name] = [_value(name, value) for value in listed.split(",")]
-    for name, values in axes.items():
-        if len({*values}) < len(values):
-            raise ValueError(f"the values of {name} must differ, got {values}")
-    return axes
-
-
-def _value(name: str, text: str) -> Any:
-    convert = STRUCTURE.get(name, float)
-    if name == "loss":
-        loss_table.check_name(text)
-    if name in CHOICES and text not in CHOICES[name]:
-        close = difflib.get_close_matches(text, CHOICES[name], n=3) or CHOICES[name]
-        raise ValueError(f"{name} must be one of those known, as {', '.join(close)}; got {text!r}")
-    try:
-        return convert(text)
-    except ValueError:
-        expected = {int: "a whole number", float: "a number"}[convert]
-        raise ValueError(f"{name} must be {expected}, got {text!r}") from None
-
-
-def check_axes(axes: Iterable[str], losses: Iterable[str]) -> None:
-    """Checks that each axis is one of trainings with these losses.
-
-    Raises:
-      ValueError: if one is not, naming those that are.
-    """
-    for loss in losses:
-        loss_table.check_name(loss)
-        possible = [*HYPERPARAMETERS[:-1], *STRUCTURE, *_options_of(loss)]
-        for name in axes:
-            if name not in possible:
-                close = difflib.get_close_matches(name, possible, n=3)
-                raise ValueError(
-                    f"{name} can not be an axis of trainings with {loss}; "
-                    + (f"close to it: {', '.join(close)}; " if close else "")
-                    + f"known: {', '.join(dict.fromkeys(possible))}"
-                )
-
-
-def _options_of(loss: str) -> dict[str, float]:
-    if loss == "contrastive" or loss not in loss_table.NAMES:
-        return {}
-    return loss_table.hyperparameters_of(loss)
-
-
-def whole_options(loss: str) -> set[str]:
-    """Names of the whole numbers of a loss, which are structure."""
-    return {k for k, v in _options_of(loss).items() if isinstance(v, int)} - {*HYPERPARAMETERS}
 
 
 def configured(base: train.Config, hyperparameters: Hyperparameters) -> train.Config:

@@ -5,7 +5,7 @@ import pytest
 
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import loss_table
-from experiments import compare_losses
+from experiments import compare_losses, loss_report
 
 SMALL = {
     "dataset": "digits",
@@ -18,11 +18,9 @@ SMALL = {
 
 
 def _lines(folder):
-    places = [
-        (split, stage) for split in compare_losses.SPLITS for stage in (None, "tuning", "test")
-    ]
+    places = [(split, stage) for split in loss_report.SPLITS for stage in (None, "tuning", "test")]
     return sorted(
-        compare_losses._lines(folder),
+        loss_report.read_finished(folder),
         key=lambda line: (places.index((line["split"], line.get("stage"))), line.get("number")),
     )
 
@@ -40,7 +38,7 @@ def folder(tmp_path_factory):
 def test_each_loss_has_its_trials_and_seeds_with_what_validation_chose(folder):
     trials = _lines(folder)
     assert len(trials) == 2 * (1 + 2 + 2)
-    for split in compare_losses.SPLITS:
+    for split in loss_report.SPLITS:
         for name in SMALL["losses"]:
             mine = [c for c in trials if (c["split"], c["loss"]) == (split, name)]
             tuned = [c for c in mine if c["stage"] == "tuning"]
@@ -122,7 +120,7 @@ def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(
         ]
     ) == {"learning_rate": 2.0, "options": {"margin": 2.0}}
     figures = {"precision_at_1": 0.5, "r_precision": 0.4, "map_at_r": 0.3}
-    for split in compare_losses.SPLITS:
+    for split in loss_report.SPLITS:
         for name, found in (("supcon", figures), ("arcface", None)):
             line = {"split": split, "loss": name, "stage": "test", "number": 0, "figures": found}
             runs.append_line(tmp_path / "trials.jsonl", line)
@@ -130,15 +128,15 @@ def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(
         line = {"split": "all classes", "loss": "nca", "stage": "test", "number": k}
         runs.append_line(tmp_path / "trials.jsonl", line | {"figures": figures})
     (tmp_path / "config.json").write_text('{"seeds": 1}')
-    compare_losses.report(tmp_path)
+    loss_report.report(tmp_path)
     printed = capsys.readouterr().out
     assert "| supcon | 50.0 | 40.0 | 30.0 | 50.0 | 40.0 | 30.0 |" in printed
     assert "diverged, and left out: arcface on all classes, arcface on unseen classes" in printed
     (tmp_path / "config.json").write_text('{"seeds": 2}')
-    compare_losses.report(tmp_path)
+    loss_report.report(tmp_path)
     printed = capsys.readouterr().out
     assert "not complete, and left out: supcon on all classes, supcon on unseen" in printed
-    assert len(compare_losses._lines(tmp_path, loss="nca")) == 2
+    assert len(loss_report.read_finished(tmp_path, loss="nca")) == 2
 
 
 def test_a_line_cut_short_does_not_spoil_the_next(tmp_path):
@@ -146,7 +144,7 @@ def test_a_line_cut_short_does_not_spoil_the_next(tmp_path):
     for name in ("nca", "arcface"):
         line = {"split": "all classes", "loss": name, "figures": None}
         runs.append_line(tmp_path / "trials.jsonl", line)
-    assert [line["loss"] for line in compare_losses._lines(tmp_path)] == ["nca", "arcface"]
+    assert [line["loss"] for line in loss_report.read_finished(tmp_path)] == ["nca", "arcface"]
 
 
 def test_processes_share_a_run_but_not_a_loss(tmp_path):

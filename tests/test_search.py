@@ -9,7 +9,7 @@ import pytest
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
 from contrastive_jax.train.trial_folder import trial_key
-from experiments import options, search, trials
+from experiments import axes, halving, options, optuna_study, search, trainer, trials
 
 # Tests share a run, and so a worker.
 pytestmark = pytest.mark.xdist_group("search")
@@ -80,13 +80,13 @@ def test_halving_trains_on_and_not_anew(halved, tmp_path, folder_of_tfds):
         **SMALL | {"runs": tmp_path, "tfds_dir": folder_of_tfds, "name": "one", "seeds": 1}
     )
     data = options.load_data(config)
-    trainer = search.Trainer(config, data, trials.devices_of(config), {})
+    trains = trainer.Trainer(config, data, trials.devices_of(config), {})
     values = []
 
     def finished(k, made, state, diverged):
-        values.append(trainer.on_validation(made, state, diverged))
+        values.append(trains.on_validation(made, state, diverged))
 
-    trainer.train([winner], stop=18, finished=finished)
+    trains.train([winner], stop=18, finished=finished)
     assert values == [pytest.approx(lines[-1]["value"], abs=1e-6)]
 
 
@@ -112,7 +112,7 @@ def test_goes_on_where_it_was_killed(tmp_path, folder_of_tfds, halved, monkeypat
     assert len(_lines(tmp_path / "run")) == 3
     monkeypatch.setattr(grids, "train_grid", trained)
     # The process that was killed is this one: it has to be taken for dead.
-    monkeypatch.setattr(search, "_alive", lambda process: process != os.getpid())
+    monkeypatch.setattr(optuna_study, "_alive", lambda process: process != os.getpid())
     folder = _run(tmp_path, folder_of_tfds, method=method, resume=True)
     if method == "halving":
         assert _lines(folder) == _lines(halved)
@@ -145,18 +145,18 @@ def test_a_study_loses_a_torn_last_line_alone(tmp_path):
     import optuna
 
     log = tmp_path / "study.log"
-    study = optuna.create_study(storage=search._storage(log), study_name="x")
+    study = optuna.create_study(storage=optuna_study.open_storage(log), study_name="x")
     study.enqueue_trial({"margin": 1.0})
     whole = log.read_bytes()
     log.write_bytes(whole + b'{"op_code": 4, "wor')
-    study = optuna.load_study(storage=search._storage(log), study_name="x")
+    study = optuna.load_study(storage=optuna_study.open_storage(log), study_name="x")
     assert log.read_bytes() == whole
     assert len(study.trials) == 1
     first, _, rest = whole.partition(b"\n")
     for bad in (b"", first[:10], b"[]", b"{}"):
         log.write_bytes(first + b"\n" + bad + b"\n" + rest)
         with pytest.raises(ValueError, match=r"study.log is damaged .* --overwrite"):
-            search._storage(log)
+            optuna_study.open_storage(log)
 
 
 def test_optuna_is_told_what_was_found_and_processes_share_a_study(tmp_path, folder_of_tfds):
@@ -229,15 +229,15 @@ def test_a_process_that_is_not_the_last_does_not_judge(tmp_path, folder_of_tfds,
 
 
 def test_space():
-    space = search.parse_space(["margin=0.2:1.8", "learning_rate=1e-3:1e-1:log", "width=2,64"])
+    space = axes.parse_space(["margin=0.2:1.8", "learning_rate=1e-3:1e-1:log", "width=2,64"])
     assert space == {
         "margin": (0.2, 1.8, False),
         "learning_rate": (1e-3, 1e-1, True),
         "width": [2, 64],
     }
-    settings = search.spread(space, 64)
+    settings = axes.spread(space, 64)
     assert len(settings) == 64
-    assert settings[:5] == search.spread(space, 5)
+    assert settings[:5] == axes.spread(space, 5)
     margins = np.array([setting["margin"] for setting in settings])
     rates = np.log10([setting["learning_rate"] for setting in settings])
     # A Sobol sequence has as many points in each quarter.
@@ -248,8 +248,8 @@ def test_space():
 
 def test_rungs():
     config = search.Config(trials=27, steps=2700, log_every=100)
-    assert search.rungs(config) == [(27, 100), (9, 300), (3, 900), (1, 2700)]
-    assert search.rungs(search.Config(trials=1, steps=50)) == [(1, 50)]
+    assert halving.rungs(config) == [(27, 100), (9, 300), (3, 900), (1, 2700)]
+    assert halving.rungs(search.Config(trials=1, steps=50)) == [(1, 50)]
 
 
 @pytest.mark.parametrize(
