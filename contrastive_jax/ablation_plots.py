@@ -1,7 +1,7 @@
 """Figures of an ablation: the effect of a hyperparameter, with its uncertainty.
 
-They look as those of `contrastive_jax.plots`. The values of the number that is varied have the
-colours of a scale from dark to light, the same in every figure.
+They look as those of `contrastive_jax.plots`. Values have colours from dark to light, the same in
+every figure.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -302,15 +302,15 @@ def encoder_figures(
     chosen: float | None = None,
     marked: bool = True,
 ) -> dict[str, Figure]:
-    """Draws what encoders that were trained with different values do with the test split.
+    """Draws distances and maps of encoders that were trained with different values.
 
     Args:
       encoders: functions from images to embeddings, by the value of the hyperparameter.
       data: whose test split they embed.
       distance: between two embeddings.
       quantity: name of the hyperparameter.
-      chosen: the value that validation chose, which the maps have among them.
-      marked: whether the value is a distance, which is marked.
+      chosen: the value that validation chose, which is always among the maps.
+      marked: as in `distance_ridge`.
 
     Returns:
       `distances` by `distance_ridge` and, on data with classes, `maps` of up to five encoders.
@@ -330,14 +330,11 @@ def encoder_figures(
             pairs[x] = (distances_of_pairs(points, distance), points.labels)
         else:
             embeddings[x] = encode(data.test.images)
-            pairs[x] = drawn_distances(
-                embeddings[x], data.test.classes, distance, pairs=20_000, seed=0
-            )
+            pairs[x] = drawn_distances(embeddings[x], data.test.classes, distance, 20_000, seed=0)
     figures = {"distances": distance_ridge(pairs, quantity, marked=marked)}
     if not isinstance(data, PairDataset):
         five = {x: embeddings[x] for x in _five([*encoders], chosen)}
-        names = data.class_names
-        figures["maps"] = maps(five, data.test.classes, quantity, class_names=names)
+        figures["maps"] = maps(five, data.test.classes, quantity, class_names=data.class_names)
     return figures
 
 

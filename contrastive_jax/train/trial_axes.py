@@ -38,7 +38,8 @@ def values_of_axes(axes: Mapping[str, Any]) -> dict[str, list[Any]]:
         array = np.asarray(given if np.ndim(given) else [given])
         if array.ndim != 1 or array.dtype.kind not in "iuf" or not len(array):
             raise ValueError(f"{name} must be a number or a sequence of numbers, got {given!r:.80}")
-        lists[name] = array.tolist()
+        # As floats, so that a trial has one key whichever values it stands beside.
+        lists[name] = (array if name == "seed" else array.astype(np.float64)).tolist()
         if len({*lists[name]}) < len(array):
             raise ValueError(f"the values of {name} must differ, got {lists[name]}")
     return lists

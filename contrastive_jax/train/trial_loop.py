@@ -102,19 +102,19 @@ def train_trials(
     running = folder / "running" / name
     saved = trial_folder.read_running(running, folder)
     records = {} if saved is None else {k: r for k, r in saved.records.items() if k in keys}
-    begun = [keys.index(key) for key in records]
+    started = [keys.index(key) for key in records]
     # All are restored now, as the first chunk replaces what is saved.
     restored = {
         k: checkpoints.restore_state(folder / records[keys[k]]["state"], trials.init(k))
-        for k in begun
+        for k in started
     }
     before = None if saved is None else (saved.strategy, saved.at_once)
     choice = choose_grid(trials, before=before, **options)
     report(choice_line(choice, len(keys)))
     source = jax.device_put(trials.source, choice.grid.shared)
     loop = _Loop(trials, folder, running, choice.grid, source, schedule, test, advance or _ignore)
-    rest = [k for k in range(len(keys)) if k not in begun]
-    for part, start in ((begun, 0 if saved is None else saved.step), (rest, 0)):
+    rest = [k for k in range(len(keys)) if k not in started]
+    for part, start in ((started, 0 if saved is None else saved.step), (rest, 0)):
         for first in range(0, len(part), choice.grid.trials):
             chunk = part[first : first + choice.grid.trials]
             states = [restored[k] if k in restored else trials.init(k) for k in chunk]

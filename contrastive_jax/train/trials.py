@@ -22,7 +22,7 @@ from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import OPTIMIZER, tunable_loss_optimizer, tunable_optimizer
 from contrastive_jax.train.preconditions import check_training
 from contrastive_jax.train.progress import step_bar
-from contrastive_jax.train.run import Run
+from contrastive_jax.train.run import Run, described
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
 from contrastive_jax.train.trial_axes import values_of_axes, variants_of_axes
 from contrastive_jax.train.trial_folder import read_trials, restore_trial, trial_key
@@ -215,6 +215,7 @@ def fit_grid(
     record = drawn | {"steps": steps, "log_every": log_every, "test": test}
     record |= {"devices_per_trial": devices_per_trial, "axes": sorted(values)}
     record |= {"hyperparameters": _fixed(variants[0], values), "data_digest": digest(data)}
+    record |= {"encoder": described(model), "categories": categories is not None}
     with _opened(folder, record, resume=resume) as where:
         _train_pending(
             trials,

@@ -226,6 +226,10 @@ def test_a_folder_is_of_one_grid(stored):
         _grid(margin=[0.5], folder=folder)
     with pytest.raises(ValueError, match="batch_size was 12 and is now 24"):
         _grid(margin=[0.5], folder=folder, resume=True, batch_size=24)
+    other = partial(models.MLP, width=5, hidden=(8,))
+    options = OPTIONS | {"test": False, "folder": folder, "resume": True}
+    with pytest.raises(ValueError, match="encoder was"):
+        train.fit_grid(other, DATA, CONTRASTIVE, margin=[0.5], **options)
     with pytest.raises(TypeError, match=r"data must come from contrastive_jax.data.load"):
         train.fit_grid(MODEL, None, CONTRASTIVE, steps=1)
     with pytest.raises(TypeError, match="objective must come from"):
