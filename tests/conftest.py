@@ -22,6 +22,8 @@ if not hasattr(jax, "enable_x64"):  # before jax 0.8
     jax.enable_x64 = enable_x64
 
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# A program in one piece: to split it for threads takes longer, where tests have a worker a core.
+QUICKLY += " --xla_cpu_parallel_codegen_split_count=1"
 if jax.__version_info__ < (0, 11):  # later versions end at a flag that they do not have any more
     QUICKLY += " --xla_cpu_use_fusion_emitters=false"
 
@@ -105,6 +107,14 @@ def dense_whatever_tile(request):
 def longer(request):
     """Whether `--long` was given: every loss then runs in both dtypes and over tiles."""
     return request.config.getoption("long")
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Programs take one device by default, as on most machines: one for eight compiles longer."""
+    first = jax.devices()[:1]
+    for name in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, name, lambda *_, **__: first)
 
 
 @pytest.fixture

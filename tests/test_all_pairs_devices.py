@@ -92,13 +92,13 @@ def _on_one_device(case):
         *itertools.product([4], ["pmap", "shard_map"], ["euclidean_mean"]),
         *itertools.product([1], ["shard_map", "shard_map_unchecked"], ["euclidean_mean"]),
         (3, "shard_map", "euclidean_mean"),
-        (4, "vmap", "euclidean_mean"),
         *itertools.product([4], ["shard_map"], OTHERS),
         *[
             pytest.param(*case, marks=pytest.mark.long)
             for case in (
                 *itertools.product([2, 8], ["pmap", "shard_map"], ["euclidean_mean"]),
                 (3, "shard_map_unchecked", "euclidean_mean"),
+                (4, "vmap", "euclidean_mean"),
                 *itertools.product([4], ["pmap"], OTHERS),
             )
         ],

@@ -34,6 +34,7 @@ NEEDED = {
 }
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_prints_what_it_says(name, tmp_path, monkeypatch):
     for package, functions in NEEDED.items():

@@ -102,9 +102,9 @@ def one_after_another(setup):
     ("strategy", "options"),
     [
         ("sequential", {"steps_per_call": 2}),
-        ("vmap", {"trials": 3}),
+        pytest.param("vmap", {"trials": 3}, marks=pytest.mark.long),
         ("vmap", {"trials": 5, "steps_per_call": 2}),
-        ("shard_map", {"trials": 4, "devices": 4}),
+        pytest.param("shard_map", {"trials": 4, "devices": 4}, marks=pytest.mark.long),
         ("shard_map", {"trials": 4, "devices": 2}),
         ("shard_map", {"trials": 2, "devices": 8, "devices_per_trial": 4}),
         ("sequential", {"devices": 8, "devices_per_trial": 2}),

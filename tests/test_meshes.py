@@ -75,8 +75,7 @@ def _statistics(x, c):
 def _labelled(x, c):
     rule, attributes = labels.same_class_other_group(), (c, jnp.arange(ROWS) // 4)
     pairs = all_pairs_loss(x, attributes, labels=rule)
-    loss = losses.triplet_semi_hard()._replace(positives_per_pass=1)
-    return pairs + anchor_loss(x, attributes, labels=rule, loss=loss, tile=TILE)
+    return pairs + anchor_loss(x, attributes, labels=rule, loss=losses.triplet_hard(), tile=TILE)
 
 
 def _of_anchors(loss):
@@ -102,7 +101,7 @@ SIMPLE = {
 WALKS = {
     "autodiff": lambda x, c: all_pairs_loss(x, c, tile=TILE, method="autodiff"),
     "anchor_statistics": _statistics,
-    "triplet_semi_hard": _of_anchors(losses.triplet_semi_hard()),
+    "triplet_semi_hard": _of_anchors(losses.triplet_semi_hard()._replace(positives_per_pass=1)),
     "margin_by_class": lambda x, c: anchor_loss(
         x, c, loss=losses.margin_by_class(), data=(jnp.abs(x[:, 0]),), tile=TILE
     ),

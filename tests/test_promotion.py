@@ -192,15 +192,17 @@ def _labelled(x, traced):
         (labels.given_pairs(pairs, others="dissimilar"), np.arange(ROWS, dtype=np.int16)),
     ]
     total = jnp.zeros(())
-    for rule, attributes in rules:
-        for options in ({}, {"tile": TILE}, {"method": "autodiff"}):
+    every = ({}, {"tile": TILE}, {"method": "autodiff"})
+    # The engines call all rules alike: one of them by each engine, and the others by one.
+    for k, (rule, attributes) in enumerate(rules):
+        for options in every if k == 1 else every[:1]:
             total += all_pairs_loss(x, attributes, labels=rule, **options)
     rule, attributes = rules[1]
     for loss in (losses.triplet_hard(), losses.triplet_semi_hard(), losses.angular()):
-        for options in ({}, {"tile": TILE}, {"method": "autodiff"}):
+        for options in every if isinstance(loss, losses.AnchorLoss) else every[:1]:
             total += anchor_loss(x, attributes, labels=rule, loss=loss, **options)
     grade = lambda a, b: jnp.minimum(jnp.abs(a - b), limit)  # noqa: E731
-    for options in ({}, {"tile": TILE}, {"method": "autodiff"}):
+    for options in every:
         total += all_pairs_loss(x, X[:, 0], labels=grade, **options)
     bank = memory.push(memory.empty(24, SIZE, like=attributes), x, attributes, 0)
     others = memory.references(bank, 1, max_age=10)

@@ -72,6 +72,7 @@ def namespaces():
     return {}
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("page", RUNNABLE, ids=_name)
 def test_code_blocks_run_one_after_another(page, namespaces, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some write files
