@@ -1,16 +1,20 @@
 """Figures of an ablation: the effect of a hyperparameter, with its uncertainty.
 
-They look as those of `contrastive_jax.plots`. The values of the number that is varied have the
-colours of a scale from dark to light, the same in every figure.
+They look as those of `contrastive_jax.plots`. Values have colours from dark to light, the same in
+every figure.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
 from contrastive_jax._extras import needs
+from contrastive_jax.data.datasets import Dataset, PairDataset
+from contrastive_jax.evaluation.given_pairs import distances_of_pairs, points_of_pairs
 from contrastive_jax.evaluation.intervals import bootstrap_interval
+from contrastive_jax.evaluation.summary import drawn_distances
 from contrastive_jax.plots import (
     _LINES,
     _MARK,
@@ -287,3 +291,60 @@ def active_pairs(
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.legend(title=quantity, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9.5)
     return figure
+
+
+def encoder_figures(
+    encoders: Mapping[float, Callable[[np.ndarray], np.ndarray]],
+    data: Dataset | PairDataset,
+    distance: Callable[..., jax.Array],
+    quantity: str = "margin",
+    *,
+    chosen: float | None = None,
+    marked: bool = True,
+) -> dict[str, Figure]:
+    """Draws distances and maps of encoders that were trained with different values.
+
+    Args:
+      encoders: functions from images to embeddings, by the value of the hyperparameter.
+      data: whose test split they embed.
+      distance: between two embeddings.
+      quantity: name of the hyperparameter.
+      chosen: the value that validation chose, which is always among the maps.
+      marked: as in `distance_ridge`.
+
+    Returns:
+      `distances` by `distance_ridge` and, on data with classes, `maps` of up to five encoders.
+
+    Example:
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax import ablation_plots
+      >>> flat = lambda images: images.reshape(len(images), -1) / 255
+      >>> encoders, digits = {0.5: flat, 1.0: lambda x: 2 * flat(x)}, cj.data.load("digits")
+      >>> sorted(ablation_plots.encoder_figures(encoders, digits, cj.distances.euclidean))
+      ['distances', 'maps']
+    """
+    embeddings, pairs = {}, {}
+    for x, encode in encoders.items():
+        if isinstance(data, PairDataset):
+            points = points_of_pairs(encode, data.images, data.test)
+            pairs[x] = (distances_of_pairs(points, distance), points.labels)
+        else:
+            embeddings[x] = encode(data.test.images)
+            pairs[x] = drawn_distances(embeddings[x], data.test.classes, distance, 20_000, seed=0)
+    figures = {"distances": distance_ridge(pairs, quantity, marked=marked)}
+    if not isinstance(data, PairDataset):
+        five = {x: embeddings[x] for x in _five([*encoders], chosen)}
+        figures["maps"] = maps(five, data.test.classes, quantity, class_names=data.class_names)
+    return figures
+
+
+def _five(values: list[float], chosen: float | None) -> list[float]:
+    """Returns up to five of the values, spread evenly, with the chosen one among them."""
+    if len(values) <= 5:
+        return values
+    indices = np.linspace(0, len(values) - 1, 5).round().astype(int)
+    if chosen is not None and chosen not in [values[k] for k in indices]:
+        # It does not replace an end.
+        inner = indices[1:-1]
+        inner[np.abs(inner - values.index(chosen)).argmin()] = values.index(chosen)
+    return [values[k] for k in sorted({*indices.tolist()})]

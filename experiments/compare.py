@@ -19,8 +19,9 @@ with needs("train", "experiments.compare"):
     import tyro
 
 from contrastive_jax import load
+from contrastive_jax.data.pictures import read_pictures
 from contrastive_jax.train import Comparison, Run
-from experiments import command, pictures, vector_files
+from experiments import command, vector_files
 
 # Every two of these are a line each.
 _MOST = 100
@@ -65,7 +66,7 @@ def main(config: Config) -> Comparison:
 def _read(paths: Sequence[Path], run: Run) -> tuple[list[str], np.ndarray]:
     """Reads pictures, or the vectors of files, and names them."""
     if len(run.image_shape) > 1 or not paths:
-        return [str(path) for path in paths], pictures.read(paths, run)
+        return [str(path) for path in paths], read_pictures(paths, run.image_shape, run.image_dtype)
     parts = [vector_files.read(path, run) for path in paths]
     several = len(parts) > 1
     names = [

@@ -5,27 +5,26 @@
     python -m experiments.compare_losses --resume compare_losses --losses supcon  # a part
 
 As "A Metric Learning Reality Check" (Musgrave, Belongie and Lim 2020) asks for: the same encoder,
-batch, steps and augmentation for all; learning rate and the numbers of a loss chosen by MAP@R on
-validation, from as many trials for each; then several seeds with those, and their mean on test with
-a 95 % interval (Student's t over seeds). Two splits: all classes, and half of the classes, seen in
-training, against the others. The figures of raw pixels, or of vectors as they are, whitened and by
-LDA, stand beside them.
+batch, steps and augmentation for all; learning rate and hyperparameters of a loss chosen by MAP@R
+on validation, from as many trials for each; then several seeds with those, and their mean on test
+with a 95 % interval (Student's t over seeds). Two splits: all classes, and half of the classes,
+seen in training, against the others. The figures of raw pixels, or of vectors as they are, whitened
+and by LDA, stand beside them.
 
 What a reader should know: in both splits validation is of held-out images of the classes trained
 on, where that paper holds out classes; a loss without ranges in the table of losses has its
 learning rate tuned alone; the learning rate of proxies and boundaries follows that of the
 encoder.
 
-Each training adds a line to runs/NAME/cells.jsonl when it is complete. The numbers of a loss are
-data, so that all trainings of a loss and a split share one compilation.
+Each trial adds a line to runs/NAME/trials.jsonl when it is finished. Hyperparameters are data, so
+that all trials of a loss and a split share one compilation.
 """
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,8 +39,7 @@ from contrastive_jax._extras import needs
 with needs("train", "experiments.compare_losses"):
     from tqdm import tqdm
 
-from contrastive_jax import locks, plots
-from contrastive_jax import train as training
+from contrastive_jax import locks, train
 from contrastive_jax.data import (
     Dataset,
     Examples,
@@ -51,25 +49,24 @@ from contrastive_jax.data import (
     load,
     load_with_report,
 )
+from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import by_role
 from contrastive_jax.train import folder as runs
+from contrastive_jax.train import grid as grids
 from contrastive_jax.train import loss_table
-from contrastive_jax.train.assembly import assemble, source_of
-from experiments import command, evaluate, option_checks
+from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
+from contrastive_jax.train.trial_folder import TRIALS
+from experiments import command, option_checks
+from experiments.loss_report import CHOSEN_BY, SHOWN, SPLITS, Line, read_finished, report
 from experiments.options import ENCODERS, augmentation, with_classes
 
-SPLITS = ("all classes", "unseen classes")
-SHOWN = {"precision_at_1": "P@1", "r_precision": "R-precision", "map_at_r": "MAP@R"}
-CHOSEN_BY = "map_at_r"
 LEARNING_RATE = 4e-3
 # Ranges that are searched beside those of the table of losses, logarithmically.
 LEARNING_RATES = (1e-3, 1e-2)
 FRACTIONS = (0.05, 0.5)
-# Options that may differ when it is resumed: they do not change the numbers.
+# Options that may differ when it is resumed: they do not change the results.
 FREE = {"losses", "resume", "overwrite", "name", "runs", "data_dir", "tfds_dir"}
-
-Cell = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +85,11 @@ class Config:
     losses: tuple[str, ...] = ()
     """The losses to train, all by default."""
     trials: int = 4
-    """Settings that are tried of each loss; the first are those of `loss_table`."""
+    """Trials of each loss on validation; the first has the hyperparameters of `loss_table`."""
     seeds: int = 3
-    """Trainings with the chosen setting."""
+    """Trials on test with the chosen hyperparameters."""
     steps: int = 300
-    """Steps of every training."""
+    """Steps of every trial."""
     batch_size: int = 60
     """Images in a batch, of all classes alike."""
     encoder: str | None = None
@@ -120,8 +117,8 @@ def main(config: Config) -> Path:
     for split, data in sets.items():
         check_evaluable(data)
         index_by_class(data.train.classes)  # to see that pairs can be drawn
-        training.check_images(
-            training.network(_model(config, data), data.train.images.shape[1:]),
+        train.check_images(
+            train.network(_model(config, data), data.train.images.shape[1:]),
             train=data.train.images,
             validation=data.validation.images,
             test=data.test.images,
@@ -133,138 +130,143 @@ def main(config: Config) -> Path:
                 f"({split}) and hold two of each, got {config.batch_size}"
             )
     names = config.losses or loss_table.NAMES
-    runs_of_loss = config.trials + config.seeds
-    total = len(SPLITS) * len(names) * runs_of_loss
+    per_loss = config.trials + config.seeds
+    total = len(SPLITS) * len(names) * per_loss
     with _folder(config, names) as folder, tqdm(total=total, unit="run", disable=None) as bar:
         for split, data in sets.items():
-            for beside, embed in evaluate.beside(data.train, width=config.width).items():
+            for beside, embed in baselines.baselines(
+                data.train.images, data.train.classes, width=config.width
+            ).items():
                 line = {"split": split, "loss": beside}
-                if not _found(folder, **line):
+                if not read_finished(folder, **line):
                     figures = _figures(embed, data.test)
-                    runs.append_line(folder / "cells.jsonl", line | {"figures": figures})
+                    runs.append_line(folder / TRIALS, line | {"figures": figures})
             for name in names:
                 bar.set_postfix_str(f"{split}, {name}")
-                done = runs_of_loss
-                for cell in _compared(config, folder, split, name, data):
-                    runs.append_line(folder / "cells.jsonl", cell)
+                rest = per_loss
+                for line in _compared(config, folder, split, name, data):
+                    runs.append_line(folder / TRIALS, line)
                     bar.update()
-                    done -= 1
-                bar.update(done)
+                    rest -= 1
+                bar.update(rest)
         report(folder)
     return folder
 
 
-def _compared(config: Config, folder: Path, split: str, name: str, data: Dataset) -> Iterable[Cell]:
-    """Trains what is still to be trained of a loss: first all trials, then all seeds."""
-    known = {"split": split, "loss": name}
-    train: Callable[..., Any] | None = None
+def _compared(config: Config, folder: Path, split: str, name: str, data: Dataset) -> Iterator[Line]:
+    """Trains the trials of a loss that are not finished: first all tuning, then all seeds."""
+    where = {"split": split, "loss": name}
+    grid: grids.Grid | None = None
     for stage, count in (("tuning", config.trials), ("test", config.seeds)):
-        for number in range(count):
-            if _found(folder, **known, stage=stage, number=number):
-                continue
-            if stage == "tuning":
-                setting = trial_settings(name, config.trials)[number]
-            else:
-                setting = _best(_found(folder, **known, stage="tuning"))
-            train = train or _trainer(config, name, data)
-            began = time.perf_counter()
-            # Seed 0 is of the trials: what was chosen by it is not judged by it.
-            embed = train(setting, 0 if stage == "tuning" else number + 1)
-            part = data.validation if stage == "tuning" else data.test
-            figures = None if embed is None else _figures(embed, part)
-            seconds = round(time.perf_counter() - began, 2)
-            yield (
-                known
-                | {"stage": stage, "number": number}
-                | setting
-                | {
-                    "figures": figures,
-                    "seconds": seconds,
-                }
-            )
+        finished = {line["number"] for line in read_finished(folder, **where, stage=stage)}
+        pending = [number for number in range(count) if number not in finished]
+        if not pending:
+            continue
+        if stage == "tuning":
+            points = tuning_points(name, config.trials)
+        else:
+            points = [_best(read_finished(folder, **where, stage="tuning"))] * count
+        # Seed 0 tunes: figures on test are of other seeds.
+        seeds = {number: 0 if stage == "tuning" else number + 1 for number in pending}
+        trials = _assembled(config, name, data, [(points[k], seed) for k, seed in seeds.items()])
+        grid = grid or grids.make_grid(
+            trials.parts.drawn,
+            trials.init(0),
+            trials.source,
+            trials.hyperparameters[0],
+            "sequential",
+            devices=jax.devices()[:1],
+        )
+        part = data.validation if stage == "tuning" else data.test
+        for index, figures, seconds in _trained(trials, grid, config.steps, part):
+            line = where | {"stage": stage, "number": pending[index]} | points[pending[index]]
+            yield line | {"figures": figures, "seconds": round(seconds, 2)}
 
 
-def trial_settings(name: str, count: int) -> list[dict[str, Any]]:
-    """Settings of a loss: the one it is trained with by default, then points of a Sobol sequence.
+def _trained(
+    trials: AssembledTrials, grid: grids.Grid, steps: int, part: Examples
+) -> Iterator[tuple[int, dict[str, float] | None, float]]:
+    """Trains trials one after another; yields the index, figures and seconds of each."""
+    began = time.perf_counter()
+    source = jax.device_put(trials.source, grid.shared)
+    hyperparameters = trials.hyperparameters
+    windows = grids.train_grid(
+        grid, trials.init, source, hyperparameters, steps=steps, window=steps
+    )
+    for window in windows:
+        figures = None
+        if window.diverged[0] is None:
+            embed = partial(train.embed, trials.parts.network.encode, window.state(0).weights)
+            figures = _figures(embed, part)
+        yield window.trials[0], figures, time.perf_counter() - began
+        began = time.perf_counter()
+
+
+def tuning_points(name: str, count: int) -> list[dict[str, Any]]:
+    """Returns the hyperparameters that are tried of a loss.
+
+    The first are those that it is trained with by default; the others are points of a Sobol
+    sequence.
 
     Args:
       name: of the loss.
       count: how many.
 
     Returns:
-      Each a learning rate and options.
+      Each a learning rate and options of the loss.
     """
     ranges = {"learning_rate": LEARNING_RATES} | dict(loss_table.TABLE[name].ranges)
-    known = loss_table.hyperparameters_of(name)
-    if "similar_fraction" in known:
+    defaults = loss_table.hyperparameters_of(name)
+    if "similar_fraction" in defaults:
         ranges = ranges | {"similar_fraction": FRACTIONS}
-    # All settings have the same numbers, so that they share a compilation.
-    by_default = {key: known[key] for key in ranges if key in known}
-    settings: list[dict[str, Any]] = [{"learning_rate": LEARNING_RATE, "options": by_default}]
+    # All points have the same hyperparameters, so that they share a compilation.
+    by_default = {key: defaults[key] for key in ranges if key in defaults}
+    points: list[dict[str, Any]] = [{"learning_rate": LEARNING_RATE, "options": by_default}]
     low, high = np.log(np.array([*ranges.values()])).T
     # A power of two, to which Sobol sequences are even, and from which the first are taken.
     exponent = max(count - 2, 0).bit_length()
-    points = stats.qmc.Sobol(len(ranges), seed=0).random_base2(exponent)
-    for point in np.exp(low + (high - low) * points)[: count - 1]:
+    drawn = stats.qmc.Sobol(len(ranges), seed=0).random_base2(exponent)
+    for point in np.exp(low + (high - low) * drawn)[: count - 1]:
         options = {key: float(f"{value:.3g}") for key, value in zip(ranges, point, strict=True)}
-        settings.append({"learning_rate": options.pop("learning_rate"), "options": options})
-    return settings
+        points.append({"learning_rate": options.pop("learning_rate"), "options": options})
+    return points
 
 
-def _trainer(config: Config, name: str, data: Dataset) -> Callable[..., Any]:
-    """Compiles the training of a loss, from hyperparameters and a seed to a function that embeds.
-
-    It returns None where the training diverged.
-    """
+def _assembled(
+    config: Config, name: str, data: Dataset, trials: Sequence[tuple[dict[str, Any], int]]
+) -> AssembledTrials:
+    """Makes the parts of trials of a loss, each of hyperparameters and a seed."""
     shared = {"steps": config.steps, "warmup_steps": config.steps // 20}
-    objective = training.objective(name)
-    encoder_optimizer = training.make_optimizer(
-        LEARNING_RATE, weight_decay=config.weight_decay, **shared
+    variants = []
+    for point, seed in trials:
+        objective = train.objective(name, **point["options"])
+        variants.append(
+            Variant(point, seed, objective, {"step_size": point["learning_rate"] / LEARNING_RATE})
+        )
+    # A learning rate scales all steps, of the encoder and of the loss.
+    encoder, loss = (
+        optax.chain(
+            train.make_optimizer(rate, weight_decay=decay, **shared),
+            optax.inject_hyperparams(optax.scale)(step_size=1.0),
+        )
+        for rate, decay in (
+            (LEARNING_RATE, config.weight_decay),
+            (variants[0].objective.learning_rate, 0.0),
+        )
     )
-    loss_optimizer = training.make_optimizer(objective.learning_rate, **shared)
-    # A learning rate scales all steps, of the encoder and of the loss; as a number in the state it
-    # is data.
-    scales = [optax.inject_hyperparams(optax.scale)(step_size=1.0) for _ in range(2)]
-    parts = assemble(
+    classes = len(np.unique(data.train.classes))
+    flip = config.dataset not in ("digits", "mnist")
+    return assemble_trials(
         _model(config, data),
         data,
-        objective,
+        variants,
         steps=config.steps,
         batch_size=config.batch_size,
-        batch_classes=len(np.unique(data.train.classes)),
-        optimizer=optax.chain(encoder_optimizer, scales[0]),
-        loss_optimizer=optax.chain(loss_optimizer, scales[1]),
-        augment=None
-        if data.train.images.ndim == 2
-        else augmentation(config.dataset not in ("digits", "mnist"), 1),
+        batch_classes=classes,
+        optimizer=encoder,
+        loss_optimizer=loss,
+        augment=None if data.train.images.ndim == 2 else augmentation(flip, 1),
     )
-    placed = training.parallel(parts.drawn, "shard_map", jax.devices()[:1])
-    source = placed.replicate(source_of(data))
-
-    def train(setting: dict[str, Any], seed: int) -> Any:
-        chosen = training.objective(name, **setting["options"])
-        state = parts.init(seed)
-        state = state._replace(
-            params=state.params._replace(loss=parts.init_loss(chosen, seed)),
-            opt_state=optax.tree.set(
-                state.opt_state, step_size=np.float32(setting["learning_rate"] / LEARNING_RATE)
-            ),
-        )
-        hyperparameters = training.Hyperparameters(seed, dict(chosen.hyperparameters))
-        state, hyperparameters = placed.replicate((state, hyperparameters))
-        try:
-            ((state, _),) = training.windows(
-                lambda state: placed.step(state, source, hyperparameters),
-                state,
-                steps=config.steps,
-                window=config.steps,
-            )
-        except FloatingPointError:
-            return None
-        weights = placed.fetch(state).weights
-        return lambda images: training.embed(parts.network.encode, weights, images)
-
-    return train
 
 
 def _model(config: Config, data: Dataset) -> Any:
@@ -277,85 +279,10 @@ def _figures(embed: Callable[[np.ndarray], np.ndarray], part: Examples) -> dict[
     return {key: figures[key] for key in SHOWN}
 
 
-def _best(cells: list[Cell]) -> dict[str, Any]:
-    """The setting that validation chooses; a training that diverged is worse than any other."""
-    best = max(cells, key=lambda cell: cell["figures"][CHOSEN_BY] if cell["figures"] else -1)
+def _best(lines: Sequence[Line]) -> dict[str, Any]:
+    """Returns the hyperparameters that validation chooses; a trial that diverged is the worst."""
+    best = max(lines, key=lambda line: line["figures"][CHOSEN_BY] if line["figures"] else -1)
     return {key: best[key] for key in ("learning_rate", "options")}
-
-
-def _found(folder: Path, **known: Any) -> list[Cell]:
-    """The complete trainings of which these things are so, each once.
-
-    A line cut short is none, and two processes may have done the same.
-    """
-    cells = {}
-    for cell in runs.read_lines(folder / "cells.jsonl", keys=("split", "loss", "figures")):
-        if all(cell.get(key) == value for key, value in known.items()):
-            cells[tuple(cell.get(key) for key in ("split", "loss", "stage", "number"))] = cell
-    return [*cells.values()]
-
-
-def interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half of its 95 % interval, by Student's t; NaN of one value.
-
-    Args:
-      values: of independent trainings.
-
-    Returns:
-      Both.
-    """
-    array = np.array([*values], np.float64)
-    half = float(np.nan)
-    if len(array) > 1:
-        half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
-    return float(array.mean()), float(half)
-
-
-def report(folder: Path) -> None:
-    """Writes the table, as Markdown and CSV, and the figure, of what is complete in a folder."""
-    seeds = runs.read_config(folder)["seeds"]
-    found: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
-    diverged, incomplete = [], []
-    for split, name in itertools.product(SPLITS, (*evaluate.BESIDE, *loss_table.NAMES)):
-        cells = _found(folder, split=split, loss=name)
-        judged = [cell for cell in cells if cell.get("stage", "test") == "test"]
-        if any(cell["figures"] is None for cell in judged):
-            diverged.append(f"{name} on {split}")
-        elif cells and len(judged) < (1 if name in evaluate.BESIDE else seeds):
-            incomplete.append(f"{name} on {split}")
-        elif judged:
-            found.setdefault(name, {})[split] = {
-                key: interval(cell["figures"][key] for cell in judged) for key in SHOWN
-            }
-    complete = {name: of for name, of in found.items() if len(of) == len(SPLITS)}
-    order = sorted(complete, key=lambda name: complete[name][SPLITS[0]][CHOSEN_BY][0], reverse=True)
-    columns = [(split, key) for split in SPLITS for key in SHOWN]
-    lines = [
-        ["loss", *[f"{SHOWN[key]}, {split}" for split, key in columns]],
-        ["---", *["---:"] * len(columns)],
-    ]
-    csv = [["loss", *[f"{key} {split} {what}" for split, key in columns for what in ("mean", "±")]]]
-    for name in order:
-        cells_of = [complete[name][split][key] for split, key in columns]
-        lines.append([name, *[_text(*cell) for cell in cells_of]])
-        csv.append([name, *[f"{value:.6f}" for cell in cells_of for value in cell]])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    print(table)
-    for why, names in (("diverged", diverged), ("not complete", incomplete)):
-        if names:
-            print(f"\n{why}, and left out: {', '.join(names)}")
-    (folder / "results.md").write_text(table + "\n")
-    (folder / "results.csv").write_text("".join(",".join(line) + "\n" for line in csv))
-    intervals = {
-        split: {name: complete[name][split][CHOSEN_BY] for name in order} for split in SPLITS
-    }
-    if order:
-        figure = plots.intervals(intervals, f"{SHOWN[CHOSEN_BY]} on test")
-        plots.save(figure, folder / "comparison.png")
-
-
-def _text(mean: float, half: float) -> str:
-    return f"{100 * mean:.1f}" + (f" ± {100 * half:.1f}" if np.isfinite(half) else "")
 
 
 def _load(config: Config, split: str) -> Dataset:
@@ -381,7 +308,7 @@ def _check(config: Config) -> None:
     if not (config.resume or config.overwrite):
         runs.check_new(config.runs / config.name)
     if config.width < 3:
-        # Of the distances of random points that mining weighs by.
+        # Mining weights pairs by the distances of random points, whose formula needs three.
         raise ValueError(f"--width must be at least 3, got {config.width}")
     if config.encoder not in (None, *ENCODERS):
         raise ValueError(f"--encoder must be one of {', '.join(ENCODERS)}, got {config.encoder}")

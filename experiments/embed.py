@@ -18,7 +18,8 @@ with needs("train", "experiments.embed"):
     import tyro
 
 from contrastive_jax import load
-from experiments import command, pictures, vector_files
+from contrastive_jax.data.pictures import pictures_in, read_pictures
+from experiments import command, vector_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +47,10 @@ def main(config: Config) -> Path:
     if len(run.image_shape) == 1 or config.source.suffix in vector_files.SUFFIXES:
         names, images = vector_files.read(config.source, run)
     else:
-        paths = pictures.pictures_in(config.source)
+        paths = pictures_in(config.source)
         names, images = (
             [path.relative_to(config.source).as_posix() for path in paths],
-            pictures.read(paths, run),
+            read_pictures(paths, run.image_shape, run.image_dtype),
         )
     embeddings = run.embed(images)
     config.out.parent.mkdir(parents=True, exist_ok=True)

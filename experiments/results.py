@@ -14,9 +14,9 @@ from contrastive_jax._extras import needs
 with needs("train", "experiments.results"):
     import tyro
 
+from contrastive_jax.evaluation.tables import TITLES, markdown
 from contrastive_jax.train.folder import CONFIG
 from experiments import command
-from experiments.evaluate import TITLES
 from experiments.train import FREE
 
 
@@ -43,12 +43,12 @@ def main(config: Config) -> str:
     check_seeds(config.runs)
     figures = [_read(folder, "results.json") for folder in config.runs]
     columns = [name for name, one in figures[0].items() if isinstance(one, dict) and "auc" in one]
-    rows = [[f"on test, {len(figures)} seeds", *columns], ["---", *["---:"] * len(columns)]]
+    rows = [[f"on test, {len(figures)} seeds", *columns]]
     for key, title in TITLES.items():
         if key not in figures[0]["embedding"]:
             continue
         rows.append([title, *[spread([one[name][key] for one in figures]) for name in columns]])
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    table = markdown(rows)
     print(f"{table}\n\nThe mean over seeds, and in brackets the lowest and the highest.")
     return table
 

@@ -19,7 +19,7 @@ from contrastive_jax import labels, load, train
 from contrastive_jax.train import checkpoints, folder
 from contrastive_jax.train.devices import Strategy
 from contrastive_jax.train.labelled import with_labels
-from experiments import command, evaluate, option_checks, options
+from experiments import command, option_checks, options
 
 # Options that may differ when a run is resumed: they do not change the numbers.
 FREE = {
@@ -120,6 +120,8 @@ class Config(options.Runs, options.Training, options.Data):
 def main(config: Config) -> Path:
     """Runs an experiment and returns its folder."""
     began = time.perf_counter()
+    if config.figures:
+        from contrastive_jax import run_report  # without matplotlib this fails before the training
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         # Virtual devices that wait for each other hold threads of XLA's pool, one to a core by
         # default: more devices than cores would wait for ever. JAX reads this when it starts.
@@ -178,7 +180,7 @@ def main(config: Config) -> Path:
     )
     assert run.folder is not None
     if config.figures:
-        evaluate.report(run, data)
+        print(run_report.write_report(run, data))
     print(f"{run.folder} is complete after {time.perf_counter() - began:.0f} s")
     return run.folder
 

@@ -10,8 +10,8 @@
 # # Which margin? An ablation as one program
 #
 # "We use a margin of 1" is a sentence of many papers. Whether it matters is a question to a grid:
-# some margins, several seeds of each. To a training step of this library the margin and the seed
-# are numbers like the pixels, so that one compilation trains them all.
+# some margins, several seeds of each. The margin and the seed are arguments of this library's
+# training step, so that one compilation trains them all.
 #
 # 1. the grid, from one compilation
 # 2. the curve, with intervals over seeds
@@ -75,17 +75,15 @@ print(
 )
 
 # %%
-import jax
+from functools import partial
+
 import numpy as np
-from flax import nnx
 from IPython.display import Markdown
 
 from contrastive_jax import ablation_plots, data, models, train
 from contrastive_jax.distances import euclidean
 from contrastive_jax.evaluation.intervals import bootstrap_interval
-from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import drawn_distances
-from contrastive_jax.train import grid
 
 # %% tags=["parameters"]
 margins = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -96,81 +94,44 @@ width = 16  # of the embedding
 # %% [markdown]
 # ## The grid
 #
-# On a CPU every core becomes a device that trains a cell of its own; accelerators map the step over
-# several cells. The numbers are the same.
-
-# %%
-devices = jax.devices()
-cells = [(margin, seed) for margin in margins for seed in range(seeds)]
-print(f"{len(cells)} trainings on {len(devices)} devices ({devices[0].platform})")
+# `fit_grid` takes the arguments of `fit`, and several values where `fit` has one. On a CPU every
+# core became a device above, so that it trains a trial of its own; accelerators map the step over
+# several trials. The results are the same. `fit_grid` times the ways that there are and says which
+# it takes.
 
 # %%
 digits = data.load("digits")
-index = data.index_by_class(digits.train.classes)
-source = train.Source(digits.train.images, digits.train.classes, index)
-
-
-def new_encoder(seed):
-    return train.network(models.MLP((8, 8, 1), width, rngs=nnx.Rngs(seed)))
-
-
-encoder = new_encoder(0)
-optimizer = train.make_optimizer(4e-3, steps, warmup_steps=steps // 50, weight_decay=0.5)
-objective = train.objective("contrastive", on="pairs", group=16)
-step = train.draws_pairs(train.make_step(encoder, optimizer, objective), 128)
-
-
-def start(cell):
-    return train.init_state(new_encoder(cells[cell][1]), optimizer)
-
-
-hyperparameters = [
-    train.Hyperparameters(seed, {"margin": margin, "similar_fraction": 0.3})
-    for margin, seed in cells
-]
-on_cpu = devices[0].platform == "cpu"
-compiled = grid.make_grid(
-    step,
-    start(0),
-    source,
-    hyperparameters[0],
-    "shard_map" if on_cpu else "vmap",
-    cells=len(devices) if on_cpu else len(cells),
+trials = train.fit_grid(
+    partial(models.MLP, width=width),
+    digits,
+    train.objective("contrastive", on="pairs", group=16, similar_fraction=0.3),
+    margin=margins,
+    seed=range(seeds),
+    steps=steps,
+    optimizer=train.make_optimizer(4e-3, steps, warmup_steps=steps // 50, weight_decay=0.5),
+    log_every=max(steps // 20, 1),
 )
-print(f"{compiled.cells} cells in a call, {compiled.bytes / 2**20:.0f} MB on each device")
+print(f"{len(trials)} trials, of which {sum(t.diverged is not None for t in trials)} diverged")
 
 # %% [markdown]
-# `train_grid` hands back a window after some steps of the cells that are trained together, with
-# their metrics, and at the end their states. A cell that diverges is marked and leaves the others
-# alone.
+# A trial that diverges is marked and leaves the others alone. All others have figures on validation
+# and on test, an encoder that embeds images, and a history.
 
 # %%
-at = jax.device_put(source, compiled.shared)
-weights, active = {}, {cell: [] for cell in cells}
-for window in grid.train_grid(
-    compiled, start, at, hyperparameters, steps=steps, window=max(steps // 4, 1)
-):
-    for place, k in enumerate(window.cells):
-        active[cells[k]].extend(window.metrics["active_fraction"][place])
-        if window.step == steps and window.diverged[place] is None:
-            weights[cells[k]] = window.state(place).weights
-    if window.step == steps:
-        print(f"\r{len(weights)} of {len(cells)} trained", end="")
+trained = {
+    (t.hyperparameters["margin"], t.hyperparameters["seed"]): t
+    for t in trials
+    if t.diverged is None
+}
 
 # %% [markdown]
 # ## The curve
 #
-# Every training is judged by validation and by test images. Test figures are for the end.
+# Every trial is evaluated on validation and on test images. Test figures are for the end.
 
 # %%
-embeddings, validation, test = {}, {}, {}
-for cell, found in weights.items():
-    for split, figures in (("validation", validation), ("test", test)):
-        examples = getattr(digits, split)
-        points = train.embed(encoder.encode, found, examples.images)
-        figures[cell] = retrieval(points, examples.classes)
-        if split == "test":
-            embeddings[cell] = points
+validation = {key: trial.validation for key, trial in trained.items()}
+test = {key: trial.test for key, trial in trained.items()}
 
 
 def by_margin(figures, metric):
@@ -205,7 +166,11 @@ ablation_plots.metric_curves(
 # margin above 2 can never be met.
 
 # %%
-first = {margin: embeddings[margin, 0] for margin in margins if (margin, 0) in embeddings}
+first = {
+    margin: trained[margin, 0].run.embed(digits.test.images)
+    for margin in margins
+    if (margin, 0) in trained
+}
 ablation_plots.distance_ridge(
     {
         margin: drawn_distances(points, digits.test.classes, euclidean, 10_000, 0)
@@ -226,13 +191,9 @@ ablation_plots.maps(first, digits.test.classes)
 # than there is.
 
 # %%
-smoothing = np.ones(max(steps // 20, 1)) / max(steps // 20, 1)
 ablation_plots.active_pairs(
     {
-        margin: (
-            np.arange(steps - len(smoothing) + 1),
-            np.convolve(np.nan_to_num(active[margin, 0]), smoothing, "valid"),
-        )
+        margin: (trained[margin, 0].history["step"], trained[margin, 0].history["active_fraction"])
         for margin in first
     }
 )
@@ -276,13 +237,12 @@ for margin in margins:
         difference = percent(interval, "+")
         if seeds >= 5 and not interval.low <= 0 <= interval.high:
             difference = f"**{difference}**"
-    cells_of_row = [percent(bootstrap_interval(column)) for column in values.values()]
-    rows.append(f"| {margin:g} | " + " | ".join([*cells_of_row, difference]) + " |")
+    entries = [percent(bootstrap_interval(column)) for column in values.values()]
+    rows.append(f"| {margin:g} | " + " | ".join([*entries, difference]) + " |")
 Markdown("\n".join(rows))
 
 # %% [markdown]
 # Means of all seeds on test, with 95 % bootstrap intervals (`bootstrap_interval` says how they are
 # made, and how far they hold for few seeds); bold differences leave out 0. For a data set of its
-# own, more numbers than one, or runs that may be interrupted, the repository has
-# `experiments/margin_ablation.py`, which writes these figures and the table as CSV, Markdown and
-# LaTeX.
+# own or a grid that may be interrupted, the repository has `experiments/margin_ablation.py`, which
+# writes these figures and the table as CSV, Markdown and LaTeX.

@@ -42,7 +42,7 @@ def run(monkeypatch, tmp_path):
     def step(*arguments, **options):
         pytest.fail("a step is taken")
 
-    for module in (loop, compare_losses.training, drlim.training):
+    for module in (loop, drlim.training):
         monkeypatch.setattr(module, "windows", step)
     monkeypatch.setattr(grids, "train_grid", step)
 

@@ -5,7 +5,7 @@ import pytest
 
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import loss_table
-from experiments import compare_losses
+from experiments import compare_losses, loss_report
 
 SMALL = {
     "dataset": "digits",
@@ -17,18 +17,16 @@ SMALL = {
 }
 
 
-def _cells(folder):
-    places = [
-        (split, stage) for split in compare_losses.SPLITS for stage in (None, "tuning", "test")
-    ]
+def _lines(folder):
+    places = [(split, stage) for split in loss_report.SPLITS for stage in (None, "tuning", "test")]
     return sorted(
-        compare_losses._found(folder),
-        key=lambda cell: (places.index((cell["split"], cell.get("stage"))), cell.get("number")),
+        loss_report.read_finished(folder),
+        key=lambda line: (places.index((line["split"], line.get("stage"))), line.get("number")),
     )
 
 
-def _timeless(cells):
-    return [{key: value for key, value in cell.items() if key != "seconds"} for cell in cells]
+def _timeless(trials):
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in trials]
 
 
 @pytest.fixture(scope="module")
@@ -38,32 +36,32 @@ def folder(tmp_path_factory):
 
 @pytest.mark.xdist_group("compare_losses")
 def test_each_loss_has_its_trials_and_seeds_with_what_validation_chose(folder):
-    cells = _cells(folder)
-    assert len(cells) == 2 * (1 + 2 + 2)
-    for split in compare_losses.SPLITS:
+    trials = _lines(folder)
+    assert len(trials) == 2 * (1 + 2 + 2)
+    for split in loss_report.SPLITS:
         for name in SMALL["losses"]:
-            mine = [c for c in cells if (c["split"], c["loss"]) == (split, name)]
+            mine = [c for c in trials if (c["split"], c["loss"]) == (split, name)]
             tuned = [c for c in mine if c["stage"] == "tuning"]
             test = [c for c in mine if c["stage"] == "test"]
             assert [c["number"] for c in tuned] == [c["number"] for c in test] == [0, 1]
             assert tuned[0]["options"] == {"temperature": 0.1}
             best = max(tuned, key=lambda c: c["figures"]["map_at_r"])
-            for cell in test:
-                assert cell["options"] == best["options"]
-                assert cell["learning_rate"] == best["learning_rate"]
+            for line in test:
+                assert line["options"] == best["options"]
+                assert line["learning_rate"] == best["learning_rate"]
             assert test[0]["figures"] != test[1]["figures"]
 
 
 @pytest.mark.xdist_group("compare_losses")
 def test_it_goes_on_where_it_was_interrupted(folder):
-    before = _cells(folder)
-    path = folder / "cells.jsonl"
+    before = _lines(folder)
+    path = folder / "trials.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:3]) + lines[3][:20])
     table = (folder / "results.md").read_text()
     compare_losses.main(compare_losses.Config(runs=folder.parent, resume="compare_losses", **SMALL))
     assert len(path.read_text().splitlines()) == len(lines)
-    assert _timeless(_cells(folder)) == _timeless(before)
+    assert _timeless(_lines(folder)) == _timeless(before)
     assert (folder / "results.md").read_text() == table
     with pytest.raises(ValueError, match="steps was 20 and is now 21"):
         compare_losses.main(
@@ -77,7 +75,7 @@ def test_it_goes_on_where_it_was_interrupted(folder):
 
 @pytest.mark.xdist_group("compare_losses")
 def test_the_table_has_means_and_intervals_of_test(folder):
-    cells = _cells(folder)
+    trials = _lines(folder)
     rows = [line.split(" | ") for line in (folder / "results.md").read_text().splitlines()]
     names = [row[0].strip("| ") for row in rows[2:]]
     assert {*names} == {"raw pixels", "supcon"}
@@ -85,7 +83,7 @@ def test_the_table_has_means_and_intervals_of_test(folder):
     assert shown == sorted(shown, reverse=True)
     values = [
         c["figures"]["map_at_r"]
-        for c in cells
+        for c in trials
         if (c["split"], c["loss"], c.get("stage")) == ("all classes", "supcon", "test")
     ]
     # Of two values the deviation is their distance over sqrt(2), and Student's t 12.706.
@@ -97,7 +95,7 @@ def test_the_table_has_means_and_intervals_of_test(folder):
 
 def test_settings_are_within_their_ranges_and_every_range_is_of_a_known_number():
     for name in loss_table.NAMES:
-        first, *others = compare_losses.trial_settings(name, 6)
+        first, *others = compare_losses.tuning_points(name, 6)
         assert first["learning_rate"] == 4e-3
         known = loss_table.hyperparameters_of(name)
         assert first["options"] == {key: known[key] for key in others[0]["options"]}
@@ -122,31 +120,31 @@ def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(
         ]
     ) == {"learning_rate": 2.0, "options": {"margin": 2.0}}
     figures = {"precision_at_1": 0.5, "r_precision": 0.4, "map_at_r": 0.3}
-    for split in compare_losses.SPLITS:
+    for split in loss_report.SPLITS:
         for name, found in (("supcon", figures), ("arcface", None)):
-            cell = {"split": split, "loss": name, "stage": "test", "number": 0, "figures": found}
-            runs.append_line(tmp_path / "cells.jsonl", cell)
+            line = {"split": split, "loss": name, "stage": "test", "number": 0, "figures": found}
+            runs.append_line(tmp_path / "trials.jsonl", line)
     for k in (0, 0, 1):  # twice, as two processes may
-        cell = {"split": "all classes", "loss": "nca", "stage": "test", "number": k}
-        runs.append_line(tmp_path / "cells.jsonl", cell | {"figures": figures})
+        line = {"split": "all classes", "loss": "nca", "stage": "test", "number": k}
+        runs.append_line(tmp_path / "trials.jsonl", line | {"figures": figures})
     (tmp_path / "config.json").write_text('{"seeds": 1}')
-    compare_losses.report(tmp_path)
+    loss_report.report(tmp_path)
     printed = capsys.readouterr().out
     assert "| supcon | 50.0 | 40.0 | 30.0 | 50.0 | 40.0 | 30.0 |" in printed
     assert "diverged, and left out: arcface on all classes, arcface on unseen classes" in printed
     (tmp_path / "config.json").write_text('{"seeds": 2}')
-    compare_losses.report(tmp_path)
+    loss_report.report(tmp_path)
     printed = capsys.readouterr().out
     assert "not complete, and left out: supcon on all classes, supcon on unseen" in printed
-    assert len(compare_losses._found(tmp_path, loss="nca")) == 2
+    assert len(loss_report.read_finished(tmp_path, loss="nca")) == 2
 
 
 def test_a_line_cut_short_does_not_spoil_the_next(tmp_path):
-    (tmp_path / "cells.jsonl").write_text('{"loss": "supcon", "fig')
+    (tmp_path / "trials.jsonl").write_text('{"loss": "supcon", "fig')
     for name in ("nca", "arcface"):
-        cell = {"split": "all classes", "loss": name, "figures": None}
-        runs.append_line(tmp_path / "cells.jsonl", cell)
-    assert [cell["loss"] for cell in compare_losses._found(tmp_path)] == ["nca", "arcface"]
+        line = {"split": "all classes", "loss": name, "figures": None}
+        runs.append_line(tmp_path / "trials.jsonl", line)
+    assert [line["loss"] for line in loss_report.read_finished(tmp_path)] == ["nca", "arcface"]
 
 
 def test_processes_share_a_run_but_not_a_loss(tmp_path):

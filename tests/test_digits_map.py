@@ -1,11 +1,21 @@
 """The figure of the first page: images and labels stay inside the frame and apart."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import digits_map
-from experiments.digits_map import DIGIT, HEIGHT, LABEL, WIDTH
+PATH = Path(__file__).parent.parent / "docs" / "digits_map.py"
+SPEC = importlib.util.spec_from_file_location("digits_map", PATH)
+digits_map = importlib.util.module_from_spec(SPEC)
+sys.modules["digits_map"] = digits_map  # as dataclasses ask of a module
+SPEC.loader.exec_module(digits_map)
+DIGIT, HEIGHT, LABEL, WIDTH = (
+    getattr(digits_map, name) for name in ("DIGIT", "HEIGHT", "LABEL", "WIDTH")
+)
 
 
 def _clusters(seed):

@@ -10,7 +10,7 @@ from contrastive_jax import train
 from contrastive_jax.data import index_by_class
 from contrastive_jax.models import ConvNet
 from contrastive_jax.train import grid as grids
-from contrastive_jax.train import objectives, parallel
+from contrastive_jax.train import grid_strategy, objectives, parallel
 
 # Tests share compiled grids, and so a worker.
 pytestmark = pytest.mark.xdist_group("grid")
@@ -53,9 +53,9 @@ class Setup:
         # On the host, where no program can take its buffers.
         return jax.device_get(train.init_state(self.encoder(seed), self.optimizer))
 
-    def init(self, cell, rates=RATES):
-        state = self.begun(int(HYPERPARAMETERS[cell].seed))
-        tuned = optax.tree.set(state.opt_state, learning_rate=np.float32(rates[cell]))
+    def init(self, trial, rates=RATES):
+        state = self.begun(int(HYPERPARAMETERS[trial].seed))
+        tuned = optax.tree.set(state.opt_state, learning_rate=np.float32(rates[trial]))
         return state._replace(opt_state=tuned)
 
     def _grid(self, strategy, **options):
@@ -64,7 +64,7 @@ class Setup:
         )
 
     def train(self, grid, init=None, hyperparameters=HYPERPARAMETERS, start=0, steps=6, window=4):
-        """The last states by cell, the metrics of all steps by cell, and where cells diverged."""
+        """The last states, the metrics of all steps, and where trials diverged, by trial."""
         states, metrics, diverged = {}, {}, {}
         source = jax.device_put(self.source, grid.shared)
         for one in grids.train_grid(
@@ -76,14 +76,14 @@ class Setup:
             steps=steps,
             window=window,
         ):
-            for place, cell in enumerate(one.cells):
-                states[cell] = one.state(place)
-                of_cell = {name: column[place] for name, column in one.metrics.items()}
-                metrics.setdefault(cell, []).append(of_cell)
-                diverged[cell] = one.diverged[place]
+            for place, trial in enumerate(one.trials):
+                states[trial] = one.state(place)
+                of_trial = {name: column[place] for name, column in one.metrics.items()}
+                metrics.setdefault(trial, []).append(of_trial)
+                diverged[trial] = one.diverged[place]
         joined = {
-            cell: {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            for cell, parts in metrics.items()
+            trial: {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for trial, parts in metrics.items()
         }
         return states, joined, diverged
 
@@ -102,13 +102,13 @@ def one_after_another(setup):
     ("strategy", "options"),
     [
         ("sequential", {"steps_per_call": 2}),
-        pytest.param("vmap", {"cells": 3}, marks=pytest.mark.long),
-        ("vmap", {"cells": 5, "steps_per_call": 2}),
-        pytest.param("shard_map", {"cells": 4, "devices": 4}, marks=pytest.mark.long),
-        ("shard_map", {"cells": 4, "devices": 2}),
-        ("shard_map", {"cells": 2, "devices": 8, "devices_per_cell": 4}),
-        ("sequential", {"devices": 8, "devices_per_cell": 2}),
-        ("vmap", {"cells": 5, "devices": 2, "devices_per_cell": 2}),
+        pytest.param("vmap", {"trials": 3}, marks=pytest.mark.long),
+        ("vmap", {"trials": 5, "steps_per_call": 2}),
+        pytest.param("shard_map", {"trials": 4, "devices": 4}, marks=pytest.mark.long),
+        ("shard_map", {"trials": 4, "devices": 2}),
+        ("shard_map", {"trials": 2, "devices": 8, "devices_per_trial": 4}),
+        ("sequential", {"devices": 8, "devices_per_trial": 2}),
+        ("vmap", {"trials": 5, "devices": 2, "devices_per_trial": 2}),
     ],
 )
 def test_strategies_give_the_same_numbers(setup, one_after_another, strategy, options):
@@ -119,21 +119,21 @@ def test_strategies_give_the_same_numbers(setup, one_after_another, strategy, op
     want_states, want_metrics, _ = one_after_another
     assert [*states] == [*range(5)]
     assert diverged == dict.fromkeys(range(5))
-    for cell in range(5):
+    for trial in range(5):
         jax.tree.map(
             lambda got, want: np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-5),
-            (states[cell], metrics[cell]),
-            (want_states[cell], want_metrics[cell]),
+            (states[trial], metrics[trial]),
+            (want_states[trial], want_metrics[trial]),
         )
-        assert states[cell].step == 6
-        assert metrics[cell]["loss"].shape == (6,)
+        assert states[trial].step == 6
+        assert metrics[trial]["loss"].shape == (6,)
 
 
-def test_cells_are_single_runs(setup, one_after_another):
+def test_trials_are_single_runs(setup, one_after_another):
     placed = parallel(setup.step, "shard_map", jax.devices()[:1])
-    cell = 3
+    trial = 3
     state, source, hyperparameters = placed.replicate(
-        (setup.init(cell), setup.source, HYPERPARAMETERS[cell])
+        (setup.init(trial), setup.source, HYPERPARAMETERS[trial])
     )
     ((state, records),) = train.windows(
         lambda state: placed.step(state, source, hyperparameters),
@@ -145,19 +145,19 @@ def test_cells_are_single_runs(setup, one_after_another):
     )
     states, metrics, _ = one_after_another
     losses = [record["loss"] for record in records]
-    np.testing.assert_allclose(metrics[cell]["loss"], losses, rtol=1e-5)
+    np.testing.assert_allclose(metrics[trial]["loss"], losses, rtol=1e-5)
     jax.tree.map(
         lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6),
-        states[cell].params,
+        states[trial].params,
         placed.fetch(state).params,
     )
-    # And cells differ, or all of this would show nothing.
+    # And trials differ, or all of this would show nothing.
     assert len({float(metrics[k]["loss"][-1]) for k in range(5)}) == 5
 
 
 def test_numbers_never_compile_again():
     setup = Setup()
-    grid = setup.grid("vmap", cells=2)
+    grid = setup.grid("vmap", trials=2)
     once = setup.traced
     assert once >= 1
     setup.train(grid)
@@ -171,23 +171,23 @@ def test_numbers_never_compile_again():
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "vmap", "shard_map"])
-def test_a_cell_that_diverges_leaves_the_others_alone(setup, strategy):
-    options = {"sequential": {}, "vmap": {"cells": 5}}.get(strategy, {"cells": 8})
+def test_a_trial_that_diverges_leaves_the_others_alone(setup, strategy):
+    options = {"sequential": {}, "vmap": {"trials": 5}}.get(strategy, {"trials": 8})
     grid = setup.grid(strategy, **options)
     want, _, _ = setup.train(grid)
     rates = [rate if k != 2 else np.nan for k, rate in enumerate(RATES)]
-    got, metrics, diverged = setup.train(grid, lambda cell: setup.init(cell, rates))
+    got, metrics, diverged = setup.train(grid, lambda trial: setup.init(trial, rates))
     # The first loss is of the parameters before any step.
     assert diverged == {0: None, 1: None, 2: 2, 3: None, 4: None}
     assert np.isnan(metrics[2]["loss"][1])
-    for cell in (0, 1, 3, 4):
-        jax.tree.map(np.testing.assert_array_equal, got[cell], want[cell])
+    for trial in (0, 1, 3, 4):
+        jax.tree.map(np.testing.assert_array_equal, got[trial], want[trial])
 
 
-def test_a_cell_that_its_last_step_spoils_has_diverged(setup):
+def test_a_trial_that_its_last_step_spoils_has_diverged(setup):
     rates = [rate if k != 1 else np.nan for k, rate in enumerate(RATES)]
-    grid = setup.grid("vmap", cells=5)
-    _, metrics, diverged = setup.train(grid, lambda cell: setup.init(cell, rates), steps=1)
+    grid = setup.grid("vmap", trials=5)
+    _, metrics, diverged = setup.train(grid, lambda trial: setup.init(trial, rates), steps=1)
     assert np.isfinite(metrics[1]["loss"]).all()
     assert diverged == {0: None, 1: 1, 2: None, 3: None, 4: None}
 
@@ -195,10 +195,10 @@ def test_a_cell_that_its_last_step_spoils_has_diverged(setup):
 def test_a_chunk_of_which_all_diverged_is_not_trained_on(setup):
     grid = setup.grid("sequential")
     windows = [
-        (one.cells, one.step)
+        (one.trials, one.step)
         for one in grids.train_grid(
             grid,
-            lambda cell: setup.init(cell, [np.nan, 1e-3, *RATES[2:]]),
+            lambda trial: setup.init(trial, [np.nan, 1e-3, *RATES[2:]]),
             jax.device_put(setup.source, grid.shared),
             HYPERPARAMETERS[:2],
             steps=6,
@@ -209,7 +209,7 @@ def test_a_chunk_of_which_all_diverged_is_not_trained_on(setup):
 
 
 def test_going_on_gives_the_same_bits(setup):
-    grid = setup.grid("vmap", cells=5)
+    grid = setup.grid("vmap", trials=5)
     want, _, _ = setup.train(grid, steps=8)
     half, _, _ = setup.train(grid, steps=4)
     got, metrics, _ = setup.train(grid, half.__getitem__, start=4, steps=8)
@@ -217,8 +217,8 @@ def test_going_on_gives_the_same_bits(setup):
     assert metrics[0]["loss"].shape == (4,)
 
 
-def test_memory_grows_with_the_cells_by_less_than_the_data(setup):
-    one, four = (setup.grid("vmap", cells=cells).bytes for cells in (1, 4))
+def test_memory_grows_with_the_trials_by_less_than_the_data(setup):
+    one, four = (setup.grid("vmap", trials=trials).bytes for trials in (1, 4))
     own = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(setup.init(0)))
     assert four - one >= 3 * own
     assert four < 4 * one  # the data are shared
@@ -227,27 +227,30 @@ def test_memory_grows_with_the_cells_by_less_than_the_data(setup):
 def test_chunks_fit_and_are_alike():
     tried = []
 
-    def make(cells):
-        tried.append(cells)
-        return grids.Grid("vmap", cells, 1, 100 + 10 * cells, None, None, None)
+    def make(trials):
+        tried.append(trials)
+        return grids.Grid("vmap", trials, 1, 100 + 10 * trials, None, None, None)
 
-    assert grids.largest_grid(make, 32, 1, 1000).cells == 32
+    assert grid_strategy.largest_grid(make, 32, 1, 1000).trials == 32
     assert tried == [32]
     # At most 20 fit, and two calls of 16 are as many as one of 20 and one of 12.
-    assert grids.largest_grid(make, 32, 1, 300).cells == 16
-    assert grids.largest_grid(make, 30, 4, 300).cells == 16
-    assert grids.largest_grid(make, 3, 4, 1000).cells == 4
-    with pytest.raises(MemoryError, match=r"training 4 cells at once takes 140 .* on each device"):
-        grids.largest_grid(
-            lambda cells: make(cells)._replace(bytes=(100 + 10 * cells) * 2**20), 8, 4, 100 * 2**20
+    assert grid_strategy.largest_grid(make, 32, 1, 300).trials == 16
+    assert grid_strategy.largest_grid(make, 30, 4, 300).trials == 16
+    assert grid_strategy.largest_grid(make, 3, 4, 1000).trials == 4
+    with pytest.raises(MemoryError, match=r"training 4 trials at once takes 140 .* on each device"):
+        grid_strategy.largest_grid(
+            lambda trials: make(trials)._replace(bytes=(100 + 10 * trials) * 2**20),
+            8,
+            4,
+            100 * 2**20,
         )
 
 
 def test_the_rate_is_of_steps_and_leaves_the_states_alone(setup):
-    grid = setup.grid("vmap", cells=2)
+    grid = setup.grid("vmap", trials=2)
     states = jax.device_put([setup.init(0), setup.init(1)])
     source = jax.device_put(setup.source, grid.shared)
-    assert grids.time_grid(grid, states.__getitem__, source, HYPERPARAMETERS) > 0
+    assert grid_strategy.time_grid(grid, states.__getitem__, source, HYPERPARAMETERS) > 0
     assert [int(state.step) for state in states] == [0, 0]
 
 
@@ -255,10 +258,10 @@ def test_the_rate_is_of_steps_and_leaves_the_states_alone(setup):
     ("strategy", "options", "words"),
     [
         ("pmap", {}, "strategy must be one of .*'shard_map'.*, got 'pmap'"),
-        ("sequential", {"cells": 2}, "must be 1 if .*, got 2 with sequential"),
-        ("vmap", {"cells": 0}, "got 0 with vmap"),
-        ("shard_map", {"cells": 3, "devices": 2}, "a multiple of the 2 groups of devices, got 3"),
-        ("vmap", {"devices_per_cell": 9}, "devices_per_cell must be from 1 to 8, .* got 9"),
+        ("sequential", {"trials": 2}, "must be 1 if .*, got 2 with sequential"),
+        ("vmap", {"trials": 0}, "got 0 with vmap"),
+        ("shard_map", {"trials": 3, "devices": 2}, "a multiple of the 2 groups of devices, got 3"),
+        ("vmap", {"devices_per_trial": 9}, "devices_per_trial must be from 1 to 8, .* got 9"),
     ],
 )
 def test_errors_of_a_grid(setup, strategy, options, words):

@@ -11,21 +11,21 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from contrastive_jax import distances, models, plots
+from contrastive_jax import distances, models, plots, run_report
 from contrastive_jax.data.datasets import Dataset, Examples, GivenPairs, PairDataset
+from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.calibration import Calibration
 from contrastive_jax.train import Run, network
 from contrastive_jax.train.run import write
 from experiments import (
-    cells,
     compare,
     compare_losses,
     embed,
-    evaluate,
     margin_ablation,
     option_checks,
     options,
     train,
+    trials,
 )
 
 RNG = np.random.default_rng(0)
@@ -58,7 +58,7 @@ SHORT = {"width": 4, "steps": 20, "log_every": 10, "batch_size": 32}
 def run_on(tmp_path, monkeypatch):
     """Runs a command on data, without drawing its figures."""
     none = {name: lambda *args, **kwargs: None for name in vars(plots)}
-    monkeypatch.setattr(evaluate, "plots", types.SimpleNamespace(**none))
+    monkeypatch.setattr(run_report, "plots", types.SimpleNamespace(**none))
     monkeypatch.setattr(margin_ablation, "_figures", lambda *arguments: {})
 
     def run(data, main, **chosen):
@@ -73,7 +73,7 @@ def test_a_head_on_vectors_stands_beside_its_baselines(run_on):
     folder = run_on(VECTORS, train, validate_every=10, steps=100)
     assert json.loads((folder / "config.json").read_text())["encoder"] == "linear"
     results = json.loads((folder / "results.json").read_text())
-    assert {*evaluate.BESIDE[1:], "embedding"} < {*results}
+    assert {*baselines.NAMES[1:], "embedding"} < {*results}
     raw, lda, learned = (results[name]["map_at_r"] for name in ("raw vectors", "LDA", "embedding"))
     assert raw < min(lda, learned)
     low, high = results["intervals"]["LDA"]["map_at_r"]
@@ -122,7 +122,7 @@ def test_false_accept_rates_that_test_can_not_resolve_are_left_out(run_on):
 
 def test_figures_as_json_have_no_nan_wherever_it_is():
     values = {"a": (np.float32(np.nan), 1.0), "b": [np.float64(np.inf)], "c": np.int32(3)}
-    assert evaluate._finite(values) == {"a": [None, 1.0], "b": [None], "c": 3}
+    assert run_report._finite(values) == {"a": [None, 1.0], "b": [None], "c": 3}
 
 
 @pytest.mark.parametrize("data", [VECTORS, PAIRS], ids=["vectors", "pairs"])
@@ -130,7 +130,7 @@ def test_margins_are_compared(run_on, data):
     folder = run_on(
         data, margin_ablation, margins=(0.3, 1.2), seeds=1, strategy="sequential", save_every=10
     )
-    lines = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
     assert len(lines) == 2
     shown = "auc" if data is PAIRS else "map_at_r"
     assert all(0 < line["validation"][shown] <= 1 for line in lines)
@@ -170,7 +170,7 @@ def test_changes_that_there_are_not_are_named_at_once():
 
 def test_losses_are_compared_on_vectors(tmp_path, monkeypatch):
     monkeypatch.setattr(compare_losses, "load", lambda *names, **where: VECTORS)
-    monkeypatch.setattr(compare_losses.plots, "save", lambda *arguments: None)
+    monkeypatch.setattr(plots, "save", lambda *arguments: None)
     short = {"losses": ("contrastive",), "trials": 1, "seeds": 1, "steps": 20, "batch_size": 20}
     folder = compare_losses.main(compare_losses.Config(runs=tmp_path, width=4, **short))
     table = (folder / "results.md").read_text()
@@ -208,17 +208,17 @@ def test_options_without_effect_are_errors(data, chosen, message):
 def test_figures_of_other_data_are_refused():
     config = margin_ablation.Config(shown_by="map_at_r")
     with pytest.raises(ValueError, match="auc, average_precision on pairs, got map_at_r"):
-        cells.shown_on(config, PAIRS)
-    assert cells.shown_on(dataclasses.replace(config, shown_by=None), PAIRS).shown_by == "auc"
+        trials.shown_on(config, PAIRS)
+    assert trials.shown_on(dataclasses.replace(config, shown_by=None), PAIRS).shown_by == "auc"
 
 
 def test_seeds_of_a_grid_share_the_images_of_the_largest_batch():
     base = train.Config(width=4, steps=5, batch_size=8, log_every=5, validate_every=5)
-    (group,) = cells.groups(base, [{"margin": 1.0, "seed": seed} for seed in range(3)])
-    cells.check_data([group], PAIRS, jax.devices()[:2])
-    prepared = cells.prepare(group, PAIRS, jax.devices()[:2])
-    assert {one.seed for one in prepared.numbers} == {0, 1, 2}
-    assert "similar_fraction" not in prepared.numbers[0].loss
+    (group,) = trials.groups(base, [{"margin": 1.0, "seed": seed} for seed in range(3)])
+    trials.check_data([group], PAIRS, jax.devices()[:2])
+    made = trials.assembled(group, PAIRS, jax.devices()[:2])
+    assert {one.seed for one in made.hyperparameters} == {0, 1, 2}
+    assert "similar_fraction" not in made.hyperparameters[0].loss
 
 
 @pytest.fixture

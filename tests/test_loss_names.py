@@ -4,7 +4,7 @@ import pytest
 import tyro
 
 from contrastive_jax.train import loss_names, loss_table
-from experiments import cells, compare_losses, margin_ablation, search
+from experiments import axes, compare_losses, margin_ablation, search
 from experiments.loss_options import parse_numbers
 
 
@@ -66,9 +66,9 @@ def test_commands_give_hints():
     with pytest.raises(ValueError, match=message):
         compare_losses.main(compare_losses.Config(losses=("TupletMarginLoss",)))
     with pytest.raises(ValueError, match=message):
-        cells.parse_axes(["loss=supcon,TupletMarginLoss"])
+        axes.parse_axes(["loss=supcon,TupletMarginLoss"])
     with pytest.raises(ValueError, match=message):
-        cells.check_axes(["margin"], ["TupletMarginLoss"])
+        axes.check_axes(["margin"], ["TupletMarginLoss"])
 
 
 @pytest.mark.parametrize("experiment", [search, margin_ablation], ids=lambda one: one.__name__)

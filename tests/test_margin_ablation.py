@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from contrastive_jax import ablation_plots
 from contrastive_jax.data import load
-from contrastive_jax.train import checkpoints
+from contrastive_jax.evaluation import trial_tables
+from contrastive_jax.train import checkpoints, trial_figures
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
-from experiments import ablation_report, cells, margin_ablation
+from contrastive_jax.train.grid_strategy import choose_grid
+from contrastive_jax.train.trial_axes import combinations
+from contrastive_jax.train.trial_folder import trial_key
+from contrastive_jax.train.trial_loop import HISTORY
+from experiments import margin_ablation, trials
 
 # Tests share a run, and so a worker.
 pytestmark = pytest.mark.xdist_group("margin_ablation")
@@ -51,12 +57,12 @@ def no_figures(monkeypatch):
     monkeypatch.setattr(margin_ablation, "_figures", lambda *_: {})
 
 
-def _cells(folder):
-    """What is kept of each cell, without what differs from run to run."""
+def _trials(folder):
+    """What each line has, without what differs from run to run."""
     found = {}
-    for line in runs.read_lines(folder / "cells.jsonl"):
-        kept = {k: v for k, v in line.items() if k not in ("seconds", "state")}
-        found[cells.key_of(line["setting"])] = kept
+    for line in runs.read_lines(folder / "trials.jsonl"):
+        same = {k: v for k, v in line.items() if k not in ("seconds", "state")}
+        found[trial_key(line["hyperparameters"])] = same
     return found
 
 
@@ -66,15 +72,15 @@ def whole(tmp_path_factory, folder_of_tfds):
 
 
 def test_what_a_run_leaves(whole):
-    found = _cells(whole)
+    found = _trials(whole)
     assert [json.loads(key) for key in found] == [
         {"margin": margin, "seed": seed} for margin in (0.5, 1.0) for seed in (0, 1)
     ]
-    for cell in found.values():
-        assert cell["diverged"] is None
-        assert cell["course"]["step"] == [2, 4, 6]
-        assert 0 < cell["validation"]["map_at_r"] < 1
-        assert 0 < cell["test"]["auc"] <= 1
+    for trial in found.values():
+        assert trial["diverged"] is None
+        assert trial["history"]["step"] == [2, 4, 6]
+        assert 0 < trial["validation"]["map_at_r"] < 1
+        assert 0 < trial["test"]["auc"] <= 1
     figures = sorted(path.name for path in (whole / "figures").iterdir())
     assert figures == ["active.png", "curve.png", "distances.png", "maps.png"]
     for path in (whole / "figures").iterdir():
@@ -85,18 +91,18 @@ def test_what_a_run_leaves(whole):
     assert r"\toprule" in (whole / "results.tex").read_text()
 
 
-def test_a_table_is_of_the_cells(whole):
-    found = list(_cells(whole).values())
+def test_a_table_is_of_the_trials(whole):
+    found = list(_trials(whole).values())
     with (whole / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["margin"]) for row in rows] == [0.5, 1.0]
     means = {}
     for row in rows:
-        of_row = [c for c in found if c["setting"]["margin"] == float(row["margin"])]
+        of_row = [c for c in found if c["hyperparameters"]["margin"] == float(row["margin"])]
         for key in ("map_at_r", "precision_at_1", "auc"):
-            mean = np.mean([cell["test"][key] for cell in of_row])
+            mean = np.mean([trial["test"][key] for trial in of_row])
             assert float(row[f"test {key} mean"]) == pytest.approx(mean, abs=1e-6)
-        means[row["margin"]] = np.mean([cell["validation"]["map_at_r"] for cell in of_row])
+        means[row["margin"]] = np.mean([trial["validation"]["map_at_r"] for trial in of_row])
     chosen = [row["margin"] for row in rows if row["chosen"] == "1"]
     assert chosen == [max(means, key=means.get)]
 
@@ -104,15 +110,17 @@ def test_a_table_is_of_the_cells(whole):
 @pytest.mark.parametrize("strategy", ["vmap", "shard_map"])
 @pytest.mark.usefixtures("no_figures")
 def test_every_number_is_the_same_by_all_strategies(tmp_path, folder_of_tfds, whole, strategy):
-    found = _cells(_run(tmp_path, folder_of_tfds, strategy=strategy))
-    want = _cells(whole)
+    found = _trials(_run(tmp_path, folder_of_tfds, strategy=strategy))
+    want = _trials(whole)
     assert found.keys() == want.keys()
-    for key, cell in want.items():
-        for name in margin_ablation.COURSE:
-            np.testing.assert_allclose(found[key]["course"][name], cell["course"][name], rtol=1e-4)
-        for part, figure in itertools.product(("validation", "test"), cell["validation"]):
+    for key, trial in want.items():
+        for name in HISTORY:
+            np.testing.assert_allclose(
+                found[key]["history"][name], trial["history"][name], rtol=1e-4
+            )
+        for part, figure in itertools.product(("validation", "test"), trial["validation"]):
             # Of a few hundred images one may change its neighbour for a last digit.
-            assert found[key][part][figure] == pytest.approx(cell[part][figure], abs=4e-3)
+            assert found[key][part][figure] == pytest.approx(trial[part][figure], abs=4e-3)
 
 
 class Killed(Exception):
@@ -134,12 +142,12 @@ def test_goes_on_where_it_was_killed(tmp_path, folder_of_tfds, whole, monkeypatc
     monkeypatch.setattr(grids, "train_grid", killed)
     with pytest.raises(Killed):
         _run(tmp_path, folder_of_tfds)
-    # Three windows to a cell: finished cells are kept, and of the next where it had got to.
-    assert len(_cells(tmp_path / "run")) == 1
+    # Three windows to a trial: finished trials are kept, and of the next where it had got to.
+    assert len(_trials(tmp_path / "run")) == 1
     assert [*(tmp_path / "run" / "running").glob("*")]
     # What was being written when the process was killed spoils nothing.
-    with (tmp_path / "run" / "cells.jsonl").open("a") as file:
-        file.write('{"setting": {"mar')
+    with (tmp_path / "run" / "trials.jsonl").open("a") as file:
+        file.write('{"hyperparameters": {"mar')
     taken = []
 
     def counted(*arguments, **options):
@@ -150,41 +158,41 @@ def test_goes_on_where_it_was_killed(tmp_path, folder_of_tfds, whole, monkeypatc
     monkeypatch.setattr(grids, "train_grid", counted)
     folder = _run(tmp_path, folder_of_tfds, resume=True)
     assert len(taken) == 12 - after
-    assert _cells(folder) == _cells(whole)
+    assert _trials(folder) == _trials(whole)
     for path in ("results.csv", "results.md", "results.tex"):
         assert (folder / path).read_text() == (whole / path).read_text()
 
 
 @pytest.mark.parametrize("damaged", ["record", "state"])
 @pytest.mark.usefixtures("no_figures")
-def test_damage_costs_the_cell_it_is_in_and_no_other(
+def test_damage_costs_the_trial_it_is_in_and_no_other(
     tmp_path, folder_of_tfds, whole, monkeypatch, damaged
 ):
-    """A bad line in the middle of the finished cells, and damage in one that is being trained."""
+    """A bad line in the middle of the finished trials, and damage in one that is being trained."""
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    path = folder / "cells.jsonl"
+    path = folder / "trials.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     lines[1] = lines[1][:-3] + b"\n"
     path.write_bytes(b"".join(lines))
     states = {file: file.read_bytes() for file in (folder / "states").rglob("*") if file.is_file()}
 
-    # The cell of the bad line was at step 4.
+    # The trial of the bad line was at step 4.
     trained, taken = grids.train_grid, []
     setting = {"margin": 0.5, "seed": 1}
     (state,) = (
         line["state"]
-        for line in runs.read_lines(whole / "cells.jsonl")
-        if line["setting"] == setting
+        for line in runs.read_lines(whole / "trials.jsonl")
+        if line["hyperparameters"] == setting
     )
-    where = folder / "running" / "cells"
+    where = folder / "running" / "trials"
     shutil.copytree(folder / state, where / "4" / "0")
-    one = margin_ablation._nothing() | {"state": "running/cells/4/0"}
+    one = {"history": {}, "diverged": None, "seconds": 0.0, "state": "running/trials/4/0"}
     record = {
         "strategy": "sequential",
         "at_once": 1,
         "step": 4,
-        "cells": {cells.key_of(setting): one},
+        "records": {trial_key(setting): one},
     }
     sealed = json.dumps(checkpoints.seal(record))
     (where / "record.json").write_text(sealed.replace("4", "2") if damaged == "record" else sealed)
@@ -197,9 +205,9 @@ def test_damage_costs_the_cell_it_is_in_and_no_other(
             yield window
 
     monkeypatch.setattr(grids, "train_grid", counted)
-    told = "record.json is damaged" if damaged == "record" else "running/cells/4/0 is damaged"
+    told = "record.json is damaged" if damaged == "record" else "running/trials/4/0 is damaged"
     with (
-        pytest.warns(UserWarning, match=r"cells.jsonl, line 2 is not a record"),
+        pytest.warns(UserWarning, match=r"trials.jsonl, line 2 is not a record"),
         pytest.warns(UserWarning, match=told),
     ):
         _run(tmp_path, folder_of_tfds, resume=True)
@@ -208,38 +216,38 @@ def test_damage_costs_the_cell_it_is_in_and_no_other(
     assert after[:4] == lines
     assert len(after) == 5
     path.write_bytes(b"".join([after[0], *after[2:]]))
-    assert _cells(folder) == _cells(whole)
+    assert _trials(folder) == _trials(whole)
     for file, data in states.items():
         if not file.is_relative_to(folder / state):
             assert file.read_bytes() == data
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_more_margins_and_seeds_are_more_cells(tmp_path, folder_of_tfds, whole, monkeypatch):
+def test_more_margins_and_seeds_are_more_trials(tmp_path, folder_of_tfds, whole, monkeypatch):
     folder = _run(tmp_path, folder_of_tfds, margins=(1.0,), seeds=1)
-    before = (folder / "cells.jsonl").read_text()
+    before = (folder / "trials.jsonl").read_text()
     _run(tmp_path, folder_of_tfds, resume=True)
-    assert (folder / "cells.jsonl").read_text().startswith(before)
-    assert _cells(folder) == _cells(whole)
+    assert (folder / "trials.jsonl").read_text().startswith(before)
+    assert _trials(folder) == _trials(whole)
     monkeypatch.setattr(grids, "train_grid", None)
     _run(tmp_path, folder_of_tfds, resume=True)  # trains nothing
 
 
-def test_a_cell_that_diverges_is_marked(tmp_path, folder_of_tfds, whole, capsys):
+def test_a_trial_that_diverges_is_marked(tmp_path, folder_of_tfds, whole, capsys):
     folder = _run(tmp_path, folder_of_tfds, grid=("learning_rate=4e-3,1e30",), strategy="vmap")
-    found = _cells(folder)
+    found = _trials(folder)
     assert len(found) == 8
-    want = {key: cell["course"]["loss"] for key, cell in _cells(whole).items()}
-    for cell in found.values():
-        setting = dict(cell["setting"])
+    want = {key: trial["history"]["loss"] for key, trial in _trials(whole).items()}
+    for trial in found.values():
+        setting = dict(trial["hyperparameters"])
         if setting.pop("learning_rate") == 1e30:
-            assert cell["diverged"] in range(2, 7)
-            assert cell["validation"] is None
-            assert cell["test"] is None
+            assert trial["diverged"] in range(2, 7)
+            assert trial["validation"] is None
+            assert trial["test"] is None
         else:
-            assert cell["diverged"] is None
-            loss = want[cells.key_of(setting)]
-            np.testing.assert_allclose(cell["course"]["loss"], loss, rtol=1e-4)
+            assert trial["diverged"] is None
+            loss = want[trial_key(setting)]
+            np.testing.assert_allclose(trial["history"]["loss"], loss, rtol=1e-4)
     assert "2 diverged" in capsys.readouterr().out
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -261,8 +269,8 @@ def test_structure_makes_groups_and_numbers_of_losses_are_axes(
         width=margin_ablation.Config.width,
         seeds=1,
     )
-    assert "4 cells of 6 steps, 2 to compile" in capsys.readouterr().out
-    found = [cell["setting"] for cell in _cells(folder).values()]
+    assert "4 trials of 6 steps, 2 to compile" in capsys.readouterr().out
+    found = [trial["hyperparameters"] for trial in _trials(folder).values()]
     assert sorted((s["temperature"], s["width"]) for s in found) == [
         (0.1, 2),
         (0.1, 3),
@@ -275,49 +283,48 @@ def test_structure_makes_groups_and_numbers_of_losses_are_axes(
 
 def test_a_grid_is_split_into_chunks_that_fit_and_timed(folder_of_tfds):
     axes = {"margin": [0.5, 1.0], "seed": [0, 1]}
-    prepared = cells.prepare(
-        cells.groups(_base(), cells.product(axes))[0],
+    made = trials.assembled(
+        trials.groups(_base(), combinations(axes))[0],
         load("digits", tfds_dir=folder_of_tfds),
         jax.devices()[:1],
     )
 
     def chosen(strategy, limit, devices=1):
-        return cells.choose_grid(
-            prepared,
+        return choose_grid(
+            made,
             strategy,
             devices=jax.devices()[:devices],
-            devices_per_cell=1,
-            limit=limit,
+            memory_limit=limit,
             steps_per_call=2,
         )
 
     four, rates = chosen("vmap", 1e12)
-    assert (four.cells, rates) == (4, {})
+    assert (four.trials, rates) == (4, {})
     one, _ = chosen("sequential", 1e12)
-    # Memory of two cells, and of less than three.
+    # Memory of two trials, and of less than three.
     two, _ = chosen("vmap", one.bytes + 1.5 * (four.bytes - one.bytes) / 3)
-    assert two.cells == 2
+    assert two.trials == 2
     assert one.bytes < two.bytes < four.bytes
-    with pytest.raises(MemoryError, match="training 1 cells at once takes"):
+    with pytest.raises(MemoryError, match="training 1 trials at once takes"):
         chosen("sequential", 1e3)
     best, rates = chosen("auto", 1e12)
     assert {*rates} == {"sequential of 1", "vmap of 4"}
-    assert rates[f"{best.strategy} of {best.cells}"] == max(rates.values()) > 0
+    assert rates[f"{best.strategy} of {best.trials}"] == max(rates.values()) > 0
 
 
 def _base(**options):
-    return cells.base_of(margin_ablation.Config(**SMALL | options))
+    return trials.base_of(margin_ablation.Config(**SMALL | options))
 
 
-# Tables, of cells made up.
+# Tables, of trials made up.
 
 
-def _cell(seed, validation, test, diverged=None, **setting):
+def _trial(seed, validation, test, diverged=None, **setting):
     def figures(value):
         return dict.fromkeys(("map_at_r", "precision_at_1", "r_precision", "auc"), value)
 
     return {
-        "setting": setting | {"seed": seed},
+        "hyperparameters": setting | {"seed": seed},
         "diverged": diverged,
         "validation": None if diverged else figures(validation),
         "test": None if diverged else figures(test),
@@ -326,45 +333,43 @@ def _cell(seed, validation, test, diverged=None, **setting):
 
 MADE_UP = [
     # The best on test is not the best on validation, and the best seed of all is of neither.
-    *[_cell(s, 0.70, t, margin=0.5) for s, t in enumerate((0.60, 0.64, 0.62))],
-    *[_cell(s, 0.80, t, margin=1.0) for s, t in enumerate((0.70, 0.71, 0.72))],
-    *[_cell(s, 0.75, t, margin=1.5) for s, t in enumerate((0.72, 0.73, 0.74))],
-    _cell(0, 0.99, 0.99, margin=2.0),
-    _cell(1, None, None, margin=2.0, diverged=3),
+    *[_trial(s, 0.70, t, margin=0.5) for s, t in enumerate((0.60, 0.64, 0.62))],
+    *[_trial(s, 0.80, t, margin=1.0) for s, t in enumerate((0.70, 0.71, 0.72))],
+    *[_trial(s, 0.75, t, margin=1.5) for s, t in enumerate((0.72, 0.73, 0.74))],
+    _trial(0, 0.99, 0.99, margin=2.0),
+    _trial(1, None, None, margin=2.0, diverged=3),
 ]
 
 
 def test_the_setting_is_chosen_on_validation_by_the_mean():
-    rows = ablation_report.rows_of(MADE_UP, "map_at_r")
-    chosen = ablation_report.chosen_of(rows)
-    assert chosen.setting == {"margin": 1.0}
+    rows = trial_tables.rows_by_hyperparameters(MADE_UP, "map_at_r")
+    chosen = trial_tables.chosen_row(rows)
+    assert chosen.hyperparameters == {"margin": 1.0}
     assert rows[3].diverged == 1
     assert rows[3].validation == -np.inf
-    assert ablation_report.interval_of(chosen, "map_at_r").mean == pytest.approx(0.71)
-    assert ablation_report.chosen_of(rows[3:]) is None
-    assert [*ablation_report.best_by(rows, "margin")] == [0.5, 1.0, 1.5, 2.0]
+    assert trial_tables.interval_on_test(chosen, "map_at_r").mean == pytest.approx(0.71)
+    assert trial_tables.chosen_row(rows[3:]) is None
+    assert [*trial_tables.best_rows(rows, "margin")] == [0.5, 1.0, 1.5, 2.0]
 
 
 def test_differences_are_seed_by_seed():
-    rows = ablation_report.rows_of(MADE_UP[::-1], "map_at_r")
-    by_margin = {row.setting["margin"]: row for row in rows}
+    rows = trial_tables.rows_by_hyperparameters(MADE_UP[::-1], "map_at_r")
+    by_margin = {row.hyperparameters["margin"]: row for row in rows}
     chosen = by_margin[1.0]
     # Seed by seed all are 0.02, however the seeds differ.
     np.testing.assert_allclose(
-        ablation_report.difference_of(by_margin[1.5], chosen, "map_at_r"), [0.02] * 3
+        trial_tables.difference(by_margin[1.5], chosen, "map_at_r"), [0.02] * 3
     )
-    mean, low, high = ablation_report.difference_of(by_margin[0.5], chosen, "map_at_r")
+    mean, low, high = trial_tables.difference(by_margin[0.5], chosen, "map_at_r")
     assert (mean, low, high) == pytest.approx((-0.09, -0.1, -0.07))
-    assert ablation_report.difference_of(chosen, chosen, "map_at_r") is None
+    assert trial_tables.difference(chosen, chosen, "map_at_r") is None
     # Of two seeds one diverged: what is left of the pairs is one.
-    assert ablation_report.difference_of(by_margin[2.0], chosen, "map_at_r").mean == pytest.approx(
-        0.29
-    )
+    assert trial_tables.difference(by_margin[2.0], chosen, "map_at_r").mean == pytest.approx(0.29)
 
 
 def test_tables(tmp_path):
-    rows = ablation_report.rows_of(MADE_UP, "map_at_r")
-    table = ablation_report.write_tables(tmp_path, rows, "map_at_r")
+    rows = trial_tables.rows_by_hyperparameters(MADE_UP, "map_at_r")
+    table = trial_tables.write_tables(tmp_path, rows, "map_at_r")
     lines = table.splitlines()
     minus = "\N{MINUS SIGN}"
     assert lines[0].startswith("| margin | P@1 (%) | R-precision (%) | MAP@R (%) | pair AUC (%) |")
@@ -385,9 +390,9 @@ def test_tables(tmp_path):
 
 @pytest.mark.parametrize(("seeds", "bold"), [(4, False), (5, True)])
 def test_differences_of_five_seeds_are_bold(tmp_path, seeds, bold):
-    found = [_cell(s, 0.7 - m, 0.5 + m, margin=m) for m in (0.1, 0.2) for s in range(seeds)]
-    rows = ablation_report.rows_of(found, "map_at_r")
-    table = ablation_report.write_tables(tmp_path, rows, "map_at_r")
+    found = [_trial(s, 0.7 - m, 0.5 + m, margin=m) for m in (0.1, 0.2) for s in range(seeds)]
+    rows = trial_tables.rows_by_hyperparameters(found, "map_at_r")
+    table = trial_tables.write_tables(tmp_path, rows, "map_at_r")
     assert ("**+10.0 [+10.0, +10.0]**" in table) == bold
     assert "+10.0 [+10.0, +10.0]" in table
 
@@ -406,7 +411,7 @@ def test_axes():
     no_margin = margin_ablation.Config(loss="supcon", grid=("temperature=0.1,0.2",), seeds=2)
     assert [*margin_ablation.axes_of(no_margin)] == ["temperature", "seed"]
     of_loss = margin_ablation.Config(loss="circle", margins=(0.2,), grid=("scale=32,64",), seeds=1)
-    groups = cells.groups(_base(loss="circle"), cells.product(margin_ablation.axes_of(of_loss)))
+    groups = trials.groups(_base(loss="circle"), combinations(margin_ablation.axes_of(of_loss)))
     assert [config.loss_options for config in groups[0].configs] == [
         {"scale": 32.0, "margin": 0.2},
         {"scale": 64.0, "margin": 0.2},
@@ -438,7 +443,7 @@ def test_axes():
         ),
         ({"seeds": 0}, "--seeds must be at least 1"),
         ({"save_every": 3}, "--save_every must be a multiple of --log_every"),
-        ({"devices_per_cell": 9}, "--devices_per_cell must be from 1 to 2"),
+        ({"devices_per_trial": 9}, "--devices_per_trial must be from 1 to 2"),
         ({"devices": 9}, "--devices must be from 1 to 8"),
         ({"memory_limit": 0.0}, "--memory_limit must be above 0"),
         ({"shown_by": "accuracy"}, "--shown_by must be one of precision_at_1"),
@@ -454,7 +459,7 @@ def test_errors_come_before_anything_is_written(tmp_path, folder_of_tfds, option
 def test_finished_trainings_that_were_not_judged_are_kept(
     tmp_path, folder_of_tfds, whole, monkeypatch
 ):
-    judge, judged = cells.figures_of, 0
+    judge, judged = trial_figures.on_test, 0
 
     def killed(*arguments):
         nonlocal judged
@@ -463,11 +468,11 @@ def test_finished_trainings_that_were_not_judged_are_kept(
             raise Killed
         return judge(*arguments)
 
-    monkeypatch.setattr(cells, "figures_of", killed)
+    monkeypatch.setattr(trial_figures, "on_test", killed)
     with pytest.raises(Killed):
         _run(tmp_path, folder_of_tfds, strategy="vmap")
-    assert len(_cells(tmp_path / "run")) == 1
-    monkeypatch.setattr(cells, "figures_of", judge)
+    assert len(_trials(tmp_path / "run")) == 1
+    monkeypatch.setattr(trial_figures, "on_test", judge)
     steps = []
     trained = grids.train_grid
     monkeypatch.setattr(
@@ -475,12 +480,12 @@ def test_finished_trainings_that_were_not_judged_are_kept(
     )
     folder = _run(tmp_path, folder_of_tfds, strategy="vmap", resume=True)
     assert not steps
-    assert _cells(folder).keys() == _cells(whole).keys()
-    assert all(cell["course"]["step"] == [2, 4, 6] for cell in _cells(folder).values())
+    assert _trials(folder).keys() == _trials(whole).keys()
+    assert all(trial["history"]["step"] == [2, 4, 6] for trial in _trials(folder).values())
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_goes_on_with_fewer_cells_at_once(tmp_path, folder_of_tfds, whole, monkeypatch):
+def test_goes_on_with_fewer_trials_at_once(tmp_path, folder_of_tfds, whole, monkeypatch):
     trained = grids.train_grid
 
     def killed(*arguments, **options):
@@ -494,11 +499,13 @@ def test_goes_on_with_fewer_cells_at_once(tmp_path, folder_of_tfds, whole, monke
         _run(tmp_path, folder_of_tfds, strategy="vmap")
     monkeypatch.setattr(grids, "train_grid", trained)
     folder = _run(tmp_path, folder_of_tfds, strategy="sequential", resume=True)
-    found, want = _cells(folder), _cells(whole)
+    found, want = _trials(folder), _trials(whole)
     assert found.keys() == want.keys()
-    for key, cell in found.items():
-        assert cell["course"]["step"] == [2, 4, 6]
-        np.testing.assert_allclose(cell["course"]["loss"], want[key]["course"]["loss"], rtol=1e-4)
+    for key, trial in found.items():
+        assert trial["history"]["step"] == [2, 4, 6]
+        np.testing.assert_allclose(
+            trial["history"]["loss"], want[key]["history"]["loss"], rtol=1e-4
+        )
 
 
 def test_resumed_with_other_options(tmp_path, folder_of_tfds, whole):
@@ -515,8 +522,8 @@ def test_resumed_with_other_options(tmp_path, folder_of_tfds, whole):
 def test_five_of_the_margins_are_shown_with_the_chosen_one():
     values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
     for chosen in values:
-        five = margin_ablation._five(values, chosen)
+        five = ablation_plots._five(values, chosen)
         assert len(five) == 5
         assert chosen in five
         assert {0.1, 0.7} < {*five}
-    assert margin_ablation._five(values[:4], None) == values[:4]
+    assert ablation_plots._five(values[:4], None) == values[:4]

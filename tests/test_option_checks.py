@@ -25,7 +25,7 @@ from experiments import (
 
 PROGRAMS = (train, margin_ablation, search, compare_losses, drlim)
 # Checked against the devices there are.
-BY_DEVICES = {"devices", "devices_per_cell"}
+BY_DEVICES = {"devices", "devices_per_trial"}
 
 
 def _options(program):

@@ -12,8 +12,8 @@ from PIL import Image
 
 from contrastive_jax import load as load_run
 from contrastive_jax.data import load
+from contrastive_jax.data.pictures import read_pictures
 from experiments import command, compare_losses, evaluate, options, train
-from experiments import pictures as pictures_of_run
 
 TINY = {
     "encoder": "mlp",
@@ -149,10 +149,12 @@ def test_pictures_of_a_run_are_read_as_those_it_was_trained_on(size, tmp_path):
     run = SimpleNamespace(image_shape=data.images.shape[1:], image_dtype="uint8")
     assert run.image_shape == ((5, 5, 3) if size else (12, 8, 1))
     paths = [folder / source for source in data.sources]
-    np.testing.assert_array_equal(pictures_of_run.read(paths, run), data.images)
+    np.testing.assert_array_equal(
+        read_pictures(paths, run.image_shape, run.image_dtype), data.images
+    )
     (folder / "a" / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"text.png can not be read as a picture: it is none"):
-        pictures_of_run.read([folder / "a" / "text.png"], run)
+        read_pictures([folder / "a" / "text.png"], run.image_shape)
 
 
 @pytest.mark.parametrize(

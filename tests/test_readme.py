@@ -11,7 +11,6 @@ import tyro
 
 from experiments import (
     compare_losses,
-    digits_map,
     drlim,
     embed,
     export,
@@ -56,6 +55,7 @@ def test_the_readme_is_short():
 def test_pages_have_code():
     assert {_name(page) for page in RUNNABLE} == {
         "README.md",
+        "docs/ablations.md",
         "docs/all_pairs.md",
         "docs/devices.md",
         "docs/export.md",
@@ -152,7 +152,6 @@ def test_options_in_the_text_exist():
             margin_ablation,
             search,
             drlim,
-            digits_map,
             compare_losses,
             embed,
             export,

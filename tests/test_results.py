@@ -4,15 +4,16 @@ import json
 
 import pytest
 
-from experiments import evaluate, results
+from contrastive_jax.evaluation.tables import TITLES
+from experiments import results
 
 
 def _run(folder, seed, precision, **options):
     folder.mkdir()
     config = {"dataset": "digits", "margin": 1.2, "seed": seed, "name": folder.name, **options}
     (folder / "config.json").write_text(json.dumps(config))
-    learned = dict.fromkeys(evaluate.TITLES, 0.5) | {"precision_at_1": precision}
-    figures = {"embedding": learned, "raw pixels": dict.fromkeys(evaluate.TITLES, 0.25)}
+    learned = dict.fromkeys(TITLES, 0.5) | {"precision_at_1": precision}
+    figures = {"embedding": learned, "raw pixels": dict.fromkeys(TITLES, 0.25)}
     (folder / "results.json").write_text(json.dumps(figures | {"best_step": 500}))
     return folder
 
@@ -29,7 +30,7 @@ def test_gives_mean_lowest_and_highest_over_seeds(three, capsys):
     assert table[2] == "| precision at 1 | 0.9300 [0.9000, 0.9600] | 0.2500 |"
     # A figure that is the same for all has no spread.
     assert table[3] == "| R-precision | 0.5000 | 0.2500 |"
-    assert len(table) == 2 + len(evaluate.TITLES)
+    assert len(table) == 2 + len(TITLES)
     assert capsys.readouterr().out.splitlines()[: len(table)] == table
 
 

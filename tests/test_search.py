@@ -8,7 +8,8 @@ import pytest
 
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
-from experiments import cells, options, search
+from contrastive_jax.train.trial_folder import trial_key
+from experiments import axes, halving, options, optuna_study, search, trainer, trials
 
 # Tests share a run, and so a worker.
 pytestmark = pytest.mark.xdist_group("search")
@@ -42,7 +43,7 @@ def _run(tmp_path, folder_of_tfds, **options):
 
 
 def _lines(folder, *, judged=False):
-    lines = runs.read_lines(folder / "cells.jsonl")
+    lines = runs.read_lines(folder / "trials.jsonl")
     return [line for line in lines if judged or "test" not in line]
 
 
@@ -54,17 +55,17 @@ def halved(tmp_path_factory, folder_of_tfds):
 def test_halving_keeps_the_best_of_each_rung(halved):
     lines = _lines(halved, judged=True)
     by_rung = [[line for line in lines if line.get("rung") == k] for k in range(3)]
-    assert [line["setting"]["seed"] for line in lines[9:]] == [1, 2]
+    assert [line["hyperparameters"]["seed"] for line in lines[9:]] == [1, 2]
     assert [len(part) for part in by_rung] == [6, 2, 1]
     assert [{line["steps"] for line in part} for part in by_rung] == [{2}, {6}, {18}]
     for before, after in itertools.pairwise(by_rung):
         best = sorted(before, key=lambda line: -line["value"])[: len(after)]
-        assert {cells.key_of(line["setting"]) for line in best} == {
-            cells.key_of(line["setting"]) for line in after
+        assert {trial_key(line["hyperparameters"]) for line in best} == {
+            trial_key(line["hyperparameters"]) for line in after
         }
     results = json.loads((halved / "results.json").read_text())
-    winner = by_rung[2][0]["setting"]
-    assert results["setting"] | {"seed": 0} == winner
+    winner = by_rung[2][0]["hyperparameters"]
+    assert results["hyperparameters"] | {"seed": 0} == winner
     assert results["seeds"] == 2
     found = results["test"]["map_at_r"]
     assert found["low"] <= found["mean"] <= found["high"]
@@ -73,19 +74,19 @@ def test_halving_keeps_the_best_of_each_rung(halved):
 def test_halving_trains_on_and_not_anew(halved, tmp_path, folder_of_tfds):
     """A winner's state is that of a training of all steps at once."""
     lines = _lines(halved)
-    winner = lines[-1]["setting"]
+    winner = lines[-1]["hyperparameters"]
     # A space of one point, as good as.
     config = search.Config(
         **SMALL | {"runs": tmp_path, "tfds_dir": folder_of_tfds, "name": "one", "seeds": 1}
     )
     data = options.load_data(config)
-    trainer = search.Trainer(config, data, cells.devices_of(config), {})
+    trains = trainer.Trainer(config, data, trials.devices_of(config), {})
     values = []
 
-    def finished(k, prepared, state, diverged):
-        values.append(trainer.on_validation(prepared, state, diverged))
+    def finished(k, made, state, diverged):
+        values.append(trains.on_validation(made, state, diverged))
 
-    trainer.train([winner], stop=18, finished=finished)
+    trains.train([winner], stop=18, finished=finished)
     assert values == [pytest.approx(lines[-1]["value"], abs=1e-6)]
 
 
@@ -111,7 +112,7 @@ def test_goes_on_where_it_was_killed(tmp_path, folder_of_tfds, halved, monkeypat
     assert len(_lines(tmp_path / "run")) == 3
     monkeypatch.setattr(grids, "train_grid", trained)
     # The process that was killed is this one: it has to be taken for dead.
-    monkeypatch.setattr(search, "_alive", lambda process: process != os.getpid())
+    monkeypatch.setattr(optuna_study, "_alive", lambda process: process != os.getpid())
     folder = _run(tmp_path, folder_of_tfds, method=method, resume=True)
     if method == "halving":
         assert _lines(folder) == _lines(halved)
@@ -122,15 +123,15 @@ def test_goes_on_where_it_was_killed(tmp_path, folder_of_tfds, halved, monkeypat
         assert len({line["trial"] for line in lines}) == 6
         results = json.loads((folder / "results.json").read_text())
         best = max(lines, key=lambda line: line["value"])
-        assert results["setting"] | {"seed": 0} == best["setting"]
+        assert results["hyperparameters"] | {"seed": 0} == best["hyperparameters"]
 
 
 def test_a_damaged_state_is_trained_again(tmp_path, folder_of_tfds, halved):
     folder = tmp_path / "run"
     shutil.copytree(halved, folder)
     # As if it had been killed before the second rung.
-    lines = (folder / "cells.jsonl").read_text().splitlines(keepends=True)
-    (folder / "cells.jsonl").write_text("".join(line for line in lines if '"rung": 0' in line))
+    lines = (folder / "trials.jsonl").read_text().splitlines(keepends=True)
+    (folder / "trials.jsonl").write_text("".join(line for line in lines if '"rung": 0' in line))
     again = [path for path in (folder / "states").iterdir() if path.name.endswith("-1")]
     damaged = again[0].with_name(again[0].name.replace("-1", "-0"))
     (damaged / "_CHECKPOINT_METADATA").unlink()
@@ -144,18 +145,18 @@ def test_a_study_loses_a_torn_last_line_alone(tmp_path):
     import optuna
 
     log = tmp_path / "study.log"
-    study = optuna.create_study(storage=search._storage(log), study_name="x")
+    study = optuna.create_study(storage=optuna_study.open_storage(log), study_name="x")
     study.enqueue_trial({"margin": 1.0})
     whole = log.read_bytes()
     log.write_bytes(whole + b'{"op_code": 4, "wor')
-    study = optuna.load_study(storage=search._storage(log), study_name="x")
+    study = optuna.load_study(storage=optuna_study.open_storage(log), study_name="x")
     assert log.read_bytes() == whole
     assert len(study.trials) == 1
     first, _, rest = whole.partition(b"\n")
     for bad in (b"", first[:10], b"[]", b"{}"):
         log.write_bytes(first + b"\n" + bad + b"\n" + rest)
         with pytest.raises(ValueError, match=r"study.log is damaged .* --overwrite"):
-            search._storage(log)
+            optuna_study.open_storage(log)
 
 
 def test_optuna_is_told_what_was_found_and_processes_share_a_study(tmp_path, folder_of_tfds):
@@ -172,8 +173,8 @@ def test_optuna_is_told_what_was_found_and_processes_share_a_study(tmp_path, fol
     for line in lines:
         trial = study.trials[line["trial"]]
         assert trial.value == pytest.approx(line["value"])
-        assert trial.params == {k: v for k, v in line["setting"].items() if k != "seed"}
-    assert len({line["setting"]["margin"] for line in lines}) == 5
+        assert trial.params == {k: v for k, v in line["hyperparameters"].items() if k != "seed"}
+    assert len({line["hyperparameters"]["margin"] for line in lines}) == 5
 
 
 def test_a_setting_that_diverges_is_worse_than_any(tmp_path, folder_of_tfds):
@@ -190,7 +191,7 @@ def test_a_setting_that_diverges_is_worse_than_any(tmp_path, folder_of_tfds):
     assert sum(line["value"] == 0 for line in first) > 3
     assert all(line["value"] == 0 for line in lines if line["diverged"])
     assert lines[-1]["value"] > 0
-    assert json.loads((folder / "results.json").read_text())["setting"]["learning_rate"] < 1
+    assert json.loads((folder / "results.json").read_text())["hyperparameters"]["learning_rate"] < 1
 
 
 def test_the_same_setting_twice_is_two_trials(tmp_path, folder_of_tfds):
@@ -208,7 +209,7 @@ def test_the_same_setting_twice_is_two_trials(tmp_path, folder_of_tfds):
     assert sorted(line["trial"] for line in lines) == [*range(5)]
     by_width = {}
     for line in lines:
-        by_width.setdefault(line["setting"]["width"], set()).add(line["value"])
+        by_width.setdefault(line["hyperparameters"]["width"], set()).add(line["value"])
     assert all(len(values) == 1 for values in by_width.values())
 
 
@@ -228,15 +229,15 @@ def test_a_process_that_is_not_the_last_does_not_judge(tmp_path, folder_of_tfds,
 
 
 def test_space():
-    space = search.parse_space(["margin=0.2:1.8", "learning_rate=1e-3:1e-1:log", "width=2,64"])
+    space = axes.parse_space(["margin=0.2:1.8", "learning_rate=1e-3:1e-1:log", "width=2,64"])
     assert space == {
         "margin": (0.2, 1.8, False),
         "learning_rate": (1e-3, 1e-1, True),
         "width": [2, 64],
     }
-    settings = search.spread(space, 64)
+    settings = axes.spread(space, 64)
     assert len(settings) == 64
-    assert settings[:5] == search.spread(space, 5)
+    assert settings[:5] == axes.spread(space, 5)
     margins = np.array([setting["margin"] for setting in settings])
     rates = np.log10([setting["learning_rate"] for setting in settings])
     # A Sobol sequence has as many points in each quarter.
@@ -247,8 +248,8 @@ def test_space():
 
 def test_rungs():
     config = search.Config(trials=27, steps=2700, log_every=100)
-    assert search.rungs(config) == [(27, 100), (9, 300), (3, 900), (1, 2700)]
-    assert search.rungs(search.Config(trials=1, steps=50)) == [(1, 50)]
+    assert halving.rungs(config) == [(27, 100), (9, 300), (3, 900), (1, 2700)]
+    assert halving.rungs(search.Config(trials=1, steps=50)) == [(1, 50)]
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_a_grid_trains(model):
         SOURCE,
         HYPERPARAMETERS,
         "vmap",
-        cells=2,
+        trials=2,
         devices=jax.devices()[:1],
         steps_per_call=2,
     )

@@ -9,6 +9,9 @@ from contrastive_jax._extras import needs
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
+NAMES = ("raw pixels", "raw vectors", "PCA-whitened", "LDA")
+"""The names of all baselines."""
+
 
 def vector_baselines(
     vectors: np.ndarray,
@@ -78,3 +81,33 @@ def vector_baselines(
         return call
 
     return {name: scaled(transform) for name, transform in maps.items()}
+
+
+def baselines(
+    train: np.ndarray,
+    classes: np.ndarray | None = None,
+    *,
+    width: int,
+    unit_length: bool = True,
+) -> dict[str, Transform]:
+    """Returns what a trained encoder is compared with: raw pixels, or baselines of vectors.
+
+    Args:
+      train: images `[N, H, W, C]` or vectors `[N, D]` to train on.
+      classes: `[N]`, as in `vector_baselines`.
+      width: entries of an embedding.
+      unit_length: whether embeddings, and so baselines of vectors, are of unit length.
+
+    Returns:
+      Functions from images, or vectors, to points by names out of `NAMES`.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax.evaluation.baselines import baselines
+      >>> images = np.zeros((4, 8, 8, 1), np.uint8)
+      >>> [(name, embed(images).shape) for name, embed in baselines(images, width=64).items()]
+      [('raw pixels', (4, 64))]
+    """
+    if train.ndim > 2:
+        return {"raw pixels": lambda pixels: pixels.reshape(len(pixels), -1) / 255.0}
+    return vector_baselines(train, classes, width=width, unit_length=unit_length)

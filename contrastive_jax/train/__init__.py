@@ -1,4 +1,4 @@
-"""Training: objectives, one step, one loop, and runs that can be used afterwards."""
+"""Training: objectives, one step, one loop, grids of trials, and runs to use afterwards."""
 
 from contrastive_jax.train import objectives
 from contrastive_jax.train.devices import Parallel, parallel
@@ -17,6 +17,7 @@ from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import make_optimizer, with_loss
 from contrastive_jax.train.run import Comparison, Run, load
 from contrastive_jax.train.steps import init_state, make_step, repeated
+from contrastive_jax.train.trials import Trial, fit_grid
 from contrastive_jax.train.types import (
     AXIS,
     Batch,
@@ -45,6 +46,7 @@ __all__ = [
     "Run",
     "Source",
     "TrainState",
+    "Trial",
     "Weights",
     "check_images",
     "draws_classes",
@@ -53,6 +55,7 @@ __all__ = [
     "draws_views",
     "embed",
     "fit",
+    "fit_grid",
     "init_state",
     "load",
     "make_optimizer",

@@ -7,7 +7,6 @@ import math
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,7 +40,7 @@ from contrastive_jax.train.types import (
     TrainState,
     Weights,
 )
-from contrastive_jax.train.validation import best_by, calibrated_on, validate
+from contrastive_jax.train.validation import best_by, trained_run, validate, warn_of_margin
 
 SHOWN = ("loss", "similar_distance", "dissimilar_distance", "active_fraction", "pairs_per_second")
 # Means over this many windows in a row are no longer chance.
@@ -316,7 +315,7 @@ def fit(
         **batch,
         **memory,
     )
-    _warn_of_margin(parts, data, objective)
+    warn_of_margin(parts.network, data, objective)
     options = (
         {"steps": steps, "seed": seed, "microbatches": microbatches}
         | batch
@@ -403,7 +402,9 @@ def fit(
             leave(stop.signal, message)
         best = saved.best_step()
         best_weights = checkpoints.restore(saved, best, jax.device_get(first)).weights
-        trained, arrays = _trained(parts, best_weights, data, objective, where if stored else None)
+        trained, arrays = trained_run(
+            parts.network, best_weights, data, objective.distance, where if stored else None
+        )
         if stored:
             details = {"data": data.name, "best_step": best, "steps": steps}
             run.write(trained, where, model, details)
@@ -459,59 +460,12 @@ def _mean(records: Sequence[Mapping[str, float]], key: str) -> float:
     return float(defined.mean()) if len(defined) else math.nan
 
 
-def _trained(
-    parts: Assembled,
-    weights: Weights,
-    data: Dataset | PairDataset,
-    objective: Objective,
-    where: Path | None,
-) -> tuple[Run, Mapping[str, Any]]:
-    """Returns the run of the best weights, and the embeddings of validation by name."""
-    encoder = partial(embed, parts.network.encode, weights)
-    threshold, calibration, arrays = calibrated_on(encoder, data, objective.distance, objective)
-    images = _training_images(data)
-    trained = Run(
-        parts.network,
-        weights,
-        images.shape[1:],
-        images.dtype.name,
-        () if isinstance(data, PairDataset) else data.class_names,
-        objective.distance,
-        threshold,
-        calibration,
-        where,
-    )
-    return trained, arrays
-
-
-def _training_images(data: Dataset | PairDataset) -> np.ndarray:
-    return data.images if isinstance(data, PairDataset) else data.train.images
-
-
 def _name_of(model: Any) -> str:
     """Returns a short name of an encoder, for the name of a run."""
     while hasattr(model, "func"):
         model = model.func
     name = getattr(model, "__name__", type(model).__name__)
     return "function" if isinstance(model, tuple) else str(name).lower()
-
-
-def _warn_of_margin(parts: Assembled, data: Dataset | PairDataset, objective: Objective) -> None:
-    """Warns of a margin that the distance can not reach."""
-    margin = objective.hyperparameters.get("margin")
-    if margin is None or not objective.bounded:
-        return
-    two = embed(parts.network.encode, parts.network.weights, _training_images(data)[:2])
-    unit_length = bool(np.allclose(np.linalg.norm(two, axis=1), 1, atol=1e-3))
-    text = diagnostics.out_of_reach(
-        float(margin),
-        objective.distance,
-        two.shape[1],
-        unit_length=unit_length,
-        boundary=float(objective.hyperparameters.get("boundary", 0.0)),
-    )
-    if text:
-        warnings.warn(text, stacklevel=3)
 
 
 def _batches(

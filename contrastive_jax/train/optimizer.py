@@ -1,9 +1,14 @@
 """Optimizers of an encoder and of the parameters of its loss."""
 
+from collections.abc import Sequence
+
 import jax
 import optax
 
 from contrastive_jax.train.types import Params
+
+OPTIMIZER = ("learning_rate", "weight_decay", "clip_norm")
+"""The hyperparameters of `make_optimizer` that a grid may vary."""
 
 
 def make_optimizer(
@@ -59,6 +64,59 @@ def make_optimizer(
             mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
         ),
     )
+
+
+def tunable_optimizer(steps: int, names: Sequence[str]) -> optax.GradientTransformation:
+    """Makes the default optimizer of `fit` with some of its hyperparameters in its state.
+
+    Trials that differ in them share a compiled step.
+
+    Args:
+      steps: of the training.
+      names: of the hyperparameters, of `OPTIMIZER`.
+
+    Returns:
+      The optimizer, of `optax.inject_hyperparams`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from contrastive_jax.train.optimizer import tunable_optimizer
+      >>> state = tunable_optimizer(100, ["learning_rate"]).init(jnp.ones(2))
+      >>> print(optax.tree.get(state, "learning_rate"))
+      0.004
+    """
+    fixed = [name for name in OPTIMIZER if name not in names]
+    make = optax.inject_hyperparams(make_optimizer, static_args=("steps", "warmup_steps", *fixed))
+    return make(4e-3, steps, warmup_steps=int(0.02 * steps), weight_decay=0.1, clip_norm=1.0)
+
+
+def tunable_loss_optimizer(steps: int, rate: float = 1e-2) -> optax.GradientTransformation:
+    """Makes the default optimizer of a loss with `loss_learning_rate` in its state.
+
+    Args:
+      steps: of the training.
+      rate: the learning rate at its peak, which trials may replace.
+
+    Returns:
+      The optimizer, of `optax.inject_hyperparams`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from contrastive_jax.train.optimizer import tunable_loss_optimizer
+      >>> state = tunable_loss_optimizer(100).init(jnp.ones(2))
+      >>> print(optax.tree.get(state, "loss_learning_rate"))
+      0.01
+    """
+
+    def make(
+        loss_learning_rate: float, steps: int, *, warmup_steps: int
+    ) -> optax.GradientTransformation:
+        return make_optimizer(loss_learning_rate, steps, warmup_steps=warmup_steps)
+
+    tunable = optax.inject_hyperparams(make, static_args=("steps", "warmup_steps"))
+    return tunable(rate, steps, warmup_steps=int(0.02 * steps))
 
 
 def with_loss(

@@ -2,8 +2,9 @@
 
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,35 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+@contextlib.contextmanager
+def step_bar(steps: int, *, shown: bool = True) -> Iterator[Callable[[int], Any]]:
+    """Shows a bar of the steps of all trials of a grid, where there is a terminal.
+
+    Args:
+      steps: of all trials together.
+      shown: whether to show it.
+
+    Yields:
+      A function that takes the number of steps taken since its last call.
+
+    Example:
+      >>> from contrastive_jax.train.progress import step_bar
+      >>> with step_bar(100) as advance:
+      ...     advance(50)
+    """
+    bar = None
+    if shown and sys.stderr.isatty():
+        with contextlib.suppress(ImportError):
+            from tqdm import tqdm
+
+            bar = tqdm(total=steps, unit="step", smoothing=0.05)
+    try:
+        yield (lambda taken: None) if bar is None else bar.update
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def _size(data: Dataset | PairDataset) -> str:

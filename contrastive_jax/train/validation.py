@@ -1,6 +1,13 @@
-"""Validation of an encoder: by retrieval on labelled examples, by verification on given pairs."""
+"""Validation of an encoder: by retrieval on labelled examples, by verification on given pairs.
 
+Here too are the run of a trained encoder, whose threshold validation chooses, and the warning of a
+margin that its embeddings can not reach.
+"""
+
+import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +27,9 @@ from contrastive_jax.evaluation.verification import (
 from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.train import diagnostics, run
 from contrastive_jax.train.labelled import labelled_rows
+from contrastive_jax.train.networks import Network, embed
 from contrastive_jax.train.objectives import Objective
+from contrastive_jax.train.types import Weights
 
 BEST_BY = "validation/map_at_r"
 # The area under the ROC curve does not depend on the share of similar pairs, which need not be that
@@ -173,3 +182,82 @@ def calibrated_on(
     threshold, calibration = run.calibrated(distance, embeddings, rows, labels=labels)
     arrays = {"embeddings": embeddings, "classes": data.validation.classes}
     return threshold, calibration, arrays
+
+
+def trained_run(
+    network: Network,
+    weights: Weights,
+    data: Dataset | PairDataset,
+    distance: Distance,
+    folder: Path | None = None,
+    *,
+    objective: Objective | None = None,
+) -> tuple[run.Run, Mapping[str, Any]]:
+    """Makes the run of a trained encoder, with its threshold and calibration on validation.
+
+    Args:
+      network: the encoder.
+      weights: after training.
+      data: that it was trained on.
+      distance: between two embeddings.
+      folder: in which the run is stored, if it is.
+      objective: whose labels of two rows, where it has some, threshold and calibration are by.
+
+    Returns:
+      The run, and the embeddings of validation by name.
+
+    Example:
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.train.validation import trained_run
+      >>> digits, network = cj.data.load("digits"), cj.train.network(cj.models.MLP, (8, 8, 1))
+      >>> run, arrays = trained_run(network, network.weights, digits, cj.distances.euclidean)
+      >>> run.image_shape, [*arrays]
+      ((8, 8, 1), ['embeddings', 'classes'])
+    """
+    embedded = partial(embed, network.encode, weights)
+    threshold, calibration, arrays = calibrated_on(embedded, data, distance, objective)
+    images = _training_images(data)
+    names = () if isinstance(data, PairDataset) else data.class_names
+    shape, dtype = images.shape[1:], images.dtype.name
+    return (
+        run.Run(network, weights, shape, dtype, names, distance, threshold, calibration, folder),
+        arrays,
+    )
+
+
+def warn_of_margin(network: Network, data: Dataset | PairDataset, objective: Objective) -> None:
+    """Warns of a margin that the distance between two embeddings can not reach.
+
+    Args:
+      network: the encoder, whose embeddings are of unit length or not.
+      data: that it is trained on.
+      objective: whose margin is checked, if it is a distance.
+
+    Example:
+      >>> import warnings
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.train.validation import warn_of_margin
+      >>> digits, network = cj.data.load("digits"), cj.train.network(cj.models.MLP, (8, 8, 1))
+      >>> with warnings.catch_warnings(record=True) as caught:
+      ...     warnings.simplefilter("always")
+      ...     warn_of_margin(network, digits, cj.train.objective("contrastive", margin=3.0))
+      >>> print(str(caught[0].message)[:36])
+      a margin of 3 is out of reach: the e
+    """
+    margin = objective.hyperparameters.get("margin")
+    if margin is None or not objective.bounded:
+        return
+    two = embed(network.encode, network.weights, _training_images(data)[:2])
+    text = diagnostics.out_of_reach(
+        float(margin),
+        objective.distance,
+        two.shape[1],
+        unit_length=bool(np.allclose(np.linalg.norm(two, axis=1), 1, atol=1e-3)),
+        boundary=float(objective.hyperparameters.get("boundary", 0.0)),
+    )
+    if text:
+        warnings.warn(text, stacklevel=3)
+
+
+def _training_images(data: Dataset | PairDataset) -> np.ndarray:
+    return data.images if isinstance(data, PairDataset) else data.train.images

@@ -117,7 +117,7 @@ def _all_pairs_step(target: Target, encoder: programs.Encoder) -> Program:
 
 def _grid(target: Target) -> Program:
     return Program(
-        f"step of a grid of {programs.CELLS} ConvNets",
+        f"step of a grid of {programs.TRIALS} ConvNets",
         target,
         programs.grid,
         partial(design.grid, target),

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from contrastive_jax._engine.matmul import as_product
 from contrastive_jax.losses import AnchorLoss, TripletLoss
 from experiments.accelerators.programs import (
-    CELLS,
     GRID_IMAGE,
     IMAGE,
     IMAGES,
+    TRIALS,
     WIDTH,
     Encoder,
     abstract_network,
@@ -124,12 +124,12 @@ def all_pairs_step(target: Target, encoder: Encoder) -> Design:
 
 
 def grid(target: Target) -> Design:
-    """The design of `programs.grid`: cells side by side, on one device or each on some."""
+    """The design of `programs.grid`: trials side by side, on one device or each on some."""
     if target.devices == 1:
         one = _all_pairs_step(target, 1, "ConvNet", GRID_IMAGE, IMAGES)
-        most = {name: (CELLS * few, CELLS * many) for name, (few, many) in one.received.items()}
-        return Design(CELLS * one.temporaries, most)
-    devices = target.devices // CELLS
+        most = {name: (TRIALS * few, TRIALS * many) for name, (few, many) in one.received.items()}
+        return Design(TRIALS * one.temporaries, most)
+    devices = target.devices // TRIALS
     return _all_pairs_step(target, devices, "ConvNet", GRID_IMAGE, IMAGES // devices)
 
 

@@ -45,8 +45,8 @@ IMAGE = (32, 32, 3)
 GRID_IMAGE = (28, 28, 1)
 """A grid draws from a whole data set. With three channels XLA for TPUs copies it to another layout
 first, of four times its size."""
-CELLS = 4
-"""Cells of the grid."""
+TRIALS = 4
+"""Trials of the grid."""
 
 Encoder = Literal["ConvNet", "ResNet18"]
 Struct = jax.ShapeDtypeStruct
@@ -108,8 +108,8 @@ def all_pairs_step(mesh: Mesh, encoder: Encoder) -> jax.stages.Compiled:
 def grid(mesh: Mesh) -> jax.stages.Compiled:
     """A step of four trainings at once, on batches of all pairs that each draws on the device.
 
-    On one device the step is mapped over the cells. On several each cell has a group of them, which
-    share its batch.
+    On one device the step is mapped over the trials. On several each trial has a group of them,
+    which share its batch.
     """
     abstract, optimizer = abstract_network("ConvNet", GRID_IMAGE), _optimizer()
     step = make_step(abstract, optimizer, objectives.all_pairs(margin=1.0))
@@ -128,9 +128,9 @@ def grid(mesh: Mesh) -> jax.stages.Compiled:
         source,
         _hyperparameters(),
         "vmap" if mesh.size == 1 else "shard_map",
-        cells=CELLS,
+        trials=TRIALS,
         devices=[*mesh.devices.flat],
-        devices_per_cell=max(1, mesh.size // CELLS),
+        devices_per_trial=max(1, mesh.size // TRIALS),
     )
     program: Any = made.step
     assert isinstance(program, jax.stages.Compiled)

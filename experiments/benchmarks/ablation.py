@@ -43,14 +43,15 @@ with needs("bench", "experiments.benchmarks.ablation"):
     import tyro
 
 from contrastive_jax import distances
-from contrastive_jax import grid as grids
 from contrastive_jax import train as training
 from contrastive_jax.data import index_by_class
 from contrastive_jax.models import MLP, ConvNet
+from contrastive_jax.train import grid as grids
 from contrastive_jax.train import objectives, parallel
 from contrastive_jax.train.assembly import Assembled
+from contrastive_jax.train.grid_strategy import Strategy, choose_grid, cores_as_devices
+from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.types import Step
-from experiments import cells
 from experiments.benchmarks.training import CLASSES, SHAPE, TorchConvNet
 
 MARGINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -64,7 +65,7 @@ class Config:
     seeds: int = 4
     """Trainings of each of the eight margins."""
     steps: int = 20
-    """Steps of each cell in a round, a multiple of 10."""
+    """Steps of each trial in a round, a multiple of 10."""
     batch_size: int = 128
     """Pairs in a batch."""
     rounds: int = 7
@@ -81,7 +82,7 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def our_step(encoder: str, batch_size: int) -> tuple[Step, Any]:
-    """The step of a cell on the pairs drawn, and its optimiser."""
+    """The step of a trial on the pairs drawn, and its optimiser."""
     network = training.network(ENCODERS[encoder], SHAPE)
     make = optax.inject_hyperparams(training.make_optimizer, ("steps", "warmup_steps"))
     optimizer = make(1e-3, 10**6, weight_decay=0.1)
@@ -93,12 +94,12 @@ def our_step(encoder: str, batch_size: int) -> tuple[Step, Any]:
 
 
 def first_state(encoder: str, optimizer: Any, seed: int) -> training.TrainState:
-    """The state of a cell before its first step."""
+    """The state of a trial before its first step."""
     return training.init_state(training.network(ENCODERS[encoder], SHAPE, seed), optimizer)
 
 
-def settings(seeds: int) -> list[training.Hyperparameters]:
-    """The numbers of all cells."""
+def hyperparameters_of_all(seeds: int) -> list[training.Hyperparameters]:
+    """The hyperparameters of all trials."""
     return [
         training.Hyperparameters(seed, {"margin": margin})
         for margin in MARGINS
@@ -106,45 +107,38 @@ def settings(seeds: int) -> list[training.Hyperparameters]:
     ]
 
 
-def of_grid(
-    encoder: str, config: Config, strategy: cells.Strategy
-) -> tuple[Callable[[], float], str]:
+def of_grid(encoder: str, config: Config, strategy: Strategy) -> tuple[Callable[[], float], str]:
     """A function that trains the grid and returns seconds, and how it does."""
     images, classes = data()
     step, optimizer = our_step(encoder, config.batch_size)
     states = {seed: first_state(encoder, optimizer, seed) for seed in range(config.seeds)}
-    numbers = settings(config.seeds)
-    prepared = cells.Prepared(
+    hyperparameters = hyperparameters_of_all(config.seeds)
+    trials = AssembledTrials(
         # The step is all that is used of these.
         Assembled(None, None, None, None, step, 0),  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
         distances.euclidean,
         training.Source(images, classes, index_by_class(classes)),
-        numbers,
+        hyperparameters,
         lambda k: states[k % config.seeds],
+        [{} for _ in hyperparameters],
     )
-    grid, _ = cells.choose_grid(
-        prepared,
-        strategy,
-        devices=jax.devices(),
-        devices_per_cell=1,
-        limit=cells.memory_of(jax.devices()[0]),
-        steps_per_call=10,
-    )
-    source = jax.device_put(prepared.source, grid.shared)
+    grid, _ = choose_grid(trials, strategy, steps_per_call=10)
+    source = jax.device_put(trials.source, grid.shared)
 
     def take() -> float:
         began = time.perf_counter()
         for _ in grids.train_grid(
-            grid, prepared.init, source, numbers, steps=config.steps, window=config.steps
+            grid, trials.init, source, hyperparameters, steps=config.steps, window=config.steps
         ):
             pass
         return time.perf_counter() - began
 
-    return take, f"{grid.strategy} of {grid.cells}"
+    return take, f"{grid.strategy} of {grid.trials}"
 
 
 def of_single_runs(encoder: str, config: Config) -> Callable[[], float]:
-    """A function that trains the cells one after another and returns seconds."""
+    """A function that trains the trials one after another and returns seconds."""
     images, classes = data()
     step, optimizer = our_step(encoder, config.batch_size)
     placed = parallel(step, "shard_map", jax.devices()[:1])
@@ -153,9 +147,9 @@ def of_single_runs(encoder: str, config: Config) -> Callable[[], float]:
 
     def take() -> float:
         began = time.perf_counter()
-        for k, of_cell in enumerate(settings(config.seeds)):
-            begun, numbers = placed.replicate((states[k % config.seeds], of_cell))
-            advance = functools.partial(_advance, placed.step, source, numbers)
+        for k, own in enumerate(hyperparameters_of_all(config.seeds)):
+            begun, own = placed.replicate((states[k % config.seeds], own))
+            advance = functools.partial(_advance, placed.step, source, own)
             for _ in training.windows(
                 advance,
                 begun,
@@ -168,12 +162,12 @@ def of_single_runs(encoder: str, config: Config) -> Callable[[], float]:
     return take
 
 
-def _advance(step: Any, source: Any, numbers: Any, state: Any) -> Any:
-    return step(state, source, numbers)
+def _advance(step: Any, source: Any, hyperparameters: Any, state: Any) -> Any:
+    return step(state, source, hyperparameters)
 
 
 def of_torch(encoder: str, config: Config) -> Callable[[], float]:
-    """A function that trains the cells one after another in PyTorch and returns seconds."""
+    """A function that trains the trials one after another in PyTorch and returns seconds."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images, classes = data()
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
@@ -239,7 +233,7 @@ def ask(pipe: Connection) -> float:
 
 def main(config: Config) -> None:
     """Runs the benchmark and prints a table."""
-    cells.make_cores_devices()
+    cores_as_devices()
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     context = multiprocessing.get_context("spawn")
@@ -265,7 +259,7 @@ def main(config: Config) -> None:
             for name, take in contenders.items():
                 seconds[name].append(take())
         process.kill()
-        count = len(settings(config.seeds))
+        count = len(hyperparameters_of_all(config.seeds))
         for name, taken in seconds.items():
             ratios = [a / b for a, b in zip(taken, seconds["single runs"], strict=True)]
             rows.append(

@@ -1,4 +1,4 @@
-"""Pictures from files, as the images that a run takes."""
+"""Pictures from files, as the images that a trained encoder takes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from contrastive_jax._extras import needs
-from contrastive_jax.train import Run
-
-with needs("train", "experiments.pictures"):
-    from PIL import Image, UnidentifiedImageError
-
 from contrastive_jax.data._own.folders import SUFFIXES
 from contrastive_jax.data.images import read_picture
+
+with needs("train", __name__):
+    from PIL import Image, UnidentifiedImageError
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -20,6 +18,15 @@ def pictures_in(folder: Path) -> list[Path]:
 
     Raises:
       FileNotFoundError: if there is no such folder, or no picture in it.
+
+    Example:
+      >>> from pathlib import Path
+      >>> import numpy as np
+      >>> from PIL import Image
+      >>> from contrastive_jax.data.pictures import pictures_in
+      >>> Image.fromarray(np.zeros((16, 16), np.uint8)).save("zero.png")
+      >>> [path.name for path in pictures_in(Path())]
+      ['zero.png']
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder of pictures")
@@ -29,34 +36,47 @@ def pictures_in(folder: Path) -> list[Path]:
     return paths
 
 
-def read(paths: Sequence[Path], run: Run) -> np.ndarray:
-    """Reads pictures as images of the shape that a run takes: grey or of colours, and scaled.
+def read_pictures(
+    paths: Sequence[str | Path], image_shape: Sequence[int], image_dtype: str = "uint8"
+) -> np.ndarray:
+    """Reads pictures as images of the shape that an encoder takes: grey or of colours, and scaled.
+
+    They are decoded as those of `contrastive_jax.data.load` are.
 
     Args:
       paths: of the pictures, N.
-      run: trained.
+      image_shape: `(H, W, C)`, such as `Run.image_shape`.
+      image_dtype: dtype of the images that the encoder was trained on, `Run.image_dtype`.
 
     Returns:
-      Images, `[N, H, W, C]`, of the dtype of the run.
+      Images, `[N, H, W, C]`, uint8.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if a file is not a picture, is damaged or too large, or the run takes images that
-        are not pictures.
+      ValueError: if a file is not a picture, is damaged or too large, or the encoder takes images
+        that are not pictures.
+
+    Example:
+      >>> import numpy as np
+      >>> from PIL import Image
+      >>> from contrastive_jax.data.pictures import read_pictures
+      >>> Image.fromarray(np.zeros((16, 16), np.uint8)).save("zero.png")
+      >>> read_pictures(["zero.png"], (8, 8, 1)).shape
+      (1, 8, 8, 1)
     """
-    if len(run.image_shape) == 1:
+    if len(image_shape) == 1:
         raise ValueError(
-            f"the run takes vectors of {run.image_shape[0]} entries, and pictures are none: embed "
+            f"the run takes vectors of {image_shape[0]} entries, and pictures are none: embed "
             "them by the model whose vectors it was trained on, and give a file of those (.npz or "
             ".parquet)"
         )
-    rows, columns, channels = run.image_shape
-    if channels not in (1, 3) or run.image_dtype != "uint8":
+    rows, columns, channels = image_shape
+    if channels not in (1, 3) or image_dtype != "uint8":
         raise ValueError(
-            f"the run takes {run.image_dtype} images of {channels} channels, which are no pictures"
+            f"the run takes {image_dtype} images of {channels} channels, which are no pictures"
         )
-    images = np.empty((len(paths), *run.image_shape), np.uint8)
-    for k, path in enumerate(paths):
+    images = np.empty((len(paths), *image_shape), np.uint8)
+    for k, path in enumerate(map(Path, paths)):
         try:
             # As `contrastive_jax.data` decodes what a run is trained on.
             images[k], _ = read_picture(path.read_bytes(), grey=channels == 1, size=(rows, columns))

@@ -1,6 +1,6 @@
 """Draws docs/digits_map.png: digits in the plane, before and after an encoder is trained.
 
-    python -m experiments.digits_map
+    python docs/digits_map.py
 
 The encoder has two outputs, which are the coordinates of the figure. It is trained on all pairs of
 120 images a step, and the figure shows images of the test split alone.
@@ -12,22 +12,17 @@ from typing import Any
 
 import jax
 import numpy as np
+import tyro
 from flax import nnx
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
-
-from contrastive_jax._extras import needs
-
-with needs("train", "experiments.digits_map"):
-    import tyro
-    from matplotlib.axes import Axes
-    from matplotlib.colors import to_rgb
-    from matplotlib.figure import Figure
 
 from contrastive_jax import plots
 from contrastive_jax import train as training
 from contrastive_jax.data import Dataset, index_by_class, load
 from contrastive_jax.models import MLP
-from experiments import command
 
 Array = NDArray[Any]
 
@@ -193,12 +188,4 @@ def _draw_digits(axes: Axes, points: Array, images: Array, classes: Array) -> No
 
 
 if __name__ == "__main__":
-    command.run(
-        main,
-        lambda: tyro.cli(
-            Config,
-            prog="python -m experiments.digits_map",
-            description=str(__doc__).splitlines()[0],
-            use_underscores=True,
-        ),
-    )
+    main(tyro.cli(Config, description=str(__doc__).splitlines()[0], use_underscores=True))

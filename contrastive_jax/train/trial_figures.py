@@ -1,0 +1,96 @@
+"""The figures of a trained trial on validation and on test."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from contrastive_jax.data.datasets import PairDataset
+from contrastive_jax.evaluation.given_pairs import points_of_pairs, summarize_pairs
+from contrastive_jax.evaluation.summary import summarize
+from contrastive_jax.train.networks import embed
+from contrastive_jax.train.trial_assembly import AssembledTrials
+from contrastive_jax.train.types import TrainState
+from contrastive_jax.train.validation import figures_on_validation
+
+Figures = dict[str, float]
+
+
+class _NotFiniteError(ValueError):
+    """An embedding is not finite."""
+
+
+def on_validation(trials: AssembledTrials, state: TrainState) -> Figures | None:
+    """Computes the figures of a trained trial on validation, as `figures_on_validation`.
+
+    Args:
+      trials: the trials of which this is one.
+      state: after its last step.
+
+    Returns:
+      Figures by name; None where an embedding is not finite, as after a training that diverged.
+
+    Example:
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.train.trial_assembly import Variant, assemble_trials
+      >>> from contrastive_jax.train.trial_figures import on_validation
+      >>> variants = [Variant({}, 0, cj.train.objective("supcon"))]
+      >>> trials = assemble_trials(cj.models.MLP, cj.data.load("digits"), variants, steps=10)
+      >>> sorted(on_validation(trials, trials.init(0)))[:2]
+      ['map_at_r', 'mean_reciprocal_rank']
+    """
+    try:
+        return figures_on_validation(_embedding(trials, state), trials.data, trials.distance)[0]
+    except _NotFiniteError:
+        return None
+
+
+def on_test(trials: AssembledTrials, state: TrainState) -> Figures | None:
+    """Computes the figures of a trained trial on test, as `summarize` and `summarize_pairs`.
+
+    Args:
+      trials: the trials of which this is one.
+      state: after its last step.
+
+    Returns:
+      Figures by name; None where an embedding is not finite.
+
+    Example:
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.train.trial_assembly import Variant, assemble_trials
+      >>> from contrastive_jax.train import trial_figures
+      >>> variants = [Variant({}, 0, cj.train.objective("supcon"))]
+      >>> trials = assemble_trials(cj.models.MLP, cj.data.load("digits"), variants, steps=10)
+      >>> figures = trial_figures.on_test(trials, trials.init(0))
+      >>> 0 < figures["auc"] < 1
+      True
+    """
+    embedded, data, distance = _embedding(trials, state), trials.data, trials.distance
+    try:
+        if isinstance(data, PairDataset):
+            splits = [
+                points_of_pairs(embedded, data.images, pairs)
+                for pairs in (data.validation, data.test)
+            ]
+            return summarize_pairs(*splits, distance=distance).figures
+        return summarize(
+            embedded(data.validation.images),
+            data.validation.classes,
+            embedded(data.test.images),
+            data.test.classes,
+            distance=distance,
+            queries=data.test.queries,
+        ).figures
+    except _NotFiniteError:
+        return None
+
+
+def _embedding(trials: AssembledTrials, state: TrainState) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the function that embeds by a trained trial; it raises _NotFiniteError."""
+
+    def embedded(images: np.ndarray) -> np.ndarray:
+        embeddings = embed(trials.parts.network.encode, state.weights, images)
+        if not np.isfinite(embeddings).all():
+            raise _NotFiniteError
+        return embeddings
+
+    return embedded

@@ -1,0 +1,131 @@
+"""A search by Optuna, in a study that is a file and that several processes may share."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from contrastive_jax.train import TrainState
+from contrastive_jax.train import folder as runs
+from contrastive_jax.train.trial_assembly import AssembledTrials
+from contrastive_jax.train.trial_folder import TRIALS
+from experiments.axes import Hyperparameters, Space, spread, text_of
+from experiments.trainer import Trainer
+
+
+def by_optuna(config: Any, folder: Path, space: Space, trainer: Trainer) -> Hyperparameters | None:
+    """Searches with the hyperparameters that Optuna suggests, in a study that processes may share.
+
+    Args:
+      config: options.
+      folder: of the run.
+      space: to search.
+      trainer: of trials.
+
+    Returns:
+      The best hyperparameters on validation; None where other processes are still training, the
+      last of which goes on.
+    """
+    import optuna
+    from optuna.trial import TrialState
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = open_storage(folder / "study.log")
+    try:
+        study = optuna.create_study(storage=storage, study_name=config.method, direction="maximize")
+        # The first are spread evenly, whichever process takes them.
+        for point in spread(space, max(config.trials // 4, 1)):
+            study.enqueue_trial({name: point[name] for name in space})
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(storage=storage, study_name=config.method)
+    _enqueue_killed(study)
+    # The first trials, which would be drawn at random, are in the study already.
+    study.sampler = optuna.samplers.TPESampler(
+        n_startup_trials=max(config.trials // 4, 1), seed=len(study.trials), constant_liar=True
+    )
+    distributions: dict[str, Any] = {
+        name: optuna.distributions.CategoricalDistribution(where)
+        if isinstance(where, list)
+        else optuna.distributions.FloatDistribution(where.low, where.high, log=where.logarithmic)
+        for name, where in space.items()
+    }
+    # Complete, or being trained by this process or another.
+    counted = (TrialState.COMPLETE, TrialState.RUNNING)
+    while (left := config.trials - len(study.get_trials(states=counted))) > 0:
+        asked = [study.ask(distributions) for _ in range(min(left, config.at_once or 4))]
+        for one in asked:
+            one.set_user_attr("process", _this_process())
+        _train_asked(folder, space, trainer, study, asked)
+        print(
+            f"{len(study.get_trials(states=counted))} trials; the best: "
+            f"{text_of(study.best_params)}, {config.shown_by} {study.best_value:.4f} on validation"
+        )
+    if left_over := len(study.get_trials(states=(TrialState.RUNNING,))):
+        print(f"other processes are training {left_over} trials; the last evaluates the winner")
+        return None
+    return {name: study.best_params[name] for name in space} | {"seed": 0}
+
+
+def _train_asked(
+    folder: Path, space: Space, trainer: Trainer, study: Any, asked: Sequence[Any]
+) -> None:
+    """Trains with the hyperparameters that a study suggests, and tells it their values."""
+    points = [{name: one.params[name] for name in space} | {"seed": 0} for one in asked]
+
+    def finished(k: int, made: AssembledTrials, state: TrainState, diverged: int | None) -> None:
+        value = trainer.on_validation(made, state, diverged)
+        record = {"trial": asked[k].number, "hyperparameters": points[k], "value": value}
+        runs.append_line(folder / TRIALS, record | {"diverged": diverged})
+        study.tell(asked[k], value)
+
+    trainer.train(points, stop=trainer.config.steps, finished=finished)
+
+
+def open_storage(log: Path) -> Any:
+    """Opens the file of a study; a last line that a kill has cut short is dropped.
+
+    Raises:
+      ValueError: if another line can not be read.
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+    lock = JournalFileSymlinkLock(str(log))
+    lock.acquire()
+    try:
+        runs.repair_lines(log)
+    finally:
+        lock.release()
+    try:
+        return optuna.storages.JournalStorage(JournalFileBackend(str(log)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{log} is damaged ({error!r}); restore it from a copy, or begin the study again with "
+            "--overwrite"
+        ) from error
+
+
+def _enqueue_killed(study: Any) -> None:
+    """Enqueues the trials that processes of this machine were training when they were killed."""
+    from optuna.trial import TrialState
+
+    host, _ = _this_process().rsplit(":", 1)
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        their_host, _, process = trial.user_attrs.get("process", "").rpartition(":")
+        if their_host == host and not _alive(int(process)):
+            study.tell(trial.number, state=TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _alive(process: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(PermissionError):  # it is alive, and another user's
+            os.kill(process, 0)
+        return True
+    return False
