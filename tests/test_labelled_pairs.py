@@ -75,7 +75,7 @@ def _embeddings(rule):
 
 
 def _sums(x, table, y=None, weights=1.0):
-    """Sums of the contrastive loss, weights and active weights of positive and negative pairs."""
+    """Losses, weights, active weights and distances, summed over positive and negative pairs."""
     x = np.asarray(x, np.float64)
     own = np.eye(len(x), dtype=bool) if y is None else False
     distance = np.linalg.norm(x[:, None] - (x if y is None else np.asarray(y, float)), axis=2)
@@ -83,7 +83,7 @@ def _sums(x, table, y=None, weights=1.0):
     weights = np.where((table >= 0) & ~np.asarray(own), weights, 0)
     each = [
         [(w * (table == k)).sum() for k in (0, 1)]
-        for w in (weights * value, weights, weights * (value != 0))
+        for w in (weights * value, weights, weights * (value != 0), weights * distance)
     ]
     return np.array(each)
 
@@ -113,7 +113,7 @@ def test_sums_and_their_gradients(rule, engine):
 
 def test_every_reduction():
     label, attributes, table = RULES["groups"]
-    loss, pairs, active = _sums(X, table)
+    loss, pairs, active, _ = _sums(X, table)
     want = {
         "mean": loss.sum() / pairs.sum(),
         "balanced": (loss / pairs).sum(),
@@ -175,7 +175,7 @@ def test_two_sets_with_weights(engine):
     both = table[:9, 9:], weights[:9, None].astype(float) * weights[9:]
 
     def want(x):
-        loss, pairs, _ = _sums(x[:9], both[0], x[9:], both[1])
+        loss, pairs, *_ = _sums(x[:9], both[0], x[9:], both[1])
         return loss.sum() / pairs.sum()
 
     np.testing.assert_allclose(got, want(X), rtol=1e-5)
@@ -448,7 +448,7 @@ def test_mapped_over_batches(engine):
     # The same batch in another order of rows.
     np.testing.assert_allclose(values[1], values[0], rtol=1e-5)
     np.testing.assert_allclose(gradients[1], np.roll(gradients[0], 3, axis=0), atol=1e-6)
-    loss, pairs, _ = _sums(X, RULES["groups"][2])
+    loss, pairs, *_ = _sums(X, RULES["groups"][2])
     np.testing.assert_allclose(values[0], loss.sum() / pairs.sum(), rtol=1e-5)
 
 
