@@ -53,6 +53,9 @@ def carry_check(carrier: Any, check: Callable[..., None], **values: Any) -> Any:
     """
     if not values or CHECKED_BEFORE.get():
         return carrier
+    if not _IS_CARRIED:
+        check(**values)
+        return carrier
     program = jax.make_jaxpr(lambda values: check(**values))(values)
     return _carry.bind(jnp.asarray(carrier), *jax.tree.leaves(values), check=program)
 
@@ -84,4 +87,4 @@ _carry.def_abstract_eval(_carrier)
 ad.primitive_jvps[_carry] = _derivative
 batching.primitive_batchers[_carry] = _mapped
 mlir.register_lowering(_carry, lambda context, carrier, *values, check: [carrier])
-on_checkify(_carry, "check")
+_IS_CARRIED = on_checkify(_carry, "check")

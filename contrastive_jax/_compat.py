@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax._src import checkify
 from jax.sharding import AxisType
 
 MARK_AS_VARYING = "jax.lax.pcast(value, {}, to='varying')"
@@ -105,7 +104,7 @@ def list_of_modules(modules: Iterable[Any]) -> Any:
     return nnx.List(modules) if hasattr(nnx, "List") else list(modules)
 
 
-def on_checkify(primitive: Any, parameter: str) -> None:
+def on_checkify(primitive: Any, parameter: str) -> bool:
     """Lets `checkify` make the checks of a primitive that returns its first argument.
 
     JAX has no public way to say so, in any version.
@@ -113,15 +112,23 @@ def on_checkify(primitive: Any, parameter: str) -> None:
     Args:
       primitive: takes a carrier and values.
       parameter: name of its parameter that is the program of the checks, a function of the values.
-    """
 
-    # jax 0.12 passes a context first.
-    first = [*inspect.signature(checkify.checkify_jaxpr).parameters].index("jaxpr")
+    Returns:
+      False where JAX has no such way any more, and the checks have to be made otherwise.
+    """
+    try:
+        from jax._src import checkify
+
+        make_checks, rules = checkify.checkify_jaxpr, checkify.error_checks
+        # jax 0.12 passes a context first.
+        first = [*inspect.signature(make_checks).parameters].index("jaxpr")
+    except (ImportError, AttributeError, ValueError):
+        return False
 
     def rule(*arguments: Any, **parameters: Any) -> Any:
         context, (error, enabled, carrier, *values) = arguments[:first], arguments[first:]
-        program = parameters[parameter]
-        error, _ = checkify.checkify_jaxpr(*context, program, enabled, error, *values)
+        error, _ = make_checks(*context, parameters[parameter], enabled, error, *values)
         return error, carrier
 
-    checkify.error_checks[primitive] = rule
+    rules[primitive] = rule
+    return True

@@ -210,10 +210,10 @@ def all_pairs_sums(
     It takes the arguments of `all_pairs_loss` and raises the same errors.
 
     Returns:
-      `loss`, the sums of losses, `pairs` and `active`, the counts of pairs and of those whose loss
-      is not 0 (with weights, their sums), and `distance`, the sums of distances; `[2]` each, of
-      positive and of negative pairs. `loss` is differentiable in any way, with an axis name once in
-      reverse mode; the others have no derivative.
+      Sums `[2]`, over positive and over negative pairs. `loss` and `distance` add up losses and
+      distances, `pairs` counts all pairs and `active` those whose loss is not 0. With weights every
+      pair counts as often as its weight says. `loss` is differentiable in any way,
+      with an axis name once in reverse mode; the others have no derivative.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,5 +1,6 @@
 """Losses that look at an anchor against all others, in memory linear in the batch."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -143,7 +144,8 @@ def anchor_loss_and_distances(
     """Loss of a batch, and the sums of its distances, which training logs.
 
     It takes the arguments of `anchor_loss` and raises the same errors. The distances are summed in
-    the sweep that computes the statistics of the loss.
+    the sweep that computes the statistics of the loss, or in one more where all of these are
+    `statistics.PositivesOnly`.
 
     Args:
       embeddings: anchors, `[B, D]`, floating.
@@ -179,6 +181,8 @@ def anchor_loss_and_distances(
     """
     if not isinstance(loss, AnchorLoss):
         raise ValueError(f"loss must be an AnchorLoss, got {loss!r:.80}")
+    if unknown := options.keys() - inspect.signature(anchor_loss).parameters.keys():
+        raise TypeError(f"anchor_loss has no argument {sorted(unknown)[0]}")
     return _evaluated(
         embeddings,
         classes,

@@ -15,9 +15,9 @@ not take checks out of `jax.pmap` or `jax.checkpoint`.
 
 Hyperparameters of a loss or a distance are checked where they enter: where the loss is made
 (`losses.ntxent(temperature)`), or where a function that closes over them, or has them bound by
-`functools.partial`, is handed to `all_pairs_loss` and the like. The check of a traced one is an
-effect of the program, which JAX then calls from Python: that takes 0.1 ms. A check of embeddings,
-classes, weights or proxies is none.
+`functools.partial`, is handed to `all_pairs_loss` and the like. The check of a traced one, and a
+call of a function below with traced values, is an effect of the program. JAX then calls the program
+from Python, which takes 0.1 ms. The checks that losses make of their arguments are no effects.
 """
 
 import math

@@ -24,6 +24,7 @@ from contrastive_jax.evaluation.summary import Summary, summarize
 from contrastive_jax.evaluation.tables import figure_table
 from contrastive_jax.evaluation.verification import roc_curve
 from contrastive_jax.train import folder as runs
+from contrastive_jax.train.loss_table import BOUNDED
 from contrastive_jax.train.run import Run
 
 FARS = (0.1, 0.01, 0.001)
@@ -187,6 +188,9 @@ def _figures(run: Run, summaries: dict[str, Summary]) -> dict[str, Any]:
     assert run.folder is not None
     learned, options = summaries["embedding"], runs.read_config(run.folder)
     margin = options.get("margin", options.get("hyperparameters", {}).get("margin"))
+    loss = options.get("loss") or (options.get("objective") or [None])[0]
+    if loss not in BOUNDED:
+        margin = None  # that of an angle or of a difference is no distance to mark
     figures = {
         "distances": plots.distance_histograms(
             learned.distances, learned.labels, margin=margin, threshold=learned.threshold
@@ -199,7 +203,7 @@ def _figures(run: Run, summaries: dict[str, Summary]) -> dict[str, Any]:
         ),
         "training": plots.training_curves(runs.read_metrics(run.folder), margin=margin),
     }
-    if options.get("loss") == "contrastive" and margin is not None:
+    if loss == "contrastive" and margin is not None:
         figures["loss"] = plots.loss_curve(losses.contrastive, margin)
     return figures
 

@@ -88,7 +88,9 @@ def _value(name: str, text: str) -> Any:
         loss_table.check_name(text)
     if name in CHOICES and text not in CHOICES[name]:
         close = difflib.get_close_matches(text, CHOICES[name], n=3) or CHOICES[name]
-        raise ValueError(f"{name} must be one of those known, as {', '.join(close)}; got {text!r}")
+        raise ValueError(
+            f"{name} must be one of its choices, such as {', '.join(close)}; got {text!r}"
+        )
     try:
         return convert(text)
     except ValueError:
@@ -111,7 +113,7 @@ def check_axes(axes: Iterable[str], losses: Iterable[str]) -> None:
                 raise ValueError(
                     f"{name} can not be an axis of trainings with {loss}; "
                     + (f"close to it: {', '.join(close)}; " if close else "")
-                    + f"known: {', '.join(dict.fromkeys(possible))}"
+                    + f"possible axes: {', '.join(dict.fromkeys(possible))}"
                 )
 
 

@@ -24,7 +24,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,7 @@ from contrastive_jax.data import (
     load,
     load_with_report,
 )
+from contrastive_jax.data._digest import digest
 from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import by_role
@@ -132,7 +133,7 @@ def main(config: Config) -> Path:
     names = config.losses or loss_table.NAMES
     per_loss = config.trials + config.seeds
     total = len(SPLITS) * len(names) * per_loss
-    with _folder(config, names) as folder, tqdm(total=total, unit="run", disable=None) as bar:
+    with _folder(config, names, sets) as folder, tqdm(total=total, unit="run", disable=None) as bar:
         for split, data in sets.items():
             for beside, embed in baselines.baselines(
                 data.train.images, data.train.classes, width=config.width
@@ -319,9 +320,10 @@ def _check(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def _folder(config: Config, names: Iterable[str]) -> Iterator[Path]:
+def _folder(config: Config, names: Iterable[str], sets: Mapping[str, Dataset]) -> Iterator[Path]:
     """Opens the run. Several processes may share it, but not a loss."""
     options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    options["data_digest"] = " ".join(map(digest, sets.values()))
     with contextlib.ExitStack() as held:
         run = runs.open_run(
             config.runs,

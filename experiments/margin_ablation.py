@@ -85,7 +85,7 @@ def main(config: Config) -> Path:
     config = trials.shown_on(config, data)
     trials.check_data(groups, data, devices[: config.devices_per_trial])
     name, count = f"margin-ablation-{options.data_name(config)}", len(rows)
-    with trials.open_run(config, name, axes, FREE, devices[0]) as folder:
+    with trials.open_run(config, name, axes, FREE, devices[0], data) as folder:
         print(
             f"{folder}: {data.name}, {count} trials of {config.steps:,} steps, {len(groups)} to "
             "compile"
@@ -218,7 +218,7 @@ def _figures(
         encoders[x] = partial(embed, made.parts.network.encode, state.weights)
     marked = axis == "margin" and group.configs[0].loss in loss_table.BOUNDED
     return figures | ablation_plots.encoder_figures(
-        encoders, data, made.distance, quantity, chosen=chosen, marked=marked
+        encoders, data, made.objective.distance, quantity, chosen=chosen, marked=marked
     )
 
 

@@ -148,7 +148,7 @@ EFFECTS = (
         "keep_one_in",
         lambda config: config.method == "halving" and config.trials > 1,
         "--keep_one_in has no effect with --method {method} and --trials {trials}: it is of "
-        "halving among several settings; leave it out",
+        "halving among several trials; leave it out",
     ),
     Effect(
         "at_once",

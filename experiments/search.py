@@ -81,7 +81,7 @@ def main(config: Config) -> Path:
     # A study takes more trials; in halving they are other rungs.
     free = FREE | ({"trials"} if config.method == "optuna" else set())
     name, shared = f"search-{options.data_name(config)}", config.method == "optuna"
-    with trials.open_run(config, name, space, free, devices[0], shared=shared) as folder:
+    with trials.open_run(config, name, space, free, devices[0], data, shared=shared) as folder:
         print(f"{folder}: {data.name}, {config.trials} trials of {', '.join(space)}")
         trainer = Trainer(config, data, devices, {})
         search = halving.halving if config.method == "halving" else optuna_study.by_optuna

@@ -44,7 +44,9 @@ class Trainer(NamedTuple):
         """
         for group in trials.groups(trials.base_of(self.config), points):
             devices = self.devices[: self.config.devices_per_trial]
-            made = trials.assembled(group, self.data, devices)
+            made = trials.assembled(
+                group, self.data, devices, further_seeds=range(self.config.seeds)
+            )
             grid = self._grid(trials.structure_of(group), made)
             states = [made.init(k) for k in range(len(group.indices))]
             if resumed is not None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from contrastive_jax.data import Dataset, PairDataset
+from contrastive_jax.data._digest import digest
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train.grid_strategy import Strategy, cores_as_devices
 from contrastive_jax.train.optimizer import OPTIMIZER
@@ -139,7 +140,11 @@ def check_data(
 
 
 def assembled(
-    group: Group, data: Dataset | PairDataset, devices: Sequence[jax.Device]
+    group: Group,
+    data: Dataset | PairDataset,
+    devices: Sequence[jax.Device],
+    *,
+    further_seeds: Sequence[int] = (),
 ) -> AssembledTrials:
     """Makes the parts of the trials of a group.
 
@@ -147,6 +152,7 @@ def assembled(
       group: of trials.
       data: to train on.
       devices: over which the batch of a trial is spread.
+      further_seeds: as in `assemble_trials`.
 
     Raises:
       ValueError: if options do not fit each other or the data.
@@ -167,6 +173,7 @@ def assembled(
         variants,
         steps=settled[0]["steps"],
         devices=len(devices),
+        further_seeds=further_seeds,
         **options.batch_of(configs[0], settled[0], data),
         **options.optimizers_of(configs[0], settled[0], first, tunable=True),
     )
@@ -245,6 +252,7 @@ def open_run(
     axes: Iterable[str],
     free: Iterable[str],
     device: jax.Device,
+    data: Dataset | PairDataset,
     *,
     shared: bool = False,
 ) -> Iterator[Path]:
@@ -256,6 +264,7 @@ def open_run(
       axes: names of what is varied, which may not differ when it is resumed.
       free: names of options that may.
       device: of which kind they all are.
+      data: to train on, which is to be the same where the run is resumed.
       shared: whether other processes that say the same may work on the run at the same time.
 
     Yields:
@@ -269,6 +278,7 @@ def open_run(
     """
     record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     record["axes"] = sorted(axes)
+    record["data_digest"] = digest(data)
     record["dtype"] = "float32" if device.platform == "cpu" else "bfloat16"
     with runs.open_run(
         config.runs,

@@ -63,6 +63,11 @@ def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
         )
     vectors = arrays[present[0]]
     names = arrays.get("paths", np.array([f"row {k}" for k in range(len(np.atleast_1d(vectors)))]))
+    if len(names) != len(np.atleast_1d(vectors)):
+        raise ValueError(
+            f"{path} has {len(names)} paths for {len(np.atleast_1d(vectors))} vectors: give a path "
+            "for each, or none"
+        )
     return [str(name) for name in names], vectors
 
 

@@ -151,20 +151,20 @@ def test_processes_share_a_run_but_not_a_loss(tmp_path):
     config = compare_losses.Config(runs=tmp_path, **SMALL)
     again = compare_losses.Config(runs=tmp_path, resume="compare_losses", **SMALL)
     anew = compare_losses.Config(runs=tmp_path, overwrite=True, **SMALL)
-    with compare_losses._folder(config, ["supcon", "nca"]) as folder:
-        with compare_losses._folder(again, ["arcface"]) as same:
+    with compare_losses._folder(config, ["supcon", "nca"], {}) as folder:
+        with compare_losses._folder(again, ["arcface"], {}) as same:
             assert same == folder
         with (
             pytest.raises(BlockingIOError, match=r"nca in .* is in use by process \d+"),
-            compare_losses._folder(again, ["arcface", "nca"]),
+            compare_losses._folder(again, ["arcface", "nca"], {}),
         ):
             pass
         with (
             pytest.raises(BlockingIOError, match="compare_losses is in use"),
-            compare_losses._folder(anew, ["arcface"]),
+            compare_losses._folder(anew, ["arcface"], {}),
         ):
             pass
-    with compare_losses._folder(again, ["nca"]):
+    with compare_losses._folder(again, ["nca"], {}):
         pass
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses
+from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses, statistics
 from contrastive_jax._engine import dense
 from contrastive_jax._engine.distance_matrix import (
     Metric,
@@ -338,3 +338,24 @@ def test_cosines_of_the_longest_vectors():
         return all_pairs_loss(x, classes, distance=distances.cosine, margin=1.0)
 
     np.testing.assert_allclose(value(x * np.float32(1e38) / 4), value(x), rtol=1e-5)
+
+
+def test_a_log_sum_exp_of_no_pairs_leaves_no_nan():
+    """The cotangent of -inf may be NaN, and is that of no pair."""
+
+    def squared(result):
+        return losses.Mean(jnp.where(result == -jnp.inf, 0.0, result**2), 1.0)
+
+    def positives(distance, label):
+        return statistics.log_sum_exp(-distance, label == 0)
+
+    loss = losses.AnchorLoss(squared, (positives,))
+    x, classes = np.float32([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), np.array([0, 0, 1])
+    value = functools.partial(anchor_loss, classes=classes, loss=loss)
+    gradients = [
+        jax.jit(jax.grad(functools.partial(value, **options)))(x)
+        for options in ({}, {"tile": 8}, {"method": "autodiff"})
+    ]
+    assert np.isfinite(gradients[0]).all()
+    for gradient in gradients[1:]:
+        np.testing.assert_allclose(gradients[0], gradient, rtol=1e-5, atol=1e-6)

@@ -256,6 +256,7 @@ def test_a_margin_of_each_class_between_two_sets_and_in_other_ways():
     assert np.isnan(jax.jit(lambda x: all_pairs_loss(x, CLASSES, margin=MARGINS))(nan))
 
 
+@pytest.mark.long  # margin_by_class, which has data of its anchors too, is spread over devices
 def test_a_margin_of_each_class_over_devices():
     x, c = X[:8], CLASSES[:8]
 

@@ -261,6 +261,7 @@ def test_files_that_a_run_on_vectors_does_not_take_are_named(head, tmp_path):
     np.savez(tmp_path / "none.npz", labels=np.zeros(3))
     np.savez(tmp_path / "nan.npz", vectors=np.full((3, 16), np.nan))
     np.savez(tmp_path / "many.npz", vectors=np.zeros((101, 16)))
+    np.savez(tmp_path / "names.npz", vectors=np.zeros((3, 16)), paths=["one", "two"])
     parquet.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
     for name, words in (
         ("photos", r"takes vectors of 16 entries: give them in a file \(.npz with an array"),
@@ -268,6 +269,7 @@ def test_files_that_a_run_on_vectors_does_not_take_are_named(head, tmp_path):
         ("none.npz", "has 0 of the arrays embeddings and vectors, expected one; .* labels"),
         ("nan.npz", "3 vectors of .* are not finite: row 0 first"),
         ("a.parquet", "has no column vector; its columns are a"),
+        ("names.npz", "has 2 paths for 3 vectors"),
         ("missing.npz", "there is no file"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=words):

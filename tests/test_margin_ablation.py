@@ -434,8 +434,8 @@ def test_axes():
         ({"loss": "supcon"}, "supcon has no margin"),
         ({"loss": "supcon", "margins": None}, "nothing is varied: name margins of supcon"),
         ({"loss": "circle", "margins": None}, "nothing is varied: name margins of circle"),
-        ({"grid": ("encoder=cnn",)}, "encoder must be one of those known, as convnet"),
-        ({"grid": ("distance=l2",)}, "distance must be one of those known, .* got 'l2'"),
+        ({"grid": ("encoder=cnn",)}, "encoder must be one of its choices, such as convnet"),
+        ({"grid": ("distance=l2",)}, "distance must be one of its choices, .* got 'l2'"),
         ({"grid": ("objective=allpairs",)}, "as all_pairs, pairs; got 'allpairs'"),
         (
             {"loss": "triplet_all", "loss_options": {"margin": 0.3}},
@@ -517,6 +517,10 @@ def test_resumed_with_other_options(tmp_path, folder_of_tfds, whole):
         _run(tmp_path, folder_of_tfds, grid=("learning_rate=1e-3,1e-2",), resume=True)
     with pytest.raises(FileExistsError, match="--resume goes on with it"):
         _run(tmp_path, folder_of_tfds)
+    path = tmp_path / "run" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data_digest": "of other images"}))
+    with pytest.raises(ValueError, match="is not what it was started on"):
+        _run(tmp_path, folder_of_tfds, resume=True)
 
 
 def test_five_of_the_margins_are_shown_with_the_chosen_one():

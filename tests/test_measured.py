@@ -14,8 +14,8 @@ ROWS, WIDTH, NUMBER = 24, 5, 4
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(ROWS, WIDTH)).astype(np.float32)
 CLASSES = np.arange(ROWS, dtype=np.int32) % NUMBER
-# Two rows that coincide, one without a direction, and ignored ones that are not finite.
-X[5], X[7] = X[1], 0
+# Rows that coincide or nearly do, one without a direction, and ignored ones that are not finite.
+X[5], X[7], X[8] = X[1], 0, X[4] + np.float32(1e-4)
 CLASSES[[2, 11]] = -1
 X[[2, 11]] = np.nan
 
@@ -63,6 +63,38 @@ def test_sums_over_all_pairs(options):
     assert np.isfinite(gradient).all()
     distance = jax.grad(lambda x: jnp.sum(all_pairs_sums(x, CLASSES, **options).distance))(X)
     np.testing.assert_array_equal(distance, 0)
+
+
+def test_sums_of_distances_that_are_no_products():
+    """With weights, over two sets, and of another dtype than the embeddings."""
+
+    def between(a, b):
+        return jnp.sum(jnp.abs(a - b) * np.array([1.0, 2.0, 1.0, 0.5, 1.0]))
+
+    rows = CLASSES >= 0
+    x, classes = X[rows], CLASSES[rows]
+    weights = np.linspace(0.5, 2, len(x), dtype=np.float32)
+    by_hand = (np.abs(x[:8, None] - x[None, 8:]) * [1, 2, 1, 0.5, 1]).sum(2)
+    by_hand *= weights[:8, None] * weights[None, 8:]
+    same = classes[:8, None] == classes[None, 8:]
+    with jax.enable_x64(True):
+        for options in ({}, {"tile": 8}, {"method": "autodiff"}):
+            sums = jax.jit(
+                lambda a, b, options=options: all_pairs_sums(
+                    a,
+                    classes[:8],
+                    b,
+                    classes[8:],
+                    weights=weights[:8],
+                    reference_weights=weights[8:],
+                    distance=between,
+                    margin=1.0,
+                    **options,
+                )
+            )(x[:8], x[8:])
+            assert sums.distance.dtype == jnp.float32
+            want = [by_hand[same].sum(), by_hand[~same].sum()]
+            np.testing.assert_allclose(sums.distance, want, rtol=1e-5)
 
 
 def _of_positives(distance, label):

@@ -73,9 +73,18 @@ def namespaces():
     return {}
 
 
-@pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("page", RUNNABLE, ids=_name)
-def test_code_blocks_run_one_after_another(page, namespaces, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "page",
+    [
+        # Another test asks what the README has trained, and so shares its worker.
+        pytest.param(page, marks=pytest.mark.xdist_group("readme") if page == README else [])
+        for page in RUNNABLE
+    ],
+    ids=_name,
+)
+def test_code_blocks_run_one_after_another(page, namespaces, tmp_path, monkeypatch, request):
+    if page.stem != "devices":
+        request.getfixturevalue("one_device")
     monkeypatch.chdir(tmp_path)  # some write files
     namespace = namespaces[page] = {}
     for block in _blocks(page):
@@ -85,6 +94,7 @@ def test_code_blocks_run_one_after_another(page, namespaces, tmp_path, monkeypat
         exec(compile(block, _name(page), "exec"), namespace)
 
 
+@pytest.mark.xdist_group("readme")
 def test_the_readme_trains_the_encoder_that_it_says(namespaces):
     namespace = namespaces.get(README) or {}
     if not namespace:

@@ -165,7 +165,7 @@ def test_all_pairs_of_a_batch_are_an_objective(config):
     folder = train.main(config(**options, width=16, validate_every=100, check_values=True))
     results = json.loads((folder / "results.json").read_text())
     assert results["embedding"]["map_at_r"] > results["raw pixels"]["map_at_r"] + 0.1
-    with pytest.raises(ValueError, match="--batch_classes must divide the 64 images .* got 11"):
+    with pytest.raises(ValueError, match=r"--batch_classes must divide the 64 images .* got 11"):
         train.main(config(**options, batch_classes=11))
     with pytest.raises(ValueError, match=r"batch_classes must be from 2 to 10, .* got 16"):
         train.main(config(**options, batch_classes=16))

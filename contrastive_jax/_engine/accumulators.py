@@ -154,7 +154,7 @@ def add_losses(
         loss=weighted(losses),
         pairs=total(weights),
         active=total(jnp.where(losses != 0, weights, 0)) if task.active else zeros,
-        distance=zeros if distances is None else weighted(distances),
+        distance=zeros if distances is None else weighted(distances.astype(losses.dtype)),
     )
     return carry._replace(sums=jax.tree.map(jnp.add, carry.sums, more))
 

@@ -69,13 +69,14 @@ def _log_sum_exp_forward(value: jax.Array, where: jax.Array) -> tuple[jax.Array,
     total = jnp.sum(terms, axis=1)
     some = total != 0
     total = jnp.where(some, total, 1)
-    return jnp.where(some, offset + jnp.log(total), -jnp.inf), (terms, total)
+    return jnp.where(some, offset + jnp.log(total), -jnp.inf), (terms, total, some)
 
 
 def _log_sum_exp_backward(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
-    terms, total = residuals
-    # The terms are 0 where the mask does not hold, so that it is not needed again.
-    return (cotangent / total)[:, None] * terms, None
+    terms, total, some = residuals
+    # The terms are 0 where the mask does not hold, so that it is not needed again. A row without
+    # terms has no derivative, whatever its cotangent is: that of -inf may be NaN.
+    return (jnp.where(some, cotangent, 0) / total)[:, None] * terms, None
 
 
 _log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)

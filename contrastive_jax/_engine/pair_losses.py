@@ -121,6 +121,7 @@ def reduce_pairs(
             numerics=numerics,
             method=method,
             by_label=by_label,
+            measured=measured,
         )
     hyperparameters: tuple[jax.Array, ...] = ()
     function: Any = loss
@@ -161,17 +162,19 @@ class _SumsByClass(NamedTuple):
     """The sums of an anchor with a margin of its own; equal for equal losses."""
 
     loss: Callable[..., jax.Array]
+    measured: bool
 
     def __call__(
         self, distance: jax.Array, label: jax.Array, margin: jax.Array, *parameters: jax.Array
     ) -> Any:
         value = self.loss(distance, label, margin, *parameters)
+        distance = jax.lax.stop_gradient(distance)
         return [
             (
                 total(value, where),
                 total(1.0, where),
                 total(1.0, where & (value != 0)),
-                total(jax.lax.stop_gradient(distance), where),
+                *([total(distance, where)] if self.measured else []),
             )
             for where in (label == 0, label == 1)
         ]
@@ -216,6 +219,7 @@ def _reduce_by_class(
     numerics: Numerics,
     method: Method,
     by_label: bool,
+    measured: bool,
 ) -> tuple[jax.Array, Any]:
     """Reduces the losses of all pairs, each with the margin of its first row's class."""
     problem = make_problem(
@@ -232,7 +236,7 @@ def _reduce_by_class(
     function, closed = closure_convert(
         "loss", with_margin, (scalar, label, scalar), check_real_scalar
     )
-    by_class: Any = _SumsByClass(function)
+    by_class: Any = _SumsByClass(function, measured)
     stages = (Stage(by_class, len(closed)),)
 
     def result(
@@ -244,6 +248,8 @@ def _reduce_by_class(
         bad = zero_or_nan_of(sides)
         sums = jax.tree.map(jnp.sum, stats)
         loss_sums, *counts = (jnp.stack(each) for each in zip(*sums, strict=True))
+        if not measured:
+            counts.append(jnp.zeros_like(loss_sums))
         totals = psum_once((loss_sums + bad, *counts), axis_name)
         return reduce(Sums(*(one if by_label else jnp.sum(one, keepdims=True) for one in totals)))
 

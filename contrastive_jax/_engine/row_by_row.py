@@ -77,7 +77,7 @@ def _pair_sums(task: Task, sides: tuple[Points, ...], parameters: Parameters) ->
             loss=weighted(losses),
             pairs=total(weights),
             active=total(jnp.where(losses != 0, weights, 0)),
-            distance=weighted(lax.stop_gradient(distances)),
+            distance=weighted(lax.stop_gradient(distances).astype(dtype)),
         )
 
     def by_row_or_init(index: jax.Array, row: Points) -> Sums:

@@ -189,6 +189,10 @@ def write_tables(folder: Path, rows: Sequence[Row], chosen_by: str) -> str:
       >>> print(table.splitlines()[2])
       | **1** | **50.0** | **50.0** | **50.0** | **50.00** | chosen | 1 |
     """
+    if any(one["test"] is None for row in rows for one in row.trials):
+        raise ValueError(
+            "trials have no figures on test, which the tables are of: train them with test=True"
+        )
     chosen, axes = chosen_row(rows), [*rows[0].hyperparameters]
     on_pairs = all("map_at_r" not in one["test"] for row in rows for one in row.trials)
     columns = dict(COLUMNS_OF_PAIRS if on_pairs and chosen_by in COLUMNS_OF_PAIRS else COLUMNS)

@@ -1,5 +1,6 @@
 """The parts of a training: encoder, initial states, and steps that draw their batches."""
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -227,6 +228,22 @@ def source_of(
     if objective is not None and objective.labels is not None:
         attributes = labelled_rows(objective, data.train)[0]
     return Source(data.train.images, classes, index, attributes)
+
+
+def structure_of(tree: Any) -> str:
+    """Returns a digest of the structure of a tree, and of the shapes and dtypes of its leaves.
+
+    States of optimizers differ in it, where they are not of one kind.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax.train.assembly import structure_of
+      >>> structure_of({"a": jnp.zeros(2)}) == structure_of({"a": jnp.ones(2)})
+      True
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    text = f"{structure} {[(leaf.shape, str(leaf.dtype)) for leaf in leaves]}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _trained_classes(data: Dataset) -> np.ndarray:

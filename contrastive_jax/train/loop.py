@@ -22,7 +22,7 @@ from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.data.stream import stream_pairs
 from contrastive_jax.train import checkpoints, diagnostics, folder, run
-from contrastive_jax.train.assembly import Assembled, assemble, source_of
+from contrastive_jax.train.assembly import Assembled, assemble, source_of, structure_of
 from contrastive_jax.train.devices import Parallel, Strategy, parallel
 from contrastive_jax.train.interruption import interruption, leave
 from contrastive_jax.train.networks import embed
@@ -325,6 +325,8 @@ def fit(
             "devices": len(devices),
             "categories": categories is not None,
             "labels": objective.labels is not None,
+            "objective": [objective.name, getattr(objective.distance, "__name__", None)],
+            "optimizer": structure_of(jax.eval_shape(lambda: parts.init(seed)).opt_state),
         }
     )
     record = dict(options if config is None else config) | {"data_digest": digest(data)}
@@ -403,7 +405,12 @@ def fit(
         best = saved.best_step()
         best_weights = checkpoints.restore(saved, best, jax.device_get(first)).weights
         trained, arrays = trained_run(
-            parts.network, best_weights, data, objective.distance, where if stored else None
+            parts.network,
+            best_weights,
+            data,
+            objective.distance,
+            where if stored else None,
+            objective=objective,
         )
         if stored:
             details = {"data": data.name, "best_step": best, "steps": steps}

@@ -218,14 +218,22 @@ def objective(
     if isinstance(loss, str):
         check_name(loss)
         made = _of_name(loss, on, distance, group, hyperparameters)
-        made = made._replace(bounded=loss in (*BOUNDED, *SLACK))
+        made = made._replace(name=loss, bounded=loss in (*BOUNDED, *SLACK))
     else:
         made = _of_loss(loss, on, distance, group, hyperparameters)
+        made = made._replace(name=_name_of(loss))
     if labels is not None:
         return with_labels(made, labels, attributes)
     if attributes is not None:
         raise ValueError("attributes are what labels take: give labels, or leave attributes out")
     return made
+
+
+def _name_of(loss: Any) -> str:
+    """Returns the name of the function that a loss is, or is made of."""
+    while not hasattr(loss, "__qualname__") and (hasattr(loss, "func") or hasattr(loss, "loss")):
+        loss = loss.func if hasattr(loss, "func") else loss.loss
+    return str(getattr(loss, "__qualname__", type(loss).__qualname__))
 
 
 def _of_name(

@@ -55,6 +55,8 @@ class Objective(NamedTuple):
     """True if the objective takes `Pairs` and is a mean over them, False if it takes a `Batch`."""
     group: int = 1
     """The number of pairs whose members are compared across."""
+    name: str = ""
+    """The name of the loss, by which a run that is resumed knows it again."""
     bounded: bool = False
     """True if its margin is a distance that two embeddings must be able to reach."""
     takes_memory: bool = True

@@ -274,8 +274,12 @@ def _same_on_all_devices(x: jax.Array) -> jax.Array:
 
 
 def _mean_over_devices(x: jax.Array) -> jax.Array:
-    # Counters are the same on all devices.
-    return jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        x = jax.lax.pmean(x, AXIS)
+    elif AXIS in axes_of(x):
+        # Counters are the same on all devices, which `jax.shard_map` can not see.
+        x = jax.lax.pmax(x, AXIS)
+    return x
 
 
 def _means(sums: Metrics) -> Metrics:

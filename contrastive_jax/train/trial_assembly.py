@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,8 +36,8 @@ class AssembledTrials(NamedTuple):
     parts: Assembled
     """The encoder and the step, which all trials share."""
     data: Dataset | PairDataset
-    distance: Callable[..., jax.Array]
-    """The distance of the objective."""
+    objective: Objective
+    """The objective, with the hyperparameters of the first trial."""
     source: Source | PairSource
     """The training data on the host, from which all trials draw their batches."""
     hyperparameters: list[Hyperparameters]
@@ -63,6 +63,7 @@ def assemble_trials(
     variants: Sequence[Variant],
     *,
     categories: ArrayLike | None = None,
+    further_seeds: Sequence[int] = (),
     **options: Any,
 ) -> AssembledTrials:
     """Makes the parts of several trials that share their structure.
@@ -72,6 +73,8 @@ def assemble_trials(
       data: from `contrastive_jax.data.load`.
       variants: the values of each trial. Their objectives differ in hyperparameters alone.
       categories: of the training examples, as in `index_by_class`.
+      further_seeds: of other trials that take the compiled step, whose batches of given pairs have
+        to fit into it.
       **options: others of `assemble`, `seed` and `seeds` excepted.
 
     Returns:
@@ -100,8 +103,10 @@ def assemble_trials(
         check_seed(seed)
     fractions = [one.objective.hyperparameters.get("similar_fraction", 0.5) for one in variants]
     for fraction in dict.fromkeys(fractions):
-        source = source_of(data, fraction, categories=categories)
-    parts = assemble(model, data, objectives[0], seed=seeds[0], seeds=seeds, **options)
+        source = source_of(data, fraction, categories=categories, objective=objectives[0])
+    parts = assemble(
+        model, data, objectives[0], seed=seeds[0], seeds=[*seeds, *further_seeds], **options
+    )
     # Trials with the same seed start from the same encoder.
     first_state = functools.cache(parts.init)
     shapes = jax.eval_shape(lambda: parts.init(seeds[0]).opt_state)
@@ -123,7 +128,7 @@ def assemble_trials(
     return AssembledTrials(
         parts,
         data,
-        objectives[0].distance,
+        objectives[0],
         source,
         [
             Hyperparameters(seed, dict(objective.hyperparameters))

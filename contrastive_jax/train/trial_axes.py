@@ -81,8 +81,8 @@ def _unknown(name: str, expected: Iterable[str]) -> str:
 
 def _trace(objective: Objective) -> None:
     """Traces the value on a small batch, where losses check hyperparameters that are concrete."""
-    if objective.batch not in (None, IndexedPairs):
-        return
+    if objective.batch not in (None, IndexedPairs) or objective.labels is not None:
+        return  # attributes of rows are those of the data
     classes = jnp.repeat(jnp.arange(2), 2)
     embeddings, count = jnp.zeros((4, _WIDTH)), objective.group
     batch: Any = Batch(embeddings, classes)

@@ -39,7 +39,9 @@ def on_validation(trials: AssembledTrials, state: TrainState) -> Figures | None:
       ['map_at_r', 'mean_reciprocal_rank']
     """
     try:
-        return figures_on_validation(_embedding(trials, state), trials.data, trials.distance)[0]
+        objective = trials.objective
+        embedded = _embedding(trials, state)
+        return figures_on_validation(embedded, trials.data, objective.distance, objective)[0]
     except _NotFiniteError:
         return None
 
@@ -64,7 +66,8 @@ def on_test(trials: AssembledTrials, state: TrainState) -> Figures | None:
       >>> 0 < figures["auc"] < 1
       True
     """
-    embedded, data, distance = _embedding(trials, state), trials.data, trials.distance
+    embedded, data = _embedding(trials, state), trials.data
+    distance = trials.objective.distance
     try:
         if isinstance(data, PairDataset):
             splits = [

@@ -4,8 +4,9 @@
     states/           the final state of each
     running/NAME/     the states of the trials that are training, and a record of them
 
-A line is written after the state that it names, and stands for a finished trial. A line or a state
-that is damaged costs its own trial: it is reported, and the trial trains again.
+A line is written after the state that it names, and stands for a finished trial. A damaged line, or
+a damaged state of a trial that was training, is reported, and its trial trains again. A damaged
+state of a finished trial is an error that says which line to remove.
 """
 
 import hashlib
@@ -152,6 +153,17 @@ def save_running(
       grid: their grid.
       step: the number of steps that they have taken.
       trials: for each its hyperparameters, its record and its state.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from types import SimpleNamespace
+      >>> import numpy as np
+      >>> from contrastive_jax.train.trial_folder import read_running, save_running
+      >>> running, grid = Path("running/trials"), SimpleNamespace(strategy="vmap", trials=2)
+      >>> trials = [({"margin": 1.0}, {"history": {}}, np.zeros(3))]
+      >>> save_running(running, Path(), grid, 4, trials)
+      >>> read_running(running, Path()).step
+      4
     """
     records = {}
     for index, (hyperparameters, record, state) in enumerate(trials):

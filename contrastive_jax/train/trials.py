@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from contrastive_jax.data._digest import digest
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.train import folder as runs
+from contrastive_jax.train.assembly import structure_of
 from contrastive_jax.train.grid_strategy import Strategy
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import OPTIMIZER, tunable_loss_optimizer, tunable_optimizer
@@ -41,7 +42,8 @@ class Trial(NamedTuple):
     test: dict[str, float] | None
     """Figures on test; None if the trial diverged or test was left out."""
     run: Run | None
-    """The trained encoder, which embeds and compares images; None if the trial diverged."""
+    """The encoder after the last step, where `fit` returns that of the best validation. It embeds
+    and compares images; None if the trial diverged."""
     history: dict[str, np.ndarray]
     """Means of what a step logs over `log_every` steps, with the `step` that each ends at."""
     diverged: int | None
@@ -103,8 +105,9 @@ def fit_grid(
       by_size: as in `fit`.
       categories: as in `fit`.
       views: as in `fit`.
-      optimizer: as in `fit`. With one of your own, an axis that is not of the objective is a
-        hyperparameter that `optax.inject_hyperparams` has put into its state.
+      optimizer: as in `fit`. With one of your own, and where `objective` is no function, an axis
+        that is not of the objective is a hyperparameter that `optax.inject_hyperparams` has put
+        into its state.
       loss_optimizer: as in `fit`.
       augment: as in `fit`.
       microbatches: as in `fit`.
@@ -116,7 +119,7 @@ def fit_grid(
       devices_per_trial: devices over which the batch of a trial is spread.
       strategy: `"sequential"` trains one trial after another, `"vmap"` maps the step over trials,
         `"shard_map"` spreads them over devices, and `"auto"` times each for a few steps. Results
-        are the same to rounding; one after another they are those of `fit` bit for bit.
+        are the same to rounding; one after another, steps are those of `fit` bit for bit.
       memory_limit: bytes that a device may hold, by which trials are split into chunks; by default
         most of an accelerator's memory and half of what a host has free.
       steps_per_call: steps of one compiled call; by default 1 on a CPU, and elsewhere the largest
@@ -127,7 +130,7 @@ def fit_grid(
       test: whether trials are evaluated on test; leave it out while you choose hyperparameters.
       folder: where trials are stored as they finish; by default nothing is stored.
       resume: whether to go on in this folder. Trials that are finished are not trained again, and
-        axes may have more values than before.
+        axes may have more values than before. `"auto"` may choose another strategy for the rest.
       progress: whether to show progress: a bar on a terminal, and a line that names the strategy.
       **axes: one value or several of each hyperparameter to vary: those of the objective, such as
         `margin`, `temperature` or `similar_fraction`; `learning_rate`, `weight_decay` and
@@ -180,6 +183,13 @@ def fit_grid(
     if loss_optimizer is None and "loss_learning_rate" in values:
         loss_optimizer = tunable_loss_optimizer(steps)
     devices = list(devices or jax.devices())
+    if strategy not in get_args(Strategy):
+        raise ValueError(f"strategy must be one of {get_args(Strategy)}, got {strategy!r}")
+    if not 0 < devices_per_trial <= len(devices):
+        raise ValueError(
+            f"devices_per_trial must be from 1 to {len(devices)}, the number of devices, got "
+            f"{devices_per_trial}"
+        )
     if steps_per_call is None:
         steps_per_call = 1 if devices[0].platform == "cpu" else math.gcd(log_every, steps)
     drawn: dict[str, Any] = {"batch_size": batch_size, "batch_classes": batch_classes}
@@ -216,6 +226,12 @@ def fit_grid(
     record |= {"devices_per_trial": devices_per_trial, "axes": sorted(values)}
     record |= {"hyperparameters": _fixed(variants[0], values), "data_digest": digest(data)}
     record |= {"encoder": described(model), "categories": categories is not None}
+    first = variants[0].objective
+    record |= {
+        "objective": [first.name, getattr(first.distance, "__name__", None)],
+        "labels": first.labels is not None,
+        "optimizer": structure_of(trials.init(0).opt_state),
+    }
     with _opened(folder, record, resume=resume) as where:
         _train_pending(
             trials,
@@ -308,7 +324,14 @@ def _trials(trials: AssembledTrials, folder: Path) -> list[Trial]:
         line, run = lines[trial_key(hyperparameters)], None
         if line["diverged"] is None:
             weights = restore_trial(folder, line, like).weights
-            run, _ = trained_run(trials.parts.network, weights, trials.data, trials.distance)
+            objective = trials.objective
+            run, _ = trained_run(
+                trials.parts.network,
+                weights,
+                trials.data,
+                objective.distance,
+                objective=objective,
+            )
         history = {name: np.array(points, np.float64) for name, points in line["history"].items()}
         finished.append(
             Trial(hyperparameters, line["validation"], line["test"], run, history, line["diverged"])

@@ -42,7 +42,6 @@ with needs("bench", "experiments.benchmarks.ablation"):
     import torch.nn.functional as F
     import tyro
 
-from contrastive_jax import distances
 from contrastive_jax import train as training
 from contrastive_jax.data import index_by_class
 from contrastive_jax.models import MLP, ConvNet
@@ -117,7 +116,7 @@ def of_grid(encoder: str, config: Config, strategy: Strategy) -> tuple[Callable[
         # The step is all that is used of these.
         Assembled(None, None, None, None, step, 0),  # type: ignore[arg-type]
         None,  # type: ignore[arg-type]
-        distances.euclidean,
+        training.objective("contrastive"),
         training.Source(images, classes, index_by_class(classes)),
         hyperparameters,
         lambda k: states[k % config.seeds],

@@ -133,6 +133,8 @@ def test_a_run_that_goes_on_after_a_stop_ends_in_the_same_bits(run, data, runs, 
     _assert_same(fit(resume=True).weights, run.weights)
     with pytest.raises(ValueError, match="seed"):
         fit(resume=True, seed=1)
+    with pytest.raises(ValueError, match="optimizer was"):
+        fit(resume=True, optimizer=optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"has taken 12 steps already: steps must be .* got 8"):
         fit(resume=True, steps=8, free=("steps",))
 

@@ -14,6 +14,7 @@ from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import drawn_distances
 from contrastive_jax.evaluation.verification import best_threshold
 from contrastive_jax.train import assembly
+from contrastive_jax.train.run import calibrated
 from contrastive_jax.train.validation import figures_on_validation
 
 # Tests share programs, and so a worker.
@@ -181,6 +182,8 @@ def test_fit_brings_the_cameras_together(cameras):
     # The threshold is that of pairs of two cameras.
     between, drawn = drawn_distances(x, rows, distances.cosine, 50_000, 0, labels=RULE)
     assert run.threshold == best_threshold(between, drawn)
+    assert (run.threshold, run.calibration) == calibrated(distances.cosine, x, rows, labels=RULE)
+    assert run.calibration != calibrated(distances.cosine, x, rows[0])[1]
 
 
 def test_one_device_or_two_take_the_same_step(cameras):

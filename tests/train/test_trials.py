@@ -230,10 +230,33 @@ def test_a_folder_is_of_one_grid(stored):
     options = OPTIONS | {"test": False, "folder": folder, "resume": True}
     with pytest.raises(ValueError, match="encoder was"):
         train.fit_grid(other, DATA, CONTRASTIVE, margin=[0.5], **options)
+    options |= {"margin": [0.5, 1.2], "seed": [0, 1, 2]}
+    with pytest.raises(ValueError, match=r"objective was .'contrastive'.*'contrastive_halved'"):
+        _grid(**options, objective=train.objective("contrastive_halved", similar_fraction=0.3))
+    with pytest.raises(ValueError, match="optimizer was"):
+        _grid(**options, optimizer=optax.sgd(0.1))
     with pytest.raises(TypeError, match=r"data must come from contrastive_jax.data.load"):
         train.fit_grid(MODEL, None, CONTRASTIVE, steps=1)
     with pytest.raises(TypeError, match="objective must come from"):
         train.fit_grid(MODEL, DATA, "contrastive", steps=1)
+
+
+def test_labels_of_two_rows_are_those_of_every_trial(tmp_path):
+    rule = cj.labels.same_class_other_group()
+    splits = [split._replace(groups=np.arange(len(split.classes)) // 3 % 2) for split in DATA[2:5]]
+    data = Dataset("groups", DATA.class_names, *splits)
+    objective = train.objective("supcon", labels=rule)
+    options = OPTIONS | {"strategy": "sequential", "temperature": [0.1, 0.5], "test": False}
+    trials = train.fit_grid(MODEL, data, objective, **options, folder=tmp_path / "grid")
+    first = train.fit(MODEL, data, objective, **OPTIONS, validate_every=STEPS, runs=None)
+    assert trials[0].run.calibration == pytest.approx(first.calibration, rel=1e-4)
+    assert trials[1].history["loss"][-1] != trials[0].history["loss"][-1]
+
+
+def test_tables_need_figures_on_test(tmp_path, stored):
+    rows = trial_tables.rows_by_hyperparameters([one._asdict() for one in stored[0]], "map_at_r")
+    with pytest.raises(ValueError, match="train them with test=True"):
+        trial_tables.write_tables(tmp_path, rows, "map_at_r")
 
 
 def test_a_margin_out_of_reach_is_warned_of_once():

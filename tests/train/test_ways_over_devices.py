@@ -143,3 +143,16 @@ def test_each_way_is_that_of_one_device(name, way, one_device_results):
     before = _setup(name)[1].params
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), want_state.params, before)
     assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_counters_of_an_encoder_are_counted_once():
+    def apply(params, averages, images, key):
+        rows = images.reshape(len(images), -1).astype(jnp.float32)
+        return rows @ params, {"steps": averages["steps"] + 1}
+
+    weights = train.Weights(jnp.ones((36, 4)) / 36, {"steps": jnp.int32(0)})
+    encoder = ENCODER._replace(weights=weights, apply=apply)
+    step = train.make_step(encoder, OPTIMIZER, OBJECTIVES["all pairs"])
+    state = train.init_state(encoder, OPTIMIZER)
+    after, _ = _under_shard_map(True, step, state, train.Batch(IMAGES, CLASSES))
+    assert after.averages["steps"] == 1

@@ -167,14 +167,14 @@ def hold_out_parts(
       too few to give every split its share.
     """
     movable = np.flatnonzero((weights > 0) & (weights <= weights.sum() / 2))
-    order = np.random.default_rng(seed).permutation(movable).tolist()
+    order = iter(np.random.default_rng(seed).permutation(movable).tolist())
     split_of = np.zeros(len(weights), np.int64)
     for k, share in enumerate(shares, start=1):
         taken, wanted = 0, max(2, round(share * weights.sum()))
         while taken < wanted:
-            if not order:
+            part = next(order, None)
+            if part is None:
                 return split_of, False
-            part = order.pop(0)
             split_of[part] = k
             taken += weights[part]
     return split_of, True
