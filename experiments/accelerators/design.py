@@ -119,7 +119,7 @@ def pair_step(target: Target, encoder: Encoder) -> Design:
 
 
 def all_pairs_step(target: Target, encoder: Encoder) -> Design:
-    """The design of `programs.all_pairs_step`, which sweeps once more for mean distances."""
+    """The design of `programs.all_pairs_step`, whose mean distances come from the same sweep."""
     return _all_pairs_step(target, target.devices, encoder, IMAGE, IMAGES)
 
 
@@ -136,8 +136,8 @@ def grid(target: Target) -> Design:
 def _all_pairs_step(
     target: Target, devices: int, encoder: Encoder, image: Image, rows: int
 ) -> Design:
-    # Similar and dissimilar pairs have a gradient each, and mean distances take one more sweep.
-    received = _ring(devices, rows, sweeps=1, gradients=2)
+    # Similar and dissimilar pairs have a gradient each.
+    received = _ring(devices, rows, gradients=2)
     for name, (few, many) in _sum_over_devices(devices, _parameters(encoder, image)).items():
         least, most = received.get(name, (0, 0))
         received[name] = (least + few, most + many)
