@@ -97,13 +97,13 @@ class Config(options.Runs, options.Training, options.Data):
     """Folder of a run whose encoder this one starts from."""
 
     parallel: Strategy = "shard_map"
-    """How a step runs over devices; the numbers are the same."""
+    """The way in which a step runs over devices; the numbers are the same."""
     devices: int | None = None
     """Number of devices; all by default."""
     steps_per_call: int | None = None
     """Steps of one compiled call; 1 on a CPU and log_every on accelerators by default."""
     data_on: Literal["device", "host"] = "device"
-    """Where images live: on the device, or on the host (streamed) when they do not fit there."""
+    """The place of the images: on the device, or on the host (streamed) if they do not fit."""
     check_values: bool = False
     """Check labels, margin and embeddings inside the compiled step; slower."""
 

@@ -48,8 +48,8 @@ class Training(options.Runs, options.Training, options.Data):
     steps: int = 1000
     """Training steps of every trial."""
     strategy: Strategy = "auto"
-    """How the trials are trained: one after another, mapped, or spread over devices; auto times
-    each for a few steps. Results are the same to rounding."""
+    """The way in which trials are trained: one after another, mapped, or spread over devices; auto
+    times each for a few steps. Results are the same to rounding."""
     devices: int | None = None
     """Number of devices; all by default, and of a CPU its cores."""
     devices_per_trial: int = 1

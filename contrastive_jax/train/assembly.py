@@ -230,20 +230,28 @@ def source_of(
     return Source(data.train.images, classes, index, attributes)
 
 
-def structure_of(tree: Any) -> str:
-    """Returns a digest of the structure of a tree, and of the shapes and dtypes of its leaves.
+def recorded(objective: Objective, opt_state: Any) -> dict[str, Any]:
+    """Returns what a run records of its objective and optimizer, to be resumed with the same.
 
-    States of optimizers differ in it, where they are not of one kind.
+    Args:
+      objective: of the training.
+      opt_state: of the optimizer, or its shapes. A digest of its structure, shapes and dtypes tells
+        optimizers of different kinds apart.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from contrastive_jax.train.assembly import structure_of
-      >>> structure_of({"a": jnp.zeros(2)}) == structure_of({"a": jnp.ones(2)})
-      True
+      >>> from contrastive_jax import train
+      >>> from contrastive_jax.train.assembly import recorded
+      >>> recorded(train.objective("supcon"), jnp.zeros(2))["objective"]
+      ['supcon', 'cosine']
     """
-    leaves, structure = jax.tree.flatten(tree)
+    leaves, structure = jax.tree.flatten(opt_state)
     text = f"{structure} {[(leaf.shape, str(leaf.dtype)) for leaf in leaves]}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {
+        "objective": [objective.name, getattr(objective.distance, "__name__", None)],
+        "labels": objective.labels is not None,
+        "optimizer": hashlib.sha256(text.encode()).hexdigest()[:16],
+    }
 
 
 def _trained_classes(data: Dataset) -> np.ndarray:

@@ -22,7 +22,7 @@ from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.data.stream import stream_pairs
 from contrastive_jax.train import checkpoints, diagnostics, folder, run
-from contrastive_jax.train.assembly import Assembled, assemble, source_of, structure_of
+from contrastive_jax.train.assembly import Assembled, assemble, recorded, source_of
 from contrastive_jax.train.devices import Parallel, Strategy, parallel
 from contrastive_jax.train.interruption import interruption, leave
 from contrastive_jax.train.networks import embed
@@ -324,10 +324,8 @@ def fit(
             "hyperparameters": {k: float(v) for k, v in objective.hyperparameters.items()},
             "devices": len(devices),
             "categories": categories is not None,
-            "labels": objective.labels is not None,
-            "objective": [objective.name, getattr(objective.distance, "__name__", None)],
-            "optimizer": structure_of(jax.eval_shape(lambda: parts.init(seed)).opt_state),
         }
+        | recorded(objective, jax.eval_shape(lambda: parts.init(seed)).opt_state)
     )
     record = dict(options if config is None else config) | {"data_digest": digest(data)}
     record = json.loads(json.dumps(record, default=str))

@@ -21,7 +21,7 @@ HISTORY = ("loss", "similar_distance", "dissimilar_distance", "active_fraction")
 
 
 class Schedule(NamedTuple):
-    """How long trials train, and how often something is done."""
+    """The steps of a trial, and the steps between two records and two saves."""
 
     steps: int
     log_every: int

@@ -17,7 +17,7 @@ from contrastive_jax.data._digest import digest
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.train import folder as runs
-from contrastive_jax.train.assembly import structure_of
+from contrastive_jax.train.assembly import recorded
 from contrastive_jax.train.grid_strategy import Strategy
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import OPTIMIZER, tunable_loss_optimizer, tunable_optimizer
@@ -226,12 +226,7 @@ def fit_grid(
     record |= {"devices_per_trial": devices_per_trial, "axes": sorted(values)}
     record |= {"hyperparameters": _fixed(variants[0], values), "data_digest": digest(data)}
     record |= {"encoder": described(model), "categories": categories is not None}
-    first = variants[0].objective
-    record |= {
-        "objective": [first.name, getattr(first.distance, "__name__", None)],
-        "labels": first.labels is not None,
-        "optimizer": structure_of(trials.init(0).opt_state),
-    }
+    record |= recorded(variants[0].objective, trials.init(0).opt_state)
     with _opened(folder, record, resume=resume) as where:
         _train_pending(
             trials,

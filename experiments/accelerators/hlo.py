@@ -45,7 +45,7 @@ class Collective(NamedTuple):
     bytes: int
     """Size of its result on one device."""
     times: int
-    """How often it runs; a loop whose number of turns depends on the data counts as one turn."""
+    """The number of times it runs; a loop whose turns depend on the data counts as one turn."""
 
 
 class Instruction(NamedTuple):
@@ -181,7 +181,7 @@ def _run(program: dict[str, list[Instruction]], name: str, times: int) -> Iterat
 
 
 def _turns(program: dict[str, list[Instruction]], line: str) -> int:
-    """How often the body of a loop runs, 1 if its text does not say."""
+    """Returns the number of turns of a loop, 1 if its text does not say."""
     if turns := _TRIPS.search(line):
         return int(turns[1])
     condition = _CONDITION.search(line)

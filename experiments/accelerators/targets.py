@@ -60,7 +60,7 @@ class Target(NamedTuple):
     topology: str
     """Name of the topology that has the devices."""
     devices: int
-    """How many of its devices a program uses."""
+    """The number of its devices that a program uses."""
 
 
 V5E = Target("TPU v5e, 1 chip", "tpu", "v5e:2x2", 1)
