@@ -1,8 +1,9 @@
 """Eight host devices for every test, and programs that are compiled quickly.
 
 Most of the time of a test goes to compiling a program that then runs for milliseconds. Tests
-therefore compile without XLA's optimisations, which takes a third of the time. `--optimised`
-compiles as users do; `--long` adds the tests that are marked as long. `make test-all` does both.
+therefore compile without XLA's optimisations, which takes a third of the time, and compile equal
+programs once (shared_programs.py). `--optimised` compiles as users do; `--long` adds the tests that
+are marked as long. `make test-all` does both.
 `--kernel` and `--package` run the notebooks in another environment, as .ci/test-colab does.
 """
 
@@ -13,6 +14,7 @@ import resource
 
 import jax
 import pytest
+import shared_programs
 
 os.environ.setdefault("PJRT_NPROC", "64")  # the devices wait for each other, each in a thread
 jax.config.update("jax_num_cpu_devices", 8)
@@ -58,6 +60,7 @@ def pytest_configure(config):
         given = os.environ.get("XLA_FLAGS", "")
         if QUICKLY not in given:
             os.environ["XLA_FLAGS"] = f"{given} {QUICKLY}".strip()
+    shared_programs.share()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,0 +1,44 @@
+"""Equal programs are compiled once in a process, whichever functions they come from.
+
+Most of the time of a test goes to compiling, and tests that run a command line, a page or a
+training compile what others compiled before, from functions that were made anew. JAX looks a
+program up by its function; here it is looked up by its text.
+"""
+
+import inspect
+
+from jax._src import compiler
+from jax._src.lib.mlir import passmanager
+
+NUMBER = 2048  # of programs at most, so that a long run does not fill the memory
+ARGUMENTS = ["backend", "module", "executable_devices", "options", "host_callbacks"]
+
+
+def share():
+    """Lets JAX take an equal program that was compiled before, in versions that compile alike."""
+    compile_program = getattr(compiler, "backend_compile_and_load", None)
+    if compile_program is None or [*inspect.signature(compile_program).parameters] != ARGUMENTS:
+        return
+    programs = {}
+
+    def compile_once(backend, module, executable_devices, options, host_callbacks):
+        arguments = backend, module, executable_devices, options, host_callbacks
+        text = _text(module)
+        if host_callbacks or "callback" in text:  # it has the address of a Python function
+            return compile_program(*arguments)
+        key = text, options.SerializeAsString(), tuple(executable_devices), backend
+        if key not in programs:
+            if len(programs) == NUMBER:
+                del programs[next(iter(programs))]
+            programs[key] = compile_program(*arguments)
+        return programs[key]
+
+    compiler.backend_compile_and_load = compile_once
+
+
+def _text(module):
+    """The program without what it does not use, such as the numbers that JAX gives to checks."""
+    with module.context:
+        copy = module.operation.clone()
+        passmanager.PassManager.parse("builtin.module(func.func(canonicalize))").run(copy)
+    return str(copy)
