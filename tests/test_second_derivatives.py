@@ -40,19 +40,13 @@ def _assert_curvature(value, arguments, rng, plain=None, *, backward=True):
     `backward` only the derivative of the gradient in a direction is compared.
     """
 
+    gradient = jax.grad(value)
+
     @jax.jit
     def derivatives(arguments, way):
-        gradient = jax.grad(value)
-
-        def along(arguments):
-            parts = jax.tree.map(lambda one, of: jnp.sum(one * of), gradient(arguments), way)
-            return sum(jax.tree.leaves(parts))
-
-        return (
-            gradient(arguments),
-            jax.jvp(gradient, (arguments,), (way,))[1],
-            jax.grad(along)(arguments) if backward else None,
-        )
+        first, forward = jax.jvp(gradient, (arguments,), (way,))
+        reverse = jax.vjp(gradient, arguments)[1](way)[0] if backward else None
+        return first, forward, reverse
 
     way = jax.tree.map(lambda one: jnp.asarray(rng.standard_normal(one.shape)), arguments)
     moved = [
