@@ -105,6 +105,7 @@ WALKS = {
     "margin_by_class": lambda x, c: anchor_loss(
         x, c, loss=losses.margin_by_class(), data=(jnp.abs(x[:, 0]),), tile=TILE
     ),
+    "angular": _of_anchors(losses.angular()._replace(positives_per_pass=1)),
     "soft_triple": _of_proxies(losses.soft_triple()),
     "proxy_anchor": _of_proxies(losses.proxy_anchor(), tile=TILE),
     "online_hard_loss": lambda x, c: mining.online_hard_loss(x, c, tile=TILE),
@@ -172,8 +173,9 @@ def test_all_pairs(mesh, kind):
     _assert_equal_on_mesh(("all_pairs_sums",), mesh, kind)
 
 
-# Each goes through the same code as another one here: the picked pairs, and the sums of anchors.
-LONG = ("online_hard_loss", "margin_by_class")
+# Each goes through the same code as another one here: the picked pairs, the sums of anchors, and
+# the triples.
+LONG = ("online_hard_loss", "margin_by_class", "triplet_semi_hard")
 
 
 @pytest.mark.parametrize(
