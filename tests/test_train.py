@@ -60,6 +60,17 @@ def config(drawn_config, monkeypatch):
     return drawn_config
 
 
+# The command without figures.
+COMMAND = """
+import runpy, types
+from contrastive_jax import plots, run_report
+
+none = dict.fromkeys(vars(plots), lambda *args, **kwargs: None)
+run_report.plots = types.SimpleNamespace(**none)
+runpy.run_module("experiments.train", run_name="__main__")
+"""
+
+
 def _params(folder, step=60):
     with ocp.PyTreeCheckpointer() as reader:
         return reader.restore(folder / "checkpoints" / str(step) / "default")["params"]
@@ -113,7 +124,7 @@ def test_killed_and_resumed_is_uninterrupted(config, tmp_path):
     arguments = [
         f"--{key}={value}" for key, value in (SMALL | {"runs": tmp_path, "name": "killed"}).items()
     ]
-    command = [sys.executable, "-m", "experiments.train", *arguments]
+    command = [sys.executable, "-c", COMMAND, *arguments]
     command += ["--tfds_dir", str(config().tfds_dir)]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
@@ -470,12 +481,11 @@ def _command(*arguments):
 @pytest.mark.parametrize("strategy", [pytest.param("pmap", marks=pytest.mark.long), "shard_map"])
 def test_defaults_run_on_eight_virtual_devices(tmp_path, prepared, strategy):
     environment = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
-    command = "-m experiments.train --encoder mlp --steps 20 --log_every 20 --validate_every 20"
-    command += " --name eight"
+    options = "--encoder mlp --steps 20 --log_every 20 --validate_every 20 --name eight"
     folders = ["--runs", str(tmp_path), "--tfds_dir", str(prepared), "--parallel", strategy]
     flags = environment.get("XLA_FLAGS", "")
     subprocess.run(
-        [sys.executable, *command.split(), *folders],
+        [sys.executable, "-c", COMMAND, *options.split(), *folders],
         cwd=ROOT,
         env=environment | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8"},
         check=True,
