@@ -255,9 +255,10 @@ def test_ignored_rows_and_weights(distance):
     clean = x.copy()
     x[7], x[8] = np.nan, np.inf
     options = {"margin": 1.5, "weights": weights, "reduction": "balanced"}
-    value, gradient = jax.value_and_grad(
+    loss = jax.value_and_grad(
         lambda x: all_pairs_loss(x, c, distance=DISTANCES[distance][0], tile=8, **options)
-    )(x)
+    )
+    value, gradient = jax.jit(loss)(x)
     want = functools.partial(_expected, distance=distance, **options)
     np.testing.assert_allclose(value, want(clean, c), rtol=1e-5)
     by = _numerical(lambda x: want(x, c), clean.astype(float))
@@ -462,7 +463,8 @@ def test_collapsed_classes(spread):
 def test_half_precision_is_computed_in_single(dtype):
     x, c = _batch(6, 30, 8, scale=100.0 if dtype == jnp.float16 else 1.0)
     x = jnp.asarray(x, dtype)
-    value, gradient = jax.value_and_grad(lambda x: all_pairs_loss(x, c, margin=300.0, tile=8))(x)
+    loss = jax.value_and_grad(lambda x: all_pairs_loss(x, c, margin=300.0, tile=8))
+    value, gradient = jax.jit(loss)(x)
     assert value.dtype == np.float32
     assert gradient.dtype == dtype
     want = np.asarray(x.astype(jnp.float32))
@@ -611,7 +613,8 @@ def test_transformations_agree():
         def f(x, margin, distance=distance):
             return all_pairs_loss(x, c, distance=distance, margin=margin, tile=8)
 
-        plain = [jax.value_and_grad(f, (0, 1))(x, margin) for margin in margins]
+        alone = jax.jit(jax.value_and_grad(f, (0, 1)))
+        plain = [alone(x, margin) for margin in margins]
         plain = jax.tree.map(lambda *p: np.stack(p), *plain)
         mapped = jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1)), (None, 0)))(x, margins)
         through = jax.jit(jax.vmap(lambda m: jax.value_and_grad(jax.jit(f), (0, 1))(x, m)))(margins)
@@ -620,7 +623,7 @@ def test_transformations_agree():
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, plain
             )
-        np.testing.assert_allclose(jax.jit(f)(x, 1.0), plain[0][1], rtol=1e-6)
+        np.testing.assert_allclose(f(x, 1.0), plain[0][1], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

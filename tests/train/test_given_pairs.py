@@ -112,7 +112,7 @@ def _encoding_all(data, objective, balanced=True, loss=losses.contrastive):
         values = jax.vmap(partial(loss, margin=1.2))(jax.vmap(objective.distance)(a, b), labels)
         return jnp.sum(values * weights) / jnp.sum(weights * jnp.ones(16))
 
-    return jax.value_and_grad(value)(encoder.weights.params)
+    return jax.jit(jax.value_and_grad(value))(encoder.weights.params)
 
 
 def _close(a, b):

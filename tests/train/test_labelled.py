@@ -71,7 +71,7 @@ def _value_and_gradient(objective, batch=BATCH, references=None):
         )(x[None])
         return value[0]
 
-    return jax.value_and_grad(of_devices)(jnp.asarray(X))
+    return jax.jit(jax.value_and_grad(of_devices))(X)
 
 
 def test_all_pairs_are_the_formula():
@@ -96,7 +96,7 @@ def test_all_pairs_are_the_formula():
 )
 def test_value_and_gradient_are_those_of_the_loss(name, loss):
     direct = partial(anchor_loss, classes=(CLASSES, GROUPS), labels=RULE, loss=loss)
-    value, gradient = jax.value_and_grad(direct)(jnp.asarray(X))
+    value, gradient = jax.jit(jax.value_and_grad(direct))(X)
     ours, of_ours = _value_and_gradient(train.objective(name, labels=RULE))
     np.testing.assert_allclose(ours, value, rtol=1e-5)
     np.testing.assert_allclose(of_ours, gradient, atol=1e-6)
