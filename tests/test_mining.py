@@ -139,7 +139,13 @@ def test_miners(name):
     np.testing.assert_allclose(np.sum(gradient * way), slope, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", MINERS)
+# One of anchors and one of triples between two sets; what the others select is tested in one set.
+LONG = ("easy_positive", "multi_similarity", "distance_weighted")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LONG else []) for name in MINERS]
+)
 def test_miners_of_two_sets(name):
     loss, reference = MINERS[name]
     sets = *_batch(), *_batch(1, 30)
