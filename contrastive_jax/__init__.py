@@ -36,7 +36,7 @@ from contrastive_jax.triplets import triplet_loss
 
 if TYPE_CHECKING:
     from contrastive_jax import data, evaluation, models, plots, train
-    from contrastive_jax.train.run import load
+    from contrastive_jax.train.run_folder import load
 
 __all__ = [
     "all_pairs_loss",
@@ -68,5 +68,5 @@ def __getattr__(name: str) -> Any:
     if name in ("data", "evaluation", "models", "plots", "train"):
         return importlib.import_module(f"contrastive_jax.{name}")
     if name == "load":
-        return importlib.import_module("contrastive_jax.train.run").load
+        return importlib.import_module("contrastive_jax.train.run_folder").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,6 +24,7 @@ from contrastive_jax.evaluation.summary import Summary, summarize
 from contrastive_jax.evaluation.tables import figure_table
 from contrastive_jax.evaluation.verification import roc_curve
 from contrastive_jax.train import folder as runs
+from contrastive_jax.train import metrics
 from contrastive_jax.train.loss_table import BOUNDED
 from contrastive_jax.train.run import Run
 
@@ -201,7 +202,7 @@ def _figures(run: Run, summaries: dict[str, Summary]) -> dict[str, Any]:
                 for name, one in summaries.items()
             }
         ),
-        "training": plots.training_curves(runs.read_metrics(run.folder), margin=margin),
+        "training": plots.training_curves(metrics.read_metrics(run.folder), margin=margin),
     }
     if loss == "contrastive" and margin is not None:
         figures["loss"] = plots.loss_curve(losses.contrastive, margin)

@@ -55,7 +55,7 @@ from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import by_role
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
-from contrastive_jax.train import loss_table
+from contrastive_jax.train import json_lines, loss_table
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
 from contrastive_jax.train.trial_folder import TRIALS
 from experiments import command, option_checks
@@ -141,12 +141,12 @@ def main(config: Config) -> Path:
                 line = {"split": split, "loss": beside}
                 if not read_finished(folder, **line):
                     figures = _figures(embed, data.test)
-                    runs.append_line(folder / TRIALS, line | {"figures": figures})
+                    json_lines.append_line(folder / TRIALS, line | {"figures": figures})
             for name in names:
                 bar.set_postfix_str(f"{split}, {name}")
                 rest = per_loss
                 for line in _compared(config, folder, split, name, data):
-                    runs.append_line(folder / TRIALS, line)
+                    json_lines.append_line(folder / TRIALS, line)
                     bar.update()
                     rest -= 1
                 bar.update(rest)

@@ -12,8 +12,7 @@ from typing import Any
 
 import jax
 
-from contrastive_jax.train import TrainState, checkpoints
-from contrastive_jax.train import folder as runs
+from contrastive_jax.train import TrainState, json_lines, saved_states
 from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.trial_folder import TRIALS, trial_key
 from experiments.axes import Hyperparameters, Space, spread, text_of
@@ -84,7 +83,7 @@ def _train_rung(
     """Trains the trials of a rung from the last rung on, and returns their values on validation."""
     values = {
         trial_key(line["hyperparameters"]): line["value"]
-        for line in runs.read_lines(folder / TRIALS, keys=("hyperparameters",))
+        for line in json_lines.read_lines(folder / TRIALS, keys=("hyperparameters",))
         if line.get("rung") == number and "value" in line
     }
     left = [point for point in points if trial_key(point) not in values]
@@ -94,16 +93,16 @@ def _train_rung(
 
     def resumed(k: int, like: TrainState) -> TrainState:
         where = path(left[k], number - 1)
-        state: TrainState = checkpoints.restore_state(where, jax.device_get(like))
+        state: TrainState = saved_states.restore_state(where, jax.device_get(like))
         return state
 
     def finished(k: int, made: AssembledTrials, state: TrainState, diverged: int | None) -> None:
-        checkpoints.save_state(path(left[k], number), state)
+        saved_states.save_state(path(left[k], number), state)
         value = values[trial_key(left[k])] = trainer.on_validation(made, state, diverged)
         record = {"rung": number, "steps": stop, "hyperparameters": left[k], "value": value}
-        runs.append_line(folder / TRIALS, record | {"diverged": diverged})
+        json_lines.append_line(folder / TRIALS, record | {"diverged": diverged})
 
-    damaged = [p for p in left if number and checkpoints.damage(path(p, number - 1))]
+    damaged = [p for p in left if number and saved_states.damage(path(p, number - 1))]
     for point in damaged:
         warnings.warn(
             f"{path(point, number - 1)} is damaged: {text_of(point)} trains from step 0 again",
@@ -113,7 +112,7 @@ def _train_rung(
         trainer.train(
             damaged,
             stop=start,
-            finished=lambda k, made, state, diverged: checkpoints.save_state(
+            finished=lambda k, made, state, diverged: saved_states.save_state(
                 path(damaged[k], number - 1), state
             ),
         )

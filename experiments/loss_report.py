@@ -12,7 +12,7 @@ from contrastive_jax import plots
 from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.tables import markdown
 from contrastive_jax.train import folder as runs
-from contrastive_jax.train import loss_table
+from contrastive_jax.train import json_lines, loss_table
 from contrastive_jax.train.trial_folder import TRIALS
 
 SPLITS = ("all classes", "unseen classes")
@@ -31,7 +31,7 @@ def read_finished(folder: Path, **values: Any) -> list[Line]:
     A line cut short is left out, and two processes may have trained the same trial.
     """
     lines = {}
-    for line in runs.read_lines(folder / TRIALS, keys=("split", "loss", "figures")):
+    for line in json_lines.read_lines(folder / TRIALS, keys=("split", "loss", "figures")):
         if all(line.get(key) == value for key, value in values.items()):
             lines[tuple(line.get(key) for key in ("split", "loss", "stage", "number"))] = line
     return [*lines.values()]

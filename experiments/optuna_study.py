@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from contrastive_jax.train import TrainState
-from contrastive_jax.train import folder as runs
+from contrastive_jax.train import TrainState, json_lines
 from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.trial_folder import TRIALS
 from experiments.axes import Hyperparameters, Space, spread, text_of
@@ -77,7 +76,7 @@ def _train_asked(
     def finished(k: int, made: AssembledTrials, state: TrainState, diverged: int | None) -> None:
         value = trainer.on_validation(made, state, diverged)
         record = {"trial": asked[k].number, "hyperparameters": points[k], "value": value}
-        runs.append_line(folder / TRIALS, record | {"diverged": diverged})
+        json_lines.append_line(folder / TRIALS, record | {"diverged": diverged})
         study.tell(asked[k], value)
 
     trainer.train(points, stop=trainer.config.steps, finished=finished)
@@ -95,7 +94,7 @@ def open_storage(log: Path) -> Any:
     lock = JournalFileSymlinkLock(str(log))
     lock.acquire()
     try:
-        runs.repair_lines(log)
+        json_lines.repair_lines(log)
     finally:
         lock.release()
     try:

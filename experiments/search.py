@@ -33,8 +33,7 @@ with needs("train", "experiments.search"):
 
 from contrastive_jax.evaluation.intervals import bootstrap_interval
 from contrastive_jax.evaluation.tables import TITLES
-from contrastive_jax.train import TrainState, trial_figures
-from contrastive_jax.train import folder as runs
+from contrastive_jax.train import TrainState, json_lines, trial_figures
 from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.trial_folder import TRIALS, trial_key
 from experiments import axes, command, halving, option_checks, options, optuna_study, trials
@@ -103,7 +102,7 @@ def judge(config: Config, folder: Path, best: Hyperparameters, trainer: Trainer)
     points = [best | {"seed": seed} for seed in range(1, config.seeds + 1)]
     judged = {
         trial_key(line["hyperparameters"]): line["test"]
-        for line in runs.read_lines(folder / TRIALS, keys=("hyperparameters",))
+        for line in json_lines.read_lines(folder / TRIALS, keys=("hyperparameters",))
         if "test" in line
     }
     left = [point for point in points if trial_key(point) not in judged]
@@ -111,7 +110,7 @@ def judge(config: Config, folder: Path, best: Hyperparameters, trainer: Trainer)
     def finished(k: int, made: AssembledTrials, state: TrainState, diverged: int | None) -> None:
         test = None if diverged else trial_figures.on_test(made, state)
         judged[trial_key(left[k])] = test
-        runs.append_line(folder / TRIALS, {"hyperparameters": left[k], "test": test})
+        json_lines.append_line(folder / TRIALS, {"hyperparameters": left[k], "test": test})
 
     trainer.train(left, stop=config.steps, finished=finished)
     by_seed = [judged[trial_key(point)] for point in points]

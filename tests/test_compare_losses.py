@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from contrastive_jax.train import folder as runs
-from contrastive_jax.train import loss_table
+from contrastive_jax.train import json_lines, loss_table
 from experiments import compare_losses, loss_report
 
 SMALL = {
@@ -123,10 +122,10 @@ def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(
     for split in loss_report.SPLITS:
         for name, found in (("supcon", figures), ("arcface", None)):
             line = {"split": split, "loss": name, "stage": "test", "number": 0, "figures": found}
-            runs.append_line(tmp_path / "trials.jsonl", line)
+            json_lines.append_line(tmp_path / "trials.jsonl", line)
     for k in (0, 0, 1):  # twice, as two processes may
         line = {"split": "all classes", "loss": "nca", "stage": "test", "number": k}
-        runs.append_line(tmp_path / "trials.jsonl", line | {"figures": figures})
+        json_lines.append_line(tmp_path / "trials.jsonl", line | {"figures": figures})
     (tmp_path / "config.json").write_text('{"seeds": 1}')
     loss_report.report(tmp_path)
     printed = capsys.readouterr().out
@@ -143,7 +142,7 @@ def test_a_line_cut_short_does_not_spoil_the_next(tmp_path):
     (tmp_path / "trials.jsonl").write_text('{"loss": "supcon", "fig')
     for name in ("nca", "arcface"):
         line = {"split": "all classes", "loss": name, "figures": None}
-        runs.append_line(tmp_path / "trials.jsonl", line)
+        json_lines.append_line(tmp_path / "trials.jsonl", line)
     assert [line["loss"] for line in loss_report.read_finished(tmp_path)] == ["nca", "arcface"]
 
 

@@ -16,7 +16,7 @@ from contrastive_jax.data.datasets import Dataset, Examples, GivenPairs, PairDat
 from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.calibration import Calibration
 from contrastive_jax.train import Run, network
-from contrastive_jax.train.run import write
+from contrastive_jax.train.run_folder import write
 from experiments import (
     compare,
     compare_losses,

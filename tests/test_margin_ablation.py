@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 from contrastive_jax import ablation_plots
 from contrastive_jax.data import load
 from contrastive_jax.evaluation import trial_tables
-from contrastive_jax.train import checkpoints, trial_figures
-from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
+from contrastive_jax.train import json_lines, saved_states, trial_figures
 from contrastive_jax.train.grid_strategy import choose_grid
 from contrastive_jax.train.trial_axes import combinations
 from contrastive_jax.train.trial_folder import trial_key
@@ -60,7 +59,7 @@ def no_figures(monkeypatch):
 def _trials(folder):
     """What each line has, without what differs from run to run."""
     found = {}
-    for line in runs.read_lines(folder / "trials.jsonl"):
+    for line in json_lines.read_lines(folder / "trials.jsonl"):
         same = {k: v for k, v in line.items() if k not in ("seconds", "state")}
         found[trial_key(line["hyperparameters"])] = same
     return found
@@ -182,7 +181,7 @@ def test_damage_costs_the_trial_it_is_in_and_no_other(
     setting = {"margin": 0.5, "seed": 1}
     (state,) = (
         line["state"]
-        for line in runs.read_lines(whole / "trials.jsonl")
+        for line in json_lines.read_lines(whole / "trials.jsonl")
         if line["hyperparameters"] == setting
     )
     where = folder / "running" / "trials"
@@ -194,7 +193,7 @@ def test_damage_costs_the_trial_it_is_in_and_no_other(
         "step": 4,
         "records": {trial_key(setting): one},
     }
-    sealed = json.dumps(checkpoints.seal(record))
+    sealed = json.dumps(saved_states.seal(record))
     (where / "record.json").write_text(sealed.replace("4", "2") if damaged == "record" else sealed)
     if damaged == "state":
         (where / "4" / "0" / "_CHECKPOINT_METADATA").write_bytes(b"")

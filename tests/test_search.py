@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
+from contrastive_jax.train import json_lines
 from contrastive_jax.train.trial_folder import trial_key
 from experiments import axes, halving, options, optuna_study, search, trainer, trials
 
@@ -43,7 +43,7 @@ def _run(tmp_path, folder_of_tfds, **options):
 
 
 def _lines(folder, *, judged=False):
-    lines = runs.read_lines(folder / "trials.jsonl")
+    lines = json_lines.read_lines(folder / "trials.jsonl")
     return [line for line in lines if judged or "test" not in line]
 
 

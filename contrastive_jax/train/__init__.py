@@ -15,7 +15,8 @@ from contrastive_jax.train.loss_table import objective
 from contrastive_jax.train.networks import Network, check_images, embed, network
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import make_optimizer, with_loss
-from contrastive_jax.train.run import Comparison, Run, load
+from contrastive_jax.train.run import Comparison, Run
+from contrastive_jax.train.run_folder import load
 from contrastive_jax.train.steps import init_state, make_step, repeated
 from contrastive_jax.train.trials import Trial, fit_grid
 from contrastive_jax.train.types import (

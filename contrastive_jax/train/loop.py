@@ -21,7 +21,7 @@ from contrastive_jax.data._digest import digest
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.data.stream import stream_pairs
-from contrastive_jax.train import checkpoints, diagnostics, folder, run
+from contrastive_jax.train import checkpoints, diagnostics, folder, metrics, run_folder
 from contrastive_jax.train.assembly import Assembled, assemble, recorded, source_of
 from contrastive_jax.train.devices import Parallel, Strategy, parallel
 from contrastive_jax.train.interruption import interruption, leave
@@ -355,13 +355,13 @@ def fit(
             checkpoints.open_checkpoints(where / "checkpoints", keep=keep, best_by=best_by(data))
         )
         start = saved.latest_step() or 0
-        events = stack.enter_context(folder.open_events(where, start)) if stored else None
+        events = stack.enter_context(metrics.open_events(where, start)) if stored else None
         stop = stack.enter_context(interruption())
         show = Progress(where, data, steps, start, shown=progress, resumed=resume)
         state = first = parts.init(seed)
         if start:
             state = checkpoints.restore(saved, start, jax.device_get(state))
-        folder.truncate_metrics(where, start)
+        metrics.truncate_metrics(where, start)
         call = repeated(parts.drawn, steps_per_call) if steps_per_call > 1 else parts.drawn
         streamed = data_on == "host"
         placed = parallel(
@@ -412,7 +412,7 @@ def fit(
         )
         if stored:
             details = {"data": data.name, "best_step": best, "steps": steps}
-            run.write(trained, where, model, details)
+            run_folder.write(trained, where, model, details)
             np.savez(where / "validation.npz", **arrays)
         return trained
 
@@ -435,7 +435,7 @@ def _take_windows(
     """Takes the steps of a training, and validates and saves its state when that is due."""
     inverted = 0
     for latest, records in every:
-        folder.write_metrics(where, events, records)
+        metrics.write_metrics(where, events, records)
         now = int(records[-1]["step"])
         means = {key: _mean(records, key) for key in SHOWN if key in records[0]}
         show.window(now, means)
@@ -447,7 +447,7 @@ def _take_windows(
             one = placed.fetch(latest)
             encoder = partial(embed, parts.network.encode, one.weights)
             figures = validate(encoder, data, objective.distance, objective)
-            folder.write_metrics(where, events, [{"step": now} | figures])
+            metrics.write_metrics(where, events, [{"step": now} | figures])
             checkpoints.save(saved, now, one, figures)
             show.validation(now, figures)
         elif stop():

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from contrastive_jax.train import checkpoints, trial_figures, trial_folder
 from contrastive_jax.train import grid as grids
+from contrastive_jax.train import saved_states, trial_figures, trial_folder
 from contrastive_jax.train.grid_strategy import choice_line, choose_grid
 from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.trial_folder import trial_key
@@ -105,7 +105,7 @@ def train_trials(
     started = [keys.index(key) for key in records]
     # All are restored now, as the first chunk replaces what is saved.
     restored = {
-        k: checkpoints.restore_state(folder / records[keys[k]]["state"], trials.init(k))
+        k: saved_states.restore_state(folder / records[keys[k]]["state"], trials.init(k))
         for k in started
     }
     before = None if saved is None else (saved.strategy, saved.at_once)

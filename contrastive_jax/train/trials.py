@@ -23,7 +23,8 @@ from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import OPTIMIZER, tunable_loss_optimizer, tunable_optimizer
 from contrastive_jax.train.preconditions import check_training
 from contrastive_jax.train.progress import step_bar
-from contrastive_jax.train.run import Run, described
+from contrastive_jax.train.run import Run
+from contrastive_jax.train.run_folder import described
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
 from contrastive_jax.train.trial_axes import values_of_axes, variants_of_axes
 from contrastive_jax.train.trial_folder import read_trials, restore_trial, trial_key

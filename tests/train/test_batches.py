@@ -10,7 +10,7 @@ import pytest
 from contrastive_jax import models, train
 from contrastive_jax.data import augment, draw_balanced, index_by_class
 from contrastive_jax.data.datasets import Dataset, Examples
-from contrastive_jax.train import assembly, folder
+from contrastive_jax.train import assembly, metrics
 
 MODEL = partial(models.MLP, width=4, hidden=(8,))
 # Sizes 1, 2, 5 and 40, twice.
@@ -111,7 +111,7 @@ def test_simclr_learns_without_classes(data, tmp_path):
     run = train.fit(
         MODEL, data, train.objective("ntxent"), runs=tmp_path, views=2, augment=_change, **options
     )
-    values = [r["loss"] for r in folder.read_metrics(run.folder) if "loss" in r]
+    values = [r["loss"] for r in metrics.read_metrics(run.folder) if "loss" in r]
     assert np.mean(values[-10:]) < 0.9 * np.mean(values[:10])
     # A proxy for each image.
     proxies = train.objective("normalized_softmax")

@@ -15,7 +15,7 @@ from contrastive_jax import losses, models, train
 from contrastive_jax.data.datasets import GivenPairs, PairDataset
 from contrastive_jax.data.draw import draw_rows_of_pairs
 from contrastive_jax.evaluation.verification import best_threshold, roc_auc
-from contrastive_jax.train import assembly, folder, objectives
+from contrastive_jax.train import assembly, metrics, objectives
 from contrastive_jax.train.draw import most_images
 
 MODEL = partial(models.MLP, width=4, hidden=(8,))
@@ -74,7 +74,7 @@ def _assert_same(a, b):
 
 
 def _losses(run):
-    return [record["loss"] for record in folder.read_metrics(run.folder) if "loss" in record]
+    return [record["loss"] for record in metrics.read_metrics(run.folder) if "loss" in record]
 
 
 def _stepped(data, objective, devices=1, strategy="shard_map", model=MODEL, **options):
@@ -204,7 +204,7 @@ def test_a_run_learns_and_can_be_used(run, few):
     assert loaded.threshold == pytest.approx(best_threshold(compared.distance, pairs.labels))
     assert loaded.calibration.prior == pytest.approx(0.2)
     assert loaded.neighbours(few.images, k=2).indices.shape == (16, 2)
-    validated = [r for r in folder.read_metrics(run.folder) if "validation/auc" in r]
+    validated = [r for r in metrics.read_metrics(run.folder) if "validation/auc" in r]
     assert [record["step"] for record in validated] == [8, 12]
     best = max(validated, key=lambda record: record["validation/auc"])
     assert json.loads((run.folder / "run.json").read_text())["best_step"] == best["step"]
@@ -218,14 +218,14 @@ def test_a_run_learns_and_can_be_used(run, few):
 
 def test_a_run_that_goes_on_after_a_stop_ends_in_the_same_bits(run, few, tmp_path, monkeypatch):
     fit = partial(train.fit, MODEL, few, CONTRASTIVE, runs=tmp_path, name="stopped", **OPTIONS)
-    write = folder.write_metrics
+    write = metrics.write_metrics
 
     def write_and_stop(*arguments):
         write(*arguments)
-        monkeypatch.setattr(folder, "write_metrics", write)
+        monkeypatch.setattr(metrics, "write_metrics", write)
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(folder, "write_metrics", write_and_stop)
+    monkeypatch.setattr(metrics, "write_metrics", write_and_stop)
     with pytest.raises(SystemExit):
         fit()
     resumed = fit(resume=True)
