@@ -11,7 +11,7 @@ from contrastive_jax.train.draw import (
     pair_source,
 )
 from contrastive_jax.train.loop import fit, windows
-from contrastive_jax.train.loss_table import objective
+from contrastive_jax.train.loss_objectives import objective
 from contrastive_jax.train.networks import Network, check_images, embed, network
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import make_optimizer, with_loss
