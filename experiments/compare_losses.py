@@ -56,6 +56,7 @@ from contrastive_jax.evaluation.summary import by_role
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
 from contrastive_jax.train import json_lines, loss_table
+from contrastive_jax.train.training import Training
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
 from contrastive_jax.train.trial_folder import TRIALS
 from experiments import command, option_checks
@@ -257,10 +258,10 @@ def _assembled(
     )
     classes = len(np.unique(data.train.classes))
     flip = config.dataset not in ("digits", "mnist")
-    return assemble_trials(
-        _model(config, data),
-        data,
-        variants,
+    training = Training(
+        model=_model(config, data),
+        data=data,
+        objective=variants[0].objective,
         steps=config.steps,
         batch_size=config.batch_size,
         batch_classes=classes,
@@ -268,6 +269,7 @@ def _assembled(
         loss_optimizer=loss,
         augment=None if data.train.images.ndim == 2 else augmentation(flip, 1),
     )
+    return assemble_trials(training, variants)
 
 
 def _model(config: Config, data: Dataset) -> Any:

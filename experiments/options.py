@@ -29,7 +29,7 @@ from contrastive_jax.data import (
 )
 from contrastive_jax.data.pair_checks import check_given_pairs
 from contrastive_jax.train import loss_table
-from contrastive_jax.train.assembly import balance
+from contrastive_jax.train.batches import balance
 from experiments.loss_options import LossOptions
 
 ENCODERS = {

@@ -17,6 +17,7 @@ import jax
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.data._digest import digest
 from contrastive_jax.train import folder as runs
+from contrastive_jax.train import training
 from contrastive_jax.train.grid_strategy import Strategy, cores_as_devices
 from contrastive_jax.train.optimizer import OPTIMIZER
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
@@ -167,16 +168,16 @@ def assembled(
             tuned["loss_learning_rate"] = config.loss_learning_rate or objective.learning_rate
         variants.append(Variant(hyperparameters, config.seed, objective, tuned))
     first = variants[0].objective
-    return assemble_trials(
-        options.model_of(configs[0], settled[0]),
-        data,
-        variants,
+    common = training.Training(
+        model=options.model_of(configs[0], settled[0]),
+        data=data,
+        objective=first,
         steps=settled[0]["steps"],
         devices=len(devices),
-        further_seeds=further_seeds,
         **options.batch_of(configs[0], settled[0], data),
         **options.optimizers_of(configs[0], settled[0], first, tunable=True),
     )
+    return assemble_trials(common, variants, further_seeds=further_seeds)
 
 
 def base_of(config: Training) -> train.Config:

@@ -10,7 +10,8 @@ from contrastive_jax.train.draw import (
     draws_views,
     pair_source,
 )
-from contrastive_jax.train.loop import fit, windows
+from contrastive_jax.train.fitting import fit
+from contrastive_jax.train.loop import windows
 from contrastive_jax.train.loss_objectives import objective
 from contrastive_jax.train.networks import Network, check_images, embed, network
 from contrastive_jax.train.objectives import Objective

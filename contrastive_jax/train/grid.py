@@ -125,13 +125,7 @@ def make_grid(
       (2, 'vmap')
     """
     devices = list(devices or jax.local_devices())
-    if strategy not in get_args(Strategy):
-        raise ValueError(f"strategy must be one of {get_args(Strategy)}, got {strategy!r}")
-    if not 0 < devices_per_trial <= len(devices):
-        raise ValueError(
-            f"devices_per_trial must be from 1 to {len(devices)}, the number of devices, got "
-            f"{devices_per_trial}"
-        )
+    check_strategy(strategy, get_args(Strategy), len(devices), devices_per_trial)
     groups = groups_of(strategy, len(devices), devices_per_trial)
     if trials < 1 or trials % groups or (strategy == "sequential" and trials != 1):
         raise ValueError(
@@ -180,6 +174,34 @@ def make_grid(
         needed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
         needed += analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
     return Grid(strategy, trials, steps_per_call, needed, compiled, spread, shared)
+
+
+def check_strategy(
+    strategy: str, strategies: Sequence[str], devices: int, devices_per_trial: int
+) -> None:
+    """Checks that there is such a strategy, and that there are devices for a trial.
+
+    Args:
+      strategy: to check.
+      strategies: that there are.
+      devices: number of devices.
+      devices_per_trial: devices over which the batch of a trial is spread.
+
+    Raises:
+      ValueError: if the strategy is unknown, or `devices_per_trial` is not from 1 to the number of
+        devices.
+
+    Example:
+      >>> from contrastive_jax.train.grid import check_strategy
+      >>> check_strategy("vmap", ["sequential", "vmap"], devices=4, devices_per_trial=2)
+    """
+    if strategy not in strategies:
+        raise ValueError(f"strategy must be one of {tuple(strategies)}, got {strategy!r}")
+    if not 0 < devices_per_trial <= devices:
+        raise ValueError(
+            f"devices_per_trial must be from 1 to {devices}, the number of devices, got "
+            f"{devices_per_trial}"
+        )
 
 
 def groups_of(strategy: Strategy, devices: int, devices_per_trial: int = 1) -> int:

@@ -3,6 +3,7 @@
     trials.jsonl      a line for each finished trial: hyperparameters, figures, history, state
     states/           the final state of each
     running/NAME/     the states of the trials that are training, and a record of them
+    strategies/       the strategy of each structure, with which trials go on
 
 A line is written after the state that it names, and stands for a finished trial. A damaged line, or
 a damaged state of a trial that was training, is reported, and its trial trains again. A damaged
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from contrastive_jax.train import json_lines, saved_states
+from contrastive_jax.train._files import replace_file
 from contrastive_jax.train.grid import Grid
 from contrastive_jax.train.types import TrainState
 
@@ -176,6 +178,40 @@ def save_running(
     for old in running.iterdir():
         if old.is_dir() and old.name != str(step):
             shutil.rmtree(old)
+
+
+def save_strategy(folder: Path, name: str, grid: Grid) -> None:
+    """Stores the strategy of the trials of one structure.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from types import SimpleNamespace
+      >>> from contrastive_jax.train.trial_folder import read_strategy, save_strategy
+      >>> save_strategy(Path(), "trials", SimpleNamespace(strategy="vmap", trials=2))
+      >>> read_strategy(Path(), "trials")
+      ('vmap', 2)
+    """
+    path = folder / "strategies" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, json.dumps([grid.strategy, grid.trials]).encode())
+
+
+def read_strategy(folder: Path, name: str) -> tuple[Any, int] | None:
+    """Reads the strategy of the trials of one structure and how many trials a call trains.
+
+    None where none was stored, or the file is damaged.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.train.trial_folder import read_strategy
+      >>> print(read_strategy(Path("a_new_folder"), "trials"))
+      None
+    """
+    try:
+        strategy, at_once = json.loads((folder / "strategies" / f"{name}.json").read_bytes())
+        return strategy, int(at_once)
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def read_running(running: Path, folder: Path) -> Running | None:

@@ -19,6 +19,7 @@ from contrastive_jax.data import index_by_class
 from contrastive_jax.data.augment import shift
 from contrastive_jax.data.datasets import Examples
 from contrastive_jax.train import assembly, grid, metrics, validation
+from contrastive_jax.train.training import Training
 
 STEPS = 12
 MODEL = partial(models.MLP, width=4, hidden=(8,))
@@ -144,7 +145,8 @@ def test_a_grid_of_one_takes_the_same_steps(data, on, request):
     # Without XLA's optimisations the two programs add up in another order.
     rtol, atol = (0, 0) if request.config.getoption("optimised") else (1e-5, 1e-7)
     objective = train.objective("contrastive", on=on, margin=1.2)
-    parts = assembly.assemble(MODEL, data, objective, steps=STEPS, batch_size=12)
+    training = Training(model=MODEL, data=data, objective=objective, steps=STEPS, batch_size=12)
+    parts = assembly.assemble(training)
     source = train.Source(data.train.images, data.train.classes, index_by_class(data.train.classes))
     given = train.Hyperparameters(0, dict(objective.hyperparameters))
     device = jax.devices()[:1]

@@ -17,6 +17,7 @@ from contrastive_jax.data.draw import draw_rows_of_pairs
 from contrastive_jax.evaluation.verification import best_threshold, roc_auc
 from contrastive_jax.train import assembly, metrics, objectives
 from contrastive_jax.train.draw import most_images
+from contrastive_jax.train.training import Training
 
 MODEL = partial(models.MLP, width=4, hidden=(8,))
 OPTIONS = {
@@ -79,16 +80,17 @@ def _losses(run):
 
 def _stepped(data, objective, devices=1, strategy="shard_map", model=MODEL, **options):
     """Loss and gradient of one step: of gradient descent by a rate of 1."""
-    parts = assembly.assemble(
-        model,
-        data,
-        objective,
+    training = Training(
+        model=model,
+        data=data,
+        objective=objective,
         steps=1,
         batch_size=32,
         optimizer=optax.sgd(1.0),
         devices=devices,
         **options,
     )
+    parts = assembly.assemble(training)
     placed = train.parallel(parts.drawn, strategy, jax.devices()[:devices])
     first = parts.init(0)
     numbers = train.Hyperparameters(0, dict(objectives.of_given_pairs(objective).hyperparameters))
