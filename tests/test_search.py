@@ -1,11 +1,11 @@
 import itertools
 import json
-import os
 import shutil
 
 import numpy as np
 import pytest
 
+from contrastive_jax import locks
 from contrastive_jax.train import grid as grids
 from contrastive_jax.train import json_lines
 from contrastive_jax.train.trial_folder import trial_key
@@ -111,8 +111,6 @@ def test_goes_on_where_it_was_killed(tmp_path, folder_of_tfds, halved, monkeypat
         _run(tmp_path, folder_of_tfds, method=method)
     assert len(_lines(tmp_path / "run")) == 3
     monkeypatch.setattr(grids, "train_grid", trained)
-    # The process that was killed is this one: it has to be taken for dead.
-    monkeypatch.setattr(optuna_study, "_alive", lambda process: process != os.getpid())
     folder = _run(tmp_path, folder_of_tfds, method=method, resume=True)
     if method == "halving":
         assert _lines(folder) == _lines(halved)
@@ -222,8 +220,9 @@ def test_a_process_that_is_not_the_last_does_not_judge(tmp_path, folder_of_tfds,
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
     study = optuna.load_study(storage=storage, study_name="optuna")
     other = study.ask()
-    other.set_user_attr("process", "another-machine:1")
-    _run(tmp_path, folder_of_tfds, method="optuna", trials=4, steps=2, seeds=1, resume=True)
+    other.set_user_attr("process", "another")
+    with locks.locked(folder / optuna_study.PROCESSES / "another", "the other process"):
+        _run(tmp_path, folder_of_tfds, method="optuna", trials=4, steps=2, seeds=1, resume=True)
     assert len(_lines(folder)) == 3
     assert not (folder / "results.json").exists()
 
