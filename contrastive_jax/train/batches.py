@@ -65,7 +65,7 @@ def trained_classes(data: Dataset) -> np.ndarray:
     Example:
       >>> import contrastive_jax as cj
       >>> from contrastive_jax.train.batches import trained_classes
-      >>> trained_classes(cj.data.load("digits")).max()
+      >>> int(trained_classes(cj.data.load("digits")).max())
       9
     """
     classes = class_numbers(data.train.classes)

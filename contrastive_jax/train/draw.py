@@ -13,7 +13,7 @@ import numpy as np
 
 from contrastive_jax.data.datasets import PairDataset
 from contrastive_jax.data.draw import draw_balanced, draw_pairs, draw_rows_of_pairs
-from contrastive_jax.train.steps import key_of_step
+from contrastive_jax.train.keys import key_of_step
 from contrastive_jax.train.types import (
     AXIS,
     Batch,

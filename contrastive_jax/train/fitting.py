@@ -19,7 +19,7 @@ from contrastive_jax.train import checkpoints, folder
 from contrastive_jax.train._stored_training import finished_run, open_files, train_stored
 from contrastive_jax.train.assembly import assemble
 from contrastive_jax.train.batches import source_of
-from contrastive_jax.train.devices import Strategy, parallel
+from contrastive_jax.train.devices import Strategy, check_strategy, parallel
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.preconditions import check_training
 from contrastive_jax.train.progress import Progress
@@ -184,8 +184,7 @@ def fit(
         # XLA computes convolutions inside of a loop on a CPU by an unoptimised path.
         one = data_on == "host" or devices[0].platform == "cpu"
         steps_per_call = 1 if one else math.gcd(log_every, steps)
-    if strategy not in get_args(Strategy):
-        raise ValueError(f"strategy must be one of {get_args(Strategy)}, got {strategy!r}")
+    check_strategy(strategy, get_args(Strategy), len(devices))
     schedule: dict[str, Any] = {"log_every": log_every, "validate_every": validate_every}
     schedule |= {"steps_per_call": steps_per_call, "data_on": data_on}
     check_training(training, keep=keep, **schedule)

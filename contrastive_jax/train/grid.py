@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from contrastive_jax._compat import donated_state, vmap_over_states
 from contrastive_jax.checks import check_seed
+from contrastive_jax.train.devices import check_strategy
 from contrastive_jax.train.steps import repeated
 from contrastive_jax.train.types import (
     AXIS,
@@ -174,34 +175,6 @@ def make_grid(
         needed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
         needed += analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
     return Grid(strategy, trials, steps_per_call, needed, compiled, spread, shared)
-
-
-def check_strategy(
-    strategy: str, strategies: Sequence[str], devices: int, devices_per_trial: int
-) -> None:
-    """Checks that there is such a strategy, and that there are devices for a trial.
-
-    Args:
-      strategy: to check.
-      strategies: that there are.
-      devices: number of devices.
-      devices_per_trial: devices over which the batch of a trial is spread.
-
-    Raises:
-      ValueError: if the strategy is unknown, or `devices_per_trial` is not from 1 to the number of
-        devices.
-
-    Example:
-      >>> from contrastive_jax.train.grid import check_strategy
-      >>> check_strategy("vmap", ["sequential", "vmap"], devices=4, devices_per_trial=2)
-    """
-    if strategy not in strategies:
-        raise ValueError(f"strategy must be one of {tuple(strategies)}, got {strategy!r}")
-    if not 0 < devices_per_trial <= devices:
-        raise ValueError(
-            f"devices_per_trial must be from 1 to {devices}, the number of devices, got "
-            f"{devices_per_trial}"
-        )
 
 
 def groups_of(strategy: Strategy, devices: int, devices_per_trial: int = 1) -> int:

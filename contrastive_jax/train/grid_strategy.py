@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 
 from contrastive_jax.train import grid as grids
+from contrastive_jax.train.devices import check_strategy
 from contrastive_jax.train.grid import Grid, Init, groups_of, stack_trials
 from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.types import Hyperparameters, PairSource, Source
@@ -249,7 +250,7 @@ def choose_grid(
       1
     """
     devices = list(devices or jax.devices())
-    grids.check_strategy(strategy, get_args(Strategy), len(devices), devices_per_trial)
+    check_strategy(strategy, get_args(Strategy), len(devices), devices_per_trial)
     limit = available_memory(devices[0]) if memory_limit is None else memory_limit
 
     def compiled(strategy: grids.Strategy, at_once: int) -> Grid:

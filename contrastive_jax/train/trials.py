@@ -17,7 +17,7 @@ from contrastive_jax.data._digest import digest
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.train import folder as runs
-from contrastive_jax.train.grid import check_strategy
+from contrastive_jax.train.devices import check_strategy
 from contrastive_jax.train.grid_strategy import Strategy
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import OPTIMIZER, tunable_loss_optimizer, tunable_optimizer
