@@ -57,6 +57,7 @@ def test_pages_have_code():
         "README.md",
         "docs/ablations.md",
         "docs/all_pairs.md",
+        "docs/choose_a_loss.md",
         "docs/devices.md",
         "docs/export.md",
         "docs/heads.md",
@@ -64,6 +65,9 @@ def test_pages_have_code():
         "docs/labels.md",
         "docs/losses.md",
         "docs/own_data.md",
+        "docs/own_loop.md",
+        "docs/own_loss.md",
+        "docs/quick_start.md",
         "docs/use_a_run.md",
     }
 
