@@ -16,13 +16,14 @@ import jax
 
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.data._digest import digest
+from contrastive_jax.search.space import Hyperparameters
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import training
 from contrastive_jax.train.grid_strategy import Strategy, cores_as_devices
 from contrastive_jax.train.optimizer import OPTIMIZER
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
 from experiments import option_checks, options, train
-from experiments.axes import HYPERPARAMETERS, STRUCTURE, Hyperparameters, whole_options
+from experiments.axes import HYPERPARAMETERS, STRUCTURE, whole_options
 
 # Figures on validation by which hyperparameters may be chosen.
 RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r", "mean_reciprocal_rank")

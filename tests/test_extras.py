@@ -74,17 +74,14 @@ MODULES = {
     "experiments.embed": "experiments.embed needs tyro: [train]",
     "experiments.evaluate": "experiments.evaluate needs tyro: [train]",
     "experiments.export": "experiments.export needs tyro: [train]",
-    "experiments.halving": "experiments.options needs tyro: [train]",
     "experiments.loss_report": "contrastive_jax.plots needs matplotlib: [plots]",
     "experiments.loss_options": "experiments.loss_options needs tyro: [train]",
     "experiments.margin_ablation": "experiments.margin_ablation needs tyro: [train]",
     "experiments.option_checks": "experiments.options needs tyro: [train]",
-    "experiments.optuna_study": "experiments.options needs tyro: [train]",
     "experiments.options": "experiments.options needs tyro: [train]",
     "experiments.results": "experiments.results needs tyro: [train]",
     "experiments.search": "experiments.search needs tyro: [train]",
     "experiments.train": "experiments.options needs tyro: [train]",
-    "experiments.trainer": "experiments.options needs tyro: [train]",
     "experiments.trials": "experiments.options needs tyro: [train]",
 }
 

@@ -1,6 +1,6 @@
 """Optimizers of an encoder and of the parameters of its loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -119,6 +119,39 @@ def tunable_loss_optimizer(steps: int, rate: float = 1e-2) -> optax.GradientTran
 
     tunable = optax.inject_hyperparams(make, static_args=("steps", "warmup_steps"))
     return tunable(rate, steps, warmup_steps=int(0.02 * steps))
+
+
+def tunable_optimizers(
+    names: Iterable[str],
+    steps: int,
+    optimizer: optax.GradientTransformation | None,
+    loss_optimizer: optax.GradientTransformation | None,
+) -> tuple[optax.GradientTransformation | None, optax.GradientTransformation | None]:
+    """Returns optimizers that have the hyperparameters which are varied in their state.
+
+    Args:
+      names: of all that is varied.
+      steps: of the training.
+      optimizer: of the encoder, None for the default one.
+      loss_optimizer: of the loss, None for the default one.
+
+    Returns:
+      Those of the encoder and of the loss. One that is given, or of which nothing is varied, comes
+      back as it is.
+
+    Example:
+      >>> from contrastive_jax.train.optimizer import tunable_optimizers
+      >>> encoder, loss = tunable_optimizers(["margin", "learning_rate"], 100, None, None)
+      >>> encoder is None, loss is None
+      (False, True)
+    """
+    varied = {*names}
+    tuned = [name for name in OPTIMIZER if name in varied]
+    if optimizer is None and tuned:
+        optimizer = tunable_optimizer(steps, tuned)
+    if loss_optimizer is None and "loss_learning_rate" in varied:
+        loss_optimizer = tunable_loss_optimizer(steps)
+    return optimizer, loss_optimizer
 
 
 def with_loss(

@@ -20,7 +20,7 @@ from contrastive_jax.train import folder as runs
 from contrastive_jax.train.devices import check_strategy
 from contrastive_jax.train.grid_strategy import Strategy
 from contrastive_jax.train.objectives import Objective
-from contrastive_jax.train.optimizer import OPTIMIZER, tunable_loss_optimizer, tunable_optimizer
+from contrastive_jax.train.optimizer import tunable_optimizers
 from contrastive_jax.train.preconditions import check_training
 from contrastive_jax.train.progress import step_bar
 from contrastive_jax.train.run import Run
@@ -183,7 +183,7 @@ def fit_grid(
         given_pairs=isinstance(data, PairDataset),
         own_optimizer=optimizer is not None,
     )
-    optimizer, loss_optimizer = _tunable(values, steps, optimizer, loss_optimizer)
+    optimizer, loss_optimizer = tunable_optimizers(values, steps, optimizer, loss_optimizer)
     training = Training(
         model=model,
         data=data,
@@ -229,21 +229,6 @@ def fit_grid(
             steps_per_call=steps_per_call,
         )
         return _trials(trials, where)
-
-
-def _tunable(
-    values: Mapping[str, Any],
-    steps: int,
-    optimizer: optax.GradientTransformation | None,
-    loss_optimizer: optax.GradientTransformation | None,
-) -> tuple[optax.GradientTransformation | None, optax.GradientTransformation | None]:
-    """Returns the default optimizers with the hyperparameters that are varied in their state."""
-    tuned = [name for name in OPTIMIZER if name in values]
-    if optimizer is None and tuned:
-        optimizer = tunable_optimizer(steps, tuned)
-    if loss_optimizer is None and "loss_learning_rate" in values:
-        loss_optimizer = tunable_loss_optimizer(steps)
-    return optimizer, loss_optimizer
 
 
 def _recorded(

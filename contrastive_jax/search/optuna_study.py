@@ -7,48 +7,74 @@ from pathlib import Path
 from typing import IO, Any
 
 from contrastive_jax import locks
+from contrastive_jax._extras import needs
+from contrastive_jax.search.space import Hyperparameters, Range, Space, spread, text_of
+from contrastive_jax.search.trainer import Trainer
 from contrastive_jax.train import TrainState, json_lines
 from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.trial_folder import TRIALS
-from experiments.axes import Hyperparameters, Space, spread, text_of
-from experiments.trainer import Trainer
 
 # Locks in a folder of the run, one for each process that works on it.
 PROCESSES = "processes"
+STUDY = "optuna"
 
 
-def by_optuna(config: Any, folder: Path, space: Space, trainer: Trainer) -> Hyperparameters | None:
+def by_optuna(
+    trainer: Trainer, space: Space, *, trials: int, steps: int, folder: Path, at_once: int = 4
+) -> Hyperparameters | None:
     """Searches with the hyperparameters that Optuna suggests, in a study that processes may share.
 
     Args:
-      config: options.
-      folder: of the run.
-      space: to search.
       trainer: of trials.
+      space: to search.
+      trials: in all, those of other processes included.
+      steps: of each.
+      folder: where trials and the study are stored.
+      at_once: trials that Optuna is asked for at a time.
 
     Returns:
       The best hyperparameters on validation; None where other processes are still training, the
       last of which goes on.
+
+    Raises:
+      ImportError: without Optuna, of the extra `search`.
+      ValueError: if the file of the study is damaged.
+
+    Example:
+      >>> from pathlib import Path
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.search import Range, by_optuna, make_trainer
+      >>> from contrastive_jax.train.training import Training
+      >>> digits, objective = cj.data.load("digits"), cj.train.objective("contrastive")
+      >>> training = Training(
+      ...     model=cj.models.MLP, data=digits, objective=objective, steps=4, batch_size=32
+      ... )
+      >>> trainer = make_trainer(training, strategy="sequential", report=lambda line: None)
+      >>> space = {"margin": Range(0.5, 1.5)}
+      >>> best = by_optuna(trainer, space, trials=1, steps=4, folder=Path())
+      >>> 0.5 <= best["margin"] <= 1.5
+      True
     """
-    import optuna
+    with needs("search", "contrastive_jax.search.by_optuna"):
+        import optuna
     from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(folder / "study.log")
     try:
-        study = optuna.create_study(storage=storage, study_name=config.method, direction="maximize")
+        study = optuna.create_study(storage=storage, study_name=STUDY, direction="maximize")
         # The first are spread evenly, whichever process takes them.
-        for point in spread(space, max(config.trials // 4, 1)):
+        for point in spread(space, max(trials // 4, 1)):
             study.enqueue_trial({name: point[name] for name in space})
     except optuna.exceptions.DuplicatedStudyError:
-        study = optuna.load_study(storage=storage, study_name=config.method)
+        study = optuna.load_study(storage=storage, study_name=STUDY)
     # The first trials, which would be drawn at random, are in the study already.
     study.sampler = optuna.samplers.TPESampler(
-        n_startup_trials=max(config.trials // 4, 1), seed=len(study.trials), constant_liar=True
+        n_startup_trials=max(trials // 4, 1), seed=len(study.trials), constant_liar=True
     )
     distributions: dict[str, Any] = {
         name: optuna.distributions.CategoricalDistribution(where)
-        if isinstance(where, list)
+        if not isinstance(where, Range)
         else optuna.distributions.FloatDistribution(where.low, where.high, log=where.logarithmic)
         for name, where in space.items()
     }
@@ -58,26 +84,28 @@ def by_optuna(config: Any, folder: Path, space: Space, trainer: Trainer) -> Hype
         while True:
             with _alone(folder):
                 _enqueue_killed(folder, study)
-                left = config.trials - len(study.get_trials(states=counted))
-                asked = [study.ask(distributions) for _ in range(min(left, config.at_once or 4))]
+                left = trials - len(study.get_trials(states=counted))
+                asked = [study.ask(distributions) for _ in range(min(left, at_once))]
                 for one in asked:
                     one.set_user_attr("process", process)
             if not asked:
                 break
-            _train_asked(folder, space, trainer, study, asked)
-            print(
+            _train_asked(folder, space, trainer, study, asked, steps)
+            trainer.report(
                 f"{len(study.get_trials(states=counted))} trials; the best: "
-                f"{text_of(study.best_params)}, {config.shown_by} {study.best_value:.4f} on "
+                f"{text_of(study.best_params)}, {trainer.chosen_by} {study.best_value:.4f} on "
                 "validation"
             )
     if left_over := len(study.get_trials(states=(TrialState.RUNNING,))):
-        print(f"other processes are training {left_over} trials; the last evaluates the winner")
+        trainer.report(
+            f"other processes are training {left_over} trials; the last evaluates the winner"
+        )
         return None
     return {name: study.best_params[name] for name in space} | {"seed": 0}
 
 
 def _train_asked(
-    folder: Path, space: Space, trainer: Trainer, study: Any, asked: Sequence[Any]
+    folder: Path, space: Space, trainer: Trainer, study: Any, asked: Sequence[Any], steps: int
 ) -> None:
     """Trains with the hyperparameters that a study suggests, and tells it their values."""
     points = [{name: one.params[name] for name in space} | {"seed": 0} for one in asked]
@@ -88,14 +116,26 @@ def _train_asked(
         json_lines.append_line(folder / TRIALS, record | {"diverged": diverged})
         study.tell(asked[k], value)
 
-    trainer.train(points, stop=trainer.config.steps, finished=finished)
+    trainer.train(points, stop=steps, finished=finished)
 
 
 def open_storage(log: Path) -> Any:
     """Opens the file of a study; a last line that a kill has cut short is dropped.
 
+    Args:
+      log: the file.
+
+    Returns:
+      The storage, for `optuna.load_study`.
+
     Raises:
       ValueError: if another line can not be read.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.search.optuna_study import open_storage
+      >>> open_storage(Path("study.log")).get_all_studies()
+      []
     """
     import optuna
     from optuna.storages.journal import JournalFileBackend

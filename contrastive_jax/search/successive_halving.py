@@ -1,71 +1,110 @@
-"""Successive halving: many trials train a little, and the best of them train on.
-
-Jamieson and Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter Optimization, 2016
-<https://arxiv.org/abs/1502.07943>.
-"""
+"""Successive halving: many trials train a little, and the best of them train on."""
 
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
+from contrastive_jax.search.space import Hyperparameters, Space, spread, text_of
+from contrastive_jax.search.trainer import Trainer
 from contrastive_jax.train import TrainState, json_lines, saved_states
 from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.trial_folder import TRIALS, trial_key
-from experiments.axes import Hyperparameters, Space, spread, text_of
-from experiments.trainer import Trainer
 
 
-def rungs(config: Any) -> list[tuple[int, int]]:
+def rungs(trials: int, steps: int, *, keep_one_in: int = 3, unit: int = 1) -> list[tuple[int, int]]:
     """Returns how many trials train to how many steps, until one is left.
+
+    Args:
+      trials: of the first rung.
+      steps: of the last.
+      keep_one_in: each rung keeps one of so many trials.
+      unit: steps of which those of a rung are a multiple.
+
+    Returns:
+      Trials and steps of each rung.
 
     Raises:
       ValueError: if there are too few steps for as many rungs.
+
+    Example:
+      >>> from contrastive_jax.search import rungs
+      >>> rungs(27, 2700)
+      [(27, 100), (9, 300), (3, 900), (1, 2700)]
     """
-    counts, keep_one_in = [config.trials], config.keep_one_in or 3
+    counts = [trials]
     while counts[-1] > 1:
         counts.append(math.ceil(counts[-1] / keep_one_in))
-    unit, last = _unit(config), len(counts) - 1
+    last = len(counts) - 1
     # Whole calls of the compiled step.
-    steps = [
-        round(config.steps / keep_one_in ** (last - k) / unit) * unit for k in range(len(counts))
-    ]
-    if steps[0] < 1 or len({*steps}) < len(steps):
+    taken = [round(steps / keep_one_in ** (last - k) / unit) * unit for k in range(len(counts))]
+    if taken[0] < 1 or len({*taken}) < len(taken):
         raise ValueError(
-            f"--steps {config.steps} are too few for {len(counts)} rungs, of which the first has "
-            f"{steps[0]}: take more steps or fewer --trials"
+            f"{steps} steps are too few for {len(counts)} rungs, of which the first has "
+            f"{taken[0]}: take more steps (--steps) or fewer trials (--trials)"
         )
-    return [*zip(counts, steps, strict=True)]
+    return [*zip(counts, taken, strict=True)]
 
 
-def _unit(config: Any) -> int:
-    return math.gcd(config.log_every, config.steps)
-
-
-def halving(config: Any, folder: Path, space: Space, trainer: Trainer) -> Hyperparameters:
+def halving(
+    trainer: Trainer,
+    space: Space,
+    *,
+    trials: int,
+    steps: int,
+    folder: Path,
+    keep_one_in: int = 3,
+    unit: int = 1,
+) -> Hyperparameters:
     """Searches by successive halving, and goes on from the trials that are stored.
 
     Args:
-      config: options.
-      folder: of the run.
-      space: to search.
       trainer: of trials.
+      space: to search.
+      trials: of the first rung.
+      steps: of the last.
+      folder: where trials are stored.
+      keep_one_in: each rung keeps one of so many trials.
+      unit: steps of one call of the trainer.
 
     Returns:
       The hyperparameters that are left.
+
+    Raises:
+      ValueError: if there are too few steps.
+
+    References:
+      Jamieson and Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter
+      Optimization, 2016 <https://arxiv.org/abs/1502.07943>.
+
+    Example:
+      >>> from pathlib import Path
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.search import Range, halving, make_trainer
+      >>> from contrastive_jax.train.training import Training
+      >>> digits, objective = cj.data.load("digits"), cj.train.objective("contrastive")
+      >>> training = Training(
+      ...     model=cj.models.MLP, data=digits, objective=objective, steps=6, batch_size=32
+      ... )
+      >>> trainer = make_trainer(training, strategy="sequential", report=lambda line: None)
+      >>> space = {"margin": Range(0.5, 1.5)}
+      >>> best = halving(trainer, space, trials=3, steps=6, folder=Path())
+      >>> 0.5 <= best["margin"] <= 1.5
+      True
     """
-    points, start = spread(space, config.trials), 0
+    points, start = spread(space, trials), 0
     names = {trial_key(point): f"{k:04d}" for k, point in enumerate(points)}
-    for number, (count, stop) in enumerate(rungs(config)):
+    for number, (count, stop) in enumerate(
+        rungs(trials, steps, keep_one_in=keep_one_in, unit=unit)
+    ):
         points = points[:count]
         values = _train_rung(folder, trainer, points, names, number, start, stop)
         points = [points[k] for k in sorted(range(count), key=lambda k: -values[k])]
-        print(
+        trainer.report(
             f"{count} trials after {stop:,} steps; the best: {text_of(points[0])}, "
-            f"{config.shown_by} {max(values):.4f} on validation"
+            f"{trainer.chosen_by} {max(values):.4f} on validation"
         )
         start = stop
     return points[0]
