@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 
 from contrastive_jax._extras import needs
 
@@ -35,10 +34,10 @@ with needs("train", "experiments.margin_ablation"):
     import tyro
     from tqdm import tqdm
 
-from contrastive_jax import ablation_plots, plots
+from contrastive_jax import plots
+from contrastive_jax.ablation_report import figures_of_rows
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.evaluation import trial_tables
-from contrastive_jax.evaluation.tables import TITLES
 from contrastive_jax.train import embed, loss_table
 from contrastive_jax.train.progress import step_bar
 from contrastive_jax.train.trial_axes import combinations
@@ -183,49 +182,20 @@ def _figures(
     devices: Sequence[jax.Device],
 ) -> dict[str, Any]:
     """Draws figures of one structure, over the margin or the first hyperparameter that varies."""
-    varied = [k for k, v in group.hyperparameters[0].items() if isinstance(v, float)]
-    if not varied:
-        return {}
-    axis = "margin" if "margin" in varied else varied[0]
-    quantity = axis.replace("_", " ")
-    best = {x: row for x, row in trial_tables.best_rows(rows, axis).items() if row.trials}
-    if not best:
-        return {}
-    row = trial_tables.chosen_row([*best.values()])
-    chosen = row.hyperparameters[axis] if row else None
-    beside = "average_precision" if isinstance(data, PairDataset) else "precision_at_1"
-    shown = {key: TITLES[key] for key in (beside, str(config.shown_by))}
-    curves = {
-        title: {x: [one["test"][key] for one in row.trials] for x, row in best.items()}
-        for key, title in shown.items()
-    }
-    figures = {
-        "curve": ablation_plots.metric_curves(
-            curves, quantity, chosen=chosen, logarithmic=max(best) > 20 * min(best) > 0
-        )
-    }
-    histories = {
-        x: _mean_history([one["history"] for one in row.trials])
-        for x, row in best.items()
-        if "active_fraction" in row.trials[0]["history"]
-    }
-    if histories:
-        figures["active"] = ablation_plots.active_pairs(histories, quantity)
     made = trials.assembled(group, data, devices[: config.devices_per_trial])
-    encoders = {}
-    for x, row in best.items():
-        state = restore_trial(folder, row.trials[0], made.init(0))
-        encoders[x] = partial(embed, made.parts.network.encode, state.weights)
-    marked = axis == "margin" and group.configs[0].loss in loss_table.BOUNDED
-    return figures | ablation_plots.encoder_figures(
-        encoders, data, made.objective.distance, quantity, chosen=chosen, marked=marked
+
+    def encoder(trial: Mapping[str, Any]) -> Any:
+        state = restore_trial(folder, trial, made.init(0))
+        return partial(embed, made.parts.network.encode, state.weights)
+
+    return figures_of_rows(
+        rows,
+        data,
+        made.objective.distance,
+        shown_by=str(config.shown_by),
+        encoder=encoder,
+        marked=group.configs[0].loss in loss_table.BOUNDED,
     )
-
-
-def _mean_history(histories: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
-    """Returns steps and the mean share of active pairs over seeds."""
-    shares = np.array([history["active_fraction"] for history in histories], np.float64)
-    return histories[0]["step"], shares.mean(axis=0)
 
 
 def _check(config: Config) -> None:

@@ -47,6 +47,7 @@ print(json.dumps(errors))
 """
 MODULES = {
     "contrastive_jax.ablation_plots": "contrastive_jax.plots needs matplotlib: [plots]",
+    "contrastive_jax.ablation_report": "contrastive_jax.plots needs matplotlib: [plots]",
     "contrastive_jax.data._examples": "contrastive_jax.data.images needs PIL: [train]",
     "contrastive_jax.data._own.decode": "contrastive_jax.data.images needs PIL: [train]",
     "contrastive_jax.data._local": "contrastive_jax.data._local needs tensorflow_datasets: [train]",
