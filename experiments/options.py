@@ -206,30 +206,39 @@ class Runs:
     """Replace the run of this name."""
 
 
-def load_data(config: Data) -> Dataset | PairDataset:
+def read_data(config: Data) -> Dataset | PairDataset:
     """Loads the data set that the options name, and prints a report of data of one's own.
 
     Raises:
-      FileNotFoundError, ImportError, ValueError: as `contrastive_jax.data.load`, or if its splits
-        can not be evaluated.
+      FileNotFoundError, ImportError, ValueError: as `contrastive_jax.data.load`.
     """
     if config.data is None:
-        data = load(
+        return load(
             data_name(config),
             data_dir=config.data_dir,
             tfds_dir=config.tfds_dir,
             image_size=config.image_size,
             split_by=config.split,
         )
-    else:
-        data, report = load_with_report(
-            config.data,
-            image_size=config.image_size,
-            split_by=config.split,
-            similar_label=config.similar_label,
-            on_bad_input=config.on_bad_input,
-        )
-        print(as_text(report))
+    data, report = load_with_report(
+        config.data,
+        image_size=config.image_size,
+        split_by=config.split,
+        similar_label=config.similar_label,
+        on_bad_input=config.on_bad_input,
+    )
+    print(as_text(report))
+    return data
+
+
+def load_data(config: Data) -> Dataset | PairDataset:
+    """Loads the data set that the options name, as `read_data`, to train on it and to evaluate.
+
+    Raises:
+      FileNotFoundError, ImportError, ValueError: as `read_data`, or if its splits can not be
+        evaluated.
+    """
+    data = read_data(config)
     if isinstance(data, PairDataset):
         check_given_pairs(data)
     else:
