@@ -54,7 +54,7 @@ class Config(trials.Training):
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=LOW:HIGH[:log]")
     ] = ("margin=0.1:1.8",)
     """A hyperparameter to search, or NAME=VALUE,VALUE of an option that changes the structure; once
-    for each."""
+    for each. By default margin=0.1:1.8."""
     trials: int = 27
     """Trials in all."""
     keep_one_in: int | None = None
