@@ -40,14 +40,7 @@ with needs("train", "experiments.compare_losses"):
     from tqdm import tqdm
 
 from contrastive_jax import locks, train
-from contrastive_jax.data import (
-    Dataset,
-    Examples,
-    as_text,
-    check_evaluable,
-    load,
-    load_with_report,
-)
+from contrastive_jax.data import Dataset, Examples, check_evaluable
 from contrastive_jax.data._digest import digest
 from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.retrieval import retrieval
@@ -70,7 +63,7 @@ FREE = {"losses", "resume", "overwrite", "name", "runs", "data_dir", "tfds_dir"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(options.Batches):
+class Config(options.Batches, options.Data):
     """Options of the comparison."""
 
     dataset: str | None = None
@@ -78,10 +71,6 @@ class Config(options.Batches):
     and labels."""
     data: Path | None = None
     """Data of your own with classes and without splits, in place of a data set by name."""
-    data_dir: Path | None = None
-    """Folder of the raw IDX files of fashion_mnist or mnist; Debian's by default."""
-    tfds_dir: Path | None = None
-    """Folder of prepared data sets; that of tensorflow-datasets by default."""
     losses: tuple[str, ...] = ()
     """The losses to train, all by default."""
     trials: int = 4
@@ -291,20 +280,13 @@ def _load(config: Config, split: str) -> Dataset:
     split_by: Literal["classes", "examples"] = (
         "classes" if split == "unseen classes" else "examples"
     )
-    if config.data is None:
-        return load(
-            config.dataset,
-            data_dir=config.data_dir,
-            tfds_dir=config.tfds_dir,
-            split_by=split_by,
-        )
-    data, report = load_with_report(config.data, split_by=split_by)
-    print(as_text(report))
-    return with_classes(data)
+    return with_classes(options.read_data(dataclasses.replace(config, split=split_by)))
 
 
 def _check(config: Config) -> None:
     option_checks.check_effects(config)
+    if config.split is not None:
+        raise ValueError("losses are compared by both splits: leave --split out")
     for name in config.losses:
         loss_table.check_name(name)
     batches_compared.check_options(config)

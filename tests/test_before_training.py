@@ -47,8 +47,7 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(grids, "train_grid", step)
 
     def run(program, data):
-        for module in (options, compare_losses):
-            monkeypatch.setattr(module, "load", lambda *arguments, **options: data)
+        monkeypatch.setattr(options, "load", lambda *arguments, **options: data)
         program.main(program.Config(runs=tmp_path / "runs", **OPTIONS[program]))
 
     return run

@@ -223,7 +223,7 @@ def test_changes_that_there_are_not_are_named_at_once():
 
 
 def test_losses_are_compared_on_vectors(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_losses, "load", lambda *names, **where: VECTORS)
+    monkeypatch.setattr(options, "load", lambda *names, **where: VECTORS)
     monkeypatch.setattr(plots, "save", lambda *arguments: None)
     short = {"losses": ("contrastive",), "trials": 1, "seeds": 1, "steps": 20, "batch_size": 20}
     folder = compare_losses.main(compare_losses.Config(runs=tmp_path, width=4, **short))

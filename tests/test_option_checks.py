@@ -51,8 +51,7 @@ def no_data(monkeypatch):
     def load(*arguments, **options):
         raise Stopped
 
-    for module in (options, compare_losses):
-        monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(options, "load", load)
 
 
 def test_every_number_of_every_program_has_a_range():
@@ -250,6 +249,7 @@ def test_a_loss_or_a_class_named_twice_is_refused(tmp_path):
         ({"views": 2, "batch_classes": 4}, "--batch_classes has no effect with --views 2"),
         ({"views": 2, "labels": "other_group"}, "--labels has no effect with --views 2"),
         ({"labels": "other_group", "losses": ("arcface",)}, "arcface .* takes no --labels"),
+        ({"split": "classes"}, "by both splits: leave --split out"),
         ({"views": 7}, "--views must divide the 60 images of a batch"),
         ({"batch_classes": 7}, "--batch_classes must divide the 60 images of a batch"),
         ({"views": 2, "flip": False, "shift": 0}, "views of one image would all be equal"),
