@@ -51,7 +51,7 @@ from contrastive_jax.train import loss_table, trial_figures
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
 from contrastive_jax.train.trial_folder import TRIALS
 from experiments import batches_compared, command, option_checks, options
-from experiments.loss_report import CHOSEN_BY, SHOWN, SPLITS, Line, read_finished, report
+from experiments.loss_report import CHOSEN_BY, SHOWN, Line, read_finished, report, splits_of
 from experiments.options import ENCODERS, with_classes
 
 LEARNING_RATE = 4e-3
@@ -71,6 +71,9 @@ class Config(options.Batches, options.Data):
     and labels."""
     data: Path | None = None
     """Data of your own with classes and without splits, in place of a data set by name."""
+    split: Literal["classes", "examples"] | None = None
+    """Compare by this split alone; by default by both, examples of all classes and classes never
+    seen in training."""
     losses: tuple[str, ...] = ()
     """The losses to train, all by default."""
     trials: int = 4
@@ -104,7 +107,7 @@ def main(config: Config) -> Path:
     """Runs the comparison and returns its folder."""
     config = option_checks.checked(config, default="fashion_mnist")
     _check(config)
-    sets = {split: _load(config, split) for split in SPLITS}
+    sets = {split: _load(config, split) for split in splits_of(config.split)}
     for split, data in sets.items():
         check_evaluable(data)
         batches_compared.check_data(config, split, data)
@@ -116,7 +119,7 @@ def main(config: Config) -> Path:
         )
     names = batches_compared.losses_of(config)
     per_loss = config.trials + config.seeds
-    total = len(SPLITS) * len(names) * per_loss
+    total = len(sets) * len(names) * per_loss
     with _folder(config, names, sets) as folder, tqdm(total=total, unit="run", disable=None) as bar:
         for split, data in sets.items():
             for beside, embed in baselines.baselines(
@@ -285,8 +288,6 @@ def _load(config: Config, split: str) -> Dataset:
 
 def _check(config: Config) -> None:
     option_checks.check_effects(config)
-    if config.split is not None:
-        raise ValueError("losses are compared by both splits: leave --split out")
     for name in config.losses:
         loss_table.check_name(name)
     batches_compared.check_options(config)

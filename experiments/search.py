@@ -131,7 +131,8 @@ def judge(config: Config, folder: Path, best: Hyperparameters, trainer: Trainer)
     print(f"the winner: {text_of(best)}; on test, means of {len(whole)} new seeds:")
     for key, title in TITLES.items():
         if key in figures:
-            print("  {}: {mean:.4f} [{low:.4f}, {high:.4f}]".format(title, **figures[key]))
+            text = "  {}: {mean:.4f}" + (" [{low:.4f}, {high:.4f}]" if len(whole) > 1 else "")
+            print(text.format(title, **figures[key]))
 
 
 def _check(config: Config, space: Space) -> None:

@@ -249,7 +249,6 @@ def test_a_loss_or_a_class_named_twice_is_refused(tmp_path):
         ({"views": 2, "batch_classes": 4}, "--batch_classes has no effect with --views 2"),
         ({"views": 2, "labels": "other_group"}, "--labels has no effect with --views 2"),
         ({"labels": "other_group", "losses": ("arcface",)}, "arcface .* takes no --labels"),
-        ({"split": "classes"}, "by both splits: leave --split out"),
         ({"views": 7}, "--views must divide the 60 images of a batch"),
         ({"batch_classes": 7}, "--batch_classes must divide the 60 images of a batch"),
         ({"views": 2, "flip": False, "shift": 0}, "views of one image would all be equal"),
