@@ -241,7 +241,6 @@ def test_losses_are_compared_on_vectors(tmp_path, monkeypatch):
         (PAIRS, {"objective": "all_pairs", "batch_classes": 2}, "leave --"),
         (PAIRS, {"group": 4}, "leave --group out"),
         (PAIRS, {"similar_fraction": 0.2}, "leave --similar_fraction out"),
-        (PAIRS, {"data_on": "host"}, "leave --data_on device"),
         (PAIRS, {"loss": "sigmoid", "memory": 100}, "leave --memory out"),
         (PAIRS, {"encoder": "convnet"}, "takes images, and the data has vectors"),
         (VECTORS, {"encoder": "drlim"}, "takes images, and the data has vectors"),

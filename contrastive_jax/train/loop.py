@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from contrastive_jax.data._digest import digest
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
-from contrastive_jax.data.stream import stream_pairs
+from contrastive_jax.data.stream import stream_given_pairs, stream_pairs
 from contrastive_jax.train import checkpoints, diagnostics, folder, run
 from contrastive_jax.train.assembly import Assembled, assemble, recorded, source_of
 from contrastive_jax.train.devices import Parallel, Strategy, parallel
@@ -33,6 +33,7 @@ from contrastive_jax.train.run import Run
 from contrastive_jax.train.steps import repeated
 from contrastive_jax.train.types import (
     Hyperparameters,
+    IndexedPairs,
     Metrics,
     Pairs,
     PairSource,
@@ -227,8 +228,8 @@ def fit(
       devices: all local devices by default.
       strategy: `"shard_map"` or `"pmap"`; the numbers are the same.
       steps_per_call: steps of one compiled call; by default 1 on a CPU and `log_every` elsewhere.
-      data_on: `"device"` holds the training images there; `"host"` streams pairs, for an objective
-        of pairs drawn by class whose images do not fit.
+      data_on: `"device"` holds the training images there; `"host"` streams pairs, given ones or
+        those of an objective of pairs drawn by class, whose images do not fit.
       check_values: whether labels, margins and embeddings are checked inside the step; slower.
       log_every: steps between two records on disk.
       validate_every: steps between two validations, each with a checkpoint; a multiple of
@@ -377,7 +378,15 @@ def fit(
             check_values=check_values,
         )
         batches = _batches(
-            placed, parts, data, objective, source, seed=seed, data_on=data_on, start=start
+            placed,
+            parts,
+            data,
+            objective,
+            source,
+            seed=seed,
+            data_on=data_on,
+            start=start,
+            balanced=balanced,
         )
         hyperparameters = Hyperparameters(seed, dict(objective.hyperparameters))
         state, hyperparameters = placed.replicate((state, hyperparameters))
@@ -488,10 +497,21 @@ def _batches(
     seed: int,
     data_on: str,
     start: int,
+    balanced: bool,
 ) -> Iterator[Any]:
     """Returns what each call takes: the whole data, or the next pairs from the host."""
-    if data_on == "device" or isinstance(data, PairDataset):
+    if data_on == "device":
         return itertools.repeat(placed.replicate(source))
+    if isinstance(data, PairDataset):
+        given = stream_given_pairs(
+            data,
+            seed=seed,
+            batch_size=parts.pairs_per_step,
+            images=parts.images_per_step,
+            balanced=balanced,
+            start_step=start,
+        )
+        return (placed.shard(IndexedPairs(images, *batch)) for images, batch in given)
     pairs = stream_pairs(
         data.train.images,
         data.train.classes,
