@@ -33,8 +33,8 @@ def figures_of_rows(
       marked: whether the margin is marked among the distances of pairs, where it is varied.
 
     Returns:
-      Figures of Matplotlib by name: `curve`, `active` where the share of active pairs was logged,
-      and those of `ablation_plots.encoder_figures`. None where nothing varies.
+      Figures of Matplotlib by name, which are `curve`, `active` where the share of active pairs was
+      logged, and those of `ablation_plots.encoder_figures`. There are none where nothing varies.
 
     Example:
       >>> import contrastive_jax as cj

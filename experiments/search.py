@@ -55,7 +55,7 @@ class Config(trials.Training):
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=LOW:HIGH[:log]")
     ] = ("margin=0.1:1.8",)
     """A hyperparameter to search, or NAME=VALUE,VALUE of an option that changes the structure; once
-    for each."""
+    for each. By default margin=0.1:1.8."""
     trials: int = 27
     """Trials in all."""
     keep_one_in: int | None = None
@@ -131,7 +131,8 @@ def report(folder: Path, results: Mapping[str, Any]) -> None:
     print(f"the winner: {winner}; on test, means of {whole} new seeds:")
     for key, title in TITLES.items():
         if key in results["test"]:
-            print("  {}: {mean:.4f} [{low:.4f}, {high:.4f}]".format(title, **results["test"][key]))
+            text = "  {}: {mean:.4f}" + (" [{low:.4f}, {high:.4f}]" if whole > 1 else "")
+            print(text.format(title, **results["test"][key]))
 
 
 def _rungs(config: Config) -> dict[str, Any]:

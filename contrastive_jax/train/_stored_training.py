@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from contrastive_jax.data.datasets import Dataset, PairDataset
-from contrastive_jax.data.stream import stream_pairs
+from contrastive_jax.data.stream import stream_given_pairs, stream_pairs
 from contrastive_jax.train import checkpoints, diagnostics, metrics, run_folder
 from contrastive_jax.train.assembly import Assembled
 from contrastive_jax.train.devices import Parallel
@@ -23,7 +23,14 @@ from contrastive_jax.train.networks import embed
 from contrastive_jax.train.progress import Progress
 from contrastive_jax.train.run import Run
 from contrastive_jax.train.training import Training
-from contrastive_jax.train.types import Hyperparameters, Pairs, PairSource, Source, TrainState
+from contrastive_jax.train.types import (
+    Hyperparameters,
+    IndexedPairs,
+    Pairs,
+    PairSource,
+    Source,
+    TrainState,
+)
 from contrastive_jax.train.validation import best_by, trained_run, validate
 
 SHOWN = ("loss", "similar_distance", "dissimilar_distance", "active_fraction", "pairs_per_second")
@@ -76,7 +83,7 @@ def train_stored(
         state = checkpoints.restore(files.checkpoints, files.start, jax.device_get(state))
     metrics.truncate_metrics(files.folder, files.start)
     if data_on == "host":
-        batches = _streamed(placed, training, parts.pairs_per_step, files.start)
+        batches = _streamed(placed, training, parts, files.start)
     else:
         batches = itertools.repeat(placed.replicate(source))
     given = Hyperparameters(training.seed, dict(training.objective.hyperparameters))
@@ -106,16 +113,24 @@ def train_stored(
         leave(files.stop.signal, message)
 
 
-def _streamed(
-    placed: Parallel, training: Training, pairs_per_step: int, start: int
-) -> Iterator[Any]:
+def _streamed(placed: Parallel, training: Training, parts: Assembled, start: int) -> Iterator[Any]:
     """Returns the pairs of each step, from the host."""
-    train: Any = training.data.train
+    data = training.data
+    if isinstance(data, PairDataset):
+        given = stream_given_pairs(
+            data,
+            seed=training.seed,
+            batch_size=parts.pairs_per_step,
+            images=parts.images_per_step,
+            balanced=training.balanced,
+            start_step=start,
+        )
+        return (placed.shard(IndexedPairs(images, *batch)) for images, batch in given)
     pairs = stream_pairs(
-        train.images,
-        train.classes,
+        data.train.images,
+        data.train.classes,
         seed=training.seed,
-        batch_size=pairs_per_step,
+        batch_size=parts.pairs_per_step,
         similar_fraction=training.objective.hyperparameters["similar_fraction"],
         start_step=start,
     )

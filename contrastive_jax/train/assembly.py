@@ -32,6 +32,8 @@ class Assembled(NamedTuple):
     drawn: Step
     """The step that draws its batch from a `Source`."""
     pairs_per_step: int
+    images_per_step: int = 0
+    """Images that a batch of given pairs has room for; 0 where batches are drawn by class."""
 
 
 def assemble(training: Training, *, seeds: Sequence[int] = ()) -> Assembled:
@@ -86,8 +88,8 @@ def assemble(training: Training, *, seeds: Sequence[int] = ()) -> Assembled:
         own = encoder if seed == training.seed else _encoder(training, seed)
         return init_state(own, optimizer, init_loss(training.objective, seed), memory=bank)
 
-    drawn, pairs = draws_batches(step, training, seeds or (training.seed,))
-    return Assembled(encoder, init, init_loss, step, drawn, pairs)
+    drawn, pairs, rows = draws_batches(step, training, seeds or (training.seed,))
+    return Assembled(encoder, init, init_loss, step, drawn, pairs, rows)
 
 
 def _encoder(training: Training, seed: int) -> Network:

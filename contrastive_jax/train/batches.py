@@ -77,7 +77,7 @@ def trained_classes(data: Dataset) -> np.ndarray:
     return numbered
 
 
-def draws_batches(step: Step, training: Training, seeds: Sequence[int]) -> tuple[Step, int]:
+def draws_batches(step: Step, training: Training, seeds: Sequence[int]) -> tuple[Step, int, int]:
     """Makes the step that draws its batch from a `Source` or a `PairSource`.
 
     Args:
@@ -87,7 +87,8 @@ def draws_batches(step: Step, training: Training, seeds: Sequence[int]) -> tuple
         images of the largest one of these trainings.
 
     Returns:
-      The step, and the number of pairs that it compares.
+      The step, the number of pairs that it compares, and the number of images that a batch of given
+      pairs has room for, 0 for others.
 
     Raises:
       ValueError: if classes and images of a batch do not fit, or the batch is larger than 1,024 and
@@ -101,7 +102,7 @@ def draws_batches(step: Step, training: Training, seeds: Sequence[int]) -> tuple
       >>> training = Training(model=cj.models.MLP, data=digits, objective=objective, steps=10)
       >>> def step(state, batch, hyperparameters):
       ...     return state, {}
-      >>> _, pairs = draws_batches(step, training, seeds=[0])
+      >>> _, pairs, _ = draws_batches(step, training, seeds=[0])
       >>> pairs
       32640
     """
@@ -111,10 +112,10 @@ def draws_batches(step: Step, training: Training, seeds: Sequence[int]) -> tuple
     if objective.separable:
         pairs = _half(batch_size)
         fraction = objective.hyperparameters["similar_fraction"]
-        return draws_pairs(step, pairs, similar_fraction=fraction), pairs
+        return draws_pairs(step, pairs, similar_fraction=fraction), pairs, 0
     compared = batch_size * (batch_size - 1) // 2
     if training.views > 1:
-        return draws_views(step, batch_size // training.views, training.views), compared
+        return draws_views(step, batch_size // training.views, training.views), compared, 0
     counts = np.unique(data.train.classes[data.train.classes >= 0], return_counts=True)[1]
     classes, examples = balance(batch_size, training.batch_classes, len(counts))
     few = int(np.sum(counts < examples))
@@ -126,17 +127,19 @@ def draws_batches(step: Step, training: Training, seeds: Sequence[int]) -> tuple
             "takes of a class: theirs are repeated (repeat=False, --no_repeat leaves them out)",
             stacklevel=4,
         )
-    return draws_classes(step, classes, examples, repeat=repeat, by_size=training.by_size), compared
+    drawn = draws_classes(step, classes, examples, repeat=repeat, by_size=training.by_size)
+    return drawn, compared, 0
 
 
 def _draws_given_pairs(
     step: Step, training: Training, source: PairSource, seeds: Sequence[int]
-) -> tuple[Step, int]:
-    """Makes the step that draws given pairs, and counts its pairs."""
+) -> tuple[Step, int, int]:
+    """Makes the step that draws given pairs, and counts its pairs and the room for images."""
     pairs, balanced = _half(training.batch_size), training.balanced
     most = most_images(source, pairs, seeds=seeds, steps=training.steps, balanced=balanced)
     unit = training.devices * training.microbatches
-    return draws_given_pairs(step, pairs, math.ceil(most / unit) * unit, balanced=balanced), pairs
+    images = math.ceil(most / unit) * unit
+    return draws_given_pairs(step, pairs, images, balanced=balanced), pairs, images
 
 
 def check_size(data: Dataset | PairDataset, batch_size: int) -> None:

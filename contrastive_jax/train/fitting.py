@@ -120,8 +120,8 @@ def fit(
       devices: all local devices by default.
       strategy: `"shard_map"` or `"pmap"`; the numbers are the same.
       steps_per_call: steps of one compiled call; by default 1 on a CPU and `log_every` elsewhere.
-      data_on: `"device"` holds the training images there; `"host"` streams pairs, for an objective
-        of pairs drawn by class whose images do not fit.
+      data_on: `"device"` holds the training images there; `"host"` streams pairs, given ones or
+        those of an objective of pairs drawn by class, whose images do not fit.
       check_values: whether labels, margins and embeddings are checked inside the step; slower.
       log_every: steps between two records on disk.
       validate_every: steps between two validations, each with a checkpoint; a multiple of
