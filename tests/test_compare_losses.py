@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from contrastive_jax import loss_report
+from contrastive_jax.search.loss_trials import best_point, read_finished, tuning_points
 from contrastive_jax.train import json_lines, loss_table
-from experiments import compare_losses, loss_report
+from experiments import compare_losses
 
 SMALL = {
     "dataset": "digits",
@@ -19,7 +21,7 @@ SMALL = {
 def _lines(folder):
     places = [(split, stage) for split in loss_report.SPLITS for stage in (None, "tuning", "test")]
     return sorted(
-        loss_report.read_finished(folder),
+        read_finished(folder),
         key=lambda line: (places.index((line["split"], line.get("stage"))), line.get("number")),
     )
 
@@ -94,7 +96,7 @@ def test_the_table_has_means_and_intervals_of_test(folder):
 
 def test_settings_are_within_their_ranges_and_every_range_is_of_a_known_number():
     for name in loss_table.NAMES:
-        first, *others = compare_losses.tuning_points(name, 6)
+        first, *others = tuning_points(name, 6)
         assert first["learning_rate"] == 4e-3
         known = loss_table.hyperparameters_of(name)
         assert first["options"] == {key: known[key] for key in others[0]["options"]}
@@ -112,7 +114,7 @@ def test_settings_are_within_their_ranges_and_every_range_is_of_a_known_number()
 
 
 def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(tmp_path, capsys):
-    assert compare_losses._best(
+    assert best_point(
         [
             {"figures": None, "learning_rate": 1.0, "options": {"margin": 1.0}},
             {"figures": {"map_at_r": 0.0}, "learning_rate": 2.0, "options": {"margin": 2.0}},
@@ -141,7 +143,7 @@ def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(
     assert "| loss | P@1, unseen classes | R-precision, unseen classes | MAP@R, unseen" in printed
     assert "| supcon | 50.0 | 40.0 | 30.0 |\n" in printed
     (tmp_path / "config.json").write_text('{"seeds": 2}')
-    assert len(loss_report.read_finished(tmp_path, loss="nca")) == 2
+    assert len(read_finished(tmp_path, loss="nca")) == 2
 
 
 def test_a_line_cut_short_does_not_spoil_the_next(tmp_path):
@@ -149,7 +151,7 @@ def test_a_line_cut_short_does_not_spoil_the_next(tmp_path):
     for name in ("nca", "arcface"):
         line = {"split": "all classes", "loss": name, "figures": None}
         json_lines.append_line(tmp_path / "trials.jsonl", line)
-    assert [line["loss"] for line in loss_report.read_finished(tmp_path)] == ["nca", "arcface"]
+    assert [line["loss"] for line in read_finished(tmp_path)] == ["nca", "arcface"]
 
 
 def test_processes_share_a_run_but_not_a_loss(tmp_path):

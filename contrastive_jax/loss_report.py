@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -11,35 +10,25 @@ from scipy import stats
 from contrastive_jax import plots
 from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.tables import markdown
+from contrastive_jax.search.loss_trials import CHOSEN_BY, SHOWN, read_finished
 from contrastive_jax.train import folder as runs
-from contrastive_jax.train import json_lines, loss_table
-from contrastive_jax.train.trial_folder import TRIALS
+from contrastive_jax.train import loss_table
 
 SPLITS = ("all classes", "unseen classes")
-SHOWN = {"precision_at_1": "P@1", "r_precision": "R-precision", "map_at_r": "MAP@R"}
-CHOSEN_BY = "map_at_r"
 
-Line = dict[str, Any]
-"""A line of `trials.jsonl`."""
 Means = dict[str, dict[str, tuple[float, float]]]
 """Mean and half of the interval of each figure, by split."""
 
 
 def splits_of(split: str | None) -> tuple[str, ...]:
-    """Returns the splits that are compared: both, or the one that `--split` names."""
-    return {None: SPLITS, "examples": SPLITS[:1], "classes": SPLITS[1:]}[split]
+    """Returns the splits that are compared: both, or the one that is named.
 
-
-def read_finished(folder: Path, **values: Any) -> list[Line]:
-    """Reads the lines of finished trials that have these values, each trial once.
-
-    A line cut short is left out, and two processes may have trained the same trial.
+    Example:
+      >>> from contrastive_jax.loss_report import splits_of
+      >>> splits_of("classes")
+      ('unseen classes',)
     """
-    lines = {}
-    for line in json_lines.read_lines(folder / TRIALS, keys=("split", "loss", "figures")):
-        if all(line.get(key) == value for key, value in values.items()):
-            lines[tuple(line.get(key) for key in ("split", "loss", "stage", "number"))] = line
-    return [*lines.values()]
+    return {None: SPLITS, "examples": SPLITS[:1], "classes": SPLITS[1:]}[split]
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:
@@ -50,6 +39,12 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
     Returns:
       Both.
+
+    Example:
+      >>> from contrastive_jax.loss_report import interval
+      >>> mean, half = interval([0.5, 0.7])
+      >>> print(f"{mean:.1f} {half:.2f}")
+      0.6 1.27
     """
     array = np.array([*values], np.float64)
     half = float(np.nan)
@@ -59,7 +54,17 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
 
 def report(folder: Path) -> None:
-    """Writes the table, as Markdown and CSV, and the figure, of the finished losses of a folder."""
+    """Writes the table, as Markdown and CSV, and the figure, of the finished losses of a folder.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.loss_report import report
+      >>> from contrastive_jax.train.folder import write_config
+      >>> write_config(Path(), {"seeds": 3, "split": "examples"})
+      >>> report(Path())
+      | loss | P@1, all classes | R-precision, all classes | MAP@R, all classes |
+      | --- | ---: | ---: | ---: |
+    """
     splits = splits_of(runs.read_config(folder).get("split"))
     means, diverged, incomplete = _means(folder, splits)
     order = sorted(means, key=lambda name: means[name][splits[0]][CHOSEN_BY][0], reverse=True)
