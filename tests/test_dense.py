@@ -3,7 +3,9 @@
 `pytest --dense` runs the tests of the sweep over tiles on it too.
 """
 
+import contextlib
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses, statistics
-from contrastive_jax._engine import dense
+from contrastive_jax._engine import dense, squared_distances
 from contrastive_jax._engine.distance_matrix import (
     Metric,
     distance_matrix,
@@ -47,8 +49,13 @@ DISTANCES = {
 }
 
 
+def _differences_on_a_gpu():
+    """Chooses the way of a GPU for a small batch."""
+    return mock.patch.object(squared_distances, "fit_differences", return_value=True)
+
+
 @functools.lru_cache
-def _program(name, one_set):
+def _program(name, one_set, by_difference=False):
     distance, _ = DISTANCES[name]
     product, bound = as_product(distance)
     metric = Metric(getattr(distance, "func", distance), product, True, "highest", False)
@@ -80,14 +87,16 @@ def _derivative(name, x, y, weights):
         ]
 
 
-def _assert_right(name, x, y=None):
+def _assert_right(name, x, y=None, by_difference=False):
     """Every distance to 1e-4, and the gradient of a weighted sum to 1e-4 of its largest entry."""
     one_set = y is None
     columns = x if one_set else y
     weights = np.random.default_rng(1).uniform(-1, 1, (len(x), len(columns))).astype(np.float32)
     weights = weights * ~np.eye(len(x), dtype=bool) if one_set else weights
     classes, others = np.zeros(len(x), np.int32), np.zeros(len(columns), np.int32)
-    (_, matrix), gradient = _program(name, one_set)(x, columns, weights, classes, others)
+    program = _program(name, one_set, by_difference)
+    with _differences_on_a_gpu() if by_difference else contextlib.nullcontext():
+        (_, matrix), gradient = program(x, columns, weights, classes, others)
     pairs = ~np.eye(len(x), dtype=bool) if one_set else np.ones(matrix.shape, bool)
     expected = DISTANCES[name][1](x.astype(float)[:, None], columns.astype(float)[None])
     # Chords are right from 1e-6 on, and so are cosine distances from half of their square.
@@ -138,6 +147,36 @@ def test_distances_and_gradients_keep_their_digits(name, cloud):
     _assert_right(name, x)
     y = np.concatenate([x[:7] + np.float32(1e-5), cloud(rng).astype(np.float32)[:12]])
     _assert_right(name, x, y)
+
+
+@pytest.mark.parametrize("name", ["euclidean", "squared_euclidean", "cosine"])
+@pytest.mark.parametrize("cloud", [_chain, _nested])
+def test_differences_on_a_gpu_keep_their_digits(name, cloud):
+    rng = np.random.default_rng(3)
+    x = cloud(rng).astype(np.float32)
+    _assert_right(name, x, by_difference=True)
+    y = np.concatenate([x[:7] + np.float32(1e-5), cloud(rng).astype(np.float32)[:12]])
+    _assert_right(name, x, y, by_difference=True)
+
+
+def test_a_loss_by_differences_on_a_gpu():
+    """Equal rows, vectors without direction, rows that do not count: as by products."""
+    x = np.random.default_rng(4).standard_normal((20, 6)).astype(np.float32)
+    x[3], x[5], x[9] = x[2], 0, 0
+    classes = np.arange(20) // 4
+    classes[7] = -1
+
+    def value(x):
+        by_cosine = anchor_loss(x, classes, loss=losses.supcon(0.1))
+        return by_cosine + all_pairs_loss(x, classes, margin=1.5)
+
+    both = [jax.jit(jax.value_and_grad(value))(x)]
+    with _differences_on_a_gpu():
+        program = jax.jit(jax.value_and_grad(lambda x: value(x)))
+        assert "while" not in program.lower(x).as_text()
+        both.append(program(x))
+    for a, b in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
 
 
 @settings(max_examples=25, deadline=None)

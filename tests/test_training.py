@@ -243,6 +243,24 @@ def test_no_implicit_transfer_in_the_loop(source, model):
             placed.step(moved, *arguments[1:])
 
 
+@pytest.mark.parametrize("strategy", ["pmap", "shard_map"])
+def test_without_its_checks_a_step_has_no_effect(strategy):
+    """JAX calls a program with an effect from Python, which takes longer than a small loss."""
+
+    def step(state, hyperparameters):
+        margin = hyperparameters.loss["margin"]
+        loss = jax.vmap(lambda d: losses.contrastive(d, 1, margin))(state)
+        return state, {"loss": jax.lax.pmean(loss.sum(), train.AXIS)}
+
+    placed = parallel(step, strategy, jax.devices()[:1])
+    hyperparameters = HYPERPARAMETERS._replace(loss={"margin": 1.0})
+    arguments = placed.replicate(jnp.ones(4)), placed.replicate(hyperparameters)
+    assert not jax.make_jaxpr(placed.step)(*arguments).effects
+    assert jax.make_jaxpr(jax.vmap(step, (0, None), axis_name=train.AXIS))(
+        jnp.ones((1, 4)), hyperparameters._replace(loss={"margin": jnp.float32(1.0)})
+    ).effects
+
+
 def test_a_batch_that_does_not_divide_is_refused(source, model):
     encoder, optimizer, state = model
     step = train.draws_pairs(train.make_step(encoder, optimizer, objectives.pairs()), 12)

@@ -22,6 +22,11 @@ from contrastive_jax._engine.close_pairs import (
     squares,
 )
 from contrastive_jax._engine.derivatives import differentiable_once
+from contrastive_jax._engine.differences import (
+    fit_differences,
+    gradients_by_difference,
+    squares_by_difference,
+)
 from contrastive_jax._engine.matmul import Product
 from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
 
@@ -122,16 +127,23 @@ def _forward(
     given: jax.Array | None,
 ) -> tuple[Pairs, _Residuals]:
     x, y, parameters = differentiable_once((x, y, parameters))
-    square, is_exact, norms = squares(metric, x, y, parameters, None)
-    if cast(Product, metric.product).rest is not None:
-        # Without the rest of rounding not even the distance from the reference is exact.
-        is_exact &= ~(square < 128 * np.finfo(square.dtype).eps)
     counts, differ = masks_of_pairs(x_classes, y_classes, given)
+    by_difference = fit_differences(metric, x, y)
+    if by_difference:
+        x, y = _with_rest(metric, x, y)
+        square, is_exact = squares_by_difference(metric, x, y), None
+        sides = (x,) if y is None else (x, y)
+        norms = tuple(jnp.max(jnp.abs(side.points), axis=1) for side in sides)
+    else:
+        square, is_exact, norms = squares(metric, x, y, parameters, None)
+        if cast(Product, metric.product).rest is not None:
+            # Without the rest of rounding not even the distance from the reference is exact.
+            is_exact &= ~(square < 128 * np.finfo(square.dtype).eps)
     keys = jnp.where(
         counts, keys_of_pairs(square, differ, is_exact if metric.refine else None), -jnp.inf
     )
     largest, rounds, count, references = jnp.max(keys), None, None, None
-    if metric.refine:
+    if metric.refine and not by_difference:
         needed = largest >= np.finfo(keys.dtype).max
         x, y = _with_rest(metric, x, y, needed)
         resolved = resolve(metric, x, y, parameters, keys, norms, largest)
@@ -162,9 +174,9 @@ def _number(
 
 
 def _with_rest(
-    metric: Metric, x: Rows, y: Rows | None, needed: jax.Array
+    metric: Metric, x: Rows, y: Rows | None, needed: jax.Array | None = None
 ) -> tuple[Rows, Rows | None]:
-    """Rows with the part of their points that rounding has removed, where pairs need it."""
+    """Rows with the part of their points that rounding has removed, where `needed` says so."""
     product = cast(Product, metric.product)
     rest, scaled = product.rest, product.scaled
     if rest is None or scaled is None:
@@ -175,12 +187,13 @@ def _with_rest(
         together = rest(jnp.concatenate(vectors), jnp.concatenate(points))
         return jnp.split(together, [len(x.points)])[: len(sides)]
 
-    def zeros(_: list[jax.Array], points: list[jax.Array]) -> list[jax.Array]:
-        return [jnp.zeros_like(one) for one in points]
+    def unused(_: list[jax.Array], points: list[jax.Array]) -> list[jax.Array]:
+        # Arrays that are there already, as zeros would have to be written.
+        return points
 
     # Scaled outside of the branch, as the points are made of the same scaled vectors.
     operands = [scaled(side.vectors) for side in sides], [side.points for side in sides]
-    rests = lax.cond(needed, computed, zeros, *operands)
+    rests = computed(*operands) if needed is None else lax.cond(needed, computed, unused, *operands)
     sides = [side._replace(rest=one) for side, one in zip(sides, rests, strict=True)]
     return sides[0], None if y is None else sides[1]
 
@@ -207,9 +220,12 @@ def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
     entries, _, counts = _entries(keys, substitute)
     _, pull = jax.vjp(product.of, entries, *_lengths(metric, x))
     slopes, *by_lengths = pull(jnp.where(counts, cotangents.distances, 0))
-    u, v = from_references(metric, x, y, parameters, None)
-    own = slopes if rounds is None else jnp.where(rounds == 0, slopes, 0)
-    total = _of_points(metric, own, u, None if y is None else v)
+    if fit_differences(metric, x, y):
+        total = gradients_by_difference(slopes, x, y)
+    else:
+        u, v = from_references(metric, x, y, parameters, None)
+        own = slopes if rounds is None else jnp.where(rounds == 0, slopes, 0)
+        total = _by_product(metric, own, u, None if y is None else v)
     if rounds is not None:
 
         def one_round(state: Any) -> Any:
@@ -219,7 +235,7 @@ def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
             references = jax.tree.map(partial(jnp.where, index == 1), first, references)
             u, v = from_references(metric, x, y, parameters, references)
             own = jnp.where(rounds == index.astype(rounds.dtype), slopes, 0)
-            more = _of_points(metric, own, u, None if y is None else v)
+            more = _by_product(metric, own, u, None if y is None else v)
             return index + 1, jax.tree.map(jnp.add, total, more)
 
         init = varying((jnp.int32(1), total), axes_of((residuals, cotangents.distances)))
@@ -242,7 +258,7 @@ def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
     )
 
 
-def _of_points(
+def _by_product(
     metric: Metric, slopes: jax.Array, u: jax.Array, v: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Gradients by points of a sum whose derivatives by their squared distances are given."""

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from contrastive_jax._compat import donated_state, vmap_over_states
+from contrastive_jax._traced_checks import CheckedBefore
 from contrastive_jax.checks import check_seed
 from contrastive_jax.train.steps import repeated
 from contrastive_jax.train.types import (
@@ -141,7 +142,7 @@ def make_grid(
     used = np.array(devices[: groups * devices_per_trial]).reshape(groups, devices_per_trial)
     mesh = Mesh(used, (TRIALS, AXIS))
     own, common = PartitionSpec(TRIALS), PartitionSpec()
-    call = repeated(step, steps_per_call)
+    call = repeated(CheckedBefore(step), steps_per_call)
 
     def local(states: Any, source: Any, hyperparameters: Any) -> tuple[Any, Metrics]:
         if trials == groups:

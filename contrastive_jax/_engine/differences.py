@@ -1,0 +1,81 @@
+"""Squared distances of all pairs of a small batch from the differences of the vectors.
+
+A difference keeps all digits of a close pair, so that no pair is computed again. It takes D steps
+for each pair instead of a matrix product. A GPU has time for them: it computes the pairs of a
+small batch in one kernel, while a loop over unresolved pairs waits for the host in each round.
+"""
+
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+
+from contrastive_jax._engine.close_pairs import Metric, Rows
+from contrastive_jax._engine.matmul import Product
+
+# Entries of all differences, `N x M x D`, up to which they take less time than products on a GPU.
+LARGEST_ON_GPU = 2**25
+
+
+def fit_differences(metric: Metric, x: Rows, y: Rows | None) -> bool:
+    """Tells whether all pairs are computed from their differences.
+
+    Args:
+      metric: the distance.
+      x: rows.
+      y: columns; None for the rows.
+
+    Returns:
+      True for a small batch on a GPU, of a distance whose points are vectors or their directions.
+    """
+    product = cast(Product, metric.product)
+    if not metric.refine or jax.default_backend() != "gpu":
+        return False
+    if product.points is not None and product.rest is None:
+        return False
+    rows, width = x.points.shape
+    return rows * len(x.points if y is None else y.points) * width <= LARGEST_ON_GPU
+
+
+def squares_by_difference(metric: Metric, x: Rows, y: Rows | None) -> jax.Array:
+    """Returns the squared distances of all pairs, `[N, M]`, each right to its last digits."""
+    product = cast(Product, metric.product)
+    square = jnp.sum(jnp.square(_differences(x, x if y is None else y)), axis=2)
+    if not product.on_sphere:
+        return square
+
+    def without_direction(side: Rows) -> jax.Array:
+        return jnp.all(side.points == 0, axis=1).astype(square.dtype)
+
+    # A vector without direction is perpendicular to every other, and its square 2.
+    rows = without_direction(x)
+    columns = rows if y is None else without_direction(y)
+    return square + rows[:, None] + columns[None]
+
+
+def gradients_by_difference(
+    slopes: jax.Array, x: Rows, y: Rows | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Gradients by points of a sum over all pairs.
+
+    Args:
+      slopes: derivatives of the sum by the squared distances, `[N, M]`.
+      x: rows.
+      y: columns; None for the rows.
+
+    Returns:
+      Gradients by the points of the rows and of the columns.
+    """
+    if y is None:
+        slopes = slopes + slopes.T
+        return 2 * jnp.sum(slopes[:, :, None] * _differences(x, x), axis=1), None
+    weighted = 2 * slopes[:, :, None] * _differences(x, y)
+    return jnp.sum(weighted, axis=1), -jnp.sum(weighted, axis=0)
+
+
+def _differences(x: Rows, y: Rows) -> jax.Array:
+    """Differences of the points of all pairs, `[N, M, D]`, which no program stores."""
+    differences = x.points[:, None] - y.points[None]
+    if x.rest is None or y.rest is None:
+        return differences
+    return differences + (x.rest[:, None] - y.rest[None])
