@@ -56,6 +56,13 @@ def run(main: Callable[[Config], object], parse: Callable[[], Config]) -> None:
         sys.exit(130)
     except MENDABLE as error:
         sys.exit(f"error: {message_of(error)}")
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(
+            f"error: {message_of(error)} Take a smaller --batch_size, or smaller images with "
+            "--image_size"
+        )
 
 
 def _parsed(parse: Callable[[], Config]) -> Config:
@@ -203,5 +210,7 @@ def message_of(error: BaseException) -> str:
         path = error.filename or "a file"
         remedy = REMEDIES.get(error.errno)
         text = f"{path}: {error.strerror}" + (f"; {remedy}" if remedy else "")
-    parts = [text or type(error).__name__, *getattr(error, "__notes__", ())]
+    # JAX notes on errors in traced code that it has shortened their traceback, which is not shown.
+    notes = [one for one in getattr(error, "__notes__", ()) if "JAX has removed" not in one]
+    parts = [text or type(error).__name__, *notes]
     return "; ".join(" ".join(part.split()) for part in parts)
