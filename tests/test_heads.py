@@ -311,7 +311,9 @@ def test_files_of_vectors_are_embedded_and_compared(head, tmp_path, form, capsys
 def test_nothing_is_written_of_data_that_a_run_does_not_take(head, tmp_path):
     other = PAIRS._replace(images=PAIRS.images[:, :5])
     with pytest.raises(ValueError, match=r"images must be \[N, 16\]"):
-        run_report.write_report(dataclasses.replace(head[1], folder=head[0]), other, tmp_path / "out")
+        run_report.write_report(
+            dataclasses.replace(head[1], folder=head[0]), other, tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists()
 
 
