@@ -143,6 +143,58 @@ def test_wrong_classes(name):
         checked(wrong)[0].throw()
 
 
+def _with(row, value):
+    """Rows of embeddings of which one has a wrong entry."""
+    wrong = B.copy()
+    wrong[row, 1] = value
+    return wrong
+
+
+WRONG_ARRAYS = {
+    "margins of classes": (
+        lambda margins: all_pairs_loss(A, CLASSES, margin=margins),
+        np.float32([1, 2]),
+        np.float32([1, -1]),
+        "margin must be above 0 and finite, got -1.0 in row 1",
+    ),
+    "margins of pairs": (
+        lambda margins: jnp.sum(pair_loss(A, B, LABELS, margin=margins)),
+        np.float32([1, 2, 3]),
+        np.float32([1, 2, np.nan]),
+        "margin must be above 0 and finite, got nan in row 2",
+    ),
+    "weights": (
+        lambda weights: all_pairs_loss(A, CLASSES, weights=weights),
+        np.float32([1, 0, 2]),
+        np.float32([1, -1, 2]),
+        "weights must be at least 0 and finite, got -1.0 in row 1",
+    ),
+    "references": (
+        lambda references: all_pairs_loss(A, CLASSES, references, CLASSES),
+        B,
+        _with(2, np.inf),
+        "references must be finite, got inf in row 2",
+    ),
+    "proxies": (
+        lambda proxies: proxy_loss(A, CLASSES, proxies, loss=losses.arcface()),
+        B,
+        _with(0, np.nan),
+        "proxies must be finite, got nan in row 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ARRAYS)
+def test_wrong_arrays(name):
+    function, right, wrong, message = WRONG_ARRAYS[name]
+    with pytest.raises(ValueError, match=message):
+        function(wrong)
+    checked = jax.jit(checkify.checkify(function))
+    checked(right)[0].throw()
+    with pytest.raises(ValueError, match=message):
+        checked(wrong)[0].throw()
+
+
 def test_numbers_of_losses_over_devices():
     """Checked inside of `jax.shard_map`, where the loss is made of a number that all share."""
     mesh = Mesh(np.array(jax.devices()[:3]), ("devices",))
