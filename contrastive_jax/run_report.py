@@ -58,7 +58,6 @@ def write_report(run: Run, data: Dataset | PairDataset, folder: str | Path | Non
     if run.folder is None:
         raise ValueError("the run is not stored: train it with runs='runs', or load it")
     where = Path(folder or run.folder)
-    where.mkdir(parents=True, exist_ok=True)
     if isinstance(data, PairDataset):
         evaluated = _evaluated_pairs(run, data)
     else:
@@ -66,6 +65,7 @@ def write_report(run: Run, data: Dataset | PairDataset, folder: str | Path | Non
     dissimilar = count_splits(data)[2].dissimilar
     evaluated = evaluated._replace(summaries=_resolved(evaluated.summaries, dissimilar))
     table = figure_table(evaluated.summaries, evaluated.intervals) + _note_on_fars(dissimilar)
+    where.mkdir(parents=True, exist_ok=True)
     (where / "results.md").write_text(table + "\n")
     learned = evaluated.summaries["embedding"]
     results: dict[str, Any] = {name: one.figures for name, one in evaluated.summaries.items()}

@@ -40,27 +40,19 @@ with needs("train", "experiments.compare_losses"):
     from tqdm import tqdm
 
 from contrastive_jax import locks, train
-from contrastive_jax.data import (
-    Dataset,
-    Examples,
-    as_text,
-    check_evaluable,
-    index_by_class,
-    load,
-    load_with_report,
-)
+from contrastive_jax.data import Dataset, Examples, check_evaluable
 from contrastive_jax.data._digest import digest
 from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import by_role
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
-from contrastive_jax.train import loss_table
+from contrastive_jax.train import loss_table, trial_figures
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
 from contrastive_jax.train.trial_folder import TRIALS
-from experiments import command, option_checks
-from experiments.loss_report import CHOSEN_BY, SHOWN, SPLITS, Line, read_finished, report
-from experiments.options import ENCODERS, augmentation, with_classes
+from experiments import batches_compared, command, option_checks, options
+from experiments.loss_report import CHOSEN_BY, SHOWN, Line, read_finished, report, splits_of
+from experiments.options import ENCODERS, with_classes
 
 LEARNING_RATE = 4e-3
 # Ranges that are searched beside those of the table of losses, logarithmically.
@@ -71,7 +63,7 @@ FREE = {"losses", "resume", "overwrite", "name", "runs", "data_dir", "tfds_dir"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(options.Batches, options.Data):
     """Options of the comparison."""
 
     dataset: str | None = None
@@ -79,10 +71,9 @@ class Config:
     and labels."""
     data: Path | None = None
     """Data of your own with classes and without splits, in place of a data set by name."""
-    data_dir: Path | None = None
-    """Folder of the raw IDX files of fashion_mnist or mnist; Debian's by default."""
-    tfds_dir: Path | None = None
-    """Folder of prepared data sets; that of tensorflow-datasets by default."""
+    split: Literal["classes", "examples"] | None = None
+    """Compare by this split alone; by default by both, examples of all classes and classes never
+    seen in training."""
     losses: tuple[str, ...] = ()
     """The losses to train, all by default."""
     trials: int = 4
@@ -92,7 +83,9 @@ class Config:
     steps: int = 300
     """Steps of every trial."""
     batch_size: int = 60
-    """Images in a batch, of all classes alike."""
+    """Images in a batch."""
+    batch_classes: int | None = None
+    """Classes in a batch; by default all that are trained on, alike."""
     encoder: str | None = None
     """Network from images to embeddings: linear, mlp, residual, drlim, convnet or resnet18; by
     default convnet, and linear on vectors, which the first three take."""
@@ -114,25 +107,19 @@ def main(config: Config) -> Path:
     """Runs the comparison and returns its folder."""
     config = option_checks.checked(config, default="fashion_mnist")
     _check(config)
-    sets = {split: _load(config, split) for split in SPLITS}
+    sets = {split: _load(config, split) for split in splits_of(config.split)}
     for split, data in sets.items():
         check_evaluable(data)
-        index_by_class(data.train.classes)  # to see that pairs can be drawn
+        batches_compared.check_data(config, split, data)
         train.check_images(
             train.network(_model(config, data), data.train.images.shape[1:]),
             train=data.train.images,
             validation=data.validation.images,
             test=data.test.images,
         )
-        classes = len(np.unique(data.train.classes))
-        if config.batch_size % classes or config.batch_size < 2 * classes:
-            raise ValueError(
-                f"--batch_size must be a multiple of the {classes} classes that are trained on "
-                f"({split}) and hold two of each, got {config.batch_size}"
-            )
-    names = config.losses or loss_table.NAMES
+    names = batches_compared.losses_of(config)
     per_loss = config.trials + config.seeds
-    total = len(SPLITS) * len(names) * per_loss
+    total = len(sets) * len(names) * per_loss
     with _folder(config, names, sets) as folder, tqdm(total=total, unit="run", disable=None) as bar:
         for split, data in sets.items():
             for beside, embed in baselines.baselines(
@@ -178,14 +165,13 @@ def _compared(config: Config, folder: Path, split: str, name: str, data: Dataset
             "sequential",
             devices=jax.devices()[:1],
         )
-        part = data.validation if stage == "tuning" else data.test
-        for index, figures, seconds in _trained(trials, grid, config.steps, part):
+        for index, figures, seconds in _trained(trials, grid, config.steps, stage):
             line = where | {"stage": stage, "number": pending[index]} | points[pending[index]]
             yield line | {"figures": figures, "seconds": round(seconds, 2)}
 
 
 def _trained(
-    trials: AssembledTrials, grid: grids.Grid, steps: int, part: Examples
+    trials: AssembledTrials, grid: grids.Grid, steps: int, stage: str
 ) -> Iterator[tuple[int, dict[str, float] | None, float]]:
     """Trains trials one after another; yields the index, figures and seconds of each."""
     began = time.perf_counter()
@@ -197,8 +183,7 @@ def _trained(
     for window in windows:
         figures = None
         if window.diverged[0] is None:
-            embed = partial(train.embed, trials.parts.network.encode, window.state(0).weights)
-            figures = _figures(embed, part)
+            figures = _figures_of(trials, window.state(0), stage)
         yield window.trials[0], figures, time.perf_counter() - began
         began = time.perf_counter()
 
@@ -228,8 +213,8 @@ def tuning_points(name: str, count: int) -> list[dict[str, Any]]:
     exponent = max(count - 2, 0).bit_length()
     drawn = stats.qmc.Sobol(len(ranges), seed=0).random_base2(exponent)
     for point in np.exp(low + (high - low) * drawn)[: count - 1]:
-        options = {key: float(f"{value:.3g}") for key, value in zip(ranges, point, strict=True)}
-        points.append({"learning_rate": options.pop("learning_rate"), "options": options})
+        values = {key: float(f"{value:.3g}") for key, value in zip(ranges, point, strict=True)}
+        points.append({"learning_rate": values.pop("learning_rate"), "options": values})
     return points
 
 
@@ -240,7 +225,7 @@ def _assembled(
     shared = {"steps": config.steps, "warmup_steps": config.steps // 20}
     variants = []
     for point, seed in trials:
-        objective = train.objective(name, **point["options"])
+        objective = options.labelled(train.objective(name, **point["options"]), config.labels)
         variants.append(
             Variant(point, seed, objective, {"step_size": point["learning_rate"] / LEARNING_RATE})
         )
@@ -255,24 +240,31 @@ def _assembled(
             (variants[0].objective.learning_rate, 0.0),
         )
     )
-    classes = len(np.unique(data.train.classes))
-    flip = config.dataset not in ("digits", "mnist")
     return assemble_trials(
         _model(config, data),
         data,
         variants,
         steps=config.steps,
-        batch_size=config.batch_size,
-        batch_classes=classes,
         optimizer=encoder,
         loss_optimizer=loss,
-        augment=None if data.train.images.ndim == 2 else augmentation(flip, 1),
+        **batches_compared.batch_of(config, data),
     )
 
 
 def _model(config: Config, data: Dataset) -> Any:
     default = "linear" if data.train.images.ndim == 2 else "convnet"
     return partial(ENCODERS[config.encoder or default], width=config.width)
+
+
+def _figures_of(
+    trials: AssembledTrials, state: train.TrainState, stage: str
+) -> dict[str, float] | None:
+    """Computes figures on validation, by the labels of the objective, or on test, by class."""
+    if stage == "tuning":
+        figures = trial_figures.on_validation(trials, state)
+        return figures and {key: figures[key] for key in SHOWN}
+    embed = partial(train.embed, trials.parts.network.encode, state.weights)
+    return _figures(embed, with_classes(trials.data).test)
 
 
 def _figures(embed: Callable[[np.ndarray], np.ndarray], part: Examples) -> dict[str, float]:
@@ -291,20 +283,14 @@ def _load(config: Config, split: str) -> Dataset:
     split_by: Literal["classes", "examples"] = (
         "classes" if split == "unseen classes" else "examples"
     )
-    if config.data is None:
-        return load(
-            config.dataset,
-            data_dir=config.data_dir,
-            tfds_dir=config.tfds_dir,
-            split_by=split_by,
-        )
-    data, report = load_with_report(config.data, split_by=split_by)
-    print(as_text(report))
-    return with_classes(data)
+    return with_classes(options.read_data(dataclasses.replace(config, split=split_by)))
 
 
 def _check(config: Config) -> None:
     option_checks.check_effects(config)
+    for name in config.losses:
+        loss_table.check_name(name)
+    batches_compared.check_options(config)
     runs.check_name(config.name)
     if not (config.resume or config.overwrite):
         runs.check_new(config.runs / config.name)
@@ -313,8 +299,6 @@ def _check(config: Config) -> None:
         raise ValueError(f"--width must be at least 3, got {config.width}")
     if config.encoder not in (None, *ENCODERS):
         raise ValueError(f"--encoder must be one of {', '.join(ENCODERS)}, got {config.encoder}")
-    for name in config.losses:
-        loss_table.check_name(name)
     if twice := [name for name in config.losses if config.losses.count(name) > 1]:
         raise ValueError(f"--losses names {twice[0]} twice: leave one of them out")
 
@@ -322,14 +306,14 @@ def _check(config: Config) -> None:
 @contextlib.contextmanager
 def _folder(config: Config, names: Iterable[str], sets: Mapping[str, Dataset]) -> Iterator[Path]:
     """Opens the run. Several processes may share it, but not a loss."""
-    options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    options["data_digest"] = " ".join(map(digest, sets.values()))
+    record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    record["data_digest"] = " ".join(map(digest, sets.values()))
     with contextlib.ExitStack() as held:
         run = runs.open_run(
             config.runs,
             config.resume or config.name,
             config.name,
-            options,
+            record,
             resume=config.resume is not None,
             overwrite=config.overwrite,
             free=FREE,

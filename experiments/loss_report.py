@@ -1,7 +1,7 @@
 """The table and the figure of a comparison of losses."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ Line = dict[str, Any]
 """A line of `trials.jsonl`."""
 Means = dict[str, dict[str, tuple[float, float]]]
 """Mean and half of the interval of each figure, by split."""
+
+
+def splits_of(split: str | None) -> tuple[str, ...]:
+    """Returns the splits that are compared: both, or the one that `--split` names."""
+    return {None: SPLITS, "examples": SPLITS[:1], "classes": SPLITS[1:]}[split]
 
 
 def read_finished(folder: Path, **values: Any) -> list[Line]:
@@ -55,9 +60,10 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
 def report(folder: Path) -> None:
     """Writes the table, as Markdown and CSV, and the figure, of the finished losses of a folder."""
-    means, diverged, incomplete = _means(folder)
-    order = sorted(means, key=lambda name: means[name][SPLITS[0]][CHOSEN_BY][0], reverse=True)
-    columns = [(split, key) for split in SPLITS for key in SHOWN]
+    splits = splits_of(runs.read_config(folder).get("split"))
+    means, diverged, incomplete = _means(folder, splits)
+    order = sorted(means, key=lambda name: means[name][splits[0]][CHOSEN_BY][0], reverse=True)
+    columns = [(split, key) for split in splits for key in SHOWN]
     lines = [["loss", *[f"{SHOWN[key]}, {split}" for split, key in columns]]]
     csv = [["loss", *[f"{key} {split} {what}" for split, key in columns for what in ("mean", "±")]]]
     for name in order:
@@ -71,18 +77,18 @@ def report(folder: Path) -> None:
             print(f"\n{why}, and left out: {', '.join(names)}")
     (folder / "results.md").write_text(table + "\n")
     (folder / "results.csv").write_text("".join(",".join(line) + "\n" for line in csv))
-    intervals = {split: {name: means[name][split][CHOSEN_BY] for name in order} for split in SPLITS}
+    intervals = {split: {name: means[name][split][CHOSEN_BY] for name in order} for split in splits}
     if order:
         figure = plots.intervals(intervals, f"{SHOWN[CHOSEN_BY]} on test")
         plots.save(figure, folder / "comparison.png")
 
 
-def _means(folder: Path) -> tuple[dict[str, Means], list[str], list[str]]:
+def _means(folder: Path, splits: Sequence[str]) -> tuple[dict[str, Means], list[str], list[str]]:
     """Returns the means of the losses that are complete, and names those that are left out."""
     seeds = runs.read_config(folder)["seeds"]
     means: dict[str, Means] = {}
     diverged, incomplete = [], []
-    for split, name in itertools.product(SPLITS, (*baselines.NAMES, *loss_table.NAMES)):
+    for split, name in itertools.product(splits, (*baselines.NAMES, *loss_table.NAMES)):
         lines = read_finished(folder, split=split, loss=name)
         judged = [line for line in lines if line.get("stage", "test") == "test"]
         if any(line["figures"] is None for line in judged):
@@ -93,7 +99,7 @@ def _means(folder: Path) -> tuple[dict[str, Means], list[str], list[str]]:
             means.setdefault(name, {})[split] = {
                 key: interval(line["figures"][key] for line in judged) for key in SHOWN
             }
-    complete = {name: by_split for name, by_split in means.items() if len(by_split) == len(SPLITS)}
+    complete = {name: by_split for name, by_split in means.items() if len(by_split) == len(splits)}
     return complete, diverged, incomplete
 
 

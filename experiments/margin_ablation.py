@@ -20,6 +20,7 @@ runs/NAME/config.json    every option
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -39,7 +40,7 @@ from contrastive_jax import ablation_plots, plots
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.evaluation import trial_tables
 from contrastive_jax.evaluation.tables import TITLES
-from contrastive_jax.train import embed, loss_table
+from contrastive_jax.train import diagnostics, embed, loss_table
 from contrastive_jax.train.progress import step_bar
 from contrastive_jax.train.trial_axes import combinations
 from contrastive_jax.train.trial_folder import read_trials, restore_trial, trial_key
@@ -165,13 +166,49 @@ def report(
         keys = map(trial_key, group.hyperparameters)
         of_group = [lines[key] for key in keys if key in lines]
         rows.append(trial_tables.rows_by_hyperparameters(of_group, shown_by))
-    print(trial_tables.write_tables(folder, [*itertools.chain(*rows)], shown_by))
+    together = [*itertools.chain(*rows)]
+    print(trial_tables.write_tables(folder, together, shown_by))
+    for note in edge_notes(config, folder, together):
+        print(note)
+    print("drawing figures, which takes a while", flush=True)
     (folder / "figures").mkdir(exist_ok=True)
     for group, own in zip(groups, rows, strict=True):
         structure = trials.structure_of(group)
         for name, figure in _figures(config, folder, group, own, data, devices).items():
             path = f"{name}-{structure}.png" if structure else f"{name}.png"
             plots.save(figure, folder / "figures" / path)
+
+
+def edge_notes(config: Config, folder: Path, rows: Sequence[trial_tables.Row]) -> list[str]:
+    """Returns a line for each axis whose edge was chosen, with the options that widen the grid."""
+    notes = []
+    for axis, beyond in trial_tables.edges(rows).items():
+        if axis == "margin" and beyond > _reach(config):
+            beyond = _reach(config)
+        values = sorted({row.hyperparameters[axis] for row in rows})
+        rule = option_checks.RULES.get(axis)
+        if beyond in values or (rule is not None and not rule.holds(beyond)):
+            continue
+        end = "smallest" if beyond < values[0] else "largest"
+        edge = values[0] if beyond < values[0] else values[-1]
+        wider = sorted([*values, beyond])
+        if axis == "margin" and not any(one.startswith("margin=") for one in config.grid):
+            option = f"--margins {' '.join(f'{one:g}' for one in wider)}"
+        else:
+            option = f"--grid {axis}={','.join(f'{one:g}' for one in wider)}"
+        notes.append(
+            f"the chosen {axis}, {edge:g}, is the {end} of the grid, and a better one may lie "
+            f"beyond it: --resume {folder.name} {option} adds trials"
+        )
+    return notes
+
+
+def _reach(config: Config) -> float:
+    """Returns the largest margin that the distance can reach, infinite for other losses."""
+    if config.loss != "contrastive":
+        return math.inf
+    distance = options.DISTANCES[config.distance or "euclidean"]
+    return diagnostics.reach(distance, config.width, unit_length=config.normalize)
 
 
 def _figures(

@@ -54,7 +54,7 @@ class Config(trials.Training):
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=LOW:HIGH[:log]")
     ] = ("margin=0.1:1.8",)
     """A hyperparameter to search, or NAME=VALUE,VALUE of an option that changes the structure; once
-    for each."""
+    for each. By default margin=0.1:1.8."""
     trials: int = 27
     """Trials in all."""
     keep_one_in: int | None = None
@@ -131,7 +131,8 @@ def judge(config: Config, folder: Path, best: Hyperparameters, trainer: Trainer)
     print(f"the winner: {text_of(best)}; on test, means of {len(whole)} new seeds:")
     for key, title in TITLES.items():
         if key in figures:
-            print("  {}: {mean:.4f} [{low:.4f}, {high:.4f}]".format(title, **figures[key]))
+            text = "  {}: {mean:.4f}" + (" [{low:.4f}, {high:.4f}]" if len(whole) > 1 else "")
+            print(text.format(title, **figures[key]))
 
 
 def _check(config: Config, space: Space) -> None:

@@ -18,6 +18,7 @@ from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.data._digest import digest
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train.grid_strategy import Strategy, cores_as_devices
+from contrastive_jax.train.labelled import check_labels
 from contrastive_jax.train.optimizer import OPTIMIZER
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
 from experiments import option_checks, options, train
@@ -42,7 +43,7 @@ FREE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Training(options.Runs, options.Training, options.Data):
+class Training(options.Runs, options.Batches, options.Training, options.Data):
     """Options that all trials have in common, and how they are trained."""
 
     steps: int = 1000
@@ -123,9 +124,9 @@ def _structure(hyperparameters: Hyperparameters, config: train.Config) -> str:
 
 
 def check_data(
-    groups: Iterable[Group], data: Dataset | PairDataset, devices: Sequence[jax.Device]
+    groups: Sequence[Group], data: Dataset | PairDataset, devices: Sequence[jax.Device]
 ) -> None:
-    """Checks, without computing anything, that all groups can be trained on a data set.
+    """Checks, without training anything, that all groups can be trained on a data set.
 
     Args:
       groups: of trials.
@@ -137,6 +138,10 @@ def check_data(
     """
     for group in groups:
         jax.eval_shape(lambda group=group: assembled(group, data, devices).init(0))
+    if isinstance(data, Dataset):
+        # Labels of two rows are an option that all trials share.
+        config = option_checks.for_data(groups[0].configs[0], data)
+        check_labels(options.objective_of(config, options.settled(config, devices)), data)
 
 
 def assembled(

@@ -136,6 +136,12 @@ def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(
     loss_report.report(tmp_path)
     printed = capsys.readouterr().out
     assert "not complete, and left out: supcon on all classes, supcon on unseen" in printed
+    (tmp_path / "config.json").write_text('{"seeds": 1, "split": "classes"}')
+    loss_report.report(tmp_path)
+    printed = capsys.readouterr().out
+    assert "| loss | P@1, unseen classes | R-precision, unseen classes | MAP@R, unseen" in printed
+    assert "| supcon | 50.0 | 40.0 | 30.0 |\n" in printed
+    (tmp_path / "config.json").write_text('{"seeds": 2}')
     assert len(loss_report.read_finished(tmp_path, loss="nca")) == 2
 
 

@@ -51,6 +51,8 @@ class Assembled(NamedTuple):
     drawn: Step
     """The step that draws its batch from a `Source`."""
     pairs_per_step: int
+    images_per_step: int = 0
+    """Images that a batch of given pairs has room for; 0 where batches are drawn by class."""
 
 
 def assemble(
@@ -149,8 +151,9 @@ def assemble(
         own = encoder if own_seed == seed else encoder_of(own_seed)
         return init_state(own, optimizer, init_loss(objective, own_seed), memory=bank)
 
+    images_per_step = 0
     if isinstance(data, PairDataset):
-        drawn, pairs = _drawing_given_pairs(
+        drawn, pairs, images_per_step = _drawing_given_pairs(
             step,
             pair_source(data),
             batch_size,
@@ -170,7 +173,7 @@ def assemble(
             by_size=by_size,
             views=views,
         )
-    return Assembled(encoder, init, init_loss, step, drawn, pairs)
+    return Assembled(encoder, init, init_loss, step, drawn, pairs, images_per_step)
 
 
 def _check_size(data: Dataset | PairDataset, batch_size: int) -> None:
@@ -278,11 +281,12 @@ def _drawing_given_pairs(
     steps: int,
     balanced: bool,
     unit: int,
-) -> tuple[Step, int]:
-    """Makes the step that draws given pairs, and counts its pairs."""
+) -> tuple[Step, int, int]:
+    """Makes the step that draws given pairs, and counts its pairs and the room for images."""
     pairs = _half(batch_size)
     most = most_images(source, pairs, seeds=seeds, steps=steps, balanced=balanced)
-    return draws_given_pairs(step, pairs, math.ceil(most / unit) * unit, balanced=balanced), pairs
+    images = math.ceil(most / unit) * unit
+    return draws_given_pairs(step, pairs, images, balanced=balanced), pairs, images
 
 
 def _drawing(

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from contrastive_jax.data._digest import digest
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
-from contrastive_jax.data.stream import stream_pairs
+from contrastive_jax.data.stream import stream_given_pairs, stream_pairs
 from contrastive_jax.train import checkpoints, diagnostics, folder, run
 from contrastive_jax.train.assembly import Assembled, assemble, recorded, source_of
 from contrastive_jax.train.devices import Parallel, Strategy, parallel
@@ -33,6 +33,7 @@ from contrastive_jax.train.run import Run
 from contrastive_jax.train.steps import repeated
 from contrastive_jax.train.types import (
     Hyperparameters,
+    IndexedPairs,
     Metrics,
     Pairs,
     PairSource,
@@ -76,7 +77,8 @@ def windows(
 
     Yields:
       The state and a record for each step of the window, which has `step` (counted from 1), the
-      metrics and `pairs_per_second` (of the whole window).
+      metrics and `pairs_per_second` of the whole window. The first window leaves out its first
+      call, which compiles, where it has another one.
 
     Raises:
       ValueError: if windows or steps are not whole calls.
@@ -98,15 +100,19 @@ def windows(
             raise ValueError(
                 f"{name} must be a multiple of steps_per_call, got {value} and {steps_per_call}"
             )
-    stopped = False
+    stopped = compiled = False
     while start < steps and not stopped:
         end = min(start - start % window + window, steps)
-        began = time.perf_counter()
+        began, untimed = time.perf_counter(), 0
         calls: list[Metrics] = []
         while start + len(calls) * steps_per_call < end and not stopped:
             state, metrics = advance(state)
             calls.append(metrics)
             stopped = stop()
+            if not compiled and not stopped and start + steps_per_call < end:
+                jax.block_until_ready(metrics)
+                began, untimed = time.perf_counter(), steps_per_call
+            compiled = True
         fetched = jax.device_get(calls)
         seconds = time.perf_counter() - began
         columns = {
@@ -122,7 +128,7 @@ def windows(
                 "value checks on (--check_values)"
             )
         count = len(finite)
-        rate = pairs_per_step * count / seconds
+        rate = pairs_per_step * (count - untimed) / seconds
         yield (
             state,
             [
@@ -222,8 +228,8 @@ def fit(
       devices: all local devices by default.
       strategy: `"shard_map"` or `"pmap"`; the numbers are the same.
       steps_per_call: steps of one compiled call; by default 1 on a CPU and `log_every` elsewhere.
-      data_on: `"device"` holds the training images there; `"host"` streams pairs, for an objective
-        of pairs drawn by class whose images do not fit.
+      data_on: `"device"` holds the training images there; `"host"` streams pairs, given ones or
+        those of an objective of pairs drawn by class, whose images do not fit.
       check_values: whether labels, margins and embeddings are checked inside the step; slower.
       log_every: steps between two records on disk.
       validate_every: steps between two validations, each with a checkpoint; a multiple of
@@ -372,7 +378,15 @@ def fit(
             check_values=check_values,
         )
         batches = _batches(
-            placed, parts, data, objective, source, seed=seed, data_on=data_on, start=start
+            placed,
+            parts,
+            data,
+            objective,
+            source,
+            seed=seed,
+            data_on=data_on,
+            start=start,
+            balanced=balanced,
         )
         hyperparameters = Hyperparameters(seed, dict(objective.hyperparameters))
         state, hyperparameters = placed.replicate((state, hyperparameters))
@@ -483,10 +497,21 @@ def _batches(
     seed: int,
     data_on: str,
     start: int,
+    balanced: bool,
 ) -> Iterator[Any]:
     """Returns what each call takes: the whole data, or the next pairs from the host."""
-    if data_on == "device" or isinstance(data, PairDataset):
+    if data_on == "device":
         return itertools.repeat(placed.replicate(source))
+    if isinstance(data, PairDataset):
+        given = stream_given_pairs(
+            data,
+            seed=seed,
+            batch_size=parts.pairs_per_step,
+            images=parts.images_per_step,
+            balanced=balanced,
+            start_step=start,
+        )
+        return (placed.shard(IndexedPairs(images, *batch)) for images, batch in given)
     pairs = stream_pairs(
         data.train.images,
         data.train.classes,

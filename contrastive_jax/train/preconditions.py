@@ -76,9 +76,9 @@ def _check_drawing(
     """Checks that what says how batches are drawn has an effect on this data."""
     if data_on not in ("device", "host"):
         raise ValueError(f"data_on must be 'device' or 'host', got {data_on!r}")
+    if data_on == "host" and steps_per_call != 1:
+        raise ValueError(f"data_on='host' takes one step per call, got {steps_per_call}")
     if isinstance(data, PairDataset):
-        if data_on == "host":
-            raise ValueError("given pairs are drawn on the device: leave data_on='host' out")
         if batch_classes is not None:
             raise ValueError("given pairs have no classes: leave batch_classes out")
         return
@@ -91,8 +91,6 @@ def _check_drawing(
             "data_on='host' streams pairs: take an objective of pairs, as objective(..., "
             "on='pairs'), or data_on='device'"
         )
-    if data_on == "host" and steps_per_call != 1:
-        raise ValueError(f"data_on='host' takes one step per call, got {steps_per_call}")
 
 
 def _check_schedule(**arguments: int) -> None:

@@ -1,5 +1,6 @@
 """Training on given pairs: the loss of the pairs, each image encoded once, on any devices."""
 
+import itertools
 import json
 import signal
 from functools import partial
@@ -14,6 +15,7 @@ import contrastive_jax as cj
 from contrastive_jax import losses, models, train
 from contrastive_jax.data.datasets import GivenPairs, PairDataset
 from contrastive_jax.data.draw import draw_rows_of_pairs
+from contrastive_jax.data.stream import stream_given_pairs
 from contrastive_jax.evaluation.verification import best_threshold, roc_auc
 from contrastive_jax.train import assembly, folder, objectives
 from contrastive_jax.train.draw import most_images
@@ -233,13 +235,32 @@ def test_a_run_that_goes_on_after_a_stop_ends_in_the_same_bits(run, few, tmp_pat
     assert _losses(resumed) == _losses(run)
 
 
+def test_pairs_from_the_host_train_to_the_same_bits(few, run, tmp_path):
+    streamed = train.fit(MODEL, few, CONTRASTIVE, runs=tmp_path, data_on="host", **OPTIONS)
+    _assert_same(streamed.weights, run.weights)
+    assert _losses(streamed) == _losses(run)
+    assert streamed.threshold == run.threshold
+
+
+def test_batches_from_the_host_are_those_drawn_on_the_device(few):
+    source = train.pair_source(few)
+    stream = stream_given_pairs(few, seed=3, batch_size=8, images=14, balanced=False, start_step=5)
+    for step, (images, batch) in enumerate(itertools.islice(stream, 3), 5):
+        key = jax.random.fold_in(jax.random.key(3), step)
+        rows = draw_rows_of_pairs(key, source.similar, 100, 8, balanced=False)
+        np.testing.assert_array_equal(images[batch.left], few.images[source.left[rows]])
+        np.testing.assert_array_equal(images[batch.right], few.images[source.right[rows]])
+        np.testing.assert_array_equal(batch.labels, source.labels[rows])
+        np.testing.assert_array_equal(batch.weights, source.weights[rows])
+
+
 @pytest.mark.parametrize(
     ("objective", "options", "message"),
     [
         (train.objective("supcon"), {}, "take a pair loss"),
         (train.objective(on="pairs", group=4), {}, "leave group out"),
         (CONTRASTIVE, {"batch_classes": 2}, "leave batch_classes out"),
-        (CONTRASTIVE, {"data_on": "host"}, "leave data_on='host' out"),
+        (CONTRASTIVE, {"data_on": "host", "steps_per_call": 4}, "takes one step per call"),
         (CONTRASTIVE, {"memory_size": 64}, "leave memory_size out"),
         (CONTRASTIVE, {"batch_size": 6, "devices": jax.devices()[:2]}, "3 pairs of a batch"),
     ],
