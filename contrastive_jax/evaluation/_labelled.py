@@ -172,10 +172,10 @@ def check_both_labels(labels: Any, attributes: Any, rows: int) -> None:
 def drawn_pairs(
     labels: Any, attributes: Any, rows: int, pairs: int, seed: int
 ) -> tuple[Indices, Indices, NDArray[np.int32]]:
-    """Draws pairs of two rows of a set, every other one similar.
+    """Draws pairs of two rows of a set, positive and negative ones in turn.
 
-    Every row that has a similar row is as likely to be the first of a similar pair, and every row
-    similar to it the second; dissimilar pairs are drawn alike.
+    The first row of a positive pair is drawn uniformly from the rows that have a positive, and the
+    second from its positives; negative pairs are drawn likewise.
 
     Args:
       labels: function of the attributes of two rows, or a `PairLabels`.
