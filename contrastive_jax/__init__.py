@@ -19,6 +19,7 @@ it. Label 0 is similar, 1 is dissimilar, everywhere.
     data            labelled images and the pairs drawn from them
     train           objectives, the step, the loop, and runs
     load            a trained encoder
+    search          the search for hyperparameters
     evaluation      verification and retrieval
     plots           figures
     export          encoders as StableHLO, ONNX and safetensors
@@ -35,8 +36,8 @@ from contrastive_jax.proxies import proxy_loss
 from contrastive_jax.triplets import triplet_loss
 
 if TYPE_CHECKING:
-    from contrastive_jax import data, evaluation, models, plots, train
-    from contrastive_jax.train.run import load
+    from contrastive_jax import data, evaluation, models, plots, search, train
+    from contrastive_jax.train.run_folder import load
 
 __all__ = [
     "all_pairs_loss",
@@ -56,6 +57,7 @@ __all__ = [
     "plots",
     "proxy_loss",
     "regularizers",
+    "search",
     "statistics",
     "train",
     "triplet_loss",
@@ -65,8 +67,8 @@ __version__ = "0.1.0.dev0"
 
 def __getattr__(name: str) -> Any:
     """Imports what takes long to import, Flax and Matplotlib among it, when it is first used."""
-    if name in ("data", "evaluation", "models", "plots", "train"):
+    if name in ("data", "evaluation", "models", "plots", "search", "train"):
         return importlib.import_module(f"contrastive_jax.{name}")
     if name == "load":
-        return importlib.import_module("contrastive_jax.train.run").load
+        return importlib.import_module("contrastive_jax.train.run_folder").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

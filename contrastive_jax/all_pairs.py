@@ -45,8 +45,9 @@ def all_pairs_loss(
     itself, and every pair counts in both orders.
 
     *Memory.* Up to 1,024 rows a side on one device (4,096 on a GPU) the matrix of all pairs is
-    computed at once. Beyond, or where a tile is given, it is never built: a sweep over tiles of
-    pairs computes loss and gradient together, and differentiates `loss` and `distance` inside.
+    computed at once. With more rows, a `tile`, an axis name or `distances.angular`, or with more
+    than 2^24 differences, B R D, of a distance without a matrix product, it is never built: a sweep
+    over tiles of pairs computes loss and gradient together.
 
     *Precision.* Euclidean, squared Euclidean, cosine, angular, Mahalanobis distance, negative dot
     product and signal-to-noise ratio of `contrastive_jax.distances` use matrix products. The
@@ -56,9 +57,9 @@ def all_pairs_loss(
     The relative error of a distance stays below 1e-4 in float32, from 1e-6 to 2 on unit vectors and
     likewise on longer ones. The squares of the entries must neither over- nor underflow: norms lie
     within 1e-15 and 1e15 in float32. Any other distance is computed pair by pair, as `pair_loss`
-    does, and so are pairs of different classes that are closer than a twentieth of the extent of
-    the batch (with the signal-to-noise ratio, of the length of the embeddings): where most are,
-    the sweep takes as long as for such a distance.
+    does. A sweep computes pair by pair, too, the pairs of different classes that are closer than a
+    twentieth of the extent of the batch (with the signal-to-noise ratio, of the length of the
+    embeddings): if most pairs are so close, it takes as long as for any other distance.
 
     *Derivatives.* Gradients, by embeddings, references, the margin and whatever `loss` and
     `distance` close over, are exact; weights are constants. Forward mode and second derivatives, in
@@ -107,9 +108,9 @@ def all_pairs_loss(
         `losses.margin_by_class`, so that without references, where it counts in both orders, it
         has the mean of two losses. These take no weights.
       reduction: `"mean"` over all pairs; `"balanced"`, the mean over positive plus the mean over
-        negative pairs, so that the few positive ones are not drowned; `"active"`, the same over
-        the pairs whose loss is not 0, the default of pytorch-metric-learning; `"sum"`. A mean over
-        no pairs is 0.
+        negative pairs, so that the few positive ones are not drowned; `"active"`, the
+        mean over positive plus the mean over negative pairs whose loss is not 0, the default of
+        pytorch-metric-learning; `"sum"`. A mean over no pairs is 0.
       weights: `[B]`, at least 0; the weight of a pair is the product of those of its rows.
       reference_weights: `[R]`.
       labels: function of the attributes of two rows that returns 0 (similar), 1 (dissimilar) or
@@ -134,8 +135,8 @@ def all_pairs_loss(
         a scalar.
       TypeError: if a second derivative is taken with an axis name.
       ValueError: if an option is not one of those above, a concrete value is wrong
-        (`contrastive_jax.checks` says how to check traced ones), or `labels` are wrong for two of
-        the rows that are looked at: 32 of them, neighbouring twos that are evenly spaced.
+        (`contrastive_jax.checks` says how to check traced ones), or `labels` returns a
+        wrong value for two rows of a sample, of up to 32 rows.
 
     References:
       Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006
@@ -207,7 +208,8 @@ def all_pairs_sums(
 ) -> Sums:
     """Sums over the positive and over the negative pairs, for reductions of one's own.
 
-    It takes the arguments of `all_pairs_loss` and raises the same errors.
+    It takes the arguments of `all_pairs_loss` but `reduction`, and raises the same errors. Labels
+    must be 0, 1 or -1, and not grades.
 
     Returns:
       Sums `[2]`, over positive and over negative pairs. `loss` and `distance` add up losses and

@@ -53,9 +53,9 @@ def anchor_loss(
 ) -> jax.Array:
     """Loss of a batch in which every row is an anchor for all others, or for references.
 
-    Beyond small batches the B x B matrix is never built. One sweep over tiles of pairs computes the
-    statistics that the loss of each anchor depends on, and one more adds up the gradient. Small
-    batches, tiles, close pairs and devices are as in `contrastive_jax.all_pairs_loss`.
+    Beyond small batches the B x B matrix is never built. One sweep over tiles of pairs for
+    each function in the `statistics` of the loss computes them, and one more adds up the gradient.
+    Small batches, tiles, close pairs and devices are as in `contrastive_jax.all_pairs_loss`.
     `contrastive_jax.losses` lists the losses.
 
     Call it under `jax.jit`. Outside, a program is compiled once for each shape and each loss of
@@ -91,8 +91,8 @@ def anchor_loss(
     Returns:
       Loss, a scalar, NaN if an embedding that counts is not finite and 0 of no rows. It can be
       differentiated by embeddings, references, data and whatever the loss closes over, in any mode
-      and any number of times; with an axis name once, in reverse mode, and so inside of
-      `jax.shard_map` where the last function of an `AnchorLoss` closes over values that devices
+      and any number of times; with an axis name once, in reverse mode, and likewise inside of
+      `jax.shard_map` where the function `loss` of an `AnchorLoss` closes over values that devices
       share. With `reduction="none"` it is `[B]`, the own rows of each device: of an `AnchorLoss` it
       can be differentiated once, in reverse mode, or in any way with `method="autodiff"`; of a
       `TripletLoss` it is computed as with `method="autodiff"`.
@@ -165,7 +165,8 @@ def anchor_loss_and_distances(
       Every pair of two rows of a batch counts in both orders.
 
     Raises:
-      ValueError: if the loss is no `AnchorLoss`.
+      TypeError: if an option is not an argument of `anchor_loss`.
+      ValueError: if the loss is not an `AnchorLoss`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -237,7 +238,7 @@ def _evaluated(
         check_distance(distance)
     if loss.fixed and distance not in (None, loss.distance):
         raise ValueError(
-            f"the formula of this loss is of {_name(loss.distance)} distances alone, got "
+            f"the formula of this loss holds for {_name(loss.distance)} distances alone, got "
             f"{_name(distance)}"
         )
     data = gathered(data)
@@ -292,8 +293,8 @@ def anchor_statistics(
 ) -> tuple[Any, ...]:
     """Statistics of the pairs of each row with all others, or with references.
 
-    It takes the arguments of `anchor_loss` and raises the same errors. An unsupported derivative
-    raises even where no gradient is requested.
+    It takes the arguments of `anchor_loss`, except for `loss` and `reduction`, and raises the same
+    errors. A derivative that is not supported raises ValueError even if no gradient is requested.
 
     Args:
       embeddings: anchors, `[B, D]`, floating.

@@ -165,8 +165,8 @@ def semi_hard(
     Args:
       loss: a loss of a distance and a label, of anchors without data, or of triplets.
       distance: function of two vectors; by default that of the loss.
-      margin: above 0, in the unit of the distance. Positives that have no such negative are left
-        out with it.
+      margin: above 0, in the unit of the distance; by default there is none. A positive without
+        such a negative is left out.
 
     Returns:
       A loss for `anchor_loss`, the mean of a pair loss over the pairs that are selected, or of a
@@ -229,7 +229,7 @@ def _measure(
 
 
 def _check_of_positives(loss: PairLoss | AnchorLoss | TripletLoss) -> None:
-    """Raises ValueError if a loss of anchors can not be one of each of their positives."""
+    """Raises ValueError if a loss needs data of anchors, which a loss of triplets does not take."""
     if isinstance(loss, AnchorLoss) and loss.needs:
         raise ValueError(
             f"this miner selects a negative for each positive, and the loss needs "
@@ -298,7 +298,7 @@ def distance_weighted(
     cutoff: float = 0.5,
     largest: float = 1.4,
 ) -> AnchorLoss | TripletLoss:
-    r"""All positives, and negatives in expectation of a draw that is even over distances.
+    r"""All positives, and the expectation over negatives drawn uniformly by distance.
 
     On a sphere of many dimensions random pairs lie near $\sqrt{2}$; negatives are weighted by the
     inverse of the density of their distance,
@@ -320,8 +320,8 @@ def distance_weighted(
       the negative alone. The latter takes two passes for each example of the largest class.
 
     Raises:
-      ValueError: as `semi_hard`, and if the loss is of another distance, `dimension` is below 3, or
-        not `0 < cutoff < largest <= 2`.
+      ValueError: as `semi_hard`, and if the loss has another distance, `dimension` is below 3, or
+        `0 < cutoff < largest <= 2` does not hold.
 
     References:
       Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017
@@ -446,16 +446,16 @@ def online_hard_loss(
       distance: function of two vectors; by default that of the loss.
       margin: above 0, in the unit of the distance, passed to a pair loss as a keyword; without it
         the loss keeps its own.
-      reduction: for a pair loss as in `all_pairs_loss`, for others as in `anchor_loss`; means of a
-        pair loss but that over active pairs count all pairs, hard or not. Every pair of one set
-        counts in both orders.
+      reduction: for a pair loss as in `all_pairs_loss`, for others as in `anchor_loss`. The
+        reductions `"mean"` and `"balanced"` of a pair loss divide by the number of all pairs, hard
+        or not, and `"active"` by that of active pairs. Every pair of one set counts in both orders.
       labels: function of the attributes of two rows that returns 0 (similar), 1 (dissimilar) or
         -1 (ignored), as in `all_pairs_loss`.
       axis_name: axis of the devices that share the batch.
       **options: `refine`, `tile`, `precision` and `method` of `all_pairs_loss`.
 
     Returns:
-      Loss, a scalar; 0 where there is no hard pair.
+      Loss, a scalar, or `[B]` with the reduction `"none"`; 0 if there is no hard pair.
 
     Raises:
       AssertionError: as `all_pairs_loss`.

@@ -34,7 +34,7 @@ def pair_loss(
       a: embeddings of the first members, `[B, D]`.
       b: embeddings of the second members, `[B, D]`, of the same dtype.
       labels: 0 for a positive pair (similar), 1 for a negative one (dissimilar), `[B]`; integer,
-        bool or float, as an array or a list.
+        bool or float, as an array or a list. Neither -1 nor a grade is allowed here.
       loss: scalar function `(distance, label)`, or `(distance, label, margin)` where a margin is
         given.
       distance: function of two vectors `[D]` to a scalar; by default the one that the loss carries,

@@ -36,7 +36,9 @@ def proxy_loss(
 ) -> jax.Array:
     """Loss of embeddings against proxies of the classes, which are parameters to be learned.
 
-    Proxies are the second set of `anchor_loss`.
+    A `CentersLoss`, and most proxy losses of up to 8,192 proxies, compare each row with all proxies
+    at once. Otherwise proxies are the references of `anchor_loss`, or its anchors
+    (`losses.proxy_anchor`).
 
     *Devices.* With an axis name every device holds all proxies and takes its share of them. For the
     gradients of values that the devices share, such as the proxies, and for sharded arrays under
@@ -45,8 +47,8 @@ def proxy_loss(
 
     Args:
       embeddings: `[B, D]`, floating.
-      classes: `[B]`, integers from 0 to C - 1; rows of class -1 are ignored, and those of traced
-        classes without a proxy.
+      classes: `[B]`, integers from 0 to C - 1. Rows of class -1 are ignored, and so are rows whose
+        class is traced and has no proxy.
       proxies: `[C, D]`, or `[C, K, D]` with K for each class; of the dtype of `embeddings`.
       loss: one of the proxy losses of `contrastive_jax.losses`, or any `AnchorLoss`.
       reduction: as in `anchor_loss`; `"none"` gives the loss of each embedding, `[B]`, or of a loss
@@ -62,8 +64,9 @@ def proxy_loss(
 
     Raises:
       AssertionError: if ranks, shapes or dtypes do not fit.
+      TypeError: if `anchor_loss` has no such option.
       ValueError: as `anchor_loss`, and if a concrete class has no proxy, a concrete proxy is not
-        finite or an option is not one of those above.
+        finite, `labels` are given, or a `CentersLoss` is given one of the other options.
 
     Example:
       >>> import jax.numpy as jnp

@@ -24,6 +24,7 @@ from contrastive_jax.evaluation.summary import Summary, summarize
 from contrastive_jax.evaluation.tables import figure_table
 from contrastive_jax.evaluation.verification import roc_curve
 from contrastive_jax.train import folder as runs
+from contrastive_jax.train import metrics
 from contrastive_jax.train.loss_table import BOUNDED
 from contrastive_jax.train.run import Run
 
@@ -58,7 +59,6 @@ def write_report(run: Run, data: Dataset | PairDataset, folder: str | Path | Non
     if run.folder is None:
         raise ValueError("the run is not stored: train it with runs='runs', or load it")
     where = Path(folder or run.folder)
-    where.mkdir(parents=True, exist_ok=True)
     if isinstance(data, PairDataset):
         evaluated = _evaluated_pairs(run, data)
     else:
@@ -66,6 +66,7 @@ def write_report(run: Run, data: Dataset | PairDataset, folder: str | Path | Non
     dissimilar = count_splits(data)[2].dissimilar
     evaluated = evaluated._replace(summaries=_resolved(evaluated.summaries, dissimilar))
     table = figure_table(evaluated.summaries, evaluated.intervals) + _note_on_fars(dissimilar)
+    where.mkdir(parents=True, exist_ok=True)
     (where / "results.md").write_text(table + "\n")
     learned = evaluated.summaries["embedding"]
     results: dict[str, Any] = {name: one.figures for name, one in evaluated.summaries.items()}
@@ -201,7 +202,7 @@ def _figures(run: Run, summaries: dict[str, Summary]) -> dict[str, Any]:
                 for name, one in summaries.items()
             }
         ),
-        "training": plots.training_curves(runs.read_metrics(run.folder), margin=margin),
+        "training": plots.training_curves(metrics.read_metrics(run.folder), margin=margin),
     }
     if loss == "contrastive" and margin is not None:
         figures["loss"] = plots.loss_curve(losses.contrastive, margin)

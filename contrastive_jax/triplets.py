@@ -111,8 +111,9 @@ def _checked_loss(
     needs = loss.needs if isinstance(loss, AnchorLoss) else ()
     if len(data) != len(needs):
         raise ValueError(
-            f"the loss needs data: a tuple of {' and '.join(needs) or 'nothing'}, got {len(data)} "
-            "entries"
+            f"data must be a tuple of {' and '.join(needs)}, got {len(data)} entries"
+            if needs
+            else f"this loss takes no data, got {len(data)} entries"
         )
     return loss, loss.distance if distance is None else distance
 

@@ -1,13 +1,11 @@
 """The axes of a grid and the space of a search, as the command line names them."""
 
 import difflib
-import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from scipy import stats
-
+from contrastive_jax.search import Range
 from contrastive_jax.train import loss_table
 from experiments import options
 
@@ -36,19 +34,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "distance": (*options.DISTANCES,),
     "objective": ("auto", "pairs", "all_pairs"),
 }
-Hyperparameters = dict[str, Any]
-"""The values of a trial on the axes, the seed included."""
-
-
-class Range(NamedTuple):
-    """The range in which a hyperparameter is searched."""
-
-    low: float
-    high: float
-    logarithmic: bool
-
-
-Space = dict[str, Range | list[Any]]
 
 
 def parse_axes(named: Iterable[str], option: str = "--grid") -> dict[str, list[Any]]:
@@ -128,7 +113,7 @@ def whole_options(loss: str) -> set[str]:
     return {k for k, v in _options_of(loss).items() if isinstance(v, int)} - {*HYPERPARAMETERS}
 
 
-def parse_space(named: Sequence[str]) -> Space:
+def parse_space(named: Sequence[str]) -> dict[str, Range | list[Any]]:
     """Reads a space, such as `margin=0.2:1.8`, `learning_rate=1e-3:1e-2:log` or `width=16,64`.
 
     Args:
@@ -140,7 +125,7 @@ def parse_space(named: Sequence[str]) -> Space:
     Raises:
       ValueError: if one is not of that form, a range is empty, or a name comes twice.
     """
-    space: Space = {}
+    space: dict[str, Range | list[Any]] = {}
     for text in named:
         name, _, rest = text.partition("=")
         if name in space:
@@ -162,41 +147,3 @@ def parse_space(named: Sequence[str]) -> Space:
             )
         space[name] = Range(low, high, logarithmic)
     return space
-
-
-def spread(space: Space, count: int) -> list[Hyperparameters]:
-    """Returns points of a scrambled Sobol sequence, spread evenly over a space, with seed 0.
-
-    A longer list begins with the same points.
-    """
-    exponent = max(count - 1, 0).bit_length()
-    points = stats.qmc.Sobol(len(space), seed=0).random_base2(exponent)[:count]
-    return [
-        {name: _at(where, share) for (name, where), share in zip(space.items(), point, strict=True)}
-        | {"seed": 0}
-        for point in points
-    ]
-
-
-def _at(where: Range | list[Any], share: float) -> Any:
-    if isinstance(where, list):
-        return where[min(int(share * len(where)), len(where) - 1)]
-    low, high, logarithmic = where
-    value = low * (high / low) ** share if logarithmic else low + (high - low) * share
-    # Few digits are enough, and can be typed again.
-    return float(f"{value:.4g}")
-
-
-def corners(space: Space) -> list[Hyperparameters]:
-    """Returns all ends of ranges and all values, so that errors come before any training."""
-    ends = [
-        where if isinstance(where, list) else [where.low, where.high] for where in space.values()
-    ]
-    return [
-        dict(zip(space, corner, strict=True)) | {"seed": 0} for corner in itertools.product(*ends)
-    ]
-
-
-def text_of(point: Hyperparameters) -> str:
-    """Returns the values of a trial but for its seed in one line."""
-    return ", ".join(f"{name} {value}" for name, value in point.items() if name != "seed")

@@ -56,6 +56,13 @@ def run(main: Callable[[Config], object], parse: Callable[[], Config]) -> None:
         sys.exit(130)
     except MENDABLE as error:
         sys.exit(f"error: {message_of(error)}")
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(
+            f"error: {message_of(error)} Take a smaller --batch_size, or smaller images with "
+            "--image_size"
+        )
 
 
 def _parsed(parse: Callable[[], Config]) -> Config:
@@ -115,18 +122,24 @@ def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -
 
     arguments = expanded(config, sys.argv[1:] if arguments is None else arguments)
 
-    def read(**more: Any) -> tuple[Any, list[str]]:
-        return tyro.cli(
+    def read(default: Any, *, resumed: bool = False) -> tuple[Any, list[str]]:
+        # An option that may be given several times would be added to its default.
+        axes = _given_several_times(config)
+        parsed, unknown = tyro.cli(
             config,
             prog=f"python -m {program}",
             description=doc.splitlines()[0],
             use_underscores=True,
             args=arguments,
             return_unknown_args=True,
-            **more,
+            default=dataclasses.replace(default, **dict.fromkeys(axes, ())),
         )
+        values = {name: getattr(parsed, name) or getattr(default, name) for name in axes}
+        if resumed:
+            values = {name: _renewed(getattr(default, name), values[name]) for name in axes}
+        return dataclasses.replace(parsed, **values), unknown
 
-    parsed, unknown = read()
+    parsed, unknown = read(config())
     if unknown:
         names = [f"--{field.name}" for field in dataclasses.fields(config)]  # type: ignore[arg-type]
         name = unknown[0].split("=")[0]
@@ -139,8 +152,24 @@ def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -
     if getattr(parsed, "resume", None):
         before = folder.read_config(parsed.runs / parsed.resume)
         default = _from_saved(config, before.get("given", before))
-        parsed, _ = read(default=dataclasses.replace(default, overwrite=False))
+        parsed, _ = read(dataclasses.replace(default, overwrite=False), resumed=True)
     return typing.cast(Config, parsed)
+
+
+def _given_several_times(config: type[Any]) -> list[str]:
+    """Returns the names of the options that are given once for each value."""
+    import tyro
+
+    hints = typing.get_type_hints(config, include_extras=True)
+    append = typing.get_args(tyro.conf.UseAppendAction[int])[-1]
+    return [name for name, hint in hints.items() if append in getattr(hint, "__metadata__", ())]
+
+
+def _renewed(before: Sequence[str], now: Sequence[str]) -> tuple[str, ...]:
+    """Returns the axes of a run, those that are named anew with their new values."""
+    anew = {axis.partition("=")[0]: axis for axis in now}
+    old = {axis.partition("=")[0]: axis for axis in before}
+    return tuple((old | anew).values()) if len(anew) == len(now) else tuple(now)
 
 
 def expanded(config: type[Any], arguments: Sequence[str]) -> list[str]:
@@ -181,5 +210,7 @@ def message_of(error: BaseException) -> str:
         path = error.filename or "a file"
         remedy = REMEDIES.get(error.errno)
         text = f"{path}: {error.strerror}" + (f"; {remedy}" if remedy else "")
-    parts = [text or type(error).__name__, *getattr(error, "__notes__", ())]
+    # JAX notes on errors in traced code that it has shortened their traceback, which is not shown.
+    notes = [one for one in getattr(error, "__notes__", ()) if "JAX has removed" not in one]
+    parts = [text or type(error).__name__, *notes]
     return "; ".join(" ".join(part.split()) for part in parts)

@@ -2,9 +2,11 @@
 
     python -m experiments.drlim                         # digits of scikit-learn, about a minute
     python -m experiments.drlim --dataset mnist         # as in the paper, where its files are
+    python -m experiments.drlim --data photos           # all classes of images of your own
 
 A network learns a map to the plane from neighbourhoods alone: similar are an image and its nearest
-neighbours by pixels, dissimilar are all other pairs. No class is used. Three maps are learned:
+neighbours by pixels, dissimilar are all other pairs. No class is used to train: classes say which
+images are shown, and in which colour. Three maps are learned:
 
     neighbours    of the images as they are (section 4.1, figure 4)
     copies        of the images and copies moved sideways, neighbours still by pixels: the map shows
@@ -33,33 +35,37 @@ with needs("train", "experiments.drlim"):
 
 from contrastive_jax import plots
 from contrastive_jax import train as training
-from contrastive_jax.data import Dataset, Examples, load
+from contrastive_jax.data import Dataset, Examples, PairDataset
 from contrastive_jax.evaluation.retrieval import nearest_neighbours
 from contrastive_jax.models import DrLIM
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import objectives
-from experiments import command, option_checks
+from experiments import command, option_checks, options
 
 # Of an image of 28 x 28 in the paper, in pixels to the right.
 MOVES = (-6, -3, 3, 6)
+# The classes of the paper.
+FOURS_AND_NINES = ("4", "9")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(options.Data):
     """Options of the experiment."""
 
-    dataset: str = "digits"
-    """digits, of which a few hundred are fours and nines, or mnist."""
-    data_dir: Path | None = None
-    """Folder of the raw IDX files of mnist."""
-    tfds_dir: Path | None = None
-    """Folder of prepared data sets; that of tensorflow-datasets by default."""
-    classes: tuple[int, ...] = (4, 9)
-    """The classes whose images are shown."""
+    dataset: str | None = None
+    """digits (the default), of which a few hundred are fours and nines, mnist, or any other name
+    that experiments.train takes."""
+    data: Path | None = None
+    """Images of your own in place of a data set by name, in any form with a class for each image.
+    Their copies have borders of zeros."""
+    classes: tuple[str, ...] | None = None
+    """The classes whose images are trained on and shown, by name or number; by default 4 and 9,
+    and with --data all of them."""
     neighbours: int = 5
     """Nearest neighbours of an image that are similar to it."""
     images: int = 6000
-    """Training images at most; as many as in the paper."""
+    """Training images at most; as many as in the paper. Copies take five times as many, in
+    memory."""
     margin: float = 1.0
     """Distance up to which dissimilar pairs push each other."""
     similar_fraction: float = 0.5
@@ -84,31 +90,28 @@ def main(config: Config) -> Path:
     """Learns and draws the three maps, and returns the folder of the run."""
     config = option_checks.checked(config)
     _check(config)
-    data = load(config.dataset, data_dir=config.data_dir, tfds_dir=config.tfds_dir)
-    train, test = (_chosen(part, config) for part in (data.train, data.test))
+    data = _with_images(options.read_data(config))
+    chosen = _class_numbers(config, data)
+    train, test = (_chosen(part, chosen) for part in (data.train, data.test))
+    train = _first(train, config)
     if len(train.classes) <= config.neighbours:
         raise ValueError(
-            f"--neighbours must be below the {len(train.classes)} training images of classes "
-            f"{config.classes} in {config.dataset}, got {config.neighbours}"
-        )
-    if absent := {*config.classes} - {*data.train.classes.tolist()}:
-        raise ValueError(
-            f"--classes {min(absent)} has no training images in {config.dataset}, whose classes "
-            f"are from 0 to {data.train.classes.max()}: leave it out"
+            f"--neighbours must be below the {len(train.classes)} training images of these classes "
+            f"in {data.name}, got {config.neighbours}"
         )
     if len(test.classes) < 2:
         raise ValueError(
-            f"a map needs 2 test images at least, and {config.dataset} has {len(test.classes)} of "
-            f"classes {config.classes}: name others with --classes"
+            f"a map needs 2 test images at least, and {data.name} has {len(test.classes)} of these "
+            "classes: name others with --classes"
         )
     encoder = _encoder(config, train.images)
     training.check_images(encoder, train=train.images, test=test.images)
-    options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     with runs.open_run(
         config.runs,
         config.name,
-        f"drlim-{config.dataset}",
-        options,
+        f"drlim-{options.data_name(config)}",
+        record,
         overwrite=config.overwrite,
     ) as folder:
         print(f"{folder}: {len(train.classes):,} training images, {len(test.classes):,} to show")
@@ -269,10 +272,61 @@ def spread_of_copies(embeddings: np.ndarray, copies: int) -> float:
     return float(of_copies / np.linalg.norm(embeddings - embeddings.mean(axis=0), axis=1).mean())
 
 
-def _chosen(part: Examples, config: Config) -> Examples:
-    """Images of the classes that are shown."""
-    rows = np.flatnonzero(np.isin(part.classes, config.classes))[: config.images]
+def _with_images(data: Dataset | PairDataset) -> Dataset:
+    """Returns a data set of images with classes.
+
+    Raises:
+      ValueError: if it has given pairs or vectors.
+    """
+    data = options.with_classes(data)
+    if data.train.images.ndim == 2:
+        raise ValueError(
+            f"{data.name} has vectors, and copies are of images moved sideways: give images, or "
+            "train a head on vectors with experiments.train --width 2"
+        )
+    return data
+
+
+def _class_numbers(config: Config, data: Dataset) -> np.ndarray:
+    """Returns the numbers of the classes that are shown.
+
+    Raises:
+      ValueError: if one has no training images.
+    """
+    present = np.unique(data.train.classes[data.train.classes >= 0])
+    if config.classes is None and config.data:
+        return present
+    numbers = []
+    for name in config.classes or FOURS_AND_NINES:
+        number = int(name) if name.isdecimal() else -1
+        number = data.class_names.index(name) if name in data.class_names else number
+        if number not in present:
+            names = [data.class_names[k] for k in present]
+            more = ", ..." if len(names) > 10 else ""
+            raise ValueError(
+                f"--classes {name} has no training images in {data.name}, whose classes are "
+                f"{', '.join(names[:10])}{more}: leave it out"
+            )
+        numbers.append(number)
+    return np.array(numbers)
+
+
+def _chosen(part: Examples, numbers: np.ndarray) -> Examples:
+    """Returns the images of the classes that are shown."""
+    rows = np.flatnonzero(np.isin(part.classes, numbers))
     return Examples(part.images[rows], part.classes[rows])
+
+
+def _first(train: Examples, config: Config) -> Examples:
+    """Returns as many training images as the options say.
+
+    Images of one's own are sorted by class, of which the first ones would be a few.
+    """
+    rows = np.arange(len(train.classes))
+    if config.data:
+        rows = np.random.default_rng(config.seed).permutation(rows)
+    rows = np.sort(rows[: config.images])
+    return Examples(train.images[rows], train.classes[rows])
 
 
 def _check(config: Config) -> None:
@@ -281,7 +335,7 @@ def _check(config: Config) -> None:
     option_checks.check_effects(config)
     if not 0 < config.similar_fraction < 1:
         raise ValueError(f"--similar_fraction must be in (0, 1), got {config.similar_fraction}")
-    if not config.classes or len({*config.classes}) < len(config.classes):
+    if config.classes is not None and len({*config.classes}) < max(1, len(config.classes)):
         raise ValueError(f"--classes must be at least one, all different, got {config.classes}")
 
 

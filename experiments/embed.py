@@ -18,6 +18,7 @@ with needs("train", "experiments.embed"):
     import tyro
 
 from contrastive_jax import load
+from contrastive_jax.data._own.vectors import SUFFIXES
 from contrastive_jax.data.pictures import pictures_in, read_pictures
 from experiments import command, vector_files
 
@@ -29,8 +30,8 @@ class Config:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = Path()
     """Folder of the run."""
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")] = Path()
-    """Folder of pictures; for a run on vectors a file of them, .npz with an array embeddings or
-    .parquet with a column vector."""
+    """Folder of pictures; for a run on vectors a file of them, .npz or .safetensors with an array
+    embeddings, .parquet with a column vector, or .npy."""
     out: Path = Path("vectors.parquet")
     """File to write: .parquet with columns path and vector, or .npz with arrays paths and
     embeddings."""
@@ -44,7 +45,7 @@ def main(config: Config) -> Path:
         with needs("train", "writing Parquet"):
             import pyarrow.parquet  # noqa: F401
     run = load(config.run)
-    if len(run.image_shape) == 1 or config.source.suffix in vector_files.SUFFIXES:
+    if len(run.image_shape) == 1 or config.source.suffix in SUFFIXES:
         names, images = vector_files.read(config.source, run)
     else:
         paths = pictures_in(config.source)

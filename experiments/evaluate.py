@@ -39,6 +39,7 @@ def main(config: Config) -> Path:
     if not (config.dataset or config.data):
         _check_unchanged(config.run, data)
     where = config.out or config.run
+    print("evaluating on test and drawing figures", flush=True)
     print(run_report.write_report(run, data, where))
     print(f"figures and pictures are in {where}")
     return where

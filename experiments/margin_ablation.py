@@ -20,6 +20,7 @@ runs/NAME/config.json    every option
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -27,7 +28,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 
 from contrastive_jax._extras import needs
 
@@ -35,11 +35,11 @@ with needs("train", "experiments.margin_ablation"):
     import tyro
     from tqdm import tqdm
 
-from contrastive_jax import ablation_plots, plots
+from contrastive_jax import plots
+from contrastive_jax.ablation_report import figures_of_rows
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.evaluation import trial_tables
-from contrastive_jax.evaluation.tables import TITLES
-from contrastive_jax.train import embed, loss_table
+from contrastive_jax.train import diagnostics, embed, loss_table
 from contrastive_jax.train.progress import step_bar
 from contrastive_jax.train.trial_axes import combinations
 from contrastive_jax.train.trial_folder import read_trials, restore_trial, trial_key
@@ -165,13 +165,49 @@ def report(
         keys = map(trial_key, group.hyperparameters)
         of_group = [lines[key] for key in keys if key in lines]
         rows.append(trial_tables.rows_by_hyperparameters(of_group, shown_by))
-    print(trial_tables.write_tables(folder, [*itertools.chain(*rows)], shown_by))
+    together = [*itertools.chain(*rows)]
+    print(trial_tables.write_tables(folder, together, shown_by))
+    for note in edge_notes(config, folder, together):
+        print(note)
+    print("drawing figures, which takes a while", flush=True)
     (folder / "figures").mkdir(exist_ok=True)
     for group, own in zip(groups, rows, strict=True):
         structure = trials.structure_of(group)
         for name, figure in _figures(config, folder, group, own, data, devices).items():
             path = f"{name}-{structure}.png" if structure else f"{name}.png"
             plots.save(figure, folder / "figures" / path)
+
+
+def edge_notes(config: Config, folder: Path, rows: Sequence[trial_tables.Row]) -> list[str]:
+    """Returns a line for each axis whose edge was chosen, with the options that widen the grid."""
+    notes = []
+    for axis, beyond in trial_tables.edges(rows).items():
+        if axis == "margin" and beyond > _reach(config):
+            beyond = _reach(config)
+        values = sorted({row.hyperparameters[axis] for row in rows})
+        rule = option_checks.RULES.get(axis)
+        if beyond in values or (rule is not None and not rule.holds(beyond)):
+            continue
+        end = "smallest" if beyond < values[0] else "largest"
+        edge = values[0] if beyond < values[0] else values[-1]
+        wider = sorted([*values, beyond])
+        if axis == "margin" and not any(one.startswith("margin=") for one in config.grid):
+            option = f"--margins {' '.join(f'{one:g}' for one in wider)}"
+        else:
+            option = f"--grid {axis}={','.join(f'{one:g}' for one in wider)}"
+        notes.append(
+            f"the chosen {axis}, {edge:g}, is the {end} of the grid, and a better one may lie "
+            f"beyond it: --resume {folder.name} {option} adds trials"
+        )
+    return notes
+
+
+def _reach(config: Config) -> float:
+    """Returns the largest margin that the distance can reach, infinite for other losses."""
+    if config.loss != "contrastive":
+        return math.inf
+    distance = options.DISTANCES[config.distance or "euclidean"]
+    return diagnostics.reach(distance, config.width, unit_length=config.normalize)
 
 
 def _figures(
@@ -183,49 +219,20 @@ def _figures(
     devices: Sequence[jax.Device],
 ) -> dict[str, Any]:
     """Draws figures of one structure, over the margin or the first hyperparameter that varies."""
-    varied = [k for k, v in group.hyperparameters[0].items() if isinstance(v, float)]
-    if not varied:
-        return {}
-    axis = "margin" if "margin" in varied else varied[0]
-    quantity = axis.replace("_", " ")
-    best = {x: row for x, row in trial_tables.best_rows(rows, axis).items() if row.trials}
-    if not best:
-        return {}
-    row = trial_tables.chosen_row([*best.values()])
-    chosen = row.hyperparameters[axis] if row else None
-    beside = "average_precision" if isinstance(data, PairDataset) else "precision_at_1"
-    shown = {key: TITLES[key] for key in (beside, str(config.shown_by))}
-    curves = {
-        title: {x: [one["test"][key] for one in row.trials] for x, row in best.items()}
-        for key, title in shown.items()
-    }
-    figures = {
-        "curve": ablation_plots.metric_curves(
-            curves, quantity, chosen=chosen, logarithmic=max(best) > 20 * min(best) > 0
-        )
-    }
-    histories = {
-        x: _mean_history([one["history"] for one in row.trials])
-        for x, row in best.items()
-        if "active_fraction" in row.trials[0]["history"]
-    }
-    if histories:
-        figures["active"] = ablation_plots.active_pairs(histories, quantity)
     made = trials.assembled(group, data, devices[: config.devices_per_trial])
-    encoders = {}
-    for x, row in best.items():
-        state = restore_trial(folder, row.trials[0], made.init(0))
-        encoders[x] = partial(embed, made.parts.network.encode, state.weights)
-    marked = axis == "margin" and group.configs[0].loss in loss_table.BOUNDED
-    return figures | ablation_plots.encoder_figures(
-        encoders, data, made.objective.distance, quantity, chosen=chosen, marked=marked
+
+    def encoder(trial: Mapping[str, Any]) -> Any:
+        state = restore_trial(folder, trial, made.init(0))
+        return partial(embed, made.parts.network.encode, state.weights)
+
+    return figures_of_rows(
+        rows,
+        data,
+        made.objective.distance,
+        shown_by=str(config.shown_by),
+        encoder=encoder,
+        marked=group.configs[0].loss in loss_table.BOUNDED,
     )
-
-
-def _mean_history(histories: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
-    """Returns steps and the mean share of active pairs over seeds."""
-    shares = np.array([history["active_fraction"] for history in histories], np.float64)
-    return histories[0]["step"], shares.mean(axis=0)
 
 
 def _check(config: Config) -> None:

@@ -282,11 +282,6 @@ EFFECTS_ON_PAIRS = (
         lambda config: False,
         "--memory is compared by class, and given pairs have no classes: leave --memory out",
     ),
-    Effect(
-        "data_on",
-        lambda config: False,
-        "given pairs are drawn on the device: leave --data_on device",
-    ),
 )
 _ON_VECTORS = "--{0} changes images, and the data has vectors: leave --{0} out"
 EFFECTS_ON_VECTORS = (

@@ -17,7 +17,7 @@ from contrastive_jax._extras import needs
 with needs("train", "experiments.options"):
     import tyro
 
-from contrastive_jax import distances, models, train
+from contrastive_jax import distances, labels, models, train
 from contrastive_jax.data import (
     Dataset,
     PairDataset,
@@ -29,7 +29,8 @@ from contrastive_jax.data import (
 )
 from contrastive_jax.data.pair_checks import check_given_pairs
 from contrastive_jax.train import loss_table
-from contrastive_jax.train.assembly import balance
+from contrastive_jax.train.batches import balance
+from contrastive_jax.train.labelled import with_labels
 from experiments.loss_options import LossOptions
 
 ENCODERS = {
@@ -159,6 +160,38 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
+class Batches:
+    """Options of a batch: the images that it has, how they are changed, and which are similar."""
+
+    flip: bool | None = None
+    """Mirror training images at random; by default on data sets by name, but those of
+    digits."""
+    shift: int | None = None
+    """Move training images at random by up to so many pixels; 1 by default."""
+    augment: tuple[str, ...] = ()
+    """More random changes of training images, as rotate=10 cutout=0.3: crop (least share of the
+    area), scale (factor), rotate (degrees), brightness, contrast, colour (share) and cutout (side),
+    each with or without its amount."""
+    views: int = 1
+    """Views of each image in a batch, changed at random, of which those of one image alone are
+    similar; 2 with ntxent is SimCLR. The batch is as large as without views."""
+    repeat: bool = True
+    """Repeat examples of classes that have fewer than a batch takes; otherwise it has fewer."""
+    by_size: bool = False
+    """Draw classes in proportion to their examples, and not each as often."""
+    category: str | None = None
+    """Draw all classes of a batch from one category, which makes negatives hard: group, or the name
+    of a column of the table."""
+    labels: Literal["class", "other_group"] = "class"
+    """Take images of one class as similar, or with other_group leave out those of one class and one
+    group (the camera, the session), the column group of a table. Validation is by the same; figures
+    on test are by class."""
+    batch_classes: int | None = None
+    """Classes in a batch of all_pairs; by default the largest number up to 32 that divides the
+    images."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Runs:
     """Options of the folder of a run."""
 
@@ -173,30 +206,39 @@ class Runs:
     """Replace the run of this name."""
 
 
-def load_data(config: Data) -> Dataset | PairDataset:
+def read_data(config: Data) -> Dataset | PairDataset:
     """Loads the data set that the options name, and prints a report of data of one's own.
 
     Raises:
-      FileNotFoundError, ImportError, ValueError: as `contrastive_jax.data.load`, or if its splits
-        can not be evaluated.
+      FileNotFoundError, ImportError, ValueError: as `contrastive_jax.data.load`.
     """
     if config.data is None:
-        data = load(
+        return load(
             data_name(config),
             data_dir=config.data_dir,
             tfds_dir=config.tfds_dir,
             image_size=config.image_size,
             split_by=config.split,
         )
-    else:
-        data, report = load_with_report(
-            config.data,
-            image_size=config.image_size,
-            split_by=config.split,
-            similar_label=config.similar_label,
-            on_bad_input=config.on_bad_input,
-        )
-        print(as_text(report))
+    data, report = load_with_report(
+        config.data,
+        image_size=config.image_size,
+        split_by=config.split,
+        similar_label=config.similar_label,
+        on_bad_input=config.on_bad_input,
+    )
+    print(as_text(report))
+    return data
+
+
+def load_data(config: Data) -> Dataset | PairDataset:
+    """Loads the data set that the options name, as `read_data`, to train on it and to evaluate.
+
+    Raises:
+      FileNotFoundError, ImportError, ValueError: as `read_data`, or if its splits can not be
+        evaluated.
+    """
+    data = read_data(config)
     if isinstance(data, PairDataset):
         check_given_pairs(data)
     else:
@@ -265,6 +307,13 @@ def resolved(config: Any) -> Any:
     )
 
 
+def recipe_of(config: Data) -> dict[str, Any]:
+    """Returns the defaults of options that depend on the data set."""
+    if config.data:
+        return dict(OWN_RECIPE)
+    return dict(RECIPES.get(data_name(config), RECIPES["fashion_mnist"]))
+
+
 def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Fills in the defaults that depend on data set, loss and devices.
 
@@ -279,8 +328,7 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
       ValueError: if options do not fit each other.
     """
     on_cpu = devices[0].platform == "cpu"
-    by_name = RECIPES.get(data_name(config), RECIPES["fashion_mnist"])
-    recipe = dict(OWN_RECIPE if config.data else by_name)
+    recipe = recipe_of(config)
     if (decay := loss_table.TABLE[config.loss].weight_decay) is not None:
         recipe["weight_decay"] = decay
     recipe |= {key: getattr(config, key) for key in recipe if getattr(config, key) is not None}
@@ -328,16 +376,14 @@ def _check(options: dict[str, Any]) -> None:
             f"--microbatches times --group, got {share} pairs, {parts} microbatches and groups of "
             f"{options['group']}"
         )
-    images, views = 2 * options["batch_size"], options.get("views", 1)
+    images, views = 2 * options["batch_size"], options["views"]
     for name in ("views", "batch_classes"):
-        if (value := options.get(name)) and images % value:
+        if (value := options[name]) and images % value:
             raise ValueError(
                 f"--{name} must divide the {images} images of a batch (twice --batch_size), got "
                 f"{value}"
             )
-    changes = options.get("augment", ())
-    if views > 1 and augmentation(options["flip"], options["shift"], changes) is None:
-        raise ValueError("views of one image would all be equal: give --augment, --flip or --shift")
+    check_views(views, augmentation(options["flip"], options["shift"], options["augment"]))
     if options["data_on"] == "host" and options["steps_per_call"] != 1:
         raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
     if options["memory"] and options["memory"] < 2 * options["batch_size"]:
@@ -345,6 +391,16 @@ def _check(options: dict[str, Any]) -> None:
             f"--memory must be 0 or at least the {2 * options['batch_size']} images of a batch "
             f"(twice --batch_size), got {options['memory']}"
         )
+
+
+def check_views(views: int, change: augment.Augment | None) -> None:
+    """Checks that the views of an image differ.
+
+    Raises:
+      ValueError: if there are several and nothing changes an image.
+    """
+    if views > 1 and change is None:
+        raise ValueError("views of one image would all be equal: give --augment, --flip or --shift")
 
 
 def model_of(config: Any, options: dict[str, Any]) -> Callable[..., Any]:
@@ -358,12 +414,27 @@ def model_of(config: Any, options: dict[str, Any]) -> Callable[..., Any]:
 
 
 def objective_of(config: Any, options: dict[str, Any]) -> train.Objective:
-    """Makes the objective that the options name.
+    """Makes the objective that the options name, with its labels of two rows if they name some.
 
     Args:
       config: options from `resolved`.
       options: from `settled`.
     """
+    return labelled(_objective_by_class(config, options), config.labels)
+
+
+def labelled(objective: train.Objective, by: str) -> train.Objective:
+    """Returns an objective with the labels of two rows that `--labels` names.
+
+    Raises:
+      ValueError: if it takes none.
+    """
+    if by == "class":
+        return objective
+    return with_labels(objective, labels.same_class_other_group())
+
+
+def _objective_by_class(config: Any, options: dict[str, Any]) -> train.Objective:
     if config.loss == "contrastive":
         return train.objective(
             "contrastive",
@@ -421,11 +492,7 @@ def batch_of(config: Any, options: dict[str, Any], data: Dataset | PairDataset) 
     Raises:
       ValueError: if shifts, or classes and images of a batch, do not fit the data.
     """
-    side = min(images_of(data).shape[1:3])
-    if options["shift"] and options["shift"] >= side:
-        raise ValueError(
-            f"--shift must be below the {side} pixels of an image's side, got {options['shift']}"
-        )
+    check_shift(options["shift"], data)
     if config.objective == "all_pairs" and isinstance(data, Dataset):
         try:
             balance(
@@ -441,7 +508,7 @@ def batch_of(config: Any, options: dict[str, Any], data: Dataset | PairDataset) 
         "views": config.views,
         "repeat": config.repeat,
         "by_size": config.by_size,
-        "categories": _categories_of(config.category, data),
+        "categories": categories_of(config.category, data),
         "microbatches": options["microbatches"],
         "remat": config.microbatches is not None,
         "memory_size": config.memory,
@@ -449,8 +516,25 @@ def batch_of(config: Any, options: dict[str, Any], data: Dataset | PairDataset) 
     }
 
 
-def _categories_of(column: str | None, data: Dataset | PairDataset) -> Any:
-    """Returns the column of the training examples that an option names, None without one."""
+def check_shift(pixels: int, data: Dataset | PairDataset) -> None:
+    """Checks that images can be moved by so many pixels.
+
+    Raises:
+      ValueError: if they are not as wide.
+    """
+    side = min(images_of(data).shape[1:3])
+    if pixels and pixels >= side:
+        raise ValueError(
+            f"--shift must be below the {side} pixels of an image's side, got {pixels}"
+        )
+
+
+def categories_of(column: str | None, data: Dataset | PairDataset) -> Any:
+    """Returns the column of the training examples that an option names, None without one.
+
+    Raises:
+      ValueError: if the data has no such column.
+    """
     if column is None or isinstance(data, PairDataset):
         return None
     columns = dict(data.train.attributes)

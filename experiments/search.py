@@ -23,23 +23,24 @@ runs/NAME/config.json    every option
 import dataclasses
 import itertools
 import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+
+import jax
 
 from contrastive_jax._extras import needs
 
 with needs("train", "experiments.search"):
     import tyro
 
-from contrastive_jax.evaluation.intervals import bootstrap_interval
+from contrastive_jax import search
+from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.evaluation.tables import TITLES
-from contrastive_jax.train import TrainState, trial_figures
-from contrastive_jax.train import folder as runs
-from contrastive_jax.train.trial_assembly import AssembledTrials
-from contrastive_jax.train.trial_folder import TRIALS, trial_key
-from experiments import axes, command, halving, option_checks, options, optuna_study, trials
-from experiments.axes import Hyperparameters, Space, text_of
-from experiments.trainer import Trainer
+from contrastive_jax.search import Group, Range, Trainer
+from contrastive_jax.search.space import Hyperparameters, Space, text_of
+from experiments import axes, command, option_checks, options, trials
 
 FREE = trials.FREE | {"at_once", "seeds"}
 
@@ -54,7 +55,7 @@ class Config(trials.Training):
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=LOW:HIGH[:log]")
     ] = ("margin=0.1:1.8",)
     """A hyperparameter to search, or NAME=VALUE,VALUE of an option that changes the structure; once
-    for each."""
+    for each. By default margin=0.1:1.8."""
     trials: int = 27
     """Trials in all."""
     keep_one_in: int | None = None
@@ -72,7 +73,7 @@ def main(config: Config) -> Path:
     _check(config, space)
     # Before anything runs: JAX starts with the devices it has then.
     devices = trials.devices_of(config)
-    corners = trials.groups(trials.base_of(config), axes.corners(space))
+    corners = trials.groups(trials.base_of(config), search.corners(space))
     trials.check_groups(corners, devices[: config.devices_per_trial])
     option_checks.warn_of_reach(itertools.chain(*(group.configs for group in corners)))
     data = options.load_data(config)
@@ -83,55 +84,61 @@ def main(config: Config) -> Path:
     name, shared = f"search-{options.data_name(config)}", config.method == "optuna"
     with trials.open_run(config, name, space, free, devices[0], data, shared=shared) as folder:
         print(f"{folder}: {data.name}, {config.trials} trials of {', '.join(space)}")
-        trainer = Trainer(config, data, devices, {})
-        search = halving.halving if config.method == "halving" else optuna_study.by_optuna
-        best = search(config, folder, space, trainer)
+        trainer = trainer_of(config, data, devices)
+        best = _best(config, trainer, space, folder)
         if best is not None:
-            judge(config, folder, best, trainer)
+            results = search.judge(
+                trainer, best, seeds=config.seeds, steps=config.steps, folder=folder
+            )
+            report(folder, results)
     return folder
 
 
-def judge(config: Config, folder: Path, best: Hyperparameters, trainer: Trainer) -> None:
-    """Trains the winner with new seeds, and writes and prints its figures on test.
+def _best(config: Config, trainer: Trainer, space: Space, folder: Path) -> Hyperparameters | None:
+    """Returns what the search finds, None where other processes go on with it."""
+    shared: dict[str, Any] = {"trials": config.trials, "steps": config.steps, "folder": folder}
+    if config.method == "halving":
+        return search.halving(trainer, space, **shared, **_rungs(config))
+    return search.by_optuna(trainer, space, **shared, at_once=config.at_once or 4)
 
-    Args:
-      config: options.
-      folder: of the run.
-      best: the winner.
-      trainer: of trials.
-    """
-    points = [best | {"seed": seed} for seed in range(1, config.seeds + 1)]
-    judged = {
-        trial_key(line["hyperparameters"]): line["test"]
-        for line in runs.read_lines(folder / TRIALS, keys=("hyperparameters",))
-        if "test" in line
-    }
-    left = [point for point in points if trial_key(point) not in judged]
 
-    def finished(k: int, made: AssembledTrials, state: TrainState, diverged: int | None) -> None:
-        test = None if diverged else trial_figures.on_test(made, state)
-        judged[trial_key(left[k])] = test
-        runs.append_line(folder / TRIALS, {"hyperparameters": left[k], "test": test})
+def trainer_of(
+    config: Config, data: Dataset | PairDataset, devices: Sequence[jax.Device]
+) -> Trainer:
+    """Returns the trainer of trials with these options."""
 
-    trainer.train(left, stop=config.steps, finished=finished)
-    by_seed = [judged[trial_key(point)] for point in points]
-    whole = [test for test in by_seed if test]
-    diverged_seeds = [seed for seed, test in enumerate(by_seed, 1) if not test]
-    figures = {}
-    if whole:
-        figures = {
-            key: bootstrap_interval([one[key] for one in whole])._asdict() for key in whole[0]
-        }
-    hyperparameters = {name: value for name, value in best.items() if name != "seed"}
-    results = {"hyperparameters": hyperparameters, "seeds": config.seeds}
-    results |= {"diverged": diverged_seeds, "test": figures}
+    def groups(points: Sequence[Hyperparameters]) -> Iterator[Group]:
+        for group in trials.groups(trials.base_of(config), points):
+            made = trials.assembled(
+                group,
+                data,
+                devices[: config.devices_per_trial],
+                further_seeds=range(config.seeds),
+            )
+            yield Group(trials.structure_of(group), group.indices, made)
+
+    chosen_by = str(trials.shown_on(config, data).shown_by)
+    return Trainer(groups, chosen_by, trials.grid_options(config, devices))
+
+
+def report(folder: Path, results: Mapping[str, Any]) -> None:
+    """Writes and prints the figures of the winner on test."""
     # JSON has no NaN, which the ends of an interval of one seed are.
     text = json.dumps(results, indent=2).replace("NaN", "null")
     (folder / "results.json").write_text(text + "\n")
-    print(f"the winner: {text_of(best)}; on test, means of {len(whole)} new seeds:")
+    whole = results["seeds"] - len(results["diverged"])
+    winner = text_of(results["hyperparameters"])
+    print(f"the winner: {winner}; on test, means of {whole} new seeds:")
     for key, title in TITLES.items():
-        if key in figures:
-            print("  {}: {mean:.4f} [{low:.4f}, {high:.4f}]".format(title, **figures[key]))
+        if key in results["test"]:
+            text = "  {}: {mean:.4f}" + (" [{low:.4f}, {high:.4f}]" if whole > 1 else "")
+            print(text.format(title, **results["test"][key]))
+
+
+def _rungs(config: Config) -> dict[str, Any]:
+    """Returns the arguments of `rungs` besides trials and steps."""
+    unit = math.gcd(config.log_every, config.steps)
+    return {"keep_one_in": config.keep_one_in or 3, "unit": unit}
 
 
 def _check(config: Config, space: Space) -> None:
@@ -141,13 +148,11 @@ def _check(config: Config, space: Space) -> None:
     losses = [str(loss) for loss in space.get("loss", [config.loss])]
     axes.check_axes(space, losses)
     for name, where in space.items():
-        if isinstance(where, axes.Range) and any(
-            name in axes.whole_options(loss) for loss in losses
-        ):
+        if isinstance(where, Range) and any(name in axes.whole_options(loss) for loss in losses):
             raise ValueError(f"{name} is a whole number: name values, as {name}=5,10")
     option_checks.check_axes(config, space, "--space")
     if config.method == "halving":
-        halving.rungs(config)
+        search.rungs(config.trials, config.steps, **_rungs(config))
     else:
         with needs("search", "--method optuna"):
             import optuna  # noqa: F401

@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 import jax
 
-from contrastive_jax import labels, load, train
+from contrastive_jax import load, train
 from contrastive_jax.train import checkpoints, folder
 from contrastive_jax.train.devices import Strategy
-from contrastive_jax.train.labelled import with_labels
 from experiments import command, option_checks, options
 
 # Options that may differ when a run is resumed: they do not change the numbers.
@@ -40,7 +39,7 @@ CHANGEABLE = ("steps", "learning_rate")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(options.Runs, options.Training, options.Data):
+class Config(options.Runs, options.Batches, options.Training, options.Data):
     """Options of a run."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -55,32 +54,6 @@ class Config(options.Runs, options.Training, options.Data):
     margin: float | None = None
     """Distance beyond which a dissimilar pair costs nothing, 1.2 by default; on the unit sphere
     below 2. Of other losses that have a margin, this."""
-    flip: bool | None = None
-    """Mirror training images at random; by default on data sets by name, but those of
-    digits."""
-    shift: int | None = None
-    """Move training images at random by up to so many pixels; 1 by default."""
-    augment: tuple[str, ...] = ()
-    """More random changes of training images, as rotate=10 cutout=0.3: crop (least share of the
-    area), scale (factor), rotate (degrees), brightness, contrast, colour (share) and cutout (side),
-    each with or without its amount."""
-    views: int = 1
-    """Views of each image in a batch, changed at random, of which those of one image alone are
-    similar; 2 with ntxent is SimCLR. The batch is as large as without views."""
-    repeat: bool = True
-    """Repeat examples of classes that have fewer than a batch takes; otherwise it has fewer."""
-    by_size: bool = False
-    """Draw classes in proportion to their examples, and not each as often."""
-    category: str | None = None
-    """Draw all classes of a batch from one category, which makes negatives hard: group, or the name
-    of a column of the table."""
-    labels: Literal["class", "other_group"] = "class"
-    """Take images of one class as similar, or with other_group leave out those of one class and one
-    group (the camera, the session), the column group of a table. Validation is by the same; figures
-    on test are by class."""
-    batch_classes: int | None = None
-    """Classes in a batch of all_pairs; by default the largest number up to 32 that divides the
-    images."""
     microbatches: int | None = None
     """Parts in which a device encodes its images, to bound the memory of activations; by default 1,
     and on a CPU parts of 32 pairs but for the MLP."""
@@ -151,8 +124,6 @@ def main(config: Config) -> Path:
     settled = options.settled(config, devices)
     # The margin was checked above, before data was read: `fit` need not warn of it again.
     objective = options.objective_of(config, settled)._replace(bounded=False)
-    if config.labels == "other_group":
-        objective = with_labels(objective, labels.same_class_other_group())
     run = train.fit(
         options.model_of(config, settled),
         data,
@@ -180,6 +151,7 @@ def main(config: Config) -> Path:
     )
     assert run.folder is not None
     if config.figures:
+        print("evaluating on test and drawing figures", flush=True)
         print(run_report.write_report(run, data))
     print(f"{run.folder} is complete after {time.perf_counter() - began:.0f} s")
     return run.folder

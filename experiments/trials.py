@@ -16,12 +16,15 @@ import jax
 
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.data._digest import digest
+from contrastive_jax.search.space import Hyperparameters
 from contrastive_jax.train import folder as runs
+from contrastive_jax.train import training
 from contrastive_jax.train.grid_strategy import Strategy, cores_as_devices
+from contrastive_jax.train.labelled import check_labels
 from contrastive_jax.train.optimizer import OPTIMIZER
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
 from experiments import option_checks, options, train
-from experiments.axes import HYPERPARAMETERS, STRUCTURE, Hyperparameters, whole_options
+from experiments.axes import HYPERPARAMETERS, STRUCTURE, whole_options
 
 # Figures on validation by which hyperparameters may be chosen.
 RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r", "mean_reciprocal_rank")
@@ -42,7 +45,7 @@ FREE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Training(options.Runs, options.Training, options.Data):
+class Training(options.Runs, options.Batches, options.Training, options.Data):
     """Options that all trials have in common, and how they are trained."""
 
     steps: int = 1000
@@ -123,9 +126,9 @@ def _structure(hyperparameters: Hyperparameters, config: train.Config) -> str:
 
 
 def check_data(
-    groups: Iterable[Group], data: Dataset | PairDataset, devices: Sequence[jax.Device]
+    groups: Sequence[Group], data: Dataset | PairDataset, devices: Sequence[jax.Device]
 ) -> None:
-    """Checks, without computing anything, that all groups can be trained on a data set.
+    """Checks, without training anything, that all groups can be trained on a data set.
 
     Args:
       groups: of trials.
@@ -137,6 +140,10 @@ def check_data(
     """
     for group in groups:
         jax.eval_shape(lambda group=group: assembled(group, data, devices).init(0))
+    if isinstance(data, Dataset):
+        # Labels of two rows are an option that all trials share.
+        config = option_checks.for_data(groups[0].configs[0], data)
+        check_labels(options.objective_of(config, options.settled(config, devices)), data)
 
 
 def assembled(
@@ -167,16 +174,16 @@ def assembled(
             tuned["loss_learning_rate"] = config.loss_learning_rate or objective.learning_rate
         variants.append(Variant(hyperparameters, config.seed, objective, tuned))
     first = variants[0].objective
-    return assemble_trials(
-        options.model_of(configs[0], settled[0]),
-        data,
-        variants,
+    common = training.Training(
+        model=options.model_of(configs[0], settled[0]),
+        data=data,
+        objective=first,
         steps=settled[0]["steps"],
         devices=len(devices),
-        further_seeds=further_seeds,
         **options.batch_of(configs[0], settled[0], data),
         **options.optimizers_of(configs[0], settled[0], first, tunable=True),
     )
+    return assemble_trials(common, variants, further_seeds=further_seeds)
 
 
 def base_of(config: Training) -> train.Config:

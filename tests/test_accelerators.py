@@ -7,13 +7,13 @@ import re
 
 import pytest
 
-from experiments.accelerators import design, table, targets
-from experiments.accelerators.catalogue import PROGRAMS, Program
-from experiments.accelerators.check import faults, received
-from experiments.accelerators.design import Design
-from experiments.accelerators.facts import Facts
-from experiments.accelerators.hlo import Collective
-from experiments.accelerators.targets import H100, V5E, V5E_HOST, V5E_POD
+from experiments.benchmarks.accelerators import design, table, targets
+from experiments.benchmarks.accelerators.catalogue import PROGRAMS, Program
+from experiments.benchmarks.accelerators.check import faults, received
+from experiments.benchmarks.accelerators.design import Design
+from experiments.benchmarks.accelerators.facts import Facts
+from experiments.benchmarks.accelerators.hlo import Collective
+from experiments.benchmarks.accelerators.targets import H100, V5E, V5E_HOST, V5E_POD
 
 ALLOWED = Design(1000, {"all-reduce": (400, 500), "collective-permute": (80, 90)})
 FINE = Facts(

@@ -14,7 +14,7 @@ OPTIONS = {
     margin_ablation: SMALL | {"margins": (1.0,), "seeds": 1, "log_every": 4, "save_every": 4},
     search: SMALL | {"trials": 2, "seeds": 1, "log_every": 1, "space": ("margin=0.5:1",)},
     compare_losses: SMALL | {"losses": ("supcon",), "trials": 1, "seeds": 1},
-    drlim: {"steps": 8, "batch_size": 8, "classes": (0, 1), "neighbours": 2},
+    drlim: {"steps": 8, "batch_size": 8, "classes": ("a", "b"), "neighbours": 2},
 }
 
 
@@ -47,8 +47,7 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(grids, "train_grid", step)
 
     def run(program, data):
-        for module in (options, compare_losses, drlim):
-            monkeypatch.setattr(module, "load", lambda *arguments, **options: data)
+        monkeypatch.setattr(options, "load", lambda *arguments, **options: data)
         program.main(program.Config(runs=tmp_path / "runs", **OPTIONS[program]))
 
     return run
@@ -131,7 +130,7 @@ def test_shifts_beyond_the_images_are_refused(run, monkeypatch):
 
 
 def test_classes_that_are_not_there_are_refused(run, monkeypatch):
-    monkeypatch.setitem(OPTIONS[drlim], "classes", (0, 1, 7))
+    monkeypatch.setitem(OPTIONS[drlim], "classes", ("a", "b", "7"))
     with pytest.raises(ValueError, match="--classes 7 has no training images"):
         run(drlim, _dataset())
 

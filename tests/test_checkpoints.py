@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from contrastive_jax import train
-from contrastive_jax.train import checkpoints
+from contrastive_jax.train import checkpoints, saved_states
 
 
 def _state(scale, width=3):
@@ -65,15 +65,15 @@ def test_a_state_of_all_types_comes_back_on_its_device(tmp_path):
         "tuple": (np.array([True, False]), np.int32(3), None, ()),
         "list": [jax.device_put(np.float32(1 / 3), device)],
     }
-    checkpoints.save_state(tmp_path / "state", state)
-    back = checkpoints.restore_state(tmp_path / "state", state)
+    saved_states.save_state(tmp_path / "state", state)
+    back = saved_states.restore_state(tmp_path / "state", state)
     assert jax.tree.structure(back) == jax.tree.structure(state)
     for got, want in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
         assert got.dtype == want.dtype
         np.testing.assert_array_equal(got, want)
     assert back["list"][0].devices() == {device}
     with pytest.raises(ValueError, match=r"state differs from the expected state in more: it is"):
-        checkpoints.restore_state(tmp_path / "state", state | {"more": np.zeros(2)})
+        saved_states.restore_state(tmp_path / "state", state | {"more": np.zeros(2)})
 
 
 # Damage. Whatever happens to a file, what is restored is what was saved, or an older checkpoint.
@@ -199,19 +199,19 @@ def test_damage_after_opening_is_an_error(tmp_path, good):
 def test_a_damaged_state_is_an_error_or_comes_back_whole(tmp_path, how):
     values = np.random.default_rng(0).normal(size=(64, 64))
     state = _state(1.0)._replace(params=values)
-    checkpoints.save_state(tmp_path / "good", state)
+    saved_states.save_state(tmp_path / "good", state)
     refused = []
     for number, file in enumerate(_files(tmp_path / "good")):
         for seed in range(6 if how == "flipped" and "d" in file.parts else 1):
             path = tmp_path / f"{number}-{seed}"
             shutil.copytree(tmp_path / "good", path)
             _damage(path / file, how, seed)
-            if reason := checkpoints.damage(path):
+            if reason := saved_states.damage(path):
                 refused.append(reason)
                 with pytest.raises(ValueError, match=f"{path} is damaged: "):
-                    checkpoints.restore_state(path, state)
+                    saved_states.restore_state(path, state)
             else:
-                _equal(checkpoints.restore_state(path, state), state)
+                _equal(saved_states.restore_state(path, state), state)
     assert len(refused) >= 3
     # Orbax alone reads some of these without an error.
     assert ("params has not the digest that was saved" in refused) == (how == "flipped")
@@ -219,7 +219,7 @@ def test_a_damaged_state_is_an_error_or_comes_back_whole(tmp_path, how):
 
 def test_a_state_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="nothing is damaged: there is no such folder"):
-        checkpoints.restore_state(tmp_path / "nothing", _state(1.0))
+        saved_states.restore_state(tmp_path / "nothing", _state(1.0))
 
 
 class Killed(BaseException):
@@ -263,14 +263,14 @@ def test_a_full_disk_is_one_error_that_names_the_folder(tmp_path, capfd, no_larg
         assert error.value.filename == str(tmp_path / "run")
         assert saved.all_steps() == [1]
         with no_larger_files(1000), pytest.raises(OSError, match="File too large"):
-            checkpoints.save_state(tmp_path / "state", _state(2.0))
+            saved_states.save_state(tmp_path / "state", _state(2.0))
     assert not (tmp_path / "state").exists()
     assert capfd.readouterr().err == ""
 
 
 def test_a_sealed_record_is_the_one_that_was_sealed():
-    sealed = checkpoints.seal({"step": 4})
-    assert checkpoints.unseal(sealed) == {"step": 4}
+    sealed = saved_states.seal({"step": 4})
+    assert saved_states.unseal(sealed) == {"step": 4}
     for changed in (None, [], {}, sealed | {"record": sealed["record"].replace("4", "5")}):
         with pytest.raises(ValueError, match="is not the one"):
-            checkpoints.unseal(changed)
+            saved_states.unseal(changed)

@@ -3,6 +3,7 @@
 import errno
 import re
 
+import jax
 import pytest
 
 from experiments import command, compare_losses, drlim, margin_ablation, search, train
@@ -46,6 +47,25 @@ def test_an_error_that_can_be_mended_is_one_line(error, line):
     # A text in place of a code goes to stderr, and the code is 1.
     assert ended.value.code.startswith(f"error: {line}")
     assert "\n" not in ended.value.code
+
+
+def test_what_jax_says_of_tracebacks_and_memory_is_for_users():
+    def line_of(fails):
+        with pytest.raises(SystemExit) as ended:
+            command.run(fails, lambda: None)
+        return ended.value.code
+
+    def traced(_):
+        def wrong(x):
+            raise ValueError("leave --views out")
+
+        jax.eval_shape(wrong, 1.0)
+
+    def too_large(_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 819200000000 bytes.")
+
+    assert line_of(traced) == "error: leave --views out"
+    assert "819200000000 bytes. Take a smaller --batch_size" in line_of(too_large)
 
 
 @pytest.mark.parametrize(

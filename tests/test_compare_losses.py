@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from contrastive_jax.train import folder as runs
-from contrastive_jax.train import loss_table
-from experiments import compare_losses, loss_report
+from contrastive_jax import loss_report
+from contrastive_jax.search.loss_trials import best_point, read_finished, tuning_points
+from contrastive_jax.train import json_lines, loss_table
+from experiments import compare_losses
 
 SMALL = {
     "dataset": "digits",
@@ -20,7 +21,7 @@ SMALL = {
 def _lines(folder):
     places = [(split, stage) for split in loss_report.SPLITS for stage in (None, "tuning", "test")]
     return sorted(
-        loss_report.read_finished(folder),
+        read_finished(folder),
         key=lambda line: (places.index((line["split"], line.get("stage"))), line.get("number")),
     )
 
@@ -95,7 +96,7 @@ def test_the_table_has_means_and_intervals_of_test(folder):
 
 def test_settings_are_within_their_ranges_and_every_range_is_of_a_known_number():
     for name in loss_table.NAMES:
-        first, *others = compare_losses.tuning_points(name, 6)
+        first, *others = tuning_points(name, 6)
         assert first["learning_rate"] == 4e-3
         known = loss_table.hyperparameters_of(name)
         assert first["options"] == {key: known[key] for key in others[0]["options"]}
@@ -113,7 +114,7 @@ def test_settings_are_within_their_ranges_and_every_range_is_of_a_known_number()
 
 
 def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(tmp_path, capsys):
-    assert compare_losses._best(
+    assert best_point(
         [
             {"figures": None, "learning_rate": 1.0, "options": {"margin": 1.0}},
             {"figures": {"map_at_r": 0.0}, "learning_rate": 2.0, "options": {"margin": 2.0}},
@@ -123,10 +124,10 @@ def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(
     for split in loss_report.SPLITS:
         for name, found in (("supcon", figures), ("arcface", None)):
             line = {"split": split, "loss": name, "stage": "test", "number": 0, "figures": found}
-            runs.append_line(tmp_path / "trials.jsonl", line)
+            json_lines.append_line(tmp_path / "trials.jsonl", line)
     for k in (0, 0, 1):  # twice, as two processes may
         line = {"split": "all classes", "loss": "nca", "stage": "test", "number": k}
-        runs.append_line(tmp_path / "trials.jsonl", line | {"figures": figures})
+        json_lines.append_line(tmp_path / "trials.jsonl", line | {"figures": figures})
     (tmp_path / "config.json").write_text('{"seeds": 1}')
     loss_report.report(tmp_path)
     printed = capsys.readouterr().out
@@ -136,15 +137,21 @@ def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(
     loss_report.report(tmp_path)
     printed = capsys.readouterr().out
     assert "not complete, and left out: supcon on all classes, supcon on unseen" in printed
-    assert len(loss_report.read_finished(tmp_path, loss="nca")) == 2
+    (tmp_path / "config.json").write_text('{"seeds": 1, "split": "classes"}')
+    loss_report.report(tmp_path)
+    printed = capsys.readouterr().out
+    assert "| loss | P@1, unseen classes | R-precision, unseen classes | MAP@R, unseen" in printed
+    assert "| supcon | 50.0 | 40.0 | 30.0 |\n" in printed
+    (tmp_path / "config.json").write_text('{"seeds": 2}')
+    assert len(read_finished(tmp_path, loss="nca")) == 2
 
 
 def test_a_line_cut_short_does_not_spoil_the_next(tmp_path):
     (tmp_path / "trials.jsonl").write_text('{"loss": "supcon", "fig')
     for name in ("nca", "arcface"):
         line = {"split": "all classes", "loss": name, "figures": None}
-        runs.append_line(tmp_path / "trials.jsonl", line)
-    assert [line["loss"] for line in loss_report.read_finished(tmp_path)] == ["nca", "arcface"]
+        json_lines.append_line(tmp_path / "trials.jsonl", line)
+    assert [line["loss"] for line in read_finished(tmp_path)] == ["nca", "arcface"]
 
 
 def test_processes_share_a_run_but_not_a_loss(tmp_path):

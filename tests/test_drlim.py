@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from own_data import pictures, write_folder
 
 from experiments import drlim
 
@@ -84,6 +85,34 @@ def test_maps_are_learned_from_neighbours(tmp_path, capsys):
     assert float(rows[0][1]) > 0.8
 
 
+def test_maps_are_of_images_of_ones_own(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        drlim,
+        "_draw_maps",
+        lambda config, folder, data, train, test: drawn.update(train=train, test=test),
+    )
+    monkeypatch.setattr(drlim, "_encoder", lambda *arguments: None)
+    monkeypatch.setattr(drlim.training, "check_images", lambda *arguments, **images: None)
+    own = {"data": write_folder(tmp_path / "my photos", pictures()), "runs": tmp_path / "runs"}
+    folder = drlim.main(drlim.Config(**own, images=12, neighbours=2))
+    assert folder.name == "drlim-my-photos-1"
+    # Some of every class, though images are sorted by class.
+    assert len(drawn["train"].classes) == 12
+    assert {*drawn["train"].classes.tolist()} == {*drawn["test"].classes.tolist()} == {0, 1, 2}
+    drlim.main(drlim.Config(**own, classes=("dog", "emu"), neighbours=2))
+    assert {*drawn["train"].classes.tolist()} == {1, 2}
+    with pytest.raises(ValueError, match=r"--classes cow has no training .* are cat, dog, emu: "):
+        drlim.main(drlim.Config(**own, classes=("cow",)))
+    vectors, pairs = tmp_path / "vectors.npz", tmp_path / "pairs.npz"
+    np.savez(vectors, embeddings=RNG.normal(size=(40, 3)), classes=np.arange(40) % 2)
+    np.savez(pairs, left=RNG.normal(size=(40, 3)), right=np.ones((40, 3)), same=np.arange(40) % 2)
+    for data, words in ((vectors, "has vectors, and copies are of images"), (pairs, "given pairs")):
+        with pytest.raises(ValueError, match=words):
+            drlim.main(drlim.Config(data=data, runs=tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -91,7 +120,10 @@ def test_maps_are_learned_from_neighbours(tmp_path, capsys):
         ({"neighbours": 1000}, "--neighbours must be below the .* training images"),
         ({"margin": -1.0}, "--margin must be above 0"),
         ({"similar_fraction": 1.0}, r"--similar_fraction must be in \(0, 1\)"),
-        ({"classes": (11,)}, "below the 0 training images of classes"),
+        (
+            {"classes": ("11",)},
+            "--classes 11 has no training images in digits, whose classes are 0, 1",
+        ),
         ({"overwrite": True}, "--overwrite needs the --name"),
     ],
 )

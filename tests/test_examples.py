@@ -26,10 +26,11 @@ def test_every_public_function_has_an_example():
     assert [name for name in functions if name not in EXAMPLES] == []
 
 
-# Packages of the extra `export` by the functions that need them.
+# Packages of the extras `export` and `search` by the functions that need them.
 NEEDED = {
     "flatbuffers": ["export.agreement.verify", "export.folder.write", "stablehlo"],
     "jax2onnx": ["onnx"],
+    "optuna": ["by_optuna", "open_storage"],
     "safetensors": ["safetensors"],
 }
 
@@ -38,8 +39,8 @@ NEEDED = {
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_prints_what_it_says(name, tmp_path, monkeypatch):
     for package, functions in NEEDED.items():
-        if name.startswith("export.") and name.endswith(tuple(functions)):
-            pytest.importorskip(package, reason="needs the extra export")
+        if name.startswith(("export.", "search.")) and name.endswith(tuple(functions)):
+            pytest.importorskip(package, reason="needs the extra export or search")
     monkeypatch.chdir(tmp_path)  # some write files
     example = doctest.DocTestParser().get_doctest(EXAMPLES[name], {}, name, None, 0)
     failures = []

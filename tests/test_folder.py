@@ -8,6 +8,7 @@ import pytest
 
 from contrastive_jax import locks
 from contrastive_jax.train import folder as runs
+from contrastive_jax.train import json_lines, metrics
 
 
 def test_names_are_given_or_the_next_that_is_free(tmp_path):
@@ -33,28 +34,28 @@ def test_a_run_resumes_with_its_own_options_only(tmp_path):
 
 def test_metrics_are_read_back_and_truncated(tmp_path):
     records = [{"step": k, "loss": 1 / k} for k in range(1, 7)] + [{"step": 6, "map": 0.5}]
-    with runs.open_events(tmp_path, 0) as events:
-        runs.write_metrics(tmp_path, events, records[:3])
-        runs.write_metrics(tmp_path, events, records[3:])
-    assert runs.read_metrics(tmp_path) == records
+    with metrics.open_events(tmp_path, 0) as events:
+        metrics.write_metrics(tmp_path, events, records[:3])
+        metrics.write_metrics(tmp_path, events, records[3:])
+    assert metrics.read_metrics(tmp_path) == records
     assert list((tmp_path / "tensorboard").iterdir())
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')
-    assert runs.read_metrics(tmp_path) == records
-    runs.truncate_metrics(tmp_path, 4)
-    assert runs.read_metrics(tmp_path) == records[:4]
+    assert metrics.read_metrics(tmp_path) == records
+    metrics.truncate_metrics(tmp_path, 4)
+    assert metrics.read_metrics(tmp_path) == records[:4]
 
 
 def test_a_mean_over_nothing_is_left_out(tmp_path):
-    with runs.open_events(tmp_path, 0) as events:
-        runs.write_metrics(tmp_path, events, [{"step": 1, "loss": 2.0, "similar": float("nan")}])
-    assert runs.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+    with metrics.open_events(tmp_path, 0) as events:
+        metrics.write_metrics(tmp_path, events, [{"step": 1, "loss": 2.0, "similar": float("nan")}])
+    assert metrics.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
 
 
 def test_a_folder_without_metrics_has_none(tmp_path):
-    assert runs.read_metrics(tmp_path) == []
-    runs.truncate_metrics(tmp_path, 3)
-    assert runs.read_metrics(tmp_path) == []
+    assert metrics.read_metrics(tmp_path) == []
+    metrics.truncate_metrics(tmp_path, 3)
+    assert metrics.read_metrics(tmp_path) == []
 
 
 # Names, and what is removed.
@@ -246,12 +247,12 @@ def test_one_bad_line_costs_no_other_and_stays(tmp_path, bad):
     good = [json.dumps({"step": step}).encode() for step in (1, 2, 3, 4)]
     path.write_bytes(b"\n".join([good[0], bad, *good[1:], b'{"step": 4, "validati']))
     with pytest.warns(UserWarning, match=r"metrics.jsonl, line 2 is .* stays in the file"):
-        assert runs.read_metrics(tmp_path) == [{"step": step} for step in (1, 2, 3, 4)]
+        assert metrics.read_metrics(tmp_path) == [{"step": step} for step in (1, 2, 3, 4)]
     with pytest.warns(UserWarning, match="line 2"):
-        runs.truncate_metrics(tmp_path, 3)
+        metrics.truncate_metrics(tmp_path, 3)
     assert path.read_bytes() == b"\n".join([good[0], bad, *good[1:3], b""])
-    with runs.open_events(tmp_path, 3) as events:
-        runs.write_metrics(tmp_path, events, [{"step": 4}])
+    with metrics.open_events(tmp_path, 3) as events:
+        metrics.write_metrics(tmp_path, events, [{"step": 4}])
     assert path.read_bytes() == b"\n".join([good[0], bad, *good[1:], b""])
 
 
@@ -259,30 +260,32 @@ def test_one_bad_line_costs_no_other_and_stays(tmp_path, bad):
 def test_only_a_torn_last_line_is_repaired(tmp_path, last):
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'{"step": 1}\nspoilt\n' + last)
-    runs.append_line(path, {"step": 4})
+    json_lines.append_line(path, {"step": 4})
     whole = last + b"\n" if last == b'{"step": 3}' else b""
     assert path.read_bytes() == b'{"step": 1}\nspoilt\n' + whole + b'{"step": 4}\n'
     with pytest.warns(UserWarning, match="line 2 is not a record"):
-        assert [line["step"] for line in runs.read_lines(path)] == ([1, 3, 4] if whole else [1, 4])
+        assert [line["step"] for line in json_lines.read_lines(path)] == (
+            [1, 3, 4] if whole else [1, 4]
+        )
 
 
 def test_lines_lack_nothing_that_is_asked_of_them(tmp_path):
     path = tmp_path / "lines.jsonl"
     for record in ({"a": 1, "b": None}, {"a": 2}):
-        runs.append_line(path, record)
+        json_lines.append_line(path, record)
     with pytest.warns(UserWarning, match="line 2"):
-        assert runs.read_lines(path, keys=("a", "b")) == [{"a": 1, "b": None}]
-    assert len(runs.read_lines(path)) == 2
-    assert runs.read_lines(tmp_path / "none.jsonl") == []
+        assert json_lines.read_lines(path, keys=("a", "b")) == [{"a": 1, "b": None}]
+    assert len(json_lines.read_lines(path)) == 2
+    assert json_lines.read_lines(tmp_path / "none.jsonl") == []
 
 
 def test_events_are_in_the_file_when_metrics_are(tmp_path):
-    with runs.open_events(tmp_path, 0) as events:
+    with metrics.open_events(tmp_path, 0) as events:
         records = [{"step": k, "loss": 1.0} for k in range(1, 101)]
-        runs.write_metrics(tmp_path, events, records)
+        metrics.write_metrics(tmp_path, events, records)
         (file,) = (tmp_path / "tensorboard").iterdir()
         assert file.read_bytes().count(b"loss") == 100
-    with runs.open_events(tmp_path, 50) as events:
+    with metrics.open_events(tmp_path, 50) as events:
         assert len([*(tmp_path / "tensorboard").iterdir()]) == 2
 
 
@@ -290,11 +293,11 @@ def test_what_can_not_be_written_is_named(tmp_path, no_larger_files):
     records = [{"step": k, "loss": 1.0} for k in range(1, 101)]
     for file, size in (("metrics.jsonl", 1000), ("tensorboard", 4000)):
         with (
-            runs.open_events(tmp_path, 0) as events,
+            metrics.open_events(tmp_path, 0) as events,
             no_larger_files(size),
             pytest.raises(OSError, match="File too large") as error,
         ):
-            runs.write_metrics(tmp_path, events, records)
+            metrics.write_metrics(tmp_path, events, records)
         assert error.value.filename == str(tmp_path / file)
     with no_larger_files(10), pytest.raises(OSError, match="File too large") as error:
         runs.create_run(tmp_path, "run", "x", {"seed": 1})

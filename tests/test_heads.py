@@ -16,14 +16,16 @@ from contrastive_jax.data.datasets import Dataset, Examples, GivenPairs, PairDat
 from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.calibration import Calibration
 from contrastive_jax.train import Run, network
-from contrastive_jax.train.run import write
+from contrastive_jax.train.run_folder import write
 from experiments import (
+    batches_compared,
     compare,
     compare_losses,
     embed,
     margin_ablation,
     option_checks,
     options,
+    search,
     train,
     trials,
 )
@@ -163,13 +165,65 @@ def test_pairs_of_one_group_are_left_out(run_on):
         run_on(VECTORS, train, **options)
 
 
+def _grouped(data):
+    """The data with two groups a split, and each class in one of two categories."""
+
+    def split(one):
+        columns = {"sort": one.classes % 2}
+        return one._replace(groups=np.arange(len(one.classes)) // 5 % 2, attributes=columns)
+
+    return data._replace(train=split(data.train), validation=split(data.validation))
+
+
+def _assembled(program, data, **chosen):
+    """The trials of a command of a grid, or of a comparison of losses, without training them."""
+    config = option_checks.checked(program.Config(**chosen))
+    if program is compare_losses:
+        batches_compared.check_data(config, "all classes", data)
+        return compare_losses._assembled(
+            config, "supcon", data, [({"learning_rate": 1e-3, "options": {}}, 0)]
+        )
+    (group,) = trials.groups(trials.base_of(config), [{"learning_rate": 1e-3, "seed": 0}])
+    trials.check_groups([group], jax.devices()[:1])
+    trials.check_data([group], data, jax.devices()[:1])
+    return trials.assembled(group, data, jax.devices()[:1])
+
+
+SUPCON = {
+    margin_ablation: {"loss": "supcon", "batch_size": 10},
+    search: {"loss": "supcon", "batch_size": 10},
+    compare_losses: {"losses": ("supcon",), "batch_size": 20},
+}
+
+
+@pytest.mark.parametrize("program", SUPCON)
+def test_labels_and_batches_are_options_of_every_program(program):
+    data, chosen = _grouped(VECTORS), SUPCON[program]
+    made = _assembled(program, data, labels="other_group", **chosen)
+    assert made.objective.labels is not None
+    np.testing.assert_array_equal(made.source.attributes[1], data.train.groups)
+    with pytest.raises(ValueError, match="needs the group of each example"):
+        _assembled(program, VECTORS, labels="other_group", **chosen)
+    one_group = data.train._replace(groups=np.zeros_like(data.train.groups))
+    with pytest.raises(ValueError, match="in the train split"):
+        _assembled(program, data._replace(train=one_group), labels="other_group", **chosen)
+    made = _assembled(program, data, category="sort", batch_classes=2, by_size=True, **chosen)
+    assert {*np.asarray(made.source.by_class.categories).tolist()} == {0, 1}
+    with pytest.raises(ValueError, match="--category must be a column of vectors"):
+        _assembled(program, data, category="genus", batch_classes=2, **chosen)
+    with pytest.raises(ValueError, match="leave --augment out"):
+        _assembled(program, data, augment=("crop",), **chosen)
+    with pytest.raises(ValueError, match=r"--batch_classes must be from 2 to 5"):
+        _assembled(program, data, batch_classes=10, **chosen)
+
+
 def test_changes_that_there_are_not_are_named_at_once():
     with pytest.raises(ValueError, match="no change of an image called 'blur'"):
         option_checks.checked_training(train.Config(augment=("blur",)))
 
 
 def test_losses_are_compared_on_vectors(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_losses, "load", lambda *names, **where: VECTORS)
+    monkeypatch.setattr(options, "load", lambda *names, **where: VECTORS)
     monkeypatch.setattr(plots, "save", lambda *arguments: None)
     short = {"losses": ("contrastive",), "trials": 1, "seeds": 1, "steps": 20, "batch_size": 20}
     folder = compare_losses.main(compare_losses.Config(runs=tmp_path, width=4, **short))
@@ -187,7 +241,6 @@ def test_losses_are_compared_on_vectors(tmp_path, monkeypatch):
         (PAIRS, {"objective": "all_pairs", "batch_classes": 2}, "leave --"),
         (PAIRS, {"group": 4}, "leave --group out"),
         (PAIRS, {"similar_fraction": 0.2}, "leave --similar_fraction out"),
-        (PAIRS, {"data_on": "host"}, "leave --data_on device"),
         (PAIRS, {"loss": "sigmoid", "memory": 100}, "leave --memory out"),
         (PAIRS, {"encoder": "convnet"}, "takes images, and the data has vectors"),
         (VECTORS, {"encoder": "drlim"}, "takes images, and the data has vectors"),
@@ -253,6 +306,15 @@ def test_files_of_vectors_are_embedded_and_compared(head, tmp_path, form, capsys
     two = compare.main(compare.Config(folder, (source, source)))
     assert len(two.same) == 15
     assert f"vectors.{form} two" in capsys.readouterr().out
+
+
+def test_nothing_is_written_of_data_that_a_run_does_not_take(head, tmp_path):
+    other = PAIRS._replace(images=PAIRS.images[:, :5])
+    with pytest.raises(ValueError, match=r"images must be \[N, 16\]"):
+        run_report.write_report(
+            dataclasses.replace(head[1], folder=head[0]), other, tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_that_a_run_on_vectors_does_not_take_are_named(head, tmp_path):

@@ -7,8 +7,14 @@ import pytest
 from jax.sharding import Mesh
 
 from contrastive_jax.train import AXIS
-from experiments.accelerators.compile_for import REPLICATED, SHARDED, compile_for, placed
-from experiments.accelerators.hlo import Collective, collectives, dtypes, host_calls, size
+from experiments.benchmarks.accelerators.compile_for import REPLICATED, SHARDED, compile_for, placed
+from experiments.benchmarks.accelerators.hlo import (
+    Collective,
+    collectives,
+    dtypes,
+    host_calls,
+    size,
+)
 
 # As for a TPU: starts with their done, the turns of a loop in its condition.
 RING = """\

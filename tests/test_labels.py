@@ -208,7 +208,7 @@ def _rule(function, class_of=None):
         (ValueError, "the same in both orders", lambda a, b: jnp.where(a < b, 0, 1), AGES),
         (
             ValueError,
-            "labels must be 1 where class_of returns two integers, got 0",
+            "labels must be 1 where class_of returns different integers, got 0",
             _rule(lambda a, b: a[1] == b[1], lambda a: a[0]),
             (INDICES, GROUPS),
         ),

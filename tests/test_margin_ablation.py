@@ -11,14 +11,13 @@ from matplotlib.figure import Figure
 from contrastive_jax import ablation_plots
 from contrastive_jax.data import load
 from contrastive_jax.evaluation import trial_tables
-from contrastive_jax.train import checkpoints, trial_figures
-from contrastive_jax.train import folder as runs
 from contrastive_jax.train import grid as grids
+from contrastive_jax.train import json_lines, saved_states, trial_figures
 from contrastive_jax.train.grid_strategy import choose_grid
 from contrastive_jax.train.trial_axes import combinations
 from contrastive_jax.train.trial_folder import trial_key
 from contrastive_jax.train.trial_loop import HISTORY
-from experiments import margin_ablation, trials
+from experiments import command, margin_ablation, search, trials
 
 # Tests share a run, and so a worker.
 pytestmark = pytest.mark.xdist_group("margin_ablation")
@@ -60,7 +59,7 @@ def no_figures(monkeypatch):
 def _trials(folder):
     """What each line has, without what differs from run to run."""
     found = {}
-    for line in runs.read_lines(folder / "trials.jsonl"):
+    for line in json_lines.read_lines(folder / "trials.jsonl"):
         same = {k: v for k, v in line.items() if k not in ("seconds", "state")}
         found[trial_key(line["hyperparameters"])] = same
     return found
@@ -182,7 +181,7 @@ def test_damage_costs_the_trial_it_is_in_and_no_other(
     setting = {"margin": 0.5, "seed": 1}
     (state,) = (
         line["state"]
-        for line in runs.read_lines(whole / "trials.jsonl")
+        for line in json_lines.read_lines(whole / "trials.jsonl")
         if line["hyperparameters"] == setting
     )
     where = folder / "running" / "trials"
@@ -194,7 +193,7 @@ def test_damage_costs_the_trial_it_is_in_and_no_other(
         "step": 4,
         "records": {trial_key(setting): one},
     }
-    sealed = json.dumps(checkpoints.seal(record))
+    sealed = json.dumps(saved_states.seal(record))
     (where / "record.json").write_text(sealed.replace("4", "2") if damaged == "record" else sealed)
     if damaged == "state":
         (where / "4" / "0" / "_CHECKPOINT_METADATA").write_bytes(b"")
@@ -531,3 +530,42 @@ def test_five_of_the_margins_are_shown_with_the_chosen_one():
         assert chosen in five
         assert {0.1, 0.7} < {*five}
     assert ablation_plots._five(values[:4], None) == values[:4]
+
+
+def test_a_value_on_the_edge_of_the_grid_is_said_with_what_widens_it(tmp_path):
+    def notes(values, best, axis="margin", **chosen):
+        rows = [trial_tables.Row({axis: x}, [], 0, -abs(x - best)) for x in values]
+        return margin_ablation.edge_notes(margin_ablation.Config(**chosen), tmp_path / "run", rows)
+
+    (note,) = notes((0.25, 0.5, 1.0), 1.0)
+    assert note.startswith("the chosen margin, 1, is the largest of the grid")
+    assert note.endswith("--resume run --margins 0.25 0.5 1 2 adds trials")
+    (note,) = notes((0.2, 0.4, 0.8), 0.2)
+    assert "is the smallest of the grid" in note
+    assert "--margins 0.1 0.2 0.4 0.8" in note
+    assert not notes((0.25, 0.5, 1.0), 0.5)
+    # Two values have no inside, and the reach of the distance is an end of its own.
+    assert not notes((0.25, 0.5), 0.5)
+    assert "1.5 2 adds" in notes((0.5, 1.0, 1.5), 1.5)[0]
+    assert not notes((0.5, 1.0, 2.0), 2.0)
+    (note,) = notes((1e-3, 1e-2, 1e-1), 1e-3, "learning_rate", grid=("learning_rate=1e-3,1e-2",))
+    assert "--grid learning_rate=0.0001,0.001,0.01,0.1 adds" in note
+    assert not notes((0.25, 0.5, 1.0), 1.0, "similar_fraction")
+
+
+def test_options_that_are_given_several_times_take_the_place_of_the_default(tmp_path):
+    def parsed(program, *arguments):
+        return command.parse(program.Config, "program", "What it does.", [*arguments])
+
+    assert parsed(search).space == ("margin=0.1:1.8",)
+    assert parsed(search, "--space", "margin=0.2:1.8").space == ("margin=0.2:1.8",)
+    (tmp_path / "run").mkdir()
+    axes = ["width=2,4", "learning_rate=1e-3,1e-2"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"grid": axes, "runs": str(tmp_path)}))
+    resumed = ("--resume", "run", "--runs", str(tmp_path))
+    assert parsed(margin_ablation, *resumed).grid == tuple(axes)
+    more = parsed(margin_ablation, *resumed, "--grid", "learning_rate=1e-3,1e-2,1e-1").grid
+    assert more == ("width=2,4", "learning_rate=1e-3,1e-2,1e-1")
+    twice = parsed(margin_ablation, *resumed, "--grid", "width=2", "--grid", "width=4")
+    with pytest.raises(ValueError, match="names width twice"):
+        margin_ablation.axes_of(twice)

@@ -295,7 +295,7 @@ SUM = losses.weighted_sum((1, losses.ntxent()), (1, losses.supcon()))
         (lambda: mining.easy_positive(losses.circle(), distances.euclidean), "of its own distance"),
         (
             lambda: anchor_loss(A, LABELS, loss=mining.hard(losses.sigmoid), distance=EUCLIDEAN),
-            "the formula of this loss is of cosine distances alone, got euclidean",
+            "the formula of this loss holds for cosine distances alone, got euclidean",
         ),
         (
             lambda: anchor_loss(A, LABELS, loss=mining.semi_hard(SUM)),

@@ -51,8 +51,7 @@ def no_data(monkeypatch):
     def load(*arguments, **options):
         raise Stopped
 
-    for module in (options, compare_losses, drlim):
-        monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(options, "load", load)
 
 
 def test_every_number_of_every_program_has_a_range():
@@ -131,12 +130,24 @@ WITHOUT_EFFECT = [
     ),
     ("group", {"group": 1, "objective": "all_pairs"}, "leave --group out"),
     ("group", {"group": 8, "loss": "supcon"}, "leave --group out"),
-    ("batch_classes", {"batch_classes": 4}, "--batch_classes needs --objective all_pairs"),
-    ("views", {"views": 2}, "--views is of batches of classes"),
-    ("repeat", {"repeat": False}, "--repeat is of batches of classes"),
-    ("by_size", {"by_size": True}, "--by_size is of batches of classes"),
-    ("category", {"category": "sort"}, "--category is of batches of classes"),
-    ("labels", {"labels": "other_group"}, "--labels is of batches of classes"),
+    (
+        "batch_classes",
+        {"batch_classes": 4, "loss": "contrastive"},
+        "--batch_classes needs --objective all_pairs",
+    ),
+    ("views", {"views": 2, "loss": "contrastive"}, "--views is of batches of classes"),
+    ("repeat", {"repeat": False, "loss": "contrastive"}, "--repeat is of batches of classes"),
+    ("by_size", {"by_size": True, "loss": "contrastive"}, "--by_size is of batches of classes"),
+    (
+        "category",
+        {"category": "sort", "loss": "contrastive"},
+        "--category is of batches of classes",
+    ),
+    (
+        "labels",
+        {"labels": "other_group", "loss": "contrastive"},
+        "--labels is of batches of classes",
+    ),
     ("labels", {"labels": "other_group", "loss": "arcface"}, "takes no --labels"),
     *(
         (
@@ -227,7 +238,31 @@ def test_a_loss_or_a_class_named_twice_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--losses names supcon twice"):
         compare_losses.main(compare_losses.Config(losses=("supcon", "nca", "supcon")))
     with pytest.raises(ValueError, match="--classes must be at least one, all different"):
-        drlim.main(drlim.Config(classes=(4, 4)))
+        drlim.main(drlim.Config(classes=("4", "4")))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"by_size": True}, "--by_size has no effect where a batch has all classes"),
+        ({"category": "sort"}, "--category has no effect where a batch has all classes"),
+        ({"views": 2, "batch_classes": 4}, "--batch_classes has no effect with --views 2"),
+        ({"views": 2, "labels": "other_group"}, "--labels has no effect with --views 2"),
+        ({"labels": "other_group", "losses": ("arcface",)}, "arcface .* takes no --labels"),
+        ({"views": 7}, "--views must divide the 60 images of a batch"),
+        ({"batch_classes": 7}, "--batch_classes must divide the 60 images of a batch"),
+        ({"views": 2, "flip": False, "shift": 0}, "views of one image would all be equal"),
+        ({"augment": ("blur",)}, "no change of an image called 'blur'"),
+    ],
+)
+@pytest.mark.usefixtures("no_data")
+def test_batches_of_a_comparison_are_checked_before_data_is_read(chosen, words, tmp_path):
+    config = {"losses": ("supcon",), "runs": tmp_path / "runs"}
+    with pytest.raises(ValueError, match=words):
+        compare_losses.main(compare_losses.Config(**config | chosen))
+    for allowed in ({"views": 2}, {"by_size": True, "batch_classes": 4}, {"labels": "other_group"}):
+        with pytest.raises(Stopped):
+            compare_losses.main(compare_losses.Config(runs=tmp_path / "runs", **allowed))
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

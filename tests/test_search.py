@@ -1,15 +1,16 @@
 import itertools
 import json
-import os
 import shutil
 
 import numpy as np
 import pytest
 
-from contrastive_jax.train import folder as runs
+from contrastive_jax import locks
+from contrastive_jax.search import optuna_study, rungs, spread
 from contrastive_jax.train import grid as grids
+from contrastive_jax.train import json_lines
 from contrastive_jax.train.trial_folder import trial_key
-from experiments import axes, halving, options, optuna_study, search, trainer, trials
+from experiments import axes, options, search, trials
 
 # Tests share a run, and so a worker.
 pytestmark = pytest.mark.xdist_group("search")
@@ -43,7 +44,7 @@ def _run(tmp_path, folder_of_tfds, **options):
 
 
 def _lines(folder, *, judged=False):
-    lines = runs.read_lines(folder / "trials.jsonl")
+    lines = json_lines.read_lines(folder / "trials.jsonl")
     return [line for line in lines if judged or "test" not in line]
 
 
@@ -80,7 +81,7 @@ def test_halving_trains_on_and_not_anew(halved, tmp_path, folder_of_tfds):
         **SMALL | {"runs": tmp_path, "tfds_dir": folder_of_tfds, "name": "one", "seeds": 1}
     )
     data = options.load_data(config)
-    trains = trainer.Trainer(config, data, trials.devices_of(config), {})
+    trains = search.trainer_of(config, data, trials.devices_of(config))
     values = []
 
     def finished(k, made, state, diverged):
@@ -111,8 +112,6 @@ def test_goes_on_where_it_was_killed(tmp_path, folder_of_tfds, halved, monkeypat
         _run(tmp_path, folder_of_tfds, method=method)
     assert len(_lines(tmp_path / "run")) == 3
     monkeypatch.setattr(grids, "train_grid", trained)
-    # The process that was killed is this one: it has to be taken for dead.
-    monkeypatch.setattr(optuna_study, "_alive", lambda process: process != os.getpid())
     folder = _run(tmp_path, folder_of_tfds, method=method, resume=True)
     if method == "halving":
         assert _lines(folder) == _lines(halved)
@@ -222,8 +221,9 @@ def test_a_process_that_is_not_the_last_does_not_judge(tmp_path, folder_of_tfds,
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
     study = optuna.load_study(storage=storage, study_name="optuna")
     other = study.ask()
-    other.set_user_attr("process", "another-machine:1")
-    _run(tmp_path, folder_of_tfds, method="optuna", trials=4, steps=2, seeds=1, resume=True)
+    other.set_user_attr("process", "another")
+    with locks.locked(folder / optuna_study.PROCESSES / "another", "the other process"):
+        _run(tmp_path, folder_of_tfds, method="optuna", trials=4, steps=2, seeds=1, resume=True)
     assert len(_lines(folder)) == 3
     assert not (folder / "results.json").exists()
 
@@ -235,9 +235,9 @@ def test_space():
         "learning_rate": (1e-3, 1e-1, True),
         "width": [2, 64],
     }
-    settings = axes.spread(space, 64)
+    settings = spread(space, 64)
     assert len(settings) == 64
-    assert settings[:5] == axes.spread(space, 5)
+    assert settings[:5] == spread(space, 5)
     margins = np.array([setting["margin"] for setting in settings])
     rates = np.log10([setting["learning_rate"] for setting in settings])
     # A Sobol sequence has as many points in each quarter.
@@ -247,9 +247,8 @@ def test_space():
 
 
 def test_rungs():
-    config = search.Config(trials=27, steps=2700, log_every=100)
-    assert halving.rungs(config) == [(27, 100), (9, 300), (3, 900), (1, 2700)]
-    assert halving.rungs(search.Config(trials=1, steps=50)) == [(1, 50)]
+    assert rungs(27, 2700, unit=100) == [(27, 100), (9, 300), (3, 900), (1, 2700)]
+    assert rungs(1, 50, unit=50) == [(1, 50)]
 
 
 @pytest.mark.parametrize(

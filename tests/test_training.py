@@ -364,6 +364,23 @@ def test_windows_and_records(start, steps, window, per_call, ends):
         assert record["pairs_per_second"] > 0
 
 
+def test_the_rate_of_the_first_window_leaves_out_what_compiles(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("contrastive_jax.train.loop.time.perf_counter", lambda: now)
+    fake = _fake_advance()
+
+    def advance(state):
+        nonlocal now
+        now += 100.0 if state == 0 else 1.0
+        return fake(state)
+
+    rates = [
+        records[0]["pairs_per_second"]
+        for _, records in train.windows(advance, 0, steps=6, window=3, pairs_per_step=7)
+    ]
+    assert rates == [7.0, 7.0]
+
+
 def test_nan_stops_the_loop_and_names_the_step():
     loop = train.windows(_fake_advance(nan_at=7), 0, start=0, steps=12, window=4, pairs_per_step=1)
     assert next(loop)[0] == 4

@@ -34,11 +34,13 @@ class Gradient(NamedTuple):
     """
 
     points: Any
-    """The gradient by the points, but for what `scale` says; None without points."""
+    """The gradient by the points, without the part that `scale` gives; None where the distance does
+    not follow from a product."""
     scale: Any
-    """`[K, N]`: the multiple of the points, less the centre, that is to be added; None without."""
+    """`[K, N]`: factors of the points less the centre, whose multiples are added to `points` at the
+    end; None where the distance does not follow from a squared distance."""
     vectors: Any
-    """The gradient by the vectors themselves; None where it goes through points alone."""
+    """The gradient by the vectors themselves; None where the vectors are the points."""
 
 
 class Gain(NamedTuple):
@@ -127,9 +129,10 @@ def add_losses(
     labels: jax.Array | None,
     weights: jax.Array | None,
 ) -> TileCarry:
-    """Adds losses to the sums; without labels and weights, those of negative pairs of weight 1.
+    """Adds the losses of a tile to the sums.
 
-    Distances are None where the task does not sum them.
+    Without labels all pairs are negative; without weights every weight is 1. Distances are None
+    where the task does not sum them.
     """
     count = number_of_sums(task)
 
@@ -225,7 +228,7 @@ def add_block(task: Task, whole: Gain, block: Gain, start: jax.Array) -> Gain:
 
 
 def add_at(whole: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
-    """Adds to some of the last positions of an array."""
+    """Adds `part` to `whole` along its last axis, from `start` on."""
     axis = whole.ndim - 1
     now = lax.dynamic_slice_in_dim(whole, start, part.shape[-1], axis)
     return lax.dynamic_update_slice_in_dim(whole, now + part, start, axis)

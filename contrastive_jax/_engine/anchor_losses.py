@@ -30,8 +30,8 @@ from contrastive_jax.losses._means import check_mean, check_means, split_mean, t
 from contrastive_jax.losses.types import AnchorLoss, Mean, TripletLoss
 from contrastive_jax.statistics import PositivesOnly
 
-# A function of an engine and of arguments to a loss and `DistanceSums`, or `()` where these are not
-# wanted, and the arguments.
+# A function and its arguments. The function takes an engine and the arguments, and returns the loss
+# and `DistanceSums`, or `()` if distances are not summed.
 LossOfArrays = tuple[Callable[..., tuple[jax.Array, Any]], tuple[Any, ...]]
 
 

@@ -19,8 +19,8 @@ from jax import lax
 from contrastive_jax._engine.matmul import Product
 from contrastive_jax._engine.sharding import axes_of, varying
 
-# Pairs whose square is below so many times the least that has its digits share a reference in the
-# first round. They are resolved down to a sixteenth of it.
+# In the first round pairs below this multiple of the least accurate square (`_least`) are related,
+# whether or not they are resolved.
 _NEAR = 8
 # Indices of the references of the rows and, of two sets, of the columns; None for the first row.
 References = tuple[jax.Array, ...] | None
@@ -78,7 +78,10 @@ def from_references(
 def squares(
     metric: Metric, x: Rows, y: Rows | None, parameters: Any, references: References
 ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
-    """Squared distances of points, whether each has its digits, and squared lengths of points."""
+    """Returns squared distances and the mask of accurate ones, `[N, M]`, and squared lengths.
+
+    Lengths are those of the points less their references, `[N]` and, of two sets, `[M]`.
+    """
     product = cast(Product, metric.product)
     u, v = from_references(metric, x, y, parameters, references)
 
@@ -105,11 +108,12 @@ def _least(dtype: Any) -> float:
 
 
 def keys_of_pairs(square: jax.Array, differ: jax.Array, is_exact: jax.Array | None) -> jax.Array:
-    """One number for the square and the label of a pair that counts, and for what it lacks.
+    """Encodes the square, the label and the state of each pair in one float, `[N, M]`.
 
-    The key of a positive pair is its square, that of a negative pair the negative of its square,
-    and that of a pair which is not resolved is above both. A pair that does not count has the key
-    -inf. So one matrix has all of a pair, and its maximum is the key of one that counts.
+    The key of a positive pair is its square, and that of a negative pair the negative of its
+    square. An unresolved pair has the key inf if it is positive, and the largest finite number if
+    it is negative. The caller gives pairs that do not count the key -inf, so that the maximum is
+    the key of a pair that counts.
     """
     limits = np.finfo(square.dtype)
     # Rounding may leave less than nothing of a square that is 0.
@@ -129,7 +133,16 @@ def resolve(
     norms: tuple[jax.Array, ...],
     largest: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, tuple[jax.Array, ...]]:
-    """Resolves all pairs.
+    """Gives unresolved pairs other references, in rounds of one product, until all are resolved.
+
+    Args:
+      metric: the distance.
+      x: rows.
+      y: columns; None for the rows.
+      parameters: parameters of the distance.
+      keys: keys of the pairs, `[N, M]` (`keys_of_pairs`).
+      norms: squared lengths of rows and columns, `[N]` and, of two sets, `[M]`.
+      largest: the largest key.
 
     Returns:
       The keys, the largest of them, the round in which each pair was resolved, the number of rounds

@@ -49,7 +49,7 @@ def fits(task: Task, x: Points, y: Points | None) -> bool:
       y: columns; None for the rows.
 
     Returns:
-      Whether the functions of this module are faster than a sweep over tiles.
+      True if both sides have rows, and few enough. False for the angular distance.
     """
     rows, width = x.vectors.shape
     columns = rows if y is None else len(y.classes)

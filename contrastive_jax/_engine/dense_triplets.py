@@ -30,7 +30,7 @@ def triplet_sums(
     triplets: Triplets,
     x: Points,
     y: Points | None,
-    of_loss: tuple[jax.Array, ...],
+    loss_parameters: tuple[jax.Array, ...],
     parameters: Parameters,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sums over all pairs of an anchor and a positive.
@@ -40,7 +40,7 @@ def triplet_sums(
       triplets: functions of an anchor and a positive.
       x: anchors, `[N]` rows.
       y: columns; None for the other rows of `x`.
-      of_loss: parameters of the loss.
+      loss_parameters: parameters of the loss.
       parameters: parameters of the stages one after the other, and of the distance.
 
     Returns:
@@ -48,7 +48,7 @@ def triplet_sums(
       differentiated once, in reverse mode, by vectors and parameters.
     """
     run = program_or_part(_triplet_sums, task, triplets)
-    return cast(tuple[jax.Array, jax.Array, jax.Array], run(x, y, of_loss, parameters))
+    return cast(tuple[jax.Array, jax.Array, jax.Array], run(x, y, loss_parameters, parameters))
 
 
 def _triplet_sums(
@@ -56,7 +56,7 @@ def _triplet_sums(
     triplets: Triplets,
     x: Points,
     y: Points | None,
-    of_loss: tuple[jax.Array, ...],
+    loss_parameters: tuple[jax.Array, ...],
     parameters: Parameters,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, y = masked_points(x), None if y is None else masked_points(y)
@@ -67,7 +67,7 @@ def _triplet_sums(
             if task.labels is None
             else _ordinals_by_label(pairs)
         )
-        arguments = pairs.distances, parameters.loss, of_loss, pairs, ordinals
+        arguments = pairs.distances, parameters.loss, loss_parameters, pairs, ordinals
         sums = _sums_over_positives(triplets, *varying(arguments, axes_of(arguments)))
         return cast(tuple[jax.Array, jax.Array, jax.Array], sums)
 
@@ -85,7 +85,7 @@ def _triplet_sums(
         pairs = matrix_of_pairs(task, anchors, columns, parameters)
         return statistics_of_rows(stages, pairs, data, parameters.loss)
 
-    return sums_over_positives(statistics, task, triplets, x, y, of_loss, parameters)
+    return sums_over_positives(statistics, task, triplets, x, y, loss_parameters, parameters)
 
 
 def _ordinals(pairs: Pairs, x_classes: jax.Array, y_classes: jax.Array | None) -> jax.Array:
@@ -119,8 +119,8 @@ def _sums_over_positives(triplets: Triplets, *arguments: Any) -> Any:
         return _looped(lambda k: _sums_of_one(triplets, k, *arguments), arguments[-1])
 
     @on_mesh_of_arguments
-    def forward(distances: Any, parameters: Any, of_loss: Any, *others: Any) -> Any:
-        wanted = differentiable_once((distances, parameters, of_loss))
+    def forward(distances: Any, parameters: Any, loss_parameters: Any, *others: Any) -> Any:
+        wanted = differentiable_once((distances, parameters, loss_parameters))
 
         def one(k: jax.Array) -> Any:
             def value(wanted: Any) -> tuple[jax.Array, Any]:
@@ -160,7 +160,7 @@ def _sums_of_one(
     k: jax.Array,
     distances: jax.Array,
     parameters: tuple[jax.Array, ...],
-    of_loss: tuple[jax.Array, ...],
+    loss_parameters: tuple[jax.Array, ...],
     pairs: Pairs,
     ordinals: jax.Array,
 ) -> tuple[jax.Array, ...]:
@@ -179,6 +179,6 @@ def _sums_of_one(
     positive = substituted(positive)
     results = statistics_of_rows(triplets.stages, pairs, (positive,), parameters)
     results = jax.tree.map(substituted, results)
-    means = jax.vmap(lambda *results: triplets.loss(*results, *of_loss))(positive, *results)
+    means = jax.vmap(lambda *results: triplets.loss(*results, *loss_parameters))(positive, *results)
     value, *counts = (jnp.sum(jnp.where(valid, one, 0)) for one in means)
     return value, *map(lax.stop_gradient, counts)

@@ -180,10 +180,10 @@ def split_marks(marked: Any) -> tuple[Any, Any]:
 
 @jax.custom_jvp
 def differentiable_once(tree: Any) -> Any:
-    """Returns its argument, and raises where a derivative is taken by it.
+    """Returns its argument, and raises TypeError if it is differentiated.
 
-    It stands where a gradient is computed along with a value, so it is met by the derivative of
-    that gradient alone.
+    It is applied to the arguments of a forward pass that computes a gradient, so that only a
+    second derivative raises.
     """
     return tree
 
@@ -191,8 +191,8 @@ def differentiable_once(tree: Any) -> Any:
 @differentiable_once.defjvp
 def _no_derivative(primals: Any, tangents: Any) -> Any:
     raise TypeError(
-        "the gradient of a sweep over tiles has no derivative here: second derivatives of "
-        'anchor_statistics and of losses with an axis_name need method="autodiff", on one device'
+        "this gradient has no derivative: second derivatives of anchor_statistics, of losses with "
+        'an axis_name and of anchor_loss with reduction="none" need method="autodiff" on one device'
     )
 
 
@@ -225,7 +225,7 @@ def substitute(valid: jax.Array, tree: Any, default: float | None = None) -> Any
 
 
 def zero_gradient(parameter: jax.Array) -> jax.Array:
-    """Returns where a gradient is added up: in float32 at least; a scalar for an integer or key."""
+    """Returns zeros for a sum of gradients, in float32 at least; a scalar for an integer or key."""
     if not jnp.issubdtype(parameter.dtype, jnp.inexact):
         return jnp.zeros(())
     return jnp.zeros(parameter.shape, at_least_float32(parameter.dtype))

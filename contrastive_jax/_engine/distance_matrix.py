@@ -1,7 +1,7 @@
-"""The matrix of the distances between two small sets of rows, right to the last digit.
+"""The distances of all pairs of two small sets of rows, accurate for close pairs too.
 
-A distance that follows from a squared one is computed by a matrix product, as everybody does, with
-care for close pairs (`squared_distances`, `close_pairs`): a cluster of close points takes one more
+A distance that follows from a squared one is computed by a matrix product, and close pairs are
+computed again (`squared_distances`, `close_pairs`): a cluster of close points takes one more
 product, and a batch without close pairs none. Other distances are computed here, from a product
 that they follow from themselves, or pair by pair.
 """
@@ -16,7 +16,7 @@ from contrastive_jax._engine.close_pairs import Metric, Rows, dot
 from contrastive_jax._engine.matmul import Product
 from contrastive_jax._engine.problem import zero_or_nan
 from contrastive_jax._engine.sharding import axes_of, varying
-from contrastive_jax._engine.squared_distances import Pairs, masks_of_pairs, squared_distances
+from contrastive_jax._engine.squared_distances import Pairs, masks_of_pairs, pairs_from_squares
 
 
 def distance_matrix(
@@ -55,7 +55,7 @@ def distance_matrix(
     origin = lax.stop_gradient(x[:1])
     rows = _rows(metric, parameters, x, origin)
     columns = None if y is None else _rows(metric, parameters, y, origin)
-    return squared_distances(metric, rows, columns, parameters, x_classes, y_classes, labels)
+    return pairs_from_squares(metric, rows, columns, parameters, x_classes, y_classes, labels)
 
 
 class _Masks(NamedTuple):
@@ -119,7 +119,7 @@ def _of_products(
     def points(side: jax.Array) -> jax.Array:
         return side if product.points is None else product.points(side, *parameters)
 
-    distances = product.of(dot(metric, points(x), points(x if y is None else y), (1, 1)))
+    distances = product.to_distance(dot(metric, points(x), points(x if y is None else y), (1, 1)))
     return _substituted((x, y), _masked(distances, counts), counts, differ, pair)
 
 

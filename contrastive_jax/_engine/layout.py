@@ -216,7 +216,7 @@ def to_sorted(layout: Layout, tree: Any) -> Any:
 
 
 def from_sorted(layout: Layout, tree: Any) -> Any:
-    """Puts values of the sorted rows into the order of the rows as given."""
+    """Returns values of the sorted rows of the first side in the order given, without padding."""
     order = layout.orders[0]
     return jax.tree.map(partial(_take, order), tree)
 

@@ -19,7 +19,7 @@ class Product(NamedTuple):
     points: Callable[..., jax.Array] | None
     """Maps vectors `[N, D]` and the parameters of the distance to points `[N, E]`; None if the
     vectors are the points."""
-    of: Callable[..., jax.Array]
+    to_distance: Callable[..., jax.Array]
     """Maps the squared distance of two points, or their product, to the distance; with `by_anchor`
     it takes the squared length of the first point too."""
     squared: bool
@@ -94,9 +94,10 @@ def _arc_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 
 
 def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Vectors times a power of two, one over their lengths, and the power; `[N, .]` each.
+    """Returns vectors scaled by a power of two, one over the scaled lengths, and the power.
 
-    The largest entry of a scaled vector is near 1. A vector without direction is 0.
+    They are `[N, D]`, `[N, 1]` and `[N, 1]`. The largest entry of a scaled vector is near 1. A
+    vector without direction is 0.
     """
     size = jnp.max(jnp.abs(x), axis=1, keepdims=True)
     # As `distances.cosine` does: so short a vector counts as one without direction.

@@ -40,7 +40,7 @@ def measure(stages: tuple[Stage, ...], data_count: int) -> tuple[tuple[Stage, ..
       data_count: the number of data of an anchor, which come before the results of the stages.
 
     Returns:
-      The stages, and the index of the one whose result is now a pair: its own result, and the sums.
+      The stages, and the index of the one that now returns a tuple of its own result and the sums.
       Where all stages visit positive pairs alone, it is one more, with an empty result of its own.
     """
     everywhere = [k for k, stage in enumerate(stages) if not stage.positives_only]

@@ -218,7 +218,7 @@ def _check_sample(
     raise_at(counts & ~valid, f"labels must be {expected}")
     if labels.class_of is not None:
         apart = rows[:, None] != columns[None]
-        message = "labels must be 1 where class_of returns two integers"
+        message = "labels must be 1 where class_of returns different integers"
         raise_at(counts & apart & (table != 1), message)
     if len(given) == 1:
         message = "labels must be the same in both orders of two rows"

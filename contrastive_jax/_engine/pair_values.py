@@ -34,7 +34,7 @@ class Tile(NamedTuple):
             row, column = self.top + jnp.arange(len(x.norms)), self.left + jnp.arange(len(y.norms))
             weights = jnp.where(row[:, None] < column[None], weights, 0)
         if task.labels is not None:
-            # A function of labels is not asked for a loss of ignored pairs.
+            # An ignored pair has weight 0, and label 1, as a loss is defined for 0 and 1 alone.
             weights, labels = jnp.where(labels < 0, 0, weights), jnp.where(labels < 0, 1, labels)
         if task.positives_only:
             weights = jnp.where(labels == 0, weights, 0)
@@ -53,8 +53,8 @@ def values_of_pair(
 
     Args:
       task: the loss, and which sides of a pair are anchors.
-      distances: distance of the pair, in either order where that matters.
-      label: 0 for a positive pair, 1 for a negative one.
+      distances: distance of the pair, or its two distances where they depend on the order.
+      label: 0 for a positive pair, 1 for a negative one, or a grade in [0, 1].
       row: index of the row, and its data as an anchor.
       column: the same of the column.
       parameters: parameters of the loss.

@@ -292,7 +292,8 @@ def _selected_gradients(
     results: tuple[Any, ...],
     weighted: tuple[tuple[WeightedStatistic, ...], ...],
 ) -> tuple[list[Any], Any]:
-    """Returns the gradients of maxima and minima alone: their pairs are given, without a sweep."""
+    """Returns the gradients if all statistics are maxima or minima, from the stored indices of
+    their pairs and without a sweep."""
     results, weighted = from_sorted(layout, (results, weighted))
     each = [masked_points(side) for side in sides]
     rows, columns = each[0], each[-1]

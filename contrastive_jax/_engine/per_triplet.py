@@ -31,7 +31,7 @@ TripletSums = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class Triplets(NamedTuple):
-    """The functions of an anchor and a positive: all that a program is compiled for."""
+    """The functions of an anchor and a positive, which are static arguments of a program."""
 
     loss: Callable[..., Any]
     """Takes the distance of a positive, results and parameters; returns value, count and active
@@ -104,7 +104,7 @@ def _triplet_sums(
     return sums_over_positives(statistics, task, triplets, sides[0], y, loss_parameters, parameters)
 
 
-class _OfTwoRows(NamedTuple):
+class _WithoutSelfPairs(NamedTuple):
     """Labels that ignore the pair of a row with itself; equal for equal labels.
 
     Attributes come with the index of the row.
@@ -119,11 +119,11 @@ class _OfTwoRows(NamedTuple):
 def without_own_pairs(
     task: Task, triplets: Triplets, sides: tuple[Points, ...]
 ) -> tuple[Task, tuple[Points, ...]]:
-    """Returns a task and sides where no row makes a pair with itself.
+    """Makes labels ignore the pair of a row with itself, if `labels` and `combine` are given.
 
-    A vector that is made of anchor and positive is compared with all rows, the anchor among them,
-    which is a positive by its class, and so not one of the negatives that are looked at. By a
-    function of labels it may be anything.
+    `combine` replaces the anchor by another vector, which is compared with all rows, including the
+    anchor. By classes that pair is positive, and statistics with `combine` select negative pairs
+    alone. A function of labels may return 1 for it. In all other cases nothing is changed.
     """
     if task.labels is None or triplets.combine is None or len(sides) == 2:
         return task, sides
@@ -131,7 +131,7 @@ def without_own_pairs(
     start = 0 if task.axis_name is None else lax.axis_index(task.axis_name) * count
     indices = start + jnp.arange(count, dtype=jnp.int32)
     x = sides[0]._replace(attributes=(sides[0].attributes, indices))
-    labels: Any = _OfTwoRows(task.labels)
+    labels: Any = _WithoutSelfPairs(task.labels)
     return task._replace(labels=labels), (x,)
 
 

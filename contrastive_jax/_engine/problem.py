@@ -227,7 +227,7 @@ def make_problem(
     shared: Any = (),
     labels: Any = None,
 ) -> Problem:
-    """Checks the arguments of a loss over pairs, and makes a problem whose task lacks a loss.
+    """Checks the arguments of a loss over pairs, and makes a problem, with a placeholder loss.
 
     Args:
       rows: vectors, classes and weights; attributes in place of classes where `labels` are given.
@@ -303,7 +303,7 @@ def _checked_sides(
 def checked_points(
     prefix: str, vectors: Any, classes: Any, weights: Any, *, labels: PairLabels | None = None
 ) -> Points:
-    """Returns one side, checked. Its arguments have the prefix in the names of errors."""
+    """Checks the rows of one side. Errors name the arguments with the prefix."""
     name = "references" if prefix else "embeddings"
     if classes is None:
         raise ValueError(f"{name} need {prefix}classes")

@@ -1,7 +1,8 @@
 """Reductions of the statistics of an anchor's pairs: init, reduce a tile, merge, result.
 
-The partial result of a statistic is small, so that it is merged tile by tile: a sum; a maximum or a
-minimum and the index of the row that gave it; for a log-sum-exp a maximum and the sum of the
+The partial result of a statistic is small, so that it is merged tile by tile: a sum; a maximum, or
+the negative of a minimum, and the index of the row that gave it; for a log-sum-exp a maximum and
+the sum of the
 exponentials relative to it (Milakov and Gimelshein, Online normalizer calculation for softmax,
 2018).
 """
@@ -69,7 +70,7 @@ def reduce_tile(
       indices: indices of the rows on the other side.
 
     Returns:
-      The partial result, `[H]` or `[W]`; None for a statistic without a condition.
+      The partial result, `[H]` or `[W]`; None if the condition of the statistic never holds.
     """
     if statistic.where is None:
         return None

@@ -51,7 +51,7 @@ class Pairs(NamedTuple):
     """NaN if a vector that counts is not finite, else 0."""
 
 
-def squared_distances(
+def pairs_from_squares(
     metric: Metric,
     x: Rows,
     y: Rows | None,
@@ -150,7 +150,7 @@ def _forward(
         keys, largest, rounds, count, references = resolved
     substitute = jnp.where(largest == -jnp.inf, -1, largest)
     entries, labels, counts = _entries(keys, substitute)
-    distances = cast(Product, metric.product).of(entries, *_lengths(metric, x))
+    distances = cast(Product, metric.product).to_distance(entries, *_lengths(metric, x))
     classes = (x_classes,) if y_classes is None else (x_classes, y_classes)
     number, bad = _number(norms, classes)
     if given is not None:
@@ -162,7 +162,7 @@ def _forward(
 def _number(
     norms: tuple[jax.Array, ...], classes: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """The number of pairs that count, and NaN or 0 of squared lengths."""
+    """Returns the number of pairs that count, and NaN if a norm is not finite, else 0."""
     # Both sums in one, for which XLA has a kernel ready on a CPU.
     sums = [
         jnp.sum(jnp.stack([norm * 2.0**-32, jnp.asarray(own >= 0, norm.dtype)]), axis=1)
@@ -218,7 +218,7 @@ def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
     x, y, parameters, keys, substitute, rounds, count, first = residuals
     product = cast(Product, metric.product)
     entries, _, counts = _entries(keys, substitute)
-    _, pull = jax.vjp(product.of, entries, *_lengths(metric, x))
+    _, pull = jax.vjp(product.to_distance, entries, *_lengths(metric, x))
     slopes, *by_lengths = pull(jnp.where(counts, cotangents.distances, 0))
     if fit_differences(metric, x, y):
         total = gradients_by_difference(slopes, x, y)
@@ -240,17 +240,17 @@ def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
 
         init = varying((jnp.int32(1), total), axes_of((residuals, cotangents.distances)))
         total = lax.while_loop(lambda state: state[0] < count, one_round, init)[1]
-    of_x, of_y = total
+    by_x, by_y = total
     if by_lengths:
-        of_x += 2 * by_lengths[0] * x.points
+        by_x += 2 * by_lengths[0] * x.points
 
-    def of_side(side: Rows, of_points: jax.Array) -> Rows:
+    def gradient_of(side: Rows, by_points: jax.Array) -> Rows:
         # Vectors have the gradient through their points, which are made outside of this function.
-        return Rows(jnp.zeros_like(side.vectors), of_points, None)
+        return Rows(jnp.zeros_like(side.vectors), by_points, None)
 
     return (
-        of_side(x, of_x),
-        None if y is None else of_side(y, cast(jax.Array, of_y)),
+        gradient_of(x, by_x),
+        None if y is None else gradient_of(y, cast(jax.Array, by_y)),
         jax.tree.map(lambda _: None, parameters),
         None,
         None,

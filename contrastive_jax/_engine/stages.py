@@ -1,7 +1,7 @@
 """Stages: functions of a pair whose statistics take one sweep each, and may use earlier ones.
 
-An anchor has data, and after each stage a result more. A function of a later stage takes them all.
-Its derivatives by them are those of its sums alone: they are collected in the same sweep.
+The function of a stage takes the data of the anchor and the results of all earlier stages. Only its
+sums may have derivatives by these, and the same sweep collects them.
 """
 
 import dataclasses

@@ -98,8 +98,8 @@ def _add_tiles(
 ) -> Carry:
     """Adds the pairs of `x` and `y`, or without `y` those of two different rows of `x`.
 
-    Of row `i` of the tiles it visits those from `(i + colour) % stride` on, by `stride`; without
-    `y` those from the diagonal on.
+    In row `i` it visits every `stride`-th tile, from `(i + colour) % stride` on. Without `y` it
+    begins at tile `i`, on the diagonal.
     """
     columns = x if y is None else y
     height, width = (block_size(layout.task, rows) for rows in (x, columns))

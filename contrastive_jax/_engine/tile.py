@@ -125,7 +125,7 @@ def _any_close(product: Product, tile: Tile, inner: jax.Array) -> jax.Array:
     """Returns whether a square lies within the tolerance, in one pass over the products."""
     x, y = tile.rows, tile.columns
     least = _relative_tolerance(x.norms)
-    # By columns: of a square below `least` times the norms, the product exceeds the norms.
+    # A square is below its tolerance if and only if the inner product exceeds `a + b`.
     a, b = (0.5 * ((1 - least) * rows.norms - rows.tolerance) for rows in (x, y))
     close = jnp.any(jnp.max(inner - a[:, None], axis=0) > b)
     if product.bends_at_antipodes:
@@ -147,7 +147,7 @@ def _add_close(layout: Layout, tile: Tile, inner: jax.Array, carry: TileCarry) -
     tolerance = _relative_tolerance(x.norms) * own
     if product.points is not None and not product.linear:
         tolerance += x.tolerance[:, None] + y.tolerance[None]
-    # Not where both are 0: such points may coincide, or differ by less than has a square.
+    # Not where both are 0: such points coincide, or the square of their difference underflows.
     same = labels == 0 if task.labels is None else x.classes[:, None] == y.classes[None]
     is_accurate = same & (square > tolerance)
     if product.bends_at_antipodes:
@@ -159,7 +159,10 @@ def _add_close(layout: Layout, tile: Tile, inner: jax.Array, carry: TileCarry) -
 
 
 def _from_first_of_class(layout: Layout, tile: Tile) -> tuple[jax.Array, jax.Array]:
-    """Returns the points of rows and columns less the first row of their class in the tile."""
+    """Returns the points of rows and columns less the first of the tile's rows of their class.
+
+    A column whose class no row has is taken from another row; its pairs are not used.
+    """
     product = cast(Product, layout.task.product)
     x, y = tile.rows, tile.columns
     rows, columns = (x.vectors, y.vectors) if product.linear else (points_of(x), points_of(y))

@@ -40,8 +40,8 @@ class Operands(NamedTuple):
     entries: jax.Array
     """Squared distances of the points, or their products, `[H, W]`."""
     own_origin: bool = False
-    """True if the points are not those of the rows less the centre: then the whole gradient is
-    added by these points, and none is left to be added by the points of the rows."""
+    """True if the points are not those of rows and columns less the centre. Then the whole gradient
+    by them is added to `Gradient.points` at once, and none of it to `Gradient.scale`."""
 
 
 def inner_products(task: Task, u: jax.Array, v: jax.Array) -> jax.Array:
@@ -68,7 +68,7 @@ def add_by_product(
     weights: jax.Array | None,
     carry: TileCarry,
 ) -> TileCarry:
-    """Adds pairs of which the entry of the product is given.
+    """Adds pairs, given the entries of their product.
 
     Args:
       layout: what stays the same during a sweep.
@@ -132,7 +132,7 @@ def _evaluate(
     task: Task, tile: Tile, parameters: tuple[jax.Array, ...], entries: Any, labels: Any
 ) -> list[Any]:
     """Evaluates the loss of a task for all pairs, from the entries of the product."""
-    distance_from = task.product.of  # type: ignore[union-attr]
+    distance_from = task.product.to_distance  # type: ignore[union-attr]
 
     def one(label: Any, row: Any, column: Any, entry: Any, *squares: Any) -> list[Any]:
         by_order = squares[: len(task.distances)]
@@ -146,7 +146,7 @@ def _evaluate(
 
 
 def _sums_with_pairs(task: Task, labels: jax.Array | None) -> range:
-    """Returns the sums that pairs go into; without labels, that of negative pairs."""
+    """Returns the indices of the sums that pairs add to, without labels that of negative pairs."""
     count = number_of_sums(task)
     return range(0 if labels is not None else count - 1, count)
 
@@ -171,7 +171,7 @@ def _add_by_parameters(
     for k in _sums_with_pairs(layout.task, labels):
         own = with_label(k, count, labels, cotangent)
         (more,) = pull([own] * len(values))
-        # Where no pair counts, none replaces the others either.
+        # If no pair counts, `substitute` had no valid entry, and this gradient may be NaN.
         add = partial(add_gradient, where=jnp.any(own > 0))
         totals[k] = totals[k]._replace(loss=jax.tree.map(add, totals[k].loss, more))
     return carry._replace(parameters=tuple(totals))

@@ -7,7 +7,7 @@ from contrastive_jax.data.findings import Report, as_text
 from contrastive_jax.data.labels import class_numbers
 from contrastive_jax.data.own import from_arrays, load_with_report
 from contrastive_jax.data.splits import hold_out, seen_classes
-from contrastive_jax.data.stream import stream_pairs
+from contrastive_jax.data.stream import stream_given_pairs, stream_pairs
 
 __all__ = [
     "ClassIndex",
@@ -27,5 +27,6 @@ __all__ = [
     "load",
     "load_with_report",
     "seen_classes",
+    "stream_given_pairs",
     "stream_pairs",
 ]

@@ -2,20 +2,22 @@
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from contrastive_jax.data.datasets import Dataset, PairDataset
+from contrastive_jax.data.datasets import Dataset, Examples, GivenPairs, PairDataset
 
 
 def digest(data: Dataset | PairDataset) -> str:
-    """Returns a digest of the examples of a data set and of their order and splits.
+    """Returns a digest of the examples of a data set, of their order and of their splits.
 
     Args:
       data: from `load`, or made by hand.
 
     Returns:
-      16 hexadecimal digits, which are others for other images, classes, pairs or splits.
+      16 hexadecimal digits. They differ where images, classes, groups, roles, attributes, pairs,
+      their weights or splits do, and not where names of files or of classes do.
 
     Example:
       >>> from contrastive_jax.data import load
@@ -25,14 +27,29 @@ def digest(data: Dataset | PairDataset) -> str:
       False
     """
     state = hashlib.blake2b(digest_size=8)
-    for array in _arrays(data):
-        state.update(f"{array.dtype} {array.shape} ".encode())
-        state.update(np.ascontiguousarray(array).data)
+    for name, array in _arrays(data):
+        state.update(f"{name} {array.dtype} {array.shape} ".encode())
+        state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return state.hexdigest()
 
 
-def _arrays(data: Dataset | PairDataset) -> Iterator[np.ndarray]:
+def _arrays(data: Dataset | PairDataset) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields all arrays of a data set, each with its name, in an order that is always the same."""
     if isinstance(data, PairDataset):
-        yield data.images
-    for split in (data.train, data.validation, data.test):
-        yield from (np.asarray(column) for column in split[:3] if isinstance(column, np.ndarray))
+        yield "images", np.asarray(data.images)
+    for split in ("train", "validation", "test"):
+        for name, column in _columns(getattr(data, split)):
+            array = np.asarray(column)
+            # Objects have addresses for bytes.
+            yield f"{split} {name}", array.astype(str) if array.dtype.hasobject else array
+            if isinstance(column, np.ma.MaskedArray):
+                yield f"{split} mask of {name}", np.ma.getmaskarray(column)
+
+
+def _columns(split: Examples | GivenPairs) -> Iterator[tuple[str, Any]]:
+    """Yields the columns of a split by name."""
+    columns = split._asdict()
+    attributes = columns.pop("attributes", {})
+    columns.pop("sources", None)
+    yield from ((name, column) for name, column in columns.items() if column is not None)
+    yield from ((f"attribute {name}", attributes[name]) for name in sorted(attributes))

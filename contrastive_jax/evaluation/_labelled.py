@@ -14,6 +14,7 @@ from contrastive_jax.labels.types import as_pair_labels, branches_explained
 
 LABELS_HELD = 2**24
 """Labels that are held at a time."""
+_MOST_CHECKED = 2**28
 
 
 class LabelledMatches(NamedTuple):
@@ -140,13 +141,41 @@ def _label_blocks(
     return counts, blocks()
 
 
+def check_both_labels(labels: Any, attributes: Any, rows: int) -> None:
+    """Checks that labels leave a similar and a dissimilar pair, and labels few pairs for it.
+
+    Rows in random order are compared with all others until both are there. Sets of 4,096 rows are
+    labelled at once; of larger ones the first 2^24 pairs do as a rule, and 2^28 are the most.
+
+    Args:
+      labels: function of the attributes of two rows, or a `PairLabels`.
+      attributes: tree of arrays, [N, ...].
+      rows: N.
+
+    Raises:
+      ValueError: if all pairs are labelled and there is no similar or no dissimilar one, or a label
+        is none of 0, 1 and -1.
+    """
+    (counts,), _ = _label_blocks(labels, attributes, None, rows, rows)
+    order = np.random.default_rng(0).permutation(counts.sum())
+    labelled, lacking = 0, {0: "similar", 1: "dissimilar"}
+    for index, table in _label_blocks(labels, attributes, None, rows, rows, order)[1]:
+        labelled += len(index)
+        lacking = {label: name for label, name in lacking.items() if not (table == label).any()}
+        if not lacking or labelled * len(order) > _MOST_CHECKED:
+            break
+    if lacking and labelled == len(order):
+        name = next(iter(lacking.values()))
+        raise ValueError(f"labels leave no {name} pair among {len(order)} rows that count")
+
+
 def drawn_pairs(
     labels: Any, attributes: Any, rows: int, pairs: int, seed: int
 ) -> tuple[Indices, Indices, NDArray[np.int32]]:
-    """Draws pairs of two rows of a set, every other one similar.
+    """Draws pairs of two rows of a set, positive and negative ones in turn.
 
-    Every row that has a similar row is as likely to be the first of a similar pair, and every row
-    similar to it the second; dissimilar pairs are drawn alike.
+    The first row of a positive pair is drawn uniformly from the rows that have a positive, and the
+    second from its positives; negative pairs are drawn likewise.
 
     Args:
       labels: function of the attributes of two rows, or a `PairLabels`.

@@ -117,7 +117,8 @@ def nearest_neighbours(
     available = len(reference_points) - excluded
     if not isinstance(k, int | np.integer) or not 1 <= k <= available:
         raise ValueError(
-            f"k must be a whole number in [1, {available}], the number of references, got {k}."
+            f"k must be a whole number in [1, {available}], the number of references that are "
+            f"ranked for every query, got {k}."
         )
 
     def nearest(query: int, scores: Floats) -> tuple[Indices, Floats]:
@@ -193,11 +194,11 @@ def retrieval(
         out.
 
     Raises:
-      AssertionError: attributes that do not fit the rows.
-      ValueError: embeddings that are not [N, D], empty, not of one width, not finite, masked or
-        beyond the range of the module, rows of zeros under "cosine", classes, labels or identities
-        that do not fit, only one of `references` and `reference_classes`, an unknown distance, a k
-        that is not whole or below 1, or no query with a match.
+      AssertionError: if attributes do not fit the rows.
+      ValueError: if embeddings are not [N, D], empty, not of one width, not finite, masked or
+        outside of the range of the module; a row is zero and the distance "cosine"; classes, labels
+        or identities do not fit; only one of `references` and `reference_classes` is given; the
+        distance is unknown; a k is not an integer or below 1; or no query has a match.
 
     References:
       Musgrave, Belongie and Lim (2020), "A Metric Learning Reality Check", ECCV (R-precision,
@@ -253,7 +254,7 @@ def _ranks_by_parts(
     rows: int,
     reference_rows: int,
 ) -> tuple[Floats, int, tuple[int, int]]:
-    """Does the same as `_ranks` for some queries after the others."""
+    """Computes the results of `_ranks` for a block of queries at a time."""
     (queries, attributes), (references, reference_attributes) = sides
     query_ids, reference_ids = ids
     one_set = references is None

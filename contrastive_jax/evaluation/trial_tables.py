@@ -96,6 +96,40 @@ def chosen_row(rows: Sequence[Row]) -> Row | None:
     return best if best is not None and best.validation > -math.inf else None
 
 
+def edges(rows: Sequence[Row]) -> dict[str, float]:
+    """Returns the axes of which the chosen row has the smallest or the largest value.
+
+    The best value may then lie outside of the grid.
+
+    Args:
+      rows: from `rows_by_hyperparameters`.
+
+    Returns:
+      A value beyond the edge for each such axis of three numbers or more. It is as far from the
+      edge as the next value inside, by their ratio where both are above 0, and otherwise by their
+      difference.
+
+    Example:
+      >>> from contrastive_jax.evaluation.trial_tables import Row, edges
+      >>> rows = [Row({"margin": m, "width": 8}, [], 0, m) for m in (0.25, 0.5, 1.0)]
+      >>> edges(rows)
+      {'margin': 2.0}
+    """
+    chosen = chosen_row(rows)
+    beyond = {}
+    for axis, value in chosen.hyperparameters.items() if chosen else ():
+        values = {row.hyperparameters[axis] for row in rows}
+        if len(values) < 3 or not all(isinstance(one, int | float) for one in values):
+            continue
+        ordered = sorted(values, reverse=value == min(values))
+        if value != ordered[-1]:
+            continue
+        inside = ordered[-2]
+        positive = value > 0 and inside > 0
+        beyond[axis] = float(f"{value * value / inside if positive else 2 * value - inside:.3g}")
+    return beyond
+
+
 def best_rows(rows: Sequence[Row], axis: str) -> dict[Any, Row]:
     """Returns for each value of an axis the row that validation chooses among those that have it.
 

@@ -10,12 +10,14 @@ from contrastive_jax.train.draw import (
     draws_views,
     pair_source,
 )
-from contrastive_jax.train.loop import fit, windows
-from contrastive_jax.train.loss_table import objective
+from contrastive_jax.train.fitting import fit
+from contrastive_jax.train.loop import windows
+from contrastive_jax.train.loss_objectives import objective
 from contrastive_jax.train.networks import Network, check_images, embed, network
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import make_optimizer, with_loss
-from contrastive_jax.train.run import Comparison, Run, load
+from contrastive_jax.train.run import Comparison, Run
+from contrastive_jax.train.run_folder import load
 from contrastive_jax.train.steps import init_state, make_step, repeated
 from contrastive_jax.train.trials import Trial, fit_grid
 from contrastive_jax.train.types import (

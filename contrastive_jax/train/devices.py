@@ -7,7 +7,7 @@ times their number before JAX starts, or they may wait for ever.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -70,6 +70,35 @@ def _check_fits(path: Any, x: np.ndarray) -> None:
             )
 
 
+def check_strategy(
+    strategy: str, strategies: Sequence[str], devices: int, devices_per_trial: int = 1
+) -> None:
+    """Checks that there is such a strategy, and that there are devices for a trial.
+
+    Args:
+      strategy: to check.
+      strategies: that there are.
+      devices: number of devices.
+      devices_per_trial: devices over which the batch of a trial is spread.
+
+    Raises:
+      ValueError: if the strategy is unknown, or `devices_per_trial` is not from 1 to the number of
+        devices.
+
+    Example:
+      >>> from contrastive_jax.train.devices import check_strategy
+      >>> check_strategy("vmap", ["sequential", "vmap"], devices=4, devices_per_trial=2)
+    """
+    if strategy not in strategies:
+        *others, last = map(repr, strategies)
+        raise ValueError(f"strategy must be one of {', '.join(others)} or {last}, got {strategy!r}")
+    if not 0 < devices_per_trial <= devices:
+        raise ValueError(
+            f"devices_per_trial must be from 1 to {devices}, the number of devices, got "
+            f"{devices_per_trial}"
+        )
+
+
 def parallel(
     step: Callable[..., Any],
     strategy: Strategy,
@@ -115,6 +144,7 @@ def parallel(
       6.0
     """
     devices = list(devices or jax.local_devices())
+    check_strategy(strategy, get_args(Strategy), len(devices))
     mesh = Mesh(np.array(devices), (AXIS,))
     donated = donated_state(devices[0].platform)
     if not check_values:
@@ -146,23 +176,21 @@ def parallel(
             shard=lambda tree: _put(tree, split),
             fetch=_to_host,
         )
-    if strategy == "pmap":
-        if check_values:
-            check_checked_pmap()
-        mapped_ = partial(jax.pmap, step, axis_name=AXIS, devices=devices, out_axes=(0, None))
-        return Parallel(
-            step=_checked(mapped_(), donated) if check_values else mapped_(donate_argnums=donated),
-            replicate=lambda tree: _put(
-                jax.tree.map(
-                    lambda x: np.broadcast_to(x, (len(devices), *np.shape(x))), _to_host(tree)
-                ),
-                split,
+    if check_values:
+        check_checked_pmap()
+    mapped_ = partial(jax.pmap, step, axis_name=AXIS, devices=devices, out_axes=(0, None))
+    return Parallel(
+        step=_checked(mapped_(), donated) if check_values else mapped_(donate_argnums=donated),
+        replicate=lambda tree: _put(
+            jax.tree.map(
+                lambda x: np.broadcast_to(x, (len(devices), *np.shape(x))), _to_host(tree)
             ),
-            shard=lambda tree: _put(
-                jax.tree.map(lambda x: x.reshape(len(devices), -1, *np.shape(x)[1:]), tree), split
-            ),
-            fetch=lambda state: _to_host(
-                jax.tree.map(lambda x: x.addressable_data(0).squeeze(0), state)
-            ),
-        )
-    raise ValueError(f"strategy must be 'pmap' or 'shard_map', got {strategy!r}")
+            split,
+        ),
+        shard=lambda tree: _put(
+            jax.tree.map(lambda x: x.reshape(len(devices), -1, *np.shape(x)[1:]), tree), split
+        ),
+        fetch=lambda state: _to_host(
+            jax.tree.map(lambda x: x.addressable_data(0).squeeze(0), state)
+        ),
+    )

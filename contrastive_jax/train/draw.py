@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from contrastive_jax.data._given_pairs import draw_given_pairs, similar_first
 from contrastive_jax.data.datasets import PairDataset
 from contrastive_jax.data.draw import draw_balanced, draw_pairs, draw_rows_of_pairs
-from contrastive_jax.train.steps import key_of_step
+from contrastive_jax.train.keys import key_of_step
 from contrastive_jax.train.types import (
     AXIS,
     Batch,
@@ -217,15 +218,11 @@ def draws_given_pairs(step: Step, batch_size: int, images: int, *, balanced: boo
         state: TrainState, source: PairSource, hyperparameters: Hyperparameters
     ) -> tuple[TrainState, Metrics]:
         key = key_of_step(hyperparameters.seed, state.step)
-        total = len(source.labels)
-        rows = draw_rows_of_pairs(key, source.similar, total, batch_size, balanced=balanced)
-        left, right, labels = (
-            jnp.asarray(column)[rows] for column in (source.left, source.right, source.labels)
+        members = jnp.asarray(source.left), jnp.asarray(source.right)
+        rows, encoded, left, right = draw_given_pairs(
+            key, *members, source.similar, batch_size, images, balanced=balanced
         )
-        encoded, members = jnp.unique(
-            jnp.concatenate([left, right]), size=images, return_inverse=True
-        )
-        left, right = jnp.split(members.astype(jnp.int32), 2)
+        labels = jnp.asarray(source.labels)[rows]
         weights = () if source.weights is None else (jnp.asarray(source.weights)[rows],)
         pairs = _share((left, right, labels, *weights), "pairs")
         (encoded,) = _share((encoded,), "images")
@@ -248,14 +245,10 @@ def pair_source(data: PairDataset) -> PairSource:
       >>> print(source.labels, source.right, source.similar)
       [0 1] [2 1] 1
     """
-    pairs = data.train
-    order = np.argsort(pairs.labels, kind="stable")
-    left, right, labels = (
-        np.asarray(column, np.int32)[order] for column in (pairs.left, pairs.right, pairs.labels)
+    pairs, similar = similar_first(data.train)
+    return PairSource(
+        data.images, pairs.left, pairs.right, pairs.labels, np.asarray(similar), pairs.weights
     )
-    weights = None if pairs.weights is None else np.asarray(pairs.weights, np.float32)[order]
-    similar = np.int32(np.sum(labels == 0))
-    return PairSource(data.images, left, right, labels, np.asarray(similar), weights)
 
 
 def most_images(

@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, and its metrics as they come.
+"""The folder of a run: its name, its configuration, and its lock.
 
 runs/NAME/config.json      every option of the run
           run.lock         held by the process that works on it
@@ -8,31 +8,25 @@ runs/NAME/config.json      every option of the run
           results.json     figures on test, and results.md as a table
           embeddings.npz   test embeddings and classes
           figures/         PNG
-
-Of a file of JSON lines, only a last line that was cut short by a kill is repaired. Any other line
-that can not be read stays in the file, and a warning names it.
 """
 
 import contextlib
 import errno
 import itertools
 import json
-import math
 import re
 import shutil
-import time
 import uuid
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from contrastive_jax import locks
-from contrastive_jax._extras import needs
+from contrastive_jax.train._files import replace_file
+from contrastive_jax.train.json_lines import parse_record
 
 CONFIG = "config.json"
 LOCK = "run.lock"
-METRICS = "metrics.jsonl"
 LONGEST_NAME = 100
 
 
@@ -239,7 +233,7 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
       >>> read_config(Path())
       {'margin': 1.0}
     """
-    _replace(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    replace_file(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -259,7 +253,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"no run to resume: {path} does not exist")
-    config = _record(path.read_bytes())
+    config = parse_record(path.read_bytes())
     if config is None:
         raise ValueError(
             f"{path} is damaged: it is not one JSON object; write the options of the run there "
@@ -301,256 +295,3 @@ def check_resumable(folder: Path, config: Mapping[str, Any], free: Iterable[str]
     ]
     if differing:
         raise ValueError(f"{folder} was started with other options: {'; '.join(differing)}")
-
-
-@contextlib.contextmanager
-def open_events(folder: Path, step: int) -> Iterator[Any]:
-    """Opens a file of TensorBoard events for what comes after `step` steps.
-
-    TensorBoard drops events of later steps that were written before. Events are written in the
-    calling thread: a thread of their own would lose some in a kill, and wait for ever on a full
-    disk.
-
-    Args:
-      folder: of the run.
-      step: steps already taken.
-
-    Yields:
-      The writer, for `write_metrics`.
-
-    Example:
-      >>> from pathlib import Path
-      >>> from contrastive_jax.train.folder import open_events, read_metrics, write_metrics
-      >>> with open_events(Path(), step=0) as events:
-      ...     write_metrics(Path(), events, [{"step": 1, "loss": 0.5}])
-      >>> read_metrics(Path())
-      [{'step': 1, 'loss': 0.5}]
-    """
-    with needs("train", "writing TensorBoard events"):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-    events = folder / "tensorboard"
-    with _named(events):
-        events.mkdir(exist_ok=True)
-        writer = EventsWriter(str(events / "events"), f".{step}")
-        start = SessionLog(status=SessionLog.START)
-        writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
-        writer.flush()
-    try:
-        yield writer
-    finally:
-        # `write_metrics` has flushed: only what it could not write is left.
-        with contextlib.suppress(OSError):
-            writer.close()
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Reads the records of `metrics.jsonl`, in order, and warns of lines that are not records.
-
-    A last line cut short by a kill is left out without one.
-
-    Example:
-      >>> from pathlib import Path
-      >>> from contrastive_jax.train.folder import append_line, read_metrics
-      >>> append_line(Path("metrics.jsonl"), {"step": 1, "loss": 0.5})
-      >>> read_metrics(Path())
-      [{'step': 1, 'loss': 0.5}]
-    """
-    return read_lines(folder / METRICS, numbers=("step",))
-
-
-def truncate_metrics(folder: Path, step: int) -> None:
-    """Drops the records after `step`, which a resumed run writes again, and a torn last line.
-
-    Other lines that can not be read stay where they are, with a warning.
-
-    Example:
-      >>> from pathlib import Path
-      >>> from contrastive_jax.train.folder import append_line, read_metrics, truncate_metrics
-      >>> append_line(Path("metrics.jsonl"), {"step": 1, "loss": 0.5})
-      >>> append_line(Path("metrics.jsonl"), {"step": 2, "loss": 0.4})
-      >>> truncate_metrics(Path(), step=1)
-      >>> read_metrics(Path())
-      [{'step': 1, 'loss': 0.5}]
-    """
-    path = folder / METRICS
-    if not path.exists():
-        return
-    lines = [line for line, record in _lines(path, numbers=("step",)) if _until(record, step)]
-    whole = b"".join(line + b"\n" for line in lines)
-    if whole != path.read_bytes():
-        _replace(path, whole)
-
-
-def _until(record: Mapping[str, Any] | None, step: int) -> bool:
-    return record is None or record["step"] <= step
-
-
-def write_metrics(folder: Path, events: Any, records: Iterable[Mapping[str, float]]) -> None:
-    """Appends records to `metrics.jsonl` and to the TensorBoard events; both are flushed.
-
-    Args:
-      folder: of the run.
-      events: writer from `open_events`, or None to write no events.
-      records: each with its `step` and any scalars.
-
-    Raises:
-      OSError: if they can not be written, as on a full disk.
-
-    Example:
-      >>> from pathlib import Path
-      >>> from contrastive_jax.train.folder import open_events, read_metrics, write_metrics
-      >>> with open_events(Path(), step=0) as events:
-      ...     write_metrics(Path(), events, [{"step": 1, "loss": 0.5}])
-      >>> read_metrics(Path())
-      [{'step': 1, 'loss': 0.5}]
-    """
-    # A mean over no pairs is NaN, which JSON does not have.
-    finite = [
-        {key: value for key, value in record.items() if math.isfinite(value)} for record in records
-    ]
-    _append(folder / METRICS, finite)
-    if events is None:
-        return
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.summary import scalar
-
-    with _named(folder / "tensorboard"):
-        for record in finite:
-            now, step = time.time(), int(record["step"])
-            for key, value in record.items():
-                if key != "step":
-                    events.write_event(Event(wall_time=now, step=step, summary=scalar(key, value)))
-        events.flush()
-
-
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Adds a record to a JSON lines file, whose last line a kill may have cut short.
-
-    Several processes may add to one file.
-
-    Example:
-      >>> from pathlib import Path
-      >>> from contrastive_jax.train.folder import append_line, read_lines
-      >>> append_line(Path("trials.jsonl"), {"margin": 1.0})
-      >>> read_lines(Path("trials.jsonl"))
-      [{'margin': 1.0}]
-    """
-    _append(path, [record])
-
-
-def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    with _named(path), path.open("a+b") as file:
-        # A line that another process is about to write is not taken for a torn one.
-        locks.take(file)
-        _repair(file)
-        file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
-
-
-def repair_lines(path: Path) -> None:
-    """Drops a last line that a kill has cut short from a JSON lines file, if there is one.
-
-    Example:
-      >>> from pathlib import Path
-      >>> from contrastive_jax.train.folder import append_line, repair_lines
-      >>> path = Path("trials.jsonl")
-      >>> append_line(path, {"margin": 1.0})
-      >>> with path.open("a") as file:
-      ...     _ = file.write('{"mar')  # a kill cut this line short
-      >>> repair_lines(path)
-      >>> print(path.read_text().strip())
-      {"margin": 1.0}
-    """
-    if path.exists():
-        _append(path, [])
-
-
-def _repair(file: IO[bytes]) -> None:
-    end = file.seek(0, 2)
-    file.seek(max(end - 1, 0))
-    if file.read(1) in (b"", b"\n"):
-        return
-    file.seek(0)
-    last = file.read().split(b"\n")[-1]
-    if _record(last) is None:
-        file.truncate(end - len(last))
-    else:
-        file.write(b"\n")  # only its end was cut off
-
-
-def read_lines(
-    path: Path, *, keys: Iterable[str] = (), numbers: Iterable[str] = ()
-) -> list[dict[str, Any]]:
-    """Reads the records of a JSON lines file; a missing file has none.
-
-    Args:
-      path: of the file.
-      keys: what each record has.
-      numbers: keys whose values are numbers.
-
-    Returns:
-      The records in order. Lines that are none are left out, with a warning that names file and
-      line; a last line cut short by a kill without one.
-
-    Example:
-      >>> from pathlib import Path
-      >>> from contrastive_jax.train.folder import append_line, read_lines
-      >>> append_line(Path("trials.jsonl"), {"margin": 1.0})
-      >>> read_lines(Path("trials.jsonl"), keys=["margin"])
-      [{'margin': 1.0}]
-    """
-    if not path.exists():
-        return []
-    return [record for _, record in _lines(path, keys=keys, numbers=numbers) if record is not None]
-
-
-def _lines(
-    path: Path, *, keys: Iterable[str] = (), numbers: Iterable[str] = ()
-) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Yields lines with their records, without a torn last line; None where a line is no record."""
-    *lines, last = path.read_bytes().split(b"\n")
-    if _record(last) is not None:
-        lines.append(last)  # only its end was cut off
-    for number, line in enumerate(lines, 1):
-        record = _record(line, keys, numbers)
-        if record is None:
-            what = "is blank" if not line.strip() else "is not a record that can be read"
-            warnings.warn(
-                f"{path}, line {number} {what}: it is left out, and stays in the file",
-                stacklevel=4,
-            )
-        yield line, record
-
-
-def _record(
-    line: bytes, keys: Iterable[str] = (), numbers: Iterable[str] = ()
-) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or not {*keys, *numbers} <= record.keys():
-        return None
-    if not all(isinstance(record[key], int | float) for key in numbers):
-        return None
-    return record
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Writes a file under another name and renames it, so that it is never half written."""
-    whole = path.with_name(f".{path.name}.new")
-    with _named(whole):
-        whole.write_bytes(data)
-        whole.replace(path)
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Names the file in errors of the operating system, which do not where a write fails."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise

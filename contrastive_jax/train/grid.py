@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from contrastive_jax._compat import donated_state, vmap_over_states
 from contrastive_jax._traced_checks import CheckedBefore
 from contrastive_jax.checks import check_seed
+from contrastive_jax.train.devices import check_strategy
 from contrastive_jax.train.steps import repeated
 from contrastive_jax.train.types import (
     AXIS,
@@ -126,13 +127,7 @@ def make_grid(
       (2, 'vmap')
     """
     devices = list(devices or jax.local_devices())
-    if strategy not in get_args(Strategy):
-        raise ValueError(f"strategy must be one of {get_args(Strategy)}, got {strategy!r}")
-    if not 0 < devices_per_trial <= len(devices):
-        raise ValueError(
-            f"devices_per_trial must be from 1 to {len(devices)}, the number of devices, got "
-            f"{devices_per_trial}"
-        )
+    check_strategy(strategy, get_args(Strategy), len(devices), devices_per_trial)
     groups = groups_of(strategy, len(devices), devices_per_trial)
     if trials < 1 or trials % groups or (strategy == "sequential" and trials != 1):
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 
 from contrastive_jax.train import grid as grids
+from contrastive_jax.train.devices import check_strategy
 from contrastive_jax.train.grid import Grid, Init, groups_of, stack_trials
 from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.types import Hyperparameters, PairSource, Source
@@ -221,7 +222,7 @@ def choose_grid(
         `available_memory`.
       steps_per_call: steps of one call.
       before: strategy and trials of one call with which the trials began. They go on with these if
-        the strategy allows it, so that results are the same bit for bit.
+        the strategy and a given memory limit allow it, so that results are the same bit for bit.
 
     Returns:
       The grid, and the speeds where strategies were timed.
@@ -234,17 +235,22 @@ def choose_grid(
     Example:
       >>> import contrastive_jax as cj
       >>> from contrastive_jax.train.grid_strategy import choose_grid
+      >>> from contrastive_jax.train.training import Training
       >>> from contrastive_jax.train.trial_assembly import Variant, assemble_trials
       >>> variants = [Variant({"seed": k}, k, cj.train.objective("supcon")) for k in (0, 1)]
-      >>> trials = assemble_trials(
-      ...     cj.models.MLP, cj.data.load("digits"), variants, steps=10, batch_size=32
+      >>> training = Training(
+      ...     model=cj.models.MLP,
+      ...     data=cj.data.load("digits"),
+      ...     objective=variants[0].objective,
+      ...     steps=10,
+      ...     batch_size=32,
       ... )
+      >>> trials = assemble_trials(training, variants)
       >>> choose_grid(trials, "sequential").grid.trials
       1
     """
-    if strategy not in get_args(Strategy):
-        raise ValueError(f"strategy must be one of {get_args(Strategy)}, got {strategy!r}")
     devices = list(devices or jax.devices())
+    check_strategy(strategy, get_args(Strategy), len(devices), devices_per_trial)
     limit = available_memory(devices[0]) if memory_limit is None else memory_limit
 
     def compiled(strategy: grids.Strategy, at_once: int) -> Grid:
@@ -263,7 +269,9 @@ def choose_grid(
     if before is not None and strategy in ("auto", before[0]):
         # Other devices than before may not allow it.
         with contextlib.suppress(ValueError):
-            return Choice(compiled(*before), {})
+            grid = compiled(*before)
+            if memory_limit is None or grid.bytes <= memory_limit:
+                return Choice(grid, {})
     candidates = _candidates(strategy, len(trials.hyperparameters), devices, devices_per_trial)
     made = [
         largest_grid(lambda at_once, name=name: compiled(name, at_once), most, unit, limit)  # type: ignore[misc]

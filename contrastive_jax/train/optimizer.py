@@ -1,9 +1,11 @@
 """Optimizers of an encoder and of the parameters of its loss."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import optax
+from jax.typing import ArrayLike
 
 from contrastive_jax.train.types import Params
 
@@ -119,6 +121,39 @@ def tunable_loss_optimizer(steps: int, rate: float = 1e-2) -> optax.GradientTran
     return tunable(rate, steps, warmup_steps=int(0.02 * steps))
 
 
+def tunable_optimizers(
+    names: Iterable[str],
+    steps: int,
+    optimizer: optax.GradientTransformation | None,
+    loss_optimizer: optax.GradientTransformation | None,
+) -> tuple[optax.GradientTransformation | None, optax.GradientTransformation | None]:
+    """Returns optimizers that have the hyperparameters which are varied in their state.
+
+    Args:
+      names: of all that is varied.
+      steps: of the training.
+      optimizer: of the encoder, None for the default one.
+      loss_optimizer: of the loss, None for the default one.
+
+    Returns:
+      Those of the encoder and of the loss. One that is given, or of which nothing is varied, comes
+      back as it is.
+
+    Example:
+      >>> from contrastive_jax.train.optimizer import tunable_optimizers
+      >>> encoder, loss = tunable_optimizers(["margin", "learning_rate"], 100, None, None)
+      >>> encoder is None, loss is None
+      (False, True)
+    """
+    varied = {*names}
+    tuned = [name for name in OPTIMIZER if name in varied]
+    if optimizer is None and tuned:
+        optimizer = tunable_optimizer(steps, tuned)
+    if loss_optimizer is None and "loss_learning_rate" in varied:
+        loss_optimizer = tunable_loss_optimizer(steps)
+    return optimizer, loss_optimizer
+
+
 def with_loss(
     encoder: optax.GradientTransformation, loss: optax.GradientTransformation
 ) -> optax.GradientTransformation:
@@ -142,3 +177,58 @@ def with_loss(
             jax.tree.map(lambda _: "loss", params.loss),
         ),
     )
+
+
+def check_hyperparameter(opt_state: Any, name: str) -> None:
+    """Checks that an optimizer has a hyperparameter in its state.
+
+    Args:
+      opt_state: of the optimizer, or its shapes.
+      name: of the hyperparameter.
+
+    Raises:
+      ValueError: if it has not.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax.train.optimizer import check_hyperparameter, tunable_optimizer
+      >>> state = tunable_optimizer(100, ["learning_rate"]).init(jnp.ones(2))
+      >>> check_hyperparameter(state, "learning_rate")
+    """
+    if not optax.tree.get_all_with_path(opt_state, name):
+        raise ValueError(
+            f"the optimizer has no hyperparameter {name} in its state: make it with "
+            f"optax.inject_hyperparams, or leave {name} out"
+        )
+
+
+def with_hyperparameters(opt_state: Any, values: Mapping[str, ArrayLike], *, has_loss: bool) -> Any:
+    """Returns the state of an optimizer with other hyperparameters.
+
+    Args:
+      opt_state: of an optimizer of `optax.inject_hyperparams`, or one that holds such.
+      values: of the hyperparameters by name. Of a name that the optimizers of the encoder and of
+        the loss both have, that of the encoder changes alone.
+      has_loss: whether the optimizer is one of `with_loss`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from contrastive_jax.train.optimizer import with_hyperparameters, with_loss
+      >>> from contrastive_jax.train.types import Params
+      >>> sgd = optax.inject_hyperparams(optax.sgd)
+      >>> optimizer = with_loss(sgd(0.1), sgd(1.0))
+      >>> params = Params(encoder=jnp.ones(2), loss=jnp.ones(2))
+      >>> values = {"learning_rate": jnp.float32(0.5)}
+      >>> state = with_hyperparameters(optimizer.init(params), values, has_loss=True)
+      >>> updates, _ = optimizer.update(params, state, params)
+      >>> print(updates.encoder, updates.loss)
+      [-0.5 -0.5] [-1. -1.]
+    """
+    if not has_loss:
+        return optax.tree.set(opt_state, **values)
+    inner = dict(opt_state.inner_states)
+    for name, value in values.items():
+        owner = "encoder" if optax.tree.get_all_with_path(inner["encoder"], name) else "loss"
+        inner[owner] = optax.tree.set(inner[owner], **{name: value})
+    return opt_state._replace(inner_states=inner)

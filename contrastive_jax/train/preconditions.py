@@ -1,36 +1,30 @@
 """Checks of the arguments of a training, before anything is computed or written."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from contrastive_jax.data.datasets import Dataset, PairDataset
+from contrastive_jax.data.datasets import PairDataset
 from contrastive_jax.data.evaluable import check_evaluable
 from contrastive_jax.data.pair_checks import check_given_pairs
 from contrastive_jax.train.labelled import check_labels
-from contrastive_jax.train.objectives import Objective
+from contrastive_jax.train.training import Training
 
 
 def check_training(
-    data: Dataset | PairDataset,
-    objective: Objective,
+    training: Training,
     *,
-    schedule: Mapping[str, int],
-    batch: Mapping[str, Any],
-    data_on: str,
-    devices: int,
-    microbatches: int,
+    log_every: int,
+    validate_every: int,
+    steps_per_call: int,
+    keep: int = 1,
+    data_on: str = "device",
 ) -> None:
     """Checks that arguments of `fit` fit each other and the data.
 
     Args:
-      data: to train on.
-      objective: of given pairs where the data has them.
-      schedule: `steps`, `log_every`, `validate_every`, `steps_per_call` and `keep`.
-      batch: `batch_size`, `batch_classes`, `balanced`, `repeat`, `by_size`, `views`, `categories`
-        and `augment`.
+      training: to check.
+      log_every: as in `fit`, and so the others.
+      validate_every: a multiple of `log_every`.
+      steps_per_call: divides the steps and `log_every`.
+      keep: at least 1.
       data_on: where images are.
-      devices: number of devices.
-      microbatches: parts in which a device encodes its images.
 
     Raises:
       AssertionError: if an attribute is no array with one number for each example.
@@ -39,60 +33,50 @@ def check_training(
     Example:
       >>> import contrastive_jax as cj
       >>> from contrastive_jax.train.preconditions import check_training
-      >>> schedule = {"steps": 20, "log_every": 10, "validate_every": 15, "steps_per_call": 1}
+      >>> from contrastive_jax.train.training import Training
       >>> digits, objective = cj.data.load("digits"), cj.train.objective("supcon")
-      >>> options = {"batch": {}, "data_on": "device", "devices": 1, "microbatches": 1}
-      >>> check_training(digits, objective, schedule=schedule, **options)
+      >>> training = Training(model=cj.models.MLP, data=digits, objective=objective, steps=20)
+      >>> check_training(training, log_every=10, validate_every=15, steps_per_call=1)
       Traceback (most recent call last):
           ...
       ValueError: validate_every must be a multiple of log_every, got 15 and 10
     """
-    _check_schedule(**schedule)
-    _check_drawing(
-        data,
-        objective,
-        data_on,
-        schedule["steps_per_call"],
-        batch["batch_classes"],
-        batch["balanced"],
+    _check_schedule(
+        steps=training.steps,
+        log_every=log_every,
+        validate_every=validate_every,
+        steps_per_call=steps_per_call,
+        keep=keep,
     )
-    _check_batch(data, objective, batch)
-    if isinstance(data, PairDataset):
-        check_given_pairs(data)
+    _check_drawing(training, data_on, steps_per_call)
+    _check_batch(training)
+    if isinstance(training.data, PairDataset):
+        check_given_pairs(training.data)
     else:
-        check_evaluable(data)
-        check_labels(objective, data)
-    _check_shares(data, objective, batch["batch_size"], devices, microbatches)
+        check_evaluable(training.data)
+        check_labels(training.objective, training.data)
+    _check_shares(training)
 
 
-def _check_drawing(
-    data: Dataset | PairDataset,
-    objective: Objective,
-    data_on: str,
-    steps_per_call: int,
-    batch_classes: int | None,
-    balanced: bool,
-) -> None:
+def _check_drawing(training: Training, data_on: str, steps_per_call: int) -> None:
     """Checks that what says how batches are drawn has an effect on this data."""
     if data_on not in ("device", "host"):
         raise ValueError(f"data_on must be 'device' or 'host', got {data_on!r}")
-    if isinstance(data, PairDataset):
-        if data_on == "host":
-            raise ValueError("given pairs are drawn on the device: leave data_on='host' out")
-        if batch_classes is not None:
+    if data_on == "host" and steps_per_call != 1:
+        raise ValueError(f"data_on='host' takes one step per call, got {steps_per_call}")
+    if isinstance(training.data, PairDataset):
+        if training.batch_classes is not None:
             raise ValueError("given pairs have no classes: leave batch_classes out")
         return
-    if not balanced:
+    if not training.balanced:
         raise ValueError(
             "balanced is of given pairs, and has no effect on data with classes: leave it out"
         )
-    if data_on == "host" and not objective.separable:
+    if data_on == "host" and not training.objective.separable:
         raise ValueError(
             "data_on='host' streams pairs: take an objective of pairs, as objective(..., "
             "on='pairs'), or data_on='device'"
         )
-    if data_on == "host" and steps_per_call != 1:
-        raise ValueError(f"data_on='host' takes one step per call, got {steps_per_call}")
 
 
 def _check_schedule(**arguments: int) -> None:
@@ -115,26 +99,24 @@ def _check_schedule(**arguments: int) -> None:
             )
 
 
-def _check_batch(
-    data: Dataset | PairDataset, objective: Objective, batch: Mapping[str, Any]
-) -> None:
+def _check_batch(training: Training) -> None:
     """Checks that what says how classes and views are drawn has an effect."""
     given = {
-        "repeat": not batch["repeat"],
-        "by_size": batch["by_size"],
-        "categories": batch["categories"] is not None,
-        "views": batch["views"] != 1,
+        "repeat": not training.repeat,
+        "by_size": training.by_size,
+        "categories": training.categories is not None,
+        "views": training.views != 1,
     }
     named = [name for name, is_given in given.items() if is_given]
-    if named and (isinstance(data, PairDataset) or objective.separable):
+    if named and (isinstance(training.data, PairDataset) or training.objective.separable):
         raise ValueError(
             f"{named[0]} is of batches of classes, and has no effect on pairs: leave it out, or "
             "take data with classes and an objective of whole batches"
         )
-    views, batch_size = batch["views"], batch["batch_size"]
+    views, batch_size = training.views, training.batch_size
     if views == 1:
         return
-    if objective.labels is not None:
+    if training.objective.labels is not None:
         raise ValueError(
             "views of one image are similar and those of two are not, which labels of two rows do "
             "not say: leave views or labels out"
@@ -143,24 +125,20 @@ def _check_batch(
         raise ValueError(
             f"views must be at least 1 and divide the {batch_size} images of a batch, got {views}"
         )
-    if batch["augment"] is None:
+    if training.augment is None:
         raise ValueError(
             "views of one image would all be equal: give augment (--augment, --flip or --shift)"
         )
-    if named != ["views"] or batch["batch_classes"] is not None:
+    if named != ["views"] or training.batch_classes is not None:
         other = "batch_classes" if named == ["views"] else named[0]
         raise ValueError(f"{other} has no effect with views of images: leave it out")
 
 
-def _check_shares(
-    data: Dataset | PairDataset,
-    objective: Objective,
-    batch_size: int,
-    devices: int,
-    microbatches: int,
-) -> None:
+def _check_shares(training: Training) -> None:
     """Checks that a batch divides into devices and microbatches, as the step will."""
-    if isinstance(data, PairDataset):
+    objective, batch_size = training.objective, training.batch_size
+    devices, microbatches = training.devices, training.microbatches
+    if isinstance(training.data, PairDataset):
         # Their images are filled up to whole microbatches.
         if microbatches < 1 or batch_size // 2 % devices:
             raise ValueError(

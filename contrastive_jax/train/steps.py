@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from contrastive_jax import memory
 from contrastive_jax._engine.sharding import axes_of, varying
-from contrastive_jax.checks import check_seed
 from contrastive_jax.data.augment import Augment
+from contrastive_jax.train.keys import dropout_key, keys_of_rows
 from contrastive_jax.train.networks import Network
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.types import (
@@ -145,7 +144,7 @@ def make_step(
             keys = keys_of_rows(hyperparameters.seed, state.step, share)
             batch = _augmented(augment, keys, batch)
         options = dict(objective.hyperparameters) | dict(hyperparameters.loss)
-        key = _dropout_key(hyperparameters.seed, state.step)
+        key = dropout_key(hyperparameters.seed, state.step)
         keys = jax.random.split(key, microbatches)
         # Of indexed pairs the images alone are encoded in parts.
         divided = batch if isinstance(batch, Pairs) else batch.images
@@ -291,43 +290,6 @@ def _means(sums: Metrics) -> Metrics:
     if "active" in sums:
         metrics["active_fraction"] = sums["active"] / sums["dissimilar"]
     return metrics
-
-
-def keys_of_rows(seed: ArrayLike, step: jax.Array, share: int) -> jax.Array:
-    """Returns two keys for each row of this device, `[share, 2]`, however the batch is sharded.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> from contrastive_jax.train.steps import AXIS, keys_of_rows
-      >>> def keys(rows):
-      ...     return keys_of_rows(0, jnp.int32(0), share=2)
-      >>> jax.vmap(keys, axis_name=AXIS)(jnp.zeros(3)).shape  # 3 devices with 2 rows each
-      (3, 2, 2)
-    """
-    row = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
-    step_key = jax.random.fold_in(key_of_step(seed, step), 1)
-    return jax.vmap(lambda k: jax.random.split(jax.random.fold_in(step_key, k)))(row)
-
-
-def key_of_step(seed: ArrayLike, step: jax.Array) -> jax.Array:
-    """Returns the key of a step, from which all its random numbers are drawn.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> from contrastive_jax.train.steps import key_of_step
-      >>> bool((key_of_step(0, jnp.int32(1)) == key_of_step(0, jnp.int32(2))))
-      False
-    """
-    check_seed(seed)
-    return jax.random.fold_in(jax.random.key(seed), step)
-
-
-def _dropout_key(seed: ArrayLike, step: jax.Array) -> jax.Array:
-    """Returns the key of this device from which its encoder draws in a step."""
-    step_key = jax.random.fold_in(key_of_step(seed, step), 2)
-    return jax.random.fold_in(step_key, jax.lax.axis_index(AXIS))
 
 
 def repeated(step: Step, count: int) -> Step:

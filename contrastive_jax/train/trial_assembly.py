@@ -3,18 +3,19 @@
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
-from jax.typing import ArrayLike
 
-from contrastive_jax.checks import check_seed
 from contrastive_jax.data.datasets import Dataset, PairDataset
-from contrastive_jax.train.assembly import Assembled, assemble, source_of
+from contrastive_jax.train.assembly import Assembled, assemble
+from contrastive_jax.train.batches import source_of
 from contrastive_jax.train.grid import Init
-from contrastive_jax.train.objectives import Objective, of_given_pairs
+from contrastive_jax.train.objectives import Objective
+from contrastive_jax.train.optimizer import check_hyperparameter, with_hyperparameters
+from contrastive_jax.train.training import Training
 from contrastive_jax.train.types import Hyperparameters, PairSource, Source, TrainState
 
 
@@ -58,82 +59,73 @@ class AssembledTrials(NamedTuple):
 
 
 def assemble_trials(
-    model: Any,
-    data: Dataset | PairDataset,
-    variants: Sequence[Variant],
-    *,
-    categories: ArrayLike | None = None,
-    further_seeds: Sequence[int] = (),
-    **options: Any,
+    training: Training, variants: Sequence[Variant], *, further_seeds: Sequence[int] = ()
 ) -> AssembledTrials:
     """Makes the parts of several trials that share their structure.
 
     Args:
-      model: the encoder, as `train.network` takes it.
-      data: from `contrastive_jax.data.load`.
+      training: the arguments of all trials. Seeds and objectives are those of the variants.
       variants: the values of each trial. Their objectives differ in hyperparameters alone.
-      categories: of the training examples, as in `index_by_class`.
       further_seeds: of other trials that take the compiled step, whose batches of given pairs have
         to fit into it.
-      **options: others of `assemble`, `seed` and `seeds` excepted.
 
     Returns:
       The parts.
 
     Raises:
-      ValueError: if options do not fit each other or the data, or the optimizer has no
+      ValueError: if arguments do not fit each other or the data, or the optimizer has no
         hyperparameter that a variant gives it.
 
     Example:
       >>> import contrastive_jax as cj
       >>> from contrastive_jax.train.trial_assembly import Variant, assemble_trials
+      >>> from contrastive_jax.train.training import Training
+      >>> digits, objective = cj.data.load("digits"), cj.train.objective
       >>> variants = [
-      ...     Variant({"margin": m}, 0, cj.train.objective("contrastive", margin=m))
-      ...     for m in (0.5, 1.0)
+      ...     Variant({"margin": m}, 0, objective("contrastive", margin=m)) for m in (0.5, 1.0)
       ... ]
-      >>> trials = assemble_trials(cj.models.MLP, cj.data.load("digits"), variants, steps=10)
+      >>> training = Training(
+      ...     model=cj.models.MLP, data=digits, objective=variants[0].objective, steps=10
+      ... )
+      >>> trials = assemble_trials(training, variants)
       >>> [one.loss["margin"] for one in trials.hyperparameters]
       [0.5, 1.0]
     """
-    objectives = [one.objective for one in variants]
-    if isinstance(data, PairDataset):
-        objectives = [*map(of_given_pairs, objectives)]
-    seeds = [one.seed for one in variants]
-    for seed in seeds:
-        check_seed(seed)
-    fractions = [one.objective.hyperparameters.get("similar_fraction", 0.5) for one in variants]
-    for fraction in dict.fromkeys(fractions):
-        source = source_of(data, fraction, categories=categories, objective=objectives[0])
-    parts = assemble(
-        model, data, objectives[0], seed=seeds[0], seeds=[*seeds, *further_seeds], **options
-    )
+    own = [replace(training, seed=one.seed, objective=one.objective) for one in variants]
+    source = _source_of_all(own)
+    seeds = [one.seed for one in own]
+    parts = assemble(own[0], seeds=[*seeds, *further_seeds])
     # Trials with the same seed start from the same encoder.
     first_state = functools.cache(parts.init)
-    shapes = jax.eval_shape(lambda: parts.init(seeds[0]).opt_state)
+    shapes = jax.eval_shape(lambda: parts.init(seeds[0]))
+    has_loss = bool(jax.tree.leaves(shapes.params.loss))
     for name in dict.fromkeys(itertools.chain(*(one.optimizer for one in variants))):
-        if not optax.tree.get_all_with_path(shapes, name):
-            raise ValueError(
-                f"the optimizer has no hyperparameter {name} in its state: make it with "
-                f"optax.inject_hyperparams, or leave {name} out"
-            )
+        check_hyperparameter(shapes.opt_state, name)
 
     def init(trial: int) -> TrainState:
-        one, state = variants[trial], first_state(seeds[trial])
-        loss = parts.init_loss(objectives[trial], one.seed)
+        one, state = own[trial], first_state(seeds[trial])
+        loss = parts.init_loss(one.objective, one.seed)
         if jax.tree.leaves(loss):
             state = state._replace(params=state.params._replace(loss=loss))
-        values = {name: np.array(value, np.float32) for name, value in one.optimizer.items()}
-        return state._replace(opt_state=optax.tree.set(state.opt_state, **values))
+        values = {k: np.array(value, np.float32) for k, value in variants[trial].optimizer.items()}
+        changed = with_hyperparameters(state.opt_state, values, has_loss=has_loss)
+        return state._replace(opt_state=changed)
 
     return AssembledTrials(
         parts,
-        data,
-        objectives[0],
+        training.data,
+        own[0].objective,
         source,
-        [
-            Hyperparameters(seed, dict(objective.hyperparameters))
-            for seed, objective in zip(seeds, objectives, strict=True)
-        ],
+        [Hyperparameters(one.seed, dict(one.objective.hyperparameters)) for one in own],
         init,
         [dict(one.hyperparameters) for one in variants],
     )
+
+
+def _source_of_all(trainings: Sequence[Training]) -> Source | PairSource:
+    """Returns the data of all trials, having checked that each can draw its share of pairs."""
+    by_fraction = {
+        one.objective.hyperparameters.get("similar_fraction", 0.5): one for one in trainings
+    }
+    *_, source = map(source_of, by_fraction.values())
+    return source

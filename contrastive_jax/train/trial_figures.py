@@ -31,10 +31,17 @@ def on_validation(trials: AssembledTrials, state: TrainState) -> Figures | None:
 
     Example:
       >>> import contrastive_jax as cj
+      >>> from contrastive_jax.train.training import Training
       >>> from contrastive_jax.train.trial_assembly import Variant, assemble_trials
       >>> from contrastive_jax.train.trial_figures import on_validation
       >>> variants = [Variant({}, 0, cj.train.objective("supcon"))]
-      >>> trials = assemble_trials(cj.models.MLP, cj.data.load("digits"), variants, steps=10)
+      >>> training = Training(
+      ...     model=cj.models.MLP,
+      ...     data=cj.data.load("digits"),
+      ...     objective=variants[0].objective,
+      ...     steps=10,
+      ... )
+      >>> trials = assemble_trials(training, variants)
       >>> sorted(on_validation(trials, trials.init(0)))[:2]
       ['map_at_r', 'mean_reciprocal_rank']
     """
@@ -58,10 +65,17 @@ def on_test(trials: AssembledTrials, state: TrainState) -> Figures | None:
 
     Example:
       >>> import contrastive_jax as cj
+      >>> from contrastive_jax.train.training import Training
       >>> from contrastive_jax.train.trial_assembly import Variant, assemble_trials
       >>> from contrastive_jax.train import trial_figures
       >>> variants = [Variant({}, 0, cj.train.objective("supcon"))]
-      >>> trials = assemble_trials(cj.models.MLP, cj.data.load("digits"), variants, steps=10)
+      >>> training = Training(
+      ...     model=cj.models.MLP,
+      ...     data=cj.data.load("digits"),
+      ...     objective=variants[0].objective,
+      ...     steps=10,
+      ... )
+      >>> trials = assemble_trials(training, variants)
       >>> figures = trial_figures.on_test(trials, trials.init(0))
       >>> 0 < figures["auc"] < 1
       True

@@ -3,6 +3,7 @@
     trials.jsonl      a line for each finished trial: hyperparameters, figures, history, state
     states/           the final state of each
     running/NAME/     the states of the trials that are training, and a record of them
+    strategies/       the strategy of each structure, with which trials go on
 
 A line is written after the state that it names, and stands for a finished trial. A damaged line, or
 a damaged state of a trial that was training, is reported, and its trial trains again. A damaged
@@ -17,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from contrastive_jax.train import checkpoints
-from contrastive_jax.train import folder as runs
+from contrastive_jax.train import json_lines, saved_states
+from contrastive_jax.train._files import replace_file
 from contrastive_jax.train.grid import Grid
 from contrastive_jax.train.types import TrainState
 
@@ -75,7 +76,7 @@ def read_trials(folder: Path) -> dict[str, dict[str, Any]]:
       >>> read_trials(Path("a_new_folder"))
       {}
     """
-    lines = runs.read_lines(folder / TRIALS, keys=LINE)
+    lines = json_lines.read_lines(folder / TRIALS, keys=LINE)
     return {trial_key(line["hyperparameters"]): line for line in lines}
 
 
@@ -103,9 +104,9 @@ def add_trial(
       ['{"margin": 1.0}']
     """
     path = state_path(hyperparameters)
-    checkpoints.save_state(folder / path, state)
+    saved_states.save_state(folder / path, state)
     line = {"hyperparameters": dict(hyperparameters), **record, "state": path}
-    runs.append_line(folder / TRIALS, line)
+    json_lines.append_line(folder / TRIALS, line)
 
 
 def restore_trial(folder: Path, line: Mapping[str, Any], like: TrainState) -> TrainState:
@@ -133,7 +134,7 @@ def restore_trial(folder: Path, line: Mapping[str, Any], like: TrainState) -> Tr
       [1. 1.]
     """
     try:
-        return checkpoints.restore_state(folder / line["state"], like)
+        return saved_states.restore_state(folder / line["state"], like)
     except ValueError as error:
         error.add_note(
             f"to train the trial again, remove the line of {line['hyperparameters']} from "
@@ -168,15 +169,49 @@ def save_running(
     records = {}
     for index, (hyperparameters, record, state) in enumerate(trials):
         path = running / str(step) / str(index)
-        checkpoints.save_state(path, state)
+        saved_states.save_state(path, state)
         records[trial_key(hyperparameters)] = {**record, "state": str(path.relative_to(folder))}
     saved = Running(grid.strategy, grid.trials, step, records)
     fresh = running / "record.tmp"
-    fresh.write_text(json.dumps(checkpoints.seal(saved._asdict())))
+    fresh.write_text(json.dumps(saved_states.seal(saved._asdict())))
     fresh.replace(running / "record.json")
     for old in running.iterdir():
         if old.is_dir() and old.name != str(step):
             shutil.rmtree(old)
+
+
+def save_strategy(folder: Path, name: str, grid: Grid) -> None:
+    """Stores the strategy of the trials of one structure.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from types import SimpleNamespace
+      >>> from contrastive_jax.train.trial_folder import read_strategy, save_strategy
+      >>> save_strategy(Path(), "trials", SimpleNamespace(strategy="vmap", trials=2))
+      >>> read_strategy(Path(), "trials")
+      ('vmap', 2)
+    """
+    path = folder / "strategies" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, json.dumps([grid.strategy, grid.trials]).encode())
+
+
+def read_strategy(folder: Path, name: str) -> tuple[Any, int] | None:
+    """Reads the strategy of the trials of one structure and how many trials a call trains.
+
+    None where none was stored, or the file is damaged.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.train.trial_folder import read_strategy
+      >>> print(read_strategy(Path("a_new_folder"), "trials"))
+      None
+    """
+    try:
+        strategy, at_once = json.loads((folder / "strategies" / f"{name}.json").read_bytes())
+        return strategy, int(at_once)
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def read_running(running: Path, folder: Path) -> Running | None:
@@ -202,7 +237,7 @@ def read_running(running: Path, folder: Path) -> Running | None:
     if not path.exists():
         return None
     try:
-        saved = Running(**checkpoints.unseal(json.loads(path.read_bytes())))
+        saved = Running(**saved_states.unseal(json.loads(path.read_bytes())))
     except (ValueError, TypeError) as error:
         warnings.warn(
             f"{path} is damaged ({error}): its trials train from step 0 again", stacklevel=2
@@ -211,7 +246,7 @@ def read_running(running: Path, folder: Path) -> Running | None:
     whole = {}
     for key, record in saved.records.items():
         state = folder / record["state"]
-        if reason := checkpoints.damage(state):
+        if reason := saved_states.damage(state):
             warnings.warn(
                 f"{state} is damaged ({reason}): trial {key} trains from step 0 again",
                 stacklevel=2,

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from contrastive_jax.train import checkpoints, trial_figures, trial_folder
 from contrastive_jax.train import grid as grids
+from contrastive_jax.train import saved_states, trial_figures, trial_folder
 from contrastive_jax.train.grid_strategy import choice_line, choose_grid
 from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.trial_folder import trial_key
@@ -60,8 +60,9 @@ def train_trials(
 ) -> None:
     """Trains trials that share their structure, and stores each when it is finished.
 
-    Trials that were interrupted go on with the strategy that they began with, to the same bits. A
-    trial that diverges is marked, and the others go on.
+    Trials that were interrupted go on with the strategy that they began with, to the same bits, and
+    those that have not begun take the strategy that was chosen for them all. A trial that diverges
+    is marked, and the others go on.
 
     Args:
       trials: to train; no two have the same values.
@@ -81,13 +82,19 @@ def train_trials(
     Example:
       >>> from pathlib import Path
       >>> import contrastive_jax as cj
+      >>> from contrastive_jax.train.training import Training
       >>> from contrastive_jax.train.trial_assembly import Variant, assemble_trials
       >>> from contrastive_jax.train.trial_folder import read_trials
       >>> from contrastive_jax.train.trial_loop import Schedule, train_trials
       >>> variants = [Variant({"seed": k}, k, cj.train.objective("supcon")) for k in (0, 1)]
-      >>> trials = assemble_trials(
-      ...     cj.models.MLP, cj.data.load("digits"), variants, steps=4, batch_size=32
+      >>> training = Training(
+      ...     model=cj.models.MLP,
+      ...     data=cj.data.load("digits"),
+      ...     objective=variants[0].objective,
+      ...     steps=4,
+      ...     batch_size=32,
       ... )
+      >>> trials = assemble_trials(training, variants)
       >>> train_trials(
       ...     trials,
       ...     Path(),
@@ -105,11 +112,16 @@ def train_trials(
     started = [keys.index(key) for key in records]
     # All are restored now, as the first chunk replaces what is saved.
     restored = {
-        k: checkpoints.restore_state(folder / records[keys[k]]["state"], trials.init(k))
+        k: saved_states.restore_state(folder / records[keys[k]]["state"], trials.init(k))
         for k in started
     }
-    before = None if saved is None else (saved.strategy, saved.at_once)
+    before = trial_folder.read_strategy(folder, name)
+    if saved is not None:
+        before = (saved.strategy, saved.at_once)
     choice = choose_grid(trials, before=before, **options)
+    # One trial alone says nothing about how several train best.
+    if len(keys) > 1:
+        trial_folder.save_strategy(folder, name, choice.grid)
     report(choice_line(choice, len(keys)))
     source = jax.device_put(trials.source, choice.grid.shared)
     loop = _Loop(trials, folder, running, choice.grid, source, schedule, test, advance or _ignore)

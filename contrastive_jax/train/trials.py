@@ -17,14 +17,16 @@ from contrastive_jax.data._digest import digest
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.train import folder as runs
-from contrastive_jax.train.assembly import recorded
+from contrastive_jax.train.devices import check_strategy
 from contrastive_jax.train.grid_strategy import Strategy
 from contrastive_jax.train.objectives import Objective
-from contrastive_jax.train.optimizer import OPTIMIZER, tunable_loss_optimizer, tunable_optimizer
+from contrastive_jax.train.optimizer import tunable_optimizers
 from contrastive_jax.train.preconditions import check_training
 from contrastive_jax.train.progress import step_bar
-from contrastive_jax.train.run import Run, described
-from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
+from contrastive_jax.train.run import Run
+from contrastive_jax.train.run_folder import described
+from contrastive_jax.train.training import Training, recorded
+from contrastive_jax.train.trial_assembly import AssembledTrials, assemble_trials
 from contrastive_jax.train.trial_axes import values_of_axes, variants_of_axes
 from contrastive_jax.train.trial_folder import read_trials, restore_trial, trial_key
 from contrastive_jax.train.trial_loop import Schedule, train_trials
@@ -130,7 +132,7 @@ def fit_grid(
       test: whether trials are evaluated on test; leave it out while you choose hyperparameters.
       folder: where trials are stored as they finish; by default nothing is stored.
       resume: whether to go on in this folder. Trials that are finished are not trained again, and
-        axes may have more values than before. `"auto"` may choose another strategy for the rest.
+        axes may have more values than before. `"auto"` takes the strategy that it chose before.
       progress: whether to show progress: a bar on a terminal, and a line that names the strategy.
       **axes: one value or several of each hyperparameter to vary: those of the objective, such as
         `margin`, `temperature` or `similar_fraction`; `learning_rate`, `weight_decay` and
@@ -167,9 +169,13 @@ def fit_grid(
       >>> best.run.embed(digits.test.images[:3]).shape
       (3, 64)
     """
-    _check_types(data, objective)
+    _check_objective(objective)
     if resume and folder is None:
         raise ValueError("resume goes on in a folder: give folder, or leave resume out")
+    devices = list(devices or jax.devices())
+    check_strategy(strategy, get_args(Strategy), len(devices), devices_per_trial)
+    if steps_per_call is None:
+        steps_per_call = 1 if devices[0].platform == "cpu" else math.gcd(log_every, steps)
     values = values_of_axes({**axes, "seed": seed})
     variants = variants_of_axes(
         objective,
@@ -177,56 +183,38 @@ def fit_grid(
         given_pairs=isinstance(data, PairDataset),
         own_optimizer=optimizer is not None,
     )
-    tuned = [name for name in OPTIMIZER if name in values]
-    if optimizer is None and tuned:
-        optimizer = tunable_optimizer(steps, tuned)
-    if loss_optimizer is None and "loss_learning_rate" in values:
-        loss_optimizer = tunable_loss_optimizer(steps)
-    devices = list(devices or jax.devices())
-    if strategy not in get_args(Strategy):
-        raise ValueError(f"strategy must be one of {get_args(Strategy)}, got {strategy!r}")
-    if not 0 < devices_per_trial <= len(devices):
-        raise ValueError(
-            f"devices_per_trial must be from 1 to {len(devices)}, the number of devices, got "
-            f"{devices_per_trial}"
-        )
-    if steps_per_call is None:
-        steps_per_call = 1 if devices[0].platform == "cpu" else math.gcd(log_every, steps)
-    drawn: dict[str, Any] = {"batch_size": batch_size, "batch_classes": batch_classes}
-    drawn |= {"balanced": balanced, "repeat": repeat, "by_size": by_size, "views": views}
-    every = {"steps": steps, "log_every": log_every, "validate_every": log_every, "keep": 1}
-    check_training(
-        data,
-        variants[0].objective,
-        schedule=every | {"steps_per_call": steps_per_call},
-        batch=drawn | {"categories": categories, "augment": augment},
-        data_on="device",
-        devices=devices_per_trial,
-        microbatches=microbatches,
-    )
-    schedule = _schedule(steps, log_every, save_every)
-    drawn |= {"microbatches": microbatches, "memory_size": memory_size, "max_age": max_age}
-    trials = assemble_trials(
-        model,
-        data,
-        variants,
+    optimizer, loss_optimizer = tunable_optimizers(values, steps, optimizer, loss_optimizer)
+    training = Training(
+        model=model,
+        data=data,
+        objective=variants[0].objective,
         steps=steps,
+        seed=variants[0].seed,
+        batch_size=batch_size,
+        batch_classes=batch_classes,
+        balanced=balanced,
+        repeat=repeat,
+        by_size=by_size,
+        categories=categories,
+        views=views,
         optimizer=optimizer,
         loss_optimizer=loss_optimizer,
-        categories=categories,
         augment=augment,
+        microbatches=microbatches,
         remat=remat,
+        memory_size=memory_size,
+        max_age=max_age,
         weights=weights,
         devices=devices_per_trial,
-        **drawn,
     )
+    check_training(
+        training, log_every=log_every, validate_every=log_every, steps_per_call=steps_per_call
+    )
+    schedule = _schedule(steps, log_every, save_every)
+    trials = assemble_trials(training, variants)
     for one in {one.objective.hyperparameters.get("margin"): one for one in variants}.values():
         warn_of_margin(trials.parts.network, data, one.objective)
-    record = drawn | {"steps": steps, "log_every": log_every, "test": test}
-    record |= {"devices_per_trial": devices_per_trial, "axes": sorted(values)}
-    record |= {"hyperparameters": _fixed(variants[0], values), "data_digest": digest(data)}
-    record |= {"encoder": described(model), "categories": categories is not None}
-    record |= recorded(variants[0].objective, trials.init(0).opt_state)
+    record = _recorded(training, trials, values) | {"log_every": log_every, "test": test}
     with _opened(folder, record, resume=resume) as where:
         _train_pending(
             trials,
@@ -241,6 +229,20 @@ def fit_grid(
             steps_per_call=steps_per_call,
         )
         return _trials(trials, where)
+
+
+def _recorded(
+    training: Training, trials: AssembledTrials, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the options that the folder of trials records, to be resumed with the same."""
+    hyperparameters = training.objective.hyperparameters
+    return recorded(training, trials.init(0).opt_state) | {
+        "devices_per_trial": training.devices,
+        "axes": sorted(values),
+        "hyperparameters": {k: float(v) for k, v in hyperparameters.items() if k not in values},
+        "data_digest": digest(training.data),
+        "encoder": described(training.model),
+    }
 
 
 def _schedule(steps: int, log_every: int, save_every: int | None) -> Schedule:
@@ -280,20 +282,12 @@ def _train_pending(
         )
 
 
-def _check_types(data: Any, objective: Any) -> None:
-    if not isinstance(data, Dataset | PairDataset):
-        raise TypeError(f"data must come from contrastive_jax.data.load, got {data!r:.80}")
+def _check_objective(objective: Any) -> None:
     if not isinstance(objective, Objective) and not callable(objective):
         raise TypeError(
             "objective must come from contrastive_jax.train.objective, or be a function that makes "
             f"one from hyperparameters, got {objective!r:.80}"
         )
-
-
-def _fixed(variant: Variant, values: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the hyperparameters of the objective that no axis varies."""
-    hyperparameters = variant.objective.hyperparameters
-    return {name: float(value) for name, value in hyperparameters.items() if name not in values}
 
 
 @contextlib.contextmanager

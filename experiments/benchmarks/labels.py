@@ -4,13 +4,13 @@
     python -m experiments.benchmarks.labels --results experiments/benchmarks/results
 
 All contenders have the same embeddings, float32 unit vectors of ten classes in random order, and
-are called in turn in one process. A ratio is that of the medians of the rounds. The first row is
-the loss by classes, without a function of labels.
+are called in turn in one process. A ratio is that of the least times of the rounds, which other
+work on the machine disturbs the least. The first row is the loss by classes, without a function of
+labels.
 """
 
 import dataclasses
 import json
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -44,7 +44,7 @@ class Config:
     width: int = 128
     """Entries of an embedding."""
     rounds: int = 15
-    """Rounds, of which medians are shown."""
+    """Rounds, of which the least times are shown."""
     results: Path | None = None
     """Folder for the figures as JSON."""
 
@@ -73,7 +73,7 @@ def rules(rows: int) -> dict[str, tuple[Any, Any]]:
 
 
 def measure(loss: Callable[..., jax.Array], config: Config) -> dict[str, float]:
-    """Median seconds of a loss with its gradient by the embeddings, for each contender."""
+    """Least seconds of a loss with its gradient by the embeddings, for each contender."""
     vectors = np.random.default_rng(1).standard_normal((config.rows, config.width))
     x = jnp.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), jnp.float32)
     calls = {}
@@ -87,7 +87,7 @@ def measure(loss: Callable[..., jax.Array], config: Config) -> dict[str, float]:
             start = time.perf_counter()
             jax.block_until_ready(call())
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(one) for name, one in times.items()}
+    return {name: min(one) for name, one in times.items()}
 
 
 def run(config: Config) -> dict[str, dict[str, float]]:
@@ -106,7 +106,8 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     if config.results:
         kind = "cpu" if device.platform == "cpu" else device.device_kind.replace(" ", "_").lower()
         path = config.results / f"labels_{kind}.json"
-        path.write_text(json.dumps({"device": device.device_kind, "seconds": measured}, indent=1))
+        record = {"device": device.device_kind, "rows": config.rows, "width": config.width}
+        path.write_text(json.dumps(record | {"seconds": measured}, indent=1) + "\n")
         print(path)
     return measured
 

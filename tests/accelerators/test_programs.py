@@ -8,12 +8,12 @@ import re
 
 import pytest
 
-from experiments.accelerators.catalogue import PROGRAMS, ROWS
-from experiments.accelerators.check import faults
-from experiments.accelerators.facts import facts
-from experiments.accelerators.programs import WIDTH
-from experiments.accelerators.table import PAGE
-from experiments.accelerators.targets import H100, V5E_HOST, V5E_POD, is_available
+from experiments.benchmarks.accelerators.catalogue import PROGRAMS, ROWS
+from experiments.benchmarks.accelerators.check import faults
+from experiments.benchmarks.accelerators.facts import facts
+from experiments.benchmarks.accelerators.programs import WIDTH
+from experiments.benchmarks.accelerators.table import PAGE
+from experiments.benchmarks.accelerators.targets import H100, V5E_HOST, V5E_POD, is_available
 
 # A program takes seconds to a minute to compile, and several tests read it.
 compiled = functools.cache(facts)

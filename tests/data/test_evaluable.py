@@ -63,18 +63,13 @@ def test_images_and_classes_must_be_as_many():
 
 
 @pytest.mark.parametrize(
-    ("program", "module"),
-    [
-        (train, options),
-        (margin_ablation, options),
-        (search, options),
-        (compare_losses, compare_losses),
-    ],
+    "program",
+    [train, margin_ablation, search, compare_losses],
     ids=["train", "margin_ablation", "search", "compare_losses"],
 )
-def test_programs_tell_it_before_they_write_or_train(tmp_path, monkeypatch, program, module):
+def test_programs_tell_it_before_they_write_or_train(tmp_path, monkeypatch, program):
     data = _data(train=(np.repeat([0, 1], 8),), test=([2, 2, 2],))
-    monkeypatch.setattr(module, "load", lambda *_, **__: data)
+    monkeypatch.setattr(options, "load", lambda *_, **__: data)
     with pytest.raises(ValueError, match="the test split of some set can not be evaluated"):
         program.main(program.Config(runs=tmp_path, name="run"))
     assert not list(tmp_path.iterdir())

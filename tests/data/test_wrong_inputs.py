@@ -111,7 +111,7 @@ def splits_of_given_splits(where):
     return where / "photos"
 
 
-@case(r"from 3 classes of 3 to 3 examples: by classes, .*; by examples, .*; add examples")
+@case(r"from 3 classes of 3 examples: by classes, .*; by examples, .*; add examples")
 def too_few_examples(where):
     return write_folder(where / "photos", pictures(3))
 
@@ -121,7 +121,7 @@ def too_few_classes(where):
     return _photos(where)
 
 
-@case(r"no validation and test can be split off from 1 classes of 8 to 8")
+@case(r"no validation and test can be split off from 1 class of 8 examples: by classes")
 def one_class(where):
     return write_folder(where / "photos", pictures(classes=["cat"]))
 
@@ -195,6 +195,13 @@ def image_of_floats(where):
     image = Image.fromarray(np.zeros((6, 6), np.float32))
     (_photos(where) / "cat" / "f.tiff").write_bytes(encoded(image, "tiff"))
     return where / "photos"
+
+
+@case(r"4 of 4 images .*; write paths relative to the folder of the table, with / between")
+def paths_of_another_system(where):
+    write_folder(where, pictures())
+    rows = [f"{name}\\{k}.png,{name}" for name in ("cat", "dog") for k in range(2)]
+    return _csv(where, "path,class\n" + "\n".join(rows))
 
 
 @case(r"24 of 24 images of .* none is left to train on", on_bad_input="skip")

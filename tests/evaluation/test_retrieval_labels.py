@@ -159,3 +159,29 @@ def test_an_error_counts_ignored_rows_once(one_set, monkeypatch):
     monkeypatch.setattr(module, "LISTED", 7 * REFERENCES)
     with pytest.raises(ValueError, match=f"; {3 if one_set else 8} rows of class -1 "):
         retrieval(*sets, labels=labels.same_class())
+
+
+def test_few_pairs_are_labelled_to_see_that_both_labels_occur(monkeypatch):
+    rows, seen = 60, []
+    label_blocks = _labelled._label_blocks
+
+    def counting(*arguments):
+        counts, blocks = label_blocks(*arguments)
+        return counts, (seen.append(len(block[0])) or block for block in blocks)
+
+    def check(attributes):
+        seen.clear()
+        _labelled.check_both_labels(labels.same_class(), np.asarray(attributes), rows)
+        return sum(seen)
+
+    monkeypatch.setattr(_labelled, "_label_blocks", counting)
+    monkeypatch.setattr(_labelled, "LABELS_HELD", 10 * rows)
+    assert check(np.arange(rows) // 2) == 10
+    # One similar pair is looked for until it is there, and none is an error if all were compared.
+    assert 0 < check([0, 0, *range(1, rows - 1)]) <= rows
+    with pytest.raises(ValueError, match="leave no similar pair among 60 rows"):
+        check(np.arange(rows))
+    with pytest.raises(ValueError, match="leave no dissimilar pair among 60 rows"):
+        check(np.zeros(rows, int))
+    monkeypatch.setattr(_labelled, "_MOST_CHECKED", 25 * rows)
+    assert check(np.arange(rows)) == 30

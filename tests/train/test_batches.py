@@ -10,7 +10,9 @@ import pytest
 from contrastive_jax import models, train
 from contrastive_jax.data import augment, draw_balanced, index_by_class
 from contrastive_jax.data.datasets import Dataset, Examples
-from contrastive_jax.train import assembly, folder
+from contrastive_jax.train import assembly, metrics
+from contrastive_jax.train.batches import source_of
+from contrastive_jax.train.training import Training
 
 MODEL = partial(models.MLP, width=4, hidden=(8,))
 # Sizes 1, 2, 5 and 40, twice.
@@ -88,9 +90,10 @@ def _change(key, image):
 
 
 def test_views_are_of_one_image_each_and_differ(data):
-    parts = assembly.assemble(
-        MODEL, data, train.objective("ntxent"), steps=1, batch_size=12, views=2
+    training = Training(
+        model=MODEL, data=data, objective=train.objective("ntxent"), steps=1, batch_size=12, views=2
     )
+    parts = assembly.assemble(training)
     assert parts.pairs_per_step == 66
 
     def look(state, batch, hyperparameters):
@@ -99,7 +102,7 @@ def test_views_are_of_one_image_each_and_differ(data):
     step = train.draws_views(look, 6, 2)
     placed = train.parallel(step, "shard_map", jax.devices()[:1])
     state = train.TrainState(jnp.int32(0), (), ())
-    source = assembly.source_of(data)
+    source = source_of(training)
     _, (images, rows) = placed.step(*placed.replicate((state, source, train.Hyperparameters(0))))
     np.testing.assert_array_equal(images, data.train.images[rows])
     np.testing.assert_array_equal(rows[::2], rows[1::2])
@@ -111,22 +114,30 @@ def test_simclr_learns_without_classes(data, tmp_path):
     run = train.fit(
         MODEL, data, train.objective("ntxent"), runs=tmp_path, views=2, augment=_change, **options
     )
-    values = [r["loss"] for r in folder.read_metrics(run.folder) if "loss" in r]
+    values = [r["loss"] for r in metrics.read_metrics(run.folder) if "loss" in r]
     assert np.mean(values[-10:]) < 0.9 * np.mean(values[:10])
     # A proxy for each image.
     proxies = train.objective("normalized_softmax")
-    parts = assembly.assemble(MODEL, data, proxies, steps=1, batch_size=12, views=2)
+    training = Training(model=MODEL, data=data, objective=proxies, steps=1, batch_size=12, views=2)
+    parts = assembly.assemble(training)
     assert parts.init(0).params.loss.shape == (60, 4)
 
 
 def test_one_device_or_four_have_the_same_views(data):
-    parts = assembly.assemble(
-        MODEL, data, train.objective("ntxent"), steps=1, batch_size=16, views=2, augment=_change
+    training = Training(
+        model=MODEL,
+        data=data,
+        objective=train.objective("ntxent"),
+        steps=1,
+        batch_size=16,
+        views=2,
+        augment=_change,
     )
+    parts = assembly.assemble(training)
     values = []
     for count in (1, 4):
         placed = train.parallel(parts.drawn, "shard_map", jax.devices()[:count])
-        source, numbers = assembly.source_of(data), train.Hyperparameters(0, {"temperature": 0.1})
+        source, numbers = source_of(training), train.Hyperparameters(0, {"temperature": 0.1})
         _, metrics = placed.step(*placed.replicate((parts.init(0), source, numbers)))
         values.append(float(metrics["loss"]))
     assert values[0] == pytest.approx(values[1], rel=1e-5)
@@ -175,8 +186,11 @@ def test_only_classes_that_are_trained_on_have_proxies():
     examples = Examples(images, np.repeat(np.array([3, 9, 5, -1], np.int32), 3))
     data = Dataset("some", tuple("abcdefghij"), examples, examples, examples)
     objective = train.objective("proxy_nca")
-    parts = assembly.assemble(MODEL, data, objective, steps=4, batch_size=4, batch_classes=2)
+    training = Training(
+        model=MODEL, data=data, objective=objective, steps=4, batch_size=4, batch_classes=2
+    )
+    parts = assembly.assemble(training)
     assert parts.init_loss(objective, 0).shape == (3, 4)
-    source = assembly.source_of(data)
+    source = source_of(training)
     np.testing.assert_array_equal(source.classes, np.repeat([0, 2, 1, -1], 3))
     np.testing.assert_array_equal(source.by_class.classes, [0, 1, 2])

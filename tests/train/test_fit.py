@@ -18,7 +18,8 @@ from contrastive_jax import distances, losses, models, train
 from contrastive_jax.data import index_by_class
 from contrastive_jax.data.augment import shift
 from contrastive_jax.data.datasets import Examples
-from contrastive_jax.train import assembly, folder, grid, validation
+from contrastive_jax.train import assembly, grid, metrics, validation
+from contrastive_jax.train.training import Training
 
 STEPS = 12
 MODEL = partial(models.MLP, width=4, hidden=(8,))
@@ -38,7 +39,7 @@ def _assert_same(a, b):
 
 
 def _losses(run):
-    return [record["loss"] for record in folder.read_metrics(run.folder) if "loss" in record]
+    return [record["loss"] for record in metrics.read_metrics(run.folder) if "loss" in record]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_a_run_learns_and_holds_what_it_takes_to_use_it(run, data, runs):
     np.testing.assert_array_equal(saved["classes"], data.validation.classes)
     record = json.loads((run.folder / "run.json").read_text())
     assert (record["data"], record["steps"]) == ("rows", STEPS)
-    validated = [r for r in folder.read_metrics(run.folder) if validation.BEST_BY in r]
+    validated = [r for r in metrics.read_metrics(run.folder) if validation.BEST_BY in r]
     assert [r["step"] for r in validated] == [8, 12]
     best = max(validated, key=lambda record: record[validation.BEST_BY])
     assert record["best_step"] == best["step"]
@@ -106,14 +107,14 @@ def test_the_same_seed_gives_the_same_run_and_runs_can_be_left_out(
 
 def _stopping(monkeypatch, number):
     """Has a signal come after the first window."""
-    write = folder.write_metrics
+    write = metrics.write_metrics
 
     def write_and_stop(*arguments):
         write(*arguments)
-        monkeypatch.setattr(folder, "write_metrics", write)
+        monkeypatch.setattr(metrics, "write_metrics", write)
         signal.raise_signal(number)
 
-    monkeypatch.setattr(folder, "write_metrics", write_and_stop)
+    monkeypatch.setattr(metrics, "write_metrics", write_and_stop)
 
 
 def test_a_run_that_goes_on_after_a_stop_ends_in_the_same_bits(run, data, runs, monkeypatch):
@@ -122,7 +123,7 @@ def test_a_run_that_goes_on_after_a_stop_ends_in_the_same_bits(run, data, runs, 
     with pytest.raises(SystemExit) as stopped:
         fit()
     assert stopped.value.code == 0
-    assert [r["step"] for r in folder.read_metrics(runs / "stopped")] == [1, 2, 3, 4]
+    assert [r["step"] for r in metrics.read_metrics(runs / "stopped")] == [1, 2, 3, 4]
     with pytest.raises(FileNotFoundError, match="it is not complete"):
         cj.load(runs / "stopped")
     resumed = fit(resume=True)
@@ -144,7 +145,8 @@ def test_a_grid_of_one_takes_the_same_steps(data, on, request):
     # Without XLA's optimisations the two programs add up in another order.
     rtol, atol = (0, 0) if request.config.getoption("optimised") else (1e-5, 1e-7)
     objective = train.objective("contrastive", on=on, margin=1.2)
-    parts = assembly.assemble(MODEL, data, objective, steps=STEPS, batch_size=12)
+    training = Training(model=MODEL, data=data, objective=objective, steps=STEPS, batch_size=12)
+    parts = assembly.assemble(training)
     source = train.Source(data.train.images, data.train.classes, index_by_class(data.train.classes))
     given = train.Hyperparameters(0, dict(objective.hyperparameters))
     device = jax.devices()[:1]

@@ -1,5 +1,6 @@
 """Training on given pairs: the loss of the pairs, each image encoded once, on any devices."""
 
+import itertools
 import json
 import signal
 from functools import partial
@@ -14,9 +15,11 @@ import contrastive_jax as cj
 from contrastive_jax import losses, models, train
 from contrastive_jax.data.datasets import GivenPairs, PairDataset
 from contrastive_jax.data.draw import draw_rows_of_pairs
+from contrastive_jax.data.stream import stream_given_pairs
 from contrastive_jax.evaluation.verification import best_threshold, roc_auc
-from contrastive_jax.train import assembly, folder, objectives
+from contrastive_jax.train import assembly, metrics, objectives
 from contrastive_jax.train.draw import most_images
+from contrastive_jax.train.training import Training
 
 MODEL = partial(models.MLP, width=4, hidden=(8,))
 OPTIONS = {
@@ -74,21 +77,22 @@ def _assert_same(a, b):
 
 
 def _losses(run):
-    return [record["loss"] for record in folder.read_metrics(run.folder) if "loss" in record]
+    return [record["loss"] for record in metrics.read_metrics(run.folder) if "loss" in record]
 
 
 def _stepped(data, objective, devices=1, strategy="shard_map", model=MODEL, **options):
     """Loss and gradient of one step: of gradient descent by a rate of 1."""
-    parts = assembly.assemble(
-        model,
-        data,
-        objective,
+    training = Training(
+        model=model,
+        data=data,
+        objective=objective,
         steps=1,
         batch_size=32,
         optimizer=optax.sgd(1.0),
         devices=devices,
         **options,
     )
+    parts = assembly.assemble(training)
     placed = train.parallel(parts.drawn, strategy, jax.devices()[:devices])
     first = parts.init(0)
     numbers = train.Hyperparameters(0, dict(objectives.of_given_pairs(objective).hyperparameters))
@@ -204,7 +208,7 @@ def test_a_run_learns_and_can_be_used(run, few):
     assert loaded.threshold == pytest.approx(best_threshold(compared.distance, pairs.labels))
     assert loaded.calibration.prior == pytest.approx(0.2)
     assert loaded.neighbours(few.images, k=2).indices.shape == (16, 2)
-    validated = [r for r in folder.read_metrics(run.folder) if "validation/auc" in r]
+    validated = [r for r in metrics.read_metrics(run.folder) if "validation/auc" in r]
     assert [record["step"] for record in validated] == [8, 12]
     best = max(validated, key=lambda record: record["validation/auc"])
     assert json.loads((run.folder / "run.json").read_text())["best_step"] == best["step"]
@@ -218,19 +222,38 @@ def test_a_run_learns_and_can_be_used(run, few):
 
 def test_a_run_that_goes_on_after_a_stop_ends_in_the_same_bits(run, few, tmp_path, monkeypatch):
     fit = partial(train.fit, MODEL, few, CONTRASTIVE, runs=tmp_path, name="stopped", **OPTIONS)
-    write = folder.write_metrics
+    write = metrics.write_metrics
 
     def write_and_stop(*arguments):
         write(*arguments)
-        monkeypatch.setattr(folder, "write_metrics", write)
+        monkeypatch.setattr(metrics, "write_metrics", write)
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(folder, "write_metrics", write_and_stop)
+    monkeypatch.setattr(metrics, "write_metrics", write_and_stop)
     with pytest.raises(SystemExit):
         fit()
     resumed = fit(resume=True)
     _assert_same(resumed.weights, run.weights)
     assert _losses(resumed) == _losses(run)
+
+
+def test_pairs_from_the_host_train_to_the_same_bits(few, run, tmp_path):
+    streamed = train.fit(MODEL, few, CONTRASTIVE, runs=tmp_path, data_on="host", **OPTIONS)
+    _assert_same(streamed.weights, run.weights)
+    assert _losses(streamed) == _losses(run)
+    assert streamed.threshold == run.threshold
+
+
+def test_batches_from_the_host_are_those_drawn_on_the_device(few):
+    source = train.pair_source(few)
+    stream = stream_given_pairs(few, seed=3, batch_size=8, images=14, balanced=False, start_step=5)
+    for step, (images, batch) in enumerate(itertools.islice(stream, 3), 5):
+        key = jax.random.fold_in(jax.random.key(3), step)
+        rows = draw_rows_of_pairs(key, source.similar, 100, 8, balanced=False)
+        np.testing.assert_array_equal(images[batch.left], few.images[source.left[rows]])
+        np.testing.assert_array_equal(images[batch.right], few.images[source.right[rows]])
+        np.testing.assert_array_equal(batch.labels, source.labels[rows])
+        np.testing.assert_array_equal(batch.weights, source.weights[rows])
 
 
 @pytest.mark.parametrize(
@@ -239,7 +262,7 @@ def test_a_run_that_goes_on_after_a_stop_ends_in_the_same_bits(run, few, tmp_pat
         (train.objective("supcon"), {}, "take a pair loss"),
         (train.objective(on="pairs", group=4), {}, "leave group out"),
         (CONTRASTIVE, {"batch_classes": 2}, "leave batch_classes out"),
-        (CONTRASTIVE, {"data_on": "host"}, "leave data_on='host' out"),
+        (CONTRASTIVE, {"data_on": "host", "steps_per_call": 4}, "takes one step per call"),
         (CONTRASTIVE, {"memory_size": 64}, "leave memory_size out"),
         (CONTRASTIVE, {"batch_size": 6, "devices": jax.devices()[:2]}, "3 pairs of a batch"),
     ],

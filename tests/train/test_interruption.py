@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from contrastive_jax.train import folder
+from contrastive_jax.train import metrics
 from contrastive_jax.train.interruption import interruption, leave
 
 ROOT = Path(__file__).parent.parent.parent
@@ -21,20 +21,20 @@ from pathlib import Path
 import jax, numpy as np
 from contrastive_jax import models, train
 from contrastive_jax.data.datasets import Dataset, Examples
-from contrastive_jax.train import folder
+from contrastive_jax.train import metrics
 
 name, steps, *resume = sys.argv[1:]
 runs = Path(name).parent
-write = folder.write_metrics
+write = metrics.write_metrics
 
 def write_and_wait(*arguments):
     write(*arguments)
-    folder.write_metrics = write
+    metrics.write_metrics = write
     print("window", flush=True)
     while not (runs / "go").exists():
         time.sleep(0.01)
 
-folder.write_metrics = write_and_wait
+metrics.write_metrics = write_and_wait
 classes = np.arange(12) % 3
 split = Examples(np.uint8(80 * classes[:, None, None, None] + np.zeros((12, 2, 2, 1))), classes)
 run = train.fit(
@@ -72,7 +72,7 @@ def programs(runs):
 
 
 def _steps(path):
-    return [record["step"] for record in folder.read_metrics(path) if "loss" in record]
+    return [record["step"] for record in metrics.read_metrics(path) if "loss" in record]
 
 
 @pytest.mark.parametrize(("name", "codes"), [("SIGTERM", {0}), ("SIGINT", {130, -signal.SIGINT})])

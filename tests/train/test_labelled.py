@@ -14,7 +14,9 @@ from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import drawn_distances
 from contrastive_jax.evaluation.verification import best_threshold
 from contrastive_jax.train import assembly
+from contrastive_jax.train.batches import source_of
 from contrastive_jax.train.run import calibrated
+from contrastive_jax.train.training import Training
 from contrastive_jax.train.validation import figures_on_validation
 
 # Tests share programs, and so a worker.
@@ -116,9 +118,10 @@ def test_a_loss_of_a_batch_and_a_boundary_of_each_class_take_labels():
 def test_memory_holds_attributes_and_forgets_them(cameras):
     objective = train.objective("supcon", labels=RULE)
     options = {"steps": 4, "batch_size": 8, "batch_classes": 4, "memory_size": 16}
-    parts = assembly.assemble(MODEL, cameras, objective, **options, max_age=1)
+    training = Training(model=MODEL, data=cameras, objective=objective, **options, max_age=1)
+    parts = assembly.assemble(training)
     placed = train.parallel(parts.drawn, "shard_map", jax.devices()[:1])
-    source = assembly.source_of(cameras, objective=objective)
+    source = source_of(training)
     state, source, numbers = placed.replicate((parts.init(0), source, train.Hyperparameters(0)))
     for _ in range(2):
         state, _ = placed.step(state, source, numbers)
@@ -145,7 +148,8 @@ def test_places_that_no_example_fills_are_ignored(cameras):
         groups=cameras.train.groups[:10],
     )
     objective = train.objective("contrastive", labels=RULE)
-    source = assembly.source_of(cameras._replace(train=few), objective=objective)
+    data = cameras._replace(train=few)
+    source = source_of(Training(model=MODEL, data=data, objective=objective, steps=1))
 
     def look(state, batch, hyperparameters):
         return state, (batch.classes, *batch.attributes, objective.rows(batch)[1])
@@ -193,8 +197,9 @@ def test_one_device_or_two_take_the_same_step(cameras):
         attributes=lambda split: split.attributes["age"],
     )
     options = {"steps": 4, "batch_size": 16, "memory_size": 16}
-    parts = assembly.assemble(MODEL, cameras, objective, **options)
-    source = assembly.source_of(cameras, objective=objective)
+    training = Training(model=MODEL, data=cameras, objective=objective, **options)
+    parts = assembly.assemble(training)
+    source = source_of(training)
     values = []
     for count in (1, 2):
         placed = train.parallel(parts.drawn, "shard_map", jax.devices()[:count])

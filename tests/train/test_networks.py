@@ -10,7 +10,7 @@ import pytest
 from flax import linen, nnx
 
 from contrastive_jax import models, train
-from contrastive_jax.train import checkpoints, objectives
+from contrastive_jax.train import objectives, saved_states
 
 SHAPE, ROWS, STEPS = (2, 3, 1), 8, 3
 MOMENTUM = 0.8
@@ -108,8 +108,8 @@ def test_an_encoder_is_evaluated_with_its_running_averages(normed, trained):
 
 def test_running_averages_are_in_the_checkpoint(normed, trained, tmp_path):
     begun = jax.device_get(train.init_state(normed, optax.sgd(0.05)))
-    checkpoints.save_state(tmp_path / "state", trained)
-    again = checkpoints.restore_state(tmp_path / "state", begun)
+    saved_states.save_state(tmp_path / "state", trained)
+    again = saved_states.restore_state(tmp_path / "state", begun)
     jax.tree.map(np.testing.assert_array_equal, again, trained)
     before, after = (jax.tree.leaves(state.averages) for state in (begun, again))
     assert len(after) == 2
@@ -220,8 +220,8 @@ def test_modules_of_other_libraries_train_and_come_back(make, tmp_path):
     encoder = train.network(make())
     states, records = _trained(encoder, _batches()[:1] * STEPS, rate=0.1)
     assert records[-1]["loss"] < records[0]["loss"]
-    checkpoints.save_state(tmp_path / "weights", states[-1].weights)
-    weights = checkpoints.restore_state(tmp_path / "weights", encoder.weights)
+    saved_states.save_state(tmp_path / "weights", states[-1].weights)
+    weights = saved_states.restore_state(tmp_path / "weights", encoder.weights)
     images = _batches()[0].images
     got = train.embed(encoder.encode, weights, images)
     np.testing.assert_array_equal(got, train.embed(encoder.encode, states[-1].weights, images))

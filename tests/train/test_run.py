@@ -18,7 +18,8 @@ import contrastive_jax as cj
 from contrastive_jax import distances, models
 from contrastive_jax.evaluation.calibration import Calibration
 from contrastive_jax.train import Run, network
-from contrastive_jax.train.run import calibrated, described, write
+from contrastive_jax.train.run import calibrated
+from contrastive_jax.train.run_folder import described, write
 
 SHAPE = (8, 6, 1)
 RNG = np.random.default_rng(0)

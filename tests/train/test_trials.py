@@ -1,6 +1,7 @@
 """`fit_grid`: the same bits as `fit`, trials that diverge or are interrupted, and clear errors."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,7 +13,11 @@ from contrastive_jax import models, train
 from contrastive_jax.data.datasets import Dataset, Examples, GivenPairs, PairDataset
 from contrastive_jax.evaluation import trial_tables
 from contrastive_jax.train import grid as grids
-from contrastive_jax.train import trial_folder
+from contrastive_jax.train import trial_folder, trial_loop
+from contrastive_jax.train.grid_strategy import Choice
+from contrastive_jax.train.training import Training
+from contrastive_jax.train.trial_assembly import Variant, assemble_trials
+from contrastive_jax.train.trial_loop import Schedule
 
 # Tests share compiled grids, and so a worker.
 pytestmark = pytest.mark.xdist_group("trials")
@@ -187,6 +192,41 @@ def test_hyperparameters_of_an_optimizer_of_ones_own():
     assert two[0].history["loss"][-1] != two[1].history["loss"][-1]
     with pytest.raises(ValueError, match="the optimizer has no hyperparameter beta in its state"):
         _grid(optimizer=sgd, beta=[0.1, 0.9])
+
+
+def _training(**options):
+    options = {"objective": CONTRASTIVE} | options
+    return Training(model=MODEL, data=DATA, steps=STEPS, batch_size=12, **options)
+
+
+def test_a_hyperparameter_of_both_optimizers_is_that_of_the_encoder():
+    objective = train.objective("proxy_anchor")
+    training = _training(
+        objective=objective,
+        optimizer=optax.inject_hyperparams(optax.sgd)(0.1),
+        loss_optimizer=optax.inject_hyperparams(optax.adam)(0.2, b1=0.8),
+    )
+    variants = [Variant({}, 0, objective, {"learning_rate": 0.5, "b1": 0.25})]
+    inner = assemble_trials(training, variants).init(0).opt_state.inner_states
+    assert optax.tree.get(inner["encoder"], "learning_rate") == 0.5
+    assert optax.tree.get(inner["loss"], "learning_rate") == np.float32(0.2)
+    assert optax.tree.get(inner["loss"], "b1") == 0.25
+
+
+def test_trials_that_have_not_begun_take_the_strategy_that_was_chosen(tmp_path, monkeypatch):
+    given = []
+
+    def choose(trials, *, before):
+        given.append(before)
+        return Choice(SimpleNamespace(strategy="vmap", trials=2, shared=None, bytes=0), {})
+
+    monkeypatch.setattr(trial_loop, "choose_grid", choose)
+    monkeypatch.setattr(trial_loop, "_train_chunk", lambda *_: None)
+    variants = [Variant({"seed": seed}, seed, CONTRASTIVE) for seed in (0, 1)]
+    trials = assemble_trials(_training(), variants)
+    for part in (trials, trials.part([1])):
+        trial_loop.train_trials(part, tmp_path, Schedule(STEPS, 4, 4), report=lambda line: None)
+    assert given == [None, ("vmap", 2)]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ _WITH_A_BAR = 1000
 _LARGE = 128
 _GREY = ("1", "L", "LA", "La", "I", "F")
 _ORIENTATION = 0x0112
+_MISSING = "there is no such file"
 T = TypeVar("T")
 
 
@@ -204,11 +205,11 @@ def _split_bad(results: list[Any]) -> tuple[dict[int, Any], dict[int, str]]:
 
 def _unreadable(bad: dict[int, str], sources: Sequence[str], count: int, where: str) -> str:
     first = [f"{sources[k]} ({bad[k]})" for k in sorted(bad)[:3]]
-    remedy = (
-        "mend or remove them, or leave them out with --on_bad_input skip"
-        if len(bad) < count
-        else "none is left to train on"
-    )
+    remedy = "mend or remove them, or leave them out with --on_bad_input skip"
+    if len(bad) == count:
+        remedy = "none is left to train on"
+    if len(bad) == count and {*bad.values()} == {_MISSING}:
+        remedy += "; write paths relative to the folder of the table, with / between folders"
     return (
         f"{len(bad):,} of {count:,} images of {where} can not be read: {', '.join(first)}"
         f"{', ...' if len(bad) > len(first) else ''}; {remedy}"
@@ -217,7 +218,7 @@ def _unreadable(bad: dict[int, str], sources: Sequence[str], count: int, where: 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return _MISSING
     if isinstance(error, UnidentifiedImageError):
         return "it is no image"
     if isinstance(error, OSError) and error.strerror:

@@ -122,12 +122,19 @@ def _too_few(split_by: str | None, sizes: np.ndarray, groups: np.ndarray | None)
     }
     shared = ", and groups that are never divided" if groups is not None else ""
     return (
-        f"no validation and test can be split off from {len(sizes)} classes of {sizes.min()} to "
-        f"{sizes.max()} examples{shared}: "
+        f"no validation and test can be split off from {_counted(sizes)}{shared}: "
         + "; ".join(text for by, text in needs.items() if split_by in (None, by))
         + "; add examples, or give splits"
         + (" by examples (--split examples)" if split_by == "classes" else "")
     )
+
+
+def _counted(sizes: np.ndarray) -> str:
+    """Writes how many classes there are, and how many examples they have."""
+    number = "1 class" if len(sizes) == 1 else f"{len(sizes)} classes"
+    least, most = sizes.min(), sizes.max()
+    plural = "s" if most > 1 else ""
+    return f"{number} of {least if least == most else f'{least} to {most}'} example{plural}"
 
 
 def _by_classes(

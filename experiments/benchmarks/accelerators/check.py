@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 
-from experiments.accelerators.design import Design
-from experiments.accelerators.facts import Facts
-from experiments.accelerators.hlo import Collective
+from experiments.benchmarks.accelerators.design import Design
+from experiments.benchmarks.accelerators.facts import Facts
+from experiments.benchmarks.accelerators.hlo import Collective
 
 
 def received(collectives: list[Collective]) -> dict[str, int]:

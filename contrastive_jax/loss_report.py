@@ -1,9 +1,8 @@
 """The table and the figure of a comparison of losses."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -11,30 +10,25 @@ from scipy import stats
 from contrastive_jax import plots
 from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.tables import markdown
+from contrastive_jax.search.loss_trials import CHOSEN_BY, SHOWN, read_finished
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import loss_table
-from contrastive_jax.train.trial_folder import TRIALS
 
 SPLITS = ("all classes", "unseen classes")
-SHOWN = {"precision_at_1": "P@1", "r_precision": "R-precision", "map_at_r": "MAP@R"}
-CHOSEN_BY = "map_at_r"
 
-Line = dict[str, Any]
-"""A line of `trials.jsonl`."""
 Means = dict[str, dict[str, tuple[float, float]]]
 """Mean and half of the interval of each figure, by split."""
 
 
-def read_finished(folder: Path, **values: Any) -> list[Line]:
-    """Reads the lines of finished trials that have these values, each trial once.
+def splits_of(split: str | None) -> tuple[str, ...]:
+    """Returns the splits that are compared: both, or the one that is named.
 
-    A line cut short is left out, and two processes may have trained the same trial.
+    Example:
+      >>> from contrastive_jax.loss_report import splits_of
+      >>> splits_of("classes")
+      ('unseen classes',)
     """
-    lines = {}
-    for line in runs.read_lines(folder / TRIALS, keys=("split", "loss", "figures")):
-        if all(line.get(key) == value for key, value in values.items()):
-            lines[tuple(line.get(key) for key in ("split", "loss", "stage", "number"))] = line
-    return [*lines.values()]
+    return {None: SPLITS, "examples": SPLITS[:1], "classes": SPLITS[1:]}[split]
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:
@@ -45,6 +39,12 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
     Returns:
       Both.
+
+    Example:
+      >>> from contrastive_jax.loss_report import interval
+      >>> mean, half = interval([0.5, 0.7])
+      >>> print(f"{mean:.1f} {half:.2f}")
+      0.6 1.27
     """
     array = np.array([*values], np.float64)
     half = float(np.nan)
@@ -54,10 +54,21 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
 
 def report(folder: Path) -> None:
-    """Writes the table, as Markdown and CSV, and the figure, of the finished losses of a folder."""
-    means, diverged, incomplete = _means(folder)
-    order = sorted(means, key=lambda name: means[name][SPLITS[0]][CHOSEN_BY][0], reverse=True)
-    columns = [(split, key) for split in SPLITS for key in SHOWN]
+    """Writes the table, as Markdown and CSV, and the figure, of the finished losses of a folder.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.loss_report import report
+      >>> from contrastive_jax.train.folder import write_config
+      >>> write_config(Path(), {"seeds": 3, "split": "examples"})
+      >>> report(Path())
+      | loss | P@1, all classes | R-precision, all classes | MAP@R, all classes |
+      | --- | ---: | ---: | ---: |
+    """
+    splits = splits_of(runs.read_config(folder).get("split"))
+    means, diverged, incomplete = _means(folder, splits)
+    order = sorted(means, key=lambda name: means[name][splits[0]][CHOSEN_BY][0], reverse=True)
+    columns = [(split, key) for split in splits for key in SHOWN]
     lines = [["loss", *[f"{SHOWN[key]}, {split}" for split, key in columns]]]
     csv = [["loss", *[f"{key} {split} {what}" for split, key in columns for what in ("mean", "±")]]]
     for name in order:
@@ -71,18 +82,18 @@ def report(folder: Path) -> None:
             print(f"\n{why}, and left out: {', '.join(names)}")
     (folder / "results.md").write_text(table + "\n")
     (folder / "results.csv").write_text("".join(",".join(line) + "\n" for line in csv))
-    intervals = {split: {name: means[name][split][CHOSEN_BY] for name in order} for split in SPLITS}
+    intervals = {split: {name: means[name][split][CHOSEN_BY] for name in order} for split in splits}
     if order:
         figure = plots.intervals(intervals, f"{SHOWN[CHOSEN_BY]} on test")
         plots.save(figure, folder / "comparison.png")
 
 
-def _means(folder: Path) -> tuple[dict[str, Means], list[str], list[str]]:
+def _means(folder: Path, splits: Sequence[str]) -> tuple[dict[str, Means], list[str], list[str]]:
     """Returns the means of the losses that are complete, and names those that are left out."""
     seeds = runs.read_config(folder)["seeds"]
     means: dict[str, Means] = {}
     diverged, incomplete = [], []
-    for split, name in itertools.product(SPLITS, (*baselines.NAMES, *loss_table.NAMES)):
+    for split, name in itertools.product(splits, (*baselines.NAMES, *loss_table.NAMES)):
         lines = read_finished(folder, split=split, loss=name)
         judged = [line for line in lines if line.get("stage", "test") == "test"]
         if any(line["figures"] is None for line in judged):
@@ -93,7 +104,7 @@ def _means(folder: Path) -> tuple[dict[str, Means], list[str], list[str]]:
             means.setdefault(name, {})[split] = {
                 key: interval(line["figures"][key] for line in judged) for key in SHOWN
             }
-    complete = {name: by_split for name, by_split in means.items() if len(by_split) == len(SPLITS)}
+    complete = {name: by_split for name, by_split in means.items() if len(by_split) == len(splits)}
     return complete, diverged, incomplete
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from contrastive_jax._engine.matmul import as_product
 from contrastive_jax.losses import AnchorLoss, TripletLoss
-from experiments.accelerators.programs import (
+from experiments.benchmarks.accelerators.programs import (
     GRID_IMAGE,
     IMAGE,
     IMAGES,
@@ -25,7 +25,7 @@ from experiments.accelerators.programs import (
     Encoder,
     abstract_network,
 )
-from experiments.accelerators.targets import Target
+from experiments.benchmarks.accelerators.targets import Target
 
 Image = tuple[int, int, int]
 """Height, width and channels."""

@@ -35,7 +35,7 @@ from contrastive_jax.train import (
     parallel,
 )
 from contrastive_jax.train.grid import make_grid
-from experiments.accelerators.compile_for import REPLICATED, SHARDED, compile_for, placed
+from experiments.benchmarks.accelerators.compile_for import REPLICATED, SHARDED, compile_for, placed
 
 WIDTH = 128
 """Entries of an embedding."""

@@ -1,19 +1,19 @@
 """Compiles all programs that this Python has a compiler for, and writes docs/accelerators.md.
 
     make test-accelerators  # installs the compilers
-    build/accelerators/tpu/bin/python -m experiments.accelerators
-    build/accelerators/cuda/bin/python -m experiments.accelerators
+    build/accelerators/tpu/bin/python -m experiments.benchmarks.accelerators
+    build/accelerators/cuda/bin/python -m experiments.benchmarks.accelerators
 
 A program that breaks the design is named, and nothing is written.
 """
 
 import sys
 
-from experiments.accelerators.catalogue import PROGRAMS
-from experiments.accelerators.check import faults
-from experiments.accelerators.facts import facts
-from experiments.accelerators.table import Platform, row, write
-from experiments.accelerators.targets import is_available
+from experiments.benchmarks.accelerators.catalogue import PROGRAMS
+from experiments.benchmarks.accelerators.check import faults
+from experiments.benchmarks.accelerators.facts import facts
+from experiments.benchmarks.accelerators.table import Platform, row, write
+from experiments.benchmarks.accelerators.targets import is_available
 
 
 def main() -> int:

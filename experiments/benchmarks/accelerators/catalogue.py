@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 
 from contrastive_jax import losses
 from contrastive_jax.losses import AnchorLoss, TripletLoss
-from experiments.accelerators import design, programs
-from experiments.accelerators.design import Design
-from experiments.accelerators.targets import H100, V5E, V5E_HOST, V5E_POD, Target
+from experiments.benchmarks.accelerators import design, programs
+from experiments.benchmarks.accelerators.design import Design
+from experiments.benchmarks.accelerators.targets import H100, V5E, V5E_HOST, V5E_POD, Target
 
 ROWS = 8192
 """Rows of a device."""

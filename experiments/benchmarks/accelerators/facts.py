@@ -3,10 +3,10 @@
 from time import process_time
 from typing import NamedTuple
 
-from experiments.accelerators import hlo
-from experiments.accelerators.catalogue import Program
-from experiments.accelerators.hlo import Collective
-from experiments.accelerators.targets import mesh
+from experiments.benchmarks.accelerators import hlo
+from experiments.benchmarks.accelerators.catalogue import Program
+from experiments.benchmarks.accelerators.hlo import Collective
+from experiments.benchmarks.accelerators.targets import mesh
 
 
 class Facts(NamedTuple):

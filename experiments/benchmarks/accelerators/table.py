@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from experiments.accelerators.catalogue import Program
-from experiments.accelerators.check import received
-from experiments.accelerators.facts import Facts
+from experiments.benchmarks.accelerators.catalogue import Program
+from experiments.benchmarks.accelerators.check import received
+from experiments.benchmarks.accelerators.facts import Facts
 
-PAGE = Path(__file__).parents[2] / "docs" / "accelerators.md"
+PAGE = Path(__file__).parents[3] / "docs" / "accelerators.md"
 Platform = Literal["tpu", "cuda"]
 
 _HEADER = (

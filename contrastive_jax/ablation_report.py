@@ -1,0 +1,89 @@
+"""The figures of an ablation, from the records of its trials."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from contrastive_jax import ablation_plots
+from contrastive_jax.data.datasets import Dataset, PairDataset
+from contrastive_jax.evaluation import trial_tables
+from contrastive_jax.evaluation.tables import TITLES
+from contrastive_jax.evaluation.trial_tables import Row
+
+
+def figures_of_rows(
+    rows: Sequence[Row],
+    data: Dataset | PairDataset,
+    distance: Callable[..., jax.Array],
+    *,
+    shown_by: str,
+    encoder: Callable[[Mapping[str, Any]], Callable[[np.ndarray], np.ndarray]],
+    marked: bool = False,
+) -> dict[str, Any]:
+    """Draws figures over the margin or the first hyperparameter that varies.
+
+    Args:
+      rows: of trials of one structure, from `trial_tables.rows_by_hyperparameters`.
+      data: that they were trained on.
+      distance: between two embeddings.
+      shown_by: the figure on validation by which values are chosen, such as `"map_at_r"`.
+      encoder: from the record of a trial to its function from images to embeddings.
+      marked: whether the margin is marked among the distances of pairs, where it is varied.
+
+    Returns:
+      Figures of Matplotlib by name, which are `curve`, `active` where the share of active pairs was
+      logged, and those of `ablation_plots.encoder_figures`. There are none where nothing varies.
+
+    Example:
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.ablation_report import figures_of_rows
+      >>> from contrastive_jax.evaluation.trial_tables import Row
+      >>> figures = {"precision_at_1": 0.9, "map_at_r": 0.5}
+      >>> trial = {"test": figures, "validation": figures, "history": {"step": [10]}}
+      >>> rows = [Row({"margin": margin}, [trial], 0, 0.5) for margin in (0.5, 1.0)]
+      >>> encoder = lambda trial: lambda images: images.reshape(len(images), -1) / 255
+      >>> digits, distance = cj.data.load("digits"), cj.distances.euclidean
+      >>> drawn = figures_of_rows(rows, digits, distance, shown_by="map_at_r", encoder=encoder)
+      >>> sorted(drawn)
+      ['curve', 'distances', 'maps']
+    """
+    first = rows[0].hyperparameters if rows else {}
+    varied = [name for name, value in first.items() if isinstance(value, float)]
+    if not varied:
+        return {}
+    axis = "margin" if "margin" in varied else varied[0]
+    quantity = axis.replace("_", " ")
+    best = {x: row for x, row in trial_tables.best_rows(rows, axis).items() if row.trials}
+    if not best:
+        return {}
+    row = trial_tables.chosen_row([*best.values()])
+    chosen = row.hyperparameters[axis] if row else None
+    beside = "average_precision" if isinstance(data, PairDataset) else "precision_at_1"
+    curves = {
+        TITLES[key]: {x: [one["test"][key] for one in row.trials] for x, row in best.items()}
+        for key in (beside, shown_by)
+    }
+    figures = {
+        "curve": ablation_plots.metric_curves(
+            curves, quantity, chosen=chosen, logarithmic=max(best) > 20 * min(best) > 0
+        )
+    }
+    histories = {
+        x: _mean_history([one["history"] for one in row.trials])
+        for x, row in best.items()
+        if "active_fraction" in row.trials[0]["history"]
+    }
+    if histories:
+        figures["active"] = ablation_plots.active_pairs(histories, quantity)
+    encoders = {x: encoder(row.trials[0]) for x, row in best.items()}
+    return figures | ablation_plots.encoder_figures(
+        encoders, data, distance, quantity, chosen=chosen, marked=marked and axis == "margin"
+    )
+
+
+def _mean_history(histories: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
+    """Returns steps and the mean share of active pairs over seeds."""
+    shares = np.array([history["active_fraction"] for history in histories], np.float64)
+    return histories[0]["step"], shares.mean(axis=0)

@@ -1,0 +1,73 @@
+"""The winner of a search, trained anew with other seeds and evaluated on test."""
+
+from pathlib import Path
+from typing import Any
+
+from contrastive_jax.evaluation.intervals import bootstrap_interval
+from contrastive_jax.search.space import Hyperparameters
+from contrastive_jax.search.trainer import Trainer
+from contrastive_jax.train import TrainState, json_lines, trial_figures
+from contrastive_jax.train.trial_assembly import AssembledTrials
+from contrastive_jax.train.trial_folder import TRIALS, trial_key
+
+
+def judge(
+    trainer: Trainer, best: Hyperparameters, *, seeds: int, steps: int, folder: Path
+) -> dict[str, Any]:
+    """Trains the winner of a search with new seeds, and evaluates it on test.
+
+    A search that evaluates its own trials on test reports the luck of the best of them. Trials that
+    are stored are not trained again.
+
+    Args:
+      trainer: of trials.
+      best: the hyperparameters that won.
+      seeds: number of trainings, with seeds 1, 2, ...
+      steps: of each.
+      folder: where trials are stored.
+
+    Returns:
+      Hyperparameters, the number of seeds, the seeds that `diverged`, and for each figure on `test`
+      its mean and the ends of its interval over seeds.
+
+    Example:
+      >>> from pathlib import Path
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.search import judge, make_trainer
+      >>> from contrastive_jax.train.training import Training
+      >>> digits, objective = cj.data.load("digits"), cj.train.objective("contrastive")
+      >>> training = Training(
+      ...     model=cj.models.MLP, data=digits, objective=objective, steps=4, batch_size=32
+      ... )
+      >>> trainer = make_trainer(training, strategy="sequential", report=lambda line: None)
+      >>> results = judge(trainer, {"margin": 0.5}, seeds=1, steps=4, folder=Path())
+      >>> 0 < results["test"]["map_at_r"]["mean"] < 1
+      True
+    """
+    points = [best | {"seed": seed} for seed in range(1, seeds + 1)]
+    judged = {
+        trial_key(line["hyperparameters"]): line["test"]
+        for line in json_lines.read_lines(folder / TRIALS, keys=("hyperparameters",))
+        if "test" in line
+    }
+    left = [point for point in points if trial_key(point) not in judged]
+
+    def finished(k: int, made: AssembledTrials, state: TrainState, diverged: int | None) -> None:
+        test = None if diverged else trial_figures.on_test(made, state)
+        judged[trial_key(left[k])] = test
+        json_lines.append_line(folder / TRIALS, {"hyperparameters": left[k], "test": test})
+
+    trainer.train(left, stop=steps, finished=finished)
+    by_seed = [judged[trial_key(point)] for point in points]
+    whole = [test for test in by_seed if test]
+    figures = {}
+    if whole:
+        figures = {
+            key: bootstrap_interval([one[key] for one in whole])._asdict() for key in whole[0]
+        }
+    return {
+        "hyperparameters": {name: value for name, value in best.items() if name != "seed"},
+        "seeds": seeds,
+        "diverged": [seed for seed, test in enumerate(by_seed, 1) if not test],
+        "test": figures,
+    }
