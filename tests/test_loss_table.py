@@ -141,13 +141,14 @@ def test_parameters_of_a_loss_are_the_same_over_devices(name):
         np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.xdist_group("trains-supcon")
 def test_a_memory_adds_to_the_loss_and_fills():
-    _, _, alone = _trained("ntxent", 4)
-    _, state, remembered = _trained("ntxent", 4, remembered=40)
+    _, _, alone = _trained("supcon", 4)
+    _, state, remembered = _trained("supcon", 4, remembered=40)
     assert remembered[0]["loss"] == pytest.approx(alone[0]["loss"])
     assert remembered[1]["loss"] > 1.2 * alone[1]["loss"]
     assert (state.memory.classes >= 0).all()
     assert state.memory.next_index == 4 * BATCH % 40
-    _, _, shared = _trained("ntxent", 4, devices=4, remembered=40)
+    _, _, shared = _trained("supcon", 4, devices=4, remembered=40)
     for a, b in zip(remembered, shared, strict=True):
         np.testing.assert_allclose(b["loss"], a["loss"], rtol=1e-4)
