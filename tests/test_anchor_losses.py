@@ -926,7 +926,7 @@ X, CLASSES = np.ones((4, 3), np.float32), np.arange(4)
         (
             lambda: anchor_loss(X, CLASSES, loss=losses.circle(), distance=distances.euclidean),
             ValueError,
-            "of cosine distances alone, got euclidean",
+            "holds for cosine distances alone, got euclidean",
         ),
         (
             lambda: all_pairs_loss(X, CLASSES, loss=losses.supcon()),
