@@ -58,6 +58,8 @@ def figures_of_rows(
     best = {x: row for x, row in trial_tables.best_rows(rows, axis).items() if row.trials}
     if not best:
         return {}
+    if any(one["test"] is None for row in best.values() for one in row.trials):
+        raise ValueError("the figures of an ablation need trials that are evaluated on test")
     row = trial_tables.chosen_row([*best.values()])
     chosen = row.hyperparameters[axis] if row else None
     beside = "average_precision" if isinstance(data, PairDataset) else "precision_at_1"

@@ -111,7 +111,7 @@ def _checked_loss(
     needs = loss.needs if isinstance(loss, AnchorLoss) else ()
     if len(data) != len(needs):
         raise ValueError(
-            f"data must be a tuple of {' and '.join(needs)}, got {len(data)} entries"
+            f"the loss needs data: a tuple of {' and '.join(needs)}, got {len(data)} entries"
             if needs
             else f"this loss takes no data, got {len(data)} entries"
         )

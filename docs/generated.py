@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
@@ -47,9 +46,10 @@ def options(name: str) -> str:
     """Returns the options of a command, as its `--help` prints them."""
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
+    command = importlib.import_module("experiments.command")
     module = importlib.import_module(name)
     written = io.StringIO()
     with contextlib.redirect_stdout(written), contextlib.suppress(SystemExit):
-        tyro.cli(module.Config, prog=f"python -m {name}", args=["--help"], use_underscores=True)
+        command.parse(module.Config, name, str(module.__doc__), ["--help"])
     plain = re.sub(r"\x1b\[[\d;]*m", "", written.getvalue())
     return re.sub(r" +$", "", plain, flags=re.MULTILINE).rstrip()

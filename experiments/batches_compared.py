@@ -35,13 +35,7 @@ def check_options(config: Any) -> None:
     for name in losses_of(config):
         training = TrainConfig(loss=name, objective="all_pairs", **batch)
         option_checks.check_effects(training, option_checks.EFFECTS_OF_TRAINING)
-    if config.batch_classes is None and config.views == 1:
-        for option in ("by_size", "category"):
-            if option_checks.is_given(config, option):
-                raise ValueError(
-                    f"--{option} has no effect where a batch has all classes: say how many it has "
-                    f"with --batch_classes, or leave --{option} out"
-                )
+    _check_chosen(config, config.batch_classes is None and config.views == 1)
     for option in ("views", "batch_classes"):
         if (value := getattr(config, option)) and config.batch_size % value:
             raise ValueError(
@@ -49,6 +43,16 @@ def check_options(config: Any) -> None:
                 f"(--batch_size), got {value}"
             )
     options.check_views(config.views, options.augmentation(*_changes(config)))
+
+
+def _check_chosen(config: Any, all_classes: bool) -> None:
+    """Raises ValueError if an option chooses among classes and a batch has all of them."""
+    for option in ("by_size", "category"):
+        if all_classes and option_checks.is_given(config, option):
+            raise ValueError(
+                f"--{option} has no effect where a batch has all classes: take fewer with "
+                f"--batch_classes, or leave --{option} out"
+            )
 
 
 def check_data(config: Any, split: str, data: Dataset) -> None:
@@ -73,6 +77,7 @@ def check_data(config: Any, split: str, data: Dataset) -> None:
         return
     classes = len(np.unique(data.train.classes))
     if config.batch_classes is not None:
+        _check_chosen(config, config.batch_classes == classes)
         try:
             balance(config.batch_size, config.batch_classes, classes)
         except ValueError as error:

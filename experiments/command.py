@@ -178,7 +178,7 @@ def expanded(config: type[Any], arguments: Sequence[str]) -> list[str]:
     expanded: list[str] = []
     for position, argument in enumerate(arguments):
         following = arguments[position + 1] if position + 1 < len(arguments) else "--"
-        name = argument.removeprefix("--")
+        name = argument.removeprefix("--").replace("-", "_") if argument.startswith("--") else ""
         if name in switches and following.startswith("--"):
             expanded += [argument, "True"]
         elif name.removeprefix("no_") in switches and name.startswith("no_"):

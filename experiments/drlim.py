@@ -99,6 +99,11 @@ def main(config: Config) -> Path:
             f"--neighbours must be below the {len(train.classes)} training images of these classes "
             f"in {data.name}, got {config.neighbours}"
         )
+    if not len(test.classes):
+        raise ValueError(
+            f"the test classes of {data.name} are not trained on, and a map shows trained ones: "
+            "take --split examples"
+        )
     if len(test.classes) < 2:
         raise ValueError(
             f"a map needs 2 test images at least, and {data.name} has {len(test.classes)} of these "

@@ -185,10 +185,10 @@ EFFECTS_OF_TRAINING = (
         _WHOLE_BATCHES,
     ),
     Effect("distance", _contrastive, _WHOLE_BATCHES),
-    Effect("data_on", _contrastive, _WHOLE_BATCHES),
+    Effect("data_on", lambda config: _contrastive(config) or _pair_loss(config), _WHOLE_BATCHES),
     Effect(
         "data_on",
-        _draws_pairs,
+        lambda config: config.objective != "all_pairs",
         "--objective all_pairs draws on the device: leave --data_on device",
     ),
     Effect("margin", lambda config: "margin" not in config.loss_options, _TWICE.format("margin")),
@@ -302,6 +302,7 @@ EFFECTS_ON_CLASSES = (
         lambda config: False,
         "--balanced is of given pairs, and the data has classes: leave it out",
     ),
+    Effect("data_on", _draws_pairs, _WHOLE_BATCHES),
 )
 
 
@@ -456,7 +457,7 @@ def warn_of_reach(configs: Iterable[Any]) -> None:
     """Warns once of each margin that is out of the reach of its distance.
 
     Args:
-      configs: options of trainings, from `train.resolved`.
+      configs: options of trainings, from `options.resolved`.
     """
     for message in dict.fromkeys(map(_out_of_reach, configs)):
         if message:

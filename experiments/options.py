@@ -333,7 +333,7 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
         recipe["weight_decay"] = decay
     recipe |= {key: getattr(config, key) for key in recipe if getattr(config, key) is not None}
     # XLA computes convolutions inside of a loop on a CPU by an unoptimised path.
-    steps_per_call = 1 if on_cpu else config.log_every
+    steps_per_call = 1 if on_cpu or config.data_on == "host" else config.log_every
     if config.steps_per_call is not None:
         steps_per_call = config.steps_per_call
     share = config.batch_size // len(devices)

@@ -113,7 +113,7 @@ def trainer_of(
                 group,
                 data,
                 devices[: config.devices_per_trial],
-                further_seeds=range(config.seeds),
+                further_seeds=range(config.seeds + 1),
             )
             yield Group(trials.structure_of(group), group.indices, made)
 

@@ -10,7 +10,7 @@ import inspect
 from jax._src import compiler
 from jax._src.lib.mlir import passmanager
 
-NUMBER = 2048  # of programs at most, so that a long run does not fill the memory
+NUMBER = 512  # of programs at most, those used last, so that a long run does not fill the memory
 ARGUMENTS = ["backend", "module", "executable_devices", "options", "host_callbacks"]
 
 
@@ -27,11 +27,11 @@ def share():
         if host_callbacks or "callback" in text:  # it has the address of a Python function
             return compile_program(*arguments)
         key = text, options.SerializeAsString(), tuple(executable_devices), backend
-        if key not in programs:
-            if len(programs) == NUMBER:
-                del programs[next(iter(programs))]
-            programs[key] = compile_program(*arguments)
-        return programs[key]
+        program = programs.pop(key, None) or compile_program(*arguments)
+        programs[key] = program
+        if len(programs) > NUMBER:
+            del programs[next(iter(programs))]
+        return program
 
     compiler.backend_compile_and_load = compile_once
 

@@ -1,11 +1,22 @@
 """The comparison of losses: what it tunes, chooses and reports, and that it can be interrupted."""
 
+import functools
+
 import numpy as np
+import optax
 import pytest
 
-from contrastive_jax import loss_report
-from contrastive_jax.search.loss_trials import best_point, read_finished, tuning_points
+import contrastive_jax as cj
+from contrastive_jax import loss_report, train
+from contrastive_jax.search.loss_trials import (
+    LEARNING_RATE,
+    best_point,
+    read_finished,
+    trials_of_loss,
+    tuning_points,
+)
 from contrastive_jax.train import json_lines, loss_table
+from contrastive_jax.train.training import Training
 from experiments import compare_losses
 
 SMALL = {
@@ -194,3 +205,15 @@ def test_errors_come_before_anything_is_written(tmp_path, options, words):
     with pytest.raises(ValueError, match=words):
         compare_losses.main(compare_losses.Config(runs=tmp_path, **SMALL | options))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_learning_rate_scales_the_steps_of_proxies_too():
+    make = functools.partial(train.objective, "proxy_nca")
+    digits = cj.data.load("digits")
+    training = Training(model=cj.models.MLP, data=digits, objective=make(), steps=4, batch_size=20)
+    point = {"learning_rate": LEARNING_RATE / 4, "options": {}}
+    state = trials_of_loss(training, make, [(point, 0)]).init(0).opt_state
+    for name in ("step_size", "loss_step_size"):
+        values = [value for _, value in optax.tree.get_all_with_path(state, name)]
+        assert values, name
+        np.testing.assert_allclose(values, 0.25)

@@ -3,7 +3,6 @@
 `pytest --dense` runs the tests of the sweep over tiles on it too.
 """
 
-import contextlib
 import functools
 from unittest import mock
 
@@ -49,9 +48,9 @@ DISTANCES = {
 }
 
 
-def _differences_on_a_gpu():
-    """Chooses the way of a GPU for a small batch."""
-    return mock.patch.object(squared_distances, "fit_differences", return_value=True)
+def _by_difference(chosen):
+    """Chooses the way of a GPU for a small batch, or that of other devices."""
+    return mock.patch.object(squared_distances, "fit_differences", return_value=chosen)
 
 
 @functools.lru_cache
@@ -95,7 +94,7 @@ def _assert_right(name, x, y=None, by_difference=False):
     weights = weights * ~np.eye(len(x), dtype=bool) if one_set else weights
     classes, others = np.zeros(len(x), np.int32), np.zeros(len(columns), np.int32)
     program = _program(name, one_set, by_difference)
-    with _differences_on_a_gpu() if by_difference else contextlib.nullcontext():
+    with _by_difference(by_difference):
         (_, matrix), gradient = program(x, columns, weights, classes, others)
     pairs = ~np.eye(len(x), dtype=bool) if one_set else np.ones(matrix.shape, bool)
     expected = DISTANCES[name][1](x.astype(float)[:, None], columns.astype(float)[None])
@@ -170,8 +169,9 @@ def test_a_loss_by_differences_on_a_gpu():
         by_cosine = anchor_loss(x, classes, loss=losses.supcon(0.1))
         return by_cosine + all_pairs_loss(x, classes, margin=1.5)
 
-    both = [jax.jit(jax.value_and_grad(value))(x)]
-    with _differences_on_a_gpu():
+    with _by_difference(False):
+        both = [jax.jit(jax.value_and_grad(value))(x)]
+    with _by_difference(True):
         program = jax.jit(jax.value_and_grad(lambda x: value(x)))
         assert "while" not in program.lower(x).as_text()
         both.append(program(x))

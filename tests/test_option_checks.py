@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from contrastive_jax import data
 from contrastive_jax.train import diagnostics, folder, loss_table
 from experiments import (
     compare_losses,
@@ -207,6 +208,7 @@ def test_options_without_effect_are_refused_by_every_program(option, options, wo
         {"loss": "logistic", "similar_fraction": 0.2, "objective": "all_pairs"},
         {"distance": "cosine", "margin": 0.5, "similar_fraction": 0.2, "group": 8},
         {"data_on": "host", "objective": "pairs", "group": 8},
+        {"data_on": "host", "loss": "cosine_embedding", "data": Path("pairs.csv")},
         {"objective": "all_pairs", "batch_classes": 4, "similar_fraction": 0.2},
         {"name": "x", "resume": "x"},
         {"objective": "all_pairs", "memory": 512, "max_age": 10},
@@ -216,6 +218,12 @@ def test_options_without_effect_are_refused_by_every_program(option, options, wo
 )
 def test_options_with_an_effect_are_taken(options):
     option_checks.checked_training(train.Config(**options))
+
+
+def test_classes_stream_with_the_contrastive_loss_alone():
+    config = train.Config(loss="cosine_embedding", data_on="host")
+    with pytest.raises(ValueError, match="--loss cosine_embedding is of whole batches"):
+        option_checks.for_data(option_checks.checked_training(config), data.load("digits"))
 
 
 @pytest.mark.parametrize(

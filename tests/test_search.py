@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 import itertools
 import json
 import shutil
@@ -6,9 +8,13 @@ import numpy as np
 import pytest
 
 from contrastive_jax import locks
-from contrastive_jax.search import optuna_study, rungs, spread
+from contrastive_jax.data import load
+from contrastive_jax.models import MLP
+from contrastive_jax.search import make_trainer, optuna_study, rungs, spread
 from contrastive_jax.train import grid as grids
 from contrastive_jax.train import json_lines
+from contrastive_jax.train import objective as objective_of
+from contrastive_jax.train.training import Training
 from contrastive_jax.train.trial_folder import trial_key
 from experiments import axes, options, search, trials
 
@@ -249,6 +255,22 @@ def test_space():
 def test_rungs():
     assert rungs(27, 2700, unit=100) == [(27, 100), (9, 300), (3, 900), (1, 2700)]
     assert rungs(1, 50, unit=50) == [(1, 50)]
+    for trials_, keep_one_in in ((3, 1), (0, 3)):
+        with pytest.raises(ValueError, match="1 trial at least and keeps one of 2 at least"):
+            rungs(trials_, 10, keep_one_in=keep_one_in)
+
+
+def test_a_trainer_refuses_what_its_trials_can_not_share():
+    digits = load("digits")
+    objective = functools.partial(objective_of, "fast_ap")
+    training = Training(model=MLP, data=digits, objective=objective(), steps=4, batch_size=40)
+    trainer = make_trainer(training, objective)
+    assert len([*trainer.groups([{"bins": 5, "seed": 0}])]) == 1
+    with pytest.raises(ValueError, match="bins has no effect, or is part of the structure"):
+        [*trainer.groups([{"bins": 9, "seed": 0}])]
+    ignored = dataclasses.replace(training, views=2)
+    with pytest.raises(ValueError, match="views"):
+        make_trainer(ignored, objective)
 
 
 @pytest.mark.parametrize(

@@ -61,3 +61,12 @@ def test_functions_that_are_called_back_are_their_own():
         called = functools.partial(np.full, (), dtype=np.float32)
         got = jax.jit(lambda x, called=called: jax.pure_callback(called, shape, x))(number)
         assert got == number
+
+
+def test_constants_are_compared_whole():
+    ones = np.ones(1000, np.float32)
+    for index in (500, 501):
+        weights = np.where(np.arange(1000) == index, 2, 1).astype(np.float32)
+        values = np.arange(1000, dtype=np.float32)
+        got = jax.jit(lambda x, weights=weights: jnp.sum(x * weights))(values)
+        assert got == ones @ values + index

@@ -261,6 +261,23 @@ def test_without_its_checks_a_step_has_no_effect(strategy):
     ).effects
 
 
+def test_checks_of_a_function_that_was_traced_without_them():
+    """JAX keeps what it traced of a compiled function inside of a step."""
+    inner = jax.jit(lambda d, m: jnp.sum(jax.vmap(lambda d: losses.contrastive(d, 1, m))(d)))
+
+    def step(state, margin):
+        return state, {"loss": jax.lax.pmean(inner(state, margin), train.AXIS)}
+
+    arguments = jnp.ones(4), jnp.float32(-1.0)
+    for check_values in (False, True, False):
+        placed = parallel(step, "shard_map", jax.devices()[:1], check_values=check_values)
+        if check_values:
+            with pytest.raises(ValueError, match="margin must be above 0 and finite, got -1"):
+                placed.step(*map(placed.replicate, arguments))
+        else:
+            placed.step(*map(placed.replicate, arguments))
+
+
 def test_a_batch_that_does_not_divide_is_refused(source, model):
     encoder, optimizer, state = model
     step = train.draws_pairs(train.make_step(encoder, optimizer, objectives.pairs()), 12)

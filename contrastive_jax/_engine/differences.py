@@ -1,8 +1,8 @@
 """Squared distances of all pairs of a small batch from the differences of the vectors.
 
 A difference keeps all digits of a close pair, so that no pair is computed again. It takes D steps
-for each pair instead of a matrix product. A GPU has time for them: it computes the pairs of a
-small batch in one kernel, while a loop over unresolved pairs waits for the host in each round.
+for each pair instead of a matrix product. On a GPU this is faster: it computes the pairs of
+a small batch in one kernel, while a loop over unresolved pairs waits for the host in each round.
 """
 
 from typing import cast

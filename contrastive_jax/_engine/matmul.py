@@ -23,7 +23,7 @@ class Product(NamedTuple):
     """Maps the squared distance of two points, or their product, to the distance; with `by_anchor`
     it takes the squared length of the first point too."""
     squared: bool
-    """True if `of` takes the squared distance."""
+    """True if `to_distance` takes the squared distance."""
     on_sphere: bool = False
     """True if points have length 1, or 0 where a vector has no direction."""
     bends_at_antipodes: bool = False

@@ -90,13 +90,14 @@ def stream_given_pairs(
     start_step: int = 0,
     threads: int = 4,
 ) -> Iterator[tuple[np.ndarray, GivenPairs]]:
-    """Gathers batches of given pairs ahead of time, the same that are drawn on the device.
+    """Gathers batches of given pairs ahead of time, the same as those drawn on the device.
 
     Args:
       data: with the pairs of its train split.
       seed: of the batches, in [0, 2^32).
       batch_size: pairs in a batch, B.
-      images: images in a batch, U, as in `draw_given_pairs`.
+      images: room for different images in a batch, U, from `train.draw.most_images`; a batch with
+        fewer repeats its first one.
       balanced: whether similar and dissimilar pairs are drawn equally often.
       start_step: step of the first batch, where a run is resumed.
       threads: how many gather.

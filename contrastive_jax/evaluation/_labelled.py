@@ -1,5 +1,6 @@
 """The matches of queries by a function of two rows, computed in blocks on the default device."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -152,6 +153,8 @@ def check_both_labels(labels: Any, attributes: Any, rows: int) -> None:
       attributes: tree of arrays, [N, ...].
       rows: N.
 
+    At most about 2^28 pairs are labelled. If there is none of a label among them, it warns.
+
     Raises:
       ValueError: if all pairs are labelled and there is no similar or no dissimilar one, or a label
         is none of 0, 1 and -1.
@@ -164,8 +167,14 @@ def check_both_labels(labels: Any, attributes: Any, rows: int) -> None:
         lacking = {label: name for label, name in lacking.items() if not (table == label).any()}
         if not lacking or labelled * len(order) > _MOST_CHECKED:
             break
-    if lacking and labelled == len(order):
-        name = next(iter(lacking.values()))
+    name = next(iter(lacking.values()), None)
+    if name and labelled < len(order):
+        warnings.warn(
+            f"labels leave no {name} pair between {labelled} rows and all {len(order)}: check that "
+            "they are the labels that were meant",
+            stacklevel=2,
+        )
+    elif name:
         raise ValueError(f"labels leave no {name} pair among {len(order)} rows that count")
 
 

@@ -126,7 +126,12 @@ def edges(rows: Sequence[Row]) -> dict[str, float]:
             continue
         inside = ordered[-2]
         positive = value > 0 and inside > 0
-        beyond[axis] = float(f"{value * value / inside if positive else 2 * value - inside:.3g}")
+        next_value = float(f"{value * value / inside if positive else 2 * value - inside:.3g}")
+        if all(isinstance(one, int) for one in values):
+            next_value = round(next_value)
+            if next_value in values or next_value < 1:
+                continue
+        beyond[axis] = next_value
     return beyond
 
 

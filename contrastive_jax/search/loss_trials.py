@@ -101,18 +101,29 @@ def trials_of_loss(
     steps = training.steps
     variants = []
     for point, seed in points:
-        scale = {"step_size": point["learning_rate"] / LEARNING_RATE}
-        variants.append(Variant(point, seed, make(**point["options"]), scale))
+        objective, rate = make(**point["options"]), point["learning_rate"] / LEARNING_RATE
+        scale = {"step_size": rate}
+        if jax.tree.leaves(objective.init(2, 8, 0)):
+            scale["loss_step_size"] = rate
+        variants.append(Variant(point, seed, objective, scale))
     first = variants[0].objective
     encoder, loss = (
         optax.chain(
             make_optimizer(rate, steps, warmup_steps=steps // 20, weight_decay=decay),
-            optax.inject_hyperparams(optax.scale)(step_size=1.0),
+            optax.inject_hyperparams(scaled)(**{name: 1.0}),
         )
-        for rate, decay in ((LEARNING_RATE, weight_decay), (first.learning_rate, 0.0))
+        for rate, decay, scaled, name in (
+            (LEARNING_RATE, weight_decay, optax.scale, "step_size"),
+            (first.learning_rate, 0.0, _scale_of_loss, "loss_step_size"),
+        )
     )
     own = replace(training, objective=first, optimizer=encoder, loss_optimizer=loss)
     return assemble_trials(own, variants)
+
+
+def _scale_of_loss(loss_step_size: float) -> optax.GradientTransformation:
+    """Scales steps, by a hyperparameter with another name than that of the encoder."""
+    return optax.scale(loss_step_size)
 
 
 def train_loss(
@@ -158,7 +169,7 @@ def train_loss(
       tuning 0
       test 0
     """
-    where = {"split": split, "loss": name}
+    where = {"split": split, "loss": name, "steps": steps}
     grid: grids.Grid | None = None
     for stage, count in (("tuning", trials), ("test", seeds)):
         finished = {line["number"] for line in read_finished(folder, **where, stage=stage)}

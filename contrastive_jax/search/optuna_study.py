@@ -29,7 +29,7 @@ def by_optuna(
       space: to search.
       trials: in all, those of other processes included.
       steps: of each.
-      folder: where trials and the study are stored.
+      folder: where trials and the study are stored; made if it is not there.
       at_once: trials that Optuna is asked for at a time.
 
     Returns:
@@ -38,7 +38,8 @@ def by_optuna(
 
     Raises:
       ImportError: without Optuna, of the extra `search`.
-      ValueError: if the file of the study is damaged.
+      ValueError: if there is no trial, the file of the study is damaged, or its trials have other
+        steps.
 
     Example:
       >>> from pathlib import Path
@@ -59,15 +60,25 @@ def by_optuna(
         import optuna
     from optuna.trial import TrialState
 
+    if trials < 1:
+        raise ValueError(f"trials must be at least 1, got {trials}")
+    folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(folder / "study.log")
     try:
         study = optuna.create_study(storage=storage, study_name=STUDY, direction="maximize")
+        study.set_user_attr("steps", steps)
         # The first are spread evenly, whichever process takes them.
         for point in spread(space, max(trials // 4, 1)):
             study.enqueue_trial({name: point[name] for name in space})
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=STUDY)
+        before = study.user_attrs.get("steps", steps)
+        if before != steps:
+            raise ValueError(
+                f"the trials of the study in {folder} have {before} steps, got {steps}: take a new "
+                "folder"
+            ) from None
     # The first trials, which would be drawn at random, are in the study already.
     study.sampler = optuna.samplers.TPESampler(
         n_startup_trials=max(trials // 4, 1), seed=len(study.trials), constant_liar=True

@@ -27,13 +27,19 @@ def rungs(trials: int, steps: int, *, keep_one_in: int = 3, unit: int = 1) -> li
       Trials and steps of each rung.
 
     Raises:
-      ValueError: if there are too few steps for as many rungs.
+      ValueError: if there is no trial, a rung would keep all, or there are too few steps for as
+        many rungs.
 
     Example:
       >>> from contrastive_jax.search import rungs
       >>> rungs(27, 2700)
       [(27, 100), (9, 300), (3, 900), (1, 2700)]
     """
+    if trials < 1 or keep_one_in < 2:
+        raise ValueError(
+            f"halving needs 1 trial at least and keeps one of 2 at least, got {trials} trials and "
+            f"one of {keep_one_in}"
+        )
     counts = [trials]
     while counts[-1] > 1:
         counts.append(math.ceil(counts[-1] / keep_one_in))
@@ -65,7 +71,7 @@ def halving(
       space: to search.
       trials: of the first rung.
       steps: of the last.
-      folder: where trials are stored.
+      folder: where trials are stored; made if it is not there.
       keep_one_in: each rung keeps one of so many trials.
       unit: steps of one call of the trainer.
 
@@ -73,7 +79,7 @@ def halving(
       The hyperparameters that are left.
 
     Raises:
-      ValueError: if there are too few steps.
+      ValueError: as `rungs`.
 
     References:
       Jamieson and Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter
@@ -94,11 +100,11 @@ def halving(
       >>> 0.5 <= best["margin"] <= 1.5
       True
     """
+    ladder = rungs(trials, steps, keep_one_in=keep_one_in, unit=unit)
+    folder.mkdir(parents=True, exist_ok=True)
     points, start = spread(space, trials), 0
     names = {trial_key(point): f"{k:04d}" for k, point in enumerate(points)}
-    for number, (count, stop) in enumerate(
-        rungs(trials, steps, keep_one_in=keep_one_in, unit=unit)
-    ):
+    for number, (count, stop) in enumerate(ladder):
         points = points[:count]
         values = _train_rung(folder, trainer, points, names, number, start, stop)
         points = [points[k] for k in sorted(range(count), key=lambda k: -values[k])]
@@ -123,7 +129,7 @@ def _train_rung(
     values = {
         trial_key(line["hyperparameters"]): line["value"]
         for line in json_lines.read_lines(folder / TRIALS, keys=("hyperparameters",))
-        if line.get("rung") == number and "value" in line
+        if (line.get("rung"), line.get("steps")) == (number, stop) and "value" in line
     }
     left = [point for point in points if trial_key(point) not in values]
 

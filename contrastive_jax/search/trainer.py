@@ -13,9 +13,10 @@ from contrastive_jax.train import grid as grids
 from contrastive_jax.train.grid_strategy import choice_line, choose_grid
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import tunable_optimizers
+from contrastive_jax.train.preconditions import check_training
 from contrastive_jax.train.training import Training
 from contrastive_jax.train.trial_assembly import AssembledTrials, assemble_trials
-from contrastive_jax.train.trial_axes import values_of_axes, variants_of_axes
+from contrastive_jax.train.trial_axes import check_structure, values_of_axes, variants_of_axes
 
 
 class Group(NamedTuple):
@@ -35,7 +36,7 @@ class Trainer:
     groups: Callable[[Sequence[Hyperparameters]], Iterable[Group]]
     """A function that makes trials of points, one group for each structure."""
     chosen_by: str
-    """The figure on validation by which trials are chosen, such as `"map_at_r"`."""
+    """The figure on validation whose largest value is the best, such as `"map_at_r"`."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Options of `choose_grid`."""
     report: Callable[[str], Any] = print
@@ -84,7 +85,9 @@ class Trainer:
     def _grid(self, group: Group) -> grids.Grid:
         # A grid of many is a waste for a few, and one for each number is too much to compile.
         count = len(group.indices)
-        name = f"{(count - 1).bit_length()} {group.structure}"
+        # Of given pairs, batches of other seeds may need more room for their images.
+        room = group.trials.parts.images_per_step
+        name = f"{(count - 1).bit_length()} {room} {group.structure}"
         if name not in self.compiled:
             choice = choose_grid(group.trials, **self.options)
             self.report(choice_line(choice, count))
@@ -115,12 +118,17 @@ def make_trainer(
       objective: whose hyperparameters are searched, or a function that makes it from them; by
         default that of the training.
       further_seeds: of trials beside seed 0, such as those of the winner.
-      chosen_by: the figure on validation; by default `"map_at_r"`, and `"auc"` on given pairs.
+      chosen_by: the figure on validation whose largest value is the best; by default
+        `"map_at_r"`, and `"auc"` on given pairs.
       report: takes lines which tell how the search goes.
       **options: of `choose_grid`.
 
     Returns:
       The trainer, for `halving`, `by_optuna` and `judge`.
+
+    Raises:
+      ValueError: if the training does not fit its data; from the trainer, if a hyperparameter is
+        part of the structure of the program, so that trials can not share it.
 
     Example:
       >>> import contrastive_jax as cj
@@ -133,11 +141,17 @@ def make_trainer(
       >>> make_trainer(training, strategy="sequential").chosen_by
       'map_at_r'
     """
+    check_training(training, log_every=1, validate_every=1, steps_per_call=1)
     given_pairs = isinstance(training.data, PairDataset)
+    tried: dict[str, set[float]] = {}
 
     def groups(points: Sequence[Hyperparameters]) -> Iterator[Group]:
         if not points:
             return
+        for point in points:
+            for name, value in point.items():
+                tried.setdefault(name, set()).add(value)
+        check_structure(objective or training.objective, tried)
         variants = []
         for point in points:
             (variant,) = variants_of_axes(

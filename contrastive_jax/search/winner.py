@@ -24,7 +24,7 @@ def judge(
       best: the hyperparameters that won.
       seeds: number of trainings, with seeds 1, 2, ...
       steps: of each.
-      folder: where trials are stored.
+      folder: where trials are stored; made if it is not there.
 
     Returns:
       Hyperparameters, the number of seeds, the seeds that `diverged`, and for each figure on `test`
@@ -44,18 +44,20 @@ def judge(
       >>> 0 < results["test"]["map_at_r"]["mean"] < 1
       True
     """
+    folder.mkdir(parents=True, exist_ok=True)
     points = [best | {"seed": seed} for seed in range(1, seeds + 1)]
     judged = {
         trial_key(line["hyperparameters"]): line["test"]
         for line in json_lines.read_lines(folder / TRIALS, keys=("hyperparameters",))
-        if "test" in line
+        if "test" in line and line.get("steps") == steps
     }
     left = [point for point in points if trial_key(point) not in judged]
 
     def finished(k: int, made: AssembledTrials, state: TrainState, diverged: int | None) -> None:
         test = None if diverged else trial_figures.on_test(made, state)
         judged[trial_key(left[k])] = test
-        json_lines.append_line(folder / TRIALS, {"hyperparameters": left[k], "test": test})
+        record = {"steps": steps, "hyperparameters": left[k], "test": test}
+        json_lines.append_line(folder / TRIALS, record)
 
     trainer.train(left, stop=steps, finished=finished)
     by_seed = [judged[trial_key(point)] for point in points]

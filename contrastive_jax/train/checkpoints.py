@@ -34,7 +34,7 @@ def open_checkpoints(
 
     All checkpoints are verified first. A damaged one is moved to `folder/damaged`, with a warning
     that names it and the reason, so that the latest and the best step are those of good ones. One
-    process at a time may open a folder: `runs.open_run` sees to that for a run.
+    process at a time may open a folder: `train.folder.open_run` sees to that for a run.
 
     Args:
       folder: where they lie.

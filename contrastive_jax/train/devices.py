@@ -15,7 +15,7 @@ from jax.experimental import checkify
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from contrastive_jax._compat import check_checked_pmap, donated_state
-from contrastive_jax._traced_checks import CheckedBefore
+from contrastive_jax._traced_checks import without_checks
 from contrastive_jax.train.types import AXIS
 
 Strategy = Literal["pmap", "shard_map"]
@@ -120,7 +120,7 @@ def parallel(
       sharded: positions of the arguments whose rows are spread over the devices; the others are
         replicated.
       check_values: whether the checks of `contrastive_jax.checks` run inside the step. Every call
-        then waits for its result. Without them the compiled step has no trace of the checks.
+        then waits for its result. Without them the compiled step does not contain the checks.
 
     Returns:
       The mapped step and its placement functions. Metrics come back as they are, states by `fetch`.
@@ -148,9 +148,7 @@ def parallel(
     mesh = Mesh(np.array(devices), (AXIS,))
     donated = donated_state(devices[0].platform)
     if not check_values:
-        # A check that nobody asks for would still leave an effect in the program, and JAX calls
-        # such a program from Python, which takes some tenths of a millisecond a step.
-        step = CheckedBefore(step)
+        step = without_checks(step)
     replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
 
     if strategy == "shard_map":

@@ -117,9 +117,10 @@ def fit(
       memory_size: embeddings of earlier batches that a batch is compared with too (XBM).
       max_age: steps after which the memory ignores an embedding.
       weights: initial weights of the encoder, such as those of another run, in place of its own.
-      devices: all local devices by default.
+      devices: all devices by default.
       strategy: `"shard_map"` or `"pmap"`; the numbers are the same.
-      steps_per_call: steps of one compiled call; by default 1 on a CPU and `log_every` elsewhere.
+      steps_per_call: steps of one compiled call; by default 1 on a CPU and with `data_on="host"`,
+        and elsewhere the largest number that divides `log_every` and `steps`.
       data_on: `"device"` holds the training images there; `"host"` streams pairs, given ones or
         those of an objective of pairs drawn by class, whose images do not fit.
       check_values: whether labels, margins and embeddings are checked inside the step; slower.

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from contrastive_jax._compat import donated_state, vmap_over_states
-from contrastive_jax._traced_checks import CheckedBefore
+from contrastive_jax._traced_checks import without_checks
 from contrastive_jax.checks import check_seed
 from contrastive_jax.train.devices import check_strategy
 from contrastive_jax.train.steps import repeated
@@ -137,7 +137,7 @@ def make_grid(
     used = np.array(devices[: groups * devices_per_trial]).reshape(groups, devices_per_trial)
     mesh = Mesh(used, (TRIALS, AXIS))
     own, common = PartitionSpec(TRIALS), PartitionSpec()
-    call = repeated(CheckedBefore(step), steps_per_call)
+    call = repeated(without_checks(step), steps_per_call)
 
     def local(states: Any, source: Any, hyperparameters: Any) -> tuple[Any, Metrics]:
         if trials == groups:

@@ -270,7 +270,7 @@ def choose_grid(
         # Other devices than before may not allow it.
         with contextlib.suppress(ValueError):
             grid = compiled(*before)
-            if memory_limit is None or grid.bytes <= memory_limit:
+            if limit is None or grid.bytes <= limit:
                 return Choice(grid, {})
     candidates = _candidates(strategy, len(trials.hyperparameters), devices, devices_per_trial)
     made = [

@@ -112,7 +112,7 @@ def check_labels(objective: Objective, data: Dataset) -> None:
     """Checks that the labels of an objective leave similar and dissimilar pairs in the data.
 
     Of 4,096 examples or fewer all pairs are labelled; of more some examples are compared with all
-    others, until there is a pair of either label.
+    others, until there is a pair of either label, or 2^28 pairs have none, of which it warns.
 
     Args:
       objective: with or without labels of two rows.

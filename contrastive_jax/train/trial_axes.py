@@ -143,7 +143,7 @@ def variants_of_axes(
     else:
         make = _of_pairs(objective) if given_pairs else objective
     loss = {name: column for name, column in values.items() if name not in {*names, "seed"}}
-    _check_structure(make, loss)
+    check_structure(make, loss)
     objectives = {tuple(row.values()): make(**row) for row in combinations(loss)}
     return [
         Variant(
@@ -161,18 +161,39 @@ def _of_pairs(make: Callable[..., Objective]) -> Callable[..., Objective]:
     return lambda **hyperparameters: of_given_pairs(make(**hyperparameters))
 
 
-def _check_structure(make: Callable[..., Objective], axes: Mapping[str, Sequence[float]]) -> None:
-    """Checks that trials which differ along these axes can share a compiled step.
+def check_structure(
+    objective: Objective | Callable[..., Objective], values: Mapping[str, Iterable[float]]
+) -> None:
+    """Checks that trials which differ in these values can share a compiled step.
 
     They can if a value is a hyperparameter of the objective, or sets the parameters of its loss
-    before the first step.
+    before the first step. The values of the optimizer and seeds are left out.
+
+    Args:
+      objective: the objective of the trials, whose hyperparameters need no check, or a function
+        that makes it.
+      values: the values of each hyperparameter.
+
+    Raises:
+      ValueError: if a value changes the structure of the program.
+
+    Example:
+      >>> from functools import partial
+      >>> from contrastive_jax import train
+      >>> from contrastive_jax.train.trial_axes import check_structure
+      >>> check_structure(partial(train.objective, "supcon"), {"temperature": [0.1, 0.2]})
     """
-    first = {name: values[0] for name, values in axes.items()}
-    for name, values in axes.items():
+    if isinstance(objective, Objective):
+        return
+    make = objective
+    others = {*OPTIMIZER, "loss_learning_rate", "seed"}
+    axes = {name: [*column] for name, column in values.items() if name not in others}
+    first = {name: column[0] for name, column in axes.items()}
+    for name, column in axes.items():
         one = make(**first)
-        if len(values) == 1 or name in one.hyperparameters:
+        if len(column) == 1 or name in one.hyperparameters:
             continue
-        other = make(**first | {name: values[-1]})
+        other = make(**first | {name: column[-1]})
         begin, end = (jax.tree.leaves(made.init(2, _WIDTH, 0)) for made in (one, other))
         if all(np.array_equal(a, b) for a, b in zip(begin, end, strict=True)):
             raise ValueError(

@@ -180,36 +180,39 @@ def save_running(
             shutil.rmtree(old)
 
 
-def save_strategy(folder: Path, name: str, grid: Grid) -> None:
-    """Stores the strategy of the trials of one structure.
+def save_strategy(folder: Path, name: str, grid: Grid, *, count: int) -> None:
+    """Stores the strategy of the trials of one structure, which was chosen for `count` of them.
 
     Example:
       >>> from pathlib import Path
       >>> from types import SimpleNamespace
       >>> from contrastive_jax.train.trial_folder import read_strategy, save_strategy
-      >>> save_strategy(Path(), "trials", SimpleNamespace(strategy="vmap", trials=2))
-      >>> read_strategy(Path(), "trials")
+      >>> save_strategy(Path(), "trials", SimpleNamespace(strategy="vmap", trials=2), count=4)
+      >>> read_strategy(Path(), "trials", count=4)
       ('vmap', 2)
+      >>> print(read_strategy(Path(), "trials", count=100))
+      None
     """
     path = folder / "strategies" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    replace_file(path, json.dumps([grid.strategy, grid.trials]).encode())
+    replace_file(path, json.dumps([grid.strategy, grid.trials, count]).encode())
 
 
-def read_strategy(folder: Path, name: str) -> tuple[Any, int] | None:
+def read_strategy(folder: Path, name: str, *, count: int) -> tuple[Any, int] | None:
     """Reads the strategy of the trials of one structure and how many trials a call trains.
 
-    None where none was stored, or the file is damaged.
+    None where none was stored, it was chosen for fewer than `count` trials, or the file is damaged.
 
     Example:
       >>> from pathlib import Path
       >>> from contrastive_jax.train.trial_folder import read_strategy
-      >>> print(read_strategy(Path("a_new_folder"), "trials"))
+      >>> print(read_strategy(Path("a_new_folder"), "trials", count=2))
       None
     """
     try:
-        strategy, at_once = json.loads((folder / "strategies" / f"{name}.json").read_bytes())
-        return strategy, int(at_once)
+        path = folder / "strategies" / f"{name}.json"
+        strategy, at_once, chosen_for = json.loads(path.read_bytes())
+        return (strategy, int(at_once)) if count <= chosen_for else None
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

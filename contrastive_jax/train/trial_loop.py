@@ -115,13 +115,14 @@ def train_trials(
         k: saved_states.restore_state(folder / records[keys[k]]["state"], trials.init(k))
         for k in started
     }
-    before = trial_folder.read_strategy(folder, name)
+    # A choice for fewer trials says little about how many train best.
+    before = trial_folder.read_strategy(folder, name, count=len(keys))
     if saved is not None:
         before = (saved.strategy, saved.at_once)
     choice = choose_grid(trials, before=before, **options)
     # One trial alone says nothing about how several train best.
-    if len(keys) > 1:
-        trial_folder.save_strategy(folder, name, choice.grid)
+    if len(keys) > 1 and before is None:
+        trial_folder.save_strategy(folder, name, choice.grid, count=len(keys))
     report(choice_line(choice, len(keys)))
     source = jax.device_put(trials.source, choice.grid.shared)
     loop = _Loop(trials, folder, running, choice.grid, source, schedule, test, advance or _ignore)

@@ -16,13 +16,15 @@ ROOT = Path(__file__).parent.parent.parent
 STEPS = 20
 # After the first window it waits until the file `go` is there, so that the signal comes meanwhile.
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 import jax, numpy as np
 from contrastive_jax import models, train
 from contrastive_jax.data.datasets import Dataset, Examples
 from contrastive_jax.train import metrics
 
+# A shell starts programs in the background with Ctrl-C ignored, which they would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 name, steps, *resume = sys.argv[1:]
 runs = Path(name).parent
 write = metrics.write_metrics
