@@ -7,6 +7,7 @@ program up by its function; here it is looked up by its text.
 
 import inspect
 
+import jax
 from jax._src import compiler
 from jax._src.lib.mlir import passmanager
 
@@ -16,6 +17,8 @@ ARGUMENTS = ["backend", "module", "executable_devices", "options", "host_callbac
 
 def share():
     """Lets JAX take an equal program that was compiled before, in versions that compile alike."""
+    if jax.__version_info__ < (0, 9):
+        return  # a program that runs several times at once on a CPU gives other numbers there
     compile_program = getattr(compiler, "backend_compile_and_load", None)
     if compile_program is None or [*inspect.signature(compile_program).parameters] != ARGUMENTS:
         return

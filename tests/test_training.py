@@ -255,6 +255,8 @@ def test_without_its_checks_a_step_has_no_effect(strategy):
     placed = parallel(step, strategy, jax.devices()[:1])
     hyperparameters = HYPERPARAMETERS._replace(loss={"margin": 1.0})
     arguments = placed.replicate(jnp.ones(4)), placed.replicate(hyperparameters)
+    if jax.__version_info__ < (0, 9):
+        pytest.skip("the checks stay in a step before jax 0.9")
     assert not jax.make_jaxpr(placed.step)(*arguments).effects
     assert jax.make_jaxpr(jax.vmap(step, (0, None), axis_name=train.AXIS))(
         jnp.ones((1, 4)), hyperparameters._replace(loss={"margin": jnp.float32(1.0)})
