@@ -12,6 +12,8 @@ import numpy as np
 from jax.experimental import checkify
 from jax.extend.core import Var
 
+from contrastive_jax._compat import keeps_checks
+
 # JAX traces a function again where this differs. Else one that was traced without its checks would
 # be taken where they are asked for.
 _LEFT_OUT = jax.make_user_context(False)
@@ -81,13 +83,10 @@ def without_checks(function: Callable[..., Any]) -> Callable[..., Any]:
     A check that nobody asks for leaves an effect in a program, and JAX calls such a program from
     Python, which takes some tenths of a millisecond.
 
-    Before jax 0.9 the checks stay, as steps are called there the way they have been tested: XLA for
-    CPUs overwrites some states that are still read (`contrastive_jax._compat.donated_state`).
-
     Args:
       function: function that is compiled.
     """
-    if jax.__version_info__ < (0, 9):
+    if keeps_checks():
         return function
 
     def unchecked(*arguments: Any) -> Any:
