@@ -5,11 +5,12 @@ import dataclasses
 import difflib
 import errno
 import io
+import re
 import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -201,6 +202,27 @@ def _from_saved(config: type[Any], saved: dict[str, Any]) -> Any:
             value = Path(value)
         values[field.name] = tuple(value) if isinstance(value, list) else value
     return config(**values)
+
+
+@contextlib.contextmanager
+def options_named(config: Any, **renamed: str) -> Iterator[None]:
+    """Names options in errors of the library, which name the arguments of its functions.
+
+    Args:
+      config: the options of the program.
+      **renamed: options by the names of arguments that are called otherwise.
+    """
+    names = {field.name: field.name for field in dataclasses.fields(config)} | renamed
+
+    def option(match: re.Match[str]) -> str:
+        name = match[0]
+        is_option = name in names and (match.start() == 0 or "_" in name)
+        return f"--{names[name]}" if is_option else name
+
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(re.sub(r"(?<![-\w])[a-z_]+\b", option, str(error))) from None
 
 
 def message_of(error: BaseException) -> str:
