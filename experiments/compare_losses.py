@@ -22,7 +22,6 @@ that all trials of a loss and a split share one compilation.
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -44,7 +43,6 @@ from contrastive_jax.search.loss_trials import (
     train_loss,
     trials_of_loss,
 )
-from contrastive_jax.train import folder as runs
 from contrastive_jax.train import json_lines, loss_table
 from contrastive_jax.train.training import Training
 from contrastive_jax.train.trial_assembly import AssembledTrials
@@ -173,9 +171,6 @@ def _check(config: Config) -> None:
     for name in config.losses:
         loss_table.check_name(name)
     batches_compared.check_options(config)
-    runs.check_name(config.name)
-    if not (config.resume or config.overwrite):
-        runs.check_new(config.runs / config.name)
     if config.width < 3:
         # Mining weights pairs by the distances of random points, whose formula needs three.
         raise ValueError(f"--width must be at least 3, got {config.width}")
@@ -188,19 +183,10 @@ def _check(config: Config) -> None:
 @contextlib.contextmanager
 def _folder(config: Config, names: Iterable[str], sets: Mapping[str, Dataset]) -> Iterator[Path]:
     """Opens the run. Several processes may share it, but not a loss."""
-    record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    record = options.recorded(config)
     record["data_digest"] = " ".join(map(digest, sets.values()))
     with contextlib.ExitStack() as held:
-        run = runs.open_run(
-            config.runs,
-            config.resume or config.name,
-            config.name,
-            record,
-            resume=config.resume is not None,
-            overwrite=config.overwrite,
-            free=FREE,
-            shared=True,
-        )
+        run = options.open_run(config, config.name, record, free=FREE, shared=True)
         folder = held.enter_context(run)
         (folder / "locks").mkdir(exist_ok=True)
         for name in names:

@@ -16,7 +16,7 @@ import numpy as np
 from contrastive_jax import distances, train
 from contrastive_jax.data import Dataset, PairDataset, augment, datasets
 from contrastive_jax.data._own import recognise
-from contrastive_jax.train import diagnostics, loss_table
+from contrastive_jax.train import diagnostics, folder, loss_table
 from experiments.options import ENCODERS_OF_VECTORS, STEPS_ON_VECTORS, images_of, resolved
 
 Config = TypeVar("Config")
@@ -367,8 +367,10 @@ def checked(config: Config, default: str = "digits") -> Config:
       The options, with whole paths.
 
     Raises:
+      FileExistsError: if the run that `--name` names exists and is not to be replaced.
       ValueError: if a number is not in its range, the home folder that a path names is not known,
-        `--tfds_dir` is no folder, or `--runs` is something else than a folder.
+        `--tfds_dir` is no folder, `--runs` is something else than a folder, or `--name` is not the
+        name of one folder.
     """
     config = _with_dataset(_expanded(config), default)
     values: dict[str, Any] = vars(config)
@@ -385,6 +387,10 @@ def checked(config: Config, default: str = "digits") -> Config:
         )
     if runs.exists() and not runs.is_dir():
         raise ValueError(f"--runs {runs} is not a folder: name one, which is created if need be")
+    if (name := values.get("resume") or values["name"]) is not None:
+        folder.check_name(name)
+        if not (values.get("resume") or values["overwrite"]):
+            folder.check_new(runs / name)
     return config
 
 

@@ -1,9 +1,11 @@
 """Options that several programs have, and what they mean for a training."""
 
+import contextlib
 import dataclasses
+import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +30,7 @@ from contrastive_jax.data import (
     load_with_report,
 )
 from contrastive_jax.data.pair_checks import check_given_pairs
-from contrastive_jax.train import loss_table
+from contrastive_jax.train import folder, loss_table
 from contrastive_jax.train.batches import balance
 from contrastive_jax.train.labelled import with_labels
 from experiments.loss_options import LossOptions
@@ -204,6 +206,52 @@ class Runs:
     """Go on with the run of this name, with its own options."""
     overwrite: bool = False
     """Replace the run of this name."""
+
+
+def recorded(config: Any) -> dict[str, Any]:
+    """Returns the options of a program as a run records them, JSON types."""
+    record: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return record
+
+
+@contextlib.contextmanager
+def open_run(
+    config: Any,
+    default_name: str,
+    record: dict[str, Any],
+    *,
+    free: Iterable[str] = (),
+    shared: bool = False,
+) -> Iterator[Path]:
+    """Creates the run that the options name, or opens it where it is resumed.
+
+    Args:
+      config: options of a program with a folder of a run.
+      default_name: the name of a nameless run.
+      record: every option, JSON types, which a run that is resumed records anew.
+      free: as in `contrastive_jax.train.folder.open_run`.
+      shared: likewise.
+
+    Yields:
+      The folder.
+
+    Raises:
+      BlockingIOError, FileExistsError, FileNotFoundError, ValueError: likewise.
+    """
+    resume = getattr(config, "resume", None)
+    with folder.open_run(
+        config.runs,
+        resume or config.name,
+        default_name,
+        record,
+        resume=resume is not None,
+        overwrite=config.overwrite,
+        free=free,
+        shared=shared,
+    ) as where:
+        if resume:
+            folder.write_config(where, record)
+        yield where
 
 
 def read_data(config: Data) -> Dataset | PairDataset:

@@ -7,7 +7,6 @@ python -m experiments.train --resume digits-convnet-1
 """
 
 import dataclasses
-import json
 import os
 import time
 from pathlib import Path
@@ -99,13 +98,8 @@ def main(config: Config) -> Path:
         # Virtual devices that wait for each other hold threads of XLA's pool, one to a core by
         # default: more devices than cores would wait for ever. JAX reads this when it starts.
         os.environ.setdefault("PJRT_NPROC", "64")
-    given = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    name = config.resume or config.name
-    if name is not None:
-        folder.check_name(name)
+    given = options.recorded(config)
     config = option_checks.checked_training(config)
-    if name is not None and not (config.resume or config.overwrite):
-        folder.check_new(config.runs / name)
     option_checks.warn_of_reach([config])
     devices = jax.devices()
     if config.devices is not None:
@@ -142,7 +136,7 @@ def main(config: Config) -> Path:
         validate_every=config.validate_every,
         keep=config.keep,
         runs=config.runs,
-        name=name,
+        name=config.resume or config.name,
         default_name=f"{options.data_name(config)}-{config.encoder}",
         resume=config.resume is not None,
         overwrite=config.overwrite,

@@ -6,7 +6,6 @@ change the structure of the program make groups, which are compiled one by one.
 
 import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ import jax
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.data._digest import digest
 from contrastive_jax.search.space import Hyperparameters
-from contrastive_jax.train import folder as runs
 from contrastive_jax.train import training
 from contrastive_jax.train.grid_strategy import Strategy, cores_as_devices
 from contrastive_jax.train.labelled import check_labels
@@ -231,10 +229,6 @@ def check(config: Training) -> None:
             f"--shown_by must be one of {', '.join(RETRIEVAL)} or, on given pairs, of "
             f"{', '.join(VERIFICATION)}, got {config.shown_by}"
         )
-    if config.name is not None:
-        runs.check_name(config.name)
-        if not (config.resume or config.overwrite):
-            runs.check_new(config.runs / config.name)
 
 
 def shown_on(config: Any, data: Dataset | PairDataset) -> Any:
@@ -283,22 +277,11 @@ def open_run(
       FileNotFoundError: if there is no such run to resume.
       ValueError: if options differ from those it was begun with.
     """
-    record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    record = options.recorded(config)
     record["axes"] = sorted(axes)
     record["data_digest"] = digest(data)
     record["dtype"] = "float32" if device.platform == "cpu" else "bfloat16"
-    with runs.open_run(
-        config.runs,
-        config.resume or config.name,
-        default_name,
-        record,
-        resume=config.resume is not None,
-        overwrite=config.overwrite,
-        free=free,
-        shared=shared,
-    ) as folder:
-        if config.resume:
-            runs.write_config(folder, record)
+    with options.open_run(config, default_name, record, free=free, shared=shared) as folder:
         yield folder
 
 
