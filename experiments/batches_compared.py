@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from contrastive_jax import train
-from contrastive_jax.data import Dataset, index_by_class
+from contrastive_jax.data import Dataset
+from contrastive_jax.data.categories import categories_of
 from contrastive_jax.train import loss_table
-from contrastive_jax.train.batches import balance
 from contrastive_jax.train.labelled import check_labels
 from experiments import option_checks, options
 from experiments.train import Config as TrainConfig
@@ -23,17 +23,28 @@ def losses_of(config: Any) -> tuple[str, ...]:
     return tuple(name for name in loss_table.NAMES if name not in loss_table.PROXIES)
 
 
+def _given(config: Any) -> dict[str, Any]:
+    """Returns the options of a batch."""
+    return {
+        field.name: getattr(config, field.name) for field in dataclasses.fields(options.Batches)
+    }
+
+
+def _augment(config: Any) -> Any:
+    """Makes the random change of an image, with the defaults of the data set."""
+    recipe = {key: options.recipe_of(config)[key] for key in ("flip", "shift")}
+    given = {key: value for key, value in _given(config).items() if value is not None}
+    return options.augmentation(recipe | given)
+
+
 def check_options(config: Any) -> None:
     """Checks what the options of a batch say together, before any data is read.
 
     Raises:
       ValueError: if one has no effect, or they do not fit each other.
     """
-    batch = {
-        field.name: getattr(config, field.name) for field in dataclasses.fields(options.Batches)
-    }
     for name in losses_of(config):
-        training = TrainConfig(loss=name, objective="all_pairs", **batch)
+        training = TrainConfig(loss=name, objective="all_pairs", **_given(config))
         option_checks.check_effects(training, option_checks.EFFECTS_OF_TRAINING)
     _check_chosen(config, config.batch_classes is None and config.views == 1)
     for option in ("views", "batch_classes"):
@@ -42,7 +53,7 @@ def check_options(config: Any) -> None:
                 f"--{option} must divide the {config.batch_size} images of a batch "
                 f"(--batch_size), got {value}"
             )
-    options.check_views(config.views, options.augmentation(*_changes(config)))
+    options.check_views(config.views, _augment(config))
 
 
 def _check_chosen(config: Any, all_classes: bool) -> None:
@@ -56,7 +67,7 @@ def _check_chosen(config: Any, all_classes: bool) -> None:
 
 
 def check_data(config: Any, split: str, data: Dataset) -> None:
-    """Checks that batches can be drawn from a data set, with the labels of the options.
+    """Checks that the options of a batch have an effect on a data set, and its labels.
 
     Args:
       config: the options.
@@ -68,21 +79,12 @@ def check_data(config: Any, split: str, data: Dataset) -> None:
     """
     if data.train.images.ndim == 2:
         option_checks.check_effects(config, option_checks.EFFECTS_ON_VECTORS)
-    else:
-        options.check_shift(_changes(config)[1], data)
-    # To see that pairs can be drawn.
-    index_by_class(data.train.classes, categories=options.categories_of(config.category, data))
     check_labels(options.labelled(train.objective(losses_of(config)[0]), config.labels), data)
-    if config.views > 1:
-        return
     classes = len(np.unique(data.train.classes))
-    if config.batch_classes is not None:
-        _check_chosen(config, config.batch_classes == classes)
-        try:
-            balance(config.batch_size, config.batch_classes, classes)
-        except ValueError as error:
-            raise ValueError(f"--{error} ({split})") from None
-    elif config.batch_size % classes or config.batch_size < 2 * classes:
+    _check_chosen(config, config.batch_classes == classes)
+    if config.batch_classes is not None or config.views > 1:
+        return
+    if config.batch_size % classes or config.batch_size < 2 * classes:
         raise ValueError(
             f"--batch_size must be a multiple of the {classes} classes that are trained on "
             f"({split}) and hold two of each, got {config.batch_size}: or take some classes to a "
@@ -96,19 +98,10 @@ def batch_of(config: Any, data: Dataset) -> dict[str, Any]:
         "batch_classes": config.batch_classes or len(np.unique(data.train.classes)),
         "repeat": config.repeat,
         "by_size": config.by_size,
-        "categories": options.categories_of(config.category, data),
+        "categories": config.category and categories_of(data, config.category),
     }
-    vectors = data.train.images.ndim == 2
     return {
         "batch_size": config.batch_size,
         "views": config.views,
-        "augment": None if vectors else options.augmentation(*_changes(config)),
+        "augment": None if data.train.images.ndim == 2 else _augment(config),
     } | ({} if config.views > 1 else by_class)
-
-
-def _changes(config: Any) -> tuple[bool, int, tuple[str, ...]]:
-    """Returns whether images are mirrored, how far they are moved, and other changes."""
-    recipe = options.recipe_of(config)
-    flip = recipe["flip"] if config.flip is None else config.flip
-    shift = recipe["shift"] if config.shift is None else config.shift
-    return flip, shift, config.augment

@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -205,24 +205,26 @@ def _from_saved(config: type[Any], saved: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def options_named(config: Any, **renamed: str) -> Iterator[None]:
+def options_named(names: Iterable[str], **renamed: str) -> Iterator[None]:
     """Names options in errors of the library, which name the arguments of its functions.
 
     Args:
-      config: the options of the program.
+      names: of the options of the program.
       **renamed: options by the names of arguments that are called otherwise.
     """
-    names = {field.name: field.name for field in dataclasses.fields(config)} | renamed
+    options = dict(zip(names, names, strict=True)) | renamed
 
     def option(match: re.Match[str]) -> str:
-        name = match[0]
-        is_option = name in names and (match.start() == 0 or "_" in name)
-        return f"--{names[name]}" if is_option else name
+        return f"--{options[match[0]]}" if match[0] in options else match[0]
 
     try:
         yield
     except ValueError as error:
-        raise ValueError(re.sub(r"(?<![-\w])[a-z_]+\b", option, str(error))) from None
+        # An argument stands at the beginning, or is that of which another must be a multiple.
+        named = re.sub(r"^[a-z_]+|(?<= multiple of )[a-z_]+", option, str(error))
+        if named != str(error):
+            error.args = (named,)
+        raise
 
 
 def message_of(error: BaseException) -> str:

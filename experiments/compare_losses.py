@@ -27,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+
 from contrastive_jax._extras import needs
 
 with needs("train", "experiments.compare_losses"):
@@ -99,17 +101,16 @@ def main(config: Config) -> Path:
     """Runs the comparison and returns its folder."""
     config = option_checks.checked(config, default="fashion_mnist")
     _check(config)
+    names = batches_compared.losses_of(config)
     sets = {split: _load(config, split) for split in splits_of(config.split)}
     for split, data in sets.items():
         check_evaluable(data)
         batches_compared.check_data(config, split, data)
-        train.check_images(
-            train.network(_model(config, data), data.train.images.shape[1:]),
-            train=data.train.images,
-            validation=data.validation.images,
-            test=data.test.images,
-        )
-    names = batches_compared.losses_of(config)
+        try:
+            _check_fits(config, names[0], data)
+        except ValueError as error:
+            error.add_note(f"by the split of {split}")
+            raise
     counts = {"trials": config.trials, "seeds": config.seeds, "steps": config.steps}
     per_loss = config.trials + config.seeds
     total = len(sets) * len(names) * per_loss
@@ -135,6 +136,12 @@ def main(config: Config) -> Path:
     return folder
 
 
+def _check_fits(config: Config, name: str, data: Dataset) -> None:
+    """Checks, without training anything, that the encoder and a batch fit a data set."""
+    point = ({"learning_rate": 1e-3, "options": {}}, 0)
+    jax.eval_shape(lambda: _assembled(config, name, data, [point]).init(0))
+
+
 def _assembled(
     config: Config, name: str, data: Dataset, points: Sequence[tuple[dict[str, Any], int]]
 ) -> AssembledTrials:
@@ -143,19 +150,16 @@ def _assembled(
     def make(**values: Any) -> train.Objective:
         return options.labelled(train.objective(name, **values), config.labels)
 
-    training = Training(
-        model=_model(config, data),
-        data=data,
-        objective=make(),
-        steps=config.steps,
-        **batches_compared.batch_of(config, data),
-    )
-    return trials_of_loss(training, make, points, weight_decay=config.weight_decay)
-
-
-def _model(config: Config, data: Dataset) -> Any:
     default = "linear" if data.train.images.ndim == 2 else "convnet"
-    return partial(ENCODERS[config.encoder or default], width=config.width)
+    with command.options_named(vars(config)):
+        training = Training(
+            model=partial(ENCODERS[config.encoder or default], width=config.width),
+            data=data,
+            objective=make(),
+            steps=config.steps,
+            **batches_compared.batch_of(config, data),
+        )
+        return trials_of_loss(training, make, points, weight_decay=config.weight_decay)
 
 
 def _load(config: Config, split: str) -> Dataset:

@@ -35,7 +35,7 @@ class Config:
 
 def main(config: Config) -> Path:
     """Embeds the pictures or vectors, and returns the file that it wrote."""
-    with command.options_named(config, path="out"):
+    with command.options_named((), path="out"):
         check_embeddings_file(config.out)
     run = load(config.run)
     names, images = read_inputs(run, [config.source])

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,10 +29,11 @@ from contrastive_jax.data import (
     load,
     load_with_report,
 )
+from contrastive_jax.data.categories import categories_of
 from contrastive_jax.data.pair_checks import check_given_pairs
-from contrastive_jax.train import folder, loss_table
-from contrastive_jax.train.batches import balance
+from contrastive_jax.train import folder, loss_table, preconditions, ranges
 from contrastive_jax.train.labelled import with_labels
+from experiments.command import options_named
 from experiments.loss_options import LossOptions
 
 ENCODERS = {
@@ -334,24 +335,21 @@ def resolved(config: Any) -> Any:
       ValueError: if there is no such loss, or one of its hyperparameters has a wrong value.
     """
     loss_table.check_name(config.loss)
-    loss_options = dict(config.loss_options)
+    config = dataclasses.replace(
+        config, max_age=(config.max_age or 1000) if config.memory else None
+    )
     if config.loss == "contrastive":
         return dataclasses.replace(
             config,
             objective="pairs" if config.objective == "auto" else config.objective,
             distance=config.distance or "euclidean",
             margin=1.2 if config.margin is None else config.margin,
-            max_age=(config.max_age or 1000) if config.memory else None,
         )
-    if config.margin is not None:
-        loss_options["margin"] = config.margin
+    margin = {} if config.margin is None else {"margin": config.margin}
+    loss_options = config.loss_options | margin
     train.objective(config.loss, **loss_options)
     return dataclasses.replace(
-        config,
-        objective="all_pairs",
-        loss_options=loss_options,
-        margin=None,
-        max_age=(config.max_age or 1000) if config.memory else None,
+        config, objective="all_pairs", loss_options=loss_options, margin=None
     )
 
 
@@ -380,10 +378,6 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
     if (decay := loss_table.TABLE[config.loss].weight_decay) is not None:
         recipe["weight_decay"] = decay
     recipe |= {key: getattr(config, key) for key in recipe if getattr(config, key) is not None}
-    # XLA computes convolutions inside of a loop on a CPU by an unoptimised path.
-    steps_per_call = 1 if on_cpu or config.data_on == "host" else config.log_every
-    if config.steps_per_call is not None:
-        steps_per_call = config.steps_per_call
     share = config.batch_size // len(devices)
     fits = share // 32 if share % 32 == 0 else 1
     in_parts = on_cpu and config.encoder not in ENCODERS_OF_VECTORS
@@ -398,25 +392,18 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
     options |= {
         "dtype": {"auto": "float32" if on_cpu else "bfloat16"}.get(config.dtype, config.dtype),
         "microbatches": microbatches,
-        "steps_per_call": steps_per_call,
         "devices": len(devices),
     }
-    _check(options)
+    with options_named(options):
+        _check(options)
     return options
 
 
 def _check(options: dict[str, Any]) -> None:
     """Checks what options say together, before any data is read."""
-    for name, unit in (
-        ("batch_size", "devices"),
-        ("validate_every", "log_every"),
-        ("log_every", "steps_per_call"),
-        ("steps", "steps_per_call"),
-    ):
-        if options[name] % options[unit]:
-            raise ValueError(
-                f"--{name} must be a multiple of --{unit}, got {options[name]} and {options[unit]}"
-            )
+    steps_per_call = options["steps_per_call"] or 1
+    units = [("batch_size", "devices"), *preconditions.SCHEDULE]
+    ranges.check_multiples(options | {"steps_per_call": steps_per_call}, units)
     share, parts = options["batch_size"] // options["devices"], options["microbatches"]
     if share % (parts * options["group"]):
         raise ValueError(
@@ -424,20 +411,20 @@ def _check(options: dict[str, Any]) -> None:
             f"--microbatches times --group, got {share} pairs, {parts} microbatches and groups of "
             f"{options['group']}"
         )
-    images, views = 2 * options["batch_size"], options["views"]
+    images = 2 * options["batch_size"]
     for name in ("views", "batch_classes"):
         if (value := options[name]) and images % value:
             raise ValueError(
                 f"--{name} must divide the {images} images of a batch (twice --batch_size), got "
                 f"{value}"
             )
-    check_views(views, augmentation(options["flip"], options["shift"], options["augment"]))
-    if options["data_on"] == "host" and options["steps_per_call"] != 1:
+    check_views(options["views"], augmentation(options))
+    if options["data_on"] == "host" and steps_per_call != 1:
         raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
-    if options["memory"] and options["memory"] < 2 * options["batch_size"]:
+    if options["memory"] and options["memory"] < images:
         raise ValueError(
-            f"--memory must be 0 or at least the {2 * options['batch_size']} images of a batch "
-            f"(twice --batch_size), got {options['memory']}"
+            f"--memory must be 0 or at least the {images} images of a batch (twice --batch_size), "
+            f"got {options['memory']}"
         )
 
 
@@ -449,6 +436,12 @@ def check_views(views: int, change: augment.Augment | None) -> None:
     """
     if views > 1 and change is None:
         raise ValueError("views of one image would all be equal: give --augment, --flip or --shift")
+
+
+def augmentation(options: Mapping[str, Any]) -> augment.Augment | None:
+    """Makes the random change of an image that the options name, None where there is none."""
+    flip, shift = options["flip"], options["shift"]
+    return augment.from_options(options["augment"], flip=flip, shift=shift)
 
 
 def model_of(config: Any, options: dict[str, Any]) -> Callable[..., Any]:
@@ -468,7 +461,7 @@ def objective_of(config: Any, options: dict[str, Any]) -> train.Objective:
       config: options from `resolved`.
       options: from `settled`.
     """
-    return labelled(_objective_by_class(config, options), config.labels)
+    return labelled(objective_by_class(config, options), config.labels)
 
 
 def labelled(objective: train.Objective, by: str) -> train.Objective:
@@ -482,19 +475,25 @@ def labelled(objective: train.Objective, by: str) -> train.Objective:
     return with_labels(objective, labels.same_class_other_group())
 
 
-def _objective_by_class(config: Any, options: dict[str, Any]) -> train.Objective:
-    if config.loss == "contrastive":
-        return train.objective(
-            "contrastive",
-            on=config.objective,
-            distance=DISTANCES[config.distance],
-            group=options["group"] if config.objective == "pairs" else 1,
-            margin=config.margin,
-            similar_fraction=options["similar_fraction"],
-        )
+def objective_by_class(config: Any, options: Mapping[str, Any] | None = None) -> train.Objective:
+    """Makes the objective that the options name, without labels of two rows.
+
+    Args:
+      config: options from `resolved`.
+      options: from `settled`; by default pairs and their share are those of the loss.
+    """
     takes_fraction = "similar_fraction" in loss_table.hyperparameters_of(config.loss)
-    fraction = {"similar_fraction": options["similar_fraction"]} if takes_fraction else {}
-    return train.objective(config.loss, **fraction | config.loss_options)
+    values = {"similar_fraction": options["similar_fraction"]} if options and takes_fraction else {}
+    if config.loss != "contrastive":
+        return train.objective(config.loss, **values | config.loss_options)
+    return train.objective(
+        "contrastive",
+        on=config.objective,
+        distance=DISTANCES[config.distance],
+        group=options["group"] if options and config.objective == "pairs" else 1,
+        margin=config.margin,
+        **values,
+    )
 
 
 def optimizers_of(
@@ -538,89 +537,19 @@ def batch_of(config: Any, options: dict[str, Any], data: Dataset | PairDataset) 
     """Returns the arguments of `train.fit` that say how a batch is made.
 
     Raises:
-      ValueError: if shifts, or classes and images of a batch, do not fit the data.
+      ValueError: if the data has no column of the category.
     """
-    check_shift(options["shift"], data)
-    if config.objective == "all_pairs" and isinstance(data, Dataset):
-        try:
-            balance(
-                2 * config.batch_size, config.batch_classes, len({*data.train.classes.tolist()})
-            )
-        except ValueError as error:
-            raise ValueError(f"--{error} (twice --batch_size)") from None
     return {
         "batch_size": 2 * config.batch_size,
         "batch_classes": config.batch_classes,
         "balanced": options["balanced"] is not False,
-        "augment": augmentation(options["flip"], options["shift"], config.augment),
+        "augment": augmentation(options),
         "views": config.views,
         "repeat": config.repeat,
         "by_size": config.by_size,
-        "categories": categories_of(config.category, data),
+        "categories": config.category and categories_of(with_classes(data), config.category),
         "microbatches": options["microbatches"],
         "remat": config.microbatches is not None,
         "memory_size": config.memory,
         "max_age": config.max_age,
     }
-
-
-def check_shift(pixels: int, data: Dataset | PairDataset) -> None:
-    """Checks that images can be moved by so many pixels.
-
-    Raises:
-      ValueError: if they are not as wide.
-    """
-    side = min(images_of(data).shape[1:3])
-    if pixels and pixels >= side:
-        raise ValueError(
-            f"--shift must be below the {side} pixels of an image's side, got {pixels}"
-        )
-
-
-def categories_of(column: str | None, data: Dataset | PairDataset) -> Any:
-    """Returns the column of the training examples that an option names, None without one.
-
-    Raises:
-      ValueError: if the data has no such column.
-    """
-    if column is None or isinstance(data, PairDataset):
-        return None
-    columns = dict(data.train.attributes)
-    if data.train.groups is not None:
-        columns["group"] = data.train.groups
-    if column not in columns:
-        raise ValueError(
-            f"--category must be a column of {data.name}, which has "
-            f"{', '.join(columns) or 'none besides images and classes'}, got {column}"
-        )
-    return columns[column]
-
-
-def augmentation(mirror: bool, pixels: int, changes: Sequence[str] = ()) -> augment.Augment | None:
-    """Makes the random change of an image that the options name.
-
-    Args:
-      mirror: whether it may be mirrored.
-      pixels: by how many it may be moved.
-      changes: others, as `augment.by_names` takes them, which come first.
-
-    Returns:
-      The change, None where there is none.
-    """
-    others = augment.by_names(changes)
-    moved = _moved_and_mirrored(mirror, pixels)
-    if not others:
-        return moved
-    return augment.chain(*others, *([] if moved is None else [moved]))
-
-
-def _moved_and_mirrored(mirror: bool, pixels: int) -> augment.Augment | None:
-    if not mirror and not pixels:
-        return None
-
-    def change(key: jax.Array, image: jax.Array) -> jax.Array:
-        first, second = jax.random.split(key)
-        image = augment.shift(first, image, pixels) if pixels else image
-        return augment.flip(second, image) if mirror else image
-
-    return change

@@ -118,31 +118,32 @@ def main(config: Config) -> Path:
     settled = options.settled(config, devices)
     # The margin was checked above, before data was read: `fit` need not warn of it again.
     objective = options.objective_of(config, settled)._replace(bounded=False)
-    run = train.fit(
-        options.model_of(config, settled),
-        data,
-        objective,
-        steps=settled["steps"],
-        seed=config.seed,
-        **options.batch_of(config, settled, data),
-        **options.optimizers_of(config, settled, objective),
-        weights=weights,
-        devices=devices,
-        strategy=config.parallel,
-        steps_per_call=settled["steps_per_call"],
-        data_on=config.data_on,
-        check_values=config.check_values,
-        log_every=config.log_every,
-        validate_every=config.validate_every,
-        keep=config.keep,
-        runs=config.runs,
-        name=config.resume or config.name,
-        default_name=f"{options.data_name(config)}-{config.encoder}",
-        resume=config.resume is not None,
-        overwrite=config.overwrite,
-        config=settled | begun | {"given": given},
-        free=tuple(free),
-    )
+    with command.options_named(settled, memory_size="memory"):
+        run = train.fit(
+            options.model_of(config, settled),
+            data,
+            objective,
+            steps=settled["steps"],
+            seed=config.seed,
+            **options.batch_of(config, settled, data),
+            **options.optimizers_of(config, settled, objective),
+            weights=weights,
+            devices=devices,
+            strategy=config.parallel,
+            steps_per_call=config.steps_per_call,
+            data_on=config.data_on,
+            check_values=config.check_values,
+            log_every=config.log_every,
+            validate_every=config.validate_every,
+            keep=config.keep,
+            runs=config.runs,
+            name=config.resume or config.name,
+            default_name=f"{options.data_name(config)}-{config.encoder}",
+            resume=config.resume is not None,
+            overwrite=config.overwrite,
+            config=settled | begun | {"given": given},
+            free=tuple(free),
+        )
     assert run.folder is not None
     if config.figures:
         print("evaluating on test and drawing figures", flush=True)

@@ -21,7 +21,7 @@ from contrastive_jax.train.grid_strategy import Strategy, cores_as_devices
 from contrastive_jax.train.labelled import check_labels
 from contrastive_jax.train.optimizer import OPTIMIZER
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
-from experiments import option_checks, options, train
+from experiments import command, option_checks, options, train
 from experiments.axes import HYPERPARAMETERS, STRUCTURE, whole_options
 
 # Figures on validation by which hyperparameters may be chosen.
@@ -136,8 +136,9 @@ def check_data(
     Raises:
       ValueError: as `assembled`.
     """
-    for group in groups:
-        jax.eval_shape(lambda group=group: assembled(group, data, devices).init(0))
+    with command.options_named(vars(groups[0].configs[0])):
+        for group in groups:
+            jax.eval_shape(lambda group=group: assembled(group, data, devices).init(0))
     if isinstance(data, Dataset):
         # Labels of two rows are an option that all trials share.
         config = option_checks.for_data(groups[0].configs[0], data)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from contrastive_jax import memory
+from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.train.batches import check_size, draws_batches, trained_classes
 from contrastive_jax.train.labelled import labelled_rows
@@ -48,9 +49,9 @@ def assemble(training: Training, *, seeds: Sequence[int] = ()) -> Assembled:
       The encoder, the initial states, and the steps.
 
     Raises:
-      ValueError: if the encoder does not take the images, the objective takes no memory, classes
-        and images of a batch do not fit, or the batch is larger than 1,024 and than four times the
-        data.
+      ValueError: if the encoder or the augmentation does not take the images, the objective takes
+        no memory, classes and images of a batch do not fit, or the batch is larger than 1,024 and
+        than four times the data.
 
     Example:
       >>> import contrastive_jax as cj
@@ -66,6 +67,8 @@ def assemble(training: Training, *, seeds: Sequence[int] = ()) -> Assembled:
     encoder = _encoder(training, training.seed)
     check_images(encoder, **images)
     image = jax.ShapeDtypeStruct((1, *images["train"].shape[1:]), images["train"].dtype)
+    if training.augment is not None:
+        _check_augment(training.augment, image)
     width = jax.eval_shape(encoder.encode, encoder.weights, image).shape[1]
 
     def init_loss(objective: Objective, seed: int) -> Any:
@@ -90,6 +93,17 @@ def assemble(training: Training, *, seeds: Sequence[int] = ()) -> Assembled:
 
     drawn, pairs, rows = draws_batches(step, training, seeds or (training.seed,))
     return Assembled(encoder, init, init_loss, step, drawn, pairs, rows)
+
+
+def _check_augment(augment: Augment, images: Any) -> None:
+    """Checks that a random change leaves the shape and dtype of an image as they are."""
+    image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
+    changed = jax.eval_shape(lambda image: augment(jax.random.key(0), image), image)
+    if (changed.shape, changed.dtype) != (image.shape, image.dtype):
+        raise ValueError(
+            f"augment must return images of the same shape and dtype, {image.dtype} "
+            f"{list(image.shape)}, got {changed.dtype} {list(changed.shape)}"
+        )
 
 
 def _encoder(training: Training, seed: int) -> Network:

@@ -4,7 +4,15 @@ from contrastive_jax.data.datasets import PairDataset
 from contrastive_jax.data.evaluable import check_evaluable
 from contrastive_jax.data.pair_checks import check_given_pairs
 from contrastive_jax.train.labelled import check_labels
+from contrastive_jax.train.ranges import check_multiples, check_ranges
 from contrastive_jax.train.training import Training
+
+SCHEDULE = (
+    ("validate_every", "log_every"),
+    ("log_every", "steps_per_call"),
+    ("steps", "steps_per_call"),
+)
+"""Numbers of steps of `fit`, and those that they are multiples of."""
 
 
 def check_training(
@@ -41,13 +49,15 @@ def check_training(
           ...
       ValueError: validate_every must be a multiple of log_every, got 15 and 10
     """
-    _check_schedule(
-        steps=training.steps,
-        log_every=log_every,
-        validate_every=validate_every,
-        steps_per_call=steps_per_call,
-        keep=keep,
-    )
+    schedule = {
+        "steps": training.steps,
+        "log_every": log_every,
+        "validate_every": validate_every,
+        "steps_per_call": steps_per_call,
+        "keep": keep,
+    }
+    check_ranges(schedule)
+    check_multiples(schedule, SCHEDULE)
     _check_drawing(training, data_on, steps_per_call)
     _check_batch(training)
     if isinstance(training.data, PairDataset):
@@ -77,26 +87,6 @@ def _check_drawing(training: Training, data_on: str, steps_per_call: int) -> Non
             "data_on='host' streams pairs: take an objective of pairs, as objective(..., "
             "on='pairs'), or data_on='device'"
         )
-
-
-def _check_schedule(**arguments: int) -> None:
-    """Checks how often something is done, before anything is written.
-
-    Raises:
-      ValueError: if a number is below 1, or one is not a multiple of another that divides it.
-    """
-    for name, value in arguments.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    for name, unit in (
-        ("validate_every", "log_every"),
-        ("log_every", "steps_per_call"),
-        ("steps", "steps_per_call"),
-    ):
-        if arguments[name] % arguments[unit]:
-            raise ValueError(
-                f"{name} must be a multiple of {unit}, got {arguments[name]} and {arguments[unit]}"
-            )
 
 
 def _check_batch(training: Training) -> None:

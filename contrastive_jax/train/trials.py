@@ -23,6 +23,7 @@ from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import tunable_optimizers
 from contrastive_jax.train.preconditions import check_training
 from contrastive_jax.train.progress import step_bar
+from contrastive_jax.train.ranges import check_multiples, check_ranges
 from contrastive_jax.train.run import Run
 from contrastive_jax.train.run_folder import described
 from contrastive_jax.train.training import Training, recorded
@@ -249,10 +250,9 @@ def _schedule(steps: int, log_every: int, save_every: int | None) -> Schedule:
     """Returns the schedule of trials, which by default are saved at every tenth of their steps."""
     if save_every is None:
         save_every = max(steps // 10 // log_every, 1) * log_every
-    elif save_every < 1 or save_every % log_every:
-        raise ValueError(
-            f"save_every must be a multiple of log_every, got {save_every} and {log_every}"
-        )
+    every = {"save_every": save_every, "log_every": log_every}
+    check_ranges(every)
+    check_multiples(every, [("save_every", "log_every")])
     return Schedule(steps, log_every, save_every)
 
 
