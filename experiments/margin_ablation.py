@@ -39,13 +39,14 @@ from contrastive_jax import plots
 from contrastive_jax.ablation_report import figures_of_rows
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.evaluation import trial_tables
+from contrastive_jax.search.texts import parse_axes
 from contrastive_jax.train import diagnostics, embed, loss_table
 from contrastive_jax.train.progress import step_bar
 from contrastive_jax.train.trial_axes import combinations
 from contrastive_jax.train.trial_folder import read_trials, restore_trial, trial_key
 from contrastive_jax.train.trial_loop import Schedule, train_trials
 from experiments import command, option_checks, options, trials
-from experiments.axes import check_axes, parse_axes
+from experiments.axes import STRUCTURE, check_axes
 
 MARGINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 # More margins, seeds and values of an axis are more trials.
@@ -102,7 +103,9 @@ def axes_of(config: Config) -> dict[str, list[Any]]:
     Raises:
       ValueError: if an axis is none of the training, or of a loss.
     """
-    named = parse_axes(config.grid)
+    named = parse_axes(config.grid, STRUCTURE)
+    if "seed" in named:
+        raise ValueError("--seeds says how many seeds there are: leave them out of --grid")
     losses = named.get("loss", [config.loss])
     margins = config.margins
     if margins is not None and "margin" in named:
@@ -118,8 +121,7 @@ def axes_of(config: Config) -> dict[str, list[Any]]:
             f"nothing is varied: name margins of {', '.join(losses)} with --margins, or another "
             "axis with --grid"
         )
-    check_axes(named, losses)
-    option_checks.check_axes(config, named, "the grid")
+    check_axes(config, named, losses, "the grid")
     return named | {"seed": [*range(config.seeds)]}
 
 

@@ -378,26 +378,6 @@ def check_effects(config: Any, effects: Iterable[Effect] = EFFECTS) -> None:
                 raise ValueError(error.format_map({**vars(config), "option": option}))
 
 
-def check_axes(config: Any, axes: Iterable[str], option: str) -> None:
-    """Checks that no option is given that is an axis too, whose values would take its place.
-
-    Args:
-      config: the options of a program.
-      axes: names of what is varied.
-      option: by which they were named, for the error.
-
-    Raises:
-      ValueError: if one is.
-    """
-    for name in axes:
-        if is_given(config, name):
-            raise ValueError(
-                f"--{name} has no effect, as {name} is an axis of {option}: leave one of them out"
-            )
-        if name in config.loss_options:
-            raise ValueError(f"{name} is an axis of {option}: leave it out of --loss_options")
-
-
 def warn_of_reach(configs: Iterable[Any]) -> None:
     """Warns once of each margin that is out of the reach of its distance.
 

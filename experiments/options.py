@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import re
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from contrastive_jax._extras import needs
 
 with needs("train", "experiments.options"):
     import tyro
+    from tyro.constructors import PrimitiveConstructorSpec
 
 from contrastive_jax import distances, labels, models, train
 from contrastive_jax.data import (
@@ -31,10 +33,10 @@ from contrastive_jax.data import (
 )
 from contrastive_jax.data.categories import categories_of
 from contrastive_jax.data.pair_checks import check_given_pairs
+from contrastive_jax.search.texts import parse_numbers
 from contrastive_jax.train import folder, loss_table, preconditions, ranges
 from contrastive_jax.train.labelled import with_labels
 from experiments.command import options_named
-from experiments.loss_options import LossOptions
 
 ENCODERS = {
     "linear": models.Linear,
@@ -47,14 +49,8 @@ ENCODERS = {
 # The encoders that take vectors; they are all weights, which each part of a batch would read again.
 ENCODERS_OF_VECTORS = ("linear", "mlp", "residual")
 STEPS_ON_VECTORS = 2000
-DISTANCES = {
-    "euclidean": distances.euclidean,
-    "squared_euclidean": distances.squared_euclidean,
-    "cosine": distances.cosine,
-    "angular": distances.angular,
-    "manhattan": distances.manhattan,
-    "chebyshev": distances.chebyshev,
-}
+Distance = Literal["euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "chebyshev"]
+DISTANCES = {name: getattr(distances, name) for name in typing.get_args(Distance)}
 # Chosen on validation.
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": {
@@ -84,6 +80,18 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 # Images of one's own may be characters or signatures, which are others in a mirror.
 OWN_RECIPE = RECIPES["mnist"] | {"steps": 2000}
+
+LossOptions = Annotated[
+    dict[str, float],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME=VALUE [NAME=VALUE ...]]",
+        instance_from_str=parse_numbers,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"{name}={number:g}" for name, number in value.items()],
+    ),
+]
+"""Hyperparameters of a loss, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +146,7 @@ class Training:
     objective: Literal["auto", "pairs", "all_pairs"] = "auto"
     """Compare drawn pairs, or all images of a batch of some classes with some examples of each;
     auto is pairs for the contrastive loss and all_pairs for the others."""
-    distance: (
-        Literal["euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "chebyshev"]
-        | None
-    ) = None
+    distance: Distance | None = None
     """Distance of the contrastive loss and of verification, euclidean by default; retrieval ranks
     by the Euclidean distance. Other losses have their own."""
     similar_fraction: float | None = None

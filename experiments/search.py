@@ -40,6 +40,8 @@ from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.evaluation.tables import TITLES
 from contrastive_jax.search import Group, Range, Trainer
 from contrastive_jax.search.space import Hyperparameters, Space, text_of
+from contrastive_jax.search.texts import parse_space
+from contrastive_jax.train.loss_table import whole_hyperparameters
 from experiments import axes, command, option_checks, options, trials
 
 FREE = trials.FREE | {"at_once", "seeds"}
@@ -69,7 +71,7 @@ class Config(trials.Training):
 def main(config: Config) -> Path:
     """Runs the search and returns its folder."""
     config = option_checks.checked(config)
-    space = axes.parse_space(config.space)
+    space = parse_space(config.space, axes.STRUCTURE)
     _check(config, space)
     # Before anything runs: JAX starts with the devices it has then.
     devices = trials.devices_of(config)
@@ -146,11 +148,11 @@ def _check(config: Config, space: Space) -> None:
     if "seed" in space:
         raise ValueError("a seed is not searched: leave it out of --space")
     losses = [str(loss) for loss in space.get("loss", [config.loss])]
-    axes.check_axes(space, losses)
+    axes.check_axes(config, space, losses, "--space")
+    whole = set().union(*map(whole_hyperparameters, losses))
     for name, where in space.items():
-        if isinstance(where, Range) and any(name in axes.whole_options(loss) for loss in losses):
+        if isinstance(where, Range) and name in whole:
             raise ValueError(f"{name} is a whole number: name values, as {name}=5,10")
-    option_checks.check_axes(config, space, "--space")
     if config.method == "halving":
         search.rungs(config.trials, config.steps, **_rungs(config))
     else:

@@ -21,8 +21,7 @@ from contrastive_jax.train.grid_strategy import Strategy, cores_as_devices
 from contrastive_jax.train.labelled import check_labels
 from contrastive_jax.train.optimizer import OPTIMIZER
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
-from experiments import command, option_checks, options, train
-from experiments.axes import HYPERPARAMETERS, STRUCTURE, whole_options
+from experiments import axes, command, option_checks, options, train
 
 # Figures on validation by which hyperparameters may be chosen.
 RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r", "mean_reciprocal_rank")
@@ -71,7 +70,7 @@ def configured(base: train.Config, hyperparameters: Hyperparameters) -> train.Co
     Raises:
       ValueError: if they do not fit each other.
     """
-    names = {*HYPERPARAMETERS, *STRUCTURE}
+    names = {*axes.HYPERPARAMETERS, *axes.STRUCTURE}
     fields = {key: value for key, value in hyperparameters.items() if key in names}
     rest = {key: value for key, value in hyperparameters.items() if key not in names}
     config: train.Config = option_checks.checked_training(
@@ -94,7 +93,7 @@ def groups(base: train.Config, trials: Iterable[Hyperparameters]) -> list[Group]
     by_structure: dict[str, Group] = {}
     for index, hyperparameters in enumerate(trials):
         config = configured(base, hyperparameters)
-        structure = _structure(hyperparameters, config)
+        structure = axes.structure_of(hyperparameters, config.loss)
         group = by_structure.setdefault(structure, Group([], [], []))
         group.indices.append(index)
         group.hyperparameters.append(hyperparameters)
@@ -115,12 +114,7 @@ def check_groups(groups: Iterable[Group], devices: Sequence[jax.Device]) -> None
 
 def structure_of(group: Group) -> str:
     """Returns a name of the structure of a group, which is also the name of a file."""
-    return _structure(group.hyperparameters[0], group.configs[0])
-
-
-def _structure(hyperparameters: Hyperparameters, config: train.Config) -> str:
-    names = {*STRUCTURE, *whole_options(config.loss)}
-    return ",".join(f"{key}={value}" for key, value in hyperparameters.items() if key in names)
+    return axes.structure_of(group.hyperparameters[0], group.configs[0].loss)
 
 
 def check_data(
@@ -251,7 +245,7 @@ def shown_on(config: Any, data: Dataset | PairDataset) -> Any:
 def open_run(
     config: Training,
     default_name: str,
-    axes: Iterable[str],
+    varied: Iterable[str],
     free: Iterable[str],
     device: jax.Device,
     data: Dataset | PairDataset,
@@ -263,7 +257,7 @@ def open_run(
     Args:
       config: options.
       default_name: what a nameless run is called.
-      axes: names of what is varied, which may not differ when it is resumed.
+      varied: names of what is varied, which may not differ when it is resumed.
       free: names of options that may.
       device: of which kind they all are.
       data: to train on, which is to be the same where the run is resumed.
@@ -279,7 +273,7 @@ def open_run(
       ValueError: if options differ from those it was begun with.
     """
     record = options.recorded(config)
-    record["axes"] = sorted(axes)
+    record["axes"] = sorted(varied)
     record["data_digest"] = digest(data)
     record["dtype"] = "float32" if device.platform == "cpu" else "bfloat16"
     with options.open_run(config, default_name, record, free=free, shared=shared) as folder:
