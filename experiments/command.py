@@ -220,8 +220,9 @@ def options_named(names: Iterable[str], **renamed: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        # An argument stands at the beginning, or is that of which another must be a multiple.
-        named = re.sub(r"^[a-z_]+|(?<= multiple of )[a-z_]+", option, str(error))
+        # Not every word that is the name of an argument means it.
+        place = r"^|(?<= multiple of )|(?<=already: )|(?<= leave )"
+        named = re.sub(rf"(?:{place})[a-z_]+", option, str(error))
         if named != str(error):
             error.args = (named,)
         raise

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import jax
 
 from contrastive_jax import load, train
-from contrastive_jax.train import checkpoints, folder
+from contrastive_jax.train import folder
 from contrastive_jax.train.devices import Strategy
+from contrastive_jax.train.resumption import check_steps, microbatches_on
 from experiments import command, option_checks, options
 
 # Options that may differ when a run is resumed: they do not change the numbers.
@@ -156,30 +157,24 @@ def _changed(config: Config) -> set[str]:
     """Returns the options that a resumed run is given anew, and says what they change."""
     where = config.runs / str(config.resume)
     before = folder.read_config(where)
-    taken = checkpoints.steps_taken(where / "checkpoints")
-    if config.steps is not None and config.steps < taken:
-        raise ValueError(
-            f"{where} has taken {taken:,} steps already: give --steps of at least {taken}, or "
-            "leave --resume out to begin a new run"
+    if config.steps is not None:
+        with command.options_named(vars(config)):
+            check_steps(where, config.steps)
+    changed = {
+        name
+        for name in CHANGEABLE
+        if getattr(config, name) not in (None, before.get(name)) and name in before
+    }
+    for name in changed:
+        print(
+            f"{where} was begun with --{name} {before[name]} and goes on with "
+            f"{getattr(config, name)}: the learning rate follows the new schedule from here on"
         )
-    changed = set()
-    for name in CHANGEABLE:
-        value = getattr(config, name)
-        if value is not None and name in before and value != before[name]:
-            changed.add(name)
-            print(
-                f"{where} was begun with --{name} {before[name]} and goes on with {value}: the "
-                "learning rate follows the new schedule from here on"
-            )
     return changed
 
 
 def as_begun(config: Config, devices: int) -> tuple[Config, dict[str, Any]]:
     """Spreads the batch of a resumed run so that its numbers stay the same on other devices.
-
-    The sum over N devices with one microbatch each, and that over N microbatches on one device, add
-    up the same parts in the same order. Any other change of the number of devices adds them up in
-    another order, which gives other last digits.
 
     Args:
       config: options from `option_checks.checked_training`.
@@ -199,28 +194,17 @@ def as_begun(config: Config, devices: int) -> tuple[Config, dict[str, Any]]:
     # A run without them is not one of this program, which the comparison of all options will say.
     if begun["devices"] == devices or None in begun.values():
         return config, {}
-    swapped = {"devices": begun["microbatches"], "microbatches": begun["devices"]}
-    ways = [begun]
     # Given pairs, of which a run has `balanced`, are compared by all devices at once.
     drawn = config.objective == "pairs" and before.get("balanced") is None
-    if drawn and 1 in swapped.values() and swapped != begun:
-        ways.append(swapped)
-    now = {"devices": devices, "microbatches": config.microbatches or swapped["microbatches"]}
-    if now not in ways:
-        named = ["--devices {devices} --microbatches {microbatches}".format(**way) for way in ways]
-        raise ValueError(
-            f"{where} was begun with {named[0]}; on {devices} devices its sums would come out in "
-            "another order, and its numbers differ in the last digits: resume it with "
-            + ", or with ".join(named)
-        )
+    microbatches = microbatches_on(where, devices, config.microbatches, swaps=drawn)
     print(
         f"{where} was begun with --devices {begun['devices']} --microbatches "
         f"{begun['microbatches']} and goes on with --devices {devices} --microbatches "
-        f"{now['microbatches']}, which gives the same numbers"
+        f"{microbatches}, which gives the same numbers"
     )
     if drawn and config.group is None:
         config = dataclasses.replace(config, group=before.get("group"))
-    return dataclasses.replace(config, microbatches=now["microbatches"]), begun
+    return dataclasses.replace(config, microbatches=microbatches), begun
 
 
 if __name__ == "__main__":

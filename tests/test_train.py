@@ -393,7 +393,8 @@ def test_a_run_is_not_resumed_to_fewer_steps_than_it_has_taken(config, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(options, "load", None)  # no data is read for it
         with pytest.raises(
-            ValueError, match="has taken 40 steps already: give --steps of at least"
+            ValueError,
+            match=r"has taken 40 steps already: --steps must be at least 40, .* leave --resume",
         ):
             train.main(config(name="mine", steps=20, resume=True))
     assert (folder / "config.json").read_bytes() == before
