@@ -1,6 +1,8 @@
 """The figures of an ablation, from the records of its trials."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +13,9 @@ from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.evaluation import trial_tables
 from contrastive_jax.evaluation.tables import TITLES
 from contrastive_jax.evaluation.trial_tables import Row
+from contrastive_jax.train import embed, loss_table
+from contrastive_jax.train.trial_assembly import AssembledTrials
+from contrastive_jax.train.trial_folder import restore_trial
 
 
 def figures_of_rows(
@@ -82,6 +87,44 @@ def figures_of_rows(
     encoders = {x: encoder(row.trials[0]) for x, row in best.items()}
     return figures | ablation_plots.encoder_figures(
         encoders, data, distance, quantity, chosen=chosen, marked=marked and axis == "margin"
+    )
+
+
+def figures_of_trials(
+    folder: Path, trials: AssembledTrials, rows: Sequence[Row], *, shown_by: str
+) -> dict[str, Any]:
+    """Draws figures of trials that are finished in a folder, as `figures_of_rows`.
+
+    Args:
+      folder: where the trials are stored.
+      trials: of one structure.
+      rows: of these trials, from `trial_tables.rows_by_hyperparameters`.
+      shown_by: the figure on validation by which values are chosen.
+
+    Example:
+      >>> from pathlib import Path
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.ablation_report import figures_of_trials
+      >>> from contrastive_jax.train.training import Training
+      >>> from contrastive_jax.train.trial_assembly import Variant, assemble_trials
+      >>> digits, objective = cj.data.load("digits"), cj.train.objective("supcon")
+      >>> training = Training(model=cj.models.MLP, data=digits, objective=objective, steps=4)
+      >>> trials = assemble_trials(training, [Variant({"seed": 0}, 0, objective)])
+      >>> figures_of_trials(Path(), trials, [], shown_by="map_at_r")
+      {}
+    """
+
+    def encoder(trial: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+        state = restore_trial(folder, trial, trials.init(0))
+        return partial(embed, trials.parts.network.encode, state.weights)
+
+    return figures_of_rows(
+        rows,
+        trials.data,
+        trials.objective.distance,
+        shown_by=shown_by,
+        encoder=encoder,
+        marked=trials.objective.name in loss_table.BOUNDED,
     )
 
 

@@ -23,11 +23,8 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
-
-import jax
 
 from contrastive_jax._extras import needs
 
@@ -36,15 +33,16 @@ with needs("train", "experiments.margin_ablation"):
     from tqdm import tqdm
 
 from contrastive_jax import plots
-from contrastive_jax.ablation_report import figures_of_rows
-from contrastive_jax.data import Dataset, PairDataset
+from contrastive_jax.ablation_report import figures_of_trials
 from contrastive_jax.evaluation import trial_tables
 from contrastive_jax.search.texts import parse_axes
-from contrastive_jax.train import diagnostics, embed, loss_table
+from contrastive_jax.train import diagnostics, loss_table
 from contrastive_jax.train.progress import step_bar
+from contrastive_jax.train.ranges import check_multiples
+from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.trial_axes import combinations
-from contrastive_jax.train.trial_folder import read_trials, restore_trial, trial_key
-from contrastive_jax.train.trial_loop import Schedule, train_trials
+from contrastive_jax.train.trial_folder import read_trials, trial_key
+from contrastive_jax.train.trial_loop import Schedule, train_pending
 from experiments import command, option_checks, options, trials
 from experiments.axes import STRUCTURE, check_axes
 
@@ -76,23 +74,31 @@ def main(config: Config) -> Path:
     config = option_checks.checked(config)
     axes = axes_of(config)
     _check(config)
-    # Before anything runs: JAX starts with the devices it has then.
-    devices = trials.devices_of(config)
     rows = combinations(axes)
-    groups = trials.groups(trials.base_of(config), rows)
-    trials.check_groups(groups, devices[: config.devices_per_trial])
-    option_checks.warn_of_reach(itertools.chain(*(group.configs for group in groups)))
-    data = options.load_data(config)
-    config = trials.shown_on(config, data)
-    trials.check_data(groups, data, devices[: config.devices_per_trial])
-    name, count = f"margin-ablation-{options.data_name(config)}", len(rows)
+    config, groups, data, devices = trials.prepared(config, rows)
+    name = f"margin-ablation-{options.data_name(config)}"
     with trials.open_run(config, name, axes, FREE, devices[0], data) as folder:
         print(
-            f"{folder}: {data.name}, {count} trials of {config.steps:,} steps, {len(groups)} to "
-            "compile"
+            f"{folder}: {data.name}, {len(rows)} trials of {config.steps:,} steps, {len(groups)} "
+            "to compile"
         )
-        _train(config, folder, groups, data, devices)
-        report(config, folder, groups, data, devices)
+        made = {
+            group.structure: trials.assembled(group, data, devices[: config.devices_per_trial])
+            for group in groups
+        }
+        schedule = Schedule(config.steps, config.log_every, config.save_every)
+        with step_bar(len(rows) * config.steps) as advance:
+            for structure, one in made.items():
+                train_pending(
+                    one,
+                    folder,
+                    schedule,
+                    name=structure or "trials",
+                    report=tqdm.write,
+                    advance=advance,
+                    **trials.grid_options(config, devices),
+                )
+        report(config, folder, made)
     print(f"{folder} is complete after {time.perf_counter() - began:.0f} s")
     return folder
 
@@ -125,57 +131,22 @@ def axes_of(config: Config) -> dict[str, list[Any]]:
     return named | {"seed": [*range(config.seeds)]}
 
 
-def _train(
-    config: Config,
-    folder: Path,
-    groups: Sequence[trials.Group],
-    data: Dataset | PairDataset,
-    devices: Sequence[jax.Device],
-) -> None:
-    """Trains the trials that are not finished."""
-    finished = read_trials(folder)
-    schedule = Schedule(config.steps, config.log_every, config.save_every)
-    with step_bar(sum(len(group.indices) for group in groups) * config.steps) as advance:
-        for group in groups:
-            keys = [*map(trial_key, group.hyperparameters)]
-            pending = [k for k, key in enumerate(keys) if key not in finished]
-            advance((len(keys) - len(pending)) * config.steps)
-            if pending:
-                made = trials.assembled(group, data, devices[: config.devices_per_trial])
-                train_trials(
-                    made.part(pending),
-                    folder,
-                    schedule,
-                    name=trials.structure_of(group) or "trials",
-                    report=tqdm.write,
-                    advance=advance,
-                    **trials.grid_options(config, devices),
-                )
-
-
-def report(
-    config: Config,
-    folder: Path,
-    groups: Sequence[trials.Group],
-    data: Dataset | PairDataset,
-    devices: Sequence[jax.Device],
-) -> None:
+def report(config: Config, folder: Path, made: Mapping[str, AssembledTrials]) -> None:
     """Writes tables and figures of the finished trials of this grid."""
     lines, shown_by = read_trials(folder), str(config.shown_by)
-    rows = []
-    for group in groups:
-        keys = map(trial_key, group.hyperparameters)
-        of_group = [lines[key] for key in keys if key in lines]
-        rows.append(trial_tables.rows_by_hyperparameters(of_group, shown_by))
-    together = [*itertools.chain(*rows)]
+    rows = {}
+    for structure, one in made.items():
+        finished = [lines[key] for key in map(trial_key, one.recorded) if key in lines]
+        rows[structure] = trial_tables.rows_by_hyperparameters(finished, shown_by)
+    together = [*itertools.chain(*rows.values())]
     print(trial_tables.write_tables(folder, together, shown_by))
     for note in edge_notes(config, folder, together):
         print(note)
     print("drawing figures, which takes a while", flush=True)
     (folder / "figures").mkdir(exist_ok=True)
-    for group, own in zip(groups, rows, strict=True):
-        structure = trials.structure_of(group)
-        for name, figure in _figures(config, folder, group, own, data, devices).items():
+    for structure, one in made.items():
+        figures = figures_of_trials(folder, one, rows[structure], shown_by=shown_by)
+        for name, figure in figures.items():
             path = f"{name}-{structure}.png" if structure else f"{name}.png"
             plots.save(figure, folder / "figures" / path)
 
@@ -212,38 +183,9 @@ def _reach(config: Config) -> float:
     return diagnostics.reach(distance, config.width, unit_length=config.normalize)
 
 
-def _figures(
-    config: Config,
-    folder: Path,
-    group: trials.Group,
-    rows: Sequence[trial_tables.Row],
-    data: Dataset | PairDataset,
-    devices: Sequence[jax.Device],
-) -> dict[str, Any]:
-    """Draws figures of one structure, over the margin or the first hyperparameter that varies."""
-    made = trials.assembled(group, data, devices[: config.devices_per_trial])
-
-    def encoder(trial: Mapping[str, Any]) -> Any:
-        state = restore_trial(folder, trial, made.init(0))
-        return partial(embed, made.parts.network.encode, state.weights)
-
-    return figures_of_rows(
-        rows,
-        data,
-        made.objective.distance,
-        shown_by=str(config.shown_by),
-        encoder=encoder,
-        marked=group.configs[0].loss in loss_table.BOUNDED,
-    )
-
-
 def _check(config: Config) -> None:
-    trials.check(config)
-    if config.save_every % config.log_every:
-        raise ValueError(
-            f"--save_every must be a multiple of --log_every, got {config.save_every} and "
-            f"{config.log_every}"
-        )
+    with command.options_named(vars(config)):
+        check_multiples(vars(config), [("save_every", "log_every")])
 
 
 if __name__ == "__main__":

@@ -358,6 +358,18 @@ def resolved(config: Any) -> Any:
     )
 
 
+def devices_of(config: Any) -> list[jax.Device]:
+    """Returns as many devices as the options say, by default all.
+
+    Raises:
+      ValueError: if there are not so many.
+    """
+    devices = jax.devices()
+    if config.devices is not None and not 0 < config.devices <= len(devices):
+        raise ValueError(f"--devices must be from 1 to {len(devices)}, got {config.devices}")
+    return devices[: config.devices]
+
+
 def recipe_of(config: Data) -> dict[str, Any]:
     """Returns the defaults of options that depend on the data set."""
     if config.data:

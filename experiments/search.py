@@ -21,7 +21,6 @@ runs/NAME/config.json    every option
 """
 
 import dataclasses
-import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,14 +72,7 @@ def main(config: Config) -> Path:
     config = option_checks.checked(config)
     space = parse_space(config.space, axes.STRUCTURE)
     _check(config, space)
-    # Before anything runs: JAX starts with the devices it has then.
-    devices = trials.devices_of(config)
-    corners = trials.groups(trials.base_of(config), search.corners(space))
-    trials.check_groups(corners, devices[: config.devices_per_trial])
-    option_checks.warn_of_reach(itertools.chain(*(group.configs for group in corners)))
-    data = options.load_data(config)
-    config = trials.shown_on(config, data)
-    trials.check_data(corners, data, devices[: config.devices_per_trial])
+    config, _, data, devices = trials.prepared(config, search.corners(space))
     # A study takes more trials; in halving they are other rungs.
     free = FREE | ({"trials"} if config.method == "optuna" else set())
     name, shared = f"search-{options.data_name(config)}", config.method == "optuna"
@@ -117,7 +109,7 @@ def trainer_of(
                 devices[: config.devices_per_trial],
                 further_seeds=range(config.seeds + 1),
             )
-            yield Group(trials.structure_of(group), group.indices, made)
+            yield Group(group.structure, group.indices, made)
 
     chosen_by = str(trials.shown_on(config, data).shown_by)
     return Trainer(groups, chosen_by, trials.grid_options(config, devices))
@@ -144,7 +136,6 @@ def _rungs(config: Config) -> dict[str, Any]:
 
 
 def _check(config: Config, space: Space) -> None:
-    trials.check(config)
     if "seed" in space:
         raise ValueError("a seed is not searched: leave it out of --space")
     losses = [str(loss) for loss in space.get("loss", [config.loss])]

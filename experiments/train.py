@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
 from contrastive_jax import load, train
 from contrastive_jax.train import folder
 from contrastive_jax.train.devices import Strategy
@@ -102,11 +100,7 @@ def main(config: Config) -> Path:
     given = options.recorded(config)
     config = option_checks.checked_training(config)
     option_checks.warn_of_reach([config])
-    devices = jax.devices()
-    if config.devices is not None:
-        if not 0 < config.devices <= len(devices):
-            raise ValueError(f"--devices must be from 1 to {len(devices)}, got {config.devices}")
-        devices = devices[: config.devices]
+    devices = options.devices_of(config)
     begun: dict[str, Any] = {}
     free = {*FREE}
     if config.resume:

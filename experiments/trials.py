@@ -82,6 +82,8 @@ def configured(base: train.Config, hyperparameters: Hyperparameters) -> train.Co
 class Group(NamedTuple):
     """Trials that share their structure."""
 
+    structure: str
+    """A name of the structure, which is also the name of a file."""
     hyperparameters: list[Hyperparameters]
     configs: list[train.Config]
     indices: list[int]
@@ -94,27 +96,41 @@ def groups(base: train.Config, trials: Iterable[Hyperparameters]) -> list[Group]
     for index, hyperparameters in enumerate(trials):
         config = configured(base, hyperparameters)
         structure = axes.structure_of(hyperparameters, config.loss)
-        group = by_structure.setdefault(structure, Group([], [], []))
+        group = by_structure.setdefault(structure, Group(structure, [], [], []))
         group.indices.append(index)
         group.hyperparameters.append(hyperparameters)
         group.configs.append(config)
     return [*by_structure.values()]
 
 
-def check_groups(groups: Iterable[Group], devices: Sequence[jax.Device]) -> None:
-    """Checks the options of all trials, before any data is read.
+def prepared(
+    config: Any, points: Iterable[Hyperparameters]
+) -> tuple[Any, list[Group], Dataset | PairDataset, list[jax.Device]]:
+    """Checks the options of all trials, reads the data, and checks that they can be trained on it.
+
+    Args:
+      config: the options of a program.
+      points: hyperparameters of each trial.
+
+    Returns:
+      The options with `shown_by` filled in, the groups of trials, the data, and the devices.
 
     Raises:
-      ValueError: if those of one do not fit each other.
+      ValueError: if options do not fit each other, before the data is read, or the data.
     """
-    for group in groups:
-        for config in group.configs:
-            options.settled(config, devices)
-
-
-def structure_of(group: Group) -> str:
-    """Returns a name of the structure of a group, which is also the name of a file."""
-    return axes.structure_of(group.hyperparameters[0], group.configs[0].loss)
+    check(config)
+    # Before anything runs: JAX starts with the devices it has then.
+    devices = devices_of(config)
+    of_trial = devices[: config.devices_per_trial]
+    made = groups(base_of(config), points)
+    configs = [one for group in made for one in group.configs]
+    for one in configs:
+        options.settled(one, of_trial)
+    option_checks.warn_of_reach(configs)
+    data = options.load_data(config)
+    config = shown_on(config, data)
+    check_data(made, data, of_trial)
+    return config, made, data, devices
 
 
 def check_data(
@@ -200,11 +216,7 @@ def base_of(config: Training) -> train.Config:
 def devices_of(config: Training) -> list[jax.Device]:
     """Returns the devices of a grid; of a CPU as many as it has cores."""
     cores_as_devices(collective=config.devices_per_trial > 1)
-    devices = jax.devices()
-    if config.devices is not None:
-        if not 0 < config.devices <= len(devices):
-            raise ValueError(f"--devices must be from 1 to {len(devices)}, got {config.devices}")
-        devices = devices[: config.devices]
+    devices = options.devices_of(config)
     if not 0 < config.devices_per_trial <= len(devices):
         raise ValueError(
             f"--devices_per_trial must be from 1 to {len(devices)}, got {config.devices_per_trial}"
@@ -252,30 +264,15 @@ def open_run(
     *,
     shared: bool = False,
 ) -> Iterator[Path]:
-    """Creates a run, or opens that of this name if it is resumed, as `runs.open_run`.
+    """Opens the folder of a grid, as `options.open_run`.
 
-    Args:
-      config: options.
-      default_name: what a nameless run is called.
-      varied: names of what is varied, which may not differ when it is resumed.
-      free: names of options that may.
-      device: of which kind they all are.
-      data: to train on, which is to be the same where the run is resumed.
-      shared: whether other processes that say the same may work on the run at the same time.
-
-    Yields:
-      The folder.
-
-    Raises:
-      BlockingIOError: if another process works on the run.
-      FileExistsError: if the name is taken.
-      FileNotFoundError: if there is no such run to resume.
-      ValueError: if options differ from those it was begun with.
+    The names of what is varied, the data, and the kind of device may not differ when it is resumed.
     """
-    record = options.recorded(config)
-    record["axes"] = sorted(varied)
-    record["data_digest"] = digest(data)
-    record["dtype"] = "float32" if device.platform == "cpu" else "bfloat16"
+    record = options.recorded(config) | {
+        "axes": sorted(varied),
+        "data_digest": digest(data),
+        "dtype": "float32" if device.platform == "cpu" else "bfloat16",
+    }
     with options.open_run(config, default_name, record, free=free, shared=shared) as folder:
         yield folder
 

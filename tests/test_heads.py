@@ -61,7 +61,7 @@ def run_on(tmp_path, monkeypatch):
     """Runs a command on data, without drawing its figures."""
     none = {name: lambda *args, **kwargs: None for name in vars(plots)}
     monkeypatch.setattr(run_report, "plots", types.SimpleNamespace(**none))
-    monkeypatch.setattr(margin_ablation, "_figures", lambda *arguments: {})
+    monkeypatch.setattr(margin_ablation, "figures_of_trials", lambda *arguments, **shown: {})
 
     def run(data, main, **chosen):
         monkeypatch.setattr(options, "load_data", lambda config: data)
@@ -184,7 +184,6 @@ def _assembled(program, data, **chosen):
             config, "supcon", data, [({"learning_rate": 1e-3, "options": {}}, 0)]
         )
     (group,) = trials.groups(trials.base_of(config), [{"learning_rate": 1e-3, "seed": 0}])
-    trials.check_groups([group], jax.devices()[:1])
     trials.check_data([group], data, jax.devices()[:1])
     return trials.assembled(group, data, jax.devices()[:1])
 

@@ -30,7 +30,7 @@ from contrastive_jax.train.training import Training, recorded
 from contrastive_jax.train.trial_assembly import AssembledTrials, assemble_trials
 from contrastive_jax.train.trial_axes import values_of_axes, variants_of_axes
 from contrastive_jax.train.trial_folder import read_trials, restore_trial, trial_key
-from contrastive_jax.train.trial_loop import Schedule, train_trials
+from contrastive_jax.train.trial_loop import Schedule, train_pending
 from contrastive_jax.train.types import Weights
 from contrastive_jax.train.validation import trained_run, warn_of_margin
 
@@ -217,18 +217,20 @@ def fit_grid(
         warn_of_margin(trials.parts.network, data, one.objective)
     record = _recorded(training, trials, values) | {"log_every": log_every, "test": test}
     with _opened(folder, record, resume=resume) as where:
-        _train_pending(
-            trials,
-            where,
-            schedule,
-            test=test,
-            progress=progress,
-            strategy=strategy,
-            devices=devices,
-            devices_per_trial=devices_per_trial,
-            memory_limit=memory_limit,
-            steps_per_call=steps_per_call,
-        )
+        with step_bar(len(variants) * steps, shown=progress) as advance:
+            train_pending(
+                trials,
+                where,
+                schedule,
+                test=test,
+                report=print if progress else lambda line: None,
+                advance=advance,
+                strategy=strategy,
+                devices=devices,
+                devices_per_trial=devices_per_trial,
+                memory_limit=memory_limit,
+                steps_per_call=steps_per_call,
+            )
         return _trials(trials, where)
 
 
@@ -254,32 +256,6 @@ def _schedule(steps: int, log_every: int, save_every: int | None) -> Schedule:
     check_ranges(every)
     check_multiples(every, [("save_every", "log_every")])
     return Schedule(steps, log_every, save_every)
-
-
-def _train_pending(
-    trials: AssembledTrials,
-    folder: Path,
-    schedule: Schedule,
-    *,
-    test: bool,
-    progress: bool,
-    **options: Any,
-) -> None:
-    """Trains the trials that are not finished."""
-    finished = read_trials(folder)
-    pending = [k for k, one in enumerate(trials.recorded) if trial_key(one) not in finished]
-    if not pending:
-        return
-    with step_bar(len(pending) * schedule.steps, shown=progress) as advance:
-        train_trials(
-            trials.part(pending),
-            folder,
-            schedule,
-            test=test,
-            report=print if progress else lambda line: None,
-            advance=advance,
-            **options,
-        )
 
 
 def _check_objective(objective: Any) -> None:
