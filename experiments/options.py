@@ -36,6 +36,8 @@ from contrastive_jax.data.pair_checks import check_given_pairs
 from contrastive_jax.search.texts import parse_numbers
 from contrastive_jax.train import folder, loss_table, preconditions, ranges
 from contrastive_jax.train.labelled import with_labels
+from contrastive_jax.train.optimizer import make_optimizers
+from contrastive_jax.train.recipes import recipe
 from experiments.command import options_named
 
 ENCODERS = {
@@ -51,36 +53,6 @@ ENCODERS_OF_VECTORS = ("linear", "mlp", "residual")
 STEPS_ON_VECTORS = 2000
 Distance = Literal["euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "chebyshev"]
 DISTANCES = {name: getattr(distances, name) for name in typing.get_args(Distance)}
-# Chosen on validation.
-RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {
-        "steps": 1500,
-        "flip": False,
-        "shift": 1,
-        "group": 32,
-        "similar_fraction": 0.3,
-        "weight_decay": 1.0,
-    },
-    "mnist": {
-        "steps": 3000,
-        "flip": False,
-        "shift": 1,
-        "group": 32,
-        "similar_fraction": 0.05,
-        "weight_decay": 0.1,
-    },
-    "fashion_mnist": {
-        "steps": 20_000,
-        "flip": True,
-        "shift": 1,
-        "group": 32,
-        "similar_fraction": 0.05,
-        "weight_decay": 0.1,
-    },
-}
-# Images of one's own may be characters or signatures, which are others in a mirror.
-OWN_RECIPE = RECIPES["mnist"] | {"steps": 2000}
-
 LossOptions = Annotated[
     dict[str, float],
     PrimitiveConstructorSpec(
@@ -372,9 +344,7 @@ def devices_of(config: Any) -> list[jax.Device]:
 
 def recipe_of(config: Data) -> dict[str, Any]:
     """Returns the defaults of options that depend on the data set."""
-    if config.data:
-        return dict(OWN_RECIPE)
-    return dict(RECIPES.get(data_name(config), RECIPES["fashion_mnist"]))
+    return recipe(None if config.data else data_name(config))
 
 
 def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
@@ -391,10 +361,10 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
       ValueError: if options do not fit each other.
     """
     on_cpu = devices[0].platform == "cpu"
-    recipe = recipe_of(config)
+    chosen = recipe_of(config)
     if (decay := loss_table.TABLE[config.loss].weight_decay) is not None:
-        recipe["weight_decay"] = decay
-    recipe |= {key: getattr(config, key) for key in recipe if getattr(config, key) is not None}
+        chosen["weight_decay"] = decay
+    chosen |= {key: getattr(config, key) for key in chosen if getattr(config, key) is not None}
     share = config.batch_size // len(devices)
     fits = share // 32 if share % 32 == 0 else 1
     in_parts = on_cpu and config.encoder not in ENCODERS_OF_VECTORS
@@ -402,10 +372,10 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
     if config.microbatches is not None:
         microbatches = config.microbatches
     if config.group is None:
-        recipe["group"] = math.gcd(recipe["group"], share // max(microbatches, 1)) or 1
+        chosen["group"] = math.gcd(chosen["group"], share // max(microbatches, 1)) or 1
     if config.objective == "all_pairs" and config.group is None:
-        recipe["group"] = 1
-    options = dataclasses.asdict(config) | recipe
+        chosen["group"] = 1
+    options = dataclasses.asdict(config) | chosen
     options |= {
         "dtype": {"auto": "float32" if on_cpu else "bfloat16"}.get(config.dtype, config.dtype),
         "microbatches": microbatches,
@@ -514,7 +484,11 @@ def objective_by_class(config: Any, options: Mapping[str, Any] | None = None) ->
 
 
 def optimizers_of(
-    config: Any, options: dict[str, Any], objective: train.Objective, *, tunable: bool = False
+    config: Any,
+    options: dict[str, Any],
+    objective: train.Objective,
+    *,
+    tunable: Sequence[str] = (),
 ) -> dict[str, optax.GradientTransformation]:
     """Makes the optimizers of the encoder and of the parameters of the loss.
 
@@ -522,32 +496,18 @@ def optimizers_of(
       config: options from `resolved`.
       options: from `settled`.
       objective: from `objective_of`.
-      tunable: whether learning rates, weight decay and the norm of the gradient are part of the
-        state, so that another value compiles nothing.
+      tunable: as in `make_optimizers`.
     """
-    steps = options["steps"]
-
-    def make(factory: Callable[..., Any], learning_rate: float, **values: float) -> Any:
-        if tunable:
-            factory = optax.inject_hyperparams(factory, static_args=("steps", "warmup_steps"))
-        return factory(learning_rate, steps, warmup_steps=int(config.warmup * steps), **values)
-
-    rate = config.loss_learning_rate or objective.learning_rate
-    return {
-        "optimizer": make(
-            train.make_optimizer,
-            config.learning_rate,
-            weight_decay=options["weight_decay"],
-            clip_norm=config.clip_norm,
-        ),
-        "loss_optimizer": make(_optimizer_of_loss, rate),
-    }
-
-
-def _optimizer_of_loss(
-    loss_learning_rate: float, steps: int, *, warmup_steps: int
-) -> optax.GradientTransformation:
-    return train.make_optimizer(loss_learning_rate, steps, warmup_steps=warmup_steps)
+    encoder, loss = make_optimizers(
+        options["steps"],
+        learning_rate=config.learning_rate,
+        weight_decay=options["weight_decay"],
+        clip_norm=config.clip_norm,
+        warmup=config.warmup,
+        loss_learning_rate=config.loss_learning_rate or objective.learning_rate,
+        tunable=tunable,
+    )
+    return {"optimizer": encoder, "loss_optimizer": loss}
 
 
 def batch_of(config: Any, options: dict[str, Any], data: Dataset | PairDataset) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from contrastive_jax.search import Group, Range, Trainer
 from contrastive_jax.search.space import Hyperparameters, Space, text_of
 from contrastive_jax.search.texts import parse_space
 from contrastive_jax.train.loss_table import whole_hyperparameters
+from contrastive_jax.train.trial_figures import chosen_figure
 from experiments import axes, command, option_checks, options, trials
 
 FREE = trials.FREE | {"at_once", "seeds"}
@@ -111,8 +112,9 @@ def trainer_of(
             )
             yield Group(group.structure, group.indices, made)
 
-    chosen_by = str(trials.shown_on(config, data).shown_by)
-    return Trainer(groups, chosen_by, trials.grid_options(config, devices))
+    return Trainer(
+        groups, chosen_figure(data, config.shown_by), trials.grid_options(config, devices)
+    )
 
 
 def report(folder: Path, results: Mapping[str, Any]) -> None:

@@ -21,11 +21,10 @@ from contrastive_jax.train.grid_strategy import Strategy, cores_as_devices
 from contrastive_jax.train.labelled import check_labels
 from contrastive_jax.train.optimizer import OPTIMIZER
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
+from contrastive_jax.train.trial_figures import RETRIEVAL, VERIFICATION, chosen_figure
 from experiments import axes, command, option_checks, options, train
 
-# Figures on validation by which hyperparameters may be chosen.
-RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r", "mean_reciprocal_rank")
-VERIFICATION = ("auc", "average_precision")
+TUNABLE = (*OPTIMIZER, "loss_learning_rate")
 
 # Options that may differ when a run is resumed: they do not change the results of a trial.
 FREE = {
@@ -118,7 +117,12 @@ def prepared(
     Raises:
       ValueError: if options do not fit each other, before the data is read, or the data.
     """
-    check(config)
+    option_checks.check_effects(config)
+    if config.shown_by not in (None, *RETRIEVAL, *VERIFICATION):
+        raise ValueError(
+            f"--shown_by must be one of {', '.join(RETRIEVAL)} or, on given pairs, of "
+            f"{', '.join(VERIFICATION)}, got {config.shown_by}"
+        )
     # Before anything runs: JAX starts with the devices it has then.
     devices = devices_of(config)
     of_trial = devices[: config.devices_per_trial]
@@ -128,7 +132,8 @@ def prepared(
         options.settled(one, of_trial)
     option_checks.warn_of_reach(configs)
     data = options.load_data(config)
-    config = shown_on(config, data)
+    with command.options_named((), chosen_by="shown_by"):
+        config = dataclasses.replace(config, shown_by=chosen_figure(data, config.shown_by))
     check_data(made, data, of_trial)
     return config, made, data, devices
 
@@ -190,7 +195,7 @@ def assembled(
         steps=settled[0]["steps"],
         devices=len(devices),
         **options.batch_of(configs[0], settled[0], data),
-        **options.optimizers_of(configs[0], settled[0], first, tunable=True),
+        **options.optimizers_of(configs[0], settled[0], first, tunable=TUNABLE),
     )
     return assemble_trials(common, variants, further_seeds=further_seeds)
 
@@ -222,35 +227,6 @@ def devices_of(config: Training) -> list[jax.Device]:
             f"--devices_per_trial must be from 1 to {len(devices)}, got {config.devices_per_trial}"
         )
     return devices
-
-
-def check(config: Training) -> None:
-    """Checks what options say together, before any data is read.
-
-    Raises:
-      ValueError: if they do not fit each other.
-    """
-    option_checks.check_effects(config)
-    if config.shown_by not in (None, *RETRIEVAL, *VERIFICATION):
-        raise ValueError(
-            f"--shown_by must be one of {', '.join(RETRIEVAL)} or, on given pairs, of "
-            f"{', '.join(VERIFICATION)}, got {config.shown_by}"
-        )
-
-
-def shown_on(config: Any, data: Dataset | PairDataset) -> Any:
-    """Fills in the figure by which hyperparameters are chosen, which depends on the data.
-
-    Raises:
-      ValueError: if that which is named is not one of this data.
-    """
-    figures = VERIFICATION if isinstance(data, PairDataset) else RETRIEVAL
-    shown_by = config.shown_by or ("auc" if isinstance(data, PairDataset) else "map_at_r")
-    if shown_by not in figures:
-        raise ValueError(
-            f"--shown_by must be one of {', '.join(figures)} on {data.name}, got {shown_by}"
-        )
-    return dataclasses.replace(config, shown_by=shown_by)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.calibration import Calibration
 from contrastive_jax.train import Run, network
 from contrastive_jax.train.run_folder import write
+from contrastive_jax.train.trial_figures import chosen_figure
 from experiments import (
     batches_compared,
     compare,
@@ -257,11 +258,15 @@ def test_options_without_effect_are_errors(data, chosen, message):
         option_checks.for_data(config, data)
 
 
-def test_figures_of_other_data_are_refused():
-    config = margin_ablation.Config(shown_by="map_at_r")
-    with pytest.raises(ValueError, match="auc, average_precision on pairs, got map_at_r"):
-        trials.shown_on(config, PAIRS)
-    assert trials.shown_on(dataclasses.replace(config, shown_by=None), PAIRS).shown_by == "auc"
+def test_figures_of_other_data_are_refused(monkeypatch):
+    monkeypatch.setattr(options, "load", lambda *names, **where: PAIRS)
+    config, points = margin_ablation.Config(shown_by="map_at_r"), [{"margin": 1.0, "seed": 0}]
+    words = "--shown_by must be one of auc, average_precision on pairs, got map_at_r"
+    with pytest.raises(ValueError, match=words):
+        trials.prepared(config, points)
+    assert chosen_figure(PAIRS) == "auc"
+    with pytest.raises(ValueError, match=r"one of precision_at_1, .* on vectors, got auc"):
+        chosen_figure(VECTORS, "auc")
 
 
 def test_seeds_of_a_grid_share_the_images_of_the_largest_batch():

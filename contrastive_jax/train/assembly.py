@@ -14,7 +14,7 @@ from contrastive_jax.train.batches import check_size, draws_batches, trained_cla
 from contrastive_jax.train.labelled import labelled_rows
 from contrastive_jax.train.networks import Network, check_images, network
 from contrastive_jax.train.objectives import Objective
-from contrastive_jax.train.optimizer import make_optimizer, with_loss
+from contrastive_jax.train.optimizer import make_optimizers, with_loss
 from contrastive_jax.train.steps import init_state, make_step
 from contrastive_jax.train.training import Training
 from contrastive_jax.train.types import Step, TrainState
@@ -124,17 +124,11 @@ def _classes_of(training: Training) -> int:
 
 def _optimizer(training: Training, *, of_loss: bool) -> optax.GradientTransformation:
     """Returns the optimizer of the encoder and, where it has parameters, of the loss."""
-    steps, warmup_steps = training.steps, int(0.02 * training.steps)
-    optimizer = training.optimizer or make_optimizer(
-        4e-3, steps, warmup_steps=warmup_steps, weight_decay=0.1
+    encoder, loss = make_optimizers(
+        training.steps, loss_learning_rate=training.objective.learning_rate
     )
-    if not of_loss:
-        return optimizer
-    rate = training.objective.learning_rate
-    of_its_own = training.loss_optimizer
-    return with_loss(
-        optimizer, of_its_own or make_optimizer(rate, steps, warmup_steps=warmup_steps)
-    )
+    optimizer = training.optimizer or encoder
+    return with_loss(optimizer, training.loss_optimizer or loss) if of_loss else optimizer
 
 
 def _memory(training: Training, width: int) -> Any:
