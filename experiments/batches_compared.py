@@ -11,6 +11,7 @@ from contrastive_jax.data.categories import categories_of
 from contrastive_jax.train import loss_table
 from contrastive_jax.train.labelled import check_labels
 from experiments import option_checks, options
+from experiments.options import Batches
 from experiments.train import Config as TrainConfig
 
 
@@ -23,18 +24,11 @@ def losses_of(config: Any) -> tuple[str, ...]:
     return tuple(name for name in loss_table.NAMES if name not in loss_table.PROXIES)
 
 
-def _given(config: Any) -> dict[str, Any]:
-    """Returns the options of a batch."""
-    return {
-        field.name: getattr(config, field.name) for field in dataclasses.fields(options.Batches)
-    }
-
-
-def _augment(config: Any) -> Any:
-    """Makes the random change of an image, with the defaults of the data set."""
-    recipe = {key: options.recipe_of(config)[key] for key in ("flip", "shift")}
-    given = {key: value for key, value in _given(config).items() if value is not None}
-    return options.augmentation(recipe | given)
+def _batch(config: Any) -> dict[str, Any]:
+    """Returns the options of a batch, with the changes of images that suit the data set."""
+    recipe = options.recipe_of(config)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(Batches)}
+    return {key: recipe.get(key) if one is None else one for key, one in values.items()}
 
 
 def check_options(config: Any) -> None:
@@ -44,16 +38,12 @@ def check_options(config: Any) -> None:
       ValueError: if one has no effect, or they do not fit each other.
     """
     for name in losses_of(config):
-        training = TrainConfig(loss=name, objective="all_pairs", **_given(config))
+        batch = {field.name: getattr(config, field.name) for field in dataclasses.fields(Batches)}
+        training = TrainConfig(loss=name, objective="all_pairs", **batch)
         option_checks.check_effects(training, option_checks.EFFECTS_OF_TRAINING)
     _check_chosen(config, config.batch_classes is None and config.views == 1)
-    for option in ("views", "batch_classes"):
-        if (value := getattr(config, option)) and config.batch_size % value:
-            raise ValueError(
-                f"--{option} must divide the {config.batch_size} images of a batch "
-                f"(--batch_size), got {value}"
-            )
-    options.check_views(config.views, _augment(config))
+    images = config.batch_size
+    options.check_batch(_batch(config), f"{images} images of a batch (--batch_size)", images)
 
 
 def _check_chosen(config: Any, all_classes: bool) -> None:
@@ -103,5 +93,5 @@ def batch_of(config: Any, data: Dataset) -> dict[str, Any]:
     return {
         "batch_size": config.batch_size,
         "views": config.views,
-        "augment": None if data.train.images.ndim == 2 else _augment(config),
+        "augment": None if data.train.images.ndim == 2 else options.augmentation(_batch(config)),
     } | ({} if config.views > 1 else by_class)

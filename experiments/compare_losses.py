@@ -34,21 +34,15 @@ from contrastive_jax._extras import needs
 with needs("train", "experiments.compare_losses"):
     from tqdm import tqdm
 
-from contrastive_jax import locks, train
+from contrastive_jax import train
 from contrastive_jax.data import Dataset, check_evaluable
 from contrastive_jax.data._digest import digest
-from contrastive_jax.evaluation import baselines
 from contrastive_jax.loss_report import report, splits_of
-from contrastive_jax.search.loss_trials import (
-    figures_on,
-    read_finished,
-    train_loss,
-    trials_of_loss,
-)
-from contrastive_jax.train import json_lines, loss_table
+from contrastive_jax.search.loss_comparison import losses_locked, train_losses
+from contrastive_jax.search.loss_trials import trials_of_loss
+from contrastive_jax.train import loss_table
 from contrastive_jax.train.training import Training
 from contrastive_jax.train.trial_assembly import AssembledTrials
-from contrastive_jax.train.trial_folder import TRIALS
 from experiments import batches_compared, command, option_checks, options
 from experiments.options import ENCODERS, with_classes
 
@@ -107,43 +101,42 @@ def main(config: Config) -> Path:
         check_evaluable(data)
         batches_compared.check_data(config, split, data)
         try:
-            _check_fits(config, names[0], data)
+            _check_fits(config, data, names[0])
         except ValueError as error:
             error.add_note(f"by the split of {split}")
             raise
-    counts = {"trials": config.trials, "seeds": config.seeds, "steps": config.steps}
-    per_loss = config.trials + config.seeds
-    total = len(sets) * len(names) * per_loss
+    total = len(sets) * len(names) * (config.trials + config.seeds)
     with _folder(config, names, sets) as folder, tqdm(total=total, unit="run", disable=None) as bar:
         for split, data in sets.items():
-            for beside, embed in baselines.baselines(
-                data.train.images, data.train.classes, width=config.width
-            ).items():
-                line = {"split": split, "loss": beside}
-                if not read_finished(folder, **line):
-                    figures = figures_on(embed, data.test)
-                    json_lines.append_line(folder / TRIALS, line | {"figures": figures})
-            for name in names:
+
+            def advance(name: str, count: int, split: str = split) -> None:
                 bar.set_postfix_str(f"{split}, {name}")
-                rest = per_loss
-                assemble = partial(_assembled, config, name, data)
-                for line in train_loss(name, assemble, folder, split, **counts):
-                    json_lines.append_line(folder / TRIALS, line)
-                    bar.update()
-                    rest -= 1
-                bar.update(rest)
+                bar.update(count)
+
+            train_losses(
+                names,
+                partial(_assembled, config, data),
+                folder,
+                data,
+                split,
+                width=config.width,
+                trials=config.trials,
+                seeds=config.seeds,
+                steps=config.steps,
+                advance=advance,
+            )
         report(folder)
     return folder
 
 
-def _check_fits(config: Config, name: str, data: Dataset) -> None:
+def _check_fits(config: Config, data: Dataset, name: str) -> None:
     """Checks, without training anything, that the encoder and a batch fit a data set."""
     point = ({"learning_rate": 1e-3, "options": {}}, 0)
-    jax.eval_shape(lambda: _assembled(config, name, data, [point]).init(0))
+    jax.eval_shape(lambda: _assembled(config, data, name, [point]).init(0))
 
 
 def _assembled(
-    config: Config, name: str, data: Dataset, points: Sequence[tuple[dict[str, Any], int]]
+    config: Config, data: Dataset, name: str, points: Sequence[tuple[dict[str, Any], int]]
 ) -> AssembledTrials:
     """Makes the parts of trials of a loss, each of hyperparameters and a seed."""
 
@@ -164,10 +157,8 @@ def _assembled(
 
 def _load(config: Config, split: str) -> Dataset:
     """Loads the data set with one of the splits, and prints a report of data of one's own."""
-    split_by: Literal["classes", "examples"] = (
-        "classes" if split == "unseen classes" else "examples"
-    )
-    return with_classes(options.read_data(dataclasses.replace(config, split=split_by)))
+    by: Literal["classes", "examples"] = "classes" if split == "unseen classes" else "examples"
+    return with_classes(options.read_data(dataclasses.replace(config, split=by)))
 
 
 def _check(config: Config) -> None:
@@ -189,13 +180,8 @@ def _folder(config: Config, names: Iterable[str], sets: Mapping[str, Dataset]) -
     """Opens the run. Several processes may share it, but not a loss."""
     record = options.recorded(config)
     record["data_digest"] = " ".join(map(digest, sets.values()))
-    with contextlib.ExitStack() as held:
-        run = options.open_run(config, config.name, record, free=FREE, shared=True)
-        folder = held.enter_context(run)
-        (folder / "locks").mkdir(exist_ok=True)
-        for name in names:
-            lock = locks.locked(folder / "locks" / name, f"{name} in {folder}")
-            held.enter_context(lock)
+    run = options.open_run(config, config.name, record, free=FREE, shared=True)
+    with run as folder, losses_locked(folder, names):
         yield folder
 
 

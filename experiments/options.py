@@ -399,13 +399,7 @@ def _check(options: dict[str, Any]) -> None:
             f"{options['group']}"
         )
     images = 2 * options["batch_size"]
-    for name in ("views", "batch_classes"):
-        if (value := options[name]) and images % value:
-            raise ValueError(
-                f"--{name} must divide the {images} images of a batch (twice --batch_size), got "
-                f"{value}"
-            )
-    check_views(options["views"], augmentation(options))
+    check_batch(options, f"{images} images of a batch (twice --batch_size)", images)
     if options["data_on"] == "host" and steps_per_call != 1:
         raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
     if options["memory"] and options["memory"] < images:
@@ -415,13 +409,21 @@ def _check(options: dict[str, Any]) -> None:
         )
 
 
-def check_views(views: int, change: augment.Augment | None) -> None:
-    """Checks that the views of an image differ.
+def check_batch(options: Mapping[str, Any], noun: str, images: int) -> None:
+    """Checks that views and classes divide the images of a batch, and that views differ.
+
+    Args:
+      options: of a batch, with `flip` and `shift` filled in.
+      noun: the images in words.
+      images: their number.
 
     Raises:
-      ValueError: if there are several and nothing changes an image.
+      ValueError: if they do not.
     """
-    if views > 1 and change is None:
+    for name in ("views", "batch_classes"):
+        if (value := options[name]) and images % value:
+            raise ValueError(f"--{name} must divide the {noun}, got {value}")
+    if options["views"] > 1 and augmentation(options) is None:
         raise ValueError("views of one image would all be equal: give --augment, --flip or --shift")
 
 

@@ -182,7 +182,7 @@ def _assembled(program, data, **chosen):
     if program is compare_losses:
         batches_compared.check_data(config, "all classes", data)
         return compare_losses._assembled(
-            config, "supcon", data, [({"learning_rate": 1e-3, "options": {}}, 0)]
+            config, data, "supcon", [({"learning_rate": 1e-3, "options": {}}, 0)]
         )
     (group,) = trials.groups(trials.base_of(config), [{"learning_rate": 1e-3, "seed": 0}])
     trials.check_data([group], data, jax.devices()[:1])
