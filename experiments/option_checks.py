@@ -21,7 +21,7 @@ from experiments.options import (
     ENCODERS_OF_VECTORS,
     STEPS_ON_VECTORS,
     images_of,
-    objective_by_class,
+    objective_of,
     resolved,
 )
 
@@ -385,7 +385,7 @@ def warn_of_reach(configs: Iterable[Any]) -> None:
       configs: options of trainings, from `options.resolved`.
     """
     messages = [
-        margin_out_of_reach(objective_by_class(one), one.width, unit_length=one.normalize)
+        margin_out_of_reach(objective_of(one), one.width, unit_length=one.normalize)
         for one in configs
     ]
     for message in filter(None, dict.fromkeys(messages)):

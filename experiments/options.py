@@ -6,14 +6,13 @@ import json
 import math
 import re
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
-import optax
 
 from contrastive_jax._extras import needs
 
@@ -194,27 +193,15 @@ def recorded(config: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_run(
-    config: Any,
-    default_name: str,
-    record: dict[str, Any],
-    *,
-    free: Iterable[str] = (),
-    shared: bool = False,
+    config: Any, default_name: str, record: dict[str, Any], **options: Any
 ) -> Iterator[Path]:
     """Creates the run that the options name, or opens it where it is resumed.
 
     Args:
-      config: options of a program with a folder of a run.
+      config: options of a program.
       default_name: the name of a nameless run.
       record: every option, JSON types, which a run that is resumed records anew.
-      free: as in `contrastive_jax.train.folder.open_run`.
-      shared: likewise.
-
-    Yields:
-      The folder.
-
-    Raises:
-      BlockingIOError, FileExistsError, FileNotFoundError, ValueError: likewise.
+      **options: `free` and `shared`, as in `contrastive_jax.train.folder.open_run`.
     """
     resume = getattr(config, "resume", None)
     with folder.open_run(
@@ -224,8 +211,7 @@ def open_run(
         record,
         resume=resume is not None,
         overwrite=config.overwrite,
-        free=free,
-        shared=shared,
+        **options,
     ) as where:
         if resume:
             folder.write_config(where, record)
@@ -233,11 +219,7 @@ def open_run(
 
 
 def read_data(config: Data) -> Dataset | PairDataset:
-    """Loads the data set that the options name, and prints a report of data of one's own.
-
-    Raises:
-      FileNotFoundError, ImportError, ValueError: as `contrastive_jax.data.load`.
-    """
+    """Loads the data set that the options name, and prints a report of data of one's own."""
     if config.data is None:
         return load(
             data_name(config),
@@ -258,12 +240,7 @@ def read_data(config: Data) -> Dataset | PairDataset:
 
 
 def load_data(config: Data) -> Dataset | PairDataset:
-    """Loads the data set that the options name, as `read_data`, to train on it and to evaluate.
-
-    Raises:
-      FileNotFoundError, ImportError, ValueError: as `read_data`, or if its splits can not be
-        evaluated.
-    """
+    """Loads a data set as `read_data`, and checks that its splits can be evaluated."""
     data = read_data(config)
     if isinstance(data, PairDataset):
         check_given_pairs(data)
@@ -273,11 +250,7 @@ def load_data(config: Data) -> Dataset | PairDataset:
 
 
 def with_classes(data: Dataset | PairDataset) -> Dataset:
-    """Returns a data set that has classes.
-
-    Raises:
-      ValueError: if it has given pairs.
-    """
+    """Returns the data set, having checked that it has classes and not given pairs."""
     if isinstance(data, PairDataset):
         raise ValueError(
             f"{data.name} has given pairs, which this program does not train on: give examples "
@@ -303,14 +276,7 @@ def images_of(data: Dataset | PairDataset) -> np.ndarray:
 
 
 def resolved(config: Any) -> Any:
-    """Fills in the options whose defaults depend on the loss.
-
-    Args:
-      config: options of a single training.
-
-    Raises:
-      ValueError: if there is no such loss, or one of its hyperparameters has a wrong value.
-    """
+    """Fills in the options of a training whose defaults depend on the loss, which checks them."""
     loss_table.check_name(config.loss)
     config = dataclasses.replace(
         config, max_age=(config.max_age or 1000) if config.memory else None
@@ -331,11 +297,7 @@ def resolved(config: Any) -> Any:
 
 
 def devices_of(config: Any) -> list[jax.Device]:
-    """Returns as many devices as the options say, by default all.
-
-    Raises:
-      ValueError: if there are not so many.
-    """
+    """Returns as many devices as the options say, by default all."""
     devices = jax.devices()
     if config.devices is not None and not 0 < config.devices <= len(devices):
         raise ValueError(f"--devices must be from 1 to {len(devices)}, got {config.devices}")
@@ -355,26 +317,20 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
       devices: over which a batch is spread.
 
     Returns:
-      Every option by its name.
-
-    Raises:
-      ValueError: if options do not fit each other.
+      Every option by its name, checked against the others.
     """
     on_cpu = devices[0].platform == "cpu"
+    share, microbatches = config.batch_size // len(devices), config.microbatches
+    if microbatches is None:
+        in_parts = on_cpu and config.encoder not in ENCODERS_OF_VECTORS and share % 32 == 0
+        microbatches = max(share // 32, 1) if in_parts else 1
     chosen = recipe_of(config)
+    chosen["group"] = math.gcd(chosen["group"], share // max(microbatches, 1)) or 1
+    if config.objective == "all_pairs":
+        chosen["group"] = 1
     if (decay := loss_table.TABLE[config.loss].weight_decay) is not None:
         chosen["weight_decay"] = decay
     chosen |= {key: getattr(config, key) for key in chosen if getattr(config, key) is not None}
-    share = config.batch_size // len(devices)
-    fits = share // 32 if share % 32 == 0 else 1
-    in_parts = on_cpu and config.encoder not in ENCODERS_OF_VECTORS
-    microbatches = max(fits, 1) if in_parts else 1
-    if config.microbatches is not None:
-        microbatches = config.microbatches
-    if config.group is None:
-        chosen["group"] = math.gcd(chosen["group"], share // max(microbatches, 1)) or 1
-    if config.objective == "all_pairs" and config.group is None:
-        chosen["group"] = 1
     options = dataclasses.asdict(config) | chosen
     options |= {
         "dtype": {"auto": "float32" if on_cpu else "bfloat16"}.get(config.dtype, config.dtype),
@@ -416,9 +372,6 @@ def check_batch(options: Mapping[str, Any], noun: str, images: int) -> None:
       options: of a batch, with `flip` and `shift` filled in.
       noun: the images in words.
       images: their number.
-
-    Raises:
-      ValueError: if they do not.
     """
     for name in ("views", "batch_classes"):
         if (value := options[name]) and images % value:
@@ -433,39 +386,15 @@ def augmentation(options: Mapping[str, Any]) -> augment.Augment | None:
     return augment.from_options(options["augment"], flip=flip, shift=shift)
 
 
-def model_of(config: Any, options: dict[str, Any]) -> Callable[..., Any]:
-    """Returns the encoder that the options name, as `train.network` takes it."""
-    return partial(
-        ENCODERS[config.encoder],
-        width=config.width,
-        normalize=config.normalize,
-        dtype=options["dtype"],
-    )
-
-
-def objective_of(config: Any, options: dict[str, Any]) -> train.Objective:
-    """Makes the objective that the options name, with its labels of two rows if they name some.
-
-    Args:
-      config: options from `resolved`.
-      options: from `settled`.
-    """
-    return labelled(objective_by_class(config, options), config.labels)
-
-
 def labelled(objective: train.Objective, by: str) -> train.Objective:
-    """Returns an objective with the labels of two rows that `--labels` names.
-
-    Raises:
-      ValueError: if it takes none.
-    """
+    """Returns an objective with the labels of two rows that `--labels` names."""
     if by == "class":
         return objective
     return with_labels(objective, labels.same_class_other_group())
 
 
-def objective_by_class(config: Any, options: Mapping[str, Any] | None = None) -> train.Objective:
-    """Makes the objective that the options name, without labels of two rows.
+def objective_of(config: Any, options: Mapping[str, Any] | None = None) -> train.Objective:
+    """Makes the objective that the options name.
 
     Args:
       config: options from `resolved`.
@@ -474,8 +403,9 @@ def objective_by_class(config: Any, options: Mapping[str, Any] | None = None) ->
     takes_fraction = "similar_fraction" in loss_table.hyperparameters_of(config.loss)
     values = {"similar_fraction": options["similar_fraction"]} if options and takes_fraction else {}
     if config.loss != "contrastive":
-        return train.objective(config.loss, **values | config.loss_options)
-    return train.objective(
+        made = train.objective(config.loss, **values | config.loss_options)
+        return labelled(made, config.labels)
+    made = train.objective(
         "contrastive",
         on=config.objective,
         distance=DISTANCES[config.distance],
@@ -483,23 +413,21 @@ def objective_by_class(config: Any, options: Mapping[str, Any] | None = None) ->
         margin=config.margin,
         **values,
     )
+    return labelled(made, config.labels)
 
 
-def optimizers_of(
-    config: Any,
-    options: dict[str, Any],
-    objective: train.Objective,
-    *,
-    tunable: Sequence[str] = (),
-) -> dict[str, optax.GradientTransformation]:
-    """Makes the optimizers of the encoder and of the parameters of the loss.
+def training_of(
+    config: Any, options: dict[str, Any], data: Dataset | PairDataset, tunable: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Returns the arguments of `train.fit` that its steps depend on, as the options name them.
 
     Args:
-      config: options from `resolved`.
+      config: options from `option_checks.for_data`.
       options: from `settled`.
-      objective: from `objective_of`.
-      tunable: as in `make_optimizers`.
+      data: to train on.
+      tunable: hyperparameters of the optimizers that are part of their state.
     """
+    objective = objective_of(config, options)
     encoder, loss = make_optimizers(
         options["steps"],
         learning_rate=config.learning_rate,
@@ -509,16 +437,18 @@ def optimizers_of(
         loss_learning_rate=config.loss_learning_rate or objective.learning_rate,
         tunable=tunable,
     )
-    return {"optimizer": encoder, "loss_optimizer": loss}
-
-
-def batch_of(config: Any, options: dict[str, Any], data: Dataset | PairDataset) -> dict[str, Any]:
-    """Returns the arguments of `train.fit` that say how a batch is made.
-
-    Raises:
-      ValueError: if the data has no column of the category.
-    """
     return {
+        "model": partial(
+            ENCODERS[config.encoder],
+            width=config.width,
+            normalize=config.normalize,
+            dtype=options["dtype"],
+        ),
+        "data": data,
+        # The margin was checked before data was read: `fit` need not warn of it again.
+        "objective": objective._replace(bounded=False),
+        "steps": options["steps"],
+        "seed": config.seed,
         "batch_size": 2 * config.batch_size,
         "batch_classes": config.batch_classes,
         "balanced": options["balanced"] is not False,
@@ -531,4 +461,6 @@ def batch_of(config: Any, options: dict[str, Any], data: Dataset | PairDataset) 
         "remat": config.microbatches is not None,
         "memory_size": config.memory,
         "max_age": config.max_age,
+        "optimizer": encoder,
+        "loss_optimizer": loss,
     }

@@ -111,17 +111,9 @@ def main(config: Config) -> Path:
     data = options.load_data(config)
     config = option_checks.for_data(config, data)
     settled = options.settled(config, devices)
-    # The margin was checked above, before data was read: `fit` need not warn of it again.
-    objective = options.objective_of(config, settled)._replace(bounded=False)
     with command.options_named(settled, memory_size="memory"):
         run = train.fit(
-            options.model_of(config, settled),
-            data,
-            objective,
-            steps=settled["steps"],
-            seed=config.seed,
-            **options.batch_of(config, settled, data),
-            **options.optimizers_of(config, settled, objective),
+            **options.training_of(config, settled, data),
             weights=weights,
             devices=devices,
             strategy=config.parallel,

@@ -187,15 +187,8 @@ def assembled(
         if objective.learning_rate:
             tuned["loss_learning_rate"] = config.loss_learning_rate or objective.learning_rate
         variants.append(Variant(hyperparameters, config.seed, objective, tuned))
-    first = variants[0].objective
     common = training.Training(
-        model=options.model_of(configs[0], settled[0]),
-        data=data,
-        objective=first,
-        steps=settled[0]["steps"],
-        devices=len(devices),
-        **options.batch_of(configs[0], settled[0], data),
-        **options.optimizers_of(configs[0], settled[0], first, tunable=TUNABLE),
+        **options.training_of(configs[0], settled[0], data, TUNABLE), devices=len(devices)
     )
     return assemble_trials(common, variants, further_seeds=further_seeds)
 
