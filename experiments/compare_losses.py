@@ -46,8 +46,8 @@ from contrastive_jax.train.trial_assembly import AssembledTrials
 from experiments import batches_compared, command, option_checks, options
 from experiments.options import ENCODERS, with_classes
 
-# Options that may differ when it is resumed: they do not change the results.
-FREE = {"losses", "resume", "overwrite", "name", "runs", "data_dir", "tfds_dir"}
+# Options that may differ when it is resumed.
+FREE = options.FREE | {"losses"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,7 @@ from contrastive_jax import plots
 from contrastive_jax import train as training
 from contrastive_jax.data import Dataset, Examples, PairDataset
 from contrastive_jax.data.labels import class_numbers
+from contrastive_jax.data.selection import select_rows, trained_numbers
 from contrastive_jax.models import DrLIM
 from contrastive_jax.train.neighbourhoods import (
     nearest_by_pixels,
@@ -146,11 +147,7 @@ def _encoder(config: Config, images: np.ndarray) -> training.Network:
 
 
 def _with_images(data: Dataset | PairDataset) -> Dataset:
-    """Returns a data set of images with classes.
-
-    Raises:
-      ValueError: if it has given pairs or vectors.
-    """
+    """Returns the data set, having checked that it has images with classes."""
     data = options.with_classes(data)
     if data.train.images.ndim == 2:
         raise ValueError(
@@ -162,40 +159,15 @@ def _with_images(data: Dataset | PairDataset) -> Dataset:
 
 def _shown(config: Config, data: Dataset) -> tuple[Examples, Examples]:
     """Returns the training and the test images of the classes that are shown."""
-    numbers = _class_numbers(config, data)
+    names = config.classes or (None if config.data else FOURS_AND_NINES)
+    with command.options_named((), **{"class": "classes"}):
+        numbers = trained_numbers(data, names)
     train, test = (np.flatnonzero(np.isin(one.classes, numbers)) for one in (data.train, data.test))
     if config.data:
         # Images of one's own are sorted by class, of which the first ones would be a few.
         train = np.random.default_rng(config.seed).permutation(train)
     train = np.sort(train[: config.images])
-    return (
-        Examples(data.train.images[train], data.train.classes[train]),
-        Examples(data.test.images[test], data.test.classes[test]),
-    )
-
-
-def _class_numbers(config: Config, data: Dataset) -> np.ndarray:
-    """Returns the numbers of the classes that are shown.
-
-    Raises:
-      ValueError: if one has no training images.
-    """
-    present = np.unique(data.train.classes[data.train.classes >= 0])
-    if config.classes is None and config.data:
-        return present
-    numbers = []
-    for name in config.classes or FOURS_AND_NINES:
-        number = int(name) if name.isdecimal() else -1
-        number = data.class_names.index(name) if name in data.class_names else number
-        if number not in present:
-            names = [data.class_names[k] for k in present]
-            more = ", ..." if len(names) > 10 else ""
-            raise ValueError(
-                f"--classes {name} has no training images in {data.name}, whose classes are "
-                f"{', '.join(names[:10])}{more}: leave it out"
-            )
-        numbers.append(number)
-    return np.array(numbers)
+    return select_rows(data.train, train), select_rows(data.test, test)
 
 
 def _check_shown(config: Config, data: Dataset, train: Examples, test: Examples) -> None:

@@ -19,10 +19,9 @@ runs/NAME/config.json    every option
 """
 
 import dataclasses
-import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,16 +31,13 @@ with needs("train", "experiments.margin_ablation"):
     import tyro
     from tqdm import tqdm
 
-from contrastive_jax import plots
-from contrastive_jax.ablation_report import figures_of_trials
+from contrastive_jax.ablation_report import wider_axes, write_report
 from contrastive_jax.evaluation import trial_tables
 from contrastive_jax.search.texts import parse_axes
 from contrastive_jax.train import diagnostics, loss_table
 from contrastive_jax.train.progress import step_bar
 from contrastive_jax.train.ranges import check_multiples
-from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.trial_axes import combinations
-from contrastive_jax.train.trial_folder import read_trials, trial_key
 from contrastive_jax.train.trial_loop import Schedule, train_pending
 from experiments import command, option_checks, options, trials
 from experiments.axes import STRUCTURE, check_axes
@@ -77,7 +73,8 @@ def main(config: Config) -> Path:
     rows = combinations(axes)
     config, groups, data, devices = trials.prepared(config, rows)
     name = f"margin-ablation-{options.data_name(config)}"
-    with trials.open_run(config, name, axes, FREE, devices[0], data) as folder:
+    record = trials.recorded(config, axes, devices[0], data)
+    with options.open_run(config, name, record, free=FREE) as folder:
         print(
             f"{folder}: {data.name}, {len(rows)} trials of {config.steps:,} steps, {len(groups)} "
             "to compile"
@@ -98,17 +95,15 @@ def main(config: Config) -> Path:
                     advance=advance,
                     **trials.grid_options(config, devices),
                 )
-        report(config, folder, made)
+        rows_shown = write_report(folder, made, shown_by=str(config.shown_by))
+        for note in edge_notes(config, folder, rows_shown):
+            print(note)
     print(f"{folder} is complete after {time.perf_counter() - began:.0f} s")
     return folder
 
 
 def axes_of(config: Config) -> dict[str, list[Any]]:
-    """The axes of the grid: margins, those named, and seeds.
-
-    Raises:
-      ValueError: if an axis is none of the training, or of a loss.
-    """
+    """Returns the axes of the grid: margins, those named, and seeds."""
     named = parse_axes(config.grid, STRUCTURE)
     if "seed" in named:
         raise ValueError("--seeds says how many seeds there are: leave them out of --grid")
@@ -131,47 +126,16 @@ def axes_of(config: Config) -> dict[str, list[Any]]:
     return named | {"seed": [*range(config.seeds)]}
 
 
-def report(config: Config, folder: Path, made: Mapping[str, AssembledTrials]) -> None:
-    """Writes tables and figures of the finished trials of this grid."""
-    lines, shown_by = read_trials(folder), str(config.shown_by)
-    rows = {}
-    for structure, one in made.items():
-        finished = [lines[key] for key in map(trial_key, one.recorded) if key in lines]
-        rows[structure] = trial_tables.rows_by_hyperparameters(finished, shown_by)
-    together = [*itertools.chain(*rows.values())]
-    print(trial_tables.write_tables(folder, together, shown_by))
-    for note in edge_notes(config, folder, together):
-        print(note)
-    print("drawing figures, which takes a while", flush=True)
-    (folder / "figures").mkdir(exist_ok=True)
-    for structure, one in made.items():
-        figures = figures_of_trials(folder, one, rows[structure], shown_by=shown_by)
-        for name, figure in figures.items():
-            path = f"{name}-{structure}.png" if structure else f"{name}.png"
-            plots.save(figure, folder / "figures" / path)
-
-
 def edge_notes(config: Config, folder: Path, rows: Sequence[trial_tables.Row]) -> list[str]:
     """Returns a line for each axis whose edge was chosen, with the options that widen the grid."""
     notes = []
-    for axis, beyond in trial_tables.edges(rows).items():
-        if axis == "margin" and beyond > _reach(config):
-            beyond = _reach(config)
-        values = sorted({row.hyperparameters[axis] for row in rows})
-        rule = option_checks.RULES.get(axis)
-        if beyond in values or (rule is not None and not rule.holds(beyond)):
-            continue
-        end = "smallest" if beyond < values[0] else "largest"
-        edge = values[0] if beyond < values[0] else values[-1]
-        wider = sorted([*values, beyond])
+    wider = wider_axes(rows, option_checks.RULES, reach=_reach(config))
+    for axis, (sentence, values) in wider.items():
+        texts = [f"{one:g}" for one in values]
+        option = f"--grid {axis}={','.join(texts)}"
         if axis == "margin" and not any(one.startswith("margin=") for one in config.grid):
-            option = f"--margins {' '.join(f'{one:g}' for one in wider)}"
-        else:
-            option = f"--grid {axis}={','.join(f'{one:g}' for one in wider)}"
-        notes.append(
-            f"the chosen {axis}, {edge:g}, is the {end} of the grid, and a better one may lie "
-            f"beyond it: --resume {folder.name} {option} adds trials"
-        )
+            option = f"--margins {' '.join(texts)}"
+        notes.append(f"{sentence}: --resume {folder.name} {option} adds trials")
     return notes
 
 

@@ -64,8 +64,7 @@ def _whole_batches(config: Any) -> bool:
 
 
 def _by_name(config: Any) -> bool:
-    """Tells whether the data set is named and not one's own; some programs take names alone."""
-    return getattr(config, "data", None) is None
+    return config.data is None
 
 
 def _pair_loss(config: Any) -> bool:
@@ -255,9 +254,6 @@ def for_data(config: Any, data: Dataset | PairDataset) -> Any:
     Returns:
       The options, of which `balanced` is None on data with classes, and `similar_fraction` on given
       pairs the share of similar pairs among those drawn.
-
-    Raises:
-      ValueError: if an option has no effect on this data.
     """
     vectors = images_of(data).ndim == 2
     check_effects(config, EFFECTS_ON_PAIRS if isinstance(data, PairDataset) else EFFECTS_ON_CLASSES)
@@ -283,11 +279,7 @@ def is_given(config: Any, option: str) -> bool:
 
 
 def checked_training(config: Any) -> Any:
-    """Checks the options of a single training, and fills in those that depend on the loss.
-
-    Raises:
-      ValueError: if an option has a wrong value, or no effect under the others.
-    """
+    """Checks the options of a single training, and fills in those that depend on the loss."""
     config = checked(config)
     check_effects(config)
     complete = resolved(config)
@@ -302,16 +294,11 @@ def checked(config: Config, default: str = "digits") -> Config:
       config: the options of a program of this folder.
       default: the data set where none is given.
 
-    Returns:
-      The options, with whole paths.
-
     Raises:
       FileExistsError: if the run that `--name` names exists and is not to be replaced.
-      ValueError: if a number is not in its range, the home folder that a path names is not known,
-        `--tfds_dir` is no folder, `--runs` is something else than a folder, or `--name` is not the
-        name of one folder.
+      ValueError: if a number is not in its range, or a path or name is not one of a folder.
     """
-    config = _with_dataset(_expanded(config), default)
+    config = _with_paths(config, default)
     values: dict[str, Any] = vars(config)
     with options_named(values):
         ranges.check_ranges(values, RULES)
@@ -331,34 +318,28 @@ def checked(config: Config, default: str = "digits") -> Config:
     return config
 
 
-def _expanded(config: Config) -> Config:
-    paths = {}
-    for option, value in vars(config).items():
+def _with_paths(config: Config, default: str) -> Config:
+    """Fills in whole paths, and the data set by default."""
+    values: dict[str, Any] = dict(vars(config))
+    for option, value in values.items():
         if isinstance(value, Path):
             try:
-                paths[option] = value.expanduser()
+                values[option] = value.expanduser()
             except RuntimeError:
                 raise ValueError(
                     f"--{option} {value} begins with a home folder that is not known: give the "
                     "whole path"
                 ) from None
-    return dataclasses.replace(config, **paths)  # type: ignore[type-var]
-
-
-def _with_dataset(config: Config, default: str) -> Config:
-    """Fills in the data set by default, and the whole path of data of one's own."""
-    values = vars(config)
     if values["dataset"] and recognise.looks_like_path(values["dataset"]):
         raise ValueError(
-            f"--dataset takes the name of a data set, got the path {values['dataset']}: "
-            + ("give it with --data" if "data" in values else "this program takes names alone")
+            f"--dataset takes the name of a data set, got the path {values['dataset']}: give it "
+            "with --data"
         )
-    if "data" not in values:
-        return config
-    filled: dict[str, Any] = {"data": values["data"] and values["data"].absolute()}
     if values["data"] is None:
-        filled["dataset"] = values["dataset"] or default
-    return dataclasses.replace(config, **filled)  # type: ignore[type-var]
+        values["dataset"] = values["dataset"] or default
+    else:
+        values["data"] = values["data"].absolute()
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
 
 
 def check_effects(config: Any, effects: Iterable[Effect] = EFFECTS) -> None:
@@ -367,9 +348,6 @@ def check_effects(config: Any, effects: Iterable[Effect] = EFFECTS) -> None:
     Args:
       config: the options of a program of this folder, as they were given.
       effects: `EFFECTS`, or `EFFECTS_OF_TRAINING` for the options of a single training.
-
-    Raises:
-      ValueError: for the first condition that does not hold, saying what to leave out.
     """
     for names, holds, reason, remedy in effects:
         for option in names.split():
@@ -379,11 +357,7 @@ def check_effects(config: Any, effects: Iterable[Effect] = EFFECTS) -> None:
 
 
 def warn_of_reach(configs: Iterable[Any]) -> None:
-    """Warns once of each margin that is out of the reach of its distance.
-
-    Args:
-      configs: options of trainings, from `options.resolved`.
-    """
+    """Warns once of each margin of trainings that is out of the reach of its distance."""
     messages = [
         margin_out_of_reach(objective_of(one), one.width, unit_length=one.normalize)
         for one in configs

@@ -50,6 +50,8 @@ ENCODERS = {
 # The encoders that take vectors; they are all weights, which each part of a batch would read again.
 ENCODERS_OF_VECTORS = ("linear", "mlp", "residual")
 STEPS_ON_VECTORS = 2000
+# Options of programs that may differ when a run is resumed: they do not change its numbers.
+FREE = {"resume", "overwrite", "name", "runs", "data_dir", "tfds_dir"}
 Distance = Literal["euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "chebyshev"]
 DISTANCES = {name: getattr(distances, name) for name in typing.get_args(Distance)}
 LossOptions = Annotated[

@@ -21,9 +21,8 @@ runs/NAME/config.json    every option
 """
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,10 +35,10 @@ with needs("train", "experiments.search"):
 
 from contrastive_jax import search
 from contrastive_jax.data import Dataset, PairDataset
-from contrastive_jax.evaluation.tables import TITLES
 from contrastive_jax.search import Group, Range, Trainer
-from contrastive_jax.search.space import Hyperparameters, Space, text_of
+from contrastive_jax.search.space import Hyperparameters, Space
 from contrastive_jax.search.texts import parse_space
+from contrastive_jax.search.winner import write_results
 from contrastive_jax.train.loss_table import whole_hyperparameters
 from contrastive_jax.train.trial_figures import chosen_figure
 from experiments import axes, command, option_checks, options, trials
@@ -77,7 +76,8 @@ def main(config: Config) -> Path:
     # A study takes more trials; in halving they are other rungs.
     free = FREE | ({"trials"} if config.method == "optuna" else set())
     name, shared = f"search-{options.data_name(config)}", config.method == "optuna"
-    with trials.open_run(config, name, space, free, devices[0], data, shared=shared) as folder:
+    record = trials.recorded(config, space, devices[0], data)
+    with options.open_run(config, name, record, free=free, shared=shared) as folder:
         print(f"{folder}: {data.name}, {config.trials} trials of {', '.join(space)}")
         trainer = trainer_of(config, data, devices)
         best = _best(config, trainer, space, folder)
@@ -85,7 +85,7 @@ def main(config: Config) -> Path:
             results = search.judge(
                 trainer, best, seeds=config.seeds, steps=config.steps, folder=folder
             )
-            report(folder, results)
+            print(write_results(folder, results))
     return folder
 
 
@@ -115,20 +115,6 @@ def trainer_of(
     return Trainer(
         groups, chosen_figure(data, config.shown_by), trials.grid_options(config, devices)
     )
-
-
-def report(folder: Path, results: Mapping[str, Any]) -> None:
-    """Writes and prints the figures of the winner on test."""
-    # JSON has no NaN, which the ends of an interval of one seed are.
-    text = json.dumps(results, indent=2).replace("NaN", "null")
-    (folder / "results.json").write_text(text + "\n")
-    whole = results["seeds"] - len(results["diverged"])
-    winner = text_of(results["hyperparameters"])
-    print(f"the winner: {winner}; on test, means of {whole} new seeds:")
-    for key, title in TITLES.items():
-        if key in results["test"]:
-            text = "  {}: {mean:.4f}" + (" [{low:.4f}, {high:.4f}]" if whole > 1 else "")
-            print(text.format(title, **results["test"][key]))
 
 
 def _rungs(config: Config) -> dict[str, Any]:

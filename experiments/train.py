@@ -18,20 +18,8 @@ from contrastive_jax.train.devices import Strategy
 from contrastive_jax.train.resumption import check_steps, microbatches_on
 from experiments import command, option_checks, options
 
-# Options that may differ when a run is resumed: they do not change the numbers.
-FREE = {
-    "resume",
-    "overwrite",
-    "name",
-    "runs",
-    "keep",
-    "check_values",
-    "data_dir",
-    "tfds_dir",
-    "figures",
-    "steps_per_call",
-    "given",
-}
+# Options that may differ when a run is resumed.
+FREE = options.FREE | {"keep", "check_values", "figures", "steps_per_call", "given"}
 # Options that may be given anew, and change how the run goes on.
 CHANGEABLE = ("steps", "learning_rate")
 
@@ -169,10 +157,6 @@ def as_begun(config: Config, devices: int) -> tuple[Config, dict[str, Any]]:
     Returns:
       The options to go on with, and the options of the run that may differ from them, none where
       the number of devices is the same.
-
-    Raises:
-      FileNotFoundError: if there is no such run.
-      ValueError: if its configuration is damaged, or its numbers would not stay the same.
     """
     where = config.runs / str(config.resume)
     before = folder.read_config(where)

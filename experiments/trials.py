@@ -4,11 +4,9 @@ Hyperparameters (margin, learning rate, those of the loss, seed) are data to a s
 change the structure of the program make groups, which are compiled one by one.
 """
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,18 +24,8 @@ from experiments import axes, command, option_checks, options, train
 
 TUNABLE = (*OPTIMIZER, "loss_learning_rate")
 
-# Options that may differ when a run is resumed: they do not change the results of a trial.
-FREE = {
-    "strategy",
-    "devices",
-    "memory_limit",
-    "resume",
-    "overwrite",
-    "name",
-    "runs",
-    "data_dir",
-    "tfds_dir",
-}
+# Options that may differ when a grid is resumed.
+FREE = options.FREE | {"strategy", "devices", "memory_limit"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +52,14 @@ class Training(options.Runs, options.Batches, options.Training, options.Data):
 
 
 def configured(base: train.Config, hyperparameters: Hyperparameters) -> train.Config:
-    """Returns the options of the training of a trial.
-
-    Raises:
-      ValueError: if they do not fit each other.
-    """
-    names = {*axes.HYPERPARAMETERS, *axes.STRUCTURE}
-    fields = {key: value for key, value in hyperparameters.items() if key in names}
-    rest = {key: value for key, value in hyperparameters.items() if key not in names}
-    config: train.Config = option_checks.checked_training(
-        dataclasses.replace(base, **fields, loss_options=base.loss_options | rest)
-    )
+    """Returns the options of the training of a trial."""
+    fields: dict[str, Any] = {}
+    of_loss = dict(base.loss_options)
+    for name, value in hyperparameters.items():
+        is_option = name in axes.HYPERPARAMETERS or name in axes.STRUCTURE
+        (fields if is_option else of_loss)[name] = value
+    replaced = dataclasses.replace(base, **fields, loss_options=of_loss)
+    config: train.Config = option_checks.checked_training(replaced)
     return config
 
 
@@ -141,16 +126,7 @@ def prepared(
 def check_data(
     groups: Sequence[Group], data: Dataset | PairDataset, devices: Sequence[jax.Device]
 ) -> None:
-    """Checks, without training anything, that all groups can be trained on a data set.
-
-    Args:
-      groups: of trials.
-      data: to train on.
-      devices: over which the batch of a trial is spread.
-
-    Raises:
-      ValueError: as `assembled`.
-    """
+    """Checks, without training anything, that all groups can be trained on a data set."""
     with command.options_named(vars(groups[0].configs[0])):
         for group in groups:
             jax.eval_shape(lambda group=group: assembled(group, data, devices).init(0))
@@ -174,9 +150,6 @@ def assembled(
       data: to train on.
       devices: over which the batch of a trial is spread.
       further_seeds: as in `assemble_trials`.
-
-    Raises:
-      ValueError: if options do not fit each other or the data.
     """
     configs = [option_checks.for_data(config, data) for config in group.configs]
     settled = [options.settled(config, devices) for config in configs]
@@ -195,18 +168,9 @@ def assembled(
 
 def base_of(config: Training) -> train.Config:
     """Returns the options of `experiments.train` that all trials have."""
-    shared = {field.name for field in dataclasses.fields(train.Config)} - {
-        "name",
-        "runs",
-        "resume",
-        "overwrite",
-        "devices",
-    }
-    given = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name in shared
-    }
+    names = {field.name for field in dataclasses.fields(train.Config)} & {*vars(config)}
+    names -= {"name", "runs", "resume", "overwrite", "devices"}
+    given = {name: getattr(config, name) for name in names}
     # Steps of a call are the grid's own business.
     return train.Config(**given | {"validate_every": config.log_every, "steps_per_call": 1})
 
@@ -222,28 +186,15 @@ def devices_of(config: Training) -> list[jax.Device]:
     return devices
 
 
-@contextlib.contextmanager
-def open_run(
-    config: Training,
-    default_name: str,
-    varied: Iterable[str],
-    free: Iterable[str],
-    device: jax.Device,
-    data: Dataset | PairDataset,
-    *,
-    shared: bool = False,
-) -> Iterator[Path]:
-    """Opens the folder of a grid, as `options.open_run`.
-
-    The names of what is varied, the data, and the kind of device may not differ when it is resumed.
-    """
-    record = options.recorded(config) | {
+def recorded(
+    config: Training, varied: Iterable[str], device: jax.Device, data: Dataset | PairDataset
+) -> dict[str, Any]:
+    """Returns the options of a grid, and what else may not differ when it is resumed."""
+    return options.recorded(config) | {
         "axes": sorted(varied),
         "data_digest": digest(data),
         "dtype": "float32" if device.platform == "cpu" else "bfloat16",
     }
-    with options.open_run(config, default_name, record, free=free, shared=shared) as folder:
-        yield folder
 
 
 def grid_options(config: Training, devices: Sequence[jax.Device]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from contrastive_jax import distances, models, plots, run_report
+from contrastive_jax import ablation_report, distances, models, plots, run_report
 from contrastive_jax.data.datasets import Dataset, Examples, GivenPairs, PairDataset
 from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.calibration import Calibration
@@ -62,7 +62,7 @@ def run_on(tmp_path, monkeypatch):
     """Runs a command on data, without drawing its figures."""
     none = {name: lambda *args, **kwargs: None for name in vars(plots)}
     monkeypatch.setattr(run_report, "plots", types.SimpleNamespace(**none))
-    monkeypatch.setattr(margin_ablation, "figures_of_trials", lambda *arguments, **shown: {})
+    monkeypatch.setattr(ablation_report, "figures_of_trials", lambda *arguments, **shown: {})
 
     def run(data, main, **chosen):
         monkeypatch.setattr(options, "load_data", lambda config: data)
