@@ -1,6 +1,5 @@
 """The batches of a comparison of losses: which options they have, and what fits the data."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,8 @@ from contrastive_jax.data import Dataset
 from contrastive_jax.data.categories import categories_of
 from contrastive_jax.train import loss_table
 from contrastive_jax.train.labelled import check_labels
-from experiments import option_checks, options
-from experiments.options import Batches
+from contrastive_jax.train.preconditions import check_batches
+from experiments import command, option_checks, options
 from experiments.train import Config as TrainConfig
 
 
@@ -25,25 +24,31 @@ def losses_of(config: Any) -> tuple[str, ...]:
 
 
 def _batch(config: Any) -> dict[str, Any]:
-    """Returns the options of a batch, with the changes of images that suit the data set."""
+    """Returns the arguments of `fit` that say how a batch is made, but for categories."""
     recipe = options.recipe_of(config)
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(Batches)}
-    return {key: recipe.get(key) if one is None else one for key, one in values.items()}
+    changes = {name: getattr(config, name) for name in ("augment", "flip", "shift")}
+    changes = {name: recipe.get(name) if one is None else one for name, one in changes.items()}
+    return {
+        "batch_size": config.batch_size,
+        "batch_classes": config.batch_classes,
+        "repeat": config.repeat,
+        "by_size": config.by_size,
+        "views": config.views,
+        "augment": options.augmentation(changes),
+    }
 
 
 def check_options(config: Any) -> None:
-    """Checks what the options of a batch say together, before any data is read.
-
-    Raises:
-      ValueError: if one has no effect, or they do not fit each other.
-    """
+    """Checks what the options of a batch say together, before any data is read."""
     for name in losses_of(config):
-        batch = {field.name: getattr(config, field.name) for field in dataclasses.fields(Batches)}
-        training = TrainConfig(loss=name, objective="all_pairs", **batch)
+        training = TrainConfig(
+            loss=name, objective="all_pairs", labels=config.labels, views=config.views
+        )
         option_checks.check_effects(training, option_checks.EFFECTS_OF_TRAINING)
     _check_chosen(config, config.batch_classes is None and config.views == 1)
-    images = config.batch_size
-    options.check_batch(_batch(config), f"{images} images of a batch (--batch_size)", images)
+    with command.options_named(vars(config)):
+        objective = train.objective(losses_of(config)[0])
+        check_batches(objective, **_batch(config), categories=config.category)
 
 
 def _check_chosen(config: Any, all_classes: bool) -> None:
@@ -84,14 +89,10 @@ def check_data(config: Any, split: str, data: Dataset) -> None:
 
 def batch_of(config: Any, data: Dataset) -> dict[str, Any]:
     """Returns the arguments of `assemble_trials` that say how a batch is made."""
-    by_class = {
-        "batch_classes": config.batch_classes or len(np.unique(data.train.classes)),
-        "repeat": config.repeat,
-        "by_size": config.by_size,
-        "categories": config.category and categories_of(data, config.category),
-    }
-    return {
-        "batch_size": config.batch_size,
-        "views": config.views,
-        "augment": None if data.train.images.ndim == 2 else options.augmentation(_batch(config)),
-    } | ({} if config.views > 1 else by_class)
+    batch = _batch(config)
+    if data.train.images.ndim == 2:
+        batch["augment"] = None
+    if config.views == 1:
+        batch["batch_classes"] = config.batch_classes or len(np.unique(data.train.classes))
+        batch["categories"] = config.category and categories_of(data, config.category)
+    return batch

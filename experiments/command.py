@@ -37,6 +37,9 @@ REMEDIES = {
     errno.EIO: "the disk may be failing: copy the run to another one and go on there",
 }
 
+# Options by the names of arguments of the library that are called otherwise.
+RENAMED = {"memory_size": "memory", "categories": "category", "chosen_by": "shown_by"}
+
 
 def run(main: Callable[[Config], object], parse: Callable[[], Config]) -> None:
     """Runs an experiment with the options of the command line.
@@ -210,9 +213,9 @@ def options_named(names: Iterable[str], **renamed: str) -> Iterator[None]:
 
     Args:
       names: of the options of the program.
-      **renamed: options by the names of arguments that are called otherwise.
+      **renamed: more options by the names of arguments that are called otherwise.
     """
-    options = dict(zip(names, names, strict=True)) | renamed
+    options = RENAMED | dict(zip(names, names, strict=True)) | renamed
 
     def option(match: re.Match[str]) -> str:
         return f"--{options[match[0]]}" if match[0] in options else match[0]
@@ -221,7 +224,7 @@ def options_named(names: Iterable[str], **renamed: str) -> Iterator[None]:
         yield
     except ValueError as error:
         # Not every word that is the name of an argument means it.
-        place = r"^|(?<= multiple of )|(?<=already: )|(?<= leave )"
+        place = r"^|(?<= multiple of )|(?<=already: )|(?<= leave )|(?<= give )|(?<= no )"
         named = re.sub(rf"(?:{place})[a-z_]+", option, str(error))
         if named != str(error):
             error.args = (named,)

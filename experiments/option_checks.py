@@ -137,22 +137,10 @@ EFFECTS_OF_TRAINING = (
         "{loss} has no parameters",
     ),
     Effect(
-        "memory",
-        _whole_batches,
-        "--memory is compared with whole batches",
-        "give --objective all_pairs, or another loss",
-    ),
-    Effect(
-        "memory labels",
+        "labels",
         lambda config: not _proxies(config),
         "{loss} compares with proxies and takes no --{option}",
         "leave it out, or take a pair loss with --objective all_pairs, or a loss such as supcon",
-    ),
-    Effect(
-        "max_age",
-        lambda config: config.memory > 0,
-        "--max_age has no effect without a memory",
-        "give --memory, or leave --max_age out",
     ),
     Effect(
         "objective",
@@ -179,20 +167,15 @@ EFFECTS_OF_TRAINING = (
         "every loss but contrastive)",
     ),
     Effect(
-        "views repeat by_size category labels",
+        "labels",
         _whole_batches,
         "--{option} is of batches of classes",
         "give --objective all_pairs, or another loss than contrastive",
     ),
     Effect(
-        "batch_classes repeat by_size category labels",
+        "labels",
         lambda config: config.views == 1,
         "--{option} has no effect with --views {views}, whose batches are of images",
-    ),
-    Effect(
-        "batch_classes",
-        _whole_batches,
-        "--batch_classes needs --objective all_pairs, or another loss than contrastive",
     ),
 )
 

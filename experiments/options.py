@@ -280,9 +280,8 @@ def images_of(data: Dataset | PairDataset) -> np.ndarray:
 def resolved(config: Any) -> Any:
     """Fills in the options of a training whose defaults depend on the loss, which checks them."""
     loss_table.check_name(config.loss)
-    config = dataclasses.replace(
-        config, max_age=(config.max_age or 1000) if config.memory else None
-    )
+    if config.memory and config.max_age is None:
+        config = dataclasses.replace(config, max_age=1000)
     if config.loss == "contrastive":
         return dataclasses.replace(
             config,
@@ -340,11 +339,11 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
         "devices": len(devices),
     }
     with options_named(options):
-        _check(options)
+        _check(config, options)
     return options
 
 
-def _check(options: dict[str, Any]) -> None:
+def _check(config: Any, options: dict[str, Any]) -> None:
     """Checks what options say together, before any data is read."""
     steps_per_call = options["steps_per_call"] or 1
     units = [("batch_size", "devices"), *preconditions.SCHEDULE]
@@ -356,30 +355,11 @@ def _check(options: dict[str, Any]) -> None:
             f"--microbatches times --group, got {share} pairs, {parts} microbatches and groups of "
             f"{options['group']}"
         )
-    images = 2 * options["batch_size"]
-    check_batch(options, f"{images} images of a batch (twice --batch_size)", images)
     if options["data_on"] == "host" and steps_per_call != 1:
         raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
-    if options["memory"] and options["memory"] < images:
-        raise ValueError(
-            f"--memory must be 0 or at least the {images} images of a batch (twice --batch_size), "
-            f"got {options['memory']}"
-        )
-
-
-def check_batch(options: Mapping[str, Any], noun: str, images: int) -> None:
-    """Checks that views and classes divide the images of a batch, and that views differ.
-
-    Args:
-      options: of a batch, with `flip` and `shift` filled in.
-      noun: the images in words.
-      images: their number.
-    """
-    for name in ("views", "batch_classes"):
-        if (value := options[name]) and images % value:
-            raise ValueError(f"--{name} must divide the {noun}, got {value}")
-    if options["views"] > 1 and augmentation(options) is None:
-        raise ValueError("views of one image would all be equal: give --augment, --flip or --shift")
+    if options["balanced"] is None:  # given pairs were checked with their data
+        batch = batch_of(config, options) | {"categories": config.category}
+        preconditions.check_batches(objective_of(config, options), **batch)
 
 
 def augmentation(options: Mapping[str, Any]) -> augment.Augment | None:
@@ -418,6 +398,20 @@ def objective_of(config: Any, options: Mapping[str, Any] | None = None) -> train
     return labelled(made, config.labels)
 
 
+def batch_of(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `train.fit` that say how a batch is made, but for categories."""
+    return {
+        "batch_size": 2 * config.batch_size,
+        "batch_classes": config.batch_classes,
+        "repeat": config.repeat,
+        "by_size": config.by_size,
+        "views": config.views,
+        "augment": augmentation(options),
+        "memory_size": config.memory,
+        "max_age": config.max_age,
+    }
+
+
 def training_of(
     config: Any, options: dict[str, Any], data: Dataset | PairDataset, tunable: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -451,18 +445,10 @@ def training_of(
         "objective": objective._replace(bounded=False),
         "steps": options["steps"],
         "seed": config.seed,
-        "batch_size": 2 * config.batch_size,
-        "batch_classes": config.batch_classes,
         "balanced": options["balanced"] is not False,
-        "augment": augmentation(options),
-        "views": config.views,
-        "repeat": config.repeat,
-        "by_size": config.by_size,
         "categories": config.category and categories_of(with_classes(data), config.category),
         "microbatches": options["microbatches"],
         "remat": config.microbatches is not None,
-        "memory_size": config.memory,
-        "max_age": config.max_age,
         "optimizer": encoder,
         "loss_optimizer": loss,
-    }
+    } | batch_of(config, options)

@@ -99,7 +99,7 @@ def main(config: Config) -> Path:
     data = options.load_data(config)
     config = option_checks.for_data(config, data)
     settled = options.settled(config, devices)
-    with command.options_named(settled, memory_size="memory"):
+    with command.options_named(settled):
         run = train.fit(
             **options.training_of(config, settled, data),
             weights=weights,

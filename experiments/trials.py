@@ -117,7 +117,7 @@ def prepared(
         options.settled(one, of_trial)
     option_checks.warn_of_reach(configs)
     data = options.load_data(config)
-    with command.options_named((), chosen_by="shown_by"):
+    with command.options_named(vars(config)):
         config = dataclasses.replace(config, shown_by=chosen_figure(data, config.shown_by))
     check_data(made, data, of_trial)
     return config, made, data, devices
