@@ -14,7 +14,6 @@ with needs("train", "experiments.evaluate"):
     import tyro
 
 from contrastive_jax import load, run_report
-from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.data._digest import digest
 from contrastive_jax.train import folder
 from experiments import command, options
@@ -37,23 +36,12 @@ def main(config: Config) -> Path:
     run = load(config.run)
     data = options.load_data(with_data_of_run(config))
     if not (config.dataset or config.data):
-        _check_unchanged(config.run, data)
+        folder.check_data(config.run, digest(data))
     where = config.out or config.run
     print("evaluating on test and drawing figures", flush=True)
     print(run_report.write_report(run, data, where))
     print(f"figures and pictures are in {where}")
     return where
-
-
-def _check_unchanged(run: Path, data: Dataset | PairDataset) -> None:
-    """Checks that the data of a run is what it was trained on."""
-    begun = folder.read_config(run)
-    if begun.get("data_digest") not in (None, digest(data)):
-        raise ValueError(
-            f"the data of {run} is not what it was trained on: examples that were trained on may "
-            "be in test now; bring the data back, or name it with --data or --dataset to evaluate "
-            "on it as it is"
-        )
 
 
 def with_data_of_run(config: Any) -> Any:

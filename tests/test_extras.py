@@ -71,7 +71,6 @@ MODULES = {
     ),
     "experiments.benchmarks.training": "experiments.benchmarks.training needs torch: [bench]",
     "experiments.axes": "experiments.options needs tyro: [train]",
-    "experiments.batches_compared": "experiments.options needs tyro: [train]",
     "experiments.compare": "experiments.compare needs tyro: [train]",
     "experiments.compare_losses": "experiments.compare_losses needs tqdm: [train]",
     "experiments.drlim": "contrastive_jax.plots needs matplotlib: [plots]",

@@ -19,7 +19,6 @@ from contrastive_jax.train import Run, network
 from contrastive_jax.train.run_folder import write
 from contrastive_jax.train.trial_figures import chosen_figure
 from experiments import (
-    batches_compared,
     compare,
     compare_losses,
     embed,
@@ -180,7 +179,7 @@ def _assembled(program, data, **chosen):
     """The trials of a command of a grid, or of a comparison of losses, without training them."""
     config = option_checks.checked(program.Config(**chosen))
     if program is compare_losses:
-        batches_compared.check_data(config, "all classes", data)
+        compare_losses.check_data(config, "all classes", data)
         return compare_losses._assembled(
             config, data, "supcon", [({"learning_rate": 1e-3, "options": {}}, 0)]
         )

@@ -293,10 +293,7 @@ def from_options(
       shift: pixels by which images are moved at random, 0 for none.
 
     Returns:
-      The change, None where there is none.
-
-    Raises:
-      ValueError: as `by_names`.
+      The change, None where there is none; errors are those of `by_names`.
 
     Example:
       >>> import jax

@@ -54,7 +54,7 @@ def train_losses(
     trials: int,
     seeds: int,
     steps: int,
-    advance: Callable[[str, int], Any] = lambda loss, count: None,
+    advance: Callable[[str, int], Any] | None = None,
 ) -> None:
     """Trains each loss as `train_loss`, and stores a line for each trial and for each baseline.
 
@@ -97,6 +97,7 @@ def train_losses(
         if not read_finished(folder, **line):
             figures = figures_on(embed, data.test)
             json_lines.append_line(folder / TRIALS, line | {"figures": figures})
+    advance = advance or _ignore
     for name in losses:
         rest = trials + seeds
         advance(name, 0)
@@ -106,3 +107,7 @@ def train_losses(
             advance(name, 1)
             rest -= 1
         advance(name, rest)
+
+
+def _ignore(loss: str, count: int) -> None:
+    """Takes what is finished where no progress is shown."""

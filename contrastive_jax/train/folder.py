@@ -262,6 +262,31 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def check_data(folder: Path, data_digest: str) -> None:
+    """Checks that data is what a run was trained on.
+
+    Args:
+      folder: of the run.
+      data_digest: of the data.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_config`.
+      ValueError: if the run recorded another digest.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.train.folder import check_data, write_config
+      >>> write_config(Path(), {"data_digest": "a1"})
+      >>> check_data(Path(), "a1")
+    """
+    if read_config(folder).get("data_digest") not in (None, data_digest):
+        raise ValueError(
+            f"the data of {folder} is not what it was trained on: examples that were trained on "
+            "may be in test now; bring the data back, or name it with --data or --dataset to "
+            "evaluate on it as it is"
+        )
+
+
 def check_resumable(folder: Path, config: Mapping[str, Any], free: Iterable[str]) -> None:
     """Checks that a run can be resumed with these options.
 

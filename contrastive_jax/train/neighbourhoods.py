@@ -102,8 +102,8 @@ def draw_similar(
       similar_fraction: share of pairs drawn from the lists.
 
     Returns:
-      Positions of the first and second members and labels, `[B]` each: 0 where either is in the
-      list of the other, or both are one image.
+      Positions of the first and second members and labels, `[B]` each. A label is 0 where either
+      image is in the list of the other, or both are one image, and otherwise 1.
 
     Example:
       >>> import jax

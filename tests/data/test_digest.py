@@ -8,7 +8,8 @@ import pytest
 
 from contrastive_jax.data import Dataset, Examples, GivenPairs, PairDataset, load_with_report
 from contrastive_jax.data._digest import digest
-from experiments import evaluate, options, search, trials
+from contrastive_jax.train.folder import check_data
+from experiments import options, search, trials
 
 TABLE = """vector,class,group,role,ink,sort
 "[0, 1]",a,3,query,7,x
@@ -79,7 +80,7 @@ def test_a_changed_attribute_group_or_role_is_refused(tmp_path):
         pass
     assert "data_digest" in json.loads((folder / "config.json").read_text())
     with opened(resumed, begun):
-        evaluate._check_unchanged(folder, begun)
+        check_data(folder, digest(begun))
     for change in ("group", "role", "number", "text"):
         data = _loaded(tmp_path / "one.csv", TABLE.replace(*CHANGES[change]))
         with (
@@ -88,4 +89,4 @@ def test_a_changed_attribute_group_or_role_is_refused(tmp_path):
         ):
             pass
         with pytest.raises(ValueError, match="is not what it was trained on"):
-            evaluate._check_unchanged(folder, data)
+            check_data(folder, digest(data))
