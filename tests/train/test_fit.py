@@ -301,6 +301,8 @@ PAIRS = train.objective("contrastive", on="pairs")
         ({"batch_size": 13}, "divide the 13 images of a batch"),
         ({"batch_classes": 4}, "batch_classes must be from 2 to 3"),
         ({"objective": PAIRS, "batch_size": 13}, "batch_size must be even .* got 13"),
+        ({"augment": partial(shift, pixels=6)}, "shift must be below the 6 pixels"),
+        ({"augment": lambda key, image: image[:3]}, "augment must return images of the same"),
         ({"max_age": 5}, "max_age has no effect without a memory: give memory_size"),
         ({"batch_classes": 7}, "batch_classes must divide the .* images of a batch, got 7"),
         ({"objective": PAIRS, "memory_size": 8}, "leave memory_size out"),
