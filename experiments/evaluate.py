@@ -16,6 +16,7 @@ with needs("train", "experiments.evaluate"):
 from contrastive_jax import load, run_report
 from contrastive_jax.data._digest import digest
 from contrastive_jax.train import folder
+from contrastive_jax.train.run_folder import check_data
 from experiments import command, options
 
 
@@ -36,7 +37,7 @@ def main(config: Config) -> Path:
     run = load(config.run)
     data = options.load_data(with_data_of_run(config))
     if not (config.dataset or config.data):
-        folder.check_data(config.run, digest(data))
+        check_data(config.run, digest(data))
     where = config.out or config.run
     print("evaluating on test and drawing figures", flush=True)
     print(run_report.write_report(run, data, where))

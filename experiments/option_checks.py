@@ -106,14 +106,6 @@ EFFECTS = (
         f"leave it out, or name one of {', '.join(IDX)} with --dataset",
     ),
     Effect(
-        "overwrite", lambda config: bool(config.name), "--overwrite needs the --name of the run"
-    ),
-    Effect(
-        "overwrite",
-        lambda config: not getattr(config, "resume", False),
-        "--resume and --overwrite exclude each other",
-    ),
-    Effect(
         "keep_one_in",
         lambda config: config.method == "halving" and config.trials > 1,
         "--keep_one_in is of halving among several trials, and has no effect with --method "
@@ -286,18 +278,14 @@ def checked(config: Config, default: str = "digits") -> Config:
     with options_named(values):
         ranges.check_ranges(values, RULES)
     augment.by_names(values.get("augment", ()))
-    tfds_dir, runs = values["tfds_dir"], values["runs"]
+    tfds_dir, resume = values["tfds_dir"], values.get("resume")
     if tfds_dir is not None and not tfds_dir.is_dir():
         raise ValueError(
             f"--tfds_dir {tfds_dir} is not a folder: create it, or leave --tfds_dir out for that "
             "of tensorflow-datasets"
         )
-    if runs.exists() and not runs.is_dir():
-        raise ValueError(f"--runs {runs} is not a folder: name one, which is created if need be")
-    if (name := values.get("resume") or values["name"]) is not None:
-        folder.check_name(name)
-        if not (values.get("resume") or values["overwrite"]):
-            folder.check_new(runs / name)
+    name, overwrite = resume or values["name"], values["overwrite"]
+    folder.check_run(values["runs"], name, resume=resume is not None, overwrite=overwrite)
     return config
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from contrastive_jax.data import Dataset, Examples, GivenPairs, PairDataset, load_with_report
 from contrastive_jax.data._digest import digest
-from contrastive_jax.train.folder import check_data
+from contrastive_jax.train.run_folder import check_data
 from experiments import options, search, trials
 
 TABLE = """vector,class,group,role,ink,sort

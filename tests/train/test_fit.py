@@ -310,7 +310,7 @@ PAIRS = train.objective("contrastive", on="pairs")
         ({"data_on": "disk"}, "data_on must be 'device' or 'host', got 'disk'"),
         ({"data_on": "host"}, "data_on='host' streams pairs"),
         ({"objective": PAIRS, "data_on": "host", "steps_per_call": 2}, "takes one step per call"),
-        ({"resume": True}, "need the --name of the run"),
+        ({"resume": True}, "--resume needs the --name of the run"),
         ({"name": "a/b"}, "must be the name of one folder"),
         ({"model": partial(models.DrLIM)}, "at least 8 x 8"),
     ],
