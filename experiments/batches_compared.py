@@ -72,7 +72,8 @@ def check_data(config: Any, split: str, data: Dataset) -> None:
         options.check_shift(_changes(config)[1], data)
     # To see that pairs can be drawn.
     index_by_class(data.train.classes, categories=options.categories_of(config.category, data))
-    check_labels(options.labelled(train.objective(losses_of(config)[0]), config.labels), data)
+    objective = options.labelled(train.objective(losses_of(config)[0]), config.labels)
+    check_labels(objective, data, ["train", "validation", "test"])
     if config.views > 1:
         return
     classes = len(np.unique(data.train.classes))

@@ -117,12 +117,13 @@ def main(config: Config) -> Path:
     total = len(sets) * len(names) * per_loss
     with _folder(config, names, sets) as folder, tqdm(total=total, unit="run", disable=None) as bar:
         for split, data in sets.items():
+            labelled = options.labelled(train.objective(names[0]), config.labels)
             for beside, embed in baselines.baselines(
                 data.train.images, data.train.classes, width=config.width
             ).items():
                 line = {"split": split, "loss": beside}
                 if not read_finished(folder, **line):
-                    figures = figures_on(embed, data.test)
+                    figures = figures_on(embed, data.test, labelled)
                     json_lines.append_line(folder / TRIALS, line | {"figures": figures})
             for name in names:
                 bar.set_postfix_str(f"{split}, {name}")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from contrastive_jax import distances, train
+from contrastive_jax import distances, labels, train
 from contrastive_jax.data import Dataset, PairDataset, augment, datasets
 from contrastive_jax.data._own import recognise
 from contrastive_jax.train import diagnostics, loss_table
@@ -377,6 +377,10 @@ def checked(config: Config, default: str = "digits") -> Config:
         if value is not None and not rule.holds(value):
             raise ValueError(f"--{option} must be {rule.expected}, got {value}")
     augment.by_names(values.get("augment", ()))
+    try:
+        labels.by_name(values.get("labels", "class"))
+    except ValueError as error:
+        raise ValueError(f"--labels: {error}") from None
     tfds_dir, runs = values["tfds_dir"], values["runs"]
     if tfds_dir is not None and not tfds_dir.is_dir():
         raise ValueError(

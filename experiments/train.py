@@ -16,8 +16,10 @@ from typing import Any, Literal
 import jax
 
 from contrastive_jax import load, train
+from contrastive_jax.data import Dataset
 from contrastive_jax.train import checkpoints, folder
 from contrastive_jax.train.devices import Strategy
+from contrastive_jax.train.labelled import check_labels
 from experiments import command, option_checks, options
 
 # Options that may differ when a run is resumed: they do not change the numbers.
@@ -124,6 +126,8 @@ def main(config: Config) -> Path:
     settled = options.settled(config, devices)
     # The margin was checked above, before data was read: `fit` need not warn of it again.
     objective = options.objective_of(config, settled)._replace(bounded=False)
+    if config.figures and isinstance(data, Dataset):
+        check_labels(objective, data, ["test"])
     run = train.fit(
         options.model_of(config, settled),
         data,
@@ -152,7 +156,7 @@ def main(config: Config) -> Path:
     assert run.folder is not None
     if config.figures:
         print("evaluating on test and drawing figures", flush=True)
-        print(run_report.write_report(run, data))
+        print(run_report.write_report(run, data, labels=options.labels_named(config.labels)))
     print(f"{run.folder} is complete after {time.perf_counter() - began:.0f} s")
     return run.folder
 
