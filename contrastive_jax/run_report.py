@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from contrastive_jax import losses, plots
-from contrastive_jax.data.datasets import Dataset, PairDataset
+from contrastive_jax.data.datasets import Dataset, Examples, PairDataset
 from contrastive_jax.data.findings import count_splits
+from contrastive_jax.data.labels import class_numbers
 from contrastive_jax.evaluation.baselines import Transform, baselines
 from contrastive_jax.evaluation.fold_intervals import pair_intervals, retrieval_intervals
 from contrastive_jax.evaluation.given_pairs import points_of_pairs, summarize_pairs
@@ -23,6 +24,7 @@ from contrastive_jax.evaluation.retrieval import nearest_neighbours
 from contrastive_jax.evaluation.summary import Summary, summarize
 from contrastive_jax.evaluation.tables import figure_table
 from contrastive_jax.evaluation.verification import roc_curve
+from contrastive_jax.labels.types import PairLabels, with_mask
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import metrics
 from contrastive_jax.train.loss_table import BOUNDED
@@ -31,7 +33,13 @@ from contrastive_jax.train.run import Run
 FARS = (0.1, 0.01, 0.001)
 
 
-def write_report(run: Run, data: Dataset | PairDataset, folder: str | Path | None = None) -> str:
+def write_report(
+    run: Run,
+    data: Dataset | PairDataset,
+    folder: str | Path | None = None,
+    *,
+    labels: PairLabels | None = None,
+) -> str:
     """Writes the figures of a run on test, as numbers and as pictures.
 
     Beside the embedding stand the raw pixels or, of vectors, the baselines of `vector_baselines`
@@ -41,12 +49,15 @@ def write_report(run: Run, data: Dataset | PairDataset, folder: str | Path | Non
       run: trained and stored in a folder, by `train.fit`.
       data: with validation and test splits.
       folder: to write to; that of the run by default.
+      labels: of two rows, which name the columns of the data that they take, such as
+        `labels.any_shared("tags")`; figures are by them in place of classes, pictures are not.
 
     Returns:
       The Markdown table of figures.
 
     Raises:
-      ValueError: if the run is not stored.
+      ValueError: if the run is not stored, the data lacks what the labels take, these do not say
+        what that is, or the data has given pairs.
 
     Example:
       >>> import contrastive_jax as cj
@@ -60,12 +71,16 @@ def write_report(run: Run, data: Dataset | PairDataset, folder: str | Path | Non
         raise ValueError("the run is not stored: train it with runs='runs', or load it")
     where = Path(folder or run.folder)
     if isinstance(data, PairDataset):
+        if labels is not None:
+            raise ValueError("given pairs have labels of their own: leave labels out")
         evaluated = _evaluated_pairs(run, data)
     else:
-        evaluated = _evaluated(run, data)
+        evaluated = _evaluated(run, data, labels)
     dissimilar = count_splits(data)[2].dissimilar
     evaluated = evaluated._replace(summaries=_resolved(evaluated.summaries, dissimilar))
     table = figure_table(evaluated.summaries, evaluated.intervals) + _note_on_fars(dissimilar)
+    if labels is not None:
+        table += "\n\nPairs are similar or ignored by labels of two rows, and not by class alone."
     where.mkdir(parents=True, exist_ok=True)
     (where / "results.md").write_text(table + "\n")
     learned = evaluated.summaries["embedding"]
@@ -111,9 +126,10 @@ class _Evaluated(NamedTuple):
     """Pictures that need classes."""
 
 
-def _evaluated(run: Run, data: Dataset) -> _Evaluated:
+def _evaluated(run: Run, data: Dataset, labels: PairLabels | None) -> _Evaluated:
     """Evaluates a run on examples with classes."""
     test, validation = data.test, data.validation
+    rows, test_rows = (_rows(split, labels) for split in (validation, test))
     maps = {"embedding": run.embed} | _baselines(run, data.train.images, data.train.classes)
     summaries, intervals = {}, {}
     embedded = {"validation": run.embed(validation.images), "test": run.embed(test.images)}
@@ -123,13 +139,14 @@ def _evaluated(run: Run, data: Dataset) -> _Evaluated:
             first, second = embed(validation.images), embed(test.images)
         summaries[name] = summarize(
             first,
-            validation.classes,
+            rows,
             second,
-            test.classes,
+            test_rows,
             distance=run.distance,
             queries=test.queries,
+            labels=None if labels is None else with_mask(labels),
         )
-        if test.images.ndim == 2 and test.queries is None:
+        if test.images.ndim == 2 and test.queries is None and labels is None:
             # Pairs that are drawn share their images, so that folds of them would agree too well.
             intervals[name] = retrieval_intervals(second, test.classes)
     embeddings = embedded["test"]
@@ -155,6 +172,18 @@ def _evaluated(run: Run, data: Dataset) -> _Evaluated:
             class_names=data.class_names,
         )
     return _Evaluated(summaries, intervals, arrays, figures)
+
+
+def _rows(split: Examples, labels: PairLabels | None) -> Any:
+    """Returns the classes of a split, or the attributes that labels take and which rows count."""
+    if labels is None:
+        return split.classes
+    if labels.attributes_of is None:
+        raise ValueError(
+            "these labels do not say which columns of the data they take: name them, as "
+            'labels.any_shared("tags") does'
+        )
+    return labels.attributes_of(split), class_numbers(split.classes) >= 0
 
 
 def _evaluated_pairs(run: Run, data: PairDataset) -> _Evaluated:

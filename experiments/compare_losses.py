@@ -124,6 +124,7 @@ def main(config: Config) -> Path:
                 folder,
                 data,
                 split,
+                labelled=options.labelled(train.objective(names[0]), config.labels),
                 width=config.width,
                 trials=config.trials,
                 seeds=config.seeds,
@@ -250,7 +251,8 @@ def check_data(config: Config, split: str, data: Dataset) -> None:
     """
     if data.train.images.ndim == 2:
         option_checks.check_effects(config, option_checks.EFFECTS_ON_VECTORS)
-    check_labels(options.labelled(train.objective(losses_of(config)[0]), config.labels), data)
+    objective = options.labelled(train.objective(losses_of(config)[0]), config.labels)
+    check_labels(objective, data, ["train", "validation", "test"])
     classes = len(np.unique(data.train.classes))
     _check_chosen(config, config.batch_classes == classes)
     if config.batch_classes is not None or config.views > 1:

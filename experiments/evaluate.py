@@ -28,21 +28,35 @@ class Config(options.Data):
     """Folder of the run."""
     dataset: str | None = None
     """Another data set than that of the run, of images of the same shape."""
+    labels: str | None = None
+    """The labels of two images that figures are by, as of experiments.train; those of the run by
+    default."""
     out: Path | None = None
     """Folder to write to; that of the run by default."""
 
 
 def main(config: Config) -> Path:
     """Evaluates a run, and returns the folder of what was written."""
-    run = load(config.run)
+    run, rule = load(config.run), options.labels_named(_labels(config))
     data = options.load_data(with_data_of_run(config))
     if not (config.dataset or config.data):
         check_data(config.run, digest(data))
     where = config.out or config.run
     print("evaluating on test and drawing figures", flush=True)
-    print(run_report.write_report(run, data, where))
+    print(run_report.write_report(run, data, where, labels=rule))
     print(f"figures and pictures are in {where}")
     return where
+
+
+def _labels(config: Config) -> str:
+    """Returns the name of the labels that figures are by."""
+    trained = folder.read_config(config.run).get("labels", "class")
+    if config.labels is None and trained is True:  # by a function, in Python
+        raise ValueError(
+            f"{config.run} was trained by labels of two rows that have no name: give --labels, or "
+            "--labels class for figures by class"
+        )
+    return config.labels or (trained if isinstance(trained, str) else "class")
 
 
 def with_data_of_run(config: Any) -> Any:

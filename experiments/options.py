@@ -163,10 +163,12 @@ class Batches:
     category: str | None = None
     """Draw all classes of a batch from one category, which makes negatives hard: group, or the name
     of a column of the table."""
-    labels: Literal["class", "other_group"] = "class"
-    """Take images of one class as similar, or with other_group leave out those of one class and one
-    group (the camera, the session), the column group of a table. Validation is by the same; figures
-    on test are by class."""
+    labels: str = "class"
+    """The labels of two images, by columns of a table: class (the default: those of one class are
+    similar), other_group (those of one class and one group, such as a camera, are left out),
+    any_shared=COLUMN (they share one of several labels, as red;round), within=COLUMN:THRESHOLD
+    (their numbers are closer), or hierarchy=COLUMN,COLUMN (all of these agree). Figures are by the
+    same; batches are drawn by class."""
     batch_classes: int | None = None
     """Classes in a batch of all_pairs; by default the largest number up to 32 that divides the
     images."""
@@ -370,9 +372,13 @@ def augmentation(options: Mapping[str, Any]) -> augment.Augment | None:
 
 def labelled(objective: train.Objective, by: str) -> train.Objective:
     """Returns an objective with the labels of two rows that `--labels` names."""
-    if by == "class":
-        return objective
-    return with_labels(objective, labels.same_class_other_group())
+    rule = labels_named(by)
+    return objective if rule is None else with_labels(objective, rule)
+
+
+def labels_named(by: str) -> labels.PairLabels | None:
+    """Returns the labels of two rows that `--labels` names, None for those by class."""
+    return None if by == "class" else labels.by_name(by)
 
 
 def objective_of(config: Any, options: Mapping[str, Any] | None = None) -> train.Objective:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from contrastive_jax import load, train
+from contrastive_jax.data import Dataset
 from contrastive_jax.train import folder
 from contrastive_jax.train.devices import Strategy
+from contrastive_jax.train.labelled import check_labels
 from contrastive_jax.train.resumption import check_steps, microbatches_on
 from experiments import command, option_checks, options
 
@@ -100,8 +102,11 @@ def main(config: Config) -> Path:
     config = option_checks.for_data(config, data)
     settled = options.settled(config, devices)
     with command.options_named(settled):
+        arguments = options.training_of(config, settled, data)
+        if config.figures and isinstance(data, Dataset):
+            check_labels(arguments["objective"], data, ["test"])
         run = train.fit(
-            **options.training_of(config, settled, data),
+            **arguments,
             weights=weights,
             devices=devices,
             strategy=config.parallel,
@@ -122,7 +127,7 @@ def main(config: Config) -> Path:
     assert run.folder is not None
     if config.figures:
         print("evaluating on test and drawing figures", flush=True)
-        print(run_report.write_report(run, data))
+        print(run_report.write_report(run, data, labels=options.labels_named(config.labels)))
     print(f"{run.folder} is complete after {time.perf_counter() - began:.0f} s")
     return run.folder
 

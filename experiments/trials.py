@@ -133,7 +133,8 @@ def check_data(
     if isinstance(data, Dataset):
         # Labels of two rows are an option that all trials share.
         config = option_checks.for_data(groups[0].configs[0], data)
-        check_labels(options.objective_of(config, options.settled(config, devices)), data)
+        objective = options.objective_of(config, options.settled(config, devices))
+        check_labels(objective, data, ["train", "validation", "test"])
 
 
 def assembled(

@@ -22,6 +22,7 @@ from experiments import (
     compare,
     compare_losses,
     embed,
+    evaluate,
     margin_ablation,
     option_checks,
     options,
@@ -165,6 +166,40 @@ def test_pairs_of_one_group_are_left_out(run_on):
         run_on(VECTORS, train, **options)
 
 
+def _tagged(split):
+    """The same examples with two tags each, as a table has them: one of the next class too."""
+    names = np.array(list("abcde"))
+    tags = [f"{names[k]}; {names[(k + 1) % 5]}" for k in split.classes]
+    return split._replace(attributes={"tags": np.array(tags)})
+
+
+def test_figures_are_by_the_labels_that_a_run_is_trained_by(run_on, tmp_path):
+    data = Dataset("tagged", VECTORS.class_names, *map(_tagged, VECTORS[2:]))
+    chosen = {"loss": "supcon", "labels": "any_shared=tags", "validate_every": 10}
+    folder = run_on(data, train, **chosen)
+    results = json.loads((folder / "results.json").read_text())
+    with np.load(folder / "embeddings.npz") as arrays:
+        x, classes = arrays["embeddings"].astype(np.float64), arrays["classes"]
+    squares = ((x[:, None] - x[None]) ** 2).sum(-1)
+    np.fill_diagonal(squares, np.inf)
+    nearest = classes[squares.argmin(axis=1)]
+    shared = np.isin((nearest - classes) % 5, [0, 1, 4])  # a class shares tags with both beside it
+    assert results["embedding"]["precision_at_1"] == shared.mean() > (nearest == classes).mean()
+    assert {*results["embedding"]} == {*results["raw vectors"]}
+    # Evaluated later, they are by the same labels, and by class if one asks for it.
+    evaluate.main(evaluate.Config(run=folder, dataset="digits", labels="class", out=tmp_path / "o"))
+    by_class = json.loads((tmp_path / "o" / "results.json").read_text())
+    assert by_class["embedding"]["precision_at_1"] == (nearest == classes).mean()
+    evaluate.main(evaluate.Config(run=folder, dataset="digits", out=tmp_path / "again"))
+    assert json.loads((tmp_path / "again" / "results.json").read_text()) == results
+    with pytest.raises(ValueError, match="labels take the column tags, and the data has none"):
+        run_on(VECTORS, train, **chosen)
+    untagged = data._replace(test=VECTORS.test)
+    with pytest.raises(ValueError, match="the column tags") as raised:
+        run_on(untagged, train, **chosen)
+    assert raised.value.__notes__ == ["in the test split of tagged"]
+
+
 def _grouped(data):
     """The data with two groups a split, and each class in one of two categories."""
 
@@ -172,7 +207,7 @@ def _grouped(data):
         columns = {"sort": one.classes % 2}
         return one._replace(groups=np.arange(len(one.classes)) // 5 % 2, attributes=columns)
 
-    return data._replace(train=split(data.train), validation=split(data.validation))
+    return Dataset(data.name, data.class_names, *map(split, data[2:]))
 
 
 def _assembled(program, data, **chosen):
@@ -203,9 +238,12 @@ def test_labels_and_batches_are_options_of_every_program(program):
     np.testing.assert_array_equal(made.source.attributes[1], data.train.groups)
     with pytest.raises(ValueError, match="needs the group of each example"):
         _assembled(program, VECTORS, labels="other_group", **chosen)
-    one_group = data.train._replace(groups=np.zeros_like(data.train.groups))
-    with pytest.raises(ValueError, match="in the train split"):
-        _assembled(program, data._replace(train=one_group), labels="other_group", **chosen)
+    for split in ("train", "test"):
+        one = getattr(data, split)
+        one = {split: one._replace(groups=np.zeros_like(one.groups))}
+        with pytest.raises(ValueError, match="leave no similar pair") as raised:
+            _assembled(program, data._replace(**one), labels="other_group", **chosen)
+        assert raised.value.__notes__ == [f"in the {split} split of vectors"]
     made = _assembled(program, data, category="sort", batch_classes=2, by_size=True, **chosen)
     assert {*np.asarray(made.source.by_class.categories).tolist()} == {0, 1}
     with pytest.raises(ValueError, match="--category must be a column of vectors"):

@@ -18,6 +18,7 @@ from contrastive_jax import (
     proxy_loss,
     statistics,
 )
+from contrastive_jax.data import Examples
 from contrastive_jax.evaluation.retrieval import retrieval
 
 ROWS = 30
@@ -298,6 +299,64 @@ def test_sets_that_are_not_packed_and_attributes_without_a_rule_are_refused():
         all_pairs_loss(x, np.zeros((4, 2), np.int32), labels=labels.any_shared())
     with pytest.raises(ValueError, match=r"got a tuple of arrays: .* need labels="):
         all_pairs_loss(x, (np.zeros(4, np.int32), np.zeros(4, np.int32)))
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "attributes"),
+    [
+        ("any_shared=c", ["red; round", '["round"]', "", "blue"], [[0b110], [0b100], [0], [0b001]]),
+        ("any_shared=c", np.array([[3, 5], [5, 5], [7, 7]]), [[0b011], [0b010], [0b100]]),
+        ("any_shared=c", ["007", "7", "[7]"], [[0b01], [0b10], [0b10]]),
+        ("within=c:5", 1.7e9 + np.array([3, 0, np.nan, np.inf]), [3, 0, np.nan, np.nan]),
+        ("within=c:2:3", 2**62 + np.array([-1, 4]), [0, 5]),
+        ("within=c:5", np.array([[-1, 10], [2, 8]]), [[0, 2], [3, 0]]),
+        ("hierarchy=c,class", ["cat", "", "ape"], [[2, 0], [-1, 1], [1, 2]]),
+    ],
+)
+def test_columns_are_attributes(text, column, attributes):
+    column = np.asarray(column)
+    examples = Examples(
+        np.zeros((len(column), 2)), np.arange(len(column)), attributes={"c": column}
+    )
+    made = labels.by_name(text).attributes_of(examples)
+    np.testing.assert_array_equal(made, attributes)
+    assert made.dtype.itemsize == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("other", "must be one of class, other_group, any_shared=COLUMN, .* got 'other'"),
+        ("any_shared", "must be one of"),
+        ("hierarchy=a,", "must be one of"),
+        ("within=c", "must be one of"),
+        ("within=c:x", "takes numbers after the column, as within=age:5, got 'within=c:x'"),
+        ("within=c:5:2", "0 < threshold <= apart"),
+        ("any_shared=d", "take the column d, and the data has none: its columns are class, c, t"),
+        ("any_shared=c", "any_shared takes a column of text, .* c has float64"),
+        ("any_shared=t", r"""t has '\["a"', which begins as a list does and is none"""),
+        ("within=t:1", "within takes a column of numbers, and t has <U4"),
+        ("within=c:1e-9", "c spans 1, in which differences of 1e-09 are not told apart"),
+        ("hierarchy=class,c", "hierarchy takes columns of integers or text, and c has float64"),
+    ],
+)
+def test_wrong_names_and_columns_say_what_is_expected(text, message):
+    columns = {"c": np.array([0.5, 1.5]), "t": np.array(['["a"', "b"])}
+    examples = Examples(np.zeros((2, 2)), np.arange(2), attributes=columns)
+    with pytest.raises(ValueError, match=message):
+        labels.by_name(text).attributes_of(examples)
+
+
+def test_ready_labels_are_named():
+    assert labels.by_name("class")(1, 1) == 0
+    assert labels.by_name("other_group")((1, 1), (1, 1)) == -1
+    assert labels.by_name("hierarchy=a,b")(jnp.array([1, 2, 3]), jnp.array([1, 2, 4])) == 0
+    assert labels.by_name("within=a:1:3")(0.0, 2.0) == -1
+    with pytest.raises(ValueError, match=r"columns must be names of columns, such as \['genus'\]"):
+        labels.hierarchy(1, "genus")
+    missing = Examples(np.zeros((2, 2)), np.arange(2), attributes={"c": np.full(2, np.nan)})
+    with pytest.raises(ValueError, match="c has none in a whole split"):
+        labels.within(1.0, column="c").attributes_of(missing)
 
 
 def test_empty_rows_of_a_memory_of_integers_are_ignored():

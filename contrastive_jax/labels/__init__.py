@@ -24,12 +24,14 @@ from contrastive_jax.labels.by_class import hierarchy, same_class, same_class_ot
 from contrastive_jax.labels.by_list import given_pairs
 from contrastive_jax.labels.by_number import within
 from contrastive_jax.labels.by_set import any_shared, as_bits
+from contrastive_jax.labels.named import by_name
 from contrastive_jax.labels.types import PairLabels, with_mask
 
 __all__ = [
     "PairLabels",
     "any_shared",
     "as_bits",
+    "by_name",
     "given_pairs",
     "hierarchy",
     "same_class",

@@ -1,5 +1,7 @@
 """Labels by classes: of one level or of a hierarchy, with or without groups."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from contrastive_jax.labels._columns import paths_of_columns
 from contrastive_jax.labels.types import PairLabels
 
 
@@ -83,7 +86,7 @@ def _classes_and_groups(examples: Any) -> tuple[Any, Any]:
     return examples.classes, examples.groups
 
 
-def hierarchy(depth: int) -> PairLabels:
+def hierarchy(depth: int, columns: Sequence[str] = ()) -> PairLabels:
     """Rows are similar if their classes agree down to a level of a hierarchy.
 
     Attributes are paths from the root: integers `[B, L]`, such as (family, genus, species) of an
@@ -91,6 +94,8 @@ def hierarchy(depth: int) -> PairLabels:
 
     Args:
       depth: number of classes from the root that must agree, from 1 to L; 2 asks for one genus.
+      columns: L columns of the data to train on, from the root, such as ("family", "genus"); empty
+        text is a missing class. Without them an objective needs `attributes`.
 
     Returns:
       The labels.
@@ -107,6 +112,10 @@ def hierarchy(depth: int) -> PairLabels:
     """
     if not isinstance(depth, int | np.integer) or depth < 1:
         raise ValueError(f"depth must be a whole number, at least 1, got {depth!r}")
+    if isinstance(columns, str):
+        raise ValueError(
+            f"columns must be names of columns, such as [{columns!r}], got {columns!r}"
+        )
 
     def upper(path: ArrayLike) -> jax.Array:
         path = jnp.asarray(path)
@@ -128,4 +137,5 @@ def hierarchy(depth: int) -> PairLabels:
             total ^= total >> jnp.uint32(15)
         return jnp.where(jnp.any(upper(row) < 0), -1, (total >> jnp.uint32(1)).astype(jnp.int32))
 
-    return PairLabels(label, class_of)
+    attributes_of = partial(paths_of_columns, names=tuple(columns)) if columns else None
+    return PairLabels(label, class_of, attributes_of)

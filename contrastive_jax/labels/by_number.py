@@ -1,14 +1,19 @@
 """Labels by numbers: rows that are close in age, time or position."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from contrastive_jax.labels._columns import numbers_of_column
 from contrastive_jax.labels.types import PairLabels
 
 
-def within(threshold: ArrayLike, apart: ArrayLike | None = None) -> PairLabels:
+def within(
+    threshold: ArrayLike, apart: ArrayLike | None = None, *, column: str | None = None
+) -> PairLabels:
     """Rows are similar if numbers of theirs, such as ages, times or positions, are close.
 
     Attributes are floating numbers or signed integers `[B]`, or vectors `[B, K]`, whose distance is
@@ -19,6 +24,8 @@ def within(threshold: ArrayLike, apart: ArrayLike | None = None) -> PairLabels:
       threshold: scalar above 0; rows that are closer are similar.
       apart: scalar of at least `threshold`: rows that are no closer than `threshold` and closer
         than `apart` are ignored. By default there are none.
+      column: of the data to train on that has the number of each example, `[N]`, or its position,
+        `[N, K]`; missing and infinite ones are ignored. Without it an objective needs `attributes`.
 
     Returns:
       The labels, which raise a TypeError for unsigned integers, none of which says that a row is
@@ -60,7 +67,11 @@ def within(threshold: ArrayLike, apart: ArrayLike | None = None) -> PairLabels:
             return jnp.where(jnp.all(row == -1), -1, 0)
         return jnp.where(jnp.any(row != row), -1, 0)
 
-    return PairLabels(label, class_of)
+    attributes_of = None
+    if column is not None:
+        least = float(np.asarray(threshold)) if concrete else 0.0
+        attributes_of = partial(numbers_of_column, name=column, threshold=least)
+    return PairLabels(label, class_of, attributes_of)
 
 
 def _signed(row: ArrayLike) -> jax.Array:

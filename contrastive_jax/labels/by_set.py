@@ -1,20 +1,27 @@
 """Labels by sets: rows that have several labels each."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from contrastive_jax.labels._columns import sets_of_column
 from contrastive_jax.labels.types import PairLabels
 
 
-def any_shared() -> PairLabels:
+def any_shared(column: str | None = None) -> PairLabels:
     """Rows with several labels each are similar if they share any.
 
     Attributes are the bits of `as_bits`: unsigned integers, `[B]` or `[B, W]` for W words. A row
     without labels is ignored.
+
+    Args:
+      column: of the data to train on that has the labels of each example: text such as `red; round`
+        or `["red", "round"]`, or integers, `[N]` or `[N, K]`. Without it an objective needs
+        `attributes`.
 
     Returns:
       The labels, which raise a TypeError for rows that are not of unsigned integers.
@@ -30,7 +37,17 @@ def any_shared() -> PairLabels:
     def label(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where(jnp.any((_bits(a) & _bits(b)) != 0), 0, 1)
 
-    return PairLabels(label, lambda row: jnp.where(jnp.any(_bits(row) != 0), 0, -1))
+    def class_of(row: jax.Array) -> jax.Array:
+        return jnp.where(jnp.any(_bits(row) != 0), 0, -1)
+
+    attributes_of = None if column is None else partial(_bits_of_column, name=column)
+    return PairLabels(label, class_of, attributes_of)
+
+
+def _bits_of_column(examples: Any, name: str) -> np.ndarray:
+    sets = sets_of_column(examples, name)
+    numbers = {label: number for number, label in enumerate(sorted(set().union(*sets)))}
+    return as_bits([[numbers[label] for label in one] for one in sets], len(numbers))
 
 
 def _bits(row: jax.Array) -> jax.Array:

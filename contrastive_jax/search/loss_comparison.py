@@ -11,6 +11,7 @@ from contrastive_jax.data.datasets import Dataset
 from contrastive_jax.evaluation import baselines
 from contrastive_jax.search.loss_trials import figures_on, read_finished, train_loss
 from contrastive_jax.train import json_lines
+from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.trial_folder import TRIALS
 
@@ -50,6 +51,7 @@ def train_losses(
     data: Dataset,
     split: str,
     *,
+    labelled: Objective | None = None,
     width: int,
     trials: int,
     seeds: int,
@@ -66,6 +68,8 @@ def train_losses(
       folder: of the comparison.
       data: to train on and to evaluate.
       split: a name of the split of the data, for the lines.
+      labelled: an objective whose labels of two rows, where it has some, the figures of baselines
+        are by, as those of the losses are.
       width: entries of an embedding, and of those of the baselines.
       trials: trials that tune a loss, with seed 0.
       seeds: trials on test, with seeds 1, 2, ...
@@ -95,7 +99,7 @@ def train_losses(
     for name, embed in beside.items():
         line = {"split": split, "loss": name}
         if not read_finished(folder, **line):
-            figures = figures_on(embed, data.test)
+            figures = figures_on(embed, data.test, labelled)
             json_lines.append_line(folder / TRIALS, line | {"figures": figures})
     advance = advance or _ignore
     for name in losses:

@@ -17,6 +17,7 @@ from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.summary import by_role
 from contrastive_jax.train import TrainState, embed, json_lines, loss_table, trial_figures
 from contrastive_jax.train import grid as grids
+from contrastive_jax.train.labelled import rows_and_labels
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import make_optimizer
 from contrastive_jax.train.training import Training
@@ -215,20 +216,27 @@ def _trained(
 
 
 def _figures_of(trials: AssembledTrials, state: TrainState, stage: str) -> dict[str, float] | None:
-    """Computes figures on validation, by the labels of the objective, or on test, by class."""
+    """Computes figures on validation or on test, by the labels of the objective."""
     if stage == "tuning":
         figures = trial_figures.on_validation(trials, state)
         return figures and {key: figures[key] for key in SHOWN}
     data: Any = trials.data
-    return figures_on(partial(embed, trials.parts.network.encode, state.weights), data.test)
+    encode = partial(embed, trials.parts.network.encode, state.weights)
+    return figures_on(encode, data.test, trials.objective)
 
 
-def figures_on(embed: Callable[[np.ndarray], np.ndarray], part: Examples) -> dict[str, float]:
-    """Computes the figures of a comparison on one split, by class.
+def figures_on(
+    embed: Callable[[np.ndarray], np.ndarray],
+    part: Examples,
+    objective: Objective | None = None,
+) -> dict[str, float]:
+    """Computes the figures of a comparison on one split.
 
     Args:
       embed: from images to embeddings `[N, D]`.
       part: the split.
+      objective: whose labels of two rows, where it has some, say in place of classes which rows
+        are matches.
 
     Example:
       >>> import contrastive_jax as cj
@@ -237,7 +245,8 @@ def figures_on(embed: Callable[[np.ndarray], np.ndarray], part: Examples) -> dic
       >>> sorted(figures_on(embed, cj.data.load("digits").test))
       ['map_at_r', 'precision_at_1', 'r_precision']
     """
-    figures = retrieval(*by_role(embed(part.images), part.classes, part.queries))
+    rows, labels = rows_and_labels(objective, part)
+    figures = retrieval(*by_role(embed(part.images), rows, part.queries), labels=labels)
     return {key: figures[key] for key in SHOWN}
 
 

@@ -3,7 +3,7 @@
 Batches are drawn by class as ever. Beside the classes they carry the attributes of their rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,8 +28,8 @@ def with_labels(
       labels: function of the attributes of two rows that returns 0 (similar), 1 (dissimilar) or -1
         (ignored), such as those of `contrastive_jax.labels`.
       attributes: function of the examples of a split to the attributes that `labels` takes: any
-        tree of arrays with one entry for each example. By default those that `labels` names, as
-        `same_class` and `same_class_other_group` do.
+        tree of arrays with one entry for each example. By default those of the columns that
+        `labels` names, as `same_class_other_group()` and `any_shared("tags")` do.
 
     Returns:
       The objective. Rows of class -1 are ignored, whatever their attributes are.
@@ -60,8 +60,9 @@ def with_labels(
     attributes = attributes or rule.attributes_of
     if attributes is None:
         raise ValueError(
-            "these labels do not say which attributes of the data they take: give attributes, a "
-            "function of the examples of a split, such as "
+            "these labels do not say which attributes of the data they take: name a column, as "
+            'any_shared("tags") does, or give attributes, a function of the examples of a split, '
+            "such as "
             'attributes=lambda examples: examples.attributes["age"]'
         )
     masked = with_mask(rule)
@@ -108,7 +109,35 @@ def labelled_rows(objective: Objective, examples: Examples) -> tuple[Any, Any]:
     return checked
 
 
-def check_labels(objective: Objective, data: Dataset) -> None:
+def rows_and_labels(objective: Objective | None, examples: Examples) -> tuple[Any, Any]:
+    """Returns the rows of a split and the labels of two of them, as evaluation takes them.
+
+    Args:
+      objective: with or without labels of two rows; None is without.
+      examples: of one split, N.
+
+    Returns:
+      The rows of `labelled_rows` and the labels of the objective; or the classes of the examples,
+      `[N]`, and None.
+
+    Raises:
+      AssertionError, ValueError: as `labelled_rows`.
+
+    Example:
+      >>> from contrastive_jax import data, train
+      >>> from contrastive_jax.train.labelled import rows_and_labels
+      >>> classes, rule = rows_and_labels(train.objective("supcon"), data.load("digits").test)
+      >>> classes.shape, rule
+      ((450,), None)
+    """
+    if objective is None or objective.labels is None:
+        return examples.classes, None
+    return labelled_rows(objective, examples), objective.labels
+
+
+def check_labels(
+    objective: Objective, data: Dataset, splits: Sequence[str] = ("train", "validation")
+) -> None:
     """Checks that the labels of an objective leave similar and dissimilar pairs in the data.
 
     Of 4,096 examples or fewer all pairs are labelled; of more some examples are compared with all
@@ -117,6 +146,7 @@ def check_labels(objective: Objective, data: Dataset) -> None:
     Args:
       objective: with or without labels of two rows.
       data: to train on.
+      splits: to check.
 
     Raises:
       AssertionError: if an attribute is no array with one number for each example.
@@ -130,7 +160,7 @@ def check_labels(objective: Objective, data: Dataset) -> None:
     """
     if objective.labels is None:
         return
-    for name in ("train", "validation"):
+    for name in splits:
         examples: Examples = getattr(data, name)
         try:
             rows = labelled_rows(objective, examples)

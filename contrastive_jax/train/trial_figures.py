@@ -7,6 +7,7 @@ import numpy as np
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.evaluation.given_pairs import points_of_pairs, summarize_pairs
 from contrastive_jax.evaluation.summary import summarize
+from contrastive_jax.train.labelled import rows_and_labels
 from contrastive_jax.train.networks import embed
 from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.types import TrainState
@@ -88,6 +89,8 @@ def on_validation(trials: AssembledTrials, state: TrainState) -> Figures | None:
 def on_test(trials: AssembledTrials, state: TrainState) -> Figures | None:
     """Computes the figures of a trained trial on test, as `summarize` and `summarize_pairs`.
 
+    Labels of two rows of the objective, where it has some, say which pairs are similar.
+
     Args:
       trials: the trials of which this is one.
       state: after its last step.
@@ -121,12 +124,15 @@ def on_test(trials: AssembledTrials, state: TrainState) -> Figures | None:
                 for pairs in (data.validation, data.test)
             ]
             return summarize_pairs(*splits, distance=distance).figures
+        validation_rows, labels = rows_and_labels(trials.objective, data.validation)
+        test_rows, _ = rows_and_labels(trials.objective, data.test)
         return summarize(
             embedded(data.validation.images),
-            data.validation.classes,
+            validation_rows,
             embedded(data.test.images),
-            data.test.classes,
+            test_rows,
             distance=distance,
+            labels=labels,
             queries=data.test.queries,
         ).figures
     except _NotFiniteError:

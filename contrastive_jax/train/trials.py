@@ -19,6 +19,7 @@ from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train.devices import check_strategy
 from contrastive_jax.train.grid_strategy import Strategy
+from contrastive_jax.train.labelled import check_labels
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import tunable_optimizers
 from contrastive_jax.train.preconditions import check_training
@@ -211,6 +212,8 @@ def fit_grid(
     check_training(
         training, log_every=log_every, validate_every=log_every, steps_per_call=steps_per_call
     )
+    if test and isinstance(data, Dataset):
+        check_labels(variants[0].objective, data, ["test"])
     schedule = _schedule(steps, log_every, save_every)
     trials = assemble_trials(training, variants)
     for one in {one.objective.hyperparameters.get("margin"): one for one in variants}.values():

@@ -24,9 +24,8 @@ from contrastive_jax.evaluation.verification import (
     equal_error_rate,
     roc_auc,
 )
-from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.train import diagnostics, run
-from contrastive_jax.train.labelled import labelled_rows
+from contrastive_jax.train.labelled import rows_and_labels
 from contrastive_jax.train.networks import Network, embed
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.types import Weights
@@ -89,7 +88,7 @@ def figures_on_validation(
     if not isinstance(data, PairDataset):
         embeddings = embed(data.validation.images)
         split = data.validation
-        rows, labels = _rows(data, objective)
+        rows, labels = rows_and_labels(objective, data.validation)
         return retrieval(*by_role(embeddings, rows, split.queries), labels=labels), embeddings
     of_pairs = points_of_pairs(embed, data.images, data.validation)
     pairs = (distances_of_pairs(of_pairs, distance), of_pairs.labels)
@@ -99,13 +98,6 @@ def figures_on_validation(
         "eer": equal_error_rate(*pairs),
     }
     return figures, of_pairs.points
-
-
-def _rows(data: Dataset, objective: Objective | None) -> tuple[Any, PairLabels | None]:
-    """Returns the classes of validation, or what the labels of an objective take and these."""
-    if objective is None or objective.labels is None:
-        return data.validation.classes, None
-    return labelled_rows(objective, data.validation), objective.labels
 
 
 def validate(
@@ -178,7 +170,8 @@ def calibrated_on(
         arrays = {"embeddings": arrays.pop("points"), **arrays}
         threshold = best_threshold(between, of_pairs.labels)
         return threshold, calibrate(between, of_pairs.labels), arrays
-    embeddings, (rows, labels) = embed(data.validation.images), _rows(data, objective)
+    embeddings = embed(data.validation.images)
+    rows, labels = rows_and_labels(objective, data.validation)
     threshold, calibration = run.calibrated(distance, embeddings, rows, labels=labels)
     arrays = {"embeddings": embeddings, "classes": data.validation.classes}
     return threshold, calibration, arrays

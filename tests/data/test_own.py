@@ -204,6 +204,7 @@ def test_columns_of_a_table_are_kept(tmp_path):
                 "tags": [["x"]] * 8,
                 "boxes": [[k] * (k % 3) for k in range(8)],
                 "box": [[0, k] for k in range(8)],
+                "file": [{"of": k} for k in range(8)],
             }
         ),
         tmp_path / "t.parquet",
@@ -218,14 +219,17 @@ def test_columns_of_a_table_are_kept(tmp_path):
     assert data.train.queries is None
     assert sorted(data.test.queries) == [False, True]
     np.testing.assert_array_equal(np.sort(data.train.groups), [0, 0, 1, 1])
-    assert {*data.train.attributes} == {"age", "group", "box"}
+    assert {*data.train.attributes} == {"age", "group", "tags", "box", "boxes"}
     ages = dict(zip(data.train.sources, data.train.attributes["age"], strict=True))
     assert ages["row 2"] == 3
     boxes = dict(zip(data.train.sources, data.train.attributes["box"].tolist(), strict=True))
     assert boxes["row 2"] == [0, 2]
     assert np.isnan(ages["row 1"])
+    for source, text in zip(data.train.sources, data.train.attributes["boxes"], strict=True):
+        number = int(source.removeprefix("row "))
+        assert json.loads(text) == [number] * (number % 3)
     texts = [one.text for one in report.findings]
-    assert "columns of neither numbers nor strings, which are left out" in texts
+    assert "columns of neither numbers nor strings nor lists of them, which are left out" in texts
     assert "groups in two splits" in texts
 
 

@@ -293,7 +293,7 @@ def _vectors_of_text(values: list[str], where: str) -> np.ndarray:
 
 
 def _attributes(columns: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[Finding]]:
-    """Converts columns to arrays, and names those that are none of one value a row."""
+    """Converts columns to arrays, lists of any length to JSON, and names the other columns."""
     attributes, left_out = {}, []
     for name, values in columns.items():
         array = values if isinstance(values, np.ndarray) else _array(list(values))
@@ -301,7 +301,7 @@ def _attributes(columns: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[Fi
             left_out.append(name)
         else:
             attributes[name] = array
-    text = "columns of neither numbers nor strings, which are left out"
+    text = "columns of neither numbers nor strings nor lists of them, which are left out"
     return attributes, finding(text, left_out, warns=False)
 
 
@@ -309,11 +309,18 @@ def _array(values: list[Any]) -> np.ndarray | None:
     present = [value for value in values if value is not None]
     if all(isinstance(value, str) for value in present):
         return _parsed(["" if value is None else value for value in values])
-    if len(present) == len(values) and len({type(value) for value in values}) == 1:
-        return np.array(values) if isinstance(values[0], bool | int | float) else None
+    of_one_type = len(present) == len(values) and len({type(value) for value in values}) == 1
+    if of_one_type and isinstance(values[0], bool | int | float):
+        return np.array(values)
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
         return np.array([np.nan if value is None else value for value in values], np.float64)
+    if all(_is_list(value) for value in present):
+        return np.array(["" if value is None else json.dumps(value) for value in values])
     return None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str | int | float) for one in value)
 
 
 def _parsed(values: list[str]) -> np.ndarray:
