@@ -29,21 +29,31 @@ class Config(options.Data):
     dataset: str | None = None
     """Another data set than that of the run, of images of the same shape."""
     labels: str | None = None
-    """The labels of two images that figures are by, as of experiments.train; those of the run by
-    default."""
+    """The labels of two images that figures are by, in the form that experiments.train takes; those
+    of the run by default."""
     out: Path | None = None
     """Folder to write to; that of the run by default."""
 
 
 def main(config: Config) -> Path:
     """Evaluates a run, and returns the folder of what was written."""
-    run, rule = load(config.run), options.labels_named(_labels(config))
+    by = _labels(config)
+    rule, run = options.labels_named(by), load(config.run)
     data = options.load_data(with_data_of_run(config))
+    if isinstance(data, PairDataset) and config.labels is None:
+        rule = None  # given pairs have labels of their own
     if not (config.dataset or config.data):
         _check_unchanged(config.run, data)
     where = config.out or config.run
     print("evaluating on test and drawing figures", flush=True)
-    print(run_report.write_report(run, data, where, labels=rule))
+    try:
+        print(run_report.write_report(run, data, where, labels=rule))
+    except ValueError as error:
+        if rule is not None and config.labels is None:
+            error.add_note(
+                f"figures are by the labels of the run, {by}: --labels class ranks by class"
+            )
+        raise
     print(f"figures and pictures are in {where}")
     return where
 
@@ -56,7 +66,9 @@ def _labels(config: Config) -> str:
             f"{config.run} was trained by labels of two rows that have no name: give --labels, or "
             "--labels class for figures by class"
         )
-    return config.labels or (trained if isinstance(trained, str) else "class")
+    if config.labels is None:
+        return trained if isinstance(trained, str) else "class"
+    return config.labels
 
 
 def _check_unchanged(run: Path, data: Dataset | PairDataset) -> None:
@@ -64,9 +76,9 @@ def _check_unchanged(run: Path, data: Dataset | PairDataset) -> None:
     begun = folder.read_config(run)
     if begun.get("data_digest") not in (None, digest(data)):
         raise ValueError(
-            f"the data of {run} is not what it was trained on: examples that were trained on may "
-            "be in test now; bring the data back, or name it with --data or --dataset to evaluate "
-            "on it as it is"
+            f"the data of {run} is not what it was trained on: images, classes or columns have "
+            "changed, and examples that were trained on may be in test now; bring the data back, "
+            "or name it with --data or --dataset to evaluate on it as it is"
         )
 
 
