@@ -15,7 +15,7 @@ import numpy as np
 from contrastive_jax import losses, plots
 from contrastive_jax.data.datasets import Dataset, Examples, PairDataset
 from contrastive_jax.data.findings import count_splits
-from contrastive_jax.data.labels import class_numbers
+from contrastive_jax.evaluation._labelled import dissimilar_pairs
 from contrastive_jax.evaluation.baselines import Transform, baselines
 from contrastive_jax.evaluation.fold_intervals import pair_intervals, retrieval_intervals
 from contrastive_jax.evaluation.given_pairs import points_of_pairs, summarize_pairs
@@ -27,6 +27,7 @@ from contrastive_jax.evaluation.verification import roc_curve
 from contrastive_jax.labels.types import PairLabels, with_mask
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import metrics
+from contrastive_jax.train.labelled import rows_by
 from contrastive_jax.train.loss_table import BOUNDED
 from contrastive_jax.train.run import Run
 
@@ -49,8 +50,9 @@ def write_report(
       run: trained and stored in a folder, by `train.fit`.
       data: with validation and test splits.
       folder: to write to; that of the run by default.
-      labels: of two rows, which name the columns of the data that they take, such as
-        `labels.any_shared("tags")`; figures are by them in place of classes, pictures are not.
+      labels: labels of two rows that name the columns they take, such as
+        `labels.any_shared("tags")`. Figures and the pictures of pairs are by them in place of
+        classes; maps and the gallery show classes.
 
     Returns:
       The Markdown table of figures.
@@ -76,11 +78,12 @@ def write_report(
         evaluated = _evaluated_pairs(run, data)
     else:
         evaluated = _evaluated(run, data, labels)
-    dissimilar = count_splits(data)[2].dissimilar
+    dissimilar = evaluated.dissimilar
     evaluated = evaluated._replace(summaries=_resolved(evaluated.summaries, dissimilar))
     table = figure_table(evaluated.summaries, evaluated.intervals) + _note_on_fars(dissimilar)
     if labels is not None:
-        table += "\n\nPairs are similar or ignored by labels of two rows, and not by class alone."
+        name = labels.name or "a function of two rows"
+        table += f"\n\nPairs are labelled by {name}, in place of classes."
     where.mkdir(parents=True, exist_ok=True)
     (where / "results.md").write_text(table + "\n")
     learned = evaluated.summaries["embedding"]
@@ -89,6 +92,8 @@ def write_report(
         "threshold": learned.threshold,
         "best_step": json.loads((run.folder / "run.json").read_text())["best_step"],
     }
+    if labels is not None:
+        results["labels"] = labels.name or "a function of two rows"
     if evaluated.intervals:
         results["intervals"] = {
             name: {key: [one.low, one.high] for key, one in intervals.items()}
@@ -124,12 +129,18 @@ class _Evaluated(NamedTuple):
     """Embeddings, and their classes or pairs."""
     figures: dict[str, Any]
     """Pictures that need classes."""
+    dissimilar: int
+    """Number of different dissimilar pairs on test."""
 
 
 def _evaluated(run: Run, data: Dataset, labels: PairLabels | None) -> _Evaluated:
     """Evaluates a run on examples with classes."""
     test, validation = data.test, data.validation
+    rule = None if labels is None else with_mask(labels)
     rows, test_rows = (_rows(split, labels) for split in (validation, test))
+    dissimilar = count_splits(data)[2].dissimilar
+    if rule is not None:
+        dissimilar = dissimilar_pairs(rule, test_rows, len(test.classes))
     maps = {"embedding": run.embed} | _baselines(run, data.train.images, data.train.classes)
     summaries, intervals = {}, {}
     embedded = {"validation": run.embed(validation.images), "test": run.embed(test.images)}
@@ -144,7 +155,7 @@ def _evaluated(run: Run, data: Dataset, labels: PairLabels | None) -> _Evaluated
             test_rows,
             distance=run.distance,
             queries=test.queries,
-            labels=None if labels is None else with_mask(labels),
+            labels=rule,
         )
         if test.images.ndim == 2 and test.queries is None and labels is None:
             # Pairs that are drawn share their images, so that folds of them would agree too well.
@@ -171,7 +182,7 @@ def _evaluated(run: Run, data: Dataset, labels: PairLabels | None) -> _Evaluated
             _instructive(neighbours, test.classes, test.queries),
             class_names=data.class_names,
         )
-    return _Evaluated(summaries, intervals, arrays, figures)
+    return _Evaluated(summaries, intervals, arrays, figures, dissimilar)
 
 
 def _rows(split: Examples, labels: PairLabels | None) -> Any:
@@ -183,7 +194,7 @@ def _rows(split: Examples, labels: PairLabels | None) -> Any:
             "these labels do not say which columns of the data they take: name them, as "
             'labels.any_shared("tags") does'
         )
-    return labels.attributes_of(split), class_numbers(split.classes) >= 0
+    return rows_by(with_mask(labels), labels.attributes_of, split)
 
 
 def _evaluated_pairs(run: Run, data: PairDataset) -> _Evaluated:
@@ -201,7 +212,7 @@ def _evaluated_pairs(run: Run, data: PairDataset) -> _Evaluated:
             intervals[name] = pair_intervals(one.distances, one.labels)
         if name == "embedding":
             arrays = dict(zip(("embeddings", "left", "right", "labels"), test, strict=True))
-    return _Evaluated(summaries, intervals, arrays, {})
+    return _Evaluated(summaries, intervals, arrays, {}, count_splits(data)[2].dissimilar)
 
 
 def _baselines(

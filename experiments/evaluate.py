@@ -14,6 +14,7 @@ with needs("train", "experiments.evaluate"):
     import tyro
 
 from contrastive_jax import load, run_report
+from contrastive_jax.data import PairDataset
 from contrastive_jax.data._digest import digest
 from contrastive_jax.train import folder
 from contrastive_jax.train.run_folder import check_data
@@ -29,21 +30,31 @@ class Config(options.Data):
     dataset: str | None = None
     """Another data set than that of the run, of images of the same shape."""
     labels: str | None = None
-    """The labels of two images that figures are by, as of experiments.train; those of the run by
-    default."""
+    """The labels of two images that figures are by, in the form that experiments.train takes; those
+    of the run by default."""
     out: Path | None = None
     """Folder to write to; that of the run by default."""
 
 
 def main(config: Config) -> Path:
     """Evaluates a run, and returns the folder of what was written."""
-    run, rule = load(config.run), options.labels_named(_labels(config))
+    by = _labels(config)
+    rule, run = options.labels_named(by), load(config.run)
     data = options.load_data(with_data_of_run(config))
+    if isinstance(data, PairDataset) and config.labels is None:
+        rule = None  # given pairs have labels of their own
     if not (config.dataset or config.data):
         check_data(config.run, digest(data))
     where = config.out or config.run
     print("evaluating on test and drawing figures", flush=True)
-    print(run_report.write_report(run, data, where, labels=rule))
+    try:
+        print(run_report.write_report(run, data, where, labels=rule))
+    except ValueError as error:
+        if rule is not None and config.labels is None:
+            error.add_note(
+                f"figures are by the labels of the run, {by}: --labels class ranks by class"
+            )
+        raise
     print(f"figures and pictures are in {where}")
     return where
 
@@ -56,7 +67,9 @@ def _labels(config: Config) -> str:
             f"{config.run} was trained by labels of two rows that have no name: give --labels, or "
             "--labels class for figures by class"
         )
-    return config.labels or (trained if isinstance(trained, str) else "class")
+    if config.labels is None:
+        return trained if isinstance(trained, str) else "class"
+    return config.labels
 
 
 def with_data_of_run(config: Any) -> Any:

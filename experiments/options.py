@@ -164,11 +164,11 @@ class Batches:
     """Draw all classes of a batch from one category, which makes negatives hard: group, or the name
     of a column of the table."""
     labels: str = "class"
-    """The labels of two images, by columns of a table: class (the default: those of one class are
-    similar), other_group (those of one class and one group, such as a camera, are left out),
-    any_shared=COLUMN (they share one of several labels, as red;round), within=COLUMN:THRESHOLD
-    (their numbers are closer), or hierarchy=COLUMN,COLUMN (all of these agree). Figures are by the
-    same; batches are drawn by class."""
+    """Which images are similar, by columns of a table: class, those of one class; other_group, the
+    same but for those of one group, such as a camera, which are left out; any_shared=COLUMN, those
+    that share one of several labels, as red; round; within=COLUMN:THRESHOLD, those whose numbers
+    are closer, with :APART beyond which they are dissimilar; hierarchy=COLUMN,COLUMN, those that
+    agree in all. Validation and test use the same labels; batches are drawn by class."""
     batch_classes: int | None = None
     """Classes in a batch of all_pairs; by default the largest number up to 32 that divides the
     images."""

@@ -64,10 +64,11 @@ def run_on(tmp_path, monkeypatch):
     monkeypatch.setattr(run_report, "plots", types.SimpleNamespace(**none))
     monkeypatch.setattr(ablation_report, "figures_of_trials", lambda *arguments, **shown: {})
 
-    def run(data, main, **chosen):
+    def run(data, main, /, **chosen):
         monkeypatch.setattr(options, "load_data", lambda config: data)
-        config = main.Config(runs=tmp_path, devices=1, **SHORT | chosen)
-        return main.main(config)
+        if main is not evaluate:
+            chosen = {"runs": tmp_path, "devices": 1} | SHORT | chosen
+        return main.main(main.Config(**chosen))
 
     return run
 
@@ -186,14 +187,27 @@ def test_figures_are_by_the_labels_that_a_run_is_trained_by(run_on, tmp_path):
     shared = np.isin((nearest - classes) % 5, [0, 1, 4])  # a class shares tags with both beside it
     assert results["embedding"]["precision_at_1"] == shared.mean() > (nearest == classes).mean()
     assert {*results["embedding"]} == {*results["raw vectors"]}
+    assert results["labels"] == "any_shared=tags"
+    assert "Pairs are labelled by any_shared=tags" in (folder / "results.md").read_text()
     # Evaluated later, they are by the same labels, and by class if one asks for it.
-    evaluate.main(evaluate.Config(run=folder, dataset="digits", labels="class", out=tmp_path / "o"))
+    run_on(data, evaluate, run=folder, data=tmp_path, labels="class", out=tmp_path / "o")
     by_class = json.loads((tmp_path / "o" / "results.json").read_text())
     assert by_class["embedding"]["precision_at_1"] == (nearest == classes).mean()
-    evaluate.main(evaluate.Config(run=folder, dataset="digits", out=tmp_path / "again"))
+    run_on(data, evaluate, run=folder, data=tmp_path, out=tmp_path / "again")
     assert json.loads((tmp_path / "again" / "results.json").read_text()) == results
     with pytest.raises(ValueError, match="labels take the column tags, and the data has none"):
         run_on(VECTORS, train, **chosen)
+    # Other data need not have the column, and given pairs have labels.
+    run_on(PAIRS, evaluate, run=folder, data=tmp_path, out=tmp_path / "pairs")
+    with pytest.raises(ValueError, match="the column tags") as raised:
+        run_on(VECTORS, evaluate, run=folder, data=tmp_path, out=tmp_path / "classes")
+    assert "--labels class" in raised.value.__notes__[-1]
+    apart = data.test.attributes["tags"].copy()
+    queries = np.arange(60) < 20
+    apart[queries] = [f"q{text}" for text in apart[queries]]
+    alone = data.test._replace(attributes={"tags": apart}, queries=queries)
+    with pytest.raises(ValueError, match="leave no query a match in the gallery"):
+        run_on(data._replace(test=alone), train, **chosen)
     untagged = data._replace(test=VECTORS.test)
     with pytest.raises(ValueError, match="the column tags") as raised:
         run_on(untagged, train, **chosen)

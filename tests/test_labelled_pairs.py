@@ -388,12 +388,12 @@ def _on_one_device(name):
     ("name", "devices", "strategy"),
     [
         ("pairs", 4, "pmap"),
-        ("pairs", 3, "shard_map"),
         ("supcon", 4, "shard_map"),
         ("angular", 2, "shard_map"),
         *[
             pytest.param(*case, marks=pytest.mark.long)
             for case in (
+                ("pairs", 3, "shard_map"),
                 ("pairs", 4, "vmap"),
                 ("pairs", 8, "shard_map"),
                 ("supcon", 3, "pmap"),

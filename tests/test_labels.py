@@ -307,14 +307,30 @@ def test_sets_that_are_not_packed_and_attributes_without_a_rule_are_refused():
         ("any_shared=c", ["red; round", '["round"]', "", "blue"], [[0b110], [0b100], [0], [0b001]]),
         ("any_shared=c", np.array([[3, 5], [5, 5], [7, 7]]), [[0b011], [0b010], [0b100]]),
         ("any_shared=c", ["007", "7", "[7]"], [[0b01], [0b10], [0b10]]),
-        ("within=c:5", 1.7e9 + np.array([3, 0, np.nan, np.inf]), [3, 0, np.nan, np.nan]),
+        ("any_shared=c", np.array([[3, -1], [5, -1], [-1, -1]]), [[0b01], [0b10], [0]]),
+        ("any_shared=c", np.array([-1, 4, 4]), [[0], [1], [1]]),
+        ("any_shared=c", np.array([np.nan, 4, 7]), [[0], [0b01], [0b10]]),
+        ("any_shared=c", np.array(["a", None, np.nan], object), [[1], [0], [0]]),
+        ("any_shared=c", ['["a", null]', " ", "a"], [[1], [0], [1]]),
+        ("any_shared=c", np.array([[True, False], [True, True]]), [[0b01], [0b11]]),
+        ("within=c:5", 0.5 + np.array([3, 0, np.nan, np.inf]), [3, 0, np.nan, np.nan]),
+        ("within=c:5", 1.7e9 + np.array([3, 0, np.nan]), [3, 0, -1]),
+        ("within=c:5", np.array([-1, 20, 25]), [-1, 0, 5]),
+        ("within=c:5", np.array([-128, 127], np.int8), [0, 255]),
+        ("within=c:5", np.array([[-30000], [30000]], np.int16), [[0], [60000]]),
+        ("within=c:500", np.array([-60000.5, 60000], np.float32), [0, 120000.5]),
+        ("within=c:5", np.array([2**64 - 1, 2**64 - 8], np.uint64), [7, 0]),
+        ("within=c:5", np.ma.array([1, 99, 4], mask=[False, True, False]), [0, -1, 3]),
+        ("within=c:5", np.array([[0.5, np.nan], [0.5, 2]]), [[np.nan, np.nan], [0, 0]]),
         ("within=c:2:3", 2**62 + np.array([-1, 4]), [0, 5]),
         ("within=c:5", np.array([[-1, 10], [2, 8]]), [[0, 2], [3, 0]]),
-        ("hierarchy=c,class", ["cat", "", "ape"], [[2, 0], [-1, 1], [1, 2]]),
+        ("hierarchy=c,class", ["cat", " ", "ape"], [[2, 0], [-1, 1], [1, 2]]),
+        ("hierarchy=c", np.array(["b", None, "a"], object), [[2], [-1], [1]]),
+        ("hierarchy=c", np.array([7, -1, np.nan]), [[1], [-1], [-1]]),
     ],
 )
 def test_columns_are_attributes(text, column, attributes):
-    column = np.asarray(column)
+    column = np.ma.asarray(column) if np.ma.isMaskedArray(column) else np.asarray(column)
     examples = Examples(
         np.zeros((len(column), 2)), np.arange(len(column)), attributes={"c": column}
     )
@@ -336,12 +352,22 @@ def test_columns_are_attributes(text, column, attributes):
         ("any_shared=c", "any_shared takes a column of text, .* c has float64"),
         ("any_shared=t", r"""t has '\["a"', which begins as a list does and is none"""),
         ("within=t:1", "within takes a column of numbers, and t has <U4"),
+        ("within=class:1", "class holds the names of classes"),
+        ("any_shared=b", "any_shared takes a column of text, .* b has bool"),
+        ("any_shared=f", "f has only 0 and 1 in 3 entries of a row, which look like flags"),
+        ("any_shared=l", r"l has lists of flags, \[true\]: expected lists of labels"),
         ("within=c:1e-9", "c spans 1, in which differences of 1e-09 are not told apart"),
         ("hierarchy=class,c", "hierarchy takes columns of integers or text, and c has float64"),
     ],
 )
 def test_wrong_names_and_columns_say_what_is_expected(text, message):
-    columns = {"c": np.array([0.5, 1.5]), "t": np.array(['["a"', "b"])}
+    columns = {
+        "c": np.array([0.5, 1.5]),
+        "t": np.array(['["a"', "b"]),
+        "b": np.array([True, False]),
+        "f": np.array([[0, 1, 0], [1, 1, 0]]),
+        "l": np.array(["[true]", "[]"]),
+    }
     examples = Examples(np.zeros((2, 2)), np.arange(2), attributes=columns)
     with pytest.raises(ValueError, match=message):
         labels.by_name(text).attributes_of(examples)
@@ -354,6 +380,15 @@ def test_ready_labels_are_named():
     assert labels.by_name("within=a:1:3")(0.0, 2.0) == -1
     with pytest.raises(ValueError, match=r"columns must be names of columns, such as \['genus'\]"):
         labels.hierarchy(1, "genus")
+    with pytest.raises(ValueError, match=r"hierarchy\(3\) needs 3 columns, got a, b"):
+        labels.hierarchy(3, ["a", "b"])
+    for name in ("class", "other_group", "any_shared=t", "within=a:1", "within=a:1:3"):
+        assert labels.with_mask(labels.by_name(name)).name == name
+    assert labels.hierarchy(1, ["a", "b"]).name == "hierarchy=a"
+    assert labels.any_shared().name is labels.within(2.0).name is None
+    ids = Examples(np.zeros((5000, 2)), np.arange(5000), attributes={"c": np.arange(5000)})
+    with pytest.raises(ValueError, match="c has 5,000 labels, of which any_shared takes at most 4"):
+        labels.any_shared("c").attributes_of(ids)
     missing = Examples(np.zeros((2, 2)), np.arange(2), attributes={"c": np.full(2, np.nan)})
     with pytest.raises(ValueError, match="c has none in a whole split"):
         labels.within(1.0, column="c").attributes_of(missing)

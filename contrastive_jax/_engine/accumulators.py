@@ -205,7 +205,7 @@ def merge_at(
         both = merge(op, take_block(old, start, len(new[0])), new)
         merged.append(
             tuple(
-                lax.dynamic_update_slice_in_dim(o, b, start, 0)
+                lax.dynamic_update_slice_in_dim(o, b, start, 0, allow_negative_indices=False)
                 for o, b in zip(old, both, strict=True)
             )
         )
@@ -229,16 +229,17 @@ def add_block(task: Task, whole: Gain, block: Gain, start: jax.Array) -> Gain:
 
 def add_at(whole: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
     """Adds `part` to `whole` along its last axis, from `start` on."""
-    axis = whole.ndim - 1
-    now = lax.dynamic_slice_in_dim(whole, start, part.shape[-1], axis)
-    return lax.dynamic_update_slice_in_dim(whole, now + part, start, axis)
+    return _add_at(whole, (*[0] * (whole.ndim - 1), start), part)
 
 
 def add_to_sum(whole: jax.Array, k: int, part: jax.Array, start: jax.Array) -> jax.Array:
     """Adds to some of the last positions of `whole[k]`, in place."""
-    begin: tuple[Any, ...] = (k, *[0] * (whole.ndim - 2), start)
-    now = lax.dynamic_slice(whole, begin, (1, *part.shape))
-    return lax.dynamic_update_slice(whole, now + part[None], begin)
+    return _add_at(whole, (k, *[0] * (whole.ndim - 2), start), part[None])
+
+
+def _add_at(whole: jax.Array, begin: tuple[Any, ...], part: jax.Array) -> jax.Array:
+    now = lax.dynamic_slice(whole, begin, part.shape, allow_negative_indices=False)
+    return lax.dynamic_update_slice(whole, now + part, begin, allow_negative_indices=False)
 
 
 def input_gradients(

@@ -201,7 +201,9 @@ def block_size(task: Task, rows: SortedPoints) -> int:
 
 def take_block(tree: Any, start: jax.Array | int, size: int) -> Any:
     """Slices a block of rows out of a tree of arrays."""
-    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size, 0), tree)
+    # No index is negative: a program need not look.
+    block = partial(lax.dynamic_slice_in_dim, allow_negative_indices=False)
+    return jax.tree.map(lambda x: block(x, start, size, 0), tree)
 
 
 def to_sorted(layout: Layout, tree: Any) -> Any:

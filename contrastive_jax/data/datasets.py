@@ -33,7 +33,7 @@ class Examples(NamedTuple):
     """True for a query and False for an example of the gallery, `[N]`; None where every example is
     both."""
     attributes: Mapping[str, np.ndarray] = MappingProxyType({})
-    """Other columns of a table by name, `[N]` each."""
+    """Other columns of a table by name, `[N]` or `[N, K]` each."""
     sources: np.ndarray | None = None
     """The path of each example, or its row in a table, as strings `[N]`."""
 

@@ -1,5 +1,6 @@
 """The matches of queries by a function of two rows, computed in blocks on the default device."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -116,7 +117,9 @@ def _label_blocks(
     label_all = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
     chosen = np.arange(len(queries[1])) if selected is None else selected
     number = len(chosen)
-    height = max(1, min(number, LABELS_HELD // max(1, len(references[1]))))
+    # Attributes of several entries, such as words of bits, are compared entry by entry.
+    width = max([1, *(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(references))])
+    height = max(1, min(number, LABELS_HELD // max(1, width * len(references[1]))))
 
     def blocks() -> Iterator[tuple[Indices, NDArray[np.int8]]]:
         for start in range(0, number, height):
@@ -176,6 +179,40 @@ def check_both_labels(labels: Any, attributes: Any, rows: int) -> None:
         )
     elif name:
         raise ValueError(f"labels leave no {name} pair among {len(order)} rows that count")
+
+
+def check_matches(labels: Any, attributes: Any, queries: NDArray[np.bool_]) -> None:
+    """Checks that a query has a match in the gallery.
+
+    Args:
+      labels: function of the attributes of two rows, or a `PairLabels`.
+      attributes: tree of arrays, [N, ...].
+      queries: mask of the rows that are queries, [N]; the others are the gallery.
+
+    Raises:
+      ValueError: if none has.
+    """
+    first, second = (
+        jax.tree.map(lambda leaf, at=at: leaf[at], attributes) for at in (queries, ~queries)
+    )
+    blocks = _label_blocks(labels, first, second, int(queries.sum()), int((~queries).sum()))[1]
+    if not any((table == 0).any() for _, table in blocks):
+        raise ValueError("labels leave no query a match in the gallery")
+
+
+def dissimilar_pairs(labels: Any, attributes: Any, rows: int) -> int:
+    """Counts the pairs of two rows of a set with label 1.
+
+    Args:
+      labels: function of the attributes of two rows, or a `PairLabels`.
+      attributes: tree of arrays, [N, ...].
+      rows: N.
+
+    Returns:
+      The number of pairs.
+    """
+    blocks = _label_blocks(labels, attributes, None, rows, rows)[1]
+    return sum(int((table == 1).sum()) for _, table in blocks) // 2
 
 
 def drawn_pairs(

@@ -27,7 +27,7 @@ def same_class() -> PairLabels:
       >>> print(same(3, 3), same(3, 5))
       0 1
     """
-    return PairLabels(_same, lambda row: row, lambda examples: examples.classes)
+    return PairLabels(_same, lambda row: row, lambda examples: examples.classes, "class")
 
 
 def _same(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -61,7 +61,7 @@ def same_class_other_group() -> PairLabels:
         (a_class, a_group), (b_class, b_group) = _two(a), _two(b)
         return jnp.where(a_class == b_class, jnp.where(a_group == b_group, -1, 0), 1)
 
-    return PairLabels(label, lambda row: _two(row)[0], _classes_and_groups)
+    return PairLabels(label, lambda row: _two(row)[0], _classes_and_groups, "other_group")
 
 
 def _two(row: Any) -> tuple[Any, Any]:
@@ -94,14 +94,16 @@ def hierarchy(depth: int, columns: Sequence[str] = ()) -> PairLabels:
 
     Args:
       depth: number of classes from the root that must agree, from 1 to L; 2 asks for one genus.
-      columns: L columns of the data to train on, from the root, such as ("family", "genus"); empty
-        text is a missing class. Without them an objective needs `attributes`.
+      columns: names of L columns of the data, from the root, such as ("family", "genus"); a row
+        with a missing value (NaN, empty text, -1) is ignored. Without them an objective needs
+        `attributes`.
 
     Returns:
       The labels.
 
     Raises:
-      ValueError: if `depth` is not a whole number of at least 1, or a path is shorter.
+      ValueError: if `depth` is not a whole number of at least 1, a path is shorter, or there are
+        fewer columns.
 
     Example:
       >>> import jax.numpy as jnp
@@ -116,6 +118,8 @@ def hierarchy(depth: int, columns: Sequence[str] = ()) -> PairLabels:
         raise ValueError(
             f"columns must be names of columns, such as [{columns!r}], got {columns!r}"
         )
+    if columns and len(columns) < depth:
+        raise ValueError(f"hierarchy({depth}) needs {depth} columns, got {', '.join(columns)}")
 
     def upper(path: ArrayLike) -> jax.Array:
         path = jnp.asarray(path)
@@ -137,5 +141,8 @@ def hierarchy(depth: int, columns: Sequence[str] = ()) -> PairLabels:
             total ^= total >> jnp.uint32(15)
         return jnp.where(jnp.any(upper(row) < 0), -1, (total >> jnp.uint32(1)).astype(jnp.int32))
 
-    attributes_of = partial(paths_of_columns, names=tuple(columns)) if columns else None
-    return PairLabels(label, class_of, attributes_of)
+    if not columns:
+        return PairLabels(label, class_of)
+    names = tuple(columns)[:depth]
+    attributes_of = partial(paths_of_columns, names=names)
+    return PairLabels(label, class_of, attributes_of, f"hierarchy={','.join(names)}")

@@ -24,8 +24,9 @@ def within(
       threshold: scalar above 0; rows that are closer are similar.
       apart: scalar of at least `threshold`: rows that are no closer than `threshold` and closer
         than `apart` are ignored. By default there are none.
-      column: of the data to train on that has the number of each example, `[N]`, or its position,
-        `[N, K]`; missing and infinite ones are ignored. Without it an objective needs `attributes`.
+      column: name of the column of the data with the number of each example, `[N]`, or its
+        position, `[N, K]`. A row is ignored where it is NaN or infinite, and in a column of one
+        integer for each row where it is -1. Without it an objective needs `attributes`.
 
     Returns:
       The labels, which raise a TypeError for unsigned integers, none of which says that a row is
@@ -67,11 +68,14 @@ def within(
             return jnp.where(jnp.all(row == -1), -1, 0)
         return jnp.where(jnp.any(row != row), -1, 0)
 
-    attributes_of = None
-    if column is not None:
-        least = float(np.asarray(threshold)) if concrete else 0.0
-        attributes_of = partial(numbers_of_column, name=column, threshold=least)
-    return PairLabels(label, class_of, attributes_of)
+    if column is None:
+        return PairLabels(label, class_of)
+    if not concrete:
+        return PairLabels(label, class_of, partial(numbers_of_column, name=column, threshold=0.0))
+    near, far = (float(np.asarray(limit)) for limit in limits)
+    attributes_of = partial(numbers_of_column, name=column, threshold=near)
+    name = f"within={column}:{near:.9g}" + (f":{far:.9g}" if far > near else "")
+    return PairLabels(label, class_of, attributes_of, name)
 
 
 def _signed(row: ArrayLike) -> jax.Array:

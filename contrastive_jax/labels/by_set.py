@@ -19,9 +19,9 @@ def any_shared(column: str | None = None) -> PairLabels:
     without labels is ignored.
 
     Args:
-      column: of the data to train on that has the labels of each example: text such as `red; round`
-        or `["red", "round"]`, or integers, `[N]` or `[N, K]`. Without it an objective needs
-        `attributes`.
+      column: name of the column of the data with the labels of each example: text such as
+        `red; round` or `["red", "round"]`, integers `[N]` or `[N, K]`, of which -1 is none, or
+        booleans `[N, L]`, True where a row has a label. Without it an objective needs `attributes`.
 
     Returns:
       The labels, which raise a TypeError for rows that are not of unsigned integers.
@@ -40,8 +40,10 @@ def any_shared(column: str | None = None) -> PairLabels:
     def class_of(row: jax.Array) -> jax.Array:
         return jnp.where(jnp.any(_bits(row) != 0), 0, -1)
 
-    attributes_of = None if column is None else partial(_bits_of_column, name=column)
-    return PairLabels(label, class_of, attributes_of)
+    if column is None:
+        return PairLabels(label, class_of)
+    attributes_of = partial(_bits_of_column, name=column)
+    return PairLabels(label, class_of, attributes_of, f"any_shared={column}")
 
 
 def _bits_of_column(examples: Any, name: str) -> np.ndarray:

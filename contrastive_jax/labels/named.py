@@ -35,6 +35,7 @@ def by_name(text: str) -> PairLabels:
       0 1
     """
     name, _, rest = text.partition("=")
+    rest = rest.strip()
     parts = [part.strip() for part in rest.split(":")]
     columns = [part.strip() for part in rest.split(",")]
     if text == "class":

@@ -47,7 +47,11 @@ class PairLabels(NamedTuple):
     looked at, and no row is ignored."""
     attributes_of: Callable[[Any], Any] | None = None
     """Takes the examples of a split (`contrastive_jax.data.Examples`); returns the attributes that
-    the function takes, for training. None where the columns of a data set do not say them."""
+    the function takes, for training. None where the columns of a data set do not say them. Values
+    of two splits need not be comparable."""
+    name: str | None = None
+    """Text that `labels.by_name` makes the same labels of, which runs record; None if there is
+    none."""
 
     def __call__(self, a: Any, b: Any) -> ArrayLike:
         return self.function(a, b)
@@ -82,7 +86,7 @@ def with_mask(labels: PairLabels | Labels) -> PairLabels:
         own = jnp.int32(0) if inner.class_of is None else inner.class_of(row[0])
         return jnp.where(row[1], own, -1)
 
-    return PairLabels(label, class_of)
+    return PairLabels(label, class_of, name=inner.name)
 
 
 @contextlib.contextmanager

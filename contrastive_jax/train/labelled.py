@@ -10,7 +10,7 @@ from typing import Any
 from contrastive_jax._engine.pair_labels import checked_attributes
 from contrastive_jax.data.datasets import Dataset, Examples
 from contrastive_jax.data.labels import class_numbers
-from contrastive_jax.evaluation._labelled import check_both_labels
+from contrastive_jax.evaluation._labelled import check_both_labels, check_matches
 from contrastive_jax.labels.types import PairLabels, as_pair_labels, with_mask
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.types import IndexedPairs
@@ -94,8 +94,37 @@ def labelled_rows(objective: Objective, examples: Examples) -> tuple[Any, Any]:
     """
     assert objective.labels is not None
     assert objective.attributes is not None
+    return rows_by(objective.labels, objective.attributes, examples)
+
+
+def rows_by(
+    labels: PairLabels, attributes_of: Callable[[Examples], Any], examples: Examples
+) -> tuple[Any, Any]:
+    """Returns the attributes of the examples of a split, and the mask of those that count.
+
+    Args:
+      labels: of two rows with a mask, as `labels.with_mask` makes them.
+      attributes_of: function of the examples of a split to the attributes.
+      examples: of one split, N.
+
+    Returns:
+      A tree of arrays `[N, ...]`, and booleans `[N]`.
+
+    Raises:
+      AssertionError: if an attribute is no array with one number for each example.
+      ValueError: if the split lacks the attributes.
+
+    Example:
+      >>> from contrastive_jax import data, labels
+      >>> from contrastive_jax.train.labelled import rows_by
+      >>> rule = labels.same_class()
+      >>> test = data.load("digits").test
+      >>> classes, mask = rows_by(labels.with_mask(rule), rule.attributes_of, test)
+      >>> classes.shape, bool(mask.all())
+      ((450,), True)
+    """
     try:
-        attributes = objective.attributes(examples)
+        attributes = attributes_of(examples)
     except KeyError as error:
         raise ValueError(
             f"the data has no column {error}; its columns are "
@@ -104,7 +133,7 @@ def labelled_rows(objective: Objective, examples: Examples) -> tuple[Any, Any]:
     mask = class_numbers(examples.classes) >= 0
     rows = (attributes, mask)
     checked: tuple[Any, Any] = checked_attributes(
-        "attributes in place of ", rows, objective.labels, mask.shape
+        "attributes in place of ", rows, labels, mask.shape
     )[0]
     return checked
 
@@ -121,7 +150,8 @@ def rows_and_labels(objective: Objective | None, examples: Examples) -> tuple[An
       `[N]`, and None.
 
     Raises:
-      AssertionError, ValueError: as `labelled_rows`.
+      AssertionError: if an attribute is no array with one number for each example.
+      ValueError: if the split lacks the attributes.
 
     Example:
       >>> from contrastive_jax import data, train
@@ -145,12 +175,13 @@ def check_labels(
 
     Args:
       objective: with or without labels of two rows.
-      data: to train on.
-      splits: to check.
+      data: with these splits.
+      splits: names of the splits to check.
 
     Raises:
       AssertionError: if an attribute is no array with one number for each example.
-      ValueError: if a label has a wrong value, or there are no similar or no dissimilar pairs.
+      ValueError: if a label has a wrong value, there are no similar or no dissimilar pairs, or no
+        query has a match in the gallery.
 
     Example:
       >>> from contrastive_jax import data, labels, train
@@ -165,6 +196,8 @@ def check_labels(
         try:
             rows = labelled_rows(objective, examples)
             check_both_labels(objective.labels, rows, len(examples.classes))
+            if examples.queries is not None:
+                check_matches(objective.labels, rows, examples.queries)
         except (AssertionError, ValueError) as error:
             error.add_note(f"in the {name} split of {data.name}")
             raise

@@ -43,11 +43,10 @@ def objective(
       labels: function of the attributes of two rows that labels their pair, as
         `contrastive_jax.labels` has them; by default rows of one class are similar. Batches are
         drawn by class all the same. Validation ranks by these labels too, and the threshold is that
-        of pairs drawn by them; figures on test are by class. It takes a loss that compares the rows
-        of a batch with each other.
+        of pairs drawn by them. It takes a loss that compares the rows of a batch with each other.
       attributes: function of the examples of a split (`contrastive_jax.data.Examples`) to what
-        `labels` takes, such as `lambda examples: examples.attributes["age"]`; by default classes
-        for `labels.same_class` and classes and groups for `labels.same_class_other_group`.
+        `labels` takes, such as `lambda examples: examples.attributes["age"]`; by default
+        the columns that `labels` names.
       **hyperparameters: of the loss, such as `margin=1.2`, in place of those of the table; and for
         pair losses `similar_fraction`, the share of similar pairs or their weight.
 

@@ -104,9 +104,9 @@ def check_data(folder: Path, data_digest: str) -> None:
     """
     if read_config(folder).get("data_digest") not in (None, data_digest):
         raise ValueError(
-            f"the data of {folder} is not what it was trained on: examples that were trained on "
-            "may be in test now; bring the data back, or name it with --data or --dataset to "
-            "evaluate on it as it is"
+            f"the data of {folder} is not what it was trained on: images, classes or columns have "
+            "changed, and examples that were trained on may be in test now; bring the data back, "
+            "or name it with --data or --dataset to evaluate on it as it is"
         )
 
 

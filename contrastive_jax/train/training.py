@@ -103,6 +103,6 @@ def recorded(training: Training, opt_state: Any) -> dict[str, Any]:
     return {name: getattr(training, name) for name in names} | {
         "categories": training.categories is not None,
         "objective": [objective.name, getattr(objective.distance, "__name__", None)],
-        "labels": objective.labels is not None,
+        "labels": objective.labels is not None and (objective.labels.name or True),
         "optimizer": hashlib.sha256(text.encode()).hexdigest()[:16],
     }

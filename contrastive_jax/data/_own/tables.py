@@ -18,6 +18,8 @@ from contrastive_jax.data.findings import Finding, finding
 
 # A vector may be one field of a CSV.
 _LONGEST_FIELD = 2**24
+# Characters of a column of lists, of 4 bytes each.
+_LARGEST_TEXT = 2**24
 _DELIMITERS = (",", ";", "\t")
 # Reserved columns, and other names for them.
 NAMES = {
@@ -293,7 +295,7 @@ def _vectors_of_text(values: list[str], where: str) -> np.ndarray:
 
 
 def _attributes(columns: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[Finding]]:
-    """Converts columns to arrays, lists of any length to JSON, and names the other columns."""
+    """Converts columns to arrays, lists that are no array to JSON, and names the other columns."""
     attributes, left_out = {}, []
     for name, values in columns.items():
         array = values if isinstance(values, np.ndarray) else _array(list(values))
@@ -314,13 +316,32 @@ def _array(values: list[Any]) -> np.ndarray | None:
         return np.array(values)
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
         return np.array([np.nan if value is None else value for value in values], np.float64)
-    if all(_is_list(value) for value in present):
-        return np.array(["" if value is None else json.dumps(value) for value in values])
+    if present and all(isinstance(value, list) for value in present):
+        return _lists(values, present)
     return None
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str | int | float) for one in value)
+def _lists(values: list[Any], present: list[list[Any]]) -> np.ndarray | None:
+    """Returns lists of numbers of one length as an array with NaN for missing ones, others as JSON.
+
+    JSON takes the memory of the longest for each row. A column that would take much is left out.
+    """
+    entries = [entry for value in present for entry in value if entry is not None]
+    if not all(isinstance(entry, str | int | float) for entry in entries):
+        return None
+    lengths = {len(value) for value in present}
+    if len(lengths) == 1 and all(isinstance(entry, bool) for value in present for entry in value):
+        return np.array(values) if len(present) == len(values) else None
+    are_numbers = all(
+        isinstance(entry, int | float) and not isinstance(entry, bool)
+        for value in present
+        for entry in value
+    )
+    if len(lengths) == 1 and are_numbers:
+        missing = [np.nan] * lengths.pop()
+        return np.array([missing if value is None else value for value in values], np.float64)
+    texts = ["" if one is None else json.dumps(one, ensure_ascii=False) for one in values]
+    return np.array(texts) if len(texts) * max(map(len, texts)) < _LARGEST_TEXT else None
 
 
 def _parsed(values: list[str]) -> np.ndarray:
@@ -328,6 +349,12 @@ def _parsed(values: list[str]) -> np.ndarray:
 
     Text such as 007 or 1_2, which is a name and not a number, stays as it is.
     """
+    if any(values) and all(not value.strip() or value.startswith("[") for value in values):
+        with contextlib.suppress(ValueError):
+            lists = [json.loads(value) if value.strip() else None for value in values]
+            array = _lists(lists, [one for one in lists if one is not None])
+            if array is not None and array.dtype.kind != "U":
+                return array
     integers = [re.fullmatch(r"-?(0|[1-9]\d*)", value) is not None for value in values]
     limits = np.iinfo(np.int64)
     if any(integers) and not all(
