@@ -157,7 +157,7 @@ def test_killed_and_resumed_is_uninterrupted(config, tmp_path):
 
 
 def test_both_ways_over_devices_and_both_places_of_data_give_the_same(config, monkeypatch):
-    monkeypatch.setattr(run_report, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(run_report, "write_report", lambda *arguments, **by: None)
     # Adam makes whole steps of gradients that are all rounding; a small rate keeps those small.
     common = {"steps": 20, "learning_rate": 1e-3, "warmup": 0.5, "encoder": "convnet"}
     want = _params(train.main(config(**common)), 20)
@@ -244,7 +244,7 @@ def _without_rates(folder):
     ],
 )
 def test_a_loss_of_whole_batches_trains_and_resumes(config, monkeypatch, loss, options):
-    monkeypatch.setattr(run_report, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(run_report, "write_report", lambda *arguments, **by: None)
     options = options | {"loss": loss, "group": None, "name": loss}
     folder = train.main(config(**options))
     records, params = _without_rates(folder), _params(folder)
@@ -302,7 +302,7 @@ def test_a_run_in_use_is_refused(config, tmp_path):
 @pytest.mark.parametrize("begun", [4, 1])
 def test_a_run_goes_on_to_the_same_bits_on_other_devices(config, capsys, monkeypatch, begun):
     """Four devices, and one with four microbatches, for which its own defaults would be others."""
-    monkeypatch.setattr(run_report, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(run_report, "write_report", lambda *arguments, **by: None)
     options = {"steps": 40, "group": None, "name": f"on-{begun}"}
     microbatches = 4 // begun
     folder = train.main(config(**options, devices=begun, microbatches=microbatches))
@@ -373,7 +373,7 @@ def test_a_damaged_configuration_is_named(config, tmp_path):
 
 
 def test_a_folder_is_never_overwritten_without_being_told(config, monkeypatch):
-    monkeypatch.setattr(run_report, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(run_report, "write_report", lambda *arguments, **by: None)
     folder = train.main(config(name="mine", steps=20))
     before = (folder / "metrics.jsonl").read_bytes()
     with pytest.raises(FileExistsError, match="--overwrite"):
@@ -387,7 +387,7 @@ def test_a_folder_is_never_overwritten_without_being_told(config, monkeypatch):
 
 
 def test_a_run_is_not_resumed_to_fewer_steps_than_it_has_taken(config, monkeypatch):
-    monkeypatch.setattr(run_report, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(run_report, "write_report", lambda *arguments, **by: None)
     folder = train.main(config(name="mine", steps=40))
     before = (folder / "config.json").read_bytes()
     with monkeypatch.context() as patch:
