@@ -1,16 +1,24 @@
-"""The figures of an ablation, from the records of its trials."""
+"""The tables and figures of an ablation, from the records of its trials."""
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from contrastive_jax import ablation_plots
+from contrastive_jax import ablation_plots, plots
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.evaluation import trial_tables
 from contrastive_jax.evaluation.tables import TITLES
 from contrastive_jax.evaluation.trial_tables import Row
+from contrastive_jax.train import embed, loss_table
+from contrastive_jax.train.ranges import RANGES, Limits
+from contrastive_jax.train.trial_assembly import AssembledTrials
+from contrastive_jax.train.trial_folder import read_trials, restore_trial, trial_key
 
 
 def figures_of_rows(
@@ -83,6 +91,138 @@ def figures_of_rows(
     return figures | ablation_plots.encoder_figures(
         encoders, data, distance, quantity, chosen=chosen, marked=marked and axis == "margin"
     )
+
+
+def figures_of_trials(
+    folder: Path, trials: AssembledTrials, rows: Sequence[Row], *, shown_by: str
+) -> dict[str, Any]:
+    """Draws figures of trials that are finished in a folder, as `figures_of_rows`.
+
+    Args:
+      folder: where the trials are stored.
+      trials: of one structure.
+      rows: of these trials, from `trial_tables.rows_by_hyperparameters`.
+      shown_by: the figure on validation by which values are chosen.
+
+    Example:
+      >>> from pathlib import Path
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.ablation_report import figures_of_trials
+      >>> from contrastive_jax.train.training import Training
+      >>> from contrastive_jax.train.trial_assembly import Variant, assemble_trials
+      >>> digits, objective = cj.data.load("digits"), cj.train.objective("supcon")
+      >>> training = Training(model=cj.models.MLP, data=digits, objective=objective, steps=4)
+      >>> trials = assemble_trials(training, [Variant({"seed": 0}, 0, objective)])
+      >>> figures_of_trials(Path(), trials, [], shown_by="map_at_r")
+      {}
+    """
+
+    def encoder(trial: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+        state = restore_trial(folder, trial, trials.init(0))
+        return partial(embed, trials.parts.network.encode, state.weights)
+
+    return figures_of_rows(
+        rows,
+        trials.data,
+        trials.objective.distance,
+        shown_by=shown_by,
+        encoder=encoder,
+        marked=trials.objective.name in loss_table.BOUNDED,
+    )
+
+
+def write_report(
+    folder: Path,
+    structures: Mapping[str, AssembledTrials],
+    *,
+    shown_by: str,
+    show: Callable[[str], Any] = print,
+) -> list[Row]:
+    """Writes the tables and the figures of the trials that are finished in a folder.
+
+    Args:
+      folder: where the trials are stored.
+      structures: trials of each structure, by its name, which may be empty.
+      shown_by: the figure on validation by which values are chosen.
+      show: takes the table, and lines that tell how the report goes.
+
+    Returns:
+      The rows of the table, of all structures.
+
+    Raises:
+      ValueError: if trials were not evaluated on test.
+
+    Example:
+      >>> from pathlib import Path
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.ablation_report import write_report
+      >>> from contrastive_jax.train.training import Training
+      >>> from contrastive_jax.train.trial_assembly import Variant, assemble_trials
+      >>> from contrastive_jax.train.trial_loop import Schedule, train_trials
+      >>> digits, objective = cj.data.load("digits"), cj.train.objective("supcon")
+      >>> training = Training(
+      ...     model=cj.models.MLP, data=digits, objective=objective, steps=4, batch_size=32
+      ... )
+      >>> trials = assemble_trials(training, [Variant({"seed": 0}, 0, objective)])
+      >>> train_trials(trials, Path(), Schedule(4, 2, 2), report=lambda line: None)
+      >>> show = lambda line: None
+      >>> len(write_report(Path(), {"": trials}, shown_by="map_at_r", show=show))
+      1
+      >>> Path("results.csv").exists()
+      True
+    """
+    lines, rows = read_trials(folder), {}
+    for structure, trials in structures.items():
+        finished = [lines[key] for key in map(trial_key, trials.recorded) if key in lines]
+        rows[structure] = trial_tables.rows_by_hyperparameters(finished, shown_by)
+    together = [*itertools.chain(*rows.values())]
+    show(trial_tables.write_tables(folder, together, shown_by))
+    show("drawing figures, which takes a while")
+    (folder / "figures").mkdir(exist_ok=True)
+    for structure, trials in structures.items():
+        drawn = figures_of_trials(folder, trials, rows[structure], shown_by=shown_by)
+        for name, figure in drawn.items():
+            path = f"{name}-{structure}.png" if structure else f"{name}.png"
+            plots.save(figure, folder / "figures" / path)
+    return together
+
+
+def wider_axes(
+    rows: Sequence[Row], ranges: Mapping[str, Limits] = RANGES, *, reach: float = math.inf
+) -> dict[str, tuple[str, list[float]]]:
+    """Says of each axis whose edge was chosen which values would widen the grid.
+
+    Args:
+      rows: from `write_report`.
+      ranges: of hyperparameters, which a value beyond the edge may not leave.
+      reach: the largest margin that the distance can reach.
+
+    Returns:
+      For each such axis a sentence, and its values with one beyond the edge.
+
+    Example:
+      >>> from contrastive_jax.ablation_report import wider_axes
+      >>> from contrastive_jax.evaluation.trial_tables import Row
+      >>> rows = [Row({"margin": m}, [], 0, m) for m in (0.25, 0.5, 1.0)]
+      >>> sentence, values = wider_axes(rows)["margin"]
+      >>> sentence[:45], values
+      ('the chosen margin, 1, is the largest of the g', [0.25, 0.5, 1.0, 2.0])
+    """
+    wider = {}
+    for axis, beyond in trial_tables.edges(rows).items():
+        if axis == "margin":
+            beyond = min(beyond, reach)
+        values = sorted({row.hyperparameters[axis] for row in rows})
+        if beyond in values or (axis in ranges and not ranges[axis].holds(beyond)):
+            continue
+        below = beyond < values[0]
+        end, edge = ("smallest", values[0]) if below else ("largest", values[-1])
+        sentence = (
+            f"the chosen {axis}, {edge:g}, is the {end} of the grid, and a better one may lie "
+            "beyond it"
+        )
+        wider[axis] = sentence, sorted([*values, beyond])
+    return wider
 
 
 def _mean_history(histories: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:

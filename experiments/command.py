@@ -5,11 +5,12 @@ import dataclasses
 import difflib
 import errno
 import io
+import re
 import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,9 @@ REMEDIES = {
     errno.EISDIR: "a folder is where a file should be: remove it, or name another folder",
     errno.EIO: "the disk may be failing: copy the run to another one and go on there",
 }
+
+# Options by the names of arguments of the library that are called otherwise.
+RENAMED = {"memory_size": "memory", "categories": "category", "chosen_by": "shown_by"}
 
 
 def run(main: Callable[[Config], object], parse: Callable[[], Config]) -> None:
@@ -201,6 +205,30 @@ def _from_saved(config: type[Any], saved: dict[str, Any]) -> Any:
             value = Path(value)
         values[field.name] = tuple(value) if isinstance(value, list) else value
     return config(**values)
+
+
+@contextlib.contextmanager
+def options_named(names: Iterable[str], **renamed: str) -> Iterator[None]:
+    """Names options in errors of the library, which name the arguments of its functions.
+
+    Args:
+      names: of the options of the program.
+      **renamed: more options by the names of arguments that are called otherwise.
+    """
+    options = RENAMED | dict(zip(names, names, strict=True)) | renamed
+
+    def option(match: re.Match[str]) -> str:
+        return f"--{options[match[0]]}" if match[0] in options else match[0]
+
+    try:
+        yield
+    except ValueError as error:
+        # Not every word that is the name of an argument means it.
+        place = r"^|(?<= multiple of )|(?<=already: )|(?<= leave )|(?<= give )|(?<= no )"
+        named = re.sub(rf"(?:{place})[a-z_]+", option, str(error))
+        if named != str(error):
+            error.args = (named,)
+        raise
 
 
 def message_of(error: BaseException) -> str:

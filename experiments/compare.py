@@ -7,11 +7,8 @@ python -m experiments.compare runs/features-linear-1 two.npz
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
-
-import numpy as np
 
 from contrastive_jax._extras import needs
 
@@ -19,9 +16,9 @@ with needs("train", "experiments.compare"):
     import tyro
 
 from contrastive_jax import load
-from contrastive_jax.data.pictures import read_pictures
-from contrastive_jax.train import Comparison, Run
-from experiments import command, vector_files
+from contrastive_jax.train import Comparison
+from contrastive_jax.train.run_inputs import read_inputs
+from experiments import command
 
 # Every two of these are a line each.
 _MOST = 100
@@ -43,7 +40,7 @@ class Config:
 def main(config: Config) -> Comparison:
     """Compares every two of the pictures or vectors, and prints a table."""
     run = load(config.run)
-    names, images = _read(config.images, run)
+    names, images = read_inputs(run, config.images)
     if not 2 <= len(names) <= _MOST:
         raise ValueError(
             f"every two are compared, of 2 to {_MOST} pictures or vectors, got {len(names)}; "
@@ -61,20 +58,6 @@ def main(config: Config) -> Comparison:
             f"{probability:.4f}, {verdict}"
         )
     return result
-
-
-def _read(paths: Sequence[Path], run: Run) -> tuple[list[str], np.ndarray]:
-    """Reads pictures, or the vectors of files, and names them."""
-    if len(run.image_shape) > 1 or not paths:
-        return [str(path) for path in paths], read_pictures(paths, run.image_shape, run.image_dtype)
-    parts = [vector_files.read(path, run) for path in paths]
-    several = len(parts) > 1
-    names = [
-        f"{path} {name}" if several else name
-        for path, (of_file, _) in zip(paths, parts, strict=True)
-        for name in of_file
-    ]
-    return names, np.concatenate([vectors for _, vectors in parts])
 
 
 if __name__ == "__main__":

@@ -22,38 +22,37 @@ that all trials of a loss and a split share one compilation.
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import jax
+import numpy as np
 
 from contrastive_jax._extras import needs
 
 with needs("train", "experiments.compare_losses"):
     from tqdm import tqdm
 
-from contrastive_jax import locks, train
+from contrastive_jax import train
 from contrastive_jax.data import Dataset, check_evaluable
 from contrastive_jax.data._digest import digest
-from contrastive_jax.evaluation import baselines
+from contrastive_jax.data.categories import categories_of
 from contrastive_jax.loss_report import report, splits_of
-from contrastive_jax.search.loss_trials import (
-    figures_on,
-    read_finished,
-    train_loss,
-    trials_of_loss,
-)
-from contrastive_jax.train import folder as runs
-from contrastive_jax.train import json_lines, loss_table
+from contrastive_jax.search.loss_comparison import losses_locked, train_losses
+from contrastive_jax.search.loss_trials import trials_of_loss
+from contrastive_jax.train import loss_table
+from contrastive_jax.train.labelled import check_labels
+from contrastive_jax.train.preconditions import check_batches
 from contrastive_jax.train.training import Training
 from contrastive_jax.train.trial_assembly import AssembledTrials
-from contrastive_jax.train.trial_folder import TRIALS
-from experiments import batches_compared, command, option_checks, options
+from experiments import command, option_checks, options
 from experiments.options import ENCODERS, with_classes
+from experiments.train import Config as TrainConfig
 
-# Options that may differ when it is resumed: they do not change the results.
-FREE = {"losses", "resume", "overwrite", "name", "runs", "data_dir", "tfds_dir"}
+# Options that may differ when it is resumed.
+FREE = options.FREE | {"losses"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,82 +100,78 @@ def main(config: Config) -> Path:
     """Runs the comparison and returns its folder."""
     config = option_checks.checked(config, default="fashion_mnist")
     _check(config)
+    names = losses_of(config)
     sets = {split: _load(config, split) for split in splits_of(config.split)}
     for split, data in sets.items():
         check_evaluable(data)
-        batches_compared.check_data(config, split, data)
-        train.check_images(
-            train.network(_model(config, data), data.train.images.shape[1:]),
-            train=data.train.images,
-            validation=data.validation.images,
-            test=data.test.images,
-        )
-    names = batches_compared.losses_of(config)
-    counts = {"trials": config.trials, "seeds": config.seeds, "steps": config.steps}
-    per_loss = config.trials + config.seeds
-    total = len(sets) * len(names) * per_loss
+        check_data(config, split, data)
+        try:
+            _check_fits(config, data, names[0])
+        except ValueError as error:
+            error.add_note(f"by the split of {split}")
+            raise
+    total = len(sets) * len(names) * (config.trials + config.seeds)
     with _folder(config, names, sets) as folder, tqdm(total=total, unit="run", disable=None) as bar:
         for split, data in sets.items():
-            labelled = options.labelled(train.objective(names[0]), config.labels)
-            for beside, embed in baselines.baselines(
-                data.train.images, data.train.classes, width=config.width
-            ).items():
-                line = {"split": split, "loss": beside}
-                if not read_finished(folder, **line):
-                    figures = figures_on(embed, data.test, labelled)
-                    json_lines.append_line(folder / TRIALS, line | {"figures": figures})
-            for name in names:
+
+            def advance(name: str, count: int, split: str = split) -> None:
                 bar.set_postfix_str(f"{split}, {name}")
-                rest = per_loss
-                assemble = partial(_assembled, config, name, data)
-                for line in train_loss(name, assemble, folder, split, **counts):
-                    json_lines.append_line(folder / TRIALS, line)
-                    bar.update()
-                    rest -= 1
-                bar.update(rest)
+                bar.update(count)
+
+            train_losses(
+                names,
+                partial(_assembled, config, data),
+                folder,
+                data,
+                split,
+                labelled=options.labelled(train.objective(names[0]), config.labels),
+                width=config.width,
+                trials=config.trials,
+                seeds=config.seeds,
+                steps=config.steps,
+                advance=advance,
+            )
         report(folder)
     return folder
 
 
+def _check_fits(config: Config, data: Dataset, name: str) -> None:
+    """Checks, without training anything, that the encoder and a batch fit a data set."""
+    point = ({"learning_rate": 1e-3, "options": {}}, 0)
+    jax.eval_shape(lambda: _assembled(config, data, name, [point]).init(0))
+
+
 def _assembled(
-    config: Config, name: str, data: Dataset, points: Sequence[tuple[dict[str, Any], int]]
+    config: Config, data: Dataset, name: str, points: Sequence[tuple[dict[str, Any], int]]
 ) -> AssembledTrials:
     """Makes the parts of trials of a loss, each of hyperparameters and a seed."""
 
     def make(**values: Any) -> train.Objective:
         return options.labelled(train.objective(name, **values), config.labels)
 
-    training = Training(
-        model=_model(config, data),
-        data=data,
-        objective=make(),
-        steps=config.steps,
-        **batches_compared.batch_of(config, data),
-    )
-    return trials_of_loss(training, make, points, weight_decay=config.weight_decay)
-
-
-def _model(config: Config, data: Dataset) -> Any:
     default = "linear" if data.train.images.ndim == 2 else "convnet"
-    return partial(ENCODERS[config.encoder or default], width=config.width)
+    with command.options_named(vars(config)):
+        training = Training(
+            model=partial(ENCODERS[config.encoder or default], width=config.width),
+            data=data,
+            objective=make(),
+            steps=config.steps,
+            **_batch_of(config, data),
+        )
+        return trials_of_loss(training, make, points, weight_decay=config.weight_decay)
 
 
 def _load(config: Config, split: str) -> Dataset:
     """Loads the data set with one of the splits, and prints a report of data of one's own."""
-    split_by: Literal["classes", "examples"] = (
-        "classes" if split == "unseen classes" else "examples"
-    )
-    return with_classes(options.read_data(dataclasses.replace(config, split=split_by)))
+    by: Literal["classes", "examples"] = "classes" if split == "unseen classes" else "examples"
+    return with_classes(options.read_data(dataclasses.replace(config, split=by)))
 
 
 def _check(config: Config) -> None:
     option_checks.check_effects(config)
     for name in config.losses:
         loss_table.check_name(name)
-    batches_compared.check_options(config)
-    runs.check_name(config.name)
-    if not (config.resume or config.overwrite):
-        runs.check_new(config.runs / config.name)
+    _check_batch(config)
     if config.width < 3:
         # Mining weights pairs by the distances of random points, whose formula needs three.
         raise ValueError(f"--width must be at least 3, got {config.width}")
@@ -189,25 +184,96 @@ def _check(config: Config) -> None:
 @contextlib.contextmanager
 def _folder(config: Config, names: Iterable[str], sets: Mapping[str, Dataset]) -> Iterator[Path]:
     """Opens the run. Several processes may share it, but not a loss."""
-    record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    record = options.recorded(config)
     record["data_digest"] = " ".join(map(digest, sets.values()))
-    with contextlib.ExitStack() as held:
-        run = runs.open_run(
-            config.runs,
-            config.resume or config.name,
-            config.name,
-            record,
-            resume=config.resume is not None,
-            overwrite=config.overwrite,
-            free=FREE,
-            shared=True,
-        )
-        folder = held.enter_context(run)
-        (folder / "locks").mkdir(exist_ok=True)
-        for name in names:
-            lock = locks.locked(folder / "locks" / name, f"{name} in {folder}")
-            held.enter_context(lock)
+    run = options.open_run(config, config.name, record, free=FREE, shared=True)
+    with run as folder, losses_locked(folder, names):
         yield folder
+
+
+def losses_of(config: Config) -> tuple[str, ...]:
+    """Returns the losses to compare, by default all that take the labels of the options."""
+    if config.losses:
+        return tuple(config.losses)
+    if config.labels == "class":
+        return loss_table.NAMES
+    return tuple(name for name in loss_table.NAMES if name not in loss_table.PROXIES)
+
+
+def _batch(config: Config) -> dict[str, Any]:
+    """Returns the arguments of `fit` that say how a batch is made, but for categories."""
+    recipe = options.recipe_of(config)
+    changes = {name: getattr(config, name) for name in ("augment", "flip", "shift")}
+    changes = {name: recipe.get(name) if one is None else one for name, one in changes.items()}
+    return {
+        "batch_size": config.batch_size,
+        "batch_classes": config.batch_classes,
+        "repeat": config.repeat,
+        "by_size": config.by_size,
+        "views": config.views,
+        "augment": options.augmentation(changes),
+    }
+
+
+def _check_batch(config: Config) -> None:
+    """Checks what the options of a batch say together, before any data is read."""
+    for name in losses_of(config):
+        training = TrainConfig(
+            loss=name, objective="all_pairs", labels=config.labels, views=config.views
+        )
+        option_checks.check_effects(training, option_checks.EFFECTS_OF_TRAINING)
+    _check_chosen(config, config.batch_classes is None and config.views == 1)
+    with command.options_named(vars(config)):
+        objective = train.objective(losses_of(config)[0])
+        check_batches(objective, **_batch(config), categories=config.category)
+
+
+def _check_chosen(config: Config, all_classes: bool) -> None:
+    """Raises ValueError if an option chooses among classes and a batch has all of them."""
+    for option in ("by_size", "category"):
+        if all_classes and option_checks.is_given(config, option):
+            raise ValueError(
+                f"--{option} has no effect where a batch has all classes: take fewer with "
+                f"--batch_classes, or leave --{option} out"
+            )
+
+
+def check_data(config: Config, split: str, data: Dataset) -> None:
+    """Checks that the options of a batch have an effect on a data set, and its labels.
+
+    Args:
+      config: the options.
+      split: its name, for errors.
+      data: to train on.
+
+    Raises:
+      ValueError: if an option has no effect on this data, or classes do not fit a batch.
+    """
+    if data.train.images.ndim == 2:
+        option_checks.check_effects(config, option_checks.EFFECTS_ON_VECTORS)
+    objective = options.labelled(train.objective(losses_of(config)[0]), config.labels)
+    check_labels(objective, data, ["train", "validation", "test"])
+    classes = len(np.unique(data.train.classes))
+    _check_chosen(config, config.batch_classes == classes)
+    if config.batch_classes is not None or config.views > 1:
+        return
+    if config.batch_size % classes or config.batch_size < 2 * classes:
+        raise ValueError(
+            f"--batch_size must be a multiple of the {classes} classes that are trained on "
+            f"({split}) and hold two of each, got {config.batch_size}: or take some classes to a "
+            "batch with --batch_classes"
+        )
+
+
+def _batch_of(config: Config, data: Dataset) -> dict[str, Any]:
+    """Returns the arguments of `assemble_trials` that say how a batch is made."""
+    batch = _batch(config)
+    if data.train.images.ndim == 2:
+        batch["augment"] = None
+    if config.views == 1:
+        batch["batch_classes"] = config.batch_classes or len(np.unique(data.train.classes))
+        batch["categories"] = config.category and categories_of(data, config.category)
+    return batch
 
 
 if __name__ == "__main__":

@@ -18,29 +18,26 @@ runs/NAME/map-*.png is each with test images drawn on it, results.md the figures
 """
 
 import dataclasses
-import json
 import time
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-
-from contrastive_jax._extras import needs
-
-with needs("train", "experiments.drlim"):
-    from tqdm import tqdm
 
 from contrastive_jax import plots
 from contrastive_jax import train as training
 from contrastive_jax.data import Dataset, Examples, PairDataset
 from contrastive_jax.data.labels import class_numbers
-from contrastive_jax.evaluation.retrieval import nearest_neighbours
+from contrastive_jax.data.selection import select_rows, trained_numbers
 from contrastive_jax.models import DrLIM
-from contrastive_jax.train import folder as runs
-from contrastive_jax.train import objectives
+from contrastive_jax.train.neighbourhoods import (
+    nearest_by_pixels,
+    nearest_of_class,
+    similar_to_copies,
+    spread_of_copies,
+    train_on_similar,
+    with_moved_copies,
+)
 from experiments import command, option_checks, options
 
 # Of an image of 28 x 28 in the paper, in pixels to the right.
@@ -92,9 +89,89 @@ def main(config: Config) -> Path:
     config = option_checks.checked(config)
     _check(config)
     data = _with_images(options.read_data(config))
-    chosen = _class_numbers(config, data)
-    train, test = (_chosen(part, chosen) for part in (data.train, data.test))
-    train = _first(train, config)
+    train, test = _shown(config, data)
+    _check_shown(config, data, train, test)
+    encoder = _encoder(config, train.images)
+    training.check_images(encoder, train=train.images, test=test.images)
+    default_name = f"drlim-{options.data_name(config)}"
+    with options.open_run(config, default_name, options.recorded(config)) as folder:
+        print(f"{folder}: {len(train.classes):,} training images, {len(test.classes):,} to show")
+        _draw_maps(config, folder, data, train, test)
+    return folder
+
+
+def _draw_maps(
+    config: Config, folder: Path, data: Dataset, train: Examples, test: Examples
+) -> None:
+    moves = [round(move * train.images.shape[2] / 28) for move in MOVES]
+    copied, moved = (with_moved_copies(part.images, moves) for part in (train, test))
+    times = len(moves) + 1
+    near = nearest_by_pixels(train.images, config.neighbours)
+    maps = {
+        "neighbours": (train.images, near, test.images, 1),
+        "copies": (copied, nearest_by_pixels(copied, config.neighbours), moved, times),
+        "invariant": (copied, similar_to_copies(near, times), moved, times),
+    }
+    table = [
+        "| map | nearest neighbour of the same class | spread of copies |",
+        "| --- | ---: | ---: |",
+    ]
+    for name, (images, similar, shown, copies) in maps.items():
+        began = time.perf_counter()
+        encoder = _encoder(config, images)
+        weights = train_on_similar(
+            encoder,
+            images,
+            similar,
+            steps=config.steps,
+            margin=config.margin,
+            similar_fraction=config.similar_fraction,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            seed=config.seed,
+        )
+        embeddings = training.embed(encoder.encode, weights, shown)
+        labels = np.tile(test.classes, copies)
+        figure = plots.embedding_map(embeddings, labels, images=shown, class_names=data.class_names)
+        plots.save(figure, folder / f"map-{name}.png")
+        np.savez(folder / f"map-{name}.npz", embeddings=embeddings, classes=labels)
+        right = nearest_of_class(embeddings, labels, copies)
+        spread = f"{spread_of_copies(embeddings, copies):.2f}" if copies > 1 else "-"
+        table.append(f"| {name} | {right:.3f} | {spread} |")
+        print(f"{table[-1]} {time.perf_counter() - began:.0f} s")
+    (folder / "results.md").write_text("\n".join(table) + "\n")
+
+
+def _encoder(config: Config, images: np.ndarray) -> training.Network:
+    return training.network(DrLIM(images.shape[1:], 2, rngs=nnx.Rngs(config.seed)))
+
+
+def _with_images(data: Dataset | PairDataset) -> Dataset:
+    """Returns the data set, having checked that it has images with classes."""
+    data = options.with_classes(data)
+    if data.train.images.ndim == 2:
+        raise ValueError(
+            f"{data.name} has vectors, and copies are of images moved sideways: give images, or "
+            "train a head on vectors with experiments.train --width 2"
+        )
+    return data
+
+
+def _shown(config: Config, data: Dataset) -> tuple[Examples, Examples]:
+    """Returns the training and the test images of the classes that are shown."""
+    names = config.classes or (None if config.data else FOURS_AND_NINES)
+    with command.options_named((), **{"class": "classes"}):
+        numbers = trained_numbers(data, names)
+    train, test = (np.flatnonzero(np.isin(one.classes, numbers)) for one in (data.train, data.test))
+    if config.data:
+        # Images of one's own are sorted by class, of which the first ones would be a few.
+        train = np.random.default_rng(config.seed).permutation(train)
+    train = np.sort(train[: config.images])
+    return select_rows(data.train, train), select_rows(data.test, test)
+
+
+def _check_shown(config: Config, data: Dataset, train: Examples, test: Examples) -> None:
+    """Checks that there are images to train on and to show."""
     if len(train.classes) <= config.neighbours:
         raise ValueError(
             f"--neighbours must be below the {len(train.classes)} training images of these classes "
@@ -112,234 +189,9 @@ def main(config: Config) -> Path:
             f"a map needs 2 test images at least, and {data.name} has {len(test.classes)} of these "
             "classes: name others with --classes"
         )
-    encoder = _encoder(config, train.images)
-    training.check_images(encoder, train=train.images, test=test.images)
-    record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    with runs.open_run(
-        config.runs,
-        config.name,
-        f"drlim-{options.data_name(config)}",
-        record,
-        overwrite=config.overwrite,
-    ) as folder:
-        print(f"{folder}: {len(train.classes):,} training images, {len(test.classes):,} to show")
-        _draw_maps(config, folder, data, train, test)
-    return folder
-
-
-def _draw_maps(
-    config: Config, folder: Path, data: Dataset, train: Examples, test: Examples
-) -> None:
-    copied, moved = with_copies(train.images), with_copies(test.images)
-    times = len(moved) // len(test.images)
-    near = nearest(train.images, config.neighbours)
-    maps = {
-        "neighbours": (train.images, near, test.images, 1),
-        "copies": (copied, nearest(copied, config.neighbours), moved, times),
-        "invariant": (copied, related(near, times), moved, times),
-    }
-    table = [
-        "| map | nearest neighbour of the same class | spread of copies |",
-        "| --- | ---: | ---: |",
-    ]
-    for name, (images, similar, shown, copies) in maps.items():
-        began = time.perf_counter()
-        embeddings = learn(config, images, similar, shown)
-        labels = np.tile(test.classes, copies)
-        figure = plots.embedding_map(embeddings, labels, images=shown, class_names=data.class_names)
-        plots.save(figure, folder / f"map-{name}.png")
-        np.savez(folder / f"map-{name}.npz", embeddings=embeddings, classes=labels)
-        right = class_of_neighbour(embeddings, labels, copies)
-        spread = f"{spread_of_copies(embeddings, copies):.2f}" if copies > 1 else "-"
-        table.append(f"| {name} | {right:.3f} | {spread} |")
-        print(f"{table[-1]} {time.perf_counter() - began:.0f} s")
-    (folder / "results.md").write_text("\n".join(table) + "\n")
-
-
-def with_copies(images: np.ndarray) -> np.ndarray:
-    """The images, and copies of them moved sideways as in the paper, in proportion to their width.
-
-    A border of zeros makes room for the moves.
-
-    Args:
-      images: `[N, H, W, C]`.
-
-    Returns:
-      The images and then each set of copies, `[N * 5, H + 2 M, W + 2 M, C]`, M the widest move.
-    """
-    width = images.shape[2]
-    moves = [round(move * width / 28) for move in MOVES]
-    room = max(moves)
-    padded = np.pad(images, ((0, 0), (room, room), (room, room), (0, 0)))
-    # What is rolled over is border.
-    return np.concatenate([np.roll(padded, move, axis=2) for move in (0, *moves)])
-
-
-def nearest(images: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the nearest neighbours of each image by pixels, `[N, count]`."""
-    flat = images.reshape(len(images), -1) / np.float32(255)
-    return np.asarray(nearest_neighbours(flat, k=count).indices, np.int32)
-
-
-def related(near: np.ndarray, copies: int) -> np.ndarray:
-    """Returns the images similar to each: its copies, its neighbours, and their copies.
-
-    Args:
-      near: positions of the neighbours of each image, `[N, K]`.
-      copies: of each image, itself included; those of one kind lie side by side.
-
-    Returns:
-      Positions, `[N * copies, (K + 1) * copies - 1]`.
-    """
-    count = len(near)
-    own = np.concatenate([np.arange(count)[:, None], near], axis=1)
-    everywhere = np.concatenate([own + k * count for k in range(copies)], axis=1)
-    rows = []
-    for k in range(copies):
-        # Not with itself.
-        rows.append(np.delete(everywhere, k * own.shape[1], axis=1))
-    return np.concatenate(rows).astype(np.int32)
-
-
-def draw(
-    key: jax.Array, similar: jax.Array, batch_size: int, fraction: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws pairs from lists of what is similar to each image.
-
-    Args:
-      key: of this batch.
-      similar: positions of what is similar to each image, `[N, S]`.
-      batch_size: pairs, B.
-      fraction: share of pairs drawn from the lists.
-
-    Returns:
-      Positions of the first and second members and labels, `[B]` each: 0 where either is in the
-      list of the other, or both are one image.
-    """
-    keys = jax.random.split(key, 3)
-    count, listed = similar.shape
-    i = jax.random.randint(keys[0], (batch_size,), 0, count)
-    chosen = similar[i, jax.random.randint(keys[1], (batch_size,), 0, listed)]
-    others = jax.random.randint(keys[2], (batch_size,), 0, count)
-    j = jnp.where(jnp.arange(batch_size) < fraction * batch_size, chosen, others)
-    either = jnp.any(similar[i] == j[:, None], axis=1) | jnp.any(similar[j] == i[:, None], axis=1)
-    return i, j, jnp.where(either | (i == j), 0, 1)
-
-
-def learn(config: Config, images: np.ndarray, similar: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """Trains a map, and returns where it puts the images to show, `[N, 2]`."""
-    encoder = _encoder(config, images)
-    optimizer = training.make_optimizer(
-        config.learning_rate, config.steps, warmup_steps=config.steps // 50
-    )
-    pair_step = training.make_step(encoder, optimizer, objectives.pairs(margin=config.margin))
-
-    def step(state: Any, source: Any, hyperparameters: Any) -> Any:
-        images, similar = source
-        key = jax.random.fold_in(jax.random.key(hyperparameters.seed), state.step)
-        i, j, labels = draw(key, similar, config.batch_size, config.similar_fraction)
-        return pair_step(state, training.Pairs(images[i], images[j], labels), hyperparameters)
-
-    placed = training.parallel(step, "shard_map", jax.devices()[:1])
-    state, source, hyperparameters = placed.replicate(
-        (
-            training.init_state(encoder, optimizer),
-            (images, similar),
-            training.Hyperparameters(config.seed),
-        )
-    )
-    windows = training.windows(
-        lambda state: placed.step(state, source, hyperparameters),
-        state,
-        steps=config.steps,
-        window=min(100, config.steps),
-    )
-    with tqdm(total=config.steps, unit="step", disable=None, leave=False) as bar:
-        for state, records in windows:  # noqa: B007 (the last is what is wanted)
-            bar.update(len(records))
-    return training.embed(encoder.encode, placed.fetch(state).weights, shown)
-
-
-def _encoder(config: Config, images: np.ndarray) -> training.Network:
-    return training.network(DrLIM(images.shape[1:], 2, rngs=nnx.Rngs(config.seed)))
-
-
-def class_of_neighbour(embeddings: np.ndarray, labels: np.ndarray, copies: int) -> float:
-    """Share of images whose nearest neighbour, copies of itself left out, is of the same class."""
-    count = len(embeddings) // copies
-    order = nearest_neighbours(embeddings, k=copies).indices
-    others = order % count != np.arange(len(order))[:, None] % count
-    first = order[np.arange(len(order)), others.argmax(axis=1)]
-    return float(np.mean(labels[first] == labels))
-
-
-def spread_of_copies(embeddings: np.ndarray, copies: int) -> float:
-    """Mean distance of the copies of an image from their mean, over that of all from theirs."""
-    grouped = embeddings.reshape(copies, -1, 2)
-    of_copies = np.linalg.norm(grouped - grouped.mean(axis=0), axis=2).mean()
-    return float(of_copies / np.linalg.norm(embeddings - embeddings.mean(axis=0), axis=1).mean())
-
-
-def _with_images(data: Dataset | PairDataset) -> Dataset:
-    """Returns a data set of images with classes.
-
-    Raises:
-      ValueError: if it has given pairs or vectors.
-    """
-    data = options.with_classes(data)
-    if data.train.images.ndim == 2:
-        raise ValueError(
-            f"{data.name} has vectors, and copies are of images moved sideways: give images, or "
-            "train a head on vectors with experiments.train --width 2"
-        )
-    return data
-
-
-def _class_numbers(config: Config, data: Dataset) -> np.ndarray:
-    """Returns the numbers of the classes that are shown.
-
-    Raises:
-      ValueError: if one has no training images.
-    """
-    present = np.unique(data.train.classes[data.train.classes >= 0])
-    if config.classes is None and config.data:
-        return present
-    numbers = []
-    for name in config.classes or FOURS_AND_NINES:
-        number = int(name) if name.isdecimal() else -1
-        number = data.class_names.index(name) if name in data.class_names else number
-        if number not in present:
-            names = [data.class_names[k] for k in present]
-            more = ", ..." if len(names) > 10 else ""
-            raise ValueError(
-                f"--classes {name} has no training images in {data.name}, whose classes are "
-                f"{', '.join(names[:10])}{more}: leave it out"
-            )
-        numbers.append(number)
-    return np.array(numbers)
-
-
-def _chosen(part: Examples, numbers: np.ndarray) -> Examples:
-    """Returns the images of the classes that are shown."""
-    rows = np.flatnonzero(np.isin(part.classes, numbers))
-    return Examples(part.images[rows], part.classes[rows])
-
-
-def _first(train: Examples, config: Config) -> Examples:
-    """Returns as many training images as the options say.
-
-    Images of one's own are sorted by class, of which the first ones would be a few.
-    """
-    rows = np.arange(len(train.classes))
-    if config.data:
-        rows = np.random.default_rng(config.seed).permutation(rows)
-    rows = np.sort(rows[: config.images])
-    return Examples(train.images[rows], train.classes[rows])
 
 
 def _check(config: Config) -> None:
-    if config.name is not None:
-        runs.check_name(config.name)
     option_checks.check_effects(config)
     if not 0 < config.similar_fraction < 1:
         raise ValueError(f"--similar_fraction must be in (0, 1), got {config.similar_fraction}")

@@ -14,9 +14,10 @@ with needs("train", "experiments.evaluate"):
     import tyro
 
 from contrastive_jax import load, run_report
-from contrastive_jax.data import Dataset, PairDataset
+from contrastive_jax.data import PairDataset
 from contrastive_jax.data._digest import digest
 from contrastive_jax.train import folder
+from contrastive_jax.train.run_folder import check_data
 from experiments import command, options
 
 
@@ -43,7 +44,7 @@ def main(config: Config) -> Path:
     if isinstance(data, PairDataset) and config.labels is None:
         rule = None  # given pairs have labels of their own
     if not (config.dataset or config.data):
-        _check_unchanged(config.run, data)
+        check_data(config.run, digest(data))
     where = config.out or config.run
     print("evaluating on test and drawing figures", flush=True)
     try:
@@ -69,17 +70,6 @@ def _labels(config: Config) -> str:
     if config.labels is None:
         return trained if isinstance(trained, str) else "class"
     return config.labels
-
-
-def _check_unchanged(run: Path, data: Dataset | PairDataset) -> None:
-    """Checks that the data of a run is what it was trained on."""
-    begun = folder.read_config(run)
-    if begun.get("data_digest") not in (None, digest(data)):
-        raise ValueError(
-            f"the data of {run} is not what it was trained on: images, classes or columns have "
-            "changed, and examples that were trained on may be in test now; bring the data back, "
-            "or name it with --data or --dataset to evaluate on it as it is"
-        )
 
 
 def with_data_of_run(config: Any) -> Any:

@@ -19,15 +19,11 @@ runs/NAME/config.json    every option
 """
 
 import dataclasses
-import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
-
-import jax
 
 from contrastive_jax._extras import needs
 
@@ -35,17 +31,16 @@ with needs("train", "experiments.margin_ablation"):
     import tyro
     from tqdm import tqdm
 
-from contrastive_jax import plots
-from contrastive_jax.ablation_report import figures_of_rows
-from contrastive_jax.data import Dataset, PairDataset
+from contrastive_jax.ablation_report import wider_axes, write_report
 from contrastive_jax.evaluation import trial_tables
-from contrastive_jax.train import diagnostics, embed, loss_table
+from contrastive_jax.search.texts import parse_axes
+from contrastive_jax.train import diagnostics, loss_table
 from contrastive_jax.train.progress import step_bar
+from contrastive_jax.train.ranges import check_multiples
 from contrastive_jax.train.trial_axes import combinations
-from contrastive_jax.train.trial_folder import read_trials, restore_trial, trial_key
-from contrastive_jax.train.trial_loop import Schedule, train_trials
+from contrastive_jax.train.trial_loop import Schedule, train_pending
 from experiments import command, option_checks, options, trials
-from experiments.axes import check_axes, parse_axes
+from experiments.axes import STRUCTURE, check_axes
 
 MARGINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 # More margins, seeds and values of an axis are more trials.
@@ -75,34 +70,43 @@ def main(config: Config) -> Path:
     config = option_checks.checked(config)
     axes = axes_of(config)
     _check(config)
-    # Before anything runs: JAX starts with the devices it has then.
-    devices = trials.devices_of(config)
     rows = combinations(axes)
-    groups = trials.groups(trials.base_of(config), rows)
-    trials.check_groups(groups, devices[: config.devices_per_trial])
-    option_checks.warn_of_reach(itertools.chain(*(group.configs for group in groups)))
-    data = options.load_data(config)
-    config = trials.shown_on(config, data)
-    trials.check_data(groups, data, devices[: config.devices_per_trial])
-    name, count = f"margin-ablation-{options.data_name(config)}", len(rows)
-    with trials.open_run(config, name, axes, FREE, devices[0], data) as folder:
+    config, groups, data, devices = trials.prepared(config, rows)
+    name = f"margin-ablation-{options.data_name(config)}"
+    record = trials.recorded(config, axes, devices[0], data)
+    with options.open_run(config, name, record, free=FREE) as folder:
         print(
-            f"{folder}: {data.name}, {count} trials of {config.steps:,} steps, {len(groups)} to "
-            "compile"
+            f"{folder}: {data.name}, {len(rows)} trials of {config.steps:,} steps, {len(groups)} "
+            "to compile"
         )
-        _train(config, folder, groups, data, devices)
-        report(config, folder, groups, data, devices)
+        made = {
+            group.structure: trials.assembled(group, data, devices[: config.devices_per_trial])
+            for group in groups
+        }
+        schedule = Schedule(config.steps, config.log_every, config.save_every)
+        with step_bar(len(rows) * config.steps) as advance:
+            for structure, one in made.items():
+                train_pending(
+                    one,
+                    folder,
+                    schedule,
+                    name=structure or "trials",
+                    report=tqdm.write,
+                    advance=advance,
+                    **trials.grid_options(config, devices),
+                )
+        rows_shown = write_report(folder, made, shown_by=str(config.shown_by))
+        for note in edge_notes(config, folder, rows_shown):
+            print(note)
     print(f"{folder} is complete after {time.perf_counter() - began:.0f} s")
     return folder
 
 
 def axes_of(config: Config) -> dict[str, list[Any]]:
-    """The axes of the grid: margins, those named, and seeds.
-
-    Raises:
-      ValueError: if an axis is none of the training, or of a loss.
-    """
-    named = parse_axes(config.grid)
+    """Returns the axes of the grid: margins, those named, and seeds."""
+    named = parse_axes(config.grid, STRUCTURE)
+    if "seed" in named:
+        raise ValueError("--seeds says how many seeds there are: leave them out of --grid")
     losses = named.get("loss", [config.loss])
     margins = config.margins
     if margins is not None and "margin" in named:
@@ -118,87 +122,20 @@ def axes_of(config: Config) -> dict[str, list[Any]]:
             f"nothing is varied: name margins of {', '.join(losses)} with --margins, or another "
             "axis with --grid"
         )
-    check_axes(named, losses)
-    option_checks.check_axes(config, named, "the grid")
+    check_axes(config, named, losses, "the grid")
     return named | {"seed": [*range(config.seeds)]}
-
-
-def _train(
-    config: Config,
-    folder: Path,
-    groups: Sequence[trials.Group],
-    data: Dataset | PairDataset,
-    devices: Sequence[jax.Device],
-) -> None:
-    """Trains the trials that are not finished."""
-    finished = read_trials(folder)
-    schedule = Schedule(config.steps, config.log_every, config.save_every)
-    with step_bar(sum(len(group.indices) for group in groups) * config.steps) as advance:
-        for group in groups:
-            keys = [*map(trial_key, group.hyperparameters)]
-            pending = [k for k, key in enumerate(keys) if key not in finished]
-            advance((len(keys) - len(pending)) * config.steps)
-            if pending:
-                made = trials.assembled(group, data, devices[: config.devices_per_trial])
-                train_trials(
-                    made.part(pending),
-                    folder,
-                    schedule,
-                    name=trials.structure_of(group) or "trials",
-                    report=tqdm.write,
-                    advance=advance,
-                    **trials.grid_options(config, devices),
-                )
-
-
-def report(
-    config: Config,
-    folder: Path,
-    groups: Sequence[trials.Group],
-    data: Dataset | PairDataset,
-    devices: Sequence[jax.Device],
-) -> None:
-    """Writes tables and figures of the finished trials of this grid."""
-    lines, shown_by = read_trials(folder), str(config.shown_by)
-    rows = []
-    for group in groups:
-        keys = map(trial_key, group.hyperparameters)
-        of_group = [lines[key] for key in keys if key in lines]
-        rows.append(trial_tables.rows_by_hyperparameters(of_group, shown_by))
-    together = [*itertools.chain(*rows)]
-    print(trial_tables.write_tables(folder, together, shown_by))
-    for note in edge_notes(config, folder, together):
-        print(note)
-    print("drawing figures, which takes a while", flush=True)
-    (folder / "figures").mkdir(exist_ok=True)
-    for group, own in zip(groups, rows, strict=True):
-        structure = trials.structure_of(group)
-        for name, figure in _figures(config, folder, group, own, data, devices).items():
-            path = f"{name}-{structure}.png" if structure else f"{name}.png"
-            plots.save(figure, folder / "figures" / path)
 
 
 def edge_notes(config: Config, folder: Path, rows: Sequence[trial_tables.Row]) -> list[str]:
     """Returns a line for each axis whose edge was chosen, with the options that widen the grid."""
     notes = []
-    for axis, beyond in trial_tables.edges(rows).items():
-        if axis == "margin" and beyond > _reach(config):
-            beyond = _reach(config)
-        values = sorted({row.hyperparameters[axis] for row in rows})
-        rule = option_checks.RULES.get(axis)
-        if beyond in values or (rule is not None and not rule.holds(beyond)):
-            continue
-        end = "smallest" if beyond < values[0] else "largest"
-        edge = values[0] if beyond < values[0] else values[-1]
-        wider = sorted([*values, beyond])
+    wider = wider_axes(rows, option_checks.RULES, reach=_reach(config))
+    for axis, (sentence, values) in wider.items():
+        texts = [f"{one:g}" for one in values]
+        option = f"--grid {axis}={','.join(texts)}"
         if axis == "margin" and not any(one.startswith("margin=") for one in config.grid):
-            option = f"--margins {' '.join(f'{one:g}' for one in wider)}"
-        else:
-            option = f"--grid {axis}={','.join(f'{one:g}' for one in wider)}"
-        notes.append(
-            f"the chosen {axis}, {edge:g}, is the {end} of the grid, and a better one may lie "
-            f"beyond it: --resume {folder.name} {option} adds trials"
-        )
+            option = f"--margins {' '.join(texts)}"
+        notes.append(f"{sentence}: --resume {folder.name} {option} adds trials")
     return notes
 
 
@@ -210,38 +147,9 @@ def _reach(config: Config) -> float:
     return diagnostics.reach(distance, config.width, unit_length=config.normalize)
 
 
-def _figures(
-    config: Config,
-    folder: Path,
-    group: trials.Group,
-    rows: Sequence[trial_tables.Row],
-    data: Dataset | PairDataset,
-    devices: Sequence[jax.Device],
-) -> dict[str, Any]:
-    """Draws figures of one structure, over the margin or the first hyperparameter that varies."""
-    made = trials.assembled(group, data, devices[: config.devices_per_trial])
-
-    def encoder(trial: Mapping[str, Any]) -> Any:
-        state = restore_trial(folder, trial, made.init(0))
-        return partial(embed, made.parts.network.encode, state.weights)
-
-    return figures_of_rows(
-        rows,
-        data,
-        made.objective.distance,
-        shown_by=str(config.shown_by),
-        encoder=encoder,
-        marked=group.configs[0].loss in loss_table.BOUNDED,
-    )
-
-
 def _check(config: Config) -> None:
-    trials.check(config)
-    if config.save_every % config.log_every:
-        raise ValueError(
-            f"--save_every must be a multiple of --log_every, got {config.save_every} and "
-            f"{config.log_every}"
-        )
+    with command.options_named(vars(config)):
+        check_multiples(vars(config), [("save_every", "log_every")])
 
 
 if __name__ == "__main__":

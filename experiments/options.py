@@ -1,21 +1,24 @@
 """Options that several programs have, and what they mean for a training."""
 
+import contextlib
 import dataclasses
+import json
 import math
 import re
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
-import optax
 
 from contrastive_jax._extras import needs
 
 with needs("train", "experiments.options"):
     import tyro
+    from tyro.constructors import PrimitiveConstructorSpec
 
 from contrastive_jax import distances, labels, models, train
 from contrastive_jax.data import (
@@ -27,11 +30,14 @@ from contrastive_jax.data import (
     load,
     load_with_report,
 )
+from contrastive_jax.data.categories import categories_of
 from contrastive_jax.data.pair_checks import check_given_pairs
-from contrastive_jax.train import loss_table
-from contrastive_jax.train.batches import balance
+from contrastive_jax.search.texts import parse_numbers
+from contrastive_jax.train import folder, loss_table, preconditions, ranges
 from contrastive_jax.train.labelled import with_labels
-from experiments.loss_options import LossOptions
+from contrastive_jax.train.optimizer import make_optimizers
+from contrastive_jax.train.recipes import recipe
+from experiments.command import options_named
 
 ENCODERS = {
     "linear": models.Linear,
@@ -44,43 +50,21 @@ ENCODERS = {
 # The encoders that take vectors; they are all weights, which each part of a batch would read again.
 ENCODERS_OF_VECTORS = ("linear", "mlp", "residual")
 STEPS_ON_VECTORS = 2000
-DISTANCES = {
-    "euclidean": distances.euclidean,
-    "squared_euclidean": distances.squared_euclidean,
-    "cosine": distances.cosine,
-    "angular": distances.angular,
-    "manhattan": distances.manhattan,
-    "chebyshev": distances.chebyshev,
-}
-# Chosen on validation.
-RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {
-        "steps": 1500,
-        "flip": False,
-        "shift": 1,
-        "group": 32,
-        "similar_fraction": 0.3,
-        "weight_decay": 1.0,
-    },
-    "mnist": {
-        "steps": 3000,
-        "flip": False,
-        "shift": 1,
-        "group": 32,
-        "similar_fraction": 0.05,
-        "weight_decay": 0.1,
-    },
-    "fashion_mnist": {
-        "steps": 20_000,
-        "flip": True,
-        "shift": 1,
-        "group": 32,
-        "similar_fraction": 0.05,
-        "weight_decay": 0.1,
-    },
-}
-# Images of one's own may be characters or signatures, which are others in a mirror.
-OWN_RECIPE = RECIPES["mnist"] | {"steps": 2000}
+# Options of programs that may differ when a run is resumed: they do not change its numbers.
+FREE = {"resume", "overwrite", "name", "runs", "data_dir", "tfds_dir"}
+Distance = Literal["euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "chebyshev"]
+DISTANCES = {name: getattr(distances, name) for name in typing.get_args(Distance)}
+LossOptions = Annotated[
+    dict[str, float],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME=VALUE [NAME=VALUE ...]]",
+        instance_from_str=parse_numbers,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"{name}={number:g}" for name, number in value.items()],
+    ),
+]
+"""Hyperparameters of a loss, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +119,7 @@ class Training:
     objective: Literal["auto", "pairs", "all_pairs"] = "auto"
     """Compare drawn pairs, or all images of a batch of some classes with some examples of each;
     auto is pairs for the contrastive loss and all_pairs for the others."""
-    distance: (
-        Literal["euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "chebyshev"]
-        | None
-    ) = None
+    distance: Distance | None = None
     """Distance of the contrastive loss and of verification, euclidean by default; retrieval ranks
     by the Euclidean distance. Other losses have their own."""
     similar_fraction: float | None = None
@@ -208,12 +189,41 @@ class Runs:
     """Replace the run of this name."""
 
 
-def read_data(config: Data) -> Dataset | PairDataset:
-    """Loads the data set that the options name, and prints a report of data of one's own.
+def recorded(config: Any) -> dict[str, Any]:
+    """Returns the options of a program as a run records them, JSON types."""
+    record: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return record
 
-    Raises:
-      FileNotFoundError, ImportError, ValueError: as `contrastive_jax.data.load`.
+
+@contextlib.contextmanager
+def open_run(
+    config: Any, default_name: str, record: dict[str, Any], **options: Any
+) -> Iterator[Path]:
+    """Creates the run that the options name, or opens it where it is resumed.
+
+    Args:
+      config: options of a program.
+      default_name: the name of a nameless run.
+      record: every option, JSON types, which a run that is resumed records anew.
+      **options: `free` and `shared`, as in `contrastive_jax.train.folder.open_run`.
     """
+    resume = getattr(config, "resume", None)
+    with folder.open_run(
+        config.runs,
+        resume or config.name,
+        default_name,
+        record,
+        resume=resume is not None,
+        overwrite=config.overwrite,
+        **options,
+    ) as where:
+        if resume:
+            folder.write_config(where, record)
+        yield where
+
+
+def read_data(config: Data) -> Dataset | PairDataset:
+    """Loads the data set that the options name, and prints a report of data of one's own."""
     if config.data is None:
         return load(
             data_name(config),
@@ -234,12 +244,7 @@ def read_data(config: Data) -> Dataset | PairDataset:
 
 
 def load_data(config: Data) -> Dataset | PairDataset:
-    """Loads the data set that the options name, as `read_data`, to train on it and to evaluate.
-
-    Raises:
-      FileNotFoundError, ImportError, ValueError: as `read_data`, or if its splits can not be
-        evaluated.
-    """
+    """Loads a data set as `read_data`, and checks that its splits can be evaluated."""
     data = read_data(config)
     if isinstance(data, PairDataset):
         check_given_pairs(data)
@@ -249,11 +254,7 @@ def load_data(config: Data) -> Dataset | PairDataset:
 
 
 def with_classes(data: Dataset | PairDataset) -> Dataset:
-    """Returns a data set that has classes.
-
-    Raises:
-      ValueError: if it has given pairs.
-    """
+    """Returns the data set, having checked that it has classes and not given pairs."""
     if isinstance(data, PairDataset):
         raise ValueError(
             f"{data.name} has given pairs, which this program does not train on: give examples "
@@ -279,41 +280,36 @@ def images_of(data: Dataset | PairDataset) -> np.ndarray:
 
 
 def resolved(config: Any) -> Any:
-    """Fills in the options whose defaults depend on the loss.
-
-    Args:
-      config: options of a single training.
-
-    Raises:
-      ValueError: if there is no such loss, or one of its hyperparameters has a wrong value.
-    """
+    """Fills in the options of a training whose defaults depend on the loss, which checks them."""
     loss_table.check_name(config.loss)
-    loss_options = dict(config.loss_options)
+    if config.memory and config.max_age is None:
+        config = dataclasses.replace(config, max_age=1000)
     if config.loss == "contrastive":
         return dataclasses.replace(
             config,
             objective="pairs" if config.objective == "auto" else config.objective,
             distance=config.distance or "euclidean",
             margin=1.2 if config.margin is None else config.margin,
-            max_age=(config.max_age or 1000) if config.memory else None,
         )
-    if config.margin is not None:
-        loss_options["margin"] = config.margin
+    margin = {} if config.margin is None else {"margin": config.margin}
+    loss_options = config.loss_options | margin
     train.objective(config.loss, **loss_options)
     return dataclasses.replace(
-        config,
-        objective="all_pairs",
-        loss_options=loss_options,
-        margin=None,
-        max_age=(config.max_age or 1000) if config.memory else None,
+        config, objective="all_pairs", loss_options=loss_options, margin=None
     )
+
+
+def devices_of(config: Any) -> list[jax.Device]:
+    """Returns as many devices as the options say, by default all."""
+    devices = jax.devices()
+    if config.devices is not None and not 0 < config.devices <= len(devices):
+        raise ValueError(f"--devices must be from 1 to {len(devices)}, got {config.devices}")
+    return devices[: config.devices]
 
 
 def recipe_of(config: Data) -> dict[str, Any]:
     """Returns the defaults of options that depend on the data set."""
-    if config.data:
-        return dict(OWN_RECIPE)
-    return dict(RECIPES.get(data_name(config), RECIPES["fashion_mnist"]))
+    return recipe(None if config.data else data_name(config))
 
 
 def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
@@ -324,53 +320,36 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
       devices: over which a batch is spread.
 
     Returns:
-      Every option by its name.
-
-    Raises:
-      ValueError: if options do not fit each other.
+      Every option by its name, checked against the others.
     """
     on_cpu = devices[0].platform == "cpu"
-    recipe = recipe_of(config)
+    share, microbatches = config.batch_size // len(devices), config.microbatches
+    if microbatches is None:
+        in_parts = on_cpu and config.encoder not in ENCODERS_OF_VECTORS and share % 32 == 0
+        microbatches = max(share // 32, 1) if in_parts else 1
+    chosen = recipe_of(config)
+    chosen["group"] = math.gcd(chosen["group"], share // max(microbatches, 1)) or 1
+    if config.objective == "all_pairs":
+        chosen["group"] = 1
     if (decay := loss_table.TABLE[config.loss].weight_decay) is not None:
-        recipe["weight_decay"] = decay
-    recipe |= {key: getattr(config, key) for key in recipe if getattr(config, key) is not None}
-    # XLA computes convolutions inside of a loop on a CPU by an unoptimised path.
-    steps_per_call = 1 if on_cpu or config.data_on == "host" else config.log_every
-    if config.steps_per_call is not None:
-        steps_per_call = config.steps_per_call
-    share = config.batch_size // len(devices)
-    fits = share // 32 if share % 32 == 0 else 1
-    in_parts = on_cpu and config.encoder not in ENCODERS_OF_VECTORS
-    microbatches = max(fits, 1) if in_parts else 1
-    if config.microbatches is not None:
-        microbatches = config.microbatches
-    if config.group is None:
-        recipe["group"] = math.gcd(recipe["group"], share // max(microbatches, 1)) or 1
-    if config.objective == "all_pairs" and config.group is None:
-        recipe["group"] = 1
-    options = dataclasses.asdict(config) | recipe
+        chosen["weight_decay"] = decay
+    chosen |= {key: getattr(config, key) for key in chosen if getattr(config, key) is not None}
+    options = dataclasses.asdict(config) | chosen
     options |= {
         "dtype": {"auto": "float32" if on_cpu else "bfloat16"}.get(config.dtype, config.dtype),
         "microbatches": microbatches,
-        "steps_per_call": steps_per_call,
         "devices": len(devices),
     }
-    _check(options)
+    with options_named(options):
+        _check(config, options)
     return options
 
 
-def _check(options: dict[str, Any]) -> None:
+def _check(config: Any, options: dict[str, Any]) -> None:
     """Checks what options say together, before any data is read."""
-    for name, unit in (
-        ("batch_size", "devices"),
-        ("validate_every", "log_every"),
-        ("log_every", "steps_per_call"),
-        ("steps", "steps_per_call"),
-    ):
-        if options[name] % options[unit]:
-            raise ValueError(
-                f"--{name} must be a multiple of --{unit}, got {options[name]} and {options[unit]}"
-            )
+    steps_per_call = options["steps_per_call"] or 1
+    units = [("batch_size", "devices"), *preconditions.SCHEDULE]
+    ranges.check_multiples(options | {"steps_per_call": steps_per_call}, units)
     share, parts = options["batch_size"] // options["devices"], options["microbatches"]
     if share % (parts * options["group"]):
         raise ValueError(
@@ -378,59 +357,21 @@ def _check(options: dict[str, Any]) -> None:
             f"--microbatches times --group, got {share} pairs, {parts} microbatches and groups of "
             f"{options['group']}"
         )
-    images, views = 2 * options["batch_size"], options["views"]
-    for name in ("views", "batch_classes"):
-        if (value := options[name]) and images % value:
-            raise ValueError(
-                f"--{name} must divide the {images} images of a batch (twice --batch_size), got "
-                f"{value}"
-            )
-    check_views(views, augmentation(options["flip"], options["shift"], options["augment"]))
-    if options["data_on"] == "host" and options["steps_per_call"] != 1:
+    if options["data_on"] == "host" and steps_per_call != 1:
         raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
-    if options["memory"] and options["memory"] < 2 * options["batch_size"]:
-        raise ValueError(
-            f"--memory must be 0 or at least the {2 * options['batch_size']} images of a batch "
-            f"(twice --batch_size), got {options['memory']}"
-        )
+    if options["balanced"] is None:  # given pairs were checked with their data
+        batch = batch_of(config, options) | {"categories": config.category}
+        preconditions.check_batches(objective_of(config, options), **batch)
 
 
-def check_views(views: int, change: augment.Augment | None) -> None:
-    """Checks that the views of an image differ.
-
-    Raises:
-      ValueError: if there are several and nothing changes an image.
-    """
-    if views > 1 and change is None:
-        raise ValueError("views of one image would all be equal: give --augment, --flip or --shift")
-
-
-def model_of(config: Any, options: dict[str, Any]) -> Callable[..., Any]:
-    """Returns the encoder that the options name, as `train.network` takes it."""
-    return partial(
-        ENCODERS[config.encoder],
-        width=config.width,
-        normalize=config.normalize,
-        dtype=options["dtype"],
-    )
-
-
-def objective_of(config: Any, options: dict[str, Any]) -> train.Objective:
-    """Makes the objective that the options name, with its labels of two rows if they name some.
-
-    Args:
-      config: options from `resolved`.
-      options: from `settled`.
-    """
-    return labelled(_objective_by_class(config, options), config.labels)
+def augmentation(options: Mapping[str, Any]) -> augment.Augment | None:
+    """Makes the random change of an image that the options name, None where there is none."""
+    flip, shift = options["flip"], options["shift"]
+    return augment.from_options(options["augment"], flip=flip, shift=shift)
 
 
 def labelled(objective: train.Objective, by: str) -> train.Objective:
-    """Returns an objective with the labels of two rows that `--labels` names.
-
-    Raises:
-      ValueError: if it takes none.
-    """
+    """Returns an objective with the labels of two rows that `--labels` names."""
     rule = labels_named(by)
     return objective if rule is None else with_labels(objective, rule)
 
@@ -440,145 +381,80 @@ def labels_named(by: str) -> labels.PairLabels | None:
     return None if by == "class" else labels.by_name(by)
 
 
-def _objective_by_class(config: Any, options: dict[str, Any]) -> train.Objective:
-    if config.loss == "contrastive":
-        return train.objective(
-            "contrastive",
-            on=config.objective,
-            distance=DISTANCES[config.distance],
-            group=options["group"] if config.objective == "pairs" else 1,
-            margin=config.margin,
-            similar_fraction=options["similar_fraction"],
-        )
-    takes_fraction = "similar_fraction" in loss_table.hyperparameters_of(config.loss)
-    fraction = {"similar_fraction": options["similar_fraction"]} if takes_fraction else {}
-    return train.objective(config.loss, **fraction | config.loss_options)
-
-
-def optimizers_of(
-    config: Any, options: dict[str, Any], objective: train.Objective, *, tunable: bool = False
-) -> dict[str, optax.GradientTransformation]:
-    """Makes the optimizers of the encoder and of the parameters of the loss.
+def objective_of(config: Any, options: Mapping[str, Any] | None = None) -> train.Objective:
+    """Makes the objective that the options name.
 
     Args:
       config: options from `resolved`.
-      options: from `settled`.
-      objective: from `objective_of`.
-      tunable: whether learning rates, weight decay and the norm of the gradient are part of the
-        state, so that another value compiles nothing.
+      options: from `settled`; by default pairs and their share are those of the loss.
     """
-    steps = options["steps"]
-
-    def make(factory: Callable[..., Any], learning_rate: float, **values: float) -> Any:
-        if tunable:
-            factory = optax.inject_hyperparams(factory, static_args=("steps", "warmup_steps"))
-        return factory(learning_rate, steps, warmup_steps=int(config.warmup * steps), **values)
-
-    rate = config.loss_learning_rate or objective.learning_rate
-    return {
-        "optimizer": make(
-            train.make_optimizer,
-            config.learning_rate,
-            weight_decay=options["weight_decay"],
-            clip_norm=config.clip_norm,
-        ),
-        "loss_optimizer": make(_optimizer_of_loss, rate),
-    }
+    takes_fraction = "similar_fraction" in loss_table.hyperparameters_of(config.loss)
+    values = {"similar_fraction": options["similar_fraction"]} if options and takes_fraction else {}
+    if config.loss != "contrastive":
+        made = train.objective(config.loss, **values | config.loss_options)
+        return labelled(made, config.labels)
+    made = train.objective(
+        "contrastive",
+        on=config.objective,
+        distance=DISTANCES[config.distance],
+        group=options["group"] if options and config.objective == "pairs" else 1,
+        margin=config.margin,
+        **values,
+    )
+    return labelled(made, config.labels)
 
 
-def _optimizer_of_loss(
-    loss_learning_rate: float, steps: int, *, warmup_steps: int
-) -> optax.GradientTransformation:
-    return train.make_optimizer(loss_learning_rate, steps, warmup_steps=warmup_steps)
-
-
-def batch_of(config: Any, options: dict[str, Any], data: Dataset | PairDataset) -> dict[str, Any]:
-    """Returns the arguments of `train.fit` that say how a batch is made.
-
-    Raises:
-      ValueError: if shifts, or classes and images of a batch, do not fit the data.
-    """
-    check_shift(options["shift"], data)
-    if config.objective == "all_pairs" and isinstance(data, Dataset):
-        try:
-            balance(
-                2 * config.batch_size, config.batch_classes, len({*data.train.classes.tolist()})
-            )
-        except ValueError as error:
-            raise ValueError(f"--{error} (twice --batch_size)") from None
+def batch_of(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `train.fit` that say how a batch is made, but for categories."""
     return {
         "batch_size": 2 * config.batch_size,
         "batch_classes": config.batch_classes,
-        "balanced": options["balanced"] is not False,
-        "augment": augmentation(options["flip"], options["shift"], config.augment),
-        "views": config.views,
         "repeat": config.repeat,
         "by_size": config.by_size,
-        "categories": categories_of(config.category, data),
-        "microbatches": options["microbatches"],
-        "remat": config.microbatches is not None,
+        "views": config.views,
+        "augment": augmentation(options),
         "memory_size": config.memory,
         "max_age": config.max_age,
     }
 
 
-def check_shift(pixels: int, data: Dataset | PairDataset) -> None:
-    """Checks that images can be moved by so many pixels.
-
-    Raises:
-      ValueError: if they are not as wide.
-    """
-    side = min(images_of(data).shape[1:3])
-    if pixels and pixels >= side:
-        raise ValueError(
-            f"--shift must be below the {side} pixels of an image's side, got {pixels}"
-        )
-
-
-def categories_of(column: str | None, data: Dataset | PairDataset) -> Any:
-    """Returns the column of the training examples that an option names, None without one.
-
-    Raises:
-      ValueError: if the data has no such column.
-    """
-    if column is None or isinstance(data, PairDataset):
-        return None
-    columns = dict(data.train.attributes)
-    if data.train.groups is not None:
-        columns["group"] = data.train.groups
-    if column not in columns:
-        raise ValueError(
-            f"--category must be a column of {data.name}, which has "
-            f"{', '.join(columns) or 'none besides images and classes'}, got {column}"
-        )
-    return columns[column]
-
-
-def augmentation(mirror: bool, pixels: int, changes: Sequence[str] = ()) -> augment.Augment | None:
-    """Makes the random change of an image that the options name.
+def training_of(
+    config: Any, options: dict[str, Any], data: Dataset | PairDataset, tunable: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Returns the arguments of `train.fit` that its steps depend on, as the options name them.
 
     Args:
-      mirror: whether it may be mirrored.
-      pixels: by how many it may be moved.
-      changes: others, as `augment.by_names` takes them, which come first.
-
-    Returns:
-      The change, None where there is none.
+      config: options from `option_checks.for_data`.
+      options: from `settled`.
+      data: to train on.
+      tunable: hyperparameters of the optimizers that are part of their state.
     """
-    others = augment.by_names(changes)
-    moved = _moved_and_mirrored(mirror, pixels)
-    if not others:
-        return moved
-    return augment.chain(*others, *([] if moved is None else [moved]))
-
-
-def _moved_and_mirrored(mirror: bool, pixels: int) -> augment.Augment | None:
-    if not mirror and not pixels:
-        return None
-
-    def change(key: jax.Array, image: jax.Array) -> jax.Array:
-        first, second = jax.random.split(key)
-        image = augment.shift(first, image, pixels) if pixels else image
-        return augment.flip(second, image) if mirror else image
-
-    return change
+    objective = objective_of(config, options)
+    encoder, loss = make_optimizers(
+        options["steps"],
+        learning_rate=config.learning_rate,
+        weight_decay=options["weight_decay"],
+        clip_norm=config.clip_norm,
+        warmup=config.warmup,
+        loss_learning_rate=config.loss_learning_rate or objective.learning_rate,
+        tunable=tunable,
+    )
+    return {
+        "model": partial(
+            ENCODERS[config.encoder],
+            width=config.width,
+            normalize=config.normalize,
+            dtype=options["dtype"],
+        ),
+        "data": data,
+        # The margin was checked before data was read: `fit` need not warn of it again.
+        "objective": objective._replace(bounded=False),
+        "steps": options["steps"],
+        "seed": config.seed,
+        "balanced": options["balanced"] is not False,
+        "categories": config.category and categories_of(with_classes(data), config.category),
+        "microbatches": options["microbatches"],
+        "remat": config.microbatches is not None,
+        "optimizer": encoder,
+        "loss_optimizer": loss,
+    } | batch_of(config, options)

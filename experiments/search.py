@@ -21,10 +21,8 @@ runs/NAME/config.json    every option
 """
 
 import dataclasses
-import itertools
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,9 +35,12 @@ with needs("train", "experiments.search"):
 
 from contrastive_jax import search
 from contrastive_jax.data import Dataset, PairDataset
-from contrastive_jax.evaluation.tables import TITLES
 from contrastive_jax.search import Group, Range, Trainer
-from contrastive_jax.search.space import Hyperparameters, Space, text_of
+from contrastive_jax.search.space import Hyperparameters, Space
+from contrastive_jax.search.texts import parse_space
+from contrastive_jax.search.winner import write_results
+from contrastive_jax.train.loss_table import whole_hyperparameters
+from contrastive_jax.train.trial_figures import chosen_figure
 from experiments import axes, command, option_checks, options, trials
 
 FREE = trials.FREE | {"at_once", "seeds"}
@@ -69,20 +70,14 @@ class Config(trials.Training):
 def main(config: Config) -> Path:
     """Runs the search and returns its folder."""
     config = option_checks.checked(config)
-    space = axes.parse_space(config.space)
+    space = parse_space(config.space, axes.STRUCTURE)
     _check(config, space)
-    # Before anything runs: JAX starts with the devices it has then.
-    devices = trials.devices_of(config)
-    corners = trials.groups(trials.base_of(config), search.corners(space))
-    trials.check_groups(corners, devices[: config.devices_per_trial])
-    option_checks.warn_of_reach(itertools.chain(*(group.configs for group in corners)))
-    data = options.load_data(config)
-    config = trials.shown_on(config, data)
-    trials.check_data(corners, data, devices[: config.devices_per_trial])
+    config, _, data, devices = trials.prepared(config, search.corners(space))
     # A study takes more trials; in halving they are other rungs.
     free = FREE | ({"trials"} if config.method == "optuna" else set())
     name, shared = f"search-{options.data_name(config)}", config.method == "optuna"
-    with trials.open_run(config, name, space, free, devices[0], data, shared=shared) as folder:
+    record = trials.recorded(config, space, devices[0], data)
+    with options.open_run(config, name, record, free=free, shared=shared) as folder:
         print(f"{folder}: {data.name}, {config.trials} trials of {', '.join(space)}")
         trainer = trainer_of(config, data, devices)
         best = _best(config, trainer, space, folder)
@@ -90,7 +85,7 @@ def main(config: Config) -> Path:
             results = search.judge(
                 trainer, best, seeds=config.seeds, steps=config.steps, folder=folder
             )
-            report(folder, results)
+            print(write_results(folder, results))
     return folder
 
 
@@ -115,24 +110,11 @@ def trainer_of(
                 devices[: config.devices_per_trial],
                 further_seeds=range(config.seeds + 1),
             )
-            yield Group(trials.structure_of(group), group.indices, made)
+            yield Group(group.structure, group.indices, made)
 
-    chosen_by = str(trials.shown_on(config, data).shown_by)
-    return Trainer(groups, chosen_by, trials.grid_options(config, devices))
-
-
-def report(folder: Path, results: Mapping[str, Any]) -> None:
-    """Writes and prints the figures of the winner on test."""
-    # JSON has no NaN, which the ends of an interval of one seed are.
-    text = json.dumps(results, indent=2).replace("NaN", "null")
-    (folder / "results.json").write_text(text + "\n")
-    whole = results["seeds"] - len(results["diverged"])
-    winner = text_of(results["hyperparameters"])
-    print(f"the winner: {winner}; on test, means of {whole} new seeds:")
-    for key, title in TITLES.items():
-        if key in results["test"]:
-            text = "  {}: {mean:.4f}" + (" [{low:.4f}, {high:.4f}]" if whole > 1 else "")
-            print(text.format(title, **results["test"][key]))
+    return Trainer(
+        groups, chosen_figure(data, config.shown_by), trials.grid_options(config, devices)
+    )
 
 
 def _rungs(config: Config) -> dict[str, Any]:
@@ -142,15 +124,14 @@ def _rungs(config: Config) -> dict[str, Any]:
 
 
 def _check(config: Config, space: Space) -> None:
-    trials.check(config)
     if "seed" in space:
         raise ValueError("a seed is not searched: leave it out of --space")
     losses = [str(loss) for loss in space.get("loss", [config.loss])]
-    axes.check_axes(space, losses)
+    axes.check_axes(config, space, losses, "--space")
+    whole = set().union(*map(whole_hyperparameters, losses))
     for name, where in space.items():
-        if isinstance(where, Range) and any(name in axes.whole_options(loss) for loss in losses):
+        if isinstance(where, Range) and name in whole:
             raise ValueError(f"{name} is a whole number: name values, as {name}=5,10")
-    option_checks.check_axes(config, space, "--space")
     if config.method == "halving":
         search.rungs(config.trials, config.steps, **_rungs(config))
     else:

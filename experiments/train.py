@@ -7,35 +7,21 @@ python -m experiments.train --resume digits-convnet-1
 """
 
 import dataclasses
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
 from contrastive_jax import load, train
 from contrastive_jax.data import Dataset
-from contrastive_jax.train import checkpoints, folder
+from contrastive_jax.train import folder
 from contrastive_jax.train.devices import Strategy
 from contrastive_jax.train.labelled import check_labels
+from contrastive_jax.train.resumption import check_steps, microbatches_on
 from experiments import command, option_checks, options
 
-# Options that may differ when a run is resumed: they do not change the numbers.
-FREE = {
-    "resume",
-    "overwrite",
-    "name",
-    "runs",
-    "keep",
-    "check_values",
-    "data_dir",
-    "tfds_dir",
-    "figures",
-    "steps_per_call",
-    "given",
-}
+# Options that may differ when a run is resumed.
+FREE = options.FREE | {"keep", "check_values", "figures", "steps_per_call", "given"}
 # Options that may be given anew, and change how the run goes on.
 CHANGEABLE = ("steps", "learning_rate")
 
@@ -101,19 +87,10 @@ def main(config: Config) -> Path:
         # Virtual devices that wait for each other hold threads of XLA's pool, one to a core by
         # default: more devices than cores would wait for ever. JAX reads this when it starts.
         os.environ.setdefault("PJRT_NPROC", "64")
-    given = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    name = config.resume or config.name
-    if name is not None:
-        folder.check_name(name)
+    given = options.recorded(config)
     config = option_checks.checked_training(config)
-    if name is not None and not (config.resume or config.overwrite):
-        folder.check_new(config.runs / name)
     option_checks.warn_of_reach([config])
-    devices = jax.devices()
-    if config.devices is not None:
-        if not 0 < config.devices <= len(devices):
-            raise ValueError(f"--devices must be from 1 to {len(devices)}, got {config.devices}")
-        devices = devices[: config.devices]
+    devices = options.devices_of(config)
     begun: dict[str, Any] = {}
     free = {*FREE}
     if config.resume:
@@ -124,35 +101,29 @@ def main(config: Config) -> Path:
     data = options.load_data(config)
     config = option_checks.for_data(config, data)
     settled = options.settled(config, devices)
-    # The margin was checked above, before data was read: `fit` need not warn of it again.
-    objective = options.objective_of(config, settled)._replace(bounded=False)
-    if config.figures and isinstance(data, Dataset):
-        check_labels(objective, data, ["test"])
-    run = train.fit(
-        options.model_of(config, settled),
-        data,
-        objective,
-        steps=settled["steps"],
-        seed=config.seed,
-        **options.batch_of(config, settled, data),
-        **options.optimizers_of(config, settled, objective),
-        weights=weights,
-        devices=devices,
-        strategy=config.parallel,
-        steps_per_call=settled["steps_per_call"],
-        data_on=config.data_on,
-        check_values=config.check_values,
-        log_every=config.log_every,
-        validate_every=config.validate_every,
-        keep=config.keep,
-        runs=config.runs,
-        name=name,
-        default_name=f"{options.data_name(config)}-{config.encoder}",
-        resume=config.resume is not None,
-        overwrite=config.overwrite,
-        config=settled | begun | {"given": given},
-        free=tuple(free),
-    )
+    with command.options_named(settled):
+        arguments = options.training_of(config, settled, data)
+        if config.figures and isinstance(data, Dataset):
+            check_labels(arguments["objective"], data, ["test"])
+        run = train.fit(
+            **arguments,
+            weights=weights,
+            devices=devices,
+            strategy=config.parallel,
+            steps_per_call=config.steps_per_call,
+            data_on=config.data_on,
+            check_values=config.check_values,
+            log_every=config.log_every,
+            validate_every=config.validate_every,
+            keep=config.keep,
+            runs=config.runs,
+            name=config.resume or config.name,
+            default_name=f"{options.data_name(config)}-{config.encoder}",
+            resume=config.resume is not None,
+            overwrite=config.overwrite,
+            config=settled | begun | {"given": given},
+            free=tuple(free),
+        )
     assert run.folder is not None
     if config.figures:
         print("evaluating on test and drawing figures", flush=True)
@@ -165,30 +136,24 @@ def _changed(config: Config) -> set[str]:
     """Returns the options that a resumed run is given anew, and says what they change."""
     where = config.runs / str(config.resume)
     before = folder.read_config(where)
-    taken = checkpoints.steps_taken(where / "checkpoints")
-    if config.steps is not None and config.steps < taken:
-        raise ValueError(
-            f"{where} has taken {taken:,} steps already: give --steps of at least {taken}, or "
-            "leave --resume out to begin a new run"
+    if config.steps is not None:
+        with command.options_named(vars(config)):
+            check_steps(where, config.steps)
+    changed = {
+        name
+        for name in CHANGEABLE
+        if getattr(config, name) not in (None, before.get(name)) and name in before
+    }
+    for name in changed:
+        print(
+            f"{where} was begun with --{name} {before[name]} and goes on with "
+            f"{getattr(config, name)}: the learning rate follows the new schedule from here on"
         )
-    changed = set()
-    for name in CHANGEABLE:
-        value = getattr(config, name)
-        if value is not None and name in before and value != before[name]:
-            changed.add(name)
-            print(
-                f"{where} was begun with --{name} {before[name]} and goes on with {value}: the "
-                "learning rate follows the new schedule from here on"
-            )
     return changed
 
 
 def as_begun(config: Config, devices: int) -> tuple[Config, dict[str, Any]]:
     """Spreads the batch of a resumed run so that its numbers stay the same on other devices.
-
-    The sum over N devices with one microbatch each, and that over N microbatches on one device, add
-    up the same parts in the same order. Any other change of the number of devices adds them up in
-    another order, which gives other last digits.
 
     Args:
       config: options from `option_checks.checked_training`.
@@ -197,10 +162,6 @@ def as_begun(config: Config, devices: int) -> tuple[Config, dict[str, Any]]:
     Returns:
       The options to go on with, and the options of the run that may differ from them, none where
       the number of devices is the same.
-
-    Raises:
-      FileNotFoundError: if there is no such run.
-      ValueError: if its configuration is damaged, or its numbers would not stay the same.
     """
     where = config.runs / str(config.resume)
     before = folder.read_config(where)
@@ -208,28 +169,17 @@ def as_begun(config: Config, devices: int) -> tuple[Config, dict[str, Any]]:
     # A run without them is not one of this program, which the comparison of all options will say.
     if begun["devices"] == devices or None in begun.values():
         return config, {}
-    swapped = {"devices": begun["microbatches"], "microbatches": begun["devices"]}
-    ways = [begun]
     # Given pairs, of which a run has `balanced`, are compared by all devices at once.
     drawn = config.objective == "pairs" and before.get("balanced") is None
-    if drawn and 1 in swapped.values() and swapped != begun:
-        ways.append(swapped)
-    now = {"devices": devices, "microbatches": config.microbatches or swapped["microbatches"]}
-    if now not in ways:
-        named = ["--devices {devices} --microbatches {microbatches}".format(**way) for way in ways]
-        raise ValueError(
-            f"{where} was begun with {named[0]}; on {devices} devices its sums would come out in "
-            "another order, and its numbers differ in the last digits: resume it with "
-            + ", or with ".join(named)
-        )
+    microbatches = microbatches_on(where, devices, config.microbatches, swaps=drawn)
     print(
         f"{where} was begun with --devices {begun['devices']} --microbatches "
         f"{begun['microbatches']} and goes on with --devices {devices} --microbatches "
-        f"{now['microbatches']}, which gives the same numbers"
+        f"{microbatches}, which gives the same numbers"
     )
     if drawn and config.group is None:
         config = dataclasses.replace(config, group=before.get("group"))
-    return dataclasses.replace(config, microbatches=now["microbatches"]), begun
+    return dataclasses.replace(config, microbatches=microbatches), begun
 
 
 if __name__ == "__main__":

@@ -116,3 +116,27 @@ def test_no_experiment_takes_a_name_that_is_not_of_one_folder(
         experiment.main(config)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        (
+            "steps must be a multiple of log_every, got 3",
+            "--steps must be a multiple of --log_every, got 3",
+        ),
+        ("memory_size must be 0, got 3 steps", "--memory must be 0, got 3 steps"),
+        ("no steps: leave memory_size out", "no steps: leave --memory out"),
+        ("temperature must be above 0", "temperature must be above 0"),
+    ],
+)
+def test_errors_of_the_library_name_options(message, named):
+    error = _noted(ValueError(message))
+    with pytest.raises(ValueError, match=f"^{named}") as caught, command.options_named(NAMES):
+        raise error
+    # The note and the traceback stay.
+    assert caught.value is error
+    assert caught.value.__notes__
+
+
+NAMES = ("steps", "log_every", "memory")

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from own_data import pictures, write_folder
 
+from contrastive_jax.train import neighbourhoods
 from experiments import drlim
 
 RNG = np.random.default_rng(0)
@@ -10,24 +11,22 @@ RNG = np.random.default_rng(0)
 
 def test_copies_are_moved_sideways_and_lose_nothing():
     images = RNG.integers(1, 256, (3, 28, 28, 1), dtype=np.uint8)
-    copies = drlim.with_copies(images)
+    copies = neighbourhoods.with_moved_copies(images, (-6, -3, 3, 6))
     assert copies.shape == (15, 40, 40, 1)
     for k, move in enumerate((0, -6, -3, 3, 6)):
         inside = copies[3 * k : 3 * k + 3, 6:34, 6 + move : 34 + move]
         np.testing.assert_array_equal(inside, images)
         assert copies[3 * k : 3 * k + 3].sum(dtype=int) == images.sum(dtype=int)
-    # Of a smaller image the moves are in proportion.
-    assert drlim.with_copies(images[:, :8, :8]).shape == (15, 12, 12, 1)
 
 
 def test_nearest_and_related():
     images = RNG.integers(0, 256, (6, 4, 4, 1), dtype=np.uint8)
-    near = drlim.nearest(images, 2)
+    near = neighbourhoods.nearest_by_pixels(images, 2)
     flat = images.reshape(6, -1).astype(float)
     distance = np.linalg.norm(flat[:, None] - flat, axis=2) + 1e9 * np.eye(6)
     np.testing.assert_array_equal(np.sort(near), np.sort(np.argsort(distance)[:, :2]))
 
-    similar = drlim.related(near, 3)
+    similar = neighbourhoods.similar_to_copies(near, 3)
     assert similar.shape == (18, 8)
     for row, found in enumerate(similar):
         copy_of = row % 6
@@ -37,10 +36,12 @@ def test_nearest_and_related():
 
 @pytest.mark.parametrize("fraction", [0.25, 0.5])
 def test_pairs_are_drawn_from_lists_and_labelled_by_them(fraction):
-    near = drlim.nearest(RNG.integers(0, 256, (30, 4, 4, 1), dtype=np.uint8), 3)
+    near = neighbourhoods.nearest_by_pixels(RNG.integers(0, 256, (30, 4, 4, 1), dtype=np.uint8), 3)
     i, j, labels = map(
         np.asarray,
-        jax.jit(drlim.draw, static_argnums=2)(jax.random.key(1), near, 4000, fraction),
+        jax.jit(neighbourhoods.draw_similar, static_argnums=2)(
+            jax.random.key(1), near, 4000, fraction
+        ),
     )
     for a, b, label in zip(i, j, labels, strict=True):
         assert label == (0 if b in near[a] or a in near[b] or a == b else 1)
@@ -57,16 +58,23 @@ def test_figures_of_a_map():
     points = np.array([[0.0, 0], [0.1, 0], [10, 0], [10.1, 0]])
     labels = np.tile([0, 0, 1, 1], 3)
     same = np.concatenate([points, points + 0.01, points - 0.01])
-    assert drlim.class_of_neighbour(same, labels, 3) == 1
-    assert drlim.spread_of_copies(same, 3) < 0.01
+    assert neighbourhoods.nearest_of_class(same, labels, 3) == 1
+    assert neighbourhoods.spread_of_copies(same, 3) < 0.01
     # Copies far from each other: all there is is their spread.
     apart = np.concatenate([points * 0, points * 0 + [5, 0], points * 0 - [5, 0]])
-    assert drlim.spread_of_copies(apart, 3) == pytest.approx(1)
-    assert drlim.class_of_neighbour(points[[0, 2, 1, 3]], np.array([0, 1, 0, 1]), 1) == 1
+    assert neighbourhoods.spread_of_copies(apart, 3) == pytest.approx(1)
+    assert neighbourhoods.nearest_of_class(points[[0, 2, 1, 3]], np.array([0, 1, 0, 1]), 1) == 1
 
 
-def test_maps_are_learned_from_neighbours(tmp_path, capsys):
+def test_maps_are_learned_from_neighbours(tmp_path, capsys, monkeypatch):
     (tmp_path / "tfds").mkdir()
+    shapes, embedding_map = {}, drlim.plots.embedding_map
+
+    def drawn(embeddings, labels, *, images, class_names):
+        shapes[("neighbours", "copies", "invariant")[len(shapes)]] = images.shape[1:]
+        return embedding_map(embeddings, labels, images=images, class_names=class_names)
+
+    monkeypatch.setattr(drlim.plots, "embedding_map", drawn)
     config = drlim.Config(
         steps=150, batch_size=32, runs=tmp_path, tfds_dir=tmp_path / "tfds", name="run"
     )
@@ -78,6 +86,8 @@ def test_maps_are_learned_from_neighbours(tmp_path, capsys):
         found = np.load(folder / f"map-{name}.npz")
         assert found["embeddings"].shape == (len(found["classes"]), 2)
         assert len(found["classes"]) % times == 0
+        # Moves are in proportion to the width: at most 2 of 8 pixels, and a border as wide.
+        assert shapes[name] == ((8, 8, 1) if times == 1 else (12, 12, 1))
     rows = [line.split("|")[1:4] for line in (folder / "results.md").read_text().splitlines()[2:]]
     spread = {name.strip(): value.strip() for name, _, value in rows}
     # What is known of copies draws them together.

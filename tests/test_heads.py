@@ -11,14 +11,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from contrastive_jax import distances, models, plots, run_report
+from contrastive_jax import ablation_report, distances, models, plots, run_report
 from contrastive_jax.data.datasets import Dataset, Examples, GivenPairs, PairDataset
 from contrastive_jax.evaluation import baselines
 from contrastive_jax.evaluation.calibration import Calibration
 from contrastive_jax.train import Run, network
 from contrastive_jax.train.run_folder import write
+from contrastive_jax.train.trial_figures import chosen_figure
 from experiments import (
-    batches_compared,
     compare,
     compare_losses,
     embed,
@@ -62,7 +62,7 @@ def run_on(tmp_path, monkeypatch):
     """Runs a command on data, without drawing its figures."""
     none = {name: lambda *args, **kwargs: None for name in vars(plots)}
     monkeypatch.setattr(run_report, "plots", types.SimpleNamespace(**none))
-    monkeypatch.setattr(margin_ablation, "_figures", lambda *arguments: {})
+    monkeypatch.setattr(ablation_report, "figures_of_trials", lambda *arguments, **shown: {})
 
     def run(data, main, /, **chosen):
         monkeypatch.setattr(options, "load_data", lambda config: data)
@@ -228,12 +228,11 @@ def _assembled(program, data, **chosen):
     """The trials of a command of a grid, or of a comparison of losses, without training them."""
     config = option_checks.checked(program.Config(**chosen))
     if program is compare_losses:
-        batches_compared.check_data(config, "all classes", data)
+        compare_losses.check_data(config, "all classes", data)
         return compare_losses._assembled(
-            config, "supcon", data, [({"learning_rate": 1e-3, "options": {}}, 0)]
+            config, data, "supcon", [({"learning_rate": 1e-3, "options": {}}, 0)]
         )
     (group,) = trials.groups(trials.base_of(config), [{"learning_rate": 1e-3, "seed": 0}])
-    trials.check_groups([group], jax.devices()[:1])
     trials.check_data([group], data, jax.devices()[:1])
     return trials.assembled(group, data, jax.devices()[:1])
 
@@ -310,11 +309,15 @@ def test_options_without_effect_are_errors(data, chosen, message):
         option_checks.for_data(config, data)
 
 
-def test_figures_of_other_data_are_refused():
-    config = margin_ablation.Config(shown_by="map_at_r")
-    with pytest.raises(ValueError, match="auc, average_precision on pairs, got map_at_r"):
-        trials.shown_on(config, PAIRS)
-    assert trials.shown_on(dataclasses.replace(config, shown_by=None), PAIRS).shown_by == "auc"
+def test_figures_of_other_data_are_refused(monkeypatch):
+    monkeypatch.setattr(options, "load", lambda *names, **where: PAIRS)
+    config, points = margin_ablation.Config(shown_by="map_at_r"), [{"margin": 1.0, "seed": 0}]
+    words = "--shown_by must be one of auc, average_precision on pairs, got map_at_r"
+    with pytest.raises(ValueError, match=words):
+        trials.prepared(config, points)
+    assert chosen_figure(PAIRS) == "auc"
+    with pytest.raises(ValueError, match=r"one of precision_at_1, .* on vectors, got auc"):
+        chosen_figure(VECTORS, "auc")
 
 
 def test_seeds_of_a_grid_share_the_images_of_the_largest_batch():

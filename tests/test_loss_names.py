@@ -3,9 +3,9 @@
 import pytest
 import tyro
 
+from contrastive_jax.search.texts import parse_axes, parse_numbers
 from contrastive_jax.train import loss_names, loss_table
 from experiments import axes, compare_losses, margin_ablation, search
-from experiments.loss_options import parse_numbers
 
 
 def test_hints_are_losses_of_the_table():
@@ -66,9 +66,9 @@ def test_commands_give_hints():
     with pytest.raises(ValueError, match=message):
         compare_losses.main(compare_losses.Config(losses=("TupletMarginLoss",)))
     with pytest.raises(ValueError, match=message):
-        axes.parse_axes(["loss=supcon,TupletMarginLoss"])
+        parse_axes(["loss=supcon,TupletMarginLoss"], axes.STRUCTURE)
     with pytest.raises(ValueError, match=message):
-        axes.check_axes(["margin"], ["TupletMarginLoss"])
+        axes.check_axes(search.Config(), ["margin"], ["TupletMarginLoss"], "--space")
 
 
 @pytest.mark.parametrize("experiment", [search, margin_ablation], ids=lambda one: one.__name__)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from contrastive_jax import ablation_plots
+from contrastive_jax import ablation_plots, ablation_report
 from contrastive_jax.data import load
 from contrastive_jax.evaluation import trial_tables
 from contrastive_jax.train import grid as grids
@@ -53,7 +53,7 @@ def _run(tmp_path, folder_of_tfds, **options):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Draws nothing, which takes as long as all else."""
-    monkeypatch.setattr(margin_ablation, "_figures", lambda *_: {})
+    monkeypatch.setattr(ablation_report, "figures_of_trials", lambda *_, **__: {})
 
 
 def _trials(folder):
@@ -258,7 +258,7 @@ def test_a_trial_that_diverges_is_marked(tmp_path, folder_of_tfds, whole, capsys
 def test_structure_makes_groups_and_numbers_of_losses_are_axes(
     tmp_path, folder_of_tfds, capsys, monkeypatch
 ):
-    monkeypatch.setattr(margin_ablation, "_figures", lambda *_: {"curve": Figure()})
+    monkeypatch.setattr(ablation_report, "figures_of_trials", lambda *_, **__: {"curve": Figure()})
     folder = _run(
         tmp_path,
         folder_of_tfds,

@@ -85,7 +85,7 @@ def test_a_run_is_the_same_from_every_form(tmp_path, capsys):
         (["--data", "x", "--data_dir", "y"], "--data_dir has no effect with --data"),
         (["--data", "x", "--tfds_dir", "."], "--tfds_dir has no effect with --data"),
         (["--on_bad_input", "skip"], "--on_bad_input is of data of your own"),
-        (["--similar_label", "1"], "--similar_label is of pairs of your own"),
+        (["--similar_label", "1"], "--similar_label is of data of your own"),
         (["--data", "absent"], "there is no file or folder .*absent"),
     ],
 )

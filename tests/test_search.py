@@ -11,6 +11,7 @@ from contrastive_jax import locks
 from contrastive_jax.data import load
 from contrastive_jax.models import MLP
 from contrastive_jax.search import make_trainer, optuna_study, rungs, spread
+from contrastive_jax.search.texts import parse_space
 from contrastive_jax.train import grid as grids
 from contrastive_jax.train import json_lines
 from contrastive_jax.train import objective as objective_of
@@ -235,7 +236,9 @@ def test_a_process_that_is_not_the_last_does_not_judge(tmp_path, folder_of_tfds,
 
 
 def test_space():
-    space = axes.parse_space(["margin=0.2:1.8", "learning_rate=1e-3:1e-1:log", "width=2,64"])
+    space = parse_space(
+        ["margin=0.2:1.8", "learning_rate=1e-3:1e-1:log", "width=2,64"], axes.STRUCTURE
+    )
     assert space == {
         "margin": (0.2, 1.8, False),
         "learning_rate": (1e-3, 1e-1, True),

@@ -157,7 +157,7 @@ def test_killed_and_resumed_is_uninterrupted(config, tmp_path):
 
 
 def test_both_ways_over_devices_and_both_places_of_data_give_the_same(config, monkeypatch):
-    monkeypatch.setattr(run_report, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(run_report, "write_report", lambda *arguments, **by: None)
     # Adam makes whole steps of gradients that are all rounding; a small rate keeps those small.
     common = {"steps": 20, "learning_rate": 1e-3, "warmup": 0.5, "encoder": "convnet"}
     want = _params(train.main(config(**common)), 20)
@@ -244,7 +244,7 @@ def _without_rates(folder):
     ],
 )
 def test_a_loss_of_whole_batches_trains_and_resumes(config, monkeypatch, loss, options):
-    monkeypatch.setattr(run_report, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(run_report, "write_report", lambda *arguments, **by: None)
     options = options | {"loss": loss, "group": None, "name": loss}
     folder = train.main(config(**options))
     records, params = _without_rates(folder), _params(folder)
@@ -302,7 +302,7 @@ def test_a_run_in_use_is_refused(config, tmp_path):
 @pytest.mark.parametrize("begun", [4, 1])
 def test_a_run_goes_on_to_the_same_bits_on_other_devices(config, capsys, monkeypatch, begun):
     """Four devices, and one with four microbatches, for which its own defaults would be others."""
-    monkeypatch.setattr(run_report, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(run_report, "write_report", lambda *arguments, **by: None)
     options = {"steps": 40, "group": None, "name": f"on-{begun}"}
     microbatches = 4 // begun
     folder = train.main(config(**options, devices=begun, microbatches=microbatches))
@@ -373,7 +373,7 @@ def test_a_damaged_configuration_is_named(config, tmp_path):
 
 
 def test_a_folder_is_never_overwritten_without_being_told(config, monkeypatch):
-    monkeypatch.setattr(run_report, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(run_report, "write_report", lambda *arguments, **by: None)
     folder = train.main(config(name="mine", steps=20))
     before = (folder / "metrics.jsonl").read_bytes()
     with pytest.raises(FileExistsError, match="--overwrite"):
@@ -387,13 +387,14 @@ def test_a_folder_is_never_overwritten_without_being_told(config, monkeypatch):
 
 
 def test_a_run_is_not_resumed_to_fewer_steps_than_it_has_taken(config, monkeypatch):
-    monkeypatch.setattr(run_report, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(run_report, "write_report", lambda *arguments, **by: None)
     folder = train.main(config(name="mine", steps=40))
     before = (folder / "config.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(options, "load", None)  # no data is read for it
         with pytest.raises(
-            ValueError, match="has taken 40 steps already: give --steps of at least"
+            ValueError,
+            match=r"has taken 40 steps already: --steps must be at least 40, .* leave --resume",
         ):
             train.main(config(name="mine", steps=20, resume=True))
     assert (folder / "config.json").read_bytes() == before
@@ -424,7 +425,7 @@ def test_options_that_are_wrong_on_any_data_are_refused_before_it_is_read(
     [
         ({"margin": 0.0}, "--margin must be above 0, got 0.0"),
         ({"margin": float("nan")}, "--margin must be above 0, got nan"),
-        ({"steps": -5}, "--steps must be above 0, got -5"),
+        ({"steps": -5}, "--steps must be at least 1, got -5"),
         ({"similar_fraction": 1.5}, r"--similar_fraction must be in \[0, 1\], got 1.5"),
         ({"warmup": 1.0}, r"--warmup must be in \[0, 1\), got 1.0"),
         ({"validate_every": 15}, "--validate_every must be a multiple of --log_every, got 15"),
@@ -435,11 +436,11 @@ def test_options_that_are_wrong_on_any_data_are_refused_before_it_is_read(
         ({"resume": True, "overwrite": True, "name": "x"}, "exclude each other"),
         ({"devices": 99}, "--devices must be from 1 to 8, got 99"),
         ({"devices": 0}, "--devices must be from 1 to 8, got 0"),
-        ({"keep": 0}, "--keep must be above 0, got 0"),
-        ({"group": 0}, "--group must be above 0, got 0"),
-        ({"microbatches": 0}, "--microbatches must be above 0, got 0"),
+        ({"keep": 0}, "--keep must be at least 1, got 0"),
+        ({"group": 0}, "--group must be at least 1, got 0"),
+        ({"microbatches": 0}, "--microbatches must be at least 1, got 0"),
         ({"group": 5}, "multiple of --microbatches times --group, got 16 pairs, 1 microbatches"),
-        ({"batch_classes": 4, "group": 1}, "--batch_classes needs --objective all_pairs"),
+        ({"batch_classes": 4, "group": 1}, "--batch_classes is of .*--objective all_pairs"),
         ({"objective": "all_pairs", "group": 2}, "leave --group out"),
         ({"objective": "all_pairs", "group": None, "data_on": "host"}, "leave --data_on device"),
         ({"width": 1}, "--width must be at least 2, got 1"),
@@ -454,9 +455,12 @@ def test_options_that_are_wrong_on_any_data_are_refused_before_it_is_read(
         ({"loss": "supcon", "margin": 1.0}, "supcon has no margin"),
         ({"loss": "supcon", "similar_fraction": 0.2}, "leave --similar_fraction out"),
         ({"loss": "supcon", "distance": "cosine"}, "leave --objective, --distance and"),
-        ({"loss": "arcface", "memory": 64}, "compares with proxies and takes no --memory"),
+        (
+            {"loss": "arcface", "memory": 64, "group": None},
+            "arcface compares with proxies and takes no --memory",
+        ),
         ({"loss": "supcon", "memory": 8, "group": None}, "at least the 32 images of a batch"),
-        ({"memory": 64}, "give --objective all_pairs"),
+        ({"memory": 64}, "--memory is compared .*--objective all_pairs, or another loss"),
         ({"batch_size": 4096}, "at most 4,844 images on the 1,211 images of the train split"),
         ({"loss": "arcface", "loss_learning_rate": 0.0}, "--loss_learning_rate must be above 0"),
         ({"loss": "supcon", "loss_learning_rate": 0.1}, "supcon has no parameters"),

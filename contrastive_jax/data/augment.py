@@ -35,6 +35,9 @@ def flip(key: jax.Array, image: jax.Array) -> jax.Array:
 def shift(key: jax.Array, image: jax.Array, pixels: int = 1) -> jax.Array:
     """Moves an image `[H, W, C]` by up to `pixels` in either direction, filling with zeros.
 
+    Raises:
+      ValueError: if the image is not as wide.
+
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
@@ -44,6 +47,8 @@ def shift(key: jax.Array, image: jax.Array, pixels: int = 1) -> jax.Array:
       (4, 4, 1)
     """
     chex.assert_rank(image, 3)
+    if pixels >= (side := min(image.shape[:2])):
+        raise ValueError(f"shift must be below the {side} pixels of an image's side, got {pixels}")
     padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
     row, column = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
     return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
@@ -275,6 +280,42 @@ def by_names(texts: Sequence[str]) -> list[Augment]:
             )
         changes[name] = partial(function, **given)
     return [changes[name] for name in NAMES if name in changes]
+
+
+def from_options(
+    names: Sequence[str] = (), *, flip: bool = False, shift: int = 0
+) -> Augment | None:
+    """Makes one change of those of `by_names`, and then of a shift and a reflection.
+
+    Args:
+      names: as `by_names` takes them.
+      flip: whether images are mirrored at random.
+      shift: pixels by which images are moved at random, 0 for none.
+
+    Returns:
+      The change, None where there is none; errors are those of `by_names`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from contrastive_jax.data import augment
+      >>> change = augment.from_options(["rotate=15"], flip=True, shift=1)
+      >>> change(jax.random.key(0), jnp.ones((8, 8, 1))).shape
+      (8, 8, 1)
+    """
+    named = by_names(names)
+    moved = partial(_moved_and_mirrored, mirror=flip, pixels=shift)
+    if not named:
+        return moved if flip or shift else None
+    return chain(*named, *([moved] if flip or shift else []))
+
+
+def _moved_and_mirrored(
+    key: jax.Array, image: jax.Array, *, mirror: bool, pixels: int
+) -> jax.Array:
+    first, second = jax.random.split(key)
+    image = shift(first, image, pixels) if pixels else image
+    return flip(second, image) if mirror else image
 
 
 def _mapped(image: jax.Array, inverse: jax.Array) -> jax.Array:

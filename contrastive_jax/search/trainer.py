@@ -127,8 +127,8 @@ def make_trainer(
       The trainer, for `halving`, `by_optuna` and `judge`.
 
     Raises:
-      ValueError: if the training does not fit its data; from the trainer, if a hyperparameter is
-        part of the structure of the program, so that trials can not share it.
+      ValueError: if the training or `chosen_by` does not fit the data; from the trainer, if a
+        hyperparameter is part of the structure of the program, so that trials can not share it.
 
     Example:
       >>> import contrastive_jax as cj
@@ -142,6 +142,7 @@ def make_trainer(
       'map_at_r'
     """
     check_training(training, log_every=1, validate_every=1, steps_per_call=1)
+    chosen_by = trial_figures.chosen_figure(training.data, chosen_by)
     given_pairs = isinstance(training.data, PairDataset)
     tried: dict[str, set[float]] = {}
 
@@ -168,4 +169,4 @@ def make_trainer(
         made = assemble_trials(common, variants, further_seeds=further_seeds)
         yield Group("trials", range(len(points)), made)
 
-    return Trainer(groups, chosen_by or ("auc" if given_pairs else "map_at_r"), options, report)
+    return Trainer(groups, chosen_by, options, report)

@@ -1,10 +1,13 @@
 """The winner of a search, trained anew with other seeds and evaluated on test."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from contrastive_jax.evaluation.intervals import bootstrap_interval
-from contrastive_jax.search.space import Hyperparameters
+from contrastive_jax.evaluation.tables import TITLES
+from contrastive_jax.search.space import Hyperparameters, text_of
 from contrastive_jax.search.trainer import Trainer
 from contrastive_jax.train import TrainState, json_lines, trial_figures
 from contrastive_jax.train.trial_assembly import AssembledTrials
@@ -73,3 +76,35 @@ def judge(
         "diverged": [seed for seed, test in enumerate(by_seed, 1) if not test],
         "test": figures,
     }
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> str:
+    """Writes `results.json`, and returns the figures of the winner on test as text.
+
+    Args:
+      folder: of the search.
+      results: from `judge`.
+
+    Returns:
+      A line for the hyperparameters, and one for each figure, with its interval over several seeds.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.search.winner import write_results
+      >>> auc = {"mean": 0.9, "low": 0.8, "high": 1.0}
+      >>> results = {"hyperparameters": {"margin": 0.5}, "seeds": 3, "diverged": [2]}
+      >>> print(write_results(Path(), results | {"test": {"auc": auc}}))
+      the winner: margin 0.5; on test, means of 2 new seeds:
+        pair ROC AUC: 0.9000 [0.8000, 1.0000]
+    """
+    # JSON has no NaN, which the ends of an interval of one seed are.
+    text = json.dumps(dict(results), indent=2).replace("NaN", "null")
+    (folder / "results.json").write_text(text + "\n")
+    whole = results["seeds"] - len(results["diverged"])
+    winner = text_of(results["hyperparameters"])
+    lines = [f"the winner: {winner}; on test, means of {whole} new seeds:"]
+    for key, title in TITLES.items():
+        if key in results["test"]:
+            line = "  {}: {mean:.4f}" + (" [{low:.4f}, {high:.4f}]" if whole > 1 else "")
+            lines.append(line.format(title, **results["test"][key]))
+    return "\n".join(lines)

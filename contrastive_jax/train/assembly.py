@@ -8,12 +8,13 @@ import numpy as np
 import optax
 
 from contrastive_jax import memory
+from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.train.batches import check_size, draws_batches, trained_classes
 from contrastive_jax.train.labelled import labelled_rows
 from contrastive_jax.train.networks import Network, check_images, network
 from contrastive_jax.train.objectives import Objective
-from contrastive_jax.train.optimizer import make_optimizer, with_loss
+from contrastive_jax.train.optimizer import make_optimizers, with_loss
 from contrastive_jax.train.steps import init_state, make_step
 from contrastive_jax.train.training import Training
 from contrastive_jax.train.types import Step, TrainState
@@ -48,9 +49,9 @@ def assemble(training: Training, *, seeds: Sequence[int] = ()) -> Assembled:
       The encoder, the initial states, and the steps.
 
     Raises:
-      ValueError: if the encoder does not take the images, the objective takes no memory, classes
-        and images of a batch do not fit, or the batch is larger than 1,024 and than four times the
-        data.
+      ValueError: if the encoder or the augmentation does not take the images, the objective takes
+        no memory, classes and images of a batch do not fit, or the batch is larger than 1,024 and
+        than four times the data.
 
     Example:
       >>> import contrastive_jax as cj
@@ -66,6 +67,8 @@ def assemble(training: Training, *, seeds: Sequence[int] = ()) -> Assembled:
     encoder = _encoder(training, training.seed)
     check_images(encoder, **images)
     image = jax.ShapeDtypeStruct((1, *images["train"].shape[1:]), images["train"].dtype)
+    if training.augment is not None:
+        _check_augment(training.augment, image)
     width = jax.eval_shape(encoder.encode, encoder.weights, image).shape[1]
 
     def init_loss(objective: Objective, seed: int) -> Any:
@@ -92,6 +95,17 @@ def assemble(training: Training, *, seeds: Sequence[int] = ()) -> Assembled:
     return Assembled(encoder, init, init_loss, step, drawn, pairs, rows)
 
 
+def _check_augment(augment: Augment, images: Any) -> None:
+    """Checks that a random change leaves the shape and dtype of an image as they are."""
+    image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
+    changed = jax.eval_shape(lambda image: augment(jax.random.key(0), image), image)
+    if (changed.shape, changed.dtype) != (image.shape, image.dtype):
+        raise ValueError(
+            f"augment must return images of the same shape and dtype, {image.dtype} "
+            f"{list(image.shape)}, got {changed.dtype} {list(changed.shape)}"
+        )
+
+
 def _encoder(training: Training, seed: int) -> Network:
     """Makes the encoder of a seed, or that of the weights with which the training begins."""
     shape = _images_of(training.data)["train"].shape[1:]
@@ -110,17 +124,11 @@ def _classes_of(training: Training) -> int:
 
 def _optimizer(training: Training, *, of_loss: bool) -> optax.GradientTransformation:
     """Returns the optimizer of the encoder and, where it has parameters, of the loss."""
-    steps, warmup_steps = training.steps, int(0.02 * training.steps)
-    optimizer = training.optimizer or make_optimizer(
-        4e-3, steps, warmup_steps=warmup_steps, weight_decay=0.1
+    encoder, loss = make_optimizers(
+        training.steps, loss_learning_rate=training.objective.learning_rate
     )
-    if not of_loss:
-        return optimizer
-    rate = training.objective.learning_rate
-    of_its_own = training.loss_optimizer
-    return with_loss(
-        optimizer, of_its_own or make_optimizer(rate, steps, warmup_steps=warmup_steps)
-    )
+    optimizer = training.optimizer or encoder
+    return with_loss(optimizer, training.loss_optimizer or loss) if of_loss else optimizer
 
 
 def _memory(training: Training, width: int) -> Any:

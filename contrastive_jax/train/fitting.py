@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from contrastive_jax.data._digest import digest
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
-from contrastive_jax.train import checkpoints, folder
+from contrastive_jax.train import folder
 from contrastive_jax.train._stored_training import finished_run, open_files, train_stored
 from contrastive_jax.train.assembly import assemble
 from contrastive_jax.train.batches import source_of
@@ -23,6 +23,7 @@ from contrastive_jax.train.devices import Strategy, check_strategy, parallel
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.preconditions import check_training
 from contrastive_jax.train.progress import Progress
+from contrastive_jax.train.resumption import check_steps
 from contrastive_jax.train.run import Run
 from contrastive_jax.train.steps import repeated
 from contrastive_jax.train.training import Training, recorded
@@ -203,7 +204,7 @@ def fit(
             Path(runs), name, default_name, record, resume=resume, overwrite=overwrite, free=free
         )
         where = stack.enter_context(opened)
-        _check_taken(where, steps)
+        check_steps(where, steps)
         if resume:
             folder.write_config(where, record)
         files = stack.enter_context(open_files(where, data, keep=keep, stored=stored))
@@ -236,11 +237,3 @@ def _name_of(model: Any) -> str:
         model = model.func
     name = getattr(model, "__name__", type(model).__name__)
     return "function" if isinstance(model, tuple) else str(name).lower()
-
-
-def _check_taken(where: Path, steps: int) -> None:
-    """Checks that a run has not taken more steps than it is to take."""
-    if (taken := checkpoints.steps_taken(where / "checkpoints")) > steps:
-        raise ValueError(
-            f"{where} has taken {taken:,} steps already: steps must be at least that, got {steps:,}"
-        )

@@ -90,13 +90,7 @@ def open_run(
       ...     print(folder.as_posix())
       runs/my-run
     """
-    if name is not None:
-        check_name(name)
-    if resume or overwrite:
-        if name is None:
-            raise ValueError("--resume and --overwrite need the --name of the run")
-        if resume and overwrite:
-            raise ValueError("--resume and --overwrite exclude each other")
+    _check_names(runs, name, resume=resume, overwrite=overwrite)
     if resume:
         folder = runs / str(name)
         check_resumable(folder, config, free)
@@ -106,6 +100,42 @@ def open_run(
         folder = create_run(runs, name, default_name, config)
     with locks.locked(folder / LOCK, str(folder), shared=shared):
         yield folder
+
+
+def check_run(
+    runs: Path, name: str | None, *, resume: bool = False, overwrite: bool = False
+) -> None:
+    """Checks that a run of this name can be made, replaced or resumed, as far as names tell.
+
+    Args:
+      runs: as in `open_run`, and so the others.
+      name: of this run.
+      resume: whether to go on with it.
+      overwrite: whether to replace it.
+
+    Raises:
+      FileExistsError: if the named folder exists and is neither to be resumed nor replaced.
+      ValueError: if `runs` or the name is not that of a folder, or arguments exclude each other.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.train.folder import check_run
+      >>> check_run(Path("runs"), "none-of-this-name")
+    """
+    _check_names(runs, name, resume=resume, overwrite=overwrite)
+    if name is not None and not (resume or overwrite):
+        check_new(runs / name)
+
+
+def _check_names(runs: Path, name: str | None, *, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if (resume or overwrite) and name is None:
+        raise ValueError(f"--{'resume' if resume else 'overwrite'} needs the --name of the run")
+    if runs.exists() and not runs.is_dir():
+        raise ValueError(f"--runs {runs} is not a folder: name one, which is created if need be")
+    if name is not None:
+        check_name(name)
 
 
 def check_new(folder: Path) -> None:

@@ -185,3 +185,14 @@ def hyperparameters_of(loss: str) -> dict[str, float]:
     defaults = {p.name: p.default for p in parameters if isinstance(p.default, int | float)}
     defaults = {key: value for key, value in defaults.items() if not isinstance(value, bool)}
     return defaults | row.hyperparameters | fraction
+
+
+def whole_hyperparameters(loss: str) -> set[str]:
+    """Returns the hyperparameters of a loss that are whole numbers, part of a program's structure.
+
+    Example:
+      >>> from contrastive_jax.train.loss_table import whole_hyperparameters
+      >>> whole_hyperparameters("fast_ap")
+      {'bins'}
+    """
+    return {name for name, value in hyperparameters_of(loss).items() if isinstance(value, int)}

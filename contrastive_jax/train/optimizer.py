@@ -1,6 +1,6 @@
 """Optimizers of an encoder and of the parameters of its loss."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -68,57 +68,70 @@ def make_optimizer(
     )
 
 
-def tunable_optimizer(steps: int, names: Sequence[str]) -> optax.GradientTransformation:
-    """Makes the default optimizer of `fit` with some of its hyperparameters in its state.
+def make_optimizers(
+    steps: int,
+    *,
+    learning_rate: float = 4e-3,
+    weight_decay: float = 0.1,
+    clip_norm: float = 1.0,
+    warmup: float = 0.02,
+    loss_learning_rate: float = 1e-2,
+    tunable: Iterable[str] = (),
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Makes the optimizers of an encoder and of the parameters of its loss.
 
-    Trials that differ in them share a compiled step.
+    By default they are those of `fit`.
 
     Args:
       steps: of the training.
-      names: of the hyperparameters, of `OPTIMIZER`.
+      learning_rate: of the encoder, as in `make_optimizer`.
+      weight_decay: of the encoder.
+      clip_norm: of the encoder.
+      warmup: share of the steps over which learning rates grow.
+      loss_learning_rate: of the parameters of the loss.
+      tunable: names of the hyperparameters, of `OPTIMIZER` and `loss_learning_rate`, that are part
+        of the state, by `optax.inject_hyperparams`: trials that differ in them share a compiled
+        step.
 
     Returns:
-      The optimizer, of `optax.inject_hyperparams`.
+      The optimizers of the encoder and of the loss.
+
+    Raises:
+      ValueError: if the warm-up is not shorter than the training.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
-      >>> from contrastive_jax.train.optimizer import tunable_optimizer
-      >>> state = tunable_optimizer(100, ["learning_rate"]).init(jnp.ones(2))
-      >>> print(optax.tree.get(state, "learning_rate"))
+      >>> from contrastive_jax.train.optimizer import make_optimizers
+      >>> encoder, loss = make_optimizers(100, tunable=["learning_rate", "loss_learning_rate"])
+      >>> print(optax.tree.get(encoder.init(jnp.ones(2)), "learning_rate"))
       0.004
-    """
-    fixed = [name for name in OPTIMIZER if name not in names]
-    make = optax.inject_hyperparams(make_optimizer, static_args=("steps", "warmup_steps", *fixed))
-    return make(4e-3, steps, warmup_steps=int(0.02 * steps), weight_decay=0.1, clip_norm=1.0)
-
-
-def tunable_loss_optimizer(steps: int, rate: float = 1e-2) -> optax.GradientTransformation:
-    """Makes the default optimizer of a loss with `loss_learning_rate` in its state.
-
-    Args:
-      steps: of the training.
-      rate: the learning rate at its peak, which trials may replace.
-
-    Returns:
-      The optimizer, of `optax.inject_hyperparams`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import optax
-      >>> from contrastive_jax.train.optimizer import tunable_loss_optimizer
-      >>> state = tunable_loss_optimizer(100).init(jnp.ones(2))
-      >>> print(optax.tree.get(state, "loss_learning_rate"))
+      >>> print(optax.tree.get(loss.init(jnp.ones(2)), "loss_learning_rate"))
       0.01
     """
+    names, static = {*tunable}, ["steps", "warmup_steps"]
+    make: Callable[..., optax.GradientTransformation] = make_optimizer
+    make_loss: Callable[..., optax.GradientTransformation] = _loss_optimizer
+    if names & {*OPTIMIZER}:
+        fixed = [name for name in OPTIMIZER if name not in names]
+        make = optax.inject_hyperparams(make, static_args=(*static, *fixed))
+    if "loss_learning_rate" in names:
+        make_loss = optax.inject_hyperparams(make_loss, static_args=(*static,))
+    warmup_steps = int(warmup * steps)
+    encoder = make(
+        learning_rate,
+        steps,
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+    )
+    return encoder, make_loss(loss_learning_rate, steps, warmup_steps=warmup_steps)
 
-    def make(
-        loss_learning_rate: float, steps: int, *, warmup_steps: int
-    ) -> optax.GradientTransformation:
-        return make_optimizer(loss_learning_rate, steps, warmup_steps=warmup_steps)
 
-    tunable = optax.inject_hyperparams(make, static_args=("steps", "warmup_steps"))
-    return tunable(rate, steps, warmup_steps=int(0.02 * steps))
+def _loss_optimizer(
+    loss_learning_rate: float, steps: int, *, warmup_steps: int
+) -> optax.GradientTransformation:
+    return make_optimizer(loss_learning_rate, steps, warmup_steps=warmup_steps)
 
 
 def tunable_optimizers(
@@ -146,11 +159,11 @@ def tunable_optimizers(
       (False, True)
     """
     varied = {*names}
-    tuned = [name for name in OPTIMIZER if name in varied]
-    if optimizer is None and tuned:
-        optimizer = tunable_optimizer(steps, tuned)
+    encoder, loss = make_optimizers(steps, tunable=varied)
+    if optimizer is None and varied & {*OPTIMIZER}:
+        optimizer = encoder
     if loss_optimizer is None and "loss_learning_rate" in varied:
-        loss_optimizer = tunable_loss_optimizer(steps)
+        loss_optimizer = loss
     return optimizer, loss_optimizer
 
 
@@ -191,8 +204,8 @@ def check_hyperparameter(opt_state: Any, name: str) -> None:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from contrastive_jax.train.optimizer import check_hyperparameter, tunable_optimizer
-      >>> state = tunable_optimizer(100, ["learning_rate"]).init(jnp.ones(2))
+      >>> from contrastive_jax.train.optimizer import check_hyperparameter, make_optimizers
+      >>> state = make_optimizers(100, tunable=["learning_rate"])[0].init(jnp.ones(2))
       >>> check_hyperparameter(state, "learning_rate")
     """
     if not optax.tree.get_all_with_path(opt_state, name):

@@ -1,10 +1,23 @@
 """Checks of the arguments of a training, before anything is computed or written."""
 
+from collections.abc import Sequence
+from typing import Any
+
+from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import PairDataset
 from contrastive_jax.data.evaluable import check_evaluable
 from contrastive_jax.data.pair_checks import check_given_pairs
 from contrastive_jax.train.labelled import check_labels
+from contrastive_jax.train.objectives import Objective
+from contrastive_jax.train.ranges import check_multiples, check_ranges
 from contrastive_jax.train.training import Training
+
+SCHEDULE = (
+    ("validate_every", "log_every"),
+    ("log_every", "steps_per_call"),
+    ("steps", "steps_per_call"),
+)
+"""Numbers of steps of `fit`, and those that they are multiples of."""
 
 
 def check_training(
@@ -41,15 +54,29 @@ def check_training(
           ...
       ValueError: validate_every must be a multiple of log_every, got 15 and 10
     """
-    _check_schedule(
-        steps=training.steps,
-        log_every=log_every,
-        validate_every=validate_every,
-        steps_per_call=steps_per_call,
-        keep=keep,
-    )
+    schedule = {
+        "steps": training.steps,
+        "log_every": log_every,
+        "validate_every": validate_every,
+        "steps_per_call": steps_per_call,
+        "keep": keep,
+    }
+    check_ranges(schedule)
+    check_multiples(schedule, SCHEDULE)
     _check_drawing(training, data_on, steps_per_call)
-    _check_batch(training)
+    check_batches(
+        training.objective,
+        batch_size=training.batch_size,
+        batch_classes=training.batch_classes,
+        repeat=training.repeat,
+        by_size=training.by_size,
+        categories=training.categories,
+        views=training.views,
+        augment=training.augment,
+        memory_size=training.memory_size,
+        max_age=training.max_age,
+        given_pairs=isinstance(training.data, PairDataset),
+    )
     if isinstance(training.data, PairDataset):
         check_given_pairs(training.data)
     else:
@@ -79,59 +106,105 @@ def _check_drawing(training: Training, data_on: str, steps_per_call: int) -> Non
         )
 
 
-def _check_schedule(**arguments: int) -> None:
-    """Checks how often something is done, before anything is written.
+def check_batches(
+    objective: Objective,
+    *,
+    batch_size: int,
+    batch_classes: int | None = None,
+    repeat: bool = True,
+    by_size: bool = False,
+    categories: Any = None,
+    views: int = 1,
+    augment: Augment | None = None,
+    memory_size: int = 0,
+    max_age: int | None = None,
+    given_pairs: bool = False,
+) -> None:
+    """Checks that what says how batches are made has an effect, before any data is read.
+
+    Args:
+      objective: of the training.
+      batch_size: as in `fit`, and so the others.
+      batch_classes: divides the images of a batch.
+      repeat: of batches of classes, and so the next two.
+      by_size: see `fit`.
+      categories: see `fit`; anything but None stands for some.
+      views: divides the images of a batch.
+      augment: needed by several views.
+      memory_size: 0, or at least the images of a batch.
+      max_age: needs a memory.
+      given_pairs: whether the data are given pairs.
 
     Raises:
-      ValueError: if a number is below 1, or one is not a multiple of another that divides it.
+      ValueError: for the first that has no effect or does not fit, saying what to do about it.
+
+    Example:
+      >>> from contrastive_jax import train
+      >>> from contrastive_jax.train.preconditions import check_batches
+      >>> check_batches(train.objective("supcon"), batch_size=64, max_age=100)
+      Traceback (most recent call last):
+          ...
+      ValueError: max_age has no effect without a memory: give memory_size, or leave max_age out
     """
-    for name, value in arguments.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    for name, unit in (
-        ("validate_every", "log_every"),
-        ("log_every", "steps_per_call"),
-        ("steps", "steps_per_call"),
-    ):
-        if arguments[name] % arguments[unit]:
-            raise ValueError(
-                f"{name} must be a multiple of {unit}, got {arguments[name]} and {arguments[unit]}"
-            )
-
-
-def _check_batch(training: Training) -> None:
-    """Checks that what says how classes and views are drawn has an effect."""
     given = {
-        "repeat": not training.repeat,
-        "by_size": training.by_size,
-        "categories": training.categories is not None,
-        "views": training.views != 1,
+        "views": views != 1,
+        "repeat": not repeat,
+        "by_size": by_size,
+        "categories": categories is not None,
+        "batch_classes": batch_classes is not None,
     }
     named = [name for name, is_given in given.items() if is_given]
-    if named and (isinstance(training.data, PairDataset) or training.objective.separable):
+    if named and (given_pairs or objective.separable):
         raise ValueError(
             f"{named[0]} is of batches of classes, and has no effect on pairs: leave it out, or "
-            "take data with classes and an objective of whole batches"
+            "take data with classes and an objective of whole batches (--objective all_pairs, or "
+            "another loss than contrastive)"
         )
-    views, batch_size = training.views, training.batch_size
-    if views == 1:
-        return
-    if training.objective.labels is not None:
+    for name, number in (("views", views), ("batch_classes", batch_classes)):
+        if number is not None and (number < 1 or batch_size % number):
+            raise ValueError(f"{name} must divide the {batch_size} images of a batch, got {number}")
+    if views > 1:
+        _check_views(objective, views, augment, named)
+    if memory_size and (given_pairs or objective.separable):
+        raise ValueError(
+            "memory_size is compared with whole batches, and has no effect on pairs: take an "
+            "objective of whole batches (--objective all_pairs, or another loss), or leave "
+            "memory_size out"
+        )
+    if memory_size and not objective.takes_memory:
+        raise ValueError(
+            f"{objective.name or 'this objective'} compares with proxies and takes no memory_size: "
+            "leave memory_size out"
+        )
+    if memory_size and memory_size < batch_size:
+        raise ValueError(
+            f"memory_size must be 0 or at least the {batch_size} images of a batch, got "
+            f"{memory_size}"
+        )
+    if max_age is not None and not memory_size:
+        raise ValueError(
+            "max_age has no effect without a memory: give memory_size, or leave max_age out"
+        )
+
+
+def _check_views(
+    objective: Objective, views: int, augment: Augment | None, named: Sequence[str]
+) -> None:
+    """Checks that the views of an image differ, and that nothing chooses among classes."""
+    if objective.labels is not None:
         raise ValueError(
             "views of one image are similar and those of two are not, which labels of two rows do "
             "not say: leave views or labels out"
         )
-    if views < 1 or batch_size % views:
-        raise ValueError(
-            f"views must be at least 1 and divide the {batch_size} images of a batch, got {views}"
-        )
-    if training.augment is None:
+    if augment is None:
         raise ValueError(
             "views of one image would all be equal: give augment (--augment, --flip or --shift)"
         )
-    if named != ["views"] or training.batch_classes is not None:
-        other = "batch_classes" if named == ["views"] else named[0]
-        raise ValueError(f"{other} has no effect with views of images: leave it out")
+    if len(named) > 1:
+        raise ValueError(
+            f"{named[1]} has no effect with views={views} (--views {views}), whose batches are of "
+            "images: leave it out"
+        )
 
 
 def _check_shares(training: Training) -> None:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from contrastive_jax.evaluation.calibration import Calibration
+from contrastive_jax.train.folder import read_config
 from contrastive_jax.train.networks import network
 from contrastive_jax.train.run import Run
 from contrastive_jax.train.saved_states import restore_state, save_state
@@ -81,6 +82,32 @@ def write(run: Run, folder: Path, model: Any, details: Mapping[str, Any]) -> Non
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(record, indent=2) + "\n")
     fresh.replace(path)
+
+
+def check_data(folder: Path, data_digest: str) -> None:
+    """Checks that data is what a run was trained on.
+
+    Args:
+      folder: of the run.
+      data_digest: of the data.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_config`.
+      ValueError: if the run recorded another digest.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.train.folder import write_config
+      >>> from contrastive_jax.train.run_folder import check_data
+      >>> write_config(Path(), {"data_digest": "a1"})
+      >>> check_data(Path(), "a1")
+    """
+    if read_config(folder).get("data_digest") not in (None, data_digest):
+        raise ValueError(
+            f"the data of {folder} is not what it was trained on: images, classes or columns have "
+            "changed, and examples that were trained on may be in test now; bring the data back, "
+            "or name it with --data or --dataset to evaluate on it as it is"
+        )
 
 
 def load(folder: str | Path, *, model: Any = None, distance: Any = None) -> Run:

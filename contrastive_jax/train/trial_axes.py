@@ -12,6 +12,7 @@ import numpy as np
 
 from contrastive_jax.train.objectives import Objective, of_given_pairs
 from contrastive_jax.train.optimizer import OPTIMIZER
+from contrastive_jax.train.ranges import check_ranges
 from contrastive_jax.train.trial_assembly import Variant
 from contrastive_jax.train.types import AXIS, Batch, IndexedPairs, Pairs
 
@@ -26,7 +27,8 @@ def values_of_axes(axes: Mapping[str, Any]) -> dict[str, list[Any]]:
       axes: for each hyperparameter a number or a sequence of numbers.
 
     Raises:
-      ValueError: if an axis has no value, the same value twice, or one that is not a number.
+      ValueError: if an axis has no value, the same value twice, one that is not a number, or one
+        that is out of its range.
 
     Example:
       >>> from contrastive_jax.train.trial_axes import values_of_axes
@@ -40,6 +42,8 @@ def values_of_axes(axes: Mapping[str, Any]) -> dict[str, list[Any]]:
             raise ValueError(f"{name} must be a number or a sequence of numbers, got {given!r:.80}")
         # As floats, so that a trial has one key whichever values it stands beside.
         lists[name] = (array if name == "seed" else array.astype(np.float64)).tolist()
+        for value in lists[name]:
+            check_ranges({name: value})
         if len({*lists[name]}) < len(array):
             raise ValueError(f"the values of {name} must differ, got {lists[name]}")
     return lists

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from contrastive_jax.data.datasets import PairDataset
+from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.evaluation.given_pairs import points_of_pairs, summarize_pairs
 from contrastive_jax.evaluation.summary import summarize
 from contrastive_jax.train.labelled import rows_and_labels
@@ -16,8 +16,40 @@ from contrastive_jax.train.validation import figures_on_validation
 Figures = dict[str, float]
 
 
+RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r", "mean_reciprocal_rank")
+"""The figures on validation by which trials may be chosen, on data with classes."""
+VERIFICATION = ("auc", "average_precision")
+"""Those on given pairs."""
+
+
 class _NotFiniteError(ValueError):
     """An embedding is not finite."""
+
+
+def chosen_figure(data: Dataset | PairDataset, name: str | None = None) -> str:
+    """Returns the name of the figure on validation by which trials are chosen.
+
+    Args:
+      data: that they are trained on.
+      name: of `RETRIEVAL` or, on given pairs, of `VERIFICATION`; by default `map_at_r` and `auc`.
+
+    Raises:
+      ValueError: if it is not one of this data.
+
+    Example:
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.train.trial_figures import chosen_figure
+      >>> chosen_figure(cj.data.load("digits"))
+      'map_at_r'
+    """
+    given_pairs = isinstance(data, PairDataset)
+    figures = VERIFICATION if given_pairs else RETRIEVAL
+    name = name or ("auc" if given_pairs else "map_at_r")
+    if name not in figures:
+        raise ValueError(
+            f"chosen_by must be one of {', '.join(figures)} on {data.name}, got {name}"
+        )
+    return name
 
 
 def on_validation(trials: AssembledTrials, state: TrainState) -> Figures | None:

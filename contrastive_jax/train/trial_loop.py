@@ -134,6 +134,51 @@ def train_trials(
             _train_chunk(loop, chunk, states, [records.get(keys[k]) for k in chunk], start)
 
 
+def train_pending(
+    trials: AssembledTrials,
+    folder: Path,
+    schedule: Schedule,
+    *,
+    advance: Callable[[int], Any] = _ignore,
+    **options: Any,
+) -> None:
+    """Trains the trials that are not finished in a folder, as `train_trials`.
+
+    Args:
+      trials: that share their structure.
+      folder: where trials are stored.
+      schedule: how long they train.
+      advance: takes the number of steps that trials have taken since the last call, those of
+        finished trials at once.
+      **options: others of `train_trials`.
+
+    Raises:
+      MemoryError, OSError, ValueError: as `train_trials`.
+
+    Example:
+      >>> from pathlib import Path
+      >>> import contrastive_jax as cj
+      >>> from contrastive_jax.train.training import Training
+      >>> from contrastive_jax.train.trial_assembly import Variant, assemble_trials
+      >>> from contrastive_jax.train.trial_folder import read_trials
+      >>> from contrastive_jax.train.trial_loop import Schedule, train_pending
+      >>> digits, objective = cj.data.load("digits"), cj.train.objective("supcon")
+      >>> training = Training(
+      ...     model=cj.models.MLP, data=digits, objective=objective, steps=4, batch_size=32
+      ... )
+      >>> trials = assemble_trials(training, [Variant({"seed": 0}, 0, objective)])
+      >>> schedule = Schedule(steps=4, log_every=2, save_every=2)
+      >>> train_pending(trials, Path(), schedule, report=lambda line: None)
+      >>> len(read_trials(Path()))
+      1
+    """
+    finished = trial_folder.read_trials(folder)
+    pending = [k for k, one in enumerate(trials.recorded) if trial_key(one) not in finished]
+    advance((len(trials.recorded) - len(pending)) * schedule.steps)
+    if pending:
+        train_trials(trials.part(pending), folder, schedule, advance=advance, **options)
+
+
 def _train_chunk(
     loop: _Loop,
     chunk: Sequence[int],

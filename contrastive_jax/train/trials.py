@@ -24,13 +24,14 @@ from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import tunable_optimizers
 from contrastive_jax.train.preconditions import check_training
 from contrastive_jax.train.progress import step_bar
+from contrastive_jax.train.ranges import check_multiples, check_ranges
 from contrastive_jax.train.run import Run
 from contrastive_jax.train.run_folder import described
 from contrastive_jax.train.training import Training, recorded
 from contrastive_jax.train.trial_assembly import AssembledTrials, assemble_trials
 from contrastive_jax.train.trial_axes import values_of_axes, variants_of_axes
 from contrastive_jax.train.trial_folder import read_trials, restore_trial, trial_key
-from contrastive_jax.train.trial_loop import Schedule, train_trials
+from contrastive_jax.train.trial_loop import Schedule, train_pending
 from contrastive_jax.train.types import Weights
 from contrastive_jax.train.validation import trained_run, warn_of_margin
 
@@ -219,18 +220,20 @@ def fit_grid(
         warn_of_margin(trials.parts.network, data, one.objective)
     record = _recorded(training, trials, values) | {"log_every": log_every, "test": test}
     with _opened(folder, record, resume=resume) as where:
-        _train_pending(
-            trials,
-            where,
-            schedule,
-            test=test,
-            progress=progress,
-            strategy=strategy,
-            devices=devices,
-            devices_per_trial=devices_per_trial,
-            memory_limit=memory_limit,
-            steps_per_call=steps_per_call,
-        )
+        with step_bar(len(variants) * steps, shown=progress) as advance:
+            train_pending(
+                trials,
+                where,
+                schedule,
+                test=test,
+                report=print if progress else lambda line: None,
+                advance=advance,
+                strategy=strategy,
+                devices=devices,
+                devices_per_trial=devices_per_trial,
+                memory_limit=memory_limit,
+                steps_per_call=steps_per_call,
+            )
         return _trials(trials, where)
 
 
@@ -252,37 +255,10 @@ def _schedule(steps: int, log_every: int, save_every: int | None) -> Schedule:
     """Returns the schedule of trials, which by default are saved at every tenth of their steps."""
     if save_every is None:
         save_every = max(steps // 10 // log_every, 1) * log_every
-    elif save_every < 1 or save_every % log_every:
-        raise ValueError(
-            f"save_every must be a multiple of log_every, got {save_every} and {log_every}"
-        )
+    every = {"save_every": save_every, "log_every": log_every}
+    check_ranges(every)
+    check_multiples(every, [("save_every", "log_every")])
     return Schedule(steps, log_every, save_every)
-
-
-def _train_pending(
-    trials: AssembledTrials,
-    folder: Path,
-    schedule: Schedule,
-    *,
-    test: bool,
-    progress: bool,
-    **options: Any,
-) -> None:
-    """Trains the trials that are not finished."""
-    finished = read_trials(folder)
-    pending = [k for k, one in enumerate(trials.recorded) if trial_key(one) not in finished]
-    if not pending:
-        return
-    with step_bar(len(pending) * schedule.steps, shown=progress) as advance:
-        train_trials(
-            trials.part(pending),
-            folder,
-            schedule,
-            test=test,
-            report=print if progress else lambda line: None,
-            advance=advance,
-            **options,
-        )
 
 
 def _check_objective(objective: Any) -> None:

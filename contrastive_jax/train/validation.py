@@ -237,19 +237,44 @@ def warn_of_margin(network: Network, data: Dataset | PairDataset, objective: Obj
       >>> print(str(caught[0].message)[:36])
       a margin of 3 is out of reach: the e
     """
-    margin = objective.hyperparameters.get("margin")
-    if margin is None or not objective.bounded:
+    if not objective.bounded:
         return
     two = embed(network.encode, network.weights, _training_images(data)[:2])
-    text = diagnostics.out_of_reach(
+    unit_length = bool(np.allclose(np.linalg.norm(two, axis=1), 1, atol=1e-3))
+    if text := margin_out_of_reach(objective, two.shape[1], unit_length=unit_length):
+        warnings.warn(text, stacklevel=3)
+
+
+def margin_out_of_reach(objective: Objective, width: int, *, unit_length: bool) -> str:
+    """Returns the warning of a margin that the distance between two embeddings can not reach.
+
+    Args:
+      objective: whose margin is checked, if it is a distance.
+      width: entries of an embedding.
+      unit_length: whether embeddings are of unit length.
+
+    Returns:
+      The warning, empty where the margin can be reached.
+
+    Example:
+      >>> from contrastive_jax import train
+      >>> from contrastive_jax.train.validation import margin_out_of_reach
+      >>> text = margin_out_of_reach(train.objective(margin=3.0), width=64, unit_length=True)
+      >>> print(text[:36])
+      a margin of 3 is out of reach: the e
+      >>> margin_out_of_reach(train.objective(margin=1.0), width=64, unit_length=True)
+      ''
+    """
+    margin = objective.hyperparameters.get("margin")
+    if margin is None or not objective.bounded:
+        return ""
+    return diagnostics.out_of_reach(
         float(margin),
         objective.distance,
-        two.shape[1],
-        unit_length=bool(np.allclose(np.linalg.norm(two, axis=1), 1, atol=1e-3)),
+        width,
+        unit_length=unit_length,
         boundary=float(objective.hyperparameters.get("boundary", 0.0)),
     )
-    if text:
-        warnings.warn(text, stacklevel=3)
 
 
 def _training_images(data: Dataset | PairDataset) -> np.ndarray:

@@ -101,3 +101,24 @@ def test_pixels_move_within_the_amount_and_stay_pixels():
 def test_names_that_are_none_are_explained(texts, message):
     with pytest.raises(ValueError, match=message):
         augment.by_names(texts)
+
+
+def test_changes_by_name_come_before_a_shift_and_a_reflection():
+    change = augment.from_options(["cutout=0.5"], flip=True, shift=2)
+    first, last = jax.random.split(KEYS[0])
+    shift_key, flip_key = jax.random.split(last)
+    image = jnp.asarray(GREY[0] if GREY.ndim == 4 else GREY)
+    want = augment.flip(
+        flip_key, augment.shift(shift_key, augment.cutout(first, image, 0.5), pixels=2)
+    )
+    np.testing.assert_array_equal(change(KEYS[0], image), want)
+    assert augment.from_options() is None
+    flipped = augment.from_options(flip=True)(KEYS[1], image)
+    np.testing.assert_array_equal(flipped, augment.flip(jax.random.split(KEYS[1])[1], image))
+
+
+def test_a_shift_leaves_some_of_the_image():
+    image = jnp.ones((4, 6, 1))
+    assert augment.shift(KEYS[0], image, pixels=3).shape == (4, 6, 1)
+    with pytest.raises(ValueError, match="shift must be below the 4 pixels of an image's side"):
+        augment.shift(KEYS[0], image, pixels=4)

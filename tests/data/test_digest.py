@@ -8,7 +8,8 @@ import pytest
 
 from contrastive_jax.data import Dataset, Examples, GivenPairs, PairDataset, load_with_report
 from contrastive_jax.data._digest import digest
-from experiments import evaluate, search, trials
+from contrastive_jax.train.run_folder import check_data
+from experiments import options, search, trials
 
 TABLE = """vector,class,group,role,ink,sort
 "[0, 1]",a,3,query,7,x
@@ -70,17 +71,22 @@ def test_a_changed_attribute_group_or_role_is_refused(tmp_path):
     config = search.Config(runs=tmp_path / "runs", name="run")
     resumed = search.Config(runs=tmp_path / "runs", resume="run")
     device = jax.devices()[0]
-    with trials.open_run(config, "", (), trials.FREE, device, begun) as folder:
+
+    def opened(config, data):
+        record = trials.recorded(config, (), device, data)
+        return options.open_run(config, "", record, free=trials.FREE)
+
+    with opened(config, begun) as folder:
         pass
     assert "data_digest" in json.loads((folder / "config.json").read_text())
-    with trials.open_run(resumed, "", (), trials.FREE, device, begun):
-        evaluate._check_unchanged(folder, begun)
+    with opened(resumed, begun):
+        check_data(folder, digest(begun))
     for change in ("group", "role", "number", "text"):
         data = _loaded(tmp_path / "one.csv", TABLE.replace(*CHANGES[change]))
         with (
             pytest.raises(ValueError, match="is not what it was started on"),
-            trials.open_run(resumed, "", (), trials.FREE, device, data),
+            opened(resumed, data),
         ):
             pass
         with pytest.raises(ValueError, match="is not what it was trained on"):
-            evaluate._check_unchanged(folder, data)
+            check_data(folder, digest(data))

@@ -186,6 +186,16 @@ def test_given_pairs():
         train.fit_grid(MODEL, data, CONTRASTIVE, similar_fraction=[0.1, 0.5], **OPTIONS)
 
 
+def test_values_of_axes_are_in_their_ranges():
+    for axis, words in (
+        ({"learning_rate": [1e-3, 0.0]}, "learning_rate must be above 0, got 0.0"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0 and finite, got -0.1"),
+        ({"seed": [0, 2**32]}, "seed must be from 0 to 4294967295"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            _grid(**axis)
+
+
 def test_hyperparameters_of_an_optimizer_of_ones_own():
     sgd = optax.inject_hyperparams(optax.sgd)(0.1, momentum=0.5)
     two = _grid(optimizer=sgd, momentum=[0.1, 0.9])
