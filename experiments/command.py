@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import functools
 import io
 import re
 import sys
@@ -124,6 +125,7 @@ def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -
     with needs("train", program):
         import tyro
 
+    _join_lines_of_help(config)
     arguments = expanded(config, sys.argv[1:] if arguments is None else arguments)
 
     def read(default: Any, *, resumed: bool = False) -> tuple[Any, list[str]]:
@@ -158,6 +160,27 @@ def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -
         default = _from_saved(config, before.get("given", before))
         parsed, _ = read(dataclasses.replace(default, overwrite=False), resumed=True)
     return typing.cast(Config, parsed)
+
+
+@functools.cache
+def _join_lines_of_help(config: type[Any]) -> None:
+    """Makes one line of the docstring of each option, as tyro keeps the breaks of indented lines.
+
+    A default of None is said in the docstring alone.
+    """
+    import docstring_parser
+    import tyro
+
+    hints = typing.get_type_hints(config, include_extras=True)
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for owner in config.__mro__:
+        own = vars(owner).get("__annotations__", {})
+        for one in docstring_parser.parse_from_object(owner).params if own else ():
+            name, text = one.arg_name, one.description
+            if name in own and text:
+                hint = "" if defaults[name] is None else None
+                help_of = tyro.conf.arg(help=" ".join(text.split()), help_behavior_hint=hint)
+                own[name] = typing.Annotated[hints[name], help_of]
 
 
 def _given_several_times(config: type[Any]) -> list[str]:

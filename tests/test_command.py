@@ -140,3 +140,17 @@ def test_errors_of_the_library_name_options(message, named):
 
 
 NAMES = ("steps", "log_every", "memory")
+
+
+def test_help_breaks_lines_only_where_they_are_full(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        command.parse(train.Config, "experiments.train", str(train.__doc__), ["--help"])
+    text = capsys.readouterr().out
+    assert (
+        "digits (the default), fashion_mnist, mnist, idx (IDX files of any other set), or any"
+        in (" ".join(text.replace("│", " ").split()))
+    )
+    assert "(default: None)" not in text
+    (line,) = (line for line in text.splitlines() if "Test on classes never seen" in line)
+    assert len(line.strip(" │")) > 90
