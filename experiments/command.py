@@ -125,7 +125,7 @@ def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -
     with needs("train", program):
         import tyro
 
-    _join_lines_of_help(config)
+    _join_lines_of_help(config)  # type: ignore[arg-type]
     arguments = expanded(config, sys.argv[1:] if arguments is None else arguments)
 
     def read(default: Any, *, resumed: bool = False) -> tuple[Any, list[str]]:
