@@ -115,7 +115,17 @@ def longer(request):
 @pytest.fixture
 def one_device(monkeypatch):
     """Programs take one device by default, as on most machines: one for eight compiles longer."""
-    first = jax.devices()[:1]
+    _take_first(1, monkeypatch)
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """Programs take two devices by default: a ring of two compiles in a third of the time."""
+    _take_first(2, monkeypatch)
+
+
+def _take_first(number, monkeypatch):
+    first = jax.devices()[:number]
     for name in ("devices", "local_devices"):
         monkeypatch.setattr(jax, name, lambda *_, **__: first)
 
