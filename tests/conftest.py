@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 import resource
+import types
 
 import jax
 import pytest
@@ -122,6 +123,15 @@ def one_device(monkeypatch):
 def two_devices(monkeypatch):
     """Programs take two devices by default: a ring of two compiles in a third of the time."""
     _take_first(2, monkeypatch)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Reports of runs have no figures, which take longer than all the rest of a small run."""
+    from contrastive_jax import plots, run_report
+
+    none = dict.fromkeys(vars(plots), lambda *args, **kwargs: None)
+    monkeypatch.setattr(run_report, "plots", types.SimpleNamespace(**none))
 
 
 def _take_first(number, monkeypatch):
