@@ -54,6 +54,8 @@ def config(drawn_config, no_figures):
     return drawn_config
 
 
+pytestmark = pytest.mark.usefixtures("few_pairs")
+
 DEFAULTS = train.Config()
 
 # The command without figures.
