@@ -61,7 +61,7 @@ DEFAULTS = train.Config()
 # The command without figures.
 COMMAND = """
 import runpy, types
-from contrastive_jax import run_report
+from contrastive_jax import plots, run_report
 
 none = dict.fromkeys(vars(plots), lambda *args, **kwargs: None)
 run_report.plots = types.SimpleNamespace(**none)
