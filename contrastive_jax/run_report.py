@@ -65,7 +65,7 @@ def write_report(
       >>> import contrastive_jax as cj
       >>> from contrastive_jax.run_report import write_report
       >>> digits, objective = cj.data.load("digits"), cj.train.objective("contrastive", margin=1.2)
-      >>> run = cj.train.fit(cj.models.MLP, digits, objective, steps=20, progress=False)
+      >>> run = cj.train.fit(cj.models.Linear, digits, objective, steps=10, progress=False)
       >>> print(write_report(run, digits).splitlines()[0])
       | on test | embedding | raw pixels |
     """

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 import resource
+import types
 
 import jax
 import pytest
@@ -115,7 +116,41 @@ def longer(request):
 @pytest.fixture
 def one_device(monkeypatch):
     """Programs take one device by default, as on most machines: one for eight compiles longer."""
-    first = jax.devices()[:1]
+    _take_first(1, monkeypatch)
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """Programs take two devices by default: a ring of two compiles in a third of the time."""
+    _take_first(2, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def few_pairs():
+    """Runs are verified by at most 2,000 pairs a split, which takes a twentieth of the time."""
+    from contrastive_jax.evaluation import summary
+
+    draw = summary._drawn
+
+    def drawn(names, points, classes, distance, pairs, *rest):
+        return draw(names, points, classes, distance, min(pairs, 2000), *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "_drawn", drawn)
+        yield
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Reports of runs have no figures, which take longer than all the rest of a small run."""
+    from contrastive_jax import plots, run_report
+
+    none = dict.fromkeys(vars(plots), lambda *args, **kwargs: None)
+    monkeypatch.setattr(run_report, "plots", types.SimpleNamespace(**none))
+
+
+def _take_first(number, monkeypatch):
+    first = jax.devices()[:number]
     for name in ("devices", "local_devices"):
         monkeypatch.setattr(jax, name, lambda *_, **__: first)
 

@@ -35,7 +35,8 @@ NEEDED = {
 }
 
 
-@pytest.mark.usefixtures("one_device")
+# The figures of a report are drawn in test_train.
+@pytest.mark.usefixtures("one_device", "no_figures")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_prints_what_it_says(name, tmp_path, monkeypatch):
     for package, functions in NEEDED.items():

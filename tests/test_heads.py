@@ -31,6 +31,8 @@ from experiments import (
     trials,
 )
 
+pytestmark = pytest.mark.usefixtures("few_pairs")
+
 RNG = np.random.default_rng(0)
 CENTERS = RNG.normal(size=(5, 16))
 

@@ -20,7 +20,7 @@ from contrastive_jax.train.trial_loop import HISTORY
 from experiments import command, margin_ablation, search, trials
 
 # Tests share a run, and so a worker.
-pytestmark = pytest.mark.xdist_group("margin_ablation")
+pytestmark = [pytest.mark.xdist_group("margin_ablation"), pytest.mark.usefixtures("few_pairs")]
 
 SMALL = {
     "margins": (0.5, 1.0),
@@ -66,7 +66,7 @@ def _trials(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, folder_of_tfds):
+def whole(tmp_path_factory, folder_of_tfds, few_pairs):
     return _run(tmp_path_factory.mktemp("runs"), folder_of_tfds)
 
 

@@ -1,5 +1,6 @@
 """Figures show what they were given, inside their bounds and in one style."""
 
+import functools
 import subprocess
 import sys
 from collections import Counter
@@ -164,11 +165,17 @@ def _annotations(axes):
     return {text.get_text(): text for text in axes.texts}
 
 
-@pytest.fixture(params=FIGURES, scope="module")
-def figure(request):
-    figure = FIGURES[request.param]()
+@functools.cache
+def _drawn(name):
+    """One of the figures, which tests share as it takes long to draw."""
+    figure = FIGURES[name]()
     FigureCanvasAgg(figure).draw()
     return figure
+
+
+@pytest.fixture(params=FIGURES, scope="module")
+def figure(request):
+    return _drawn(request.param)
 
 
 @pytest.mark.parametrize(
@@ -511,7 +518,7 @@ def test_map_of_very_many_classes_names_none():
 
 
 def test_map_says_how_many_of_many_classes_it_names():
-    (axes,) = _map(100, 5, 16, names=LONG).axes
+    (axes,) = _drawn("map of 100").axes
     named = len(axes.texts)
     assert 10 < named < 100
     assert axes.get_title(loc="right") == f"{named} of 100 classes named"

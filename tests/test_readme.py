@@ -87,8 +87,7 @@ def namespaces():
     ids=_name,
 )
 def test_code_blocks_run_one_after_another(page, namespaces, tmp_path, monkeypatch, request):
-    if page.stem != "devices":
-        request.getfixturevalue("one_device")
+    request.getfixturevalue("two_devices" if page.stem == "devices" else "one_device")
     monkeypatch.chdir(tmp_path)  # some write files
     namespace = namespaces[page] = {}
     for block in _blocks(page):

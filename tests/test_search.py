@@ -20,7 +20,7 @@ from contrastive_jax.train.trial_folder import trial_key
 from experiments import axes, options, search, trials
 
 # Tests share a run, and so a worker.
-pytestmark = pytest.mark.xdist_group("search")
+pytestmark = [pytest.mark.xdist_group("search"), pytest.mark.usefixtures("few_pairs")]
 
 SMALL = {
     "space": ("margin=0.2:1.8", "learning_rate=1e-3:1e-2:log"),
@@ -56,7 +56,7 @@ def _lines(folder, *, judged=False):
 
 
 @pytest.fixture(scope="module")
-def halved(tmp_path_factory, folder_of_tfds):
+def halved(tmp_path_factory, folder_of_tfds, few_pairs):
     return _run(tmp_path_factory.mktemp("runs"), folder_of_tfds)
 
 

@@ -94,7 +94,7 @@ def trials_of_loss(
       >>> from contrastive_jax.search.loss_trials import trials_of_loss, tuning_points
       >>> from contrastive_jax.train.training import Training
       >>> digits, make = cj.data.load("digits"), partial(cj.train.objective, "supcon")
-      >>> training = Training(model=cj.models.MLP, data=digits, objective=make(), steps=10)
+      >>> training = Training(model=cj.models.Linear, data=digits, objective=make(), steps=10)
       >>> points = [(point, 0) for point in tuning_points("supcon", 2)]
       >>> len(trials_of_loss(training, make, points).recorded)
       2
@@ -160,7 +160,7 @@ def train_loss(
       >>> from contrastive_jax.train.training import Training
       >>> digits, make = cj.data.load("digits"), partial(cj.train.objective, "supcon")
       >>> training = Training(
-      ...     model=cj.models.MLP, data=digits, objective=make(), steps=4, batch_size=20
+      ...     model=cj.models.Linear, data=digits, objective=make(), steps=4, batch_size=20
       ... )
       >>> assemble = partial(trials_of_loss, training, make)
       >>> count = {"trials": 1, "seeds": 1, "steps": 4}

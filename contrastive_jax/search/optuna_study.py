@@ -48,7 +48,7 @@ def by_optuna(
       >>> from contrastive_jax.train.training import Training
       >>> digits, objective = cj.data.load("digits"), cj.train.objective("contrastive")
       >>> training = Training(
-      ...     model=cj.models.MLP, data=digits, objective=objective, steps=4, batch_size=32
+      ...     model=cj.models.Linear, data=digits, objective=objective, steps=4, batch_size=32
       ... )
       >>> trainer = make_trainer(training, strategy="sequential", report=lambda line: None)
       >>> space = {"margin": Range(0.5, 1.5)}

@@ -136,7 +136,7 @@ def make_trainer(
       >>> from contrastive_jax.train.training import Training
       >>> digits, objective = cj.data.load("digits"), cj.train.objective("contrastive")
       >>> training = Training(
-      ...     model=cj.models.MLP, data=digits, objective=objective, steps=4, batch_size=32
+      ...     model=cj.models.Linear, data=digits, objective=objective, steps=4, batch_size=32
       ... )
       >>> make_trainer(training, strategy="sequential").chosen_by
       'map_at_r'

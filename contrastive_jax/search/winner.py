@@ -40,7 +40,7 @@ def judge(
       >>> from contrastive_jax.train.training import Training
       >>> digits, objective = cj.data.load("digits"), cj.train.objective("contrastive")
       >>> training = Training(
-      ...     model=cj.models.MLP, data=digits, objective=objective, steps=4, batch_size=32
+      ...     model=cj.models.Linear, data=digits, objective=objective, steps=4, batch_size=32
       ... )
       >>> trainer = make_trainer(training, strategy="sequential", report=lambda line: None)
       >>> results = judge(trainer, {"margin": 0.5}, seeds=1, steps=4, folder=Path())

@@ -58,7 +58,7 @@ def assemble(training: Training, *, seeds: Sequence[int] = ()) -> Assembled:
       >>> from contrastive_jax.train.assembly import assemble
       >>> from contrastive_jax.train.training import Training
       >>> digits, objective = cj.data.load("digits"), cj.train.objective("supcon")
-      >>> training = Training(model=cj.models.MLP, data=digits, objective=objective, steps=10)
+      >>> training = Training(model=cj.models.Linear, data=digits, objective=objective, steps=10)
       >>> assemble(training).pairs_per_step
       32640
     """

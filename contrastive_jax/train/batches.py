@@ -39,7 +39,7 @@ def source_of(training: Training) -> Source | PairSource:
       >>> from contrastive_jax.train.batches import source_of
       >>> from contrastive_jax.train.training import Training
       >>> digits, objective = cj.data.load("digits"), cj.train.objective("supcon")
-      >>> training = Training(model=cj.models.MLP, data=digits, objective=objective, steps=10)
+      >>> training = Training(model=cj.models.Linear, data=digits, objective=objective, steps=10)
       >>> source_of(training).images.shape
       (1211, 8, 8, 1)
     """
@@ -99,7 +99,7 @@ def draws_batches(step: Step, training: Training, seeds: Sequence[int]) -> tuple
       >>> from contrastive_jax.train.batches import draws_batches
       >>> from contrastive_jax.train.training import Training
       >>> digits, objective = cj.data.load("digits"), cj.train.objective("supcon")
-      >>> training = Training(model=cj.models.MLP, data=digits, objective=objective, steps=10)
+      >>> training = Training(model=cj.models.Linear, data=digits, objective=objective, steps=10)
       >>> def step(state, batch, hyperparameters):
       ...     return state, {}
       >>> _, pairs, _ = draws_batches(step, training, seeds=[0])

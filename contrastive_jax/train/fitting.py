@@ -154,7 +154,7 @@ def fit(
       >>> import contrastive_jax as cj
       >>> digits = cj.data.load("digits")
       >>> objective = cj.train.objective("contrastive", margin=1.2)
-      >>> run = cj.train.fit(cj.models.MLP, digits, objective, steps=20, progress=False)
+      >>> run = cj.train.fit(cj.models.MLP, digits, objective, steps=10, progress=False)
       >>> run.folder.as_posix()
       'runs/digits-mlp-1'
     """

@@ -239,7 +239,7 @@ def choose_grid(
       >>> from contrastive_jax.train.trial_assembly import Variant, assemble_trials
       >>> variants = [Variant({"seed": k}, k, cj.train.objective("supcon")) for k in (0, 1)]
       >>> training = Training(
-      ...     model=cj.models.MLP,
+      ...     model=cj.models.Linear,
       ...     data=cj.data.load("digits"),
       ...     objective=variants[0].objective,
       ...     steps=10,

@@ -48,7 +48,7 @@ def check_training(
       >>> from contrastive_jax.train.preconditions import check_training
       >>> from contrastive_jax.train.training import Training
       >>> digits, objective = cj.data.load("digits"), cj.train.objective("supcon")
-      >>> training = Training(model=cj.models.MLP, data=digits, objective=objective, steps=20)
+      >>> training = Training(model=cj.models.Linear, data=digits, objective=objective, steps=20)
       >>> check_training(training, log_every=10, validate_every=15, steps_per_call=1)
       Traceback (most recent call last):
           ...

@@ -39,7 +39,7 @@ class Run:
       >>> import contrastive_jax as cj
       >>> digits = cj.data.load("digits")
       >>> run = cj.train.fit(
-      ...     cj.models.MLP, digits, cj.train.objective("contrastive"), steps=20, progress=False
+      ...     cj.models.Linear, digits, cj.train.objective("contrastive"), steps=10, progress=False
       ... )
       >>> run = cj.load(run.folder)
       >>> run.embed(digits.test.images[:3]).shape

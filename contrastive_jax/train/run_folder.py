@@ -130,7 +130,7 @@ def load(folder: str | Path, *, model: Any = None, distance: Any = None) -> Run:
       >>> import contrastive_jax as cj
       >>> digits = cj.data.load("digits")
       >>> objective = cj.train.objective("contrastive")
-      >>> run = cj.train.fit(cj.models.MLP, digits, objective, steps=20, progress=False)
+      >>> run = cj.train.fit(cj.models.Linear, digits, objective, steps=10, progress=False)
       >>> cj.load(run.folder).threshold == run.threshold
       True
     """

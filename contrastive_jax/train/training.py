@@ -27,7 +27,7 @@ class Training:
       >>> import contrastive_jax as cj
       >>> from contrastive_jax.train.training import Training
       >>> training = Training(
-      ...     model=cj.models.MLP,
+      ...     model=cj.models.Linear,
       ...     data=cj.data.load("digits"),
       ...     objective=cj.train.objective("supcon"),
       ...     steps=10,
@@ -91,7 +91,7 @@ def recorded(training: Training, opt_state: Any) -> dict[str, Any]:
       >>> import jax.numpy as jnp
       >>> from contrastive_jax.train.training import Training, recorded
       >>> digits, objective = cj.data.load("digits"), cj.train.objective("supcon")
-      >>> training = Training(model=cj.models.MLP, data=digits, objective=objective, steps=10)
+      >>> training = Training(model=cj.models.Linear, data=digits, objective=objective, steps=10)
       >>> recorded(training, jnp.zeros(2))["objective"]
       ['supcon', 'cosine']
     """

@@ -85,7 +85,7 @@ def assemble_trials(
       ...     Variant({"margin": m}, 0, objective("contrastive", margin=m)) for m in (0.5, 1.0)
       ... ]
       >>> training = Training(
-      ...     model=cj.models.MLP, data=digits, objective=variants[0].objective, steps=10
+      ...     model=cj.models.Linear, data=digits, objective=variants[0].objective, steps=10
       ... )
       >>> trials = assemble_trials(training, variants)
       >>> [one.loss["margin"] for one in trials.hyperparameters]

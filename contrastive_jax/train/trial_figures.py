@@ -69,7 +69,7 @@ def on_validation(trials: AssembledTrials, state: TrainState) -> Figures | None:
       >>> from contrastive_jax.train.trial_figures import on_validation
       >>> variants = [Variant({}, 0, cj.train.objective("supcon"))]
       >>> training = Training(
-      ...     model=cj.models.MLP,
+      ...     model=cj.models.Linear,
       ...     data=cj.data.load("digits"),
       ...     objective=variants[0].objective,
       ...     steps=10,
@@ -105,7 +105,7 @@ def on_test(trials: AssembledTrials, state: TrainState) -> Figures | None:
       >>> from contrastive_jax.train import trial_figures
       >>> variants = [Variant({}, 0, cj.train.objective("supcon"))]
       >>> training = Training(
-      ...     model=cj.models.MLP,
+      ...     model=cj.models.Linear,
       ...     data=cj.data.load("digits"),
       ...     objective=variants[0].objective,
       ...     steps=10,

@@ -88,7 +88,7 @@ def train_trials(
       >>> from contrastive_jax.train.trial_loop import Schedule, train_trials
       >>> variants = [Variant({"seed": k}, k, cj.train.objective("supcon")) for k in (0, 1)]
       >>> training = Training(
-      ...     model=cj.models.MLP,
+      ...     model=cj.models.Linear,
       ...     data=cj.data.load("digits"),
       ...     objective=variants[0].objective,
       ...     steps=4,

@@ -156,17 +156,16 @@ def fit_grid(
       >>> import contrastive_jax as cj
       >>> digits = cj.data.load("digits")
       >>> trials = cj.train.fit_grid(
-      ...     cj.models.MLP,
+      ...     cj.models.Linear,
       ...     digits,
       ...     cj.train.objective("contrastive"),
       ...     margin=[0.5, 1.0],
-      ...     seed=range(2),
-      ...     steps=20,
+      ...     steps=10,
       ...     strategy="sequential",
       ...     progress=False,
       ... )
-      >>> [trial.hyperparameters for trial in trials][:2]
-      [{'margin': 0.5, 'seed': 0}, {'margin': 0.5, 'seed': 1}]
+      >>> [trial.hyperparameters for trial in trials]
+      [{'margin': 0.5, 'seed': 0}, {'margin': 1.0, 'seed': 0}]
       >>> best = max(trials, key=lambda trial: trial.validation["map_at_r"])
       >>> best.run.embed(digits.test.images[:3]).shape
       (3, 64)

@@ -202,7 +202,7 @@ def trained_run(
     Example:
       >>> import contrastive_jax as cj
       >>> from contrastive_jax.train.validation import trained_run
-      >>> digits, network = cj.data.load("digits"), cj.train.network(cj.models.MLP, (8, 8, 1))
+      >>> digits, network = cj.data.load("digits"), cj.train.network(cj.models.Linear, (8, 8, 1))
       >>> run, arrays = trained_run(network, network.weights, digits, cj.distances.euclidean)
       >>> run.image_shape, [*arrays]
       ((8, 8, 1), ['embeddings', 'classes'])
@@ -230,7 +230,7 @@ def warn_of_margin(network: Network, data: Dataset | PairDataset, objective: Obj
       >>> import warnings
       >>> import contrastive_jax as cj
       >>> from contrastive_jax.train.validation import warn_of_margin
-      >>> digits, network = cj.data.load("digits"), cj.train.network(cj.models.MLP, (8, 8, 1))
+      >>> digits, network = cj.data.load("digits"), cj.train.network(cj.models.Linear, (8, 8, 1))
       >>> with warnings.catch_warnings(record=True) as caught:
       ...     warnings.simplefilter("always")
       ...     warn_of_margin(network, digits, cj.train.objective("contrastive", margin=3.0))

@@ -21,6 +21,8 @@ from contrastive_jax.data.datasets import Examples
 from contrastive_jax.train import assembly, grid, metrics, validation
 from contrastive_jax.train.training import Training
 
+pytestmark = pytest.mark.usefixtures("few_pairs")
+
 STEPS = 12
 MODEL = partial(models.MLP, width=4, hidden=(8,))
 OPTIONS = {

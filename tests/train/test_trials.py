@@ -20,7 +20,7 @@ from contrastive_jax.train.trial_assembly import Variant, assemble_trials
 from contrastive_jax.train.trial_loop import Schedule
 
 # Tests share compiled grids, and so a worker.
-pytestmark = pytest.mark.xdist_group("trials")
+pytestmark = [pytest.mark.xdist_group("trials"), pytest.mark.usefixtures("few_pairs")]
 
 STEPS = 8
 MODEL = partial(models.MLP, width=4, hidden=(8,))
@@ -62,7 +62,7 @@ def _assert_same(a, b):
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory):
+def stored(tmp_path_factory, few_pairs):
     """The trials of two margins and two seeds, and their folder."""
     folder = tmp_path_factory.mktemp("grids") / "margins"
     return _grid(margin=[0.5, 1.2], seed=range(2), folder=folder), folder
