@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from contrastive_jax import all_pairs_loss, all_pairs_sums, distances, losses, pair_loss
 
+# Tests share programs, and so a worker.
+pytestmark = pytest.mark.xdist_group("all_pairs")
+
 REDUCTIONS = ["mean", "balanced", "active", "sum"]
 FACTOR = np.random.default_rng(7).standard_normal((2, 3))
 
@@ -207,11 +210,29 @@ def test_values_against_numpy(distance, loss, reduction, seed, batch, classes, m
 
 @pytest.mark.parametrize("batch", [2, 5, 33])
 def test_batches_of_other_sizes(batch):
-    """That fill a part of a tile, and some tiles and a part."""
+    """They fill a part of a tile, or some tiles and a part."""
     x, c = _batch(batch, batch, 3)
     for distance in ("cosine", "manhattan"):
         found = all_pairs_loss(x, c, distance=DISTANCES[distance][0], tile=16)
         np.testing.assert_allclose(found, _expected(x, c, distance=distance), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.long
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    batch=st.sampled_from([1, 2, 5, 8, 19, 33]),
+    distance=st.sampled_from(sorted(DISTANCES)),
+    loss=st.sampled_from(sorted(LOSSES)),
+    reduction=st.sampled_from(REDUCTIONS),
+    classes=st.sampled_from([1, 3, 1000]),
+)
+def test_combinations_against_numpy(seed, batch, distance, loss, reduction, classes):
+    x, c = _batch(seed, batch, 3, classes)
+    options = {"loss": LOSSES[loss][0], "distance": DISTANCES[distance][0]}
+    found = all_pairs_loss(x, c, margin=1.0, reduction=reduction, tile=16, **options)
+    want = _expected(x, c, distance=distance, loss=loss, margin=1.0, reduction=reduction)
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
 
 
 @OF_PROGRAMS
@@ -241,7 +262,7 @@ def test_gradients_against_numpy(distance, reduction, loss):
         ("one_sided", "balanced"),
     ],
 )
-def test_two_sets(distance, reduction):
+def test_two_sets(distance, reduction, longer):
     x, c = _batch(1, 19, 3)
     y, d = _batch(2, 27, 3)
     v, w = np.random.default_rng(3).uniform(0, 2, (2, 27))
@@ -263,7 +284,7 @@ def test_two_sets(distance, reduction):
         (gradients[1], _numerical(lambda y: want(x, y), y.astype(float))),
     ]:
         np.testing.assert_allclose(gradient, by, rtol=1e-4, atol=2e-5 * abs(by).max())
-    if distance not in ("euclidean", "one_sided"):
+    if distance not in ("euclidean", "one_sided") and not longer:
         return
     # By one of them alone, as where the other is a memory bank: by products and pair by pair.
     for place, gradient in enumerate(gradients):
@@ -635,7 +656,7 @@ def test_one_compilation_for_ten_margins():
 @pytest.mark.parametrize(
     ("distance", "reduction"), [("euclidean", "mean"), ("manhattan", "balanced")]
 )
-def test_transformations_agree(distance, reduction):
+def test_transformations_agree(distance, reduction, longer):
     x, c = _batch(10, ROWS, 3)
     c[3] = -1
     margins = jnp.array([0.5, 1.0, 2.0])
@@ -648,7 +669,9 @@ def test_transformations_agree(distance, reduction):
     plain = jax.tree.map(lambda *p: np.stack(p), *plain)
     both = jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1))))
     found = [both(np.stack([x] * 3), margins)]
-    if distance == "euclidean":  # how they are nested is the same for products and pair by pair
+    if (
+        distance == "euclidean" or longer
+    ):  # how they are nested is the same for products and pair by pair
         found.append(jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1)), (None, 0)))(x, margins))
         nested = jax.vmap(lambda m: jax.value_and_grad(jax.jit(f), (0, 1))(x, m))
         found.append(jax.jit(nested)(margins))

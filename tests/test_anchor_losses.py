@@ -30,6 +30,9 @@ from contrastive_jax import (
 )
 from contrastive_jax._compat import pcast_varying
 
+# Tests share programs, and so a worker.
+pytestmark = pytest.mark.xdist_group("anchor_losses")
+
 ROWS, REFERENCES, SIZE, TILE = 37, 22, 16, 16
 PROXIES, CENTERS = 6, 3
 
@@ -223,12 +226,7 @@ def test_every_value_of_a_peer_is_compared():
     assert sum(key.endswith("/grad") for key in PEERS) == 140
 
 
-def _grouped(names):
-    """Tests of one loss share programs, and so a worker."""
-    return [pytest.param(name, marks=pytest.mark.xdist_group(f"loss-{name}")) for name in names]
-
-
-@pytest.fixture(scope="module", params=_grouped(LOSSES))
+@pytest.fixture(scope="module", params=LOSSES)
 def name(request):
     """Of a scope that has pytest run all tests of a loss one after the other."""
     return request.param
@@ -530,7 +528,6 @@ def _pairs_program(loss, distance, dtype):
     return run
 
 
-@pytest.mark.xdist_group("pairs-of-peers")
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.long), "float64"])
 @pytest.mark.parametrize("peer", ["contrastive_pml_mean", "snr_contrastive"])
 def test_peers_of_all_pairs(peer, dtype):
@@ -583,7 +580,6 @@ def test_peers_of_given_pairs(peer, loss, dtype):
         _assert_agrees(key, value, gradient, dtype)
 
 
-@pytest.mark.xdist_group("loss-n_pair")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_peers_n_pairs(dtype):
     """The first two rows of each class, of unit length, are its anchor and its positive."""
@@ -790,7 +786,7 @@ LONG = pytest.mark.long
 @pytest.mark.parametrize(
     "name_of",
     [
-        pytest.param("ntxent", marks=pytest.mark.xdist_group("loss-ntxent")),
+        "ntxent",
         *[pytest.param(one, marks=LONG) for one in ("multi_similarity", "triplet_all")],
     ],
 )
@@ -1130,7 +1126,6 @@ def test_devices_equal_one(name, strategy, longer):
             np.testing.assert_allclose(by_numbers[key], wanted, rtol=2e-5, err_msg=key)
 
 
-@pytest.mark.xdist_group("loss-triplet_hard")
 @pytest.mark.parametrize("strategy", [pytest.param("pmap", marks=LONG), "shard_map"])
 def test_two_sets_over_devices(strategy):
     rng = np.random.default_rng(0)
