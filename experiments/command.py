@@ -248,9 +248,12 @@ def options_named(names: Iterable[str], **renamed: str) -> Iterator[None]:
     except ValueError as error:
         # Not every word that is the name of an argument means it.
         place = r"^|(?<= multiple of )|(?<=already: )|(?<= leave )|(?<= give )|(?<= no )"
-        named = re.sub(rf"(?:{place})[a-z_]+", option, str(error))
+        # Nor does a path that begins like one.
+        named = re.sub(rf"(?:{place})[a-z_]+(?![\w./-])", option, str(error))
         if named != str(error):
             error.args = (named,)
+        if "objective" in options and "images of a batch" in named:
+            error.add_note("a batch has two images for each pair of --batch_size")
         raise
 
 

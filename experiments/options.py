@@ -359,9 +359,8 @@ def _check(config: Any, options: dict[str, Any]) -> None:
         )
     if options["data_on"] == "host" and steps_per_call != 1:
         raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
-    if options["balanced"] is None:  # given pairs were checked with their data
-        batch = batch_of(config, options) | {"categories": config.category}
-        preconditions.check_batches(objective_of(config, options), **batch)
+    batch = batch_of(config, options) | {"categories": config.category}
+    preconditions.check_batches(objective_of(config, options), **batch)
 
 
 def augmentation(options: Mapping[str, Any]) -> augment.Augment | None:

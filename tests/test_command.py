@@ -128,6 +128,8 @@ def test_no_experiment_takes_a_name_that_is_not_of_one_folder(
         ("memory_size must be 0, got 3 steps", "--memory must be 0, got 3 steps"),
         ("no steps: leave memory_size out", "no steps: leave --memory out"),
         ("temperature must be above 0", "temperature must be above 0"),
+        ("steps/r1 has taken 4 steps", "steps/r1 has taken 4 steps"),
+        ("steps.old is no run", "steps.old is no run"),
     ],
 )
 def test_errors_of_the_library_name_options(message, named):

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from own_data import pictures, write_folder
 
-from contrastive_jax.train import neighbourhoods
+from contrastive_jax import models
+from contrastive_jax.train import neighbourhoods, network
 from experiments import drlim
 
 RNG = np.random.default_rng(0)
@@ -142,3 +143,19 @@ def test_errors(tmp_path, options, words):
     with pytest.raises(ValueError, match=words):
         drlim.main(config)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"similar_fraction": 2.0}, "similar_fraction must be in"),
+        ({"similar": np.zeros(4, int)}, r"similar must be \[N, S\] with a row for each of the 4"),
+        ({"similar": np.zeros((3, 2), int)}, r"similar must be .*, got \[3, 2\]"),
+    ],
+)
+def test_lists_of_similar_images_are_checked(changed, words):
+    options = {"similar": np.zeros((4, 2), int), "steps": 2} | changed
+    encoder, images = network(models.MLP, (8, 8, 1)), np.zeros((4, 8, 8, 1), np.uint8)
+    with pytest.raises(ValueError, match=words):
+        neighbourhoods.train_on_similar(encoder, images, options.pop("similar"), **options)

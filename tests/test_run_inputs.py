@@ -36,6 +36,9 @@ def test_pictures_and_folders_of_them_are_read_and_named(photos):
     names, images = read_inputs(run, [photos / "b.png", photos])
     assert names == [f"{photos}/b.png", f"{photos} a/c.png", f"{photos} b.png"]
     assert images.shape == (3, 4, 4, 1)
+    plain = (photos / "b.png").rename(photos / "b")
+    names, images = read_inputs(run, [plain])
+    assert (names, images.shape) == ([str(plain)], (1, 4, 4, 1))
     names, images = read_inputs(run, [])
     assert (names, images.shape) == ([], (0, 4, 4, 1))
 

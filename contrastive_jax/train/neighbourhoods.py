@@ -19,6 +19,7 @@ from contrastive_jax.train.loop import windows
 from contrastive_jax.train.networks import Network
 from contrastive_jax.train.optimizer import make_optimizer
 from contrastive_jax.train.progress import step_bar
+from contrastive_jax.train.ranges import check_ranges
 from contrastive_jax.train.steps import init_state, make_step
 from contrastive_jax.train.types import Hyperparameters, Pairs, Weights
 
@@ -42,7 +43,7 @@ def with_moved_copies(images: np.ndarray, moves: Sequence[int]) -> np.ndarray:
       >>> with_moved_copies(np.ones((3, 8, 8, 1), np.uint8), moves=[-2, 2]).shape
       (9, 12, 12, 1)
     """
-    room = max(map(abs, moves))
+    room = max(map(abs, moves), default=0)
     padded = np.pad(images, ((0, 0), (room, room), (room, room), (0, 0)))
     # Only the border is rolled over.
     return np.concatenate([np.roll(padded, move, axis=2) for move in (0, *moves)])
@@ -156,6 +157,7 @@ def train_on_similar(
 
     Raises:
       FloatingPointError: if the loss or its gradient is not finite.
+      ValueError: if a number is not in its range, or `similar` has not a row for each image.
 
     Example:
       >>> import contrastive_jax as cj
@@ -166,6 +168,21 @@ def train_on_similar(
       >>> cj.train.embed(encoder.encode, weights, images).shape
       (100, 64)
     """
+    check_ranges(
+        {
+            "steps": steps,
+            "margin": margin,
+            "similar_fraction": similar_fraction,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "seed": seed,
+        }
+    )
+    if similar.ndim != 2 or len(similar) != len(images):
+        raise ValueError(
+            f"similar must be [N, S] with a row for each of the {len(images)} images, got "
+            f"{list(similar.shape)}"
+        )
     optimizer = make_optimizer(learning_rate, steps, warmup_steps=steps // 50)
     pair_step = make_step(encoder, optimizer, objectives.pairs(margin=margin))
 

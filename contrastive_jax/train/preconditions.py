@@ -156,9 +156,13 @@ def check_batches(
     named = [name for name, is_given in given.items() if is_given]
     if named and (given_pairs or objective.separable):
         raise ValueError(
-            f"{named[0]} is of batches of classes, and has no effect on pairs: leave it out, or "
-            "take data with classes and an objective of whole batches (--objective all_pairs, or "
-            "another loss than contrastive)"
+            f"{named[0]} is of batches of classes, and has no effect on pairs: leave it out"
+            + (
+                ""
+                if given_pairs
+                else ", or take an objective of whole batches (--objective all_pairs, "
+                "or another loss than contrastive)"
+            )
         )
     for name, number in (("views", views), ("batch_classes", batch_classes)):
         if number is not None and (number < 1 or batch_size % number):
@@ -198,11 +202,12 @@ def _check_views(
         )
     if augment is None:
         raise ValueError(
-            "views of one image would all be equal: give augment (--augment, --flip or --shift)"
+            "the views of one image would all be equal: change images at random (--augment, --flip "
+            "or --shift)"
         )
     if len(named) > 1:
         raise ValueError(
-            f"{named[1]} has no effect with views={views} (--views {views}), whose batches are of "
+            f"{named[1]} has no effect with several views of one image, whose batches are of "
             "images: leave it out"
         )
 

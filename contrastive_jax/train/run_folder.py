@@ -92,8 +92,8 @@ def check_data(folder: Path, data_digest: str) -> None:
       data_digest: of the data.
 
     Raises:
-      FileNotFoundError, ValueError: as `read_config`.
-      ValueError: if the run recorded another digest.
+      FileNotFoundError: if there is no such run.
+      ValueError: if its configuration is damaged, or it recorded another digest.
 
     Example:
       >>> from pathlib import Path

@@ -53,7 +53,8 @@ def read_inputs(run: Run, sources: Iterable[Path]) -> tuple[list[str], np.ndarra
     ]
     if not parts:
         return [], np.empty((0, *run.image_shape), run.image_dtype)
-    return names, np.concatenate([inputs for _, inputs in parts])
+    inputs = [inputs for _, inputs in parts]
+    return names, inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
 
 
 def _inputs_of(run: Run, path: Path) -> tuple[list[str], np.ndarray]:
@@ -62,7 +63,7 @@ def _inputs_of(run: Run, path: Path) -> tuple[list[str], np.ndarray]:
         return _vectors_of(path, run.image_shape[0])
     if path.suffix in SUFFIXES and not path.is_dir():
         raise ValueError(f"the run takes images, and {path} holds vectors: give pictures")
-    if path.suffix and not path.is_dir():
+    if path.is_file() or (path.suffix and not path.is_dir()):
         return [""], read_pictures([path], run.image_shape, run.image_dtype)
     pictures = pictures_in(path)
     names = [one.relative_to(path).as_posix() for one in pictures]
