@@ -190,7 +190,7 @@ def write_report(
 def wider_axes(
     rows: Sequence[Row], ranges: Mapping[str, Limits] = RANGES, *, reach: float = math.inf
 ) -> dict[str, tuple[str, list[float]]]:
-    """Says of each axis whose edge was chosen which values would widen the grid.
+    """Returns values that widen the grid, for each axis whose best value lies at its edge.
 
     Args:
       rows: from `write_report`.

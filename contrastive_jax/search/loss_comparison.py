@@ -21,7 +21,7 @@ Assemble = Callable[[str, Sequence[tuple[dict[str, Any], int]]], AssembledTrials
 
 @contextlib.contextmanager
 def losses_locked(folder: Path, losses: Iterable[str]) -> Iterator[None]:
-    """Holds losses of a folder, which other processes may share but for these losses.
+    """Locks losses in the folder of a comparison, so that no other process trains them.
 
     Args:
       folder: of a comparison.
@@ -68,8 +68,8 @@ def train_losses(
       folder: of the comparison.
       data: to train on and to evaluate.
       split: a name of the split of the data, for the lines.
-      labelled: an objective whose labels of two rows, where it has some, the figures of baselines
-        are by, as those of the losses are.
+      labelled: an objective; if it has labels of two rows, the figures of baselines use them, as
+        those of the losses do.
       width: entries of an embedding, and of those of the baselines.
       trials: trials that tune a loss, with seed 0.
       seeds: trials on test, with seeds 1, 2, ...

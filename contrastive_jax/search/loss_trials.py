@@ -235,8 +235,7 @@ def figures_on(
     Args:
       embed: from images to embeddings `[N, D]`.
       part: the split.
-      objective: whose labels of two rows, where it has some, say in place of classes which rows
-        are matches.
+      objective: if it has labels of two rows, they define matches; otherwise classes do.
 
     Example:
       >>> import contrastive_jax as cj

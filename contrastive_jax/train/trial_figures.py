@@ -89,7 +89,7 @@ def on_validation(trials: AssembledTrials, state: TrainState) -> Figures | None:
 def on_test(trials: AssembledTrials, state: TrainState) -> Figures | None:
     """Computes the figures of a trained trial on test, as `summarize` and `summarize_pairs`.
 
-    Labels of two rows of the objective, where it has some, say which pairs are similar.
+    If the objective has labels of two rows, figures use them in place of classes.
 
     Args:
       trials: the trials of which this is one.

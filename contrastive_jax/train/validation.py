@@ -69,8 +69,7 @@ def figures_on_validation(
       embed: from images to embeddings `[N, D]`.
       data: with a validation split.
       distance: between two embeddings, for given pairs.
-      objective: whose labels of two rows, where it has some, say in place of classes which
-        examples are matches.
+      objective: if it has labels of two rows, they define matches; otherwise classes do.
 
     Returns:
       Figures by name, which are those of `retrieval` on labelled examples and `auc`,
@@ -148,7 +147,7 @@ def calibrated_on(
       data: with a validation split. Of labelled examples pairs are drawn, half of them similar;
         given pairs are taken as they are, and their share of similar pairs is the prior.
       distance: between two embeddings.
-      objective: whose labels of two rows, where it has some, the pairs are drawn by.
+      objective: if it has labels of two rows, pairs are drawn by them, and otherwise by class.
 
     Returns:
       The threshold of the highest accuracy, the calibration, and the embeddings of the split with
@@ -194,7 +193,8 @@ def trained_run(
       data: that it was trained on.
       distance: between two embeddings.
       folder: in which the run is stored, if it is.
-      objective: whose labels of two rows, where it has some, threshold and calibration are by.
+      objective: if it has labels of two rows, threshold and calibration are for pairs that are
+        labelled by them.
 
     Returns:
       The run, and the embeddings of validation by name.
