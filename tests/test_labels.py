@@ -348,7 +348,7 @@ def test_columns_are_attributes(text, column, attributes):
         ("within=c", "must be one of"),
         ("within=c:x", "takes numbers after the column, as within=age:5, got 'within=c:x'"),
         ("within=c:5:2", "0 < threshold <= apart"),
-        ("any_shared=d", "take the column d, and the data has none: its columns are class, c, t"),
+        ("any_shared=d", "no column d, which labels take: its columns are class, c, t"),
         ("any_shared=c", "any_shared takes a column of text, .* c has float64"),
         ("any_shared=t", r"""t has '\["a"', which begins as a list does and is none"""),
         ("within=t:1", "within takes a column of numbers, and t has <U4"),

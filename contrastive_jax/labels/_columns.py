@@ -31,7 +31,7 @@ def column_of(examples: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     columns = {"class": examples.classes} | dict(examples.attributes)
     if name not in columns:
         raise ValueError(
-            f"labels take the column {name}, and the data has none: its columns are "
+            f"the data has no column {name}, which labels take: its columns are "
             f"{', '.join(columns)}"
         )
     values = np.ma.getdata(columns[name])
