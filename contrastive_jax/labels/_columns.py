@@ -37,9 +37,8 @@ def column_of(examples: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     values = np.ma.getdata(columns[name])
     missing = np.array(np.ma.getmaskarray(columns[name]))
     if values.dtype.kind == "O":
-        missing |= np.frompyfunc(lambda value: value is None or value != value, 1, 1)(
-            values
-        ).astype(bool)
+        absent = [value is None or value != value for value in values.ravel()]
+        missing |= np.reshape(absent, values.shape)
         if all(isinstance(value, str) for value in values[~missing]):
             values = np.where(missing, "", values).astype(str)
     if values.dtype.kind == "U":
