@@ -81,9 +81,9 @@ def write_report(
     dissimilar = evaluated.dissimilar
     evaluated = evaluated._replace(summaries=_resolved(evaluated.summaries, dissimilar))
     table = figure_table(evaluated.summaries, evaluated.intervals) + _note_on_fars(dissimilar)
-    if labels is not None:
-        name = labels.name or "a function of two rows"
-        table += f"\n\nPairs are labelled by {name}, in place of classes."
+    labels_name = None if labels is None else labels.name or "a function of two rows"
+    if labels_name:
+        table += f"\n\nPairs are labelled by {labels_name}, in place of classes."
     where.mkdir(parents=True, exist_ok=True)
     (where / "results.md").write_text(table + "\n")
     learned = evaluated.summaries["embedding"]
@@ -92,8 +92,8 @@ def write_report(
         "threshold": learned.threshold,
         "best_step": json.loads((run.folder / "run.json").read_text())["best_step"],
     }
-    if labels is not None:
-        results["labels"] = labels.name or "a function of two rows"
+    if labels_name:
+        results["labels"] = labels_name
     if evaluated.intervals:
         results["intervals"] = {
             name: {key: [one.low, one.high] for key, one in intervals.items()}

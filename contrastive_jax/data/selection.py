@@ -59,11 +59,11 @@ def trained_numbers(data: Dataset, names: Iterable[str] | None = None) -> np.nda
         number = int(name) if name.isdecimal() else -1
         number = data.class_names.index(name) if name in data.class_names else number
         if number not in present:
-            known = [data.class_names[k] for k in present]
-            more = ", ..." if len(known) > 10 else ""
+            trained = [data.class_names[k] for k in present]
+            more = ", ..." if len(trained) > 10 else ""
             raise ValueError(
                 f"class {name} has no training images in {data.name}, whose classes are "
-                f"{', '.join(known[:10])}{more}: leave it out"
+                f"{', '.join(trained[:10])}{more}: leave it out"
             )
         numbers.append(number)
     return np.array(numbers)
