@@ -45,7 +45,8 @@ package: $(VENV)/.installed
 	.ci/package $(BIN)/python
 
 # The tests of .ci/versions/selection.txt with the versions of colab, python311 and newest, each in
-# an environment of its own. ARGS=all runs all tests, ARGS=colab one column, ARGS='all colab' both.
+# an environment of its own, but for versions with which `make test` has run in .venv. ARGS=all runs
+# all tests, ARGS=colab one column, ARGS='all colab' both.
 test-versions:
 	.ci/test-versions $(ARGS)
 
