@@ -31,7 +31,7 @@ from contrastive_jax._engine.matmul import Product
 from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
 
 # Rows from which on it takes a CPU longer to transpose a matrix than to multiply by it.
-_LARGE = 512
+_LARGE = 256
 
 
 class Pairs(NamedTuple):
