@@ -103,6 +103,16 @@ def vmap_over_states(step: Callable[..., Any]) -> Callable[..., Any]:
     return in_turn
 
 
+def without_constants(program: Any) -> Any:
+    """Returns a program from `jax.make_jaxpr` that takes its constants as first arguments.
+
+    Up to jax 0.10 this is `program.jaxpr`. Later that holds the constants too, and would keep
+    traced values among them for longer than their trace.
+    """
+    jaxpr = program.jaxpr
+    return jaxpr.with_consts([]) if hasattr(jaxpr, "with_consts") else jaxpr
+
+
 def list_of_modules(modules: Iterable[Any]) -> Any:
     """Makes a list that an `nnx.Module` holds as a part of itself.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from contrastive_jax._compat import MARK_AS_VARYING
+from contrastive_jax._compat import MARK_AS_VARYING, without_constants
 from contrastive_jax._engine.program_cache import Unidentified, identified
 from contrastive_jax._engine.sharding import axes_of
 from contrastive_jax._traced_checks import CheckedBefore, check_closed_over, checked_before
@@ -55,7 +55,7 @@ def closure_convert(
                 f"{MARK_AS_VARYING.format(tuple(missing))} instead"
             )
     # Only concrete constants may outlive the trace.
-    jaxpr, own_count = closed.jaxpr, len(examples)
+    jaxpr, own_count = without_constants(closed), len(examples)
     concrete = [None if k in traced else value for k, value in enumerate(consts)]
     tree = jax.tree.structure(shape)
 
