@@ -103,14 +103,13 @@ def test_devices_have_the_losses_of_their_own_rows():
     x, c, loss = X[:8], CLASSES[:8], losses.supcon(0.5)
 
     def value(x, c, weights, axis_name=None):
-        each = anchor_loss(x, c, loss=loss, reduction="none", axis_name=axis_name, tile=8)
+        each = anchor_loss(x, c, loss=loss, reduction="none", axis_name=axis_name)
         return jnp.sum(weights * each), each
 
     weights = WEIGHTS[:8].astype(np.float32)
     gradient, each = jax.jit(jax.grad(value, has_aux=True))(x, c, weights)
-    mapped = jax.jit(
-        jax.vmap(jax.grad(functools.partial(value, axis_name="d"), has_aux=True), axis_name="d")
-    )
+    over_devices = jax.grad(functools.partial(value, axis_name="d"), has_aux=True)
+    mapped = jax.pmap(over_devices, axis_name="d")
     found, parts = mapped(x.reshape(2, 4, 4), c.reshape(2, 4), weights.reshape(2, 4))
     np.testing.assert_allclose(parts.ravel(), each, rtol=1e-5)
     np.testing.assert_allclose(found.reshape(8, 4), gradient, rtol=1e-4, atol=1e-6)

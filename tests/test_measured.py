@@ -116,7 +116,9 @@ LOSSES = {
 @pytest.mark.parametrize(
     ("name", "options"),
     [(name, {}) for name in LOSSES]
-    + [("ntxent", {"tile": 8}), ("positives", {"tile": 8}), ("supcon", {"reduction": "none"})],
+    + [("positives", {"tile": 8}), ("supcon", {"reduction": "none"})]
+    # The stages are made alike for tiles and for a matrix.
+    + [pytest.param("ntxent", {"tile": 8}, marks=pytest.mark.long)],
 )
 def test_sums_beside_the_loss_of_anchors(name, options):
     loss = LOSSES[name]

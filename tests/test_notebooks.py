@@ -41,16 +41,9 @@ def _first_cell(notebook):
     return next(cell for cell in notebook.cells if cell.cell_type == "code")
 
 
-# The longest one, over devices. All four run on Colab's packages too, in .ci/test-colab.
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(
-            path, id=path.stem, marks=[] if path.stem.startswith("2_") else pytest.mark.long
-        )
-        for path in NOTEBOOKS
-    ],
-)
+# .ci/test-colab, a part of .ci/run, runs all four on Colab's packages.
+@pytest.mark.long
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_top_to_bottom(path, tmp_path, request):
     notebook = nbformat.read(path, 4)
     first = _first_cell(notebook)

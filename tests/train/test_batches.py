@@ -123,11 +123,11 @@ def test_simclr_learns_without_classes(data, tmp_path):
     assert parts.init(0).params.loss.shape == (60, 4)
 
 
-def test_one_device_or_four_have_the_same_views(data):
+def test_one_device_or_two_have_the_same_views(data):
     training = Training(
         model=MODEL,
         data=data,
-        objective=train.objective("ntxent"),
+        objective=train.objective("supcon"),
         steps=1,
         batch_size=16,
         views=2,
@@ -135,7 +135,7 @@ def test_one_device_or_four_have_the_same_views(data):
     )
     parts = assembly.assemble(training)
     values = []
-    for count in (1, 4):
+    for count in (1, 2):
         placed = train.parallel(parts.drawn, "shard_map", jax.devices()[:count])
         source, numbers = source_of(training), train.Hyperparameters(0, {"temperature": 0.1})
         _, metrics = placed.step(*placed.replicate((parts.init(0), source, numbers)))
