@@ -121,10 +121,11 @@ def cosine(a: ArrayLike, b: ArrayLike) -> jax.Array:
     a, b, size = _directions(a, b)
     aa, ab, bb = jnp.sum(a * a), jnp.sum(a * b), jnp.sum(b * b)
     p = _perpendicular(a, b)
-    sign = jnp.where(ab < 0, -1, 1)
-    # The smaller of 1 - cos and 1 + cos.
-    small = jnp.sum(p * p) / (bb * (1 + sign * ab / jnp.sqrt(aa * bb)))
-    return jnp.where(size == 0, 1, (1 - sign) + sign * small)
+    is_obtuse = ab < 0
+    # The smaller of 1 - cos and 1 + cos. The absolute value has no derivative at a right angle.
+    cos = jnp.where(is_obtuse, -ab, ab) / jnp.sqrt(aa * bb)
+    small = jnp.sum(p * p) / (bb * (1 + cos))
+    return jnp.where(size == 0, 1, jnp.where(is_obtuse, 2 - small, small))
 
 
 def angular(a: ArrayLike, b: ArrayLike) -> jax.Array:
@@ -401,8 +402,8 @@ def noise_over_signal(noise: jax.Array, signal: jax.Array) -> jax.Array:
     # Of a smaller variance the square, by which the derivative divides, is no number any more.
     least = 8 * math.sqrt(info.tiny)
     beyond = (signal < least) | (noise * info.eps >= signal)
-    ratio = noise / jnp.where(beyond, 1, signal)
-    return jnp.where(beyond, jnp.where(noise < least, 0, 1 / info.eps), ratio)
+    ratio = jnp.where(beyond, 1 / info.eps, noise / jnp.where(beyond, 1, signal))
+    return jnp.where(beyond & (noise < least), 0, ratio)
 
 
 def _vectors(a: ArrayLike, b: ArrayLike) -> tuple[jax.Array, jax.Array]:

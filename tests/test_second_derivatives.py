@@ -179,7 +179,7 @@ FORWARD = {
     "all pairs": lambda x, **k: all_pairs_loss(x, CLASSES, **k),
     "anchors": lambda x, **k: anchor_loss(x, CLASSES, loss=losses.supcon(), **k),
     "triples": lambda x, **k: anchor_loss(x, CLASSES, loss=losses.triplet_all(), **k),
-    "proxies": lambda x, **k: proxy_loss(x, CLASSES, X[:3], loss=losses.arcface(), **k),
+    "proxies": lambda x, **k: proxy_loss(x, CLASSES, X[:3] + 0.5, loss=losses.arcface(), **k),
 }
 
 
