@@ -13,12 +13,30 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from contrastive_jax._extras import needs
+
+with needs("train", "experiments.command"):
+    import docstring_parser
+    import tyro
+    from tyro.conf import Positional as Positional
+    from tyro.conf import UseAppendAction as UseAppendAction
+    from tyro.conf import arg as arg
+    from tyro.constructors import PrimitiveConstructorSpec as PrimitiveConstructorSpec
+
 from contrastive_jax.train import folder
 
 Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class OfRun:
+    """Options of a program that takes a trained run."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")] = Path()
+    """Folder of the run."""
+
 
 # What options, files and the machine are to blame for. Anything else is a bug, and its traceback
 # says where.
@@ -122,9 +140,6 @@ def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -
       FileNotFoundError: if there is no run to resume.
       ValueError: if an option is unknown, with those that are close to it.
     """
-    with needs("train", program):
-        import tyro
-
     _join_lines_of_help(config)  # type: ignore[arg-type]
     arguments = expanded(config, sys.argv[1:] if arguments is None else arguments)
 
@@ -168,9 +183,6 @@ def _join_lines_of_help(config: type[Any]) -> None:
 
     A default of None is said in the docstring alone.
     """
-    import docstring_parser
-    import tyro
-
     hints = typing.get_type_hints(config, include_extras=True)
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for owner in config.__mro__:
@@ -185,10 +197,8 @@ def _join_lines_of_help(config: type[Any]) -> None:
 
 def _given_several_times(config: type[Any]) -> list[str]:
     """Returns the names of the options that are given once for each value."""
-    import tyro
-
     hints = typing.get_type_hints(config, include_extras=True)
-    append = typing.get_args(tyro.conf.UseAppendAction[int])[-1]
+    append = typing.get_args(UseAppendAction[int])[-1]
     return [name for name, hint in hints.items() if append in getattr(hint, "__metadata__", ())]
 
 

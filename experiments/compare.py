@@ -10,11 +10,6 @@ import itertools
 from pathlib import Path
 from typing import Annotated
 
-from contrastive_jax._extras import needs
-
-with needs("train", "experiments.compare"):
-    import tyro
-
 from contrastive_jax import load
 from contrastive_jax.train import Comparison
 from contrastive_jax.train.run_inputs import read_inputs
@@ -25,12 +20,10 @@ _MOST = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(command.OfRun):
     """Options of a comparison."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = Path()
-    """Folder of the run."""
-    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PICTURE")] = ()
+    images: Annotated[command.Positional[tuple[Path, ...]], command.arg(metavar="PICTURE")] = ()
     """Pictures, two or more; for a run on vectors files of them, .npz with an array embeddings or
     .parquet with a column vector. Every two are compared."""
     prior: float | None = None

@@ -9,23 +9,16 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from contrastive_jax._extras import needs
-
-with needs("train", "experiments.embed"):
-    import tyro
-
 from contrastive_jax import load
 from contrastive_jax.train.run_inputs import check_embeddings_file, read_inputs, save_embeddings
 from experiments import command
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(command.OfRun):
     """Options of an embedding."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = Path()
-    """Folder of the run."""
-    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")] = Path()
+    source: Annotated[command.Positional[Path], command.arg(metavar="SOURCE")] = Path()
     """Folder of pictures; for a run on vectors a file of them, .npz or .safetensors with an array
     embeddings, .parquet with a column vector, or .npy."""
     out: Path = Path("vectors.parquet")

@@ -6,12 +6,7 @@ python -m experiments.evaluate runs/digits-convnet-1 --dataset mnist --image_siz
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
-
-from contrastive_jax._extras import needs
-
-with needs("train", "experiments.evaluate"):
-    import tyro
+from typing import Any
 
 from contrastive_jax import load, run_report
 from contrastive_jax.data import PairDataset
@@ -22,11 +17,9 @@ from experiments import command, options
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(options.Data):
+class Config(options.Data, command.OfRun):
     """Options of an evaluation. Without a data set, it is that of the run."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = Path()
-    """Folder of the run."""
     dataset: str | None = None
     """Another data set than that of the run, of images of the same shape."""
     labels: str | None = None

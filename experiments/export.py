@@ -6,12 +6,7 @@ python -m experiments.export runs/digits-convnet-1 --formats onnx --out model
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from contrastive_jax._extras import needs
-
-with needs("train", "experiments.export"):
-    import tyro
+from typing import Any, Literal
 
 from contrastive_jax import export, load
 from contrastive_jax.data import PairDataset
@@ -19,11 +14,9 @@ from experiments import command, evaluate, options
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(options.Data):
+class Config(options.Data, command.OfRun):
     """Options of an export, which test images of a data set verify; by default that of the run."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = Path()
-    """Folder of the run."""
     dataset: str | None = None
     """Another data set than that of the run, of images of the same shape."""
     out: Path | None = None

@@ -28,7 +28,6 @@ from typing import Annotated, Any
 from contrastive_jax._extras import needs
 
 with needs("train", "experiments.margin_ablation"):
-    import tyro
     from tqdm import tqdm
 
 from contrastive_jax.ablation_report import wider_axes, write_report
@@ -56,7 +55,7 @@ class Config(trials.Training):
     seeds: int = 5
     """Trials of each combination of hyperparameters, with seeds 0, 1, ..."""
     grid: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE,VALUE")
+        tuple[str, ...], command.UseAppendAction, command.arg(metavar="NAME=VALUE,VALUE")
     ] = ()
     """One more axis of the grid, once for each: a hyperparameter of the training or of the loss, or
     encoder, width, loss, distance, objective, batch_size, group."""

@@ -14,12 +14,6 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 
-from contrastive_jax._extras import needs
-
-with needs("train", "experiments.options"):
-    import tyro
-    from tyro.constructors import PrimitiveConstructorSpec
-
 from contrastive_jax import distances, labels, models, train
 from contrastive_jax.data import (
     Dataset,
@@ -37,7 +31,7 @@ from contrastive_jax.train import folder, loss_table, preconditions, ranges
 from contrastive_jax.train.labelled import with_labels
 from contrastive_jax.train.optimizer import make_optimizers
 from contrastive_jax.train.recipes import recipe
-from experiments.command import options_named
+from experiments import command
 
 ENCODERS = {
     "linear": models.Linear,
@@ -56,7 +50,7 @@ Distance = Literal["euclidean", "squared_euclidean", "cosine", "angular", "manha
 DISTANCES = {name: getattr(distances, name) for name in typing.get_args(Distance)}
 LossOptions = Annotated[
     dict[str, float],
-    PrimitiveConstructorSpec(
+    command.PrimitiveConstructorSpec(
         nargs="*",
         metavar="[NAME=VALUE [NAME=VALUE ...]]",
         instance_from_str=parse_numbers,
@@ -108,7 +102,7 @@ class Training:
     """Scale embeddings to unit length: distances lie in [0, 2] and the margin has a meaning."""
     loss: Annotated[
         str,
-        tyro.conf.arg(
+        command.arg(
             metavar="NAME",
             help="The loss. Pair losses such as contrastive compare drawn pairs or all pairs of a "
             "batch, the others are of whole batches: " + ", ".join(loss_table.NAMES) + ".",
@@ -340,7 +334,7 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
         "microbatches": microbatches,
         "devices": len(devices),
     }
-    with options_named(options):
+    with command.options_named(options):
         _check(config, options)
     return options
 

@@ -6,11 +6,6 @@ python -m experiments.results runs/digits-0 runs/digits-1 runs/digits-2
 import dataclasses
 from pathlib import Path
 
-from contrastive_jax._extras import needs
-
-with needs("train", "experiments.results"):
-    import tyro
-
 from contrastive_jax.seed_report import table_of_seeds
 from experiments import command
 from experiments.train import FREE
@@ -20,7 +15,7 @@ from experiments.train import FREE
 class Config:
     """Options of the table."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    runs: command.Positional[tuple[Path, ...]] = ()
     """Folders of runs of `experiments.train`, two at least."""
 
 

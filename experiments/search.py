@@ -28,12 +28,8 @@ from typing import Annotated, Any, Literal
 
 import jax
 
-from contrastive_jax._extras import needs
-
-with needs("train", "experiments.search"):
-    import tyro
-
 from contrastive_jax import search
+from contrastive_jax._extras import needs
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.search import Group, Range, Trainer
 from contrastive_jax.search.space import Hyperparameters, Space
@@ -53,7 +49,7 @@ class Config(trials.Training):
     method: Literal["halving", "optuna"] = "halving"
     """Successive halving, or Optuna's suggestions."""
     space: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=LOW:HIGH[:log]")
+        tuple[str, ...], command.UseAppendAction, command.arg(metavar="NAME=LOW:HIGH[:log]")
     ] = ("margin=0.1:1.8",)
     """A hyperparameter to search, or NAME=VALUE,VALUE of an option that changes the structure; once
     for each. By default margin=0.1:1.8."""
