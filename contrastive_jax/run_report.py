@@ -24,6 +24,7 @@ from contrastive_jax.evaluation.retrieval import nearest_neighbours
 from contrastive_jax.evaluation.summary import Summary, summarize
 from contrastive_jax.evaluation.tables import figure_table
 from contrastive_jax.evaluation.verification import roc_curve
+from contrastive_jax.labels.named import by_name
 from contrastive_jax.labels.types import PairLabels, with_mask
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import metrics
@@ -39,7 +40,7 @@ def write_report(
     data: Dataset | PairDataset,
     folder: str | Path | None = None,
     *,
-    labels: PairLabels | None = None,
+    labels: PairLabels | str | None = None,
 ) -> str:
     """Writes the figures of a run on test, as numbers and as pictures.
 
@@ -51,8 +52,9 @@ def write_report(
       data: with validation and test splits.
       folder: to write to; that of the run by default.
       labels: labels of two rows that name the columns they take, such as
-        `labels.any_shared("tags")`. Figures and the pictures of pairs are by them in place of
-        classes; maps and the gallery show classes.
+        `labels.any_shared("tags")`, or their text for `labels.by_name`. Figures and the pictures of
+        pairs are by them in place of classes; maps and the gallery show classes. None and
+        `"class"` stand for classes.
 
     Returns:
       The Markdown table of figures.
@@ -71,6 +73,8 @@ def write_report(
     """
     if run.folder is None:
         raise ValueError("the run is not stored: train it with runs='runs', or load it")
+    if isinstance(labels, str):
+        labels = None if labels == "class" else by_name(labels)
     where = Path(folder or run.folder)
     if isinstance(data, PairDataset):
         if labels is not None:

@@ -124,7 +124,7 @@ def main(config: Config) -> Path:
                 folder,
                 data,
                 split,
-                labelled=options.labelled(train.objective(names[0]), config.labels),
+                labelled=train.objective(names[0], labels=config.labels),
                 width=config.width,
                 trials=config.trials,
                 seeds=config.seeds,
@@ -145,10 +145,7 @@ def _assembled(
     config: Config, data: Dataset, name: str, points: Sequence[tuple[dict[str, Any], int]]
 ) -> AssembledTrials:
     """Makes the parts of trials of a loss, each of hyperparameters and a seed."""
-
-    def make(**values: Any) -> train.Objective:
-        return options.labelled(train.objective(name, **values), config.labels)
-
+    make = partial(train.objective, name, labels=config.labels)
     default = "linear" if data.train.images.ndim == 2 else "convnet"
     with command.options_named(vars(config)):
         training = Training(
@@ -251,7 +248,7 @@ def check_data(config: Config, split: str, data: Dataset) -> None:
     """
     if data.train.images.ndim == 2:
         option_checks.check_effects(config, option_checks.EFFECTS_ON_VECTORS)
-    objective = options.labelled(train.objective(losses_of(config)[0]), config.labels)
+    objective = train.objective(losses_of(config)[0], labels=config.labels)
     check_labels(objective, data, ["train", "validation", "test"])
     classes = len(np.unique(data.train.classes))
     _check_chosen(config, config.batch_classes == classes)

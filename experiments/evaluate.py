@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from contrastive_jax import load, run_report
+from contrastive_jax import labels, load, run_report
 from contrastive_jax.data import PairDataset
 from contrastive_jax.data._digest import digest
 from contrastive_jax.train import folder
@@ -32,18 +32,19 @@ class Config(options.Data, command.OfRun):
 def main(config: Config) -> Path:
     """Evaluates a run, and returns the folder of what was written."""
     by = _labels(config)
-    rule, run = options.labels_named(by), load(config.run)
+    labels.by_name(by)  # an error of theirs comes before data is read
+    run = load(config.run)
     data = options.load_data(with_data_of_run(config))
     if isinstance(data, PairDataset) and config.labels is None:
-        rule = None  # given pairs have labels of their own
+        by = "class"  # given pairs have labels of their own
     if not (config.dataset or config.data):
         check_data(config.run, digest(data))
     where = config.out or config.run
     print("evaluating on test and drawing figures", flush=True)
     try:
-        print(run_report.write_report(run, data, where, labels=rule))
+        print(run_report.write_report(run, data, where, labels=by))
     except ValueError as error:
-        if rule is not None and config.labels is None:
+        if by != "class" and config.labels is None:
             error.add_note(
                 f"figures are by the labels of the run, {by}: --labels class ranks by class"
             )

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 
-from contrastive_jax import distances, labels, models, train
+from contrastive_jax import distances, models, train
 from contrastive_jax.data import (
     Dataset,
     PairDataset,
@@ -28,7 +28,6 @@ from contrastive_jax.data.categories import categories_of
 from contrastive_jax.data.pair_checks import check_given_pairs
 from contrastive_jax.search.texts import parse_numbers
 from contrastive_jax.train import folder, loss_table, preconditions, ranges
-from contrastive_jax.train.labelled import with_labels
 from contrastive_jax.train.optimizer import make_optimizers
 from contrastive_jax.train.recipes import recipe
 from experiments import command
@@ -363,17 +362,6 @@ def augmentation(options: Mapping[str, Any]) -> augment.Augment | None:
     return augment.from_options(options["augment"], flip=flip, shift=shift)
 
 
-def labelled(objective: train.Objective, by: str) -> train.Objective:
-    """Returns an objective with the labels of two rows that `--labels` names."""
-    rule = labels_named(by)
-    return objective if rule is None else with_labels(objective, rule)
-
-
-def labels_named(by: str) -> labels.PairLabels | None:
-    """Returns the labels of two rows that `--labels` names, None for those by class."""
-    return None if by == "class" else labels.by_name(by)
-
-
 def objective_of(config: Any, options: Mapping[str, Any] | None = None) -> train.Objective:
     """Makes the objective that the options name.
 
@@ -383,18 +371,14 @@ def objective_of(config: Any, options: Mapping[str, Any] | None = None) -> train
     """
     takes_fraction = "similar_fraction" in loss_table.hyperparameters_of(config.loss)
     values = {"similar_fraction": options["similar_fraction"]} if options and takes_fraction else {}
-    if config.loss != "contrastive":
-        made = train.objective(config.loss, **values | config.loss_options)
-        return labelled(made, config.labels)
-    made = train.objective(
-        "contrastive",
-        on=config.objective,
-        distance=DISTANCES[config.distance],
-        group=options["group"] if options and config.objective == "pairs" else 1,
-        margin=config.margin,
-        **values,
-    )
-    return labelled(made, config.labels)
+    if config.loss == "contrastive":
+        values |= {
+            "on": config.objective,
+            "distance": DISTANCES[config.distance],
+            "group": options["group"] if options and config.objective == "pairs" else 1,
+            "margin": config.margin,
+        }
+    return train.objective(config.loss, labels=config.labels, **values | config.loss_options)
 
 
 def batch_of(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:

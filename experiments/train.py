@@ -127,7 +127,7 @@ def main(config: Config) -> Path:
     assert run.folder is not None
     if config.figures:
         print("evaluating on test and drawing figures", flush=True)
-        print(run_report.write_report(run, data, labels=options.labels_named(config.labels)))
+        print(run_report.write_report(run, data, labels=config.labels))
     print(f"{run.folder} is complete after {time.perf_counter() - began:.0f} s")
     return run.folder
 

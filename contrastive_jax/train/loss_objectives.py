@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from contrastive_jax import distances, losses, regularizers
 from contrastive_jax.data.datasets import Examples
+from contrastive_jax.labels.named import by_name
 from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.train import loss_table, objectives
 from contrastive_jax.train.labelled import with_labels
@@ -26,7 +27,7 @@ def objective(
     on: Literal["all_pairs", "pairs"] = "all_pairs",
     distance: Callable[..., jax.Array] | None = None,
     group: int = 1,
-    labels: PairLabels | Callable[[Any, Any], Any] | None = None,
+    labels: PairLabels | Callable[[Any, Any], Any] | str | None = None,
     attributes: Callable[[Examples], Any] | None = None,
     **hyperparameters: float,
 ) -> Objective:
@@ -41,9 +42,11 @@ def objective(
       distance: between two embeddings, for a pair loss; by default that of the loss.
       group: with `"pairs"`, the number of pairs whose members are compared across.
       labels: function of the attributes of two rows that labels their pair, as
-        `contrastive_jax.labels` has them; by default rows of one class are similar. Batches are
-        drawn by class all the same. Validation ranks by these labels too, and the threshold is that
-        of pairs drawn by them. It takes a loss that compares the rows of a batch with each other.
+        `contrastive_jax.labels` has them, or text that `labels.by_name` takes, such as
+        `"any_shared=tags"`; by default, and with `"class"`, rows of one class are similar. Batches
+        are drawn by class all the same. Validation ranks by these labels too, and the threshold is
+        that of pairs drawn by them. It takes a loss that compares the rows of a batch with each
+        other.
       attributes: function of the examples of a split (`contrastive_jax.data.Examples`) to what
         `labels` takes, such as `lambda examples: examples.attributes["age"]`; by default
         the columns that `labels` names.
@@ -66,6 +69,8 @@ def objective(
       'cosine'
       >>> from contrastive_jax import labels
       >>> other_camera = train.objective("supcon", labels=labels.same_class_other_group())
+      >>> train.objective("supcon", labels="any_shared=tags").labels.name
+      'any_shared=tags'
     """
     if isinstance(loss, str):
         loss_table.check_name(loss)
@@ -74,6 +79,8 @@ def objective(
     else:
         made = _of_loss(loss, on, distance, group, hyperparameters)
         made = made._replace(name=_name_of(loss))
+    if isinstance(labels, str):
+        labels = None if labels == "class" else by_name(labels)
     if labels is not None:
         return with_labels(made, labels, attributes)
     if attributes is not None:
