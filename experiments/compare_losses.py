@@ -56,7 +56,7 @@ FREE = options.FREE | {"losses"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(options.Batches, options.Data):
+class Config(options.Runs, options.Batches, options.Data):
     """Options of the comparison."""
 
     dataset: str | None = None
@@ -79,21 +79,15 @@ class Config(options.Batches, options.Data):
     """Images in a batch."""
     batch_classes: int | None = None
     """Classes in a batch; by default all that are trained on, alike."""
-    encoder: str | None = None
-    """Network from images to embeddings: linear, mlp, residual, drlim, convnet or resnet18; by
-    default convnet, and linear on vectors, which the first three take."""
+    encoder: options.Encoder | None = None
+    """Network from images to embeddings; by default convnet, and linear on vectors, which linear,
+    mlp and residual take."""
     width: int = 64
     """Number of entries of an embedding."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices and kernels."""
-    runs: Path = Path("runs")
-    """Folder of all runs."""
-    name: str = "compare_losses"
+    name: str | None = "compare_losses"
     """Folder of this run."""
-    resume: str | None = None
-    """Go on with the run of this name."""
-    overwrite: bool = False
-    """Replace the run of this name."""
 
 
 def main(config: Config) -> Path:
@@ -172,8 +166,6 @@ def _check(config: Config) -> None:
     if config.width < 3:
         # Mining weights pairs by the distances of random points, whose formula needs three.
         raise ValueError(f"--width must be at least 3, got {config.width}")
-    if config.encoder not in (None, *ENCODERS):
-        raise ValueError(f"--encoder must be one of {', '.join(ENCODERS)}, got {config.encoder}")
     if twice := [name for name in config.losses if config.losses.count(name) > 1]:
         raise ValueError(f"--losses names {twice[0]} twice: leave one of them out")
 
@@ -183,7 +175,7 @@ def _folder(config: Config, names: Iterable[str], sets: Mapping[str, Dataset]) -
     """Opens the run. Several processes may share it, but not a loss."""
     record = options.recorded(config)
     record["data_digest"] = " ".join(map(digest, sets.values()))
-    run = options.open_run(config, config.name, record, free=FREE, shared=True)
+    run = options.open_run(config, "compare_losses", record, free=FREE, shared=True)
     with run as folder, losses_locked(folder, names):
         yield folder
 

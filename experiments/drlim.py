@@ -47,7 +47,7 @@ FOURS_AND_NINES = ("4", "9")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(options.Data):
+class Config(options.NewRuns, options.Data):
     """Options of the experiment."""
 
     dataset: str | None = None
@@ -76,12 +76,6 @@ class Config(options.Data):
     """Peak of the learning rate."""
     seed: int = 0
     """Seed of parameters and pairs; the same seed gives the same numbers."""
-    runs: Path = Path("runs")
-    """Folder of all runs."""
-    name: str | None = None
-    """Folder of this run; by default drlim-DATASET-N with the first free N."""
-    overwrite: bool = False
-    """Replace the run of this name."""
 
 
 def main(config: Config) -> Path:

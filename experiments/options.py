@@ -32,6 +32,7 @@ from contrastive_jax.train.optimizer import make_optimizers
 from contrastive_jax.train.recipes import recipe
 from experiments import command
 
+Encoder = Literal["linear", "mlp", "residual", "drlim", "convnet", "resnet18"]
 ENCODERS = {
     "linear": models.Linear,
     "mlp": models.MLP,
@@ -92,7 +93,7 @@ class Data:
 class Training:
     """Options of the encoder, the objective and the optimizer."""
 
-    encoder: Literal["linear", "mlp", "residual", "drlim", "convnet", "resnet18"] | None = None
+    encoder: Encoder | None = None
     """Network from images to embeddings; by default convnet, and linear on vectors, which linear,
     mlp and residual take."""
     width: int = 64
@@ -168,18 +169,24 @@ class Batches:
 
 
 @dataclasses.dataclass(frozen=True)
-class Runs:
-    """Options of the folder of a run."""
+class NewRuns:
+    """Options of the folder of a run that is not resumed."""
 
     runs: Path = Path("runs")
     """Folder of all runs."""
     name: str | None = None
     """Folder of this run; by default named after program, data set and encoder, with the first
     free number."""
-    resume: str | None = None
-    """Go on with the run of this name, with its own options."""
     overwrite: bool = False
     """Replace the run of this name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs(NewRuns):
+    """Options of the folder of a run."""
+
+    resume: str | None = None
+    """Go on with the run of this name, with its own options."""
 
 
 def recorded(config: Any) -> dict[str, Any]:

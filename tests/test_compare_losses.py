@@ -17,7 +17,7 @@ from contrastive_jax.search.loss_trials import (
 )
 from contrastive_jax.train import json_lines, loss_table
 from contrastive_jax.train.training import Training
-from experiments import compare_losses
+from experiments import command, compare_losses, options
 
 SMALL = {
     "dataset": "digits",
@@ -191,7 +191,6 @@ def test_processes_share_a_run_but_not_a_loss(tmp_path):
     [
         ({"losses": ("supcom",)}, "unknown loss supcom; close to it: supcon"),
         ({"trials": 0}, "--trials must be at least 1, got 0"),
-        ({"encoder": "vit"}, "--encoder must be one of linear, mlp"),
         ({"name": "."}, "--name must be the name of one folder, got '.'"),
         ({"name": ""}, "--name must be the name of one folder, got ''"),
         ({"name": "a/b"}, "--name must be the name of one folder, got 'a/b'"),
@@ -205,6 +204,16 @@ def test_errors_come_before_anything_is_written(tmp_path, options, words):
     with pytest.raises(ValueError, match=words):
         compare_losses.main(compare_losses.Config(runs=tmp_path, **SMALL | options))
     assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_that_is_not_there_is_refused():
+    def parse():
+        return command.parse(compare_losses.Config, "compare", "Compares.", ["--encoder", "vit"])
+
+    with pytest.raises(SystemExit) as ended:
+        command.run(compare_losses.main, parse)
+    assert "invalid choice 'vit' for argument '--encoder'. Expected one of" in ended.value.code
+    assert all(name in ended.value.code for name in options.ENCODERS)
 
 
 def test_a_learning_rate_scales_the_steps_of_proxies_too():
