@@ -49,7 +49,6 @@ from contrastive_jax.train.training import Training
 from contrastive_jax.train.trial_assembly import AssembledTrials
 from experiments import command, option_checks, options
 from experiments.options import ENCODERS, with_classes
-from experiments.train import Config as TrainConfig
 
 # Options that may differ when it is resumed.
 FREE = options.FREE | {"losses"}
@@ -206,14 +205,10 @@ def _batch(config: Config) -> dict[str, Any]:
 
 def _check_batch(config: Config) -> None:
     """Checks what the options of a batch say together, before any data is read."""
-    for name in losses_of(config):
-        training = TrainConfig(
-            loss=name, objective="all_pairs", labels=config.labels, views=config.views
-        )
-        option_checks.check_effects(training, option_checks.EFFECTS_OF_TRAINING)
     _check_chosen(config, config.batch_classes is None and config.views == 1)
     with command.options_named(vars(config)):
-        objective = train.objective(losses_of(config)[0])
+        for name in losses_of(config):
+            objective = train.objective(name, labels=config.labels)
         check_batches(objective, **_batch(config), categories=config.category)
 
 

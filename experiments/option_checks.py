@@ -17,14 +17,8 @@ from contrastive_jax.data import Dataset, PairDataset, augment, datasets
 from contrastive_jax.data._own import recognise
 from contrastive_jax.train import folder, loss_table, ranges
 from contrastive_jax.train.validation import margin_out_of_reach
+from experiments import options
 from experiments.command import options_named
-from experiments.options import (
-    ENCODERS_OF_VECTORS,
-    STEPS_ON_VECTORS,
-    images_of,
-    objective_of,
-    resolved,
-)
 
 Config = TypeVar("Config")
 
@@ -72,17 +66,17 @@ def _pair_loss(config: Any) -> bool:
     return config.loss in loss_table.PAIRS
 
 
-def _proxies(config: Any) -> bool:
-    return config.loss in loss_table.PROXIES
-
-
 def _never(config: Any) -> bool:
     return False
 
 
 _WHOLE_BATCHES = (
-    "--loss {loss} is of whole batches drawn on the device and has a distance of its own",
-    "leave --objective, --distance and --data_on out",
+    "--loss {loss} is of whole batches and has a distance of its own",
+    "leave --objective and --distance out",
+)
+_ON_DEVICE = (
+    "--loss {loss} with --objective {objective} is of whole batches, drawn on the device",
+    "leave --data_on out",
 )
 _TWICE = "--{option} and --loss_options {option} name the same number"
 
@@ -130,23 +124,15 @@ EFFECTS_OF_TRAINING = (
         "{loss} has no parameters",
     ),
     Effect(
-        "labels",
-        lambda config: not _proxies(config),
-        "{loss} compares with proxies and takes no --{option}",
-        "leave it out, or take a pair loss with --objective all_pairs, or a loss such as supcon",
-    ),
-    Effect(
         "objective",
         lambda config: config.objective != "pairs" or _contrastive(config),
         *_WHOLE_BATCHES,
     ),
     Effect("distance", _contrastive, *_WHOLE_BATCHES),
-    Effect("data_on", _pair_loss, *_WHOLE_BATCHES),
     Effect(
         "data_on",
-        lambda config: config.objective != "all_pairs",
-        "--objective all_pairs draws on the device",
-        "leave --data_on device",
+        lambda config: _pair_loss(config) and config.objective != "all_pairs",
+        *_ON_DEVICE,
     ),
     Effect("margin", lambda config: "margin" not in config.loss_options, _TWICE),
     Effect("similar_fraction", _pair_loss, "{loss} has no share of similar pairs"),
@@ -158,17 +144,6 @@ EFFECTS_OF_TRAINING = (
         lambda config: not _whole_batches(config),
         "--group has no effect where all pairs of a batch are compared (--objective all_pairs, and "
         "every loss but contrastive)",
-    ),
-    Effect(
-        "labels",
-        _whole_batches,
-        "--{option} is of batches of classes",
-        "give --objective all_pairs, or another loss than contrastive",
-    ),
-    Effect(
-        "labels",
-        lambda config: config.views == 1,
-        "--{option} has no effect with --views {views}, whose batches are of images",
     ),
 )
 
@@ -202,9 +177,9 @@ EFFECTS_ON_PAIRS = (
 EFFECTS_ON_VECTORS = (
     Effect(
         "encoder",
-        lambda config: config.encoder in ENCODERS_OF_VECTORS,
+        lambda config: config.encoder in options.ENCODERS_OF_VECTORS,
         "--encoder {encoder} takes images, and the data has vectors",
-        f"take one of {', '.join(ENCODERS_OF_VECTORS)}",
+        f"take one of {', '.join(options.ENCODERS_OF_VECTORS)}",
     ),
     Effect(
         "flip shift augment views",
@@ -216,7 +191,7 @@ EFFECTS_ON_CLASSES = (
     Effect(
         "balanced", _never, "--balanced is of given pairs, and the data has classes", "leave it out"
     ),
-    Effect("data_on", lambda config: not _whole_batches(config), *_WHOLE_BATCHES),
+    Effect("data_on", lambda config: not _whole_batches(config), *_ON_DEVICE),
 )
 
 
@@ -231,12 +206,12 @@ def for_data(config: Any, data: Dataset | PairDataset) -> Any:
       The options, of which `balanced` is None on data with classes, and `similar_fraction` on given
       pairs the share of similar pairs among those drawn.
     """
-    vectors = images_of(data).ndim == 2
+    vectors = (data.images if isinstance(data, PairDataset) else data.train.images).ndim == 2
     check_effects(config, EFFECTS_ON_PAIRS if isinstance(data, PairDataset) else EFFECTS_ON_CLASSES)
     filled: dict[str, Any] = {"encoder": config.encoder or ("linear" if vectors else "convnet")}
     if vectors:
         check_effects(config, EFFECTS_ON_VECTORS)
-        filled |= {"flip": False, "shift": 0, "steps": config.steps or STEPS_ON_VECTORS}
+        filled |= {"flip": False, "shift": 0, "steps": config.steps or options.STEPS_ON_VECTORS}
     if isinstance(data, PairDataset):
         balanced = config.balanced is not False
         drawn = 0.5 if balanced else float(np.mean(data.train.labels == 0))
@@ -246,20 +221,18 @@ def for_data(config: Any, data: Dataset | PairDataset) -> Any:
 
 def is_given(config: Any, option: str) -> bool:
     """Returns whether a program has this option, at another value than its default."""
-    for field in dataclasses.fields(config):
-        if field.name == option:
-            factory = field.default_factory
-            default = field.default if factory is dataclasses.MISSING else factory()
-            return bool(getattr(config, option) != default)
-    return False
+    value = getattr(config, option, None)
+    return bool(value != getattr(type(config)(), option, None))
 
 
 def checked_training(config: Any) -> Any:
     """Checks the options of a single training, and fills in those that depend on the loss."""
     config = checked(config)
     check_effects(config)
-    complete = resolved(config)
+    complete = options.resolved(config)
     check_effects(config, EFFECTS_OF_TRAINING)
+    with options_named(vars(config)):
+        options.objective_of(complete)
     return complete
 
 
@@ -335,7 +308,7 @@ def check_effects(config: Any, effects: Iterable[Effect] = EFFECTS) -> None:
 def warn_of_reach(configs: Iterable[Any]) -> None:
     """Warns once of each margin of trainings that is out of the reach of its distance."""
     messages = [
-        margin_out_of_reach(objective_of(one), one.width, unit_length=one.normalize)
+        margin_out_of_reach(options.objective_of(one), one.width, unit_length=one.normalize)
         for one in configs
     ]
     for message in filter(None, dict.fromkeys(messages)):

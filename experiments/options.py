@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
-import numpy as np
 
 from contrastive_jax import distances, models, train
 from contrastive_jax.data import (
@@ -272,11 +271,6 @@ def data_name(config: Data) -> str:
         return config.dataset or "digits"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.data.resolve().stem).strip("-.")
     return name[:60] or "data"
-
-
-def images_of(data: Dataset | PairDataset) -> np.ndarray:
-    """Returns the images, or vectors, that a data set trains on."""
-    return data.images if isinstance(data, PairDataset) else data.train.images
 
 
 def resolved(config: Any) -> Any:

@@ -197,8 +197,8 @@ def _check_views(
     """Checks that the views of an image differ, and that nothing chooses among classes."""
     if objective.labels is not None:
         raise ValueError(
-            "views of one image are similar and those of two are not, which labels of two rows do "
-            "not say: leave views or labels out"
+            "labels has no effect with several views of one image, which alone are similar: leave "
+            "labels out"
         )
     if augment is None:
         raise ValueError(
