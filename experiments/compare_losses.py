@@ -190,17 +190,9 @@ def losses_of(config: Config) -> tuple[str, ...]:
 
 def _batch(config: Config) -> dict[str, Any]:
     """Returns the arguments of `fit` that say how a batch is made, but for categories."""
-    recipe = options.recipe_of(config)
-    changes = {name: getattr(config, name) for name in ("augment", "flip", "shift")}
-    changes = {name: recipe.get(name) if one is None else one for name, one in changes.items()}
-    return {
-        "batch_size": config.batch_size,
-        "batch_classes": config.batch_classes,
-        "repeat": config.repeat,
-        "by_size": config.by_size,
-        "views": config.views,
-        "augment": options.augmentation(changes),
-    }
+    changes = {name: getattr(config, name) for name in ("flip", "shift")}
+    given = {name: change for name, change in changes.items() if change is not None}
+    return options.batch_of(config, options.recipe_of(config) | given)
 
 
 def _check_batch(config: Config) -> None:

@@ -30,14 +30,7 @@ from contrastive_jax.data import Dataset, Examples, PairDataset
 from contrastive_jax.data.labels import class_numbers
 from contrastive_jax.data.selection import select_rows, trained_numbers
 from contrastive_jax.models import DrLIM
-from contrastive_jax.train.neighbourhoods import (
-    nearest_by_pixels,
-    nearest_of_class,
-    similar_to_copies,
-    spread_of_copies,
-    train_on_similar,
-    with_moved_copies,
-)
+from contrastive_jax.train import neighbourhoods
 from experiments import command, option_checks, options
 
 # Of an image of 28 x 28 in the paper, in pixels to the right.
@@ -98,13 +91,18 @@ def _draw_maps(
     config: Config, folder: Path, data: Dataset, train: Examples, test: Examples
 ) -> None:
     moves = [round(move * train.images.shape[2] / 28) for move in MOVES]
-    copied, moved = (with_moved_copies(part.images, moves) for part in (train, test))
+    copied, moved = (neighbourhoods.with_moved_copies(part.images, moves) for part in (train, test))
     times = len(moves) + 1
-    near = nearest_by_pixels(train.images, config.neighbours)
+    near = neighbourhoods.nearest_by_pixels(train.images, config.neighbours)
     maps = {
         "neighbours": (train.images, near, test.images, 1),
-        "copies": (copied, nearest_by_pixels(copied, config.neighbours), moved, times),
-        "invariant": (copied, similar_to_copies(near, times), moved, times),
+        "copies": (
+            copied,
+            neighbourhoods.nearest_by_pixels(copied, config.neighbours),
+            moved,
+            times,
+        ),
+        "invariant": (copied, neighbourhoods.similar_to_copies(near, times), moved, times),
     }
     table = [
         "| map | nearest neighbour of the same class | spread of copies |",
@@ -113,7 +111,7 @@ def _draw_maps(
     for name, (images, similar, shown, copies) in maps.items():
         began = time.perf_counter()
         encoder = _encoder(config, images)
-        weights = train_on_similar(
+        weights = neighbourhoods.train_on_similar(
             encoder,
             images,
             similar,
@@ -129,8 +127,8 @@ def _draw_maps(
         figure = plots.embedding_map(embeddings, labels, images=shown, class_names=data.class_names)
         plots.save(figure, folder / f"map-{name}.png")
         np.savez(folder / f"map-{name}.npz", embeddings=embeddings, classes=labels)
-        right = nearest_of_class(embeddings, labels, copies)
-        spread = f"{spread_of_copies(embeddings, copies):.2f}" if copies > 1 else "-"
+        right = neighbourhoods.nearest_of_class(embeddings, labels, copies)
+        spread = f"{neighbourhoods.spread_of_copies(embeddings, copies):.2f}" if copies > 1 else "-"
         table.append(f"| {name} | {right:.3f} | {spread} |")
         print(f"{table[-1]} {time.perf_counter() - began:.0f} s")
     (folder / "results.md").write_text("\n".join(table) + "\n")

@@ -68,7 +68,8 @@ def main(config: Config) -> Path:
     began = time.perf_counter()
     config = option_checks.checked(config)
     axes = axes_of(config)
-    _check(config)
+    with command.options_named(vars(config)):
+        check_multiples(vars(config), [("save_every", "log_every")])
     rows = combinations(axes)
     config, groups, data, devices = trials.prepared(config, rows)
     name = f"margin-ablation-{options.data_name(config)}"
@@ -144,11 +145,6 @@ def _reach(config: Config) -> float:
         return math.inf
     distance = options.DISTANCES[config.distance or "euclidean"]
     return diagnostics.reach(distance, config.width, unit_length=config.normalize)
-
-
-def _check(config: Config) -> None:
-    with command.options_named(vars(config)):
-        check_multiples(vars(config), [("save_every", "log_every")])
 
 
 if __name__ == "__main__":

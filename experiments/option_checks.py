@@ -58,16 +58,8 @@ def _whole_batches(config: Any) -> bool:
     return not _contrastive(config) or config.objective == "all_pairs"
 
 
-def _by_name(config: Any) -> bool:
-    return config.data is None
-
-
 def _pair_loss(config: Any) -> bool:
     return config.loss in loss_table.PAIRS
-
-
-def _never(config: Any) -> bool:
-    return False
 
 
 _WHOLE_BATCHES = (
@@ -82,15 +74,17 @@ _TWICE = "--{option} and --loss_options {option} name the same number"
 
 # Each table in the order in which it is checked. An option that is in neither always has an effect.
 EFFECTS = (
-    Effect("dataset", _by_name, "--data and --dataset exclude each other"),
+    Effect(
+        "dataset", lambda config: config.data is None, "--data and --dataset exclude each other"
+    ),
     Effect(
         "data_dir tfds_dir",
-        _by_name,
+        lambda config: config.data is None,
         "--{option} has no effect with --data, which names the files itself",
     ),
     Effect(
         "on_bad_input similar_label",
-        lambda config: not _by_name(config),
+        lambda config: config.data is not None,
         "--{option} is of data of your own",
         "give --data, or leave --{option} out",
     ),
@@ -163,10 +157,10 @@ EFFECTS_ON_PAIRS = (
     ),
     Effect(
         "batch_classes group views repeat by_size category labels memory",
-        _never,
+        lambda config: False,
         "given pairs have labels and no classes",
     ),
-    Effect("similar_fraction", _never, _DRAWN),
+    Effect("similar_fraction", lambda config: False, _DRAWN),
     Effect(
         "loss_options",
         lambda config: "similar_fraction" not in config.loss_options,
@@ -183,13 +177,16 @@ EFFECTS_ON_VECTORS = (
     ),
     Effect(
         "flip shift augment views",
-        _never,
+        lambda config: False,
         "--{option} changes images, and the data has vectors",
     ),
 )
 EFFECTS_ON_CLASSES = (
     Effect(
-        "balanced", _never, "--balanced is of given pairs, and the data has classes", "leave it out"
+        "balanced",
+        lambda config: False,
+        "--balanced is of given pairs, and the data has classes",
+        "leave it out",
     ),
     Effect("data_on", lambda config: not _whole_batches(config), *_ON_DEVICE),
 )

@@ -14,17 +14,9 @@ from typing import Annotated, Any, Literal
 import jax
 
 from contrastive_jax import distances, models, train
-from contrastive_jax.data import (
-    Dataset,
-    PairDataset,
-    as_text,
-    augment,
-    check_evaluable,
-    load,
-    load_with_report,
-)
+from contrastive_jax.data import Dataset, PairDataset, as_text, augment, load, load_with_report
 from contrastive_jax.data.categories import categories_of
-from contrastive_jax.data.pair_checks import check_given_pairs
+from contrastive_jax.data.evaluable import check_evaluable
 from contrastive_jax.search.texts import parse_numbers
 from contrastive_jax.train import folder, loss_table, preconditions, ranges
 from contrastive_jax.train.optimizer import make_optimizers
@@ -245,10 +237,7 @@ def read_data(config: Data) -> Dataset | PairDataset:
 def load_data(config: Data) -> Dataset | PairDataset:
     """Loads a data set as `read_data`, and checks that its splits can be evaluated."""
     data = read_data(config)
-    if isinstance(data, PairDataset):
-        check_given_pairs(data)
-    else:
-        check_evaluable(data)
+    check_evaluable(data)
     return data
 
 
@@ -353,14 +342,8 @@ def _check(config: Any, options: dict[str, Any]) -> None:
         )
     if options["data_on"] == "host" and steps_per_call != 1:
         raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
-    batch = batch_of(config, options) | {"categories": config.category}
+    batch = batch_of_training(config, options) | {"categories": config.category}
     preconditions.check_batches(objective_of(config, options), **batch)
-
-
-def augmentation(options: Mapping[str, Any]) -> augment.Augment | None:
-    """Makes the random change of an image that the options name, None where there is none."""
-    flip, shift = options["flip"], options["shift"]
-    return augment.from_options(options["augment"], flip=flip, shift=shift)
 
 
 def objective_of(config: Any, options: Mapping[str, Any] | None = None) -> train.Objective:
@@ -384,16 +367,16 @@ def objective_of(config: Any, options: Mapping[str, Any] | None = None) -> train
 
 def batch_of(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of `train.fit` that say how a batch is made, but for categories."""
-    return {
-        "batch_size": 2 * config.batch_size,
-        "batch_classes": config.batch_classes,
-        "repeat": config.repeat,
-        "by_size": config.by_size,
-        "views": config.views,
-        "augment": augmentation(options),
-        "memory_size": config.memory,
-        "max_age": config.max_age,
-    }
+    names = ("batch_size", "batch_classes", "repeat", "by_size", "views")
+    flip, shift = options["flip"], options["shift"]
+    changed = augment.from_options(config.augment, flip=flip, shift=shift)
+    return {name: getattr(config, name) for name in names} | {"augment": changed}
+
+
+def batch_of_training(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `batch_of` for a training, whose batch is counted in pairs."""
+    memory = {"memory_size": config.memory, "max_age": config.max_age}
+    return batch_of(config, options) | {"batch_size": 2 * config.batch_size} | memory
 
 
 def training_of(
@@ -435,4 +418,4 @@ def training_of(
         "remat": config.microbatches is not None,
         "optimizer": encoder,
         "loss_optimizer": loss,
-    } | batch_of(config, options)
+    } | batch_of_training(config, options)

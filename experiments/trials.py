@@ -7,7 +7,7 @@ change the structure of the program make groups, which are compiled one by one.
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 
@@ -15,11 +15,12 @@ from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.data._digest import digest
 from contrastive_jax.search.space import Hyperparameters
 from contrastive_jax.train import training
+from contrastive_jax.train.devices import check_strategy
 from contrastive_jax.train.grid_strategy import Strategy, cores_as_devices
 from contrastive_jax.train.labelled import check_labels
 from contrastive_jax.train.optimizer import OPTIMIZER
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
-from contrastive_jax.train.trial_figures import RETRIEVAL, VERIFICATION, chosen_figure
+from contrastive_jax.train.trial_figures import Retrieval, Verification, chosen_figure
 from experiments import axes, command, option_checks, options, train
 
 TUNABLE = (*OPTIMIZER, "loss_learning_rate")
@@ -46,7 +47,7 @@ class Training(options.Runs, options.Batches, options.Training, options.Data):
     accelerator's memory and half of what a host has free."""
     log_every: int = 50
     """Steps between two points of the history of a trial."""
-    shown_by: str | None = None
+    shown_by: Retrieval | Verification | None = None
     """The figure by which hyperparameters are chosen on validation, and which the figures show; by
     default map_at_r, and auc on given pairs."""
 
@@ -103,11 +104,6 @@ def prepared(
       ValueError: if options do not fit each other, before the data is read, or the data.
     """
     option_checks.check_effects(config)
-    if config.shown_by not in (None, *RETRIEVAL, *VERIFICATION):
-        raise ValueError(
-            f"--shown_by must be one of {', '.join(RETRIEVAL)} or, on given pairs, of "
-            f"{', '.join(VERIFICATION)}, got {config.shown_by}"
-        )
     # Before anything runs: JAX starts with the devices it has then.
     devices = devices_of(config)
     of_trial = devices[: config.devices_per_trial]
@@ -180,10 +176,9 @@ def devices_of(config: Training) -> list[jax.Device]:
     """Returns the devices of a grid; of a CPU as many as it has cores."""
     cores_as_devices(collective=config.devices_per_trial > 1)
     devices = options.devices_of(config)
-    if not 0 < config.devices_per_trial <= len(devices):
-        raise ValueError(
-            f"--devices_per_trial must be from 1 to {len(devices)}, got {config.devices_per_trial}"
-        )
+    with command.options_named(vars(config)):
+        strategies = get_args(Strategy)
+        check_strategy(config.strategy, strategies, len(devices), config.devices_per_trial)
     return devices
 
 

@@ -2,16 +2,18 @@
 
 import numpy as np
 
-from contrastive_jax.data.datasets import Dataset
+from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.data.labels import class_numbers
+from contrastive_jax.data.pair_checks import check_given_pairs
 
 
-def check_evaluable(data: Dataset) -> None:
+def check_evaluable(data: Dataset | PairDataset) -> None:
     """Checks that the splits of a data set can be evaluated, before the first step is taken.
 
     Figures on validation and test are of similar and of dissimilar pairs, so each needs two classes
     and two examples of one of them. Examples of class -1, and those whose class is masked, do not
-    count. `index_by_class` checks the same of the examples that are trained on.
+    count. `index_by_class` checks the same of the examples that are trained on. Given pairs are
+    checked by `check_given_pairs`.
 
     Args:
       data: from `load`, or made by hand.
@@ -26,6 +28,9 @@ def check_evaluable(data: Dataset) -> None:
       >>> from contrastive_jax.data.evaluable import check_evaluable
       >>> check_evaluable(load("digits"))
     """
+    if isinstance(data, PairDataset):
+        check_given_pairs(data)
+        return
     shape = data.train.images.shape[1:]
     for split in ("train", "validation", "test"):
         images, classes = getattr(data, split)[:2]

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from contrastive_jax.data.augment import Augment
-from contrastive_jax.data.datasets import PairDataset
+from contrastive_jax.data.datasets import Dataset, PairDataset
 from contrastive_jax.data.evaluable import check_evaluable
-from contrastive_jax.data.pair_checks import check_given_pairs
 from contrastive_jax.train.labelled import check_labels
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.ranges import check_multiples, check_ranges
@@ -77,10 +76,8 @@ def check_training(
         max_age=training.max_age,
         given_pairs=isinstance(training.data, PairDataset),
     )
-    if isinstance(training.data, PairDataset):
-        check_given_pairs(training.data)
-    else:
-        check_evaluable(training.data)
+    check_evaluable(training.data)
+    if isinstance(training.data, Dataset):
         check_labels(training.objective, training.data)
     _check_shares(training)
 

@@ -1,6 +1,7 @@
 """The figures of a trained trial on validation and on test."""
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -16,9 +17,9 @@ from contrastive_jax.train.validation import figures_on_validation
 Figures = dict[str, float]
 
 
-RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r", "mean_reciprocal_rank")
+Retrieval = Literal["precision_at_1", "r_precision", "map_at_r", "mean_reciprocal_rank"]
 """The figures on validation by which trials may be chosen, on data with classes."""
-VERIFICATION = ("auc", "average_precision")
+Verification = Literal["auc", "average_precision"]
 """Those on given pairs."""
 
 
@@ -31,7 +32,7 @@ def chosen_figure(data: Dataset | PairDataset, name: str | None = None) -> str:
 
     Args:
       data: that they are trained on.
-      name: of `RETRIEVAL` or, on given pairs, of `VERIFICATION`; by default `map_at_r` and `auc`.
+      name: of `Retrieval` or, on given pairs, of `Verification`; by default `map_at_r` and `auc`.
 
     Raises:
       ValueError: if it is not one of this data.
@@ -43,7 +44,7 @@ def chosen_figure(data: Dataset | PairDataset, name: str | None = None) -> str:
       'map_at_r'
     """
     given_pairs = isinstance(data, PairDataset)
-    figures = VERIFICATION if given_pairs else RETRIEVAL
+    figures = get_args(Verification if given_pairs else Retrieval)
     name = name or ("auc" if given_pairs else "map_at_r")
     if name not in figures:
         raise ValueError(
