@@ -172,7 +172,7 @@ def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -
         )
     if getattr(parsed, "resume", None):
         before = folder.read_config(parsed.runs / parsed.resume)
-        default = _from_saved(config, before.get("given", before))
+        default = from_saved(config, before.get("given", before))
         parsed, _ = read(dataclasses.replace(default, overwrite=False), resumed=True)
     return typing.cast(Config, parsed)
 
@@ -225,7 +225,7 @@ def expanded(config: type[Any], arguments: Sequence[str]) -> list[str]:
     return expanded
 
 
-def _from_saved(config: type[Any], saved: dict[str, Any]) -> Any:
+def from_saved(config: type[Any], saved: dict[str, Any]) -> Any:
     """Makes options of what a run recorded as JSON."""
     hints = typing.get_type_hints(config)
     values = {}

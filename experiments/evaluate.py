@@ -13,7 +13,7 @@ from contrastive_jax.data import PairDataset
 from contrastive_jax.data._digest import digest
 from contrastive_jax.train import folder
 from contrastive_jax.train.run_folder import check_data
-from experiments import command, options
+from experiments import command, option_checks, options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +70,11 @@ def with_data_of_run(config: Any) -> Any:
     """Fills in the options of the data set of a run, where no other is given."""
     if config.dataset or config.data:
         return config
-    begun = folder.read_config(config.run)
-    given = {}
-    for field in dataclasses.fields(options.Data):
-        if getattr(config, field.name) == field.default and begun.get(field.name) is not None:
-            is_path = field.name in ("data", "data_dir", "tfds_dir")
-            given[field.name] = Path(begun[field.name]) if is_path else begun[field.name]
-    if not {"dataset", "data"} & given.keys():
+    begun = command.from_saved(options.Data, folder.read_config(config.run))
+    if not (begun.dataset or begun.data):
         raise ValueError(f"{config.run} does not say which data set it was trained on: give one")
-    return dataclasses.replace(config, **given)
+    of_run = {k: one for k, one in vars(begun).items() if not option_checks.is_given(config, k)}
+    return dataclasses.replace(config, **of_run)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -186,31 +186,20 @@ def recorded(config: Any) -> dict[str, Any]:
     return record
 
 
-@contextlib.contextmanager
 def open_run(
     config: Any, default_name: str, record: dict[str, Any], **options: Any
-) -> Iterator[Path]:
+) -> contextlib.AbstractContextManager[Path]:
     """Creates the run that the options name, or opens it where it is resumed.
 
     Args:
       config: options of a program.
       default_name: the name of a nameless run.
-      record: every option, JSON types, which a run that is resumed records anew.
+      record: every option, JSON types.
       **options: `free` and `shared`, as in `contrastive_jax.train.folder.open_run`.
     """
-    resume = getattr(config, "resume", None)
-    with folder.open_run(
-        config.runs,
-        resume or config.name,
-        default_name,
-        record,
-        resume=resume is not None,
-        overwrite=config.overwrite,
-        **options,
-    ) as where:
-        if resume:
-            folder.write_config(where, record)
-        yield where
+    resume, overwrite = getattr(config, "resume", None), config.overwrite
+    options |= {"resume": resume is not None, "overwrite": overwrite}
+    return folder.open_run(config.runs, resume or config.name, default_name, record, **options)
 
 
 def read_data(config: Data) -> Dataset | PairDataset:

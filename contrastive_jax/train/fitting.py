@@ -200,13 +200,12 @@ def fit(
         if runs is None:
             runs, name = stack.enter_context(tempfile.TemporaryDirectory()), "run"
         default_name = default_name or f"{data.name}-{_name_of(model)}"
+        if resume and name is not None:
+            check_steps(Path(runs) / name, steps)
         opened = folder.open_run(
             Path(runs), name, default_name, record, resume=resume, overwrite=overwrite, free=free
         )
         where = stack.enter_context(opened)
-        check_steps(where, steps)
-        if resume:
-            folder.write_config(where, record)
         files = stack.enter_context(open_files(where, data, keep=keep, stored=stored))
         show = Progress(where, data, steps, files.start, shown=progress, resumed=resume)
         call = repeated(parts.drawn, steps_per_call) if steps_per_call > 1 else parts.drawn

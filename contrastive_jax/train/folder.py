@@ -63,6 +63,8 @@ def open_run(
 ) -> Iterator[Path]:
     """Creates a run or opens one that there is, for this process alone.
 
+    A run that is resumed records the options anew.
+
     Args:
       runs: the folder of all runs.
       name: of this one. None takes `default_name-1`, or the next number that is free.
@@ -99,6 +101,8 @@ def open_run(
             remove_run(runs / str(name))
         folder = create_run(runs, name, default_name, config)
     with locks.locked(folder / LOCK, str(folder), shared=shared):
+        if resume:
+            write_config(folder, config)
         yield folder
 
 
