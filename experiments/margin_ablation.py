@@ -39,7 +39,6 @@ from contrastive_jax.train.ranges import check_multiples
 from contrastive_jax.train.trial_axes import combinations
 from contrastive_jax.train.trial_loop import Schedule, train_pending
 from experiments import command, option_checks, options, trials
-from experiments.axes import STRUCTURE, check_axes
 
 MARGINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 # More margins, seeds and values of an axis are more trials.
@@ -104,7 +103,7 @@ def main(config: Config) -> Path:
 
 def axes_of(config: Config) -> dict[str, list[Any]]:
     """Returns the axes of the grid: margins, those named, and seeds."""
-    named = parse_axes(config.grid, STRUCTURE)
+    named = parse_axes(config.grid, trials.STRUCTURE)
     if "seed" in named:
         raise ValueError("--seeds says how many seeds there are: leave them out of --grid")
     losses = named.get("loss", [config.loss])
@@ -122,7 +121,7 @@ def axes_of(config: Config) -> dict[str, list[Any]]:
             f"nothing is varied: name margins of {', '.join(losses)} with --margins, or another "
             "axis with --grid"
         )
-    check_axes(config, named, losses, "the grid")
+    trials.check_axes(config, named, losses, "the grid")
     return named | {"seed": [*range(config.seeds)]}
 
 

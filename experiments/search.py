@@ -37,7 +37,7 @@ from contrastive_jax.search.texts import parse_space
 from contrastive_jax.search.winner import write_results
 from contrastive_jax.train.loss_table import whole_hyperparameters
 from contrastive_jax.train.trial_figures import chosen_figure
-from experiments import axes, command, option_checks, options, trials
+from experiments import command, option_checks, options, trials
 
 FREE = trials.FREE | {"at_once", "seeds"}
 
@@ -66,7 +66,7 @@ class Config(trials.Training):
 def main(config: Config) -> Path:
     """Runs the search and returns its folder."""
     config = option_checks.checked(config)
-    space = parse_space(config.space, axes.STRUCTURE)
+    space = parse_space(config.space, trials.STRUCTURE)
     _check(config, space)
     config, _, data, devices = trials.prepared(config, search.corners(space))
     # A study takes more trials; in halving they are other rungs.
@@ -123,7 +123,7 @@ def _check(config: Config, space: Space) -> None:
     if "seed" in space:
         raise ValueError("a seed is not searched: leave it out of --space")
     losses = [str(loss) for loss in space.get("loss", [config.loss])]
-    axes.check_axes(config, space, losses, "--space")
+    trials.check_axes(config, space, losses, "--space")
     whole = set().union(*map(whole_hyperparameters, losses))
     for name, where in space.items():
         if isinstance(where, Range) and name in whole:

@@ -1,10 +1,11 @@
-"""Trials of a grid: from options and hyperparameters to groups that share a compilation.
+"""Trials of a grid: its axes, and groups of trials that share a compilation.
 
 Hyperparameters (margin, learning rate, those of the loss, seed) are data to a step. Options that
 change the structure of the program make groups, which are compiled one by one.
 """
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, get_args
@@ -13,17 +14,29 @@ import jax
 
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.data._digest import digest
+from contrastive_jax.search import texts
 from contrastive_jax.search.space import Hyperparameters
-from contrastive_jax.train import training
+from contrastive_jax.train import loss_table, training
 from contrastive_jax.train.devices import check_strategy
 from contrastive_jax.train.grid_strategy import Strategy, cores_as_devices
 from contrastive_jax.train.labelled import check_labels
 from contrastive_jax.train.optimizer import OPTIMIZER
 from contrastive_jax.train.trial_assembly import AssembledTrials, Variant, assemble_trials
 from contrastive_jax.train.trial_figures import Retrieval, Verification, chosen_figure
-from experiments import axes, command, option_checks, options, train
+from experiments import command, option_checks, options, train
 
+# Options of a training that are data to a step, and those that change its structure.
 TUNABLE = (*OPTIMIZER, "loss_learning_rate")
+HYPERPARAMETERS = ("margin", "similar_fraction", *TUNABLE, "seed")
+STRUCTURE: dict[str, texts.Kind] = {
+    "loss": loss_table.NAMES,
+    "encoder": (*options.ENCODERS,),
+    "width": int,
+    "distance": (*options.DISTANCES,),
+    "objective": ("auto", "pairs", "all_pairs"),
+    "batch_size": int,
+    "group": int,
+}
 
 # Options that may differ when a grid is resumed.
 FREE = options.FREE | {"strategy", "devices", "memory_limit"}
@@ -52,12 +65,51 @@ class Training(options.Runs, options.Batches, options.Training, options.Data):
     default map_at_r, and auc on given pairs."""
 
 
+def check_axes(config: Any, axes: Iterable[str], losses: Iterable[str], option: str) -> None:
+    """Checks that each axis is one of trainings with these losses, and is not given as an option.
+
+    Args:
+      config: the options of a program.
+      axes: names of what is varied.
+      losses: with which trainings are.
+      option: by which the axes were named, for the error.
+
+    Raises:
+      ValueError: if an axis is not one of a training, naming those that are, or if its values would
+        take the place of an option.
+    """
+    for loss in losses:
+        loss_table.check_name(loss)
+        of_loss = {} if loss == "contrastive" else loss_table.hyperparameters_of(loss)
+        possible = [*dict.fromkeys([*HYPERPARAMETERS[:-1], *STRUCTURE, *of_loss])]
+        for name in {*axes} - {*possible}:
+            close = difflib.get_close_matches(name, possible, n=3)
+            raise ValueError(
+                f"{name} can not be an axis of trainings with {loss}; "
+                + (f"close to it: {', '.join(close)}; " if close else "")
+                + f"possible axes: {', '.join(possible)}"
+            )
+    for name in axes:
+        if option_checks.is_given(config, name):
+            raise ValueError(
+                f"--{name} has no effect, as {name} is an axis of {option}: leave one of them out"
+            )
+        if name in config.loss_options:
+            raise ValueError(f"{name} is an axis of {option}: leave it out of --loss_options")
+
+
+def structure_of(hyperparameters: Hyperparameters, loss: str) -> str:
+    """Returns a name of the structure of a trial, which is also the name of a file."""
+    names = {*STRUCTURE, *loss_table.whole_hyperparameters(loss)} - {*HYPERPARAMETERS}
+    return ",".join(f"{key}={value}" for key, value in hyperparameters.items() if key in names)
+
+
 def configured(base: train.Config, hyperparameters: Hyperparameters) -> train.Config:
     """Returns the options of the training of a trial."""
     fields: dict[str, Any] = {}
     of_loss = dict(base.loss_options)
     for name, value in hyperparameters.items():
-        is_option = name in axes.HYPERPARAMETERS or name in axes.STRUCTURE
+        is_option = name in HYPERPARAMETERS or name in STRUCTURE
         (fields if is_option else of_loss)[name] = value
     replaced = dataclasses.replace(base, **fields, loss_options=of_loss)
     config: train.Config = option_checks.checked_training(replaced)
@@ -80,7 +132,7 @@ def groups(base: train.Config, trials: Iterable[Hyperparameters]) -> list[Group]
     by_structure: dict[str, Group] = {}
     for index, hyperparameters in enumerate(trials):
         config = configured(base, hyperparameters)
-        structure = axes.structure_of(hyperparameters, config.loss)
+        structure = structure_of(hyperparameters, config.loss)
         group = by_structure.setdefault(structure, Group(structure, [], [], []))
         group.indices.append(index)
         group.hyperparameters.append(hyperparameters)

@@ -70,7 +70,6 @@ MODULES = {
         "experiments.benchmarks.small_batches needs tyro: [bench]"
     ),
     "experiments.benchmarks.training": "experiments.benchmarks.training needs torch: [bench]",
-    "experiments.axes": "experiments.command needs tyro: [train]",
     "experiments.command": "experiments.command needs tyro: [train]",
     "experiments.compare": "contrastive_jax.data.images needs PIL: [train]",
     "experiments.compare_losses": "experiments.compare_losses needs tqdm: [train]",

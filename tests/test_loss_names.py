@@ -5,7 +5,7 @@ import tyro
 
 from contrastive_jax.search.texts import parse_axes, parse_numbers
 from contrastive_jax.train import loss_names, loss_table
-from experiments import axes, compare_losses, margin_ablation, search
+from experiments import compare_losses, margin_ablation, search, trials
 
 
 def test_hints_are_losses_of_the_table():
@@ -66,9 +66,9 @@ def test_commands_give_hints():
     with pytest.raises(ValueError, match=message):
         compare_losses.main(compare_losses.Config(losses=("TupletMarginLoss",)))
     with pytest.raises(ValueError, match=message):
-        parse_axes(["loss=supcon,TupletMarginLoss"], axes.STRUCTURE)
+        parse_axes(["loss=supcon,TupletMarginLoss"], trials.STRUCTURE)
     with pytest.raises(ValueError, match=message):
-        axes.check_axes(search.Config(), ["margin"], ["TupletMarginLoss"], "--space")
+        trials.check_axes(search.Config(), ["margin"], ["TupletMarginLoss"], "--space")
 
 
 @pytest.mark.parametrize("experiment", [search, margin_ablation], ids=lambda one: one.__name__)

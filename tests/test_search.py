@@ -17,7 +17,7 @@ from contrastive_jax.train import json_lines
 from contrastive_jax.train import objective as objective_of
 from contrastive_jax.train.training import Training
 from contrastive_jax.train.trial_folder import trial_key
-from experiments import axes, options, search, trials
+from experiments import options, search, trials
 
 # Tests share a run, and so a worker.
 pytestmark = [pytest.mark.xdist_group("search"), pytest.mark.usefixtures("few_pairs")]
@@ -237,7 +237,7 @@ def test_a_process_that_is_not_the_last_does_not_judge(tmp_path, folder_of_tfds,
 
 def test_space():
     space = parse_space(
-        ["margin=0.2:1.8", "learning_rate=1e-3:1e-1:log", "width=2,64"], axes.STRUCTURE
+        ["margin=0.2:1.8", "learning_rate=1e-3:1e-1:log", "width=2,64"], trials.STRUCTURE
     )
     assert space == {
         "margin": (0.2, 1.8, False),
