@@ -257,7 +257,9 @@ def options_named(names: Iterable[str], **renamed: str) -> Iterator[None]:
         yield
     except ValueError as error:
         # Not every word that is the name of an argument means it.
-        place = r"^|(?<= multiple of )|(?<=already: )|(?<= leave )|(?<= give )|(?<= no )"
+        place = (
+            r"^|(?<= multiple of )|(?<= times )|(?<=already: )|(?<= leave )|(?<= give )|(?<= no )"
+        )
         # Nor does a path that begins like one.
         named = re.sub(rf"(?:{place})[a-z_]+(?![\w./-])", option, str(error))
         if named != str(error):

@@ -322,17 +322,12 @@ def _check(config: Any, options: dict[str, Any]) -> None:
     steps_per_call = options["steps_per_call"] or 1
     units = [("batch_size", "devices"), *preconditions.SCHEDULE]
     ranges.check_multiples(options | {"steps_per_call": steps_per_call}, units)
-    share, parts = options["batch_size"] // options["devices"], options["microbatches"]
-    if share % (parts * options["group"]):
-        raise ValueError(
-            "the pairs of a device (--batch_size over --devices) must be a multiple of "
-            f"--microbatches times --group, got {share} pairs, {parts} microbatches and groups of "
-            f"{options['group']}"
-        )
     if options["data_on"] == "host" and steps_per_call != 1:
         raise ValueError("--data_on host takes one step to a call: give --steps_per_call 1")
-    batch = batch_of_training(config, options) | {"categories": config.category}
-    preconditions.check_batches(objective_of(config, options), **batch)
+    batch, objective = batch_of_training(config, options), objective_of(config, options)
+    preconditions.check_batches(objective, **batch, categories=config.category)
+    shares = {key: options[key] for key in ("devices", "microbatches")}
+    preconditions.check_shares(objective, batch_size=batch["batch_size"], **shares)
 
 
 def objective_of(config: Any, options: Mapping[str, Any] | None = None) -> train.Objective:

@@ -211,21 +211,47 @@ def _check_views(
 
 def _check_shares(training: Training) -> None:
     """Checks that a batch divides into devices and microbatches, as the step will."""
-    objective, batch_size = training.objective, training.batch_size
-    devices, microbatches = training.devices, training.microbatches
-    if isinstance(training.data, PairDataset):
-        # Their images are filled up to whole microbatches.
-        if microbatches < 1 or batch_size // 2 % devices:
-            raise ValueError(
-                f"the {batch_size // 2} pairs of a batch must divide into {devices} devices, with "
-                f"at least one microbatch each, got {microbatches}"
-            )
+    if not isinstance(training.data, PairDataset):
+        check_shares(
+            training.objective,
+            batch_size=training.batch_size,
+            devices=training.devices,
+            microbatches=training.microbatches,
+        )
         return
-    count, kind = (batch_size // 2, "pairs") if objective.separable else (batch_size, "images")
-    unit = devices * microbatches * objective.group
-    if microbatches < 1 or count % unit:
-        groups = f" and groups of {objective.group}" if objective.group > 1 else ""
+    pairs, devices = training.batch_size // 2, training.devices
+    # Their images are filled up to whole microbatches.
+    if training.microbatches < 1 or pairs % devices:
         raise ValueError(
-            f"the {count} {kind} of a batch must divide into {devices} devices with {microbatches} "
-            f"microbatches each{groups}"
+            f"the {pairs} pairs of a batch must divide into {devices} devices, with at least one "
+            f"microbatch each, got {training.microbatches}"
+        )
+
+
+def check_shares(
+    objective: Objective, *, batch_size: int, devices: int = 1, microbatches: int = 1
+) -> None:
+    """Checks that a batch divides into devices, microbatches and groups, before any data is read.
+
+    Args:
+      objective: of the training, on data with classes.
+      batch_size: images in a batch, over all devices; an objective of pairs has half as many pairs.
+      devices: over which a batch is spread.
+      microbatches: of each device.
+
+    Raises:
+      ValueError: if it does not.
+
+    Example:
+      >>> from contrastive_jax import train
+      >>> from contrastive_jax.train.preconditions import check_shares
+      >>> check_shares(train.objective("supcon"), batch_size=256, devices=4, microbatches=2)
+    """
+    count, kind = (batch_size // 2, "pairs") if objective.separable else (batch_size, "images")
+    group = objective.group
+    if microbatches < 1 or count % (devices * microbatches * group):
+        of_groups, groups = (" times group", f" and groups of {group}") if group > 1 else ("", "")
+        raise ValueError(
+            f"the {kind} of a batch must be a multiple of devices times microbatches{of_groups}, "
+            f"got {count} {kind}, {devices} devices and {microbatches} microbatches{groups}"
         )

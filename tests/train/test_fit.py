@@ -297,7 +297,10 @@ PAIRS = train.objective("contrastive", on="pairs")
         ({"keep": 0}, "keep must be at least 1, got 0"),
         ({"steps_per_call": 3}, "log_every must be a multiple of steps_per_call, got 4 and 3"),
         ({"strategy": "xmap"}, "strategy must be one of .*, got 'xmap'"),
-        ({"microbatches": 5}, "must divide into 1 devices with 5 microbatches each"),
+        (
+            {"microbatches": 5},
+            "multiple of devices times microbatches, got .* 1 devices and 5 microbatches",
+        ),
         ({"log_every": 0}, "log_every must be at least 1, got 0"),
         ({"validate_every": 6}, "validate_every must be a multiple of log_every, got 6 and 4"),
         ({"batch_size": 13}, "divide the 13 images of a batch"),
