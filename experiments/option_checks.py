@@ -17,8 +17,7 @@ from contrastive_jax.data import Dataset, PairDataset, augment, datasets
 from contrastive_jax.data._own import recognise
 from contrastive_jax.train import folder, loss_table, ranges
 from contrastive_jax.train.validation import margin_out_of_reach
-from experiments import options
-from experiments.command import options_named
+from experiments import command, options
 
 Config = TypeVar("Config")
 
@@ -228,7 +227,7 @@ def checked_training(config: Any) -> Any:
     check_effects(config)
     complete = options.resolved(config)
     check_effects(config, EFFECTS_OF_TRAINING)
-    with options_named(vars(config)):
+    with command.options_named(vars(config)):
         options.objective_of(complete)
     return complete
 
@@ -246,7 +245,7 @@ def checked(config: Config, default: str = "digits") -> Config:
     """
     config = _with_paths(config, default)
     values: dict[str, Any] = vars(config)
-    with options_named(values):
+    with command.options_named(values):
         ranges.check_ranges(values, RULES)
     augment.by_names(values.get("augment", ()))
     try:

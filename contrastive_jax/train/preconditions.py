@@ -250,8 +250,8 @@ def check_shares(
     count, kind = (batch_size // 2, "pairs") if objective.separable else (batch_size, "images")
     group = objective.group
     if microbatches < 1 or count % (devices * microbatches * group):
-        of_groups, groups = (" times group", f" and groups of {group}") if group > 1 else ("", "")
+        of_groups, groups = (" times group", f", groups of {group}") if group > 1 else ("", "")
         raise ValueError(
             f"the {kind} of a batch must be a multiple of devices times microbatches{of_groups}, "
-            f"got {count} {kind}, {devices} devices and {microbatches} microbatches{groups}"
+            f"got {count} {kind}, {devices} devices, {microbatches} microbatches{groups}"
         )

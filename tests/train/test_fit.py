@@ -299,7 +299,7 @@ PAIRS = train.objective("contrastive", on="pairs")
         ({"strategy": "xmap"}, "strategy must be one of .*, got 'xmap'"),
         (
             {"microbatches": 5},
-            "multiple of devices times microbatches, got .* 1 devices and 5 microbatches",
+            "multiple of devices times microbatches, got .* 1 devices, 5 microbatches",
         ),
         ({"log_every": 0}, "log_every must be at least 1, got 0"),
         ({"validate_every": 6}, "validate_every must be a multiple of log_every, got 6 and 4"),
