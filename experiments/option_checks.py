@@ -107,11 +107,6 @@ EFFECTS = (
 )
 EFFECTS_OF_TRAINING = (
     Effect(
-        "loss_options loss_learning_rate",
-        lambda config: not _contrastive(config),
-        "--loss contrastive takes --margin alone",
-    ),
-    Effect(
         "loss_learning_rate",
         lambda config: loss_table.TABLE[config.loss].learning_rate > 0,
         "{loss} has no parameters",

@@ -261,7 +261,7 @@ def resolved(config: Any) -> Any:
             config,
             objective="pairs" if config.objective == "auto" else config.objective,
             distance=config.distance or "euclidean",
-            margin=1.2 if config.margin is None else config.margin,
+            margin=config.loss_options.get("margin", config.margin or 1.2),
         )
     margin = {} if config.margin is None else {"margin": config.margin}
     loss_options = config.loss_options | margin

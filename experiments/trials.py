@@ -80,7 +80,7 @@ def check_axes(config: Any, axes: Iterable[str], losses: Iterable[str], option: 
     """
     for loss in losses:
         loss_table.check_name(loss)
-        of_loss = {} if loss == "contrastive" else loss_table.hyperparameters_of(loss)
+        of_loss = loss_table.hyperparameters_of(loss)
         possible = [*dict.fromkeys([*HYPERPARAMETERS[:-1], *STRUCTURE, *of_loss])]
         for name in {*axes} - {*possible}:
             close = difflib.get_close_matches(name, possible, n=3)

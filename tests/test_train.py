@@ -479,6 +479,11 @@ def test_options_that_are_wrong_on_any_data_are_refused_before_it_is_read(
             "its hyperparameters are temperature",
         ),
         ({"loss": "supcon", "loss_options": {"temperature": 0.0}}, "temperature must be above 0"),
+        ({"loss_options": {"scale": 1.0}}, "contrastive has no scale; its hyperparameters are mar"),
+        (
+            {"margin": 1.0, "loss_options": {"margin": 0.5}},
+            "--margin and --loss_options margin name the same number",
+        ),
         ({"loss": "mined_hard", "margin": -1.0}, "margin must be above 0"),
         ({"loss": "supcon", "margin": 1.0}, "supcon has no margin"),
         ({"loss": "supcon", "similar_fraction": 0.2}, "leave --similar_fraction out"),
