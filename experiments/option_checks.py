@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from contrastive_jax import labels
 from contrastive_jax.data import Dataset, PairDataset, augment, datasets
 from contrastive_jax.data._own import recognise
 from contrastive_jax.train import folder, loss_table, ranges
@@ -243,10 +242,6 @@ def checked(config: Config, default: str = "digits") -> Config:
     with command.options_named(values):
         ranges.check_ranges(values, RULES)
     augment.by_names(values.get("augment", ()))
-    try:
-        labels.by_name(values.get("labels", "class"))
-    except ValueError as error:
-        raise ValueError(f"--labels: {error}") from None
     tfds_dir, resume = values["tfds_dir"], values.get("resume")
     if tfds_dir is not None and not tfds_dir.is_dir():
         raise ValueError(

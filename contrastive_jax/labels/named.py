@@ -51,7 +51,7 @@ def by_name(text: str) -> PairLabels:
             limits = [float(part) for part in parts[1:]]
         except ValueError:
             raise ValueError(
-                f"within takes numbers after the column, as within=age:5, got {text!r}"
+                f"labels: within takes numbers after the column, as within=age:5, got {text!r}"
             ) from None
         return within(*limits, column=parts[0])
     raise ValueError(f"labels must be one of {_FORMS}, got {text!r}")
