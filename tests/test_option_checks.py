@@ -105,7 +105,11 @@ WITHOUT_EFFECT = [
     ("at_once", {"at_once": 4}, "with --method halving"),
     ("loss_learning_rate", {"loss_learning_rate": 0.1}, "contrastive has no parameters"),
     ("loss_learning_rate", {"loss_learning_rate": 0.1, "loss": "supcon"}, "has no parameters"),
-    ("memory", {"memory": 512}, "--memory is compared .*--objective all_pairs, or another loss"),
+    (
+        "memory",
+        {"memory": 512},
+        "--memory is compared .*--objective all_pairs, or another loss",
+    ),
     ("memory", {"memory": 512, "loss": "arcface"}, "takes no --memory"),
     ("max_age", {"max_age": 1000}, "without a memory"),
     ("max_age", {"max_age": 5, "loss": "supcon"}, "without a memory"),
@@ -146,7 +150,7 @@ WITHOUT_EFFECT = [
     (
         "labels",
         {"labels": "other_group", "loss": "contrastive"},
-        "--labels of two rows are of all pairs .*--objective all_pairs, or another loss",
+        "--labels of two rows are of all pairs .*take --objective all_pairs, or leave --labels out",
     ),
     (
         "labels",

@@ -48,8 +48,7 @@ def with_labels(
     if objective.separable or objective.batch is IndexedPairs:
         raise ValueError(
             "labels of two rows are of all pairs of a batch, and this objective is of pairs that "
-            'are drawn by class or given with a label: take on="all_pairs" (--objective all_pairs, '
-            "or another loss than contrastive), or leave labels out"
+            'are drawn by class or given with a label: take on="all_pairs", or leave labels out'
         )
     if not objective.takes_memory:
         raise ValueError(

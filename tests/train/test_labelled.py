@@ -246,7 +246,7 @@ def test_data_that_does_not_fit_is_refused_before_training(cameras):
     )
     with pytest.raises(AssertionError, match=r"attributes .* one entry for each of 96 rows"):
         fit(cameras, short)
-    with pytest.raises(ValueError, match="leave views or labels out"):
+    with pytest.raises(ValueError, match="labels has no effect with several views"):
         fit(cameras, objective, views=2, augment=lambda key, image: image)
     pairs = GivenPairs(np.array([0, 0, 1, 2]), np.array([1, 2, 2, 3]), np.array([0, 1, 1, 0]))
     given = PairDataset("four", np.zeros((4, 8), np.float32), pairs, pairs, pairs)
