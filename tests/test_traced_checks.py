@@ -26,7 +26,7 @@ CLASSES = np.array([0, 0, 1])
 
 
 def _anchors(make, **options):
-    return lambda value: anchor_loss(A, CLASSES, loss=make(value), tile=8, **options)
+    return lambda value: anchor_loss(A, CLASSES, loss=make(value), tile=8, refine=False, **options)
 
 
 def _proxies(make):
@@ -202,7 +202,7 @@ def test_numbers_of_losses_over_devices():
 
     def local(x, c, temperature):
         loss = losses.ntxent(temperature)
-        return anchor_loss(x, c, loss=loss, axis_name="devices", tile=8)
+        return anchor_loss(x, c, loss=loss, axis_name="devices", tile=8, refine=False)
 
     mapped = jax.shard_map(
         local,
