@@ -53,16 +53,21 @@ def test_embeds_any_image_from_8_by_8_up(encoder, shape):
     assert np.ptp(embeddings, axis=0).min() > 0, "different images, the same embedding"
 
 
+def _low(encoder):
+    """In bfloat16: of ResNet18, which takes seconds to compile, the one without a scale."""
+    return _made(encoder, normalize=encoder is not models.ResNet18, dtype=jnp.bfloat16)
+
+
 @pytest.mark.parametrize("encoder", ALL)
 def test_raw_embeddings_are_not_scaled(encoder):
-    _, embed = _made(encoder, normalize=False)
+    _, embed = _low(encoder) if encoder is models.ResNet18 else _made(encoder, normalize=False)
     norms = np.linalg.norm(embed(_images(_shape(encoder))), axis=1)
     assert np.abs(norms - 1).min() > 1e-3
 
 
 @pytest.mark.parametrize("encoder", ALL)
 def test_computes_in_bfloat16_with_float32_parameters(encoder):
-    low, embed_low = _made(encoder, normalize=True, dtype=jnp.bfloat16)
+    low, embed_low = _low(encoder)
     _, embed_high = _made(encoder, normalize=True)
     assert {x.dtype for x in jax.tree.leaves(nnx.state(low, nnx.Param))} == {np.dtype("float32")}
     images = _images(_shape(encoder))
@@ -70,6 +75,7 @@ def test_computes_in_bfloat16_with_float32_parameters(encoder):
     assert "bf16" in jaxpr
     of_low = embed_low(images)
     assert of_low.dtype == jnp.float32
+    of_low = of_low / np.linalg.norm(of_low, axis=1, keepdims=True)
     np.testing.assert_allclose(of_low, embed_high(images), atol=0.1)
 
 
