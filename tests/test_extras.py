@@ -5,11 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+# Tests share a process, and so a worker.
+pytestmark = pytest.mark.xdist_group("extras")
+
 ROOT = Path(__file__).parent.parent
 TRAIN = ("tensorflow_datasets", "grain", "sklearn", "PIL", "tyro", "tqdm", "tensorboardX")
 BENCH = ("torch", "pytorch_metric_learning", "pykeops", "psutil")
 EXPORT = ("flatbuffers", "jax2onnx", "onnxruntime", "safetensors")
 HIDDEN = (*TRAIN, *BENCH, *EXPORT, "matplotlib", "optuna")
+MARK = "--- "
 HIDE = """
 import sys
 
@@ -113,8 +119,8 @@ for call in (
 """
 
 
-def test_calls_that_need_an_extra_name_it():
-    assert _run(CALLS).splitlines() == [
+def test_calls_that_need_an_extra_name_it(printed):
+    assert printed["calls"] == [
         "contrastive_jax.data.images needs PIL: pip install 'contrastive_jax[train]'",
         "contrastive_jax.data.stream needs grain: pip install 'contrastive_jax[train]'",
     ]
@@ -141,10 +147,26 @@ except ImportError as error:
 """
 
 
-def test_files_of_ones_own_name_the_extra_that_reads_them(tmp_path):
-    (tmp_path / "cat").mkdir()
-    (tmp_path / "cat" / "0.png").touch()
-    assert _run(FILES.format(folder=str(tmp_path)), (*HIDDEN, "pyarrow")).splitlines() == [
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """What all the code that needs none of the extras prints, by its name, in one process."""
+    folder = tmp_path_factory.mktemp("extras")
+    (folder / "cat").mkdir()
+    (folder / "cat" / "0.png").touch()
+    vectors = VECTORS.format(path=str(tmp_path_factory.mktemp("vectors") / "x.npz"))
+    codes = {
+        "calls": CALLS,
+        "files": FILES.format(folder=str(folder)),
+        "vectors": vectors,
+        "exports": EXPORTS,
+    }
+    parts = "".join(f"print({MARK + name!r})\n{code}\n" for name, code in codes.items())
+    _, *shown = _run(parts, (*HIDDEN, "pyarrow")).split(MARK)
+    return {name: lines for name, *lines in (part.splitlines() for part in shown)}
+
+
+def test_files_of_ones_own_name_the_extra_that_reads_them(printed):
+    assert printed["files"] == [
         "reading Parquet needs pyarrow: pip install 'contrastive_jax[train]'",
         "reading safetensors needs safetensors: pip install 'contrastive_jax[export]'",
         "contrastive_jax.data.images needs PIL: pip install 'contrastive_jax[train]'",
@@ -161,9 +183,8 @@ print(data.load(path).train.images.shape)
 """
 
 
-def test_vectors_of_numpy_need_no_extra(tmp_path):
-    code = VECTORS.format(path=str(tmp_path / "x.npz"))
-    assert _run(code, (*HIDDEN, "pyarrow")).strip() == "(28, 2)"
+def test_vectors_of_numpy_need_no_extra(printed):
+    assert printed["vectors"] == ["(28, 2)"]
 
 
 EXPORTS = """
@@ -185,41 +206,34 @@ for call in (
 """
 
 
-def test_exports_name_their_extra():
+def test_exports_name_their_extra(printed):
     packages = ["flatbuffers", "flatbuffers", "jax2onnx", "onnxruntime"] + ["safetensors"] * 2
     modules = ["programs"] * 4 + ["parameters"] * 2
-    assert _run(EXPORTS).splitlines() == [
+    assert printed["exports"] == [
         f"contrastive_jax.export.{module} needs {package}: pip install 'contrastive_jax[export]'"
         for module, package in zip(modules, packages, strict=True)
     ]
 
 
-def test_digits_that_are_not_prepared_name_the_extra_of_scikit_learn(tmp_path):
+def test_digits_that_are_not_prepared_and_a_search_by_optuna_name_their_extras(tmp_path):
     code = f"""
 from contrastive_jax import data
+from experiments import search
 
 try:
     data.load("digits", tfds_dir={str(tmp_path)!r})
 except ImportError as error:
     print(error)
-"""
-    assert _run(code, ("sklearn",)).splitlines()[-1] == (
-        "contrastive_jax.data.digits needs sklearn: pip install 'contrastive_jax[train]'"
-    )
-
-
-def test_a_search_by_optuna_names_its_extra():
-    code = """
-from experiments import search
 
 try:
     search.main(search.Config(space=("margin=0.5:1",), method="optuna"))
 except ImportError as error:
     print(error)
 """
-    assert _run(code, ("optuna",)).strip() == (
-        "--method optuna needs optuna: pip install 'contrastive_jax[search]'"
-    )
+    assert _run(code, ("sklearn", "optuna")).splitlines()[-2:] == [
+        "contrastive_jax.data.digits needs sklearn: pip install 'contrastive_jax[train]'",
+        "--method optuna needs optuna: pip install 'contrastive_jax[search]'",
+    ]
 
 
 def test_training_needs_no_extra():
