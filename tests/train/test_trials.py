@@ -71,16 +71,24 @@ def stored(tmp_path_factory, few_pairs):
 @pytest.mark.parametrize(
     ("objective", "axes"),
     [
-        (CONTRASTIVE, {"margin": 1.2, "seed": 3}),
+        (
+            CONTRASTIVE,
+            {
+                "margin": 1.2,
+                "seed": 3,
+                "learning_rate": 4e-3,
+                "weight_decay": 0.1,
+                "clip_norm": 1.0,
+            },
+        ),
         (
             train.objective("contrastive", on="pairs"),
             {"margin": [1.2], "similar_fraction": 0.4},
         ),
-        (CONTRASTIVE, {"learning_rate": 4e-3, "weight_decay": 0.1, "clip_norm": 1.0}),
         (partial(train.objective, "sigmoid"), {"temperature": 5.0}),
         (partial(train.objective, "arcface"), {"margin": 0.3, "loss_learning_rate": 1e-2}),
     ],
-    ids=["all pairs", "pairs", "optimizer", "parameters of a loss", "optimizer of a loss"],
+    ids=["all pairs", "pairs", "parameters of a loss", "optimizer of a loss"],
 )
 def test_a_single_run_is_a_grid_of_one(objective, axes, request):
     (trial,) = _grid(objective=objective, **axes)
@@ -118,7 +126,10 @@ def test_trials_have_what_a_user_asks_of_them(stored):
     assert [row.hyperparameters for row in rows] == [{"margin": 0.5}, {"margin": 1.2}]
 
 
-@pytest.mark.parametrize("strategy", ["vmap", "shard_map", "auto"])
+# test_grid.py compares every number by `vmap`, and test_margin_ablation.py the losses of trials.
+@pytest.mark.parametrize(
+    "strategy", [pytest.param("vmap", marks=pytest.mark.long), "shard_map", "auto"]
+)
 def test_strategies_agree(stored, strategy):
     devices = jax.devices()[: 2 if strategy == "shard_map" else 1]
     trials = _grid(margin=[0.5, 1.2], seed=range(2), strategy=strategy, devices=devices)
