@@ -198,20 +198,24 @@ def test_two_write_at_once(raw, tmp_path, decoder, monkeypatch):  # noqa: F811
 def test_two_processes_at_once(tmp_path):
     code = f"""
 from contrastive_jax.data import load
+print("ready", flush=True)
+input()
 data = load("digits", tfds_dir={str(tmp_path)!r})
 print(data.train.images.sum(), data.test.images.sum())
 """
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for _ in range(2)
-    ]
-    outputs = [process.communicate() for process in running]
-    assert [process.returncode for process in running] == [0, 0], outputs
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes)
+    assert other.stdout.readline() == "ready\n", other.communicate()
+    other.stdin.write("\n")
+    other.stdin.flush()
     data = load("digits", tfds_dir=tmp_path)
+    output, errors = other.communicate()
+    assert other.returncode == 0, errors
+    again = load("digits", tfds_dir=tmp_path)
     sums = f"{data.train.images.sum()} {data.test.images.sum()}"
-    assert [out.decode().splitlines()[-1] for out, _ in outputs] == [sums, sums]
+    assert (
+        output.splitlines()[-1] == sums == f"{again.train.images.sum()} {again.test.images.sum()}"
+    )
     assert [path.name for path in _stored(tmp_path)] == ["decoded.npz"]
 
 
