@@ -74,12 +74,13 @@ def _statistics(x, c):
 
 def _labelled(x, c):
     rule, attributes = labels.same_class_other_group(), (c, jnp.arange(ROWS) // 4)
-    pairs = all_pairs_loss(x, attributes, labels=rule)
-    return pairs + anchor_loss(x, attributes, labels=rule, loss=losses.triplet_hard(), tile=TILE)
+    options = {"labels": rule, "refine": False}
+    pairs = all_pairs_loss(x, attributes, **options)
+    return pairs + anchor_loss(x, attributes, loss=losses.triplet_hard(), tile=TILE, **options)
 
 
 def _of_anchors(loss):
-    return lambda x, c: anchor_loss(x, c, loss=loss, tile=TILE)
+    return lambda x, c: anchor_loss(x, c, loss=loss, tile=TILE, refine=False)
 
 
 def _of_proxies(loss, **options):
@@ -97,7 +98,8 @@ SIMPLE = {
     "memory": _remembered,
     "draw": _drawn,
 }
-# One of each way that pairs are walked; what takes time is compiling them.
+# One of each way that pairs are walked; what takes time is compiling them. Close pairs are measured
+# again by one function, which statistics and all pairs run here; the others leave it out.
 WALKS = {
     "autodiff": lambda x, c: all_pairs_loss(x, c, tile=TILE, method="autodiff"),
     "anchor_statistics": _statistics,
@@ -107,7 +109,7 @@ WALKS = {
     ),
     "angular": _of_anchors(losses.angular()._replace(positives_per_pass=1)),
     "soft_triple": _of_proxies(losses.soft_triple()),
-    "proxy_anchor": _of_proxies(losses.proxy_anchor(), tile=TILE),
+    "proxy_anchor": _of_proxies(losses.proxy_anchor(), tile=TILE, refine=False),
     "online_hard_loss": lambda x, c: mining.online_hard_loss(x, c, tile=TILE),
     "koleo": regularizers.koleo,
     "labels": _labelled,
