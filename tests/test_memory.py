@@ -42,7 +42,7 @@ def test_devices_keep_the_batch_of_all_and_share_the_loss():
         others = memory.references(bank, number, max_age=1, axis_name=axis_name)
 
         def value_of(x):
-            return anchor_loss(x, c, *others, loss=loss, axis_name=axis_name)
+            return anchor_loss(x, c, *others, loss=loss, axis_name=axis_name, refine=False)
 
         value, gradient = jax.value_and_grad(value_of)(x)
         return memory.push(bank, x, c, number, axis_name=axis_name), value, gradient
