@@ -23,7 +23,8 @@ def _loss(scale, temperature):
 
 def _value(x, classes, scale, temperature):
     loss = _loss(scale, temperature)
-    return anchor_loss(x, classes, loss=loss, distance=losses.supcon().distance, tile=8)
+    options = {"distance": losses.supcon().distance, "tile": 8, "refine": False}
+    return anchor_loss(x, classes, loss=loss, **options)
 
 
 def test_without_an_axis_name_its_gradient_is_the_sum_over_devices():
