@@ -44,14 +44,14 @@ def test_losses_of_anchors(name):
     hyper = ANCHORS[name]
     data = (BOUNDARIES,) if name == "margin_by_class" else ()
 
-    @jax.jit
-    def each(x):
+    def weighted(x):
         loss = getattr(losses, name)(**hyper)
-        return anchor_loss(x, CLASSES, loss=loss, data=data, reduction="none", tile=8)
+        each = anchor_loss(x, CLASSES, loss=loss, data=data, reduction="none", tile=8)
+        return jnp.sum(WEIGHTS * each), each
 
+    gradient, each = jax.jit(jax.grad(weighted, has_aux=True))(X)
     want = functools.partial(_each, name, **hyper)
-    np.testing.assert_allclose(each(X), want(X), rtol=2e-5, atol=1e-6)
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(WEIGHTS * each(x))))(X)
+    np.testing.assert_allclose(each, want(X), rtol=2e-5, atol=1e-6)
     way, h, x = RNG.standard_normal(X.shape), 1e-6, X.astype(float)
     slope = WEIGHTS @ (want(x + h * way) - want(x - h * way)) / (2 * h)
     np.testing.assert_allclose(np.sum(gradient * way), slope, rtol=1e-3)
