@@ -372,13 +372,13 @@ def test_distances_keep_their_digits(engine, near):
     np.testing.assert_allclose(gradient, want, atol=1e-4 * abs(want).max())
 
 
-def _local(name, x, *attributes, axis_name=None):
+def _local(name, x, *attributes, axis_name=None, refine=False):
     """A loss of labelled pairs, of the rows of all devices."""
     options = {"labels": RULES["groups"][0], "axis_name": axis_name, "tile": TILE}
     if name == "pairs":
         return all_pairs_loss(x, attributes, margin=MARGIN, reduction="balanced", **options)
-    # Of anchors close pairs are measured again on devices in test_anchor_losses.py.
-    return anchor_loss(x, attributes, loss=getattr(losses, name)(), refine=False, **options)
+    # Close pairs are measured again on devices in test_anchor_losses.py, and here with --long.
+    return anchor_loss(x, attributes, loss=getattr(losses, name)(), refine=refine, **options)
 
 
 @cache
@@ -408,9 +408,10 @@ def _on_one_device(name):
         ],
     ],
 )
-def test_devices_equal_one(name, devices, strategy):
+def test_devices_equal_one(name, devices, strategy, longer):
     def local(*arguments):
-        return jax.value_and_grad(partial(_local, name, axis_name=AXIS))(*arguments)
+        own = partial(_local, name, axis_name=AXIS, refine=longer)
+        return jax.value_and_grad(own)(*arguments)
 
     arguments = _embeddings("groups"), CLASSES, GROUPS
     values, gradient = _mapped(local, devices, strategy, arguments)

@@ -32,7 +32,7 @@ def test_it_holds_the_last_rows(batches, max_age):
     assert got == want
 
 
-def test_devices_keep_the_batch_of_all_and_share_the_loss():
+def test_devices_keep_the_batch_of_all_and_share_the_loss(longer):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 8, 4)).astype(np.float32)
     c = rng.integers(0, 3, (3, 8)).astype(np.int32)
@@ -42,7 +42,7 @@ def test_devices_keep_the_batch_of_all_and_share_the_loss():
         others = memory.references(bank, number, max_age=1, axis_name=axis_name)
 
         def value_of(x):
-            return anchor_loss(x, c, *others, loss=loss, axis_name=axis_name, refine=False)
+            return anchor_loss(x, c, *others, loss=loss, axis_name=axis_name, refine=longer)
 
         value, gradient = jax.value_and_grad(value_of)(x)
         return memory.push(bank, x, c, number, axis_name=axis_name), value, gradient

@@ -225,15 +225,15 @@ def test_online_hard_pairs_of_two_sets():
 
 
 @pytest.mark.parametrize("strategy", [pytest.param("pmap", marks=pytest.mark.long), "shard_map"])
-def test_online_hard_pairs_of_devices_are_those_of_the_batch(strategy):
+def test_online_hard_pairs_of_devices_are_those_of_the_batch(strategy, longer):
     x, c = _batch()
     x = jnp.float32(x)
 
     def loss(x, c):
-        return mining.online_hard_loss(x, c, margin=0.9, axis_name="d", refine=False)
+        return mining.online_hard_loss(x, c, margin=0.9, axis_name="d", refine=longer)
 
     value, gradient = jax.jit(
-        jax.value_and_grad(lambda x: mining.online_hard_loss(x, c, margin=0.9, refine=False))
+        jax.value_and_grad(lambda x: mining.online_hard_loss(x, c, margin=0.9, refine=longer))
     )(x)
     devices = jax.devices()[:4]
     if strategy == "pmap":
