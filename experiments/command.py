@@ -263,7 +263,7 @@ def options_named(names: Iterable[str], **renamed: str) -> Iterator[None]:
         # Nor does a path that begins like one.
         named = re.sub(rf"(?:{place})[a-z_]+(?![\w./-])", option, str(error))
         if "objective" in options:
-            named = named.replace('take on="all_pairs"', "take --objective all_pairs")
+            named = named.replace('on="all_pairs"', "--objective all_pairs")
         if named != str(error):
             error.args = (named,)
         if "objective" in options and "images of a batch" in named:

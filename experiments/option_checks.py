@@ -65,7 +65,7 @@ _WHOLE_BATCHES = (
     "leave --objective and --distance out",
 )
 _ON_DEVICE = (
-    "--loss {loss} with --objective {objective} is of whole batches, drawn on the device",
+    "--loss {loss} is of whole batches, drawn on the device",
     "leave --data_on out",
 )
 _TWICE = "--{option} and --loss_options {option} name the same number"
@@ -116,10 +116,12 @@ EFFECTS_OF_TRAINING = (
         *_WHOLE_BATCHES,
     ),
     Effect("distance", _contrastive, *_WHOLE_BATCHES),
+    Effect("data_on", _pair_loss, *_ON_DEVICE),
     Effect(
         "data_on",
-        lambda config: _pair_loss(config) and config.objective != "all_pairs",
-        *_ON_DEVICE,
+        lambda config: config.objective != "all_pairs",
+        "--objective all_pairs is of whole batches, drawn on the device",
+        "leave --data_on out",
     ),
     Effect("margin", lambda config: "margin" not in config.loss_options, _TWICE),
     Effect("similar_fraction", _pair_loss, "{loss} has no share of similar pairs"),
@@ -153,13 +155,13 @@ EFFECTS_ON_PAIRS = (
         lambda config: False,
         "given pairs have labels and no classes",
     ),
-    Effect("similar_fraction", lambda config: False, _DRAWN),
     Effect(
         "loss_options",
         lambda config: "similar_fraction" not in config.loss_options,
         _DRAWN,
         "leave similar_fraction out of --loss_options",
     ),
+    Effect("similar_fraction", lambda config: False, _DRAWN),
 )
 EFFECTS_ON_VECTORS = (
     Effect(

@@ -254,6 +254,10 @@ def data_name(config: Data) -> str:
 def resolved(config: Any) -> Any:
     """Fills in the options of a training whose defaults depend on the loss, which checks them."""
     loss_table.check_name(config.loss)
+    loss_table.check_hyperparameters(config.loss, config.loss_options)
+    if config.loss in loss_table.PAIRS:
+        fraction = config.loss_options.get("similar_fraction", config.similar_fraction)
+        config = dataclasses.replace(config, similar_fraction=fraction)
     if config.memory and config.max_age is None:
         config = dataclasses.replace(config, max_age=1000)
     if config.loss == "contrastive":

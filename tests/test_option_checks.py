@@ -150,7 +150,7 @@ WITHOUT_EFFECT = [
     (
         "labels",
         {"labels": "other_group", "loss": "contrastive"},
-        "--labels of two rows are of all pairs .*take --objective all_pairs, or leave --labels out",
+        "drawn by class .* take --objective all_pairs, or leave --labels out",
     ),
     (
         "labels",
@@ -227,9 +227,19 @@ def test_options_with_an_effect_are_taken(options):
     option_checks.checked_training(train.Config(**options))
 
 
+@pytest.mark.parametrize("loss", ["contrastive", "sigmoid"])
+def test_a_share_of_similar_pairs_is_recorded_however_it_is_given(loss):
+    for given in ({"similar_fraction": 0.4}, {"loss_options": {"similar_fraction": 0.4}}):
+        config = option_checks.checked_training(train.Config(loss=loss, **given))
+        settled = options.settled(config, jax.devices()[:1])
+        assert settled["similar_fraction"] == 0.4
+        objective = options.objective_of(config, settled)
+        assert objective.hyperparameters["similar_fraction"] == 0.4
+
+
 def test_classes_stream_with_the_contrastive_loss_alone():
     config = train.Config(loss="cosine_embedding", data_on="host")
-    with pytest.raises(ValueError, match=r"--loss cosine_embedding with .* is of whole batches"):
+    with pytest.raises(ValueError, match="--loss cosine_embedding is of whole batches"):
         option_checks.for_data(option_checks.checked_training(config), data.load("digits"))
 
 

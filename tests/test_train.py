@@ -482,6 +482,11 @@ def test_options_that_are_wrong_on_any_data_are_refused_before_it_is_read(
         ),
         ({"loss": "supcon", "loss_options": {"temperature": 0.0}}, "temperature must be above 0"),
         ({"loss_options": {"scale": 1.0}}, "contrastive has no scale; its hyperparameters are mar"),
+        # Arguments of `objective` that are no hyperparameters.
+        ({"loss_options": {"on": 1.0}}, "contrastive has no on"),
+        ({"loss_options": {"group": 4.0}}, "contrastive has no group"),
+        ({"loss": "supcon", "loss_options": {"labels": 1.0}}, "supcon has no labels"),
+        ({"loss": "supcon", "loss_options": {"loss": 1.0}}, "supcon has no loss"),
         (
             {"margin": 1.0, "loss_options": {"margin": 0.5}},
             "--margin and --loss_options margin name the same number",

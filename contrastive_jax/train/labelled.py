@@ -47,15 +47,14 @@ def with_labels(
     """
     if objective.separable or objective.batch is IndexedPairs:
         raise ValueError(
-            "labels of two rows are of all pairs of a batch, and this objective is of pairs that "
-            'are drawn by class or given with a label: take on="all_pairs", or leave labels out'
+            "this objective is of pairs that are drawn by class or given with a label, and labels "
+            'of two rows are of all pairs of a batch: take on="all_pairs", or leave labels out'
         )
     if not objective.takes_memory:
         raise ValueError(
-            "labels of two rows are of pairs of examples, and "
             f"{objective.name or 'this objective'} compares examples with proxies of their "
-            "classes: take a pair loss with all pairs of a batch, or a loss of anchors such as "
-            "supcon, or leave labels out"
+            "classes, and labels of two rows are of pairs of examples: take a pair loss with "
+            'on="all_pairs", or a loss of anchors such as supcon, or leave labels out'
         )
     rule = as_pair_labels(labels)
     attributes = attributes or rule.attributes_of

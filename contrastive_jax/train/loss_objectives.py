@@ -104,11 +104,7 @@ def _of_name(
 ) -> Objective:
     """Makes the objective of a loss of the table."""
     row, defaults = loss_table.TABLE[loss], loss_table.hyperparameters_of(loss)
-    for name in hyperparameters:
-        if name not in defaults:
-            raise ValueError(
-                f"{loss} has no {name}; its hyperparameters are {', '.join(defaults) or 'none'}"
-            )
+    loss_table.check_hyperparameters(loss, hyperparameters)
     if loss not in loss_table.PAIRS and (on == "pairs" or distance is not None or group != 1):
         raise ValueError(
             f"{loss} compares whole batches and has a distance of its own: leave on, distance and "

@@ -5,7 +5,7 @@ which they are searched.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -185,6 +185,24 @@ def hyperparameters_of(loss: str) -> dict[str, float]:
     defaults = {p.name: p.default for p in parameters if isinstance(p.default, int | float)}
     defaults = {key: value for key, value in defaults.items() if not isinstance(value, bool)}
     return defaults | row.hyperparameters | fraction
+
+
+def check_hyperparameters(loss: str, names: Iterable[str]) -> None:
+    """Checks that a loss of the table has hyperparameters of these names.
+
+    Raises:
+      ValueError: if it has not, with the names of those that it has.
+
+    Example:
+      >>> from contrastive_jax.train.loss_table import check_hyperparameters
+      >>> check_hyperparameters("supcon", ["temperature"])
+    """
+    own = hyperparameters_of(loss)
+    for name in names:
+        if name not in own:
+            raise ValueError(
+                f"{loss} has no {name}; its hyperparameters are {', '.join(own) or 'none'}"
+            )
 
 
 def whole_hyperparameters(loss: str) -> set[str]:

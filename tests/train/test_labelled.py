@@ -211,7 +211,7 @@ def test_one_device_or_two_take_the_same_step(cameras):
 
 
 def test_what_takes_no_labels_says_what_does():
-    with pytest.raises(ValueError, match="proxies of their classes: take a pair loss"):
+    with pytest.raises(ValueError, match="proxies of their classes, and labels of two"):
         train.objective("proxy_anchor", labels=RULE)
     with pytest.raises(ValueError, match='take on="all_pairs"'):
         train.objective("contrastive", on="pairs", labels=RULE)
