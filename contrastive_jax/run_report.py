@@ -24,7 +24,7 @@ from contrastive_jax.evaluation.retrieval import nearest_neighbours
 from contrastive_jax.evaluation.summary import Summary, summarize
 from contrastive_jax.evaluation.tables import figure_table
 from contrastive_jax.evaluation.verification import roc_curve
-from contrastive_jax.labels.named import by_name
+from contrastive_jax.labels.named import from_text
 from contrastive_jax.labels.types import PairLabels, with_mask
 from contrastive_jax.train import folder as runs
 from contrastive_jax.train import metrics
@@ -73,8 +73,7 @@ def write_report(
     """
     if run.folder is None:
         raise ValueError("the run is not stored: train it with runs='runs', or load it")
-    if isinstance(labels, str):
-        labels = None if labels == "class" else by_name(labels)
+    labels = from_text(labels)
     where = Path(folder or run.folder)
     if isinstance(data, PairDataset):
         if labels is not None:

@@ -1,11 +1,15 @@
 """Labels of two rows by a name and the columns that they take, as a command line gives them."""
 
+from typing import TypeVar
+
 from contrastive_jax.labels.by_class import hierarchy, same_class, same_class_other_group
 from contrastive_jax.labels.by_number import within
 from contrastive_jax.labels.by_set import any_shared
 from contrastive_jax.labels.types import PairLabels
 
 __all__ = ["by_name"]
+
+Labels = TypeVar("Labels")
 
 _FORMS = (
     "class, other_group, any_shared=COLUMN, within=COLUMN:THRESHOLD, "
@@ -55,3 +59,22 @@ def by_name(text: str) -> PairLabels:
             ) from None
         return within(*limits, column=parts[0])
     raise ValueError(f"labels must be one of {_FORMS}, got {text!r}")
+
+
+def from_text(labels: Labels | str) -> Labels | PairLabels | None:
+    """Makes labels that may be given as text, None where the text stands for classes.
+
+    Args:
+      labels: text that `by_name` takes, or anything else, which is returned as it is.
+
+    Raises:
+      ValueError: as `by_name`.
+
+    Example:
+      >>> from contrastive_jax.labels.named import from_text
+      >>> print(from_text("class"), from_text("any_shared=tags").name)
+      None any_shared=tags
+    """
+    if not isinstance(labels, str):
+        return labels
+    return None if labels == "class" else by_name(labels)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from contrastive_jax import distances, losses, regularizers
 from contrastive_jax.data.datasets import Examples
-from contrastive_jax.labels.named import by_name
+from contrastive_jax.labels.named import from_text
 from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.train import loss_table, objectives
 from contrastive_jax.train.labelled import with_labels
@@ -79,8 +79,7 @@ def objective(
     else:
         made = _of_loss(loss, on, distance, group, hyperparameters)
         made = made._replace(name=_name_of(loss))
-    if isinstance(labels, str):
-        labels = None if labels == "class" else by_name(labels)
+    labels = from_text(labels)
     if labels is not None:
         return with_labels(made, labels, attributes)
     if attributes is not None:
