@@ -1,9 +1,10 @@
 """Eight host devices for every test, and programs that are compiled quickly.
 
 Most of the time of a test goes to compiling a program that then runs for milliseconds. Tests
-therefore compile without XLA's optimisations, which takes a third of the time, and compile equal
-programs once (shared_programs.py). `--optimised` compiles as users do; `--long` adds the tests that
-are marked as long. `make test-all` does both.
+therefore compile without XLA's optimisations, which takes a third of the time, compile equal
+programs once (shared_programs.py), and draw random numbers by a hash of few operations
+(short_hash.py). `--optimised` compiles and draws as users do; `--long` adds the tests that are
+marked as long. `make test-all` does both.
 `--kernel` and `--package` run the notebooks in another environment, as .ci/test-colab does.
 """
 
@@ -16,6 +17,7 @@ import types
 import jax
 import pytest
 import shared_programs
+import short_hash
 
 os.environ.setdefault("PJRT_NPROC", "64")  # the devices wait for each other, each in a thread
 jax.config.update("jax_num_cpu_devices", 8)
@@ -36,7 +38,7 @@ gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--optimised", action="store_true", help="compile as users do")
+    parser.addoption("--optimised", action="store_true", help="compile and draw as users do")
     parser.addoption("--long", action="store_true", help="run the tests marked as long too")
     parser.addoption(
         "--accelerators", action="store_true", help="compile for TPUs and GPUs that are not there"
@@ -61,6 +63,7 @@ def pytest_configure(config):
         given = os.environ.get("XLA_FLAGS", "")
         if QUICKLY not in given:
             os.environ["XLA_FLAGS"] = f"{given} {QUICKLY}".strip()
+        short_hash.draw()
     shared_programs.share()
 
 

@@ -21,7 +21,7 @@ from contrastive_jax.train import assembly, metrics, objectives
 from contrastive_jax.train.draw import most_images
 from contrastive_jax.train.training import Training
 
-MODEL = partial(models.MLP, width=4, hidden=(8,))
+MODEL = partial(models.MLP, width=4, hidden=(16,))
 OPTIONS = {
     "steps": 12,
     "batch_size": 32,
@@ -181,11 +181,11 @@ def test_the_largest_batch_of_a_run_is_counted(few):
 
 def test_pairs_are_drawn_by_label_or_alike():
     key = jax.random.key(0)
-    balanced = np.asarray(draw_rows_of_pairs(key, 10, 1000, 4000, balanced=True))
+    balanced = np.asarray(draw_rows_of_pairs(key, 10, 1000, 20_000, balanced=True))
     assert np.mean(balanced < 10) == 0.5
     assert {*balanced[balanced < 10]} == {*range(10)}
     assert balanced.max() == 999
-    alike = np.asarray(draw_rows_of_pairs(key, 10, 1000, 4000, balanced=False))
+    alike = np.asarray(draw_rows_of_pairs(key, 10, 1000, 20_000, balanced=False))
     assert 0.005 < np.mean(alike < 10) < 0.015
 
 

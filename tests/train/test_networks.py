@@ -12,14 +12,14 @@ from flax import linen, nnx
 from contrastive_jax import models, train
 from contrastive_jax.train import objectives, saved_states
 
-SHAPE, ROWS, STEPS = (2, 3, 1), 8, 3
+SHAPE, ROWS, STEPS = (4, 6, 1), 8, 3
 MOMENTUM = 0.8
 CLASSES = np.arange(ROWS, dtype=np.int32) % 2
 
 
 class Normed(nnx.Module):
     def __init__(self, *, rngs):
-        self.hidden = nnx.Linear(6, 5, rngs=rngs)
+        self.hidden = nnx.Linear(24, 5, rngs=rngs)
         self.norm = nnx.BatchNorm(5, momentum=MOMENTUM, rngs=rngs)
 
     def __call__(self, images):
@@ -183,7 +183,7 @@ def test_a_class_a_partial_an_instance_and_functions_are_one_encoder():
         encoder = train.network(model, SHAPE, seed=2)
         np.testing.assert_array_equal(encoder.encode(encoder.weights, images), want)
         assert train.network(encoder) is encoder
-    weights = np.eye(6, 2, dtype=np.float32)
+    weights = np.eye(24, 2, dtype=np.float32)
     function = train.network((_linear, weights))
     np.testing.assert_array_equal(
         function.encode(function.weights, images), images.reshape(ROWS, -1)[:, :2]
@@ -194,13 +194,13 @@ def test_a_class_a_partial_an_instance_and_functions_are_one_encoder():
 
 def _of_linen():
     module = linen.Dense(2)
-    params = module.init(jax.random.key(0), jnp.zeros((1, 6)))
+    params = module.init(jax.random.key(0), jnp.zeros((1, 24)))
     return lambda params, images: module.apply(params, images.reshape(len(images), -1)), params
 
 
 def _of_equinox():
     eqx = pytest.importorskip("equinox")
-    module = eqx.nn.Linear(6, 2, key=jax.random.key(0))
+    module = eqx.nn.Linear(24, 2, key=jax.random.key(0))
     params, static = eqx.partition(module, eqx.is_array)
 
     def encode(params, images):
