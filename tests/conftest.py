@@ -143,6 +143,21 @@ def few_pairs():
         yield
 
 
+@pytest.fixture(scope="module")
+def unrefined(longer):
+    """Losses of all pairs leave close pairs as they are, in modules that test something else.
+
+    Refinement is up to half of what is compiled for a small batch. `--long` refines.
+    """
+    from contrastive_jax import all_pairs, anchors
+
+    numerics = all_pairs.Numerics
+    with pytest.MonkeyPatch.context() as patch:
+        for module in () if longer else (all_pairs, anchors):
+            patch.setattr(module, "Numerics", lambda refine, *others: numerics(False, *others))
+        yield
+
+
 @pytest.fixture
 def no_figures(monkeypatch):
     """Reports of runs have no figures, which take longer than all the rest of a small run."""

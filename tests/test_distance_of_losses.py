@@ -12,6 +12,8 @@ from jax._src import test_util
 
 from contrastive_jax import all_pairs_loss, all_pairs_sums, distances, losses, pair_loss
 
+pytestmark = pytest.mark.usefixtures("unrefined")
+
 CLASSES = np.array([0, 1, 2, 0, 1, 2, -1, 0, 1, 2])
 X = np.random.default_rng(0).standard_normal((len(CLASSES), 4)).astype(np.float32)
 

@@ -36,7 +36,7 @@ NEEDED = {
 
 
 # The figures of a report are drawn in test_train.
-@pytest.mark.usefixtures("one_device", "no_figures")
+@pytest.mark.usefixtures("one_device", "no_figures", "few_pairs")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_prints_what_it_says(name, tmp_path, monkeypatch):
     for package, functions in NEEDED.items():

@@ -31,7 +31,7 @@ from experiments import (
     trials,
 )
 
-pytestmark = pytest.mark.usefixtures("few_pairs")
+pytestmark = pytest.mark.usefixtures("unrefined", "few_pairs")
 
 RNG = np.random.default_rng(0)
 CENTERS = RNG.normal(size=(5, 16))

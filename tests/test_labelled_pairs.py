@@ -240,7 +240,7 @@ QUICK = {
         for case in itertools.product(ANCHOR_LOSSES, ENGINES, RULES)
     ],
 )
-def test_losses_of_anchors(name, engine, rule):
+def test_losses_of_anchors(name, engine, rule, longer):
     label, attributes, table = RULES[rule]
     loss, data = getattr(losses, name)(), ()
     if isinstance(loss, losses.TripletLoss):
@@ -252,6 +252,7 @@ def test_losses_of_anchors(name, engine, rule):
 
     def value(x):
         options = ENGINES[engine] | {"labels": label, "data": data}
+        options["refine"] = longer or name == "supcon"
         return anchor_loss(x, attributes, loss=loss, **options)
 
     def want(x):
@@ -472,10 +473,10 @@ def test_second_derivatives(name):
         _assert_curvature(value, x, np.random.default_rng(0), backward=name == "pairs")
 
 
-def test_memory_is_linear():
+def test_memory_is_linear(longer):
     def temporary(rows, function):
         def value(x, classes, groups):
-            return function(x, (classes, groups), labels=RULES["groups"][0])
+            return function(x, (classes, groups), labels=RULES["groups"][0], refine=longer)
 
         shapes = [((rows, 64), "float32"), ((rows,), "int32"), ((rows,), "int32")]
         arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]

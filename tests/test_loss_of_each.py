@@ -10,6 +10,8 @@ import pytest
 
 from contrastive_jax import all_pairs_loss, anchor_loss, losses, proxy_loss
 
+pytestmark = pytest.mark.usefixtures("unrefined")
+
 CLASSES = np.array([0, 1, 2, 0, 1, 2, -1, 0, 1, 3])
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((len(CLASSES), 4)).astype(np.float32)

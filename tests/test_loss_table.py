@@ -11,6 +11,8 @@ import pytest
 from contrastive_jax import memory, train
 from contrastive_jax.train import loss_table, parallel
 
+pytestmark = pytest.mark.usefixtures("unrefined")
+
 WIDTH, CLASSES, BATCH = 8, 4, 16
 
 

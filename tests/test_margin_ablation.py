@@ -20,7 +20,10 @@ from contrastive_jax.train.trial_loop import HISTORY
 from experiments import command, margin_ablation, search, trials
 
 # Tests share a run, and so a worker.
-pytestmark = [pytest.mark.xdist_group("margin_ablation"), pytest.mark.usefixtures("few_pairs")]
+pytestmark = [
+    pytest.mark.xdist_group("margin_ablation"),
+    pytest.mark.usefixtures("unrefined", "few_pairs"),
+]
 
 SMALL = {
     "margins": (0.5, 1.0),

@@ -120,8 +120,9 @@ LOSSES = {
     # The stages are made alike for tiles and for a matrix.
     + [pytest.param("ntxent", {"tile": 8}, marks=pytest.mark.long)],
 )
-def test_sums_beside_the_loss_of_anchors(name, options):
+def test_sums_beside_the_loss_of_anchors(name, options, longer):
     loss = LOSSES[name]
+    options = options | {"refine": longer or name == "supcon"}
 
     def measured(x):
         value, sums = anchor_loss_and_distances(x, CLASSES, loss=loss, **options)

@@ -10,6 +10,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from contrastive_jax import anchor_loss, distances, losses, mining
 
+pytestmark = pytest.mark.usefixtures("unrefined")
+
 SIZE = 6
 
 

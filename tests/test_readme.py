@@ -77,6 +77,7 @@ def namespaces():
     return {}
 
 
+@pytest.mark.usefixtures("few_pairs")
 @pytest.mark.parametrize(
     "page",
     [

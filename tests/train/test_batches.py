@@ -14,6 +14,8 @@ from contrastive_jax.train import assembly, metrics
 from contrastive_jax.train.batches import source_of
 from contrastive_jax.train.training import Training
 
+pytestmark = pytest.mark.usefixtures("unrefined")
+
 MODEL = partial(models.MLP, width=4, hidden=(8,))
 # Sizes 1, 2, 5 and 40, twice.
 SIZES = np.array([1, 2, 5, 40] * 2)

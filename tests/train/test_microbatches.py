@@ -13,6 +13,8 @@ from flax import nnx
 from contrastive_jax import losses, memory, models, train
 from contrastive_jax.train import objectives
 
+pytestmark = pytest.mark.usefixtures("unrefined")
+
 SHAPE, ROWS, WIDTH = (8, 8, 1), 32, 6
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (ROWS, *SHAPE), np.uint8)

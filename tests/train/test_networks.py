@@ -12,6 +12,8 @@ from flax import linen, nnx
 from contrastive_jax import models, train
 from contrastive_jax.train import objectives, saved_states
 
+pytestmark = pytest.mark.usefixtures("unrefined")
+
 SHAPE, ROWS, STEPS = (4, 6, 1), 8, 3
 MOMENTUM = 0.8
 CLASSES = np.arange(ROWS, dtype=np.int32) % 2

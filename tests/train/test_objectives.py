@@ -10,6 +10,8 @@ import contrastive_jax as cj
 from contrastive_jax import distances, losses, memory, mining, regularizers, train
 from contrastive_jax.train import objectives
 
+pytestmark = pytest.mark.usefixtures("unrefined")
+
 ROWS, WIDTH, NUMBER = 12, 4, 3
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(ROWS, WIDTH)).astype(np.float32)

@@ -15,13 +15,15 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from contrastive_jax import models, train
 from contrastive_jax.train import objectives
 
+pytestmark = pytest.mark.usefixtures("unrefined")
+
 PAGE = Path(__file__).parents[2] / "docs" / "devices.md"
 DEVICES, ROWS, NUMBER = 4, 16, 4
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 255, (ROWS, 6, 6, 1)).astype(np.uint8)
 CLASSES = np.arange(ROWS, dtype=np.int32) % NUMBER
 HYPERPARAMETERS = train.Hyperparameters(np.uint32(0))
-ENCODER = train.network(partial(models.MLP, width=4, hidden=(8,)), IMAGES.shape[1:])
+ENCODER = train.network(partial(models.MLP, width=4, hidden=(16,)), IMAGES.shape[1:])
 # Where a gradient is counted once too often, plain gradient descent shows it.
 OPTIMIZER = optax.sgd(0.1)
 ROWS_OF_DEVICES, ALONE = PartitionSpec(train.AXIS), PartitionSpec()
