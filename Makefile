@@ -13,7 +13,7 @@ train: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
-# The long tests too, compiled as users compile.
+# The long tests too, compiled and drawn as by users.
 test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --dist loadgroup --optimised --long $(ARGS)
 

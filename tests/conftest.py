@@ -2,9 +2,9 @@
 
 Most of the time of a test goes to compiling a program that then runs for milliseconds. Tests
 therefore compile without XLA's optimisations, which takes a third of the time, compile equal
-programs once (shared_programs.py), and draw random numbers by a hash of few operations
-(short_hash.py). `--optimised` compiles and draws as users do; `--long` adds the tests that are
-marked as long. `make test-all` does both.
+programs once (shared_programs.py), and draw random numbers with a cheap hash (cheap_hash.py).
+`--optimised` compiles and draws as users do; `--long` adds the tests that are marked as long.
+`make test-all` does both.
 `--kernel` and `--package` run the notebooks in another environment, as .ci/test-colab does.
 """
 
@@ -14,10 +14,10 @@ import os
 import resource
 import types
 
+import cheap_hash
 import jax
 import pytest
 import shared_programs
-import short_hash
 
 os.environ.setdefault("PJRT_NPROC", "64")  # the devices wait for each other, each in a thread
 jax.config.update("jax_num_cpu_devices", 8)
@@ -63,7 +63,7 @@ def pytest_configure(config):
         given = os.environ.get("XLA_FLAGS", "")
         if QUICKLY not in given:
             os.environ["XLA_FLAGS"] = f"{given} {QUICKLY}".strip()
-        short_hash.draw()
+        cheap_hash.draw()
     shared_programs.share()
 
 
@@ -128,15 +128,25 @@ def two_devices(monkeypatch):
     _take_first(2, monkeypatch)
 
 
+@pytest.fixture
+def threefry():
+    """JAX draws as users do, for figures that a page promises."""
+    with cheap_hash.threefry():
+        yield
+
+
 @pytest.fixture(scope="module")
-def few_pairs():
-    """Runs are verified by at most 2,000 pairs a split, which takes a twentieth of the time."""
+def few_pairs(longer):
+    """Runs are verified by at most 2,000 pairs a split, which takes a twentieth of the time.
+
+    `--long` verifies by as many as users do.
+    """
     from contrastive_jax.evaluation import summary
 
     draw = summary._drawn
 
     def drawn(names, points, classes, distance, pairs, *rest):
-        return draw(names, points, classes, distance, min(pairs, 2000), *rest)
+        return draw(names, points, classes, distance, pairs if longer else min(pairs, 2000), *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(summary, "_drawn", drawn)
@@ -145,7 +155,7 @@ def few_pairs():
 
 @pytest.fixture(scope="module")
 def unrefined(longer):
-    """Losses of all pairs leave close pairs as they are, in modules that test something else.
+    """Sets `refine=False` in losses over pairs, in modules that test something else.
 
     Refinement is up to half of what is compiled for a small batch. `--long` refines.
     """

@@ -6,6 +6,8 @@ import doctest
 import pytest
 from test_docs import _public, _trees
 
+pytestmark = pytest.mark.usefixtures("few_pairs")
+
 PUBLIC = {module: _public(tree) for module, tree in _trees()}
 EXAMPLES = {
     f"{module}.{name}": docstring
@@ -36,7 +38,7 @@ NEEDED = {
 
 
 # The figures of a report are drawn in test_train.
-@pytest.mark.usefixtures("one_device", "no_figures", "few_pairs")
+@pytest.mark.usefixtures("one_device", "no_figures")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_prints_what_it_says(name, tmp_path, monkeypatch):
     for package, functions in NEEDED.items():

@@ -252,7 +252,7 @@ def test_losses_of_anchors(name, engine, rule, longer):
 
     def value(x):
         options = ENGINES[engine] | {"labels": label, "data": data}
-        options["refine"] = longer or name == "supcon"
+        options["refine"] = longer or name in ("supcon", "triplet_semi_hard")
         return anchor_loss(x, attributes, loss=loss, **options)
 
     def want(x):
@@ -473,10 +473,10 @@ def test_second_derivatives(name):
         _assert_curvature(value, x, np.random.default_rng(0), backward=name == "pairs")
 
 
-def test_memory_is_linear(longer):
+def test_memory_is_linear():
     def temporary(rows, function):
         def value(x, classes, groups):
-            return function(x, (classes, groups), labels=RULES["groups"][0], refine=longer)
+            return function(x, (classes, groups), labels=RULES["groups"][0])
 
         shapes = [((rows, 64), "float32"), ((rows,), "int32"), ((rows,), "int32")]
         arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]

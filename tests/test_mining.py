@@ -10,8 +10,6 @@ from jax.sharding import Mesh, PartitionSpec
 
 from contrastive_jax import anchor_loss, distances, losses, mining
 
-pytestmark = pytest.mark.usefixtures("unrefined")
-
 SIZE = 6
 
 

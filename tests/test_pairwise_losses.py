@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses, pair_loss
 from contrastive_jax.losses._numerics import softplus as smooth_hinge
 
-pytestmark = pytest.mark.usefixtures("unrefined")
-
 
 def hinge(x):
     return max(0.0, x)

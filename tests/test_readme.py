@@ -20,6 +20,8 @@ from experiments import (
 )
 from experiments.command import expanded
 
+pytestmark = pytest.mark.usefixtures("few_pairs")
+
 ROOT = Path(train.__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -77,7 +79,6 @@ def namespaces():
     return {}
 
 
-@pytest.mark.usefixtures("few_pairs")
 @pytest.mark.parametrize(
     "page",
     [
@@ -89,6 +90,8 @@ def namespaces():
 )
 def test_code_blocks_run_one_after_another(page, namespaces, tmp_path, monkeypatch, request):
     request.getfixturevalue("two_devices" if page.stem == "devices" else "one_device")
+    if page == README:
+        request.getfixturevalue("threefry")
     monkeypatch.chdir(tmp_path)  # some write files
     namespace = namespaces[page] = {}
     for block in _blocks(page):
@@ -98,6 +101,7 @@ def test_code_blocks_run_one_after_another(page, namespaces, tmp_path, monkeypat
         exec(compile(block, _name(page), "exec"), namespace)
 
 
+@pytest.mark.usefixtures("threefry")
 @pytest.mark.xdist_group("readme")
 def test_the_readme_trains_the_encoder_that_it_says(namespaces):
     namespace = namespaces.get(README) or {}

@@ -129,7 +129,8 @@ def test_a_run_leaves_all_that_it_promises(drawn_config):
 def test_killed_and_resumed_is_uninterrupted(config, tmp_path, pytestconfig):
     """With the defaults of a machine of eight virtual devices, in a process that is killed."""
     # The process draws the numbers that this one draws.
-    draws = "" if pytestconfig.getoption("optimised") else "import short_hash; short_hash.draw()"
+    draws = "" if pytestconfig.getoption("optimised") else "import cheap_hash; cheap_hash.draw()"
+    paths = filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")])
     of_batches = "batch_size", "devices", "group"
     whole = train.main(config(name="whole", **{key: getattr(DEFAULTS, key) for key in of_batches}))
     given = {key: value for key, value in SMALL.items() if key not in of_batches}
@@ -142,7 +143,7 @@ def test_killed_and_resumed_is_uninterrupted(config, tmp_path, pytestconfig):
             *(f"--{key}={value}" for key, value in given.items()),
         ],
         cwd=ROOT,
-        env=_eight_virtual_devices() | {"PYTHONPATH": str(ROOT / "tests")},
+        env=_eight_virtual_devices() | {"PYTHONPATH": os.pathsep.join(paths)},
         start_new_session=True,
     )
     try:
@@ -197,11 +198,11 @@ def test_both_ways_over_devices_and_both_places_of_data_give_the_same(
 ):
     monkeypatch.setattr(run_report, "write_report", lambda *arguments, **by: None)
     # Adam makes whole steps of gradients that are all rounding; a small rate keeps those small.
-    common = {"steps": 20, "seed": 1, "learning_rate": 1e-3, "warmup": 0.5, "encoder": encoder}
+    common = {"steps": 20, "learning_rate": 1e-4, "warmup": 0.5, "encoder": encoder}
     want = _params(train.main(config(**common)), 20)
     for way in ways:
         got = _params(train.main(config(**(common | WAYS[way]))), 20)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
 
 
 def test_all_pairs_of_a_batch_are_an_objective(config):
