@@ -13,7 +13,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from contrastive_jax._extras import needs
 
@@ -119,7 +119,13 @@ def _message_in_box(text: str) -> str:
                 break
         elif line:
             message.append(line)
-    return " ".join(message).rstrip(".").removeprefix("Error parsing ")
+    text = " ".join(message).rstrip(".").removeprefix("Error parsing ")
+    # Choices are those of a set, in no order, and None stands for a default.
+    choices = re.search(r"Expected one of \((.*)\)", text)
+    if choices:
+        names = sorted({*re.findall(r"'([^']*)'", choices[1])} - {"None"})
+        text = text.replace(choices[0], f"Expected one of {', '.join(names)}")
+    return text
 
 
 def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -> Config:
@@ -190,9 +196,30 @@ def _join_lines_of_help(config: type[Any]) -> None:
         for one in docstring_parser.parse_from_object(owner).params if own else ():
             name, text = one.arg_name, one.description
             if name in own and text:
-                hint = "" if defaults[name] is None else None
-                help_of = tyro.conf.arg(help=" ".join(text.split()), help_behavior_hint=hint)
+                help_of = tyro.conf.arg(
+                    help=" ".join(text.split()),
+                    help_behavior_hint="" if defaults[name] is None else None,
+                    metavar=_values(hints[name]),
+                )
                 own[name] = typing.Annotated[hints[name], help_of]
+
+
+def _values(hint: Any) -> str | None:
+    """Returns the values of an option that may be None for its help, which leaves None out."""
+    if types.NoneType not in typing.get_args(hint):
+        return None  # the text of tyro, or its own
+    names: list[str] = []
+    for kind in typing.get_args(hint):
+        if typing.get_origin(kind) is Literal:
+            names += map(str, typing.get_args(kind))
+        elif typing.get_origin(kind) is tuple:
+            value = typing.get_args(kind)[0].__name__.upper()
+            return f"[{value} [{value} ...]]"
+        elif kind is bool:
+            names += ["True", "False"]
+        elif kind is not types.NoneType:
+            return str(kind.__name__).upper()
+    return f"{{{','.join(names)}}}"
 
 
 def _given_several_times(config: type[Any]) -> list[str]:

@@ -72,7 +72,11 @@ def test_what_jax_says_of_tracebacks_and_memory_is_for_users():
     ("arguments", "line"),
     [
         (["--steps", "abc"], "--steps: no type matching .* from ['abc']; --help"),
-        (["--encoder", "foo"], "invalid choice 'foo' for argument '--encoder'. Expected one of"),
+        (
+            ["--encoder", "foo"],
+            "invalid choice 'foo' for argument '--encoder'. Expected one of convnet, drlim, "
+            "linear, mlp, residual, resnet18; --help explains",
+        ),
         (["--seed"], "Missing value for argument '--seed'. Expected 1 values; --help explains"),
         (["--loss_options", "a"], "--loss_options: takes NAME=VALUE, as margin=0.3"),
     ],
@@ -90,7 +94,11 @@ def test_help_is_shown_as_it_is(capsys):
     with pytest.raises(SystemExit) as ended:
         command.run(train.main, lambda: command.parse(train.Config, "train", "Trains.", ["--help"]))
     assert not ended.value.code
-    assert "--validate_every" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--validate_every" in shown
+    assert "--split {classes,examples}" in shown
+    assert "--image_size INT" in shown
+    assert "None" not in shown
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), RuntimeError("x")])
