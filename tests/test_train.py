@@ -83,6 +83,7 @@ def _params(folder, step=60):
         return reader.restore(folder / "checkpoints" / str(step) / "default")["params"]
 
 
+@pytest.mark.usefixtures("threefry")  # its figures are those of a run of a user
 def test_a_run_leaves_all_that_it_promises(drawn_config):
     folder = train.main(
         drawn_config(
@@ -110,7 +111,7 @@ def test_a_run_leaves_all_that_it_promises(drawn_config):
         assert saved["embeddings"].shape == (450, 8)
         assert saved["classes"].shape == (450,)
     results = json.loads((folder / "results.json").read_text())
-    assert results["embedding"]["precision_at_1"] > 0.8  # of ten classes, after 200 steps
+    assert results["embedding"]["precision_at_1"] > 0.9
     assert results["embedding"]["map_at_r"] > results["raw pixels"]["map_at_r"] + 0.1
     table = (folder / "results.md").read_text()
     assert f"{results['embedding']['precision_at_1']:.4f}" in table
