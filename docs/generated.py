@@ -46,10 +46,10 @@ def options(name: str) -> str:
     """Returns the options of a command, as its `--help` prints them."""
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    command = importlib.import_module("experiments.command")
+    cli = importlib.import_module("contrastive_jax.cli")
     module = importlib.import_module(name)
     written = io.StringIO()
     with contextlib.redirect_stdout(written), contextlib.suppress(SystemExit):
-        command.parse(module.Config, name, str(module.__doc__), ["--help"])
+        cli.parse(module.Config, name, str(module.__doc__), ["--help"])
     plain = re.sub(r"\x1b\[[\d;]*m", "", written.getvalue())
     return re.sub(r" +$", "", plain, flags=re.MULTILINE).rstrip()

@@ -10,7 +10,7 @@ import itertools
 from pathlib import Path
 from typing import Annotated
 
-from contrastive_jax import load
+from contrastive_jax import cli, load
 from contrastive_jax.train import Comparison
 from contrastive_jax.train.run_inputs import read_inputs
 from experiments import command
@@ -23,7 +23,7 @@ _MOST = 100
 class Config(command.OfRun):
     """Options of a comparison."""
 
-    images: Annotated[command.Positional[tuple[Path, ...]], command.arg(metavar="PICTURE")] = ()
+    images: Annotated[cli.Positional[tuple[Path, ...]], cli.arg(metavar="PICTURE")] = ()
     """Pictures, two or more; for a run on vectors files of them, .npz with an array embeddings or
     .parquet with a column vector. Every two are compared."""
     prior: float | None = None
@@ -54,4 +54,4 @@ def main(config: Config) -> Comparison:
 
 
 if __name__ == "__main__":
-    command.run(main, lambda: command.parse(Config, "experiments.compare", str(__doc__)))
+    cli.run(main, lambda: cli.parse(Config, "experiments.compare", str(__doc__)))

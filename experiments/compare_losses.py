@@ -35,10 +35,11 @@ from contrastive_jax._extras import needs
 with needs("train", "experiments.compare_losses"):
     from tqdm import tqdm
 
-from contrastive_jax import train
+from contrastive_jax import cli, train
 from contrastive_jax.data import Dataset, check_evaluable
 from contrastive_jax.data._digest import digest
 from contrastive_jax.data.categories import categories_of
+from contrastive_jax.data.evaluable import with_classes
 from contrastive_jax.loss_report import report, splits_of
 from contrastive_jax.search.loss_comparison import losses_locked, train_losses
 from contrastive_jax.search.loss_trials import trials_of_loss
@@ -48,8 +49,17 @@ from contrastive_jax.train.preconditions import check_batches
 from contrastive_jax.train.training import Training
 from contrastive_jax.train.trial_assembly import AssembledTrials
 from experiments import command, option_checks, options
-from experiments.options import ENCODERS, with_classes
+from experiments.options import ENCODERS
 
+EFFECTS = (
+    *option_checks.EFFECTS,
+    cli.Effect(
+        "by_size category",
+        lambda config: config.batch_classes is not None or config.views > 1,
+        "--{option} has no effect where a batch has all classes",
+        "take fewer with --batch_classes, or leave --{option} out",
+    ),
+)
 # Options that may differ when it is resumed.
 FREE = options.FREE | {"losses"}
 
@@ -158,7 +168,7 @@ def _load(config: Config, split: str) -> Dataset:
 
 
 def _check(config: Config) -> None:
-    option_checks.check_effects(config)
+    cli.check_effects(config, EFFECTS)
     for name in config.losses:
         loss_table.check_name(name)
     _check_batch(config)
@@ -172,7 +182,7 @@ def _check(config: Config) -> None:
 @contextlib.contextmanager
 def _folder(config: Config, names: Iterable[str], sets: Mapping[str, Dataset]) -> Iterator[Path]:
     """Opens the run. Several processes may share it, but not a loss."""
-    record = options.recorded(config)
+    record = cli.as_saved(config)
     record["data_digest"] = " ".join(map(digest, sets.values()))
     run = options.open_run(config, "compare_losses", record, free=FREE, shared=True)
     with run as folder, losses_locked(folder, names):
@@ -197,40 +207,21 @@ def _batch(config: Config) -> dict[str, Any]:
 
 def _check_batch(config: Config) -> None:
     """Checks what the options of a batch say together, before any data is read."""
-    _check_chosen(config, config.batch_classes is None and config.views == 1)
     with command.options_named(vars(config)):
         for name in losses_of(config):
             objective = train.objective(name, labels=config.labels)
         check_batches(objective, **_batch(config), categories=config.category)
 
 
-def _check_chosen(config: Config, all_classes: bool) -> None:
-    """Raises ValueError if an option chooses among classes and a batch has all of them."""
-    for option in ("by_size", "category"):
-        if all_classes and option_checks.is_given(config, option):
-            raise ValueError(
-                f"--{option} has no effect where a batch has all classes: take fewer with "
-                f"--batch_classes, or leave --{option} out"
-            )
-
-
 def check_data(config: Config, split: str, data: Dataset) -> None:
-    """Checks that the options of a batch have an effect on a data set, and its labels.
-
-    Args:
-      config: the options.
-      split: its name, for errors.
-      data: to train on.
-
-    Raises:
-      ValueError: if an option has no effect on this data, or classes do not fit a batch.
-    """
+    """Checks that the options of a batch have an effect on a data set, and its labels."""
     if data.train.images.ndim == 2:
-        option_checks.check_effects(config, option_checks.EFFECTS_ON_VECTORS)
+        cli.check_effects(config, option_checks.EFFECTS_ON_VECTORS)
     objective = train.objective(losses_of(config)[0], labels=config.labels)
     check_labels(objective, data, ["train", "validation", "test"])
     classes = len(np.unique(data.train.classes))
-    _check_chosen(config, config.batch_classes == classes)
+    if config.batch_classes == classes:
+        cli.check_effects(dataclasses.replace(config, batch_classes=None, views=1), EFFECTS)
     if config.batch_classes is not None or config.views > 1:
         return
     if config.batch_size % classes or config.batch_size < 2 * classes:
@@ -253,4 +244,4 @@ def _batch_of(config: Config, data: Dataset) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.run(main, lambda: command.parse(Config, "experiments.compare_losses", str(__doc__)))
+    cli.run(main, lambda: cli.parse(Config, "experiments.compare_losses", str(__doc__)))

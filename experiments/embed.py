@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from contrastive_jax import load
+from contrastive_jax import cli, load
 from contrastive_jax.train.run_inputs import check_embeddings_file, read_inputs, save_embeddings
 from experiments import command
 
@@ -18,7 +18,7 @@ from experiments import command
 class Config(command.OfRun):
     """Options of an embedding."""
 
-    source: Annotated[command.Positional[Path], command.arg(metavar="SOURCE")] = Path()
+    source: Annotated[cli.Positional[Path], cli.arg(metavar="SOURCE")] = Path()
     """Folder of pictures; for a run on vectors a file of them, .npz or .safetensors with an array
     embeddings, .parquet with a column vector, or .npy."""
     out: Path = Path("vectors.parquet")
@@ -39,4 +39,4 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    command.run(main, lambda: command.parse(Config, "experiments.embed", str(__doc__)))
+    cli.run(main, lambda: cli.parse(Config, "experiments.embed", str(__doc__)))

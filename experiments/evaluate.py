@@ -8,12 +8,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from contrastive_jax import labels, load, run_report
+from contrastive_jax import cli, labels, load, run_report
 from contrastive_jax.data import PairDataset
 from contrastive_jax.data._digest import digest
 from contrastive_jax.train import folder
-from contrastive_jax.train.run_folder import check_data
-from experiments import command, option_checks, options
+from contrastive_jax.train.run_folder import check_data, read_labels
+from experiments import command, options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Config(options.Data, command.OfRun):
 
 def main(config: Config) -> Path:
     """Evaluates a run, and returns the folder of what was written."""
-    by = _labels(config)
+    by = config.labels or read_labels(config.run)
     labels.by_name(by)  # an error of theirs comes before data is read
     run = load(config.run)
     data = options.load_data(with_data_of_run(config))
@@ -53,29 +53,16 @@ def main(config: Config) -> Path:
     return where
 
 
-def _labels(config: Config) -> str:
-    """Returns the name of the labels that figures are by."""
-    trained = folder.read_config(config.run).get("labels", "class")
-    if config.labels is None and trained is True:  # by a function, in Python
-        raise ValueError(
-            f"{config.run} was trained by labels of two rows that have no name: give --labels, or "
-            "--labels class for figures by class"
-        )
-    if config.labels is None:
-        return trained if isinstance(trained, str) else "class"
-    return config.labels
-
-
 def with_data_of_run(config: Any) -> Any:
     """Fills in the options of the data set of a run, where no other is given."""
     if config.dataset or config.data:
         return config
-    begun = command.from_saved(options.Data, folder.read_config(config.run))
+    begun = cli.from_saved(options.Data, folder.read_config(config.run))
     if not (begun.dataset or begun.data):
         raise ValueError(f"{config.run} does not say which data set it was trained on: give one")
-    of_run = {k: one for k, one in vars(begun).items() if not option_checks.is_given(config, k)}
+    of_run = {k: one for k, one in vars(begun).items() if not cli.is_given(config, k)}
     return dataclasses.replace(config, **of_run)
 
 
 if __name__ == "__main__":
-    command.run(main, lambda: command.parse(Config, "experiments.evaluate", str(__doc__)))
+    cli.run(main, lambda: cli.parse(Config, "experiments.evaluate", str(__doc__)))

@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from contrastive_jax import export, load
+from contrastive_jax import cli, export, load
 from contrastive_jax.data import PairDataset
 from experiments import command, evaluate, options
 
@@ -52,4 +52,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.run(main, lambda: command.parse(Config, "experiments.export", str(__doc__)))
+    cli.run(main, lambda: cli.parse(Config, "experiments.export", str(__doc__)))

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from contrastive_jax import cli
 from contrastive_jax._extras import needs
 
 with needs("train", "experiments.margin_ablation"):
@@ -53,9 +54,7 @@ class Config(trials.Training):
     """The margins; by default 0.1 to 1.5, seven of them, if the loss has one."""
     seeds: int = 5
     """Trials of each combination of hyperparameters, with seeds 0, 1, ..."""
-    grid: Annotated[
-        tuple[str, ...], command.UseAppendAction, command.arg(metavar="NAME=VALUE,VALUE")
-    ] = ()
+    grid: Annotated[tuple[str, ...], cli.UseAppendAction, cli.arg(metavar="NAME=VALUE,VALUE")] = ()
     """One more axis of the grid, once for each: a hyperparameter of the training or of the loss, or
     encoder, width, loss, distance, objective, batch_size, group."""
     save_every: int = 500
@@ -147,4 +146,4 @@ def _reach(config: Config) -> float:
 
 
 if __name__ == "__main__":
-    command.run(main, lambda: command.parse(Config, "experiments.margin_ablation", str(__doc__)))
+    cli.run(main, lambda: cli.parse(Config, "experiments.margin_ablation", str(__doc__)))

@@ -6,12 +6,13 @@ memory's age without a memory, would be recorded as if they had made the figures
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 
+from contrastive_jax import cli
+from contrastive_jax.cli import Effect
 from contrastive_jax.data import Dataset, PairDataset, augment, datasets
 from contrastive_jax.data._own import recognise
 from contrastive_jax.train import folder, loss_table, ranges
@@ -35,17 +36,6 @@ RULES = {
     "seeds": ranges.Limits("at least 1 and below 2^32", lambda x: 1 <= x < 2**32),
     "warmup": ranges.Limits("in [0, 1)", lambda x: 0 <= x < 1),
 }
-
-
-class Effect(NamedTuple):
-    """The condition under which options have an effect, and the error where it does not hold."""
-
-    options: str
-    """Names of options, with spaces between them."""
-    holds: Callable[[Any], bool]
-    reason: str
-    """The reason why the option has no effect, with options of the program in braces."""
-    remedy: str = "leave --{option} out"
 
 
 def _contrastive(config: Any) -> bool:
@@ -199,10 +189,12 @@ def for_data(config: Any, data: Dataset | PairDataset) -> Any:
       pairs the share of similar pairs among those drawn.
     """
     vectors = (data.images if isinstance(data, PairDataset) else data.train.images).ndim == 2
-    check_effects(config, EFFECTS_ON_PAIRS if isinstance(data, PairDataset) else EFFECTS_ON_CLASSES)
+    cli.check_effects(
+        config, EFFECTS_ON_PAIRS if isinstance(data, PairDataset) else EFFECTS_ON_CLASSES
+    )
     filled: dict[str, Any] = {"encoder": config.encoder or ("linear" if vectors else "convnet")}
     if vectors:
-        check_effects(config, EFFECTS_ON_VECTORS)
+        cli.check_effects(config, EFFECTS_ON_VECTORS)
         filled |= {"flip": False, "shift": 0, "steps": config.steps or options.STEPS_ON_VECTORS}
     if isinstance(data, PairDataset):
         balanced = config.balanced is not False
@@ -211,18 +203,12 @@ def for_data(config: Any, data: Dataset | PairDataset) -> Any:
     return dataclasses.replace(config, **filled)
 
 
-def is_given(config: Any, option: str) -> bool:
-    """Returns whether a program has this option, at another value than its default."""
-    value = getattr(config, option, None)
-    return bool(value != getattr(type(config)(), option, None))
-
-
 def checked_training(config: Any) -> Any:
     """Checks the options of a single training, and fills in those that depend on the loss."""
     config = checked(config)
-    check_effects(config)
+    cli.check_effects(config, EFFECTS)
     complete = options.resolved(config)
-    check_effects(config, EFFECTS_OF_TRAINING)
+    cli.check_effects(config, EFFECTS_OF_TRAINING)
     with command.options_named(vars(config)):
         options.objective_of(complete)
     return complete
@@ -257,40 +243,16 @@ def checked(config: Config, default: str = "digits") -> Config:
 
 def _with_paths(config: Config, default: str) -> Config:
     """Fills in whole paths, and the data set by default."""
-    values: dict[str, Any] = dict(vars(config))
-    for option, value in values.items():
-        if isinstance(value, Path):
-            try:
-                values[option] = value.expanduser()
-            except RuntimeError:
-                raise ValueError(
-                    f"--{option} {value} begins with a home folder that is not known: give the "
-                    "whole path"
-                ) from None
+    config = cli.expand_home(config)
+    values: dict[str, Any] = vars(config)
     if values["dataset"] and recognise.looks_like_path(values["dataset"]):
         raise ValueError(
             f"--dataset takes the name of a data set, got the path {values['dataset']}: give it "
             "with --data"
         )
     if values["data"] is None:
-        values["dataset"] = values["dataset"] or default
-    else:
-        values["data"] = values["data"].absolute()
-    return dataclasses.replace(config, **values)  # type: ignore[type-var]
-
-
-def check_effects(config: Any, effects: Iterable[Effect] = EFFECTS) -> None:
-    """Checks that every option that is given has an effect under the others.
-
-    Args:
-      config: the options of a program of this folder, as they were given.
-      effects: `EFFECTS`, or `EFFECTS_OF_TRAINING` for the options of a single training.
-    """
-    for names, holds, reason, remedy in effects:
-        for option in names.split():
-            if is_given(config, option) and not holds(config):
-                error = f"{reason}: {remedy}"
-                raise ValueError(error.format_map({**vars(config), "option": option}))
+        return dataclasses.replace(config, dataset=values["dataset"] or default)  # type: ignore[type-var]
+    return dataclasses.replace(config, data=values["data"].absolute())  # type: ignore[type-var]
 
 
 def warn_of_reach(configs: Iterable[Any]) -> None:

@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import json
 import math
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,11 +11,10 @@ from typing import Annotated, Any, Literal
 
 import jax
 
-from contrastive_jax import distances, models, train
+from contrastive_jax import cli, distances, models, train
 from contrastive_jax.data import Dataset, PairDataset, as_text, augment, load, load_with_report
 from contrastive_jax.data.categories import categories_of
-from contrastive_jax.data.evaluable import check_evaluable
-from contrastive_jax.search.texts import parse_numbers
+from contrastive_jax.data.evaluable import check_evaluable, with_classes
 from contrastive_jax.train import folder, loss_table, preconditions, ranges
 from contrastive_jax.train.optimizer import make_optimizers
 from contrastive_jax.train.recipes import recipe
@@ -39,17 +36,6 @@ STEPS_ON_VECTORS = 2000
 FREE = {"resume", "overwrite", "name", "runs", "data_dir", "tfds_dir"}
 Distance = Literal["euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "chebyshev"]
 DISTANCES = {name: getattr(distances, name) for name in typing.get_args(Distance)}
-LossOptions = Annotated[
-    dict[str, float],
-    command.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="[NAME=VALUE [NAME=VALUE ...]]",
-        instance_from_str=parse_numbers,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [f"{name}={number:g}" for name, number in value.items()],
-    ),
-]
-"""Hyperparameters of a loss, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +79,13 @@ class Training:
     """Scale embeddings to unit length: distances lie in [0, 2] and the margin has a meaning."""
     loss: Annotated[
         str,
-        command.arg(
+        cli.arg(
             metavar="NAME",
             help="The loss. Pair losses such as contrastive compare drawn pairs or all pairs of a "
             "batch, the others are of whole batches: " + ", ".join(loss_table.NAMES) + ".",
         ),
     ] = "contrastive"
-    loss_options: LossOptions = dataclasses.field(default_factory=dict)
+    loss_options: cli.Numbers = dataclasses.field(default_factory=dict)
     """Hyperparameters of the loss in place of those it is trained with, as temperature=0.1."""
     objective: Literal["auto", "pairs", "all_pairs"] = "auto"
     """Compare drawn pairs, or all images of a batch of some classes with some examples of each;
@@ -180,12 +166,6 @@ class Runs(NewRuns):
     """Go on with the run of this name, with its own options."""
 
 
-def recorded(config: Any) -> dict[str, Any]:
-    """Returns the options of a program as a run records them, JSON types."""
-    record: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    return record
-
-
 def open_run(
     config: Any, default_name: str, record: dict[str, Any], **options: Any
 ) -> contextlib.AbstractContextManager[Path]:
@@ -230,25 +210,11 @@ def load_data(config: Data) -> Dataset | PairDataset:
     return data
 
 
-def with_classes(data: Dataset | PairDataset) -> Dataset:
-    """Returns the data set, having checked that it has classes and not given pairs."""
-    if isinstance(data, PairDataset):
-        raise ValueError(
-            f"{data.name} has given pairs, which this program does not train on: give examples "
-            "with classes"
-        )
-    return data
-
-
 def data_name(config: Data) -> str:
-    """Returns the name of the data set, or of the file or folder of data of one's own.
-
-    A run is named after it, so that it has letters, digits, `-`, `_` and `.` alone.
-    """
+    """Returns the name of the data set, or one after the file or folder of data of one's own."""
     if config.data is None:
         return config.dataset or "digits"
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.data.resolve().stem).strip("-.")
-    return name[:60] or "data"
+    return folder.name_after(config.data)
 
 
 def resolved(config: Any) -> Any:

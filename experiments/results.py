@@ -6,8 +6,8 @@ python -m experiments.results runs/digits-0 runs/digits-1 runs/digits-2
 import dataclasses
 from pathlib import Path
 
+from contrastive_jax import cli
 from contrastive_jax.seed_report import table_of_seeds
-from experiments import command
 from experiments.train import FREE
 
 
@@ -15,7 +15,7 @@ from experiments.train import FREE
 class Config:
     """Options of the table."""
 
-    runs: command.Positional[tuple[Path, ...]] = ()
+    runs: cli.Positional[tuple[Path, ...]] = ()
     """Folders of runs of `experiments.train`, two at least."""
 
 
@@ -27,4 +27,4 @@ def main(config: Config) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, lambda: command.parse(Config, "experiments.results", str(__doc__)))
+    cli.run(main, lambda: cli.parse(Config, "experiments.results", str(__doc__)))

@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 
 import jax
 
-from contrastive_jax import search
+from contrastive_jax import cli, search
 from contrastive_jax._extras import needs
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.search import Group, Range, Trainer
@@ -37,7 +37,7 @@ from contrastive_jax.search.texts import parse_space
 from contrastive_jax.search.winner import write_results
 from contrastive_jax.train.loss_table import whole_hyperparameters
 from contrastive_jax.train.trial_figures import chosen_figure
-from experiments import command, option_checks, options, trials
+from experiments import option_checks, options, trials
 
 FREE = trials.FREE | {"at_once", "seeds"}
 
@@ -49,7 +49,7 @@ class Config(trials.Training):
     method: Literal["halving", "optuna"] = "halving"
     """Successive halving, or Optuna's suggestions."""
     space: Annotated[
-        tuple[str, ...], command.UseAppendAction, command.arg(metavar="NAME=LOW:HIGH[:log]")
+        tuple[str, ...], cli.UseAppendAction, cli.arg(metavar="NAME=LOW:HIGH[:log]")
     ] = ("margin=0.1:1.8",)
     """A hyperparameter to search, or NAME=VALUE,VALUE of an option that changes the structure; once
     for each. By default margin=0.1:1.8."""
@@ -136,4 +136,4 @@ def _check(config: Config, space: Space) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, lambda: command.parse(Config, "experiments.search", str(__doc__)))
+    cli.run(main, lambda: cli.parse(Config, "experiments.search", str(__doc__)))

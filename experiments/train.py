@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from contrastive_jax import load, train
+from contrastive_jax import cli, load, train
 from contrastive_jax.data import Dataset
 from contrastive_jax.train import folder
 from contrastive_jax.train.devices import Strategy
@@ -87,7 +87,7 @@ def main(config: Config) -> Path:
         # Virtual devices that wait for each other hold threads of XLA's pool, one to a core by
         # default: more devices than cores would wait for ever. JAX reads this when it starts.
         os.environ.setdefault("PJRT_NPROC", "64")
-    given = options.recorded(config)
+    given = cli.as_saved(config)
     config = option_checks.checked_training(config)
     option_checks.warn_of_reach([config])
     devices = options.devices_of(config)
@@ -183,4 +183,4 @@ def as_begun(config: Config, devices: int) -> tuple[Config, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    command.run(main, lambda: command.parse(Config, "experiments.train", str(__doc__)))
+    cli.run(main, lambda: cli.parse(Config, "experiments.train", str(__doc__)))

@@ -5,18 +5,18 @@ change the structure of the program make groups, which are compiled one by one.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import jax
 
+from contrastive_jax import cli
 from contrastive_jax.data import Dataset, PairDataset
 from contrastive_jax.data._digest import digest
 from contrastive_jax.search import texts
 from contrastive_jax.search.space import Hyperparameters
-from contrastive_jax.train import loss_table, training
+from contrastive_jax.train import loss_table, training, trial_axes
 from contrastive_jax.train.devices import check_strategy
 from contrastive_jax.train.grid_strategy import Strategy, cores_as_devices
 from contrastive_jax.train.labelled import check_labels
@@ -68,29 +68,14 @@ class Training(options.Runs, options.Batches, options.Training, options.Data):
 def check_axes(config: Any, axes: Iterable[str], losses: Iterable[str], option: str) -> None:
     """Checks that each axis is one of trainings with these losses, and is not given as an option.
 
-    Args:
-      config: the options of a program.
-      axes: names of what is varied.
-      losses: with which trainings are.
-      option: by which the axes were named, for the error.
-
-    Raises:
-      ValueError: if an axis is not one of a training, naming those that are, or if its values would
-        take the place of an option.
+    Errors say that `option` names the axes.
     """
     for loss in losses:
         loss_table.check_name(loss)
         of_loss = loss_table.hyperparameters_of(loss)
-        possible = [*dict.fromkeys([*HYPERPARAMETERS[:-1], *STRUCTURE, *of_loss])]
-        for name in {*axes} - {*possible}:
-            close = difflib.get_close_matches(name, possible, n=3)
-            raise ValueError(
-                f"{name} can not be an axis of trainings with {loss}; "
-                + (f"close to it: {', '.join(close)}; " if close else "")
-                + f"possible axes: {', '.join(possible)}"
-            )
+        trial_axes.check_axes(axes, [*HYPERPARAMETERS[:-1], *STRUCTURE, *of_loss], loss)
     for name in axes:
-        if option_checks.is_given(config, name):
+        if cli.is_given(config, name):
             raise ValueError(
                 f"--{name} has no effect, as {name} is an axis of {option}: leave one of them out"
             )
@@ -145,17 +130,10 @@ def prepared(
 ) -> tuple[Any, list[Group], Dataset | PairDataset, list[jax.Device]]:
     """Checks the options of all trials, reads the data, and checks that they can be trained on it.
 
-    Args:
-      config: the options of a program.
-      points: hyperparameters of each trial.
-
     Returns:
       The options with `shown_by` filled in, the groups of trials, the data, and the devices.
-
-    Raises:
-      ValueError: if options do not fit each other, before the data is read, or the data.
     """
-    option_checks.check_effects(config)
+    cli.check_effects(config, option_checks.EFFECTS)
     # Before anything runs: JAX starts with the devices it has then.
     devices = devices_of(config)
     of_trial = devices[: config.devices_per_trial]
@@ -192,14 +170,7 @@ def assembled(
     *,
     further_seeds: Sequence[int] = (),
 ) -> AssembledTrials:
-    """Makes the parts of the trials of a group.
-
-    Args:
-      group: of trials.
-      data: to train on.
-      devices: over which the batch of a trial is spread.
-      further_seeds: as in `assemble_trials`.
-    """
+    """Makes the parts of the trials of a group, as `assemble_trials` does."""
     configs = [option_checks.for_data(config, data) for config in group.configs]
     settled = [options.settled(config, devices) for config in configs]
     variants = []
@@ -238,7 +209,7 @@ def recorded(
     config: Training, varied: Iterable[str], device: jax.Device, data: Dataset | PairDataset
 ) -> dict[str, Any]:
     """Returns the options of a grid, and what else may not differ when it is resumed."""
-    return options.recorded(config) | {
+    return cli.as_saved(config) | {
         "axes": sorted(varied),
         "data_digest": digest(data),
         "dtype": "float32" if device.platform == "cpu" else "bfloat16",

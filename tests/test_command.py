@@ -6,6 +6,7 @@ import re
 import jax
 import pytest
 
+from contrastive_jax import cli
 from experiments import command, compare_losses, drlim, margin_ablation, search, train
 
 
@@ -43,7 +44,7 @@ def test_an_error_that_can_be_mended_is_one_line(error, line):
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        command.run(fails, lambda: "options")
+        cli.run(fails, lambda: "options")
     # A text in place of a code goes to stderr, and the code is 1.
     assert ended.value.code.startswith(f"error: {line}")
     assert "\n" not in ended.value.code
@@ -52,7 +53,7 @@ def test_an_error_that_can_be_mended_is_one_line(error, line):
 def test_what_jax_says_of_tracebacks_and_memory_is_for_users():
     def line_of(fails):
         with pytest.raises(SystemExit) as ended:
-            command.run(fails, lambda: None)
+            cli.run(fails, lambda: None)
         return ended.value.code
 
     def traced(_):
@@ -83,7 +84,7 @@ def test_what_jax_says_of_tracebacks_and_memory_is_for_users():
 )
 def test_an_option_of_another_type_is_one_line(arguments, line, capsys):
     with pytest.raises(SystemExit) as ended:
-        command.run(train.main, lambda: command.parse(train.Config, "train", "Trains.", arguments))
+        cli.run(train.main, lambda: cli.parse(train.Config, "train", "Trains.", arguments))
     pattern = re.escape(f"error: {line}").replace(r"\.\*", ".*")
     assert re.match(pattern, ended.value.code)
     assert "\n" not in ended.value.code
@@ -92,7 +93,7 @@ def test_an_option_of_another_type_is_one_line(arguments, line, capsys):
 
 def test_help_is_shown_as_it_is(capsys):
     with pytest.raises(SystemExit) as ended:
-        command.run(train.main, lambda: command.parse(train.Config, "train", "Trains.", ["--help"]))
+        cli.run(train.main, lambda: cli.parse(train.Config, "train", "Trains.", ["--help"]))
     assert not ended.value.code
     shown = capsys.readouterr().out
     assert "--validate_every" in shown
@@ -107,7 +108,7 @@ def test_a_bug_keeps_its_traceback(error):
         raise error
 
     with pytest.raises(type(error)):
-        command.run(fails, lambda: None)
+        cli.run(fails, lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ NAMES = ("steps", "log_every", "memory")
 def test_help_breaks_lines_only_where_they_are_full(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
-        command.parse(train.Config, "experiments.train", str(train.__doc__), ["--help"])
+        cli.parse(train.Config, "experiments.train", str(train.__doc__), ["--help"])
     text = capsys.readouterr().out
     assert (
         "digits (the default), fashion_mnist, mnist, idx (IDX files of any other set), or any"

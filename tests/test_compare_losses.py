@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import contrastive_jax as cj
-from contrastive_jax import loss_report, train
+from contrastive_jax import cli, loss_report, train
 from contrastive_jax.search.loss_trials import (
     LEARNING_RATE,
     best_point,
@@ -17,7 +17,7 @@ from contrastive_jax.search.loss_trials import (
 )
 from contrastive_jax.train import json_lines, loss_table
 from contrastive_jax.train.training import Training
-from experiments import command, compare_losses, options
+from experiments import compare_losses, options
 
 SMALL = {
     "dataset": "digits",
@@ -208,10 +208,10 @@ def test_errors_come_before_anything_is_written(tmp_path, options, words):
 
 def test_an_encoder_that_is_not_there_is_refused():
     def parse():
-        return command.parse(compare_losses.Config, "compare", "Compares.", ["--encoder", "vit"])
+        return cli.parse(compare_losses.Config, "compare", "Compares.", ["--encoder", "vit"])
 
     with pytest.raises(SystemExit) as ended:
-        command.run(compare_losses.main, parse)
+        cli.run(compare_losses.main, parse)
     assert "invalid choice 'vit' for argument '--encoder'. Expected one of" in ended.value.code
     assert all(name in ended.value.code for name in options.ENCODERS)
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from own_data import pictures, write_folder
 
-from contrastive_jax import models
+from contrastive_jax import models, neighbourhood_maps
 from contrastive_jax.train import neighbourhoods, network
 from experiments import drlim
 
@@ -69,13 +69,13 @@ def test_figures_of_a_map():
 
 def test_maps_are_learned_from_neighbours(tmp_path, capsys, monkeypatch):
     (tmp_path / "tfds").mkdir()
-    shapes, embedding_map = {}, drlim.plots.embedding_map
+    shapes, embedding_map = {}, neighbourhood_maps.plots.embedding_map
 
     def drawn(embeddings, labels, *, images, class_names):
         shapes[("neighbours", "copies", "invariant")[len(shapes)]] = images.shape[1:]
         return embedding_map(embeddings, labels, images=images, class_names=class_names)
 
-    monkeypatch.setattr(drlim.plots, "embedding_map", drawn)
+    monkeypatch.setattr(neighbourhood_maps.plots, "embedding_map", drawn)
     config = drlim.Config(
         steps=150, batch_size=32, runs=tmp_path, tfds_dir=tmp_path / "tfds", name="run"
     )
@@ -100,12 +100,14 @@ def test_maps_are_of_images_of_ones_own(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(
         drlim,
-        "_draw_maps",
-        lambda config, folder, data, train, test: drawn.update(train=train, test=test),
+        "write_maps",
+        lambda folder, train, test, **options: drawn.update(train=train, test=test),
     )
-    monkeypatch.setattr(drlim, "_encoder", lambda *arguments: None)
-    monkeypatch.setattr(drlim.training, "check_images", lambda *arguments, **images: None)
-    own = {"data": write_folder(tmp_path / "my photos", pictures()), "runs": tmp_path / "runs"}
+    own = {
+        "data": write_folder(tmp_path / "my photos", pictures()),
+        "runs": tmp_path / "runs",
+        "image_size": 8,
+    }
     folder = drlim.main(drlim.Config(**own, images=12, neighbours=2))
     assert folder.name == "drlim-my-photos-1"
     # Some of every class, though images are sorted by class.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from contrastive_jax import ablation_plots, ablation_report
+from contrastive_jax import ablation_plots, ablation_report, cli
 from contrastive_jax.data import load
 from contrastive_jax.evaluation import trial_tables
 from contrastive_jax.train import grid as grids
@@ -17,7 +17,7 @@ from contrastive_jax.train.grid_strategy import choose_grid
 from contrastive_jax.train.trial_axes import combinations
 from contrastive_jax.train.trial_folder import trial_key
 from contrastive_jax.train.trial_loop import HISTORY
-from experiments import command, margin_ablation, search, trials
+from experiments import margin_ablation, search, trials
 
 # Tests share a run, and so a worker.
 pytestmark = [
@@ -559,7 +559,7 @@ def test_a_value_on_the_edge_of_the_grid_is_said_with_what_widens_it(tmp_path):
 
 def test_options_that_are_given_several_times_take_the_place_of_the_default(tmp_path):
     def parsed(program, *arguments):
-        return command.parse(program.Config, "program", "What it does.", [*arguments])
+        return cli.parse(program.Config, "program", "What it does.", [*arguments])
 
     assert parsed(search).space == ("margin=0.1:1.8",)
     assert parsed(search, "--space", "margin=0.2:1.8").space == ("margin=0.2:1.8",)

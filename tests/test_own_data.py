@@ -10,10 +10,11 @@ import pytest
 from own_data import pictures, write_csv, write_folder, write_parquet, write_saved
 from PIL import Image
 
+from contrastive_jax import cli
 from contrastive_jax import load as load_run
 from contrastive_jax.data import load
 from contrastive_jax.data.pictures import read_pictures
-from experiments import command, compare_losses, evaluate, options, train
+from experiments import compare_losses, evaluate, options, train
 
 TINY = {
     "encoder": "mlp",
@@ -92,7 +93,7 @@ def test_a_run_is_the_same_from_every_form(tmp_path, capsys):
 def test_options_of_data_are_checked(arguments, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=words):
-        train.main(command.parse(train.Config, "experiments.train", "Trains.", arguments))
+        train.main(cli.parse(train.Config, "experiments.train", "Trains.", arguments))
     assert not [*tmp_path.iterdir()]
 
 
@@ -122,7 +123,7 @@ def test_a_table_of_pairs_is_trained_on(pairs, tmp_path):
 
 def test_a_comparison_of_losses_makes_its_splits_of_examples_with_classes(pairs, tmp_path):
     runs = tmp_path / "runs"
-    with pytest.raises(ValueError, match="pairs has given pairs, which this program does not"):
+    with pytest.raises(ValueError, match="pairs has given pairs, where classes are needed"):
         compare_losses.main(compare_losses.Config(data=pairs, runs=runs))
     with pytest.raises(ValueError, match=r"--split examples has no effect .* or the splits"):
         compare_losses.main(compare_losses.Config(data=tmp_path / "photos", runs=runs))

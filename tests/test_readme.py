@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tyro
 
+from contrastive_jax.cli.parsing import expanded
 from experiments import (
     compare_losses,
     drlim,
@@ -18,7 +19,6 @@ from experiments import (
     search,
     train,
 )
-from experiments.command import expanded
 
 pytestmark = pytest.mark.usefixtures("few_pairs")
 
@@ -183,7 +183,10 @@ def test_options_in_the_text_exist():
     } - {"help"}
     assert len(named) > 10
     benchmarks = {
-        option for c in COMMANDS if ".benchmarks." in c for option in re.findall(r"--(\w+)", c)
+        option
+        for c in COMMANDS
+        if ".benchmarks." in c
+        for option in re.findall(r"--(?:no_)?(\w+)", c)
     }
     assert named <= fields | benchmarks
 

@@ -17,10 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from contrastive_jax import run_report
+from contrastive_jax import cli, run_report
 from contrastive_jax.train import assembly, checkpoints, loss_table, steps, validation
 from contrastive_jax.train import folder as runs
-from experiments import command as command_line
 from experiments import option_checks, options, train
 
 ROOT = Path(train.__file__).parent.parent
@@ -161,7 +160,7 @@ def test_killed_and_resumed_is_uninterrupted(config, tmp_path, pytestconfig):
     assert (settled["devices"], settled["group"]) == (8, 16)
     # With its own options, of which none is repeated.
     resumed = ["--resume", "killed", "--runs", str(tmp_path)]
-    train.main(command_line.parse(train.Config, "experiments.train", "x", resumed))
+    train.main(cli.parse(train.Config, "experiments.train", "x", resumed))
 
     jax.tree.map(np.testing.assert_array_equal, _params(tmp_path / "killed"), _params(whole))
     metrics = [
@@ -539,9 +538,9 @@ def test_defaults_run_on_eight_virtual_devices(tmp_path, prepared, strategy):
 
 def _ended(*arguments):
     """Returns how the command ends."""
-    read = functools.partial(command_line.parse, train.Config, "x", str(train.__doc__), arguments)
+    read = functools.partial(cli.parse, train.Config, "x", str(train.__doc__), arguments)
     with pytest.raises(SystemExit) as ended:
-        command_line.run(train.main, read)
+        cli.run(train.main, read)
     return ended.value.code
 
 
@@ -557,13 +556,10 @@ def test_help_explains_every_option_with_its_default(capsys):
 
 def test_unknown_options_and_encoders_list_the_known():
     with pytest.raises(ValueError, match="unknown option --margn; close to it: --margin") as error:
-        command_line.parse(train.Config, "x", "x", ["--margn", "1.0"])
+        cli.parse(train.Config, "x", "x", ["--margn", "1.0"])
     for field in train.Config.__dataclass_fields__:
         assert f"--{field}" in str(error.value)
-    assert (
-        command_line.parse(train.Config, "x", "x", ["--margin", "0.7", "--no_normalize"]).margin
-        == 0.7
-    )
+    assert cli.parse(train.Config, "x", "x", ["--margin", "0.7", "--no_normalize"]).margin == 0.7
     said = _ended("--encoder", "vgg")
     assert all(name in said for name in options.ENCODERS)
 

@@ -62,3 +62,25 @@ def check_evaluable(data: Dataset | PairDataset) -> None:
                 f"{name} can not be evaluated: similar pairs need a class with two examples, and "
                 f"all {len(present)} classes have one; add examples"
             )
+
+
+def with_classes(data: Dataset | PairDataset) -> Dataset:
+    """Returns a data set, having checked that it has classes and not given pairs.
+
+    Args:
+      data: from `load`, or made by hand.
+
+    Raises:
+      ValueError: if it has given pairs.
+
+    Example:
+      >>> from contrastive_jax.data import load
+      >>> from contrastive_jax.data.evaluable import with_classes
+      >>> with_classes(load("digits")).name
+      'digits'
+    """
+    if isinstance(data, PairDataset):
+        raise ValueError(
+            f"{data.name} has given pairs, where classes are needed: give examples with classes"
+        )
+    return data

@@ -49,6 +49,22 @@ def check_name(name: str) -> None:
         )
 
 
+def name_after(path: Path) -> str:
+    """Returns the name of a run after a file or folder of data, as `check_name` allows it.
+
+    Args:
+      path: of the data.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.train.folder import name_after
+      >>> name_after(Path("my photos (2024).csv"))
+      'my-photos-2024'
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-.")
+    return name[:60] or "data"
+
+
 @contextlib.contextmanager
 def open_run(
     runs: Path,

@@ -225,3 +225,32 @@ def _made(name: str, given: Any, saved: dict[str, Any] | None, path: Path) -> An
         for key, value in saved["arguments"].items()
     }
     return functools.partial(function, **arguments) if arguments else function
+
+
+def read_labels(folder: Path) -> str:
+    """Returns the name of the labels of two rows by which a run was trained.
+
+    Args:
+      folder: of the run.
+
+    Returns:
+      The name, as `contrastive_jax.labels.by_name` takes it; `"class"` for classes.
+
+    Raises:
+      ValueError: if the labels are of a function that has no name.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from contrastive_jax.train.folder import write_config
+      >>> from contrastive_jax.train.run_folder import read_labels
+      >>> write_config(Path(), {"labels": "other_group"})
+      >>> read_labels(Path())
+      'other_group'
+    """
+    trained = read_config(folder).get("labels", "class")
+    if trained is True:  # by a function, in Python
+        raise ValueError(
+            f"{folder} was trained by labels of two rows that have no name: give --labels, or "
+            "--labels class for figures by class"
+        )
+    return trained if isinstance(trained, str) else "class"

@@ -49,6 +49,32 @@ def values_of_axes(axes: Mapping[str, Any]) -> dict[str, list[Any]]:
     return lists
 
 
+def check_axes(axes: Iterable[str], possible: Iterable[str], loss: str) -> None:
+    """Checks the names of axes of trainings.
+
+    Args:
+      axes: names of what is varied.
+      possible: names of what can be.
+      loss: with which trainings are, for the error.
+
+    Raises:
+      ValueError: for the first name that is not possible, with those that are close to it.
+
+    Example:
+      >>> from contrastive_jax.train.trial_axes import check_axes
+      >>> check_axes(["margin"], ["margin", "learning_rate"], "contrastive")
+    """
+    possible = [*dict.fromkeys(possible)]
+    for name in axes:
+        if name not in possible:
+            close = difflib.get_close_matches(name, possible, n=3)
+            raise ValueError(
+                f"{name} can not be an axis of trainings with {loss}; "
+                + (f"close to it: {', '.join(close)}; " if close else "")
+                + f"possible axes: {', '.join(possible)}"
+            )
+
+
 def combinations(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Returns all combinations of the values of axes, with the last axis fastest.
 
