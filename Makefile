@@ -15,7 +15,7 @@ test: $(VENV)/.installed
 
 # The long tests too, compiled and drawn as by users.
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto --dist loadgroup --optimised --long $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup --optimised --long --pages $(ARGS)
 
 # The tests of the sweep over tiles, on the matrix of all pairs that small batches take.
 test-dense: $(VENV)/.installed
@@ -31,9 +31,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The reference, in build/site; a warning is an error, but not one that --quiet would keep out. The
-# variable keeps out an advertisement.
+# The site, in build/site, once the code of its pages has run; a warning is an error, but not one that
+# --quiet would keep out. The variable keeps out an advertisement.
 docs: $(VENV)/.installed
+	$(BIN)/python -m pytest -n auto --dist loadgroup --pages -m page tests/test_readme.py $(ARGS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # From their texts, without outputs.

@@ -4,7 +4,7 @@ Most of the time of a test goes to compiling a program that then runs for millis
 therefore compile without XLA's optimisations, which takes a third of the time, compile equal
 programs once (shared_programs.py), and draw random numbers with a cheap hash (cheap_hash.py).
 `--optimised` compiles and draws as users do; `--long` adds the tests that are marked as long.
-`make test-all` does both.
+`make test-all` does both. `--pages` adds the code of the pages of the site, as `make docs` does.
 `--kernel` and `--package` run the notebooks in another environment, as .ci/test-colab does.
 """
 
@@ -41,6 +41,9 @@ def pytest_addoption(parser):
     parser.addoption("--optimised", action="store_true", help="compile and draw as users do")
     parser.addoption("--long", action="store_true", help="run the tests marked as long too")
     parser.addoption(
+        "--pages", action="store_true", help="run the code of the pages of the site too"
+    )
+    parser.addoption(
         "--accelerators", action="store_true", help="compile for TPUs and GPUs that are not there"
     )
     parser.addoption(
@@ -72,6 +75,7 @@ def pytest_collection_modifyitems(config, items):
         mark
         for mark, option in (
             ("long", not config.getoption("long")),
+            ("page", not config.getoption("pages")),
             ("sweep", config.getoption("dense")),
         )
         if option

@@ -83,7 +83,9 @@ def namespaces():
     "page",
     [
         # Another test asks what the README has trained, and so shares its worker.
-        pytest.param(page, marks=pytest.mark.xdist_group("readme") if page == README else [])
+        pytest.param(
+            page, marks=pytest.mark.xdist_group("readme") if page == README else pytest.mark.page
+        )
         for page in RUNNABLE
     ],
     ids=_name,
