@@ -23,6 +23,7 @@ it. Label 0 is similar, 1 is dissimilar, everywhere.
     evaluation      verification and retrieval
     plots           figures
     export          encoders as StableHLO, ONNX and safetensors
+    cli             programs with options
 """
 
 import importlib

@@ -20,14 +20,16 @@ from contrastive_jax.train.networks import check_images, embed, network
 _SIDE = 28
 
 
-def check_examples(data: Dataset, train: Examples, test: Examples, neighbours: int) -> None:
-    """Checks, without computing anything, that maps can be learned from images and drawn.
+def check_examples(
+    train: Examples, test: Examples, neighbours: int, *, data: Dataset | None = None
+) -> None:
+    """Checks, before anything is trained, that maps can be learned from images and drawn.
 
     Args:
-      data: the data set of the images.
-      train: its images to train on.
-      test: its images to draw.
+      train: images to train on.
+      test: images to draw.
       neighbours: nearest neighbours of an image that are similar to it.
+      data: the data set of the images, for errors, if it is known.
 
     Raises:
       ValueError: if there are vectors in place of images, too few images, test images of other
@@ -37,28 +39,30 @@ def check_examples(data: Dataset, train: Examples, test: Examples, neighbours: i
       >>> import contrastive_jax as cj
       >>> from contrastive_jax.neighbourhood_maps import check_examples
       >>> digits = cj.data.load("digits")
-      >>> check_examples(digits, digits.train, digits.test, neighbours=5)
+      >>> check_examples(digits.train, digits.test, neighbours=5)
     """
+    name = "the data" if data is None else data.name
     if train.images.ndim == 2:
         raise ValueError(
-            f"{data.name} has vectors, and copies are of images moved sideways: give images, or "
+            f"{name} has vectors, and copies are of images moved sideways: give images, or "
             "train a head on vectors with experiments.train --width 2"
         )
     if len(train.classes) <= neighbours:
         raise ValueError(
             f"neighbours must be below the {len(train.classes)} training images of these classes "
-            f"in {data.name}, got {neighbours}"
+            f"in {name}, got {neighbours}"
         )
-    shown, trained = (class_numbers(part.classes) for part in (data.test, data.train))
-    shown = shown[shown >= 0]
-    if len(shown) and not np.isin(shown, trained).any():
-        raise ValueError(
-            f"the test classes of {data.name} are not trained on, and a map shows trained ones: "
-            "take --split examples"
-        )
+    if data is not None:
+        shown, trained = (class_numbers(part.classes) for part in (data.test, data.train))
+        shown = shown[shown >= 0]
+        if len(shown) and not np.isin(shown, trained).any():
+            raise ValueError(
+                f"the test classes of {name} are not trained on, and a map shows trained ones: "
+                "take --split examples"
+            )
     if len(test.classes) < 2:
         raise ValueError(
-            f"a map needs 2 test images at least, and {data.name} has {len(test.classes)} of these "
+            f"a map needs 2 test images at least, and {name} has {len(test.classes)} of these "
             "classes: name others with --classes"
         )
     encoder = network(DrLIM(train.images.shape[1:], 2, rngs=nnx.Rngs(0)))
@@ -66,13 +70,14 @@ def check_examples(data: Dataset, train: Examples, test: Examples, neighbours: i
 
 
 def write_maps(
-    folder: Path,
+    folder: str | Path,
     train: Examples,
     test: Examples,
     *,
     class_names: Sequence[str],
     moves: Sequence[int] = (-6, -3, 3, 6),
     neighbours: int = 5,
+    steps: int = 3000,
     seed: int = 0,
     report: Callable[[str], Any] = print,
     **training: Any,
@@ -90,19 +95,20 @@ def write_maps(
     class, and the spread of the copies of an image.
 
     Args:
-      folder: to write to.
+      folder: to write to, which is made if need be.
       train: images to train on.
       test: images to draw; their classes give colours and figures, and train nothing.
       class_names: by class.
       moves: of each set of copies, in pixels to the right of an image of 28 pixels.
       neighbours: nearest neighbours of an image that are similar to it.
+      steps: training steps of each map.
       seed: of parameters and pairs.
       report: takes a line for each map that is finished.
-      **training: arguments of `train_on_similar`, as `steps` and `margin`.
+      **training: more arguments of `train_on_similar`, as `margin` and `learning_rate`.
 
     Raises:
       FloatingPointError: if the loss or its gradient is not finite.
-      ValueError: if a number is not in its range, or the network does not take the images.
+      ValueError: if a number is not in its range, or as `check_examples` does.
 
     Example:
       >>> from pathlib import Path
@@ -120,6 +126,9 @@ def write_maps(
       Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006
       <https://doi.org/10.1109/CVPR.2006.100>, section 4
     """
+    check_examples(train, test, neighbours)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     scaled = [round(move * train.images.shape[2] / _SIDE) for move in moves]
     copied, moved = (
         neighbourhoods.with_moved_copies(part.images, scaled) for part in (train, test)
@@ -135,7 +144,9 @@ def write_maps(
     for name, (images, similar, shown, copies) in maps.items():
         began = time.perf_counter()
         encoder = network(DrLIM(images.shape[1:], 2, rngs=nnx.Rngs(seed)))
-        weights = neighbourhoods.train_on_similar(encoder, images, similar, seed=seed, **training)
+        weights = neighbourhoods.train_on_similar(
+            encoder, images, similar, steps=steps, seed=seed, **training
+        )
         embeddings = embed(encoder.encode, weights, shown)
         labels = np.tile(test.classes, copies)
         figure = plots.embedding_map(embeddings, labels, images=shown, class_names=class_names)

@@ -21,7 +21,7 @@ class OfRun:
 
 
 @contextlib.contextmanager
-def options_named(names: Iterable[str], **renamed: str) -> Iterator[None]:
+def naming_options(names: Iterable[str], **renamed: str) -> Iterator[None]:
     """Names options in errors of the library, which name the arguments of its functions.
 
     Args:

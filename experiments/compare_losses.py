@@ -150,7 +150,7 @@ def _assembled(
     """Makes the parts of trials of a loss, each of hyperparameters and a seed."""
     make = partial(train.objective, name, labels=config.labels)
     default = "linear" if data.train.images.ndim == 2 else "convnet"
-    with command.options_named(vars(config)):
+    with command.naming_options(vars(config)):
         training = Training(
             model=partial(ENCODERS[config.encoder or default], width=config.width),
             data=data,
@@ -168,9 +168,9 @@ def _load(config: Config, split: str) -> Dataset:
 
 
 def _check(config: Config) -> None:
-    cli.check_effects(config, EFFECTS)
     for name in config.losses:
         loss_table.check_name(name)
+    cli.check_effects(config, EFFECTS)
     _check_batch(config)
     if config.width < 3:
         # Mining weights pairs by the distances of random points, whose formula needs three.
@@ -207,7 +207,7 @@ def _batch(config: Config) -> dict[str, Any]:
 
 def _check_batch(config: Config) -> None:
     """Checks what the options of a batch say together, before any data is read."""
-    with command.options_named(vars(config)):
+    with command.naming_options(vars(config)):
         for name in losses_of(config):
             objective = train.objective(name, labels=config.labels)
         check_batches(objective, **_batch(config), categories=config.category)

@@ -73,8 +73,8 @@ def main(config: Config) -> Path:
     _check(config)
     data = with_classes(options.read_data(config))
     train, test = _shown(config, data)
-    with command.options_named(vars(config)):
-        check_examples(data, train, test, config.neighbours)
+    with command.naming_options(["neighbours"]):
+        check_examples(train, test, config.neighbours, data=data)
     default_name = f"drlim-{options.data_name(config)}"
     with options.open_run(config, default_name, cli.as_saved(config)) as folder:
         print(f"{folder}: {len(train.classes):,} training images, {len(test.classes):,} to show")
@@ -92,7 +92,7 @@ def main(config: Config) -> Path:
 def _shown(config: Config, data: Dataset) -> tuple[Examples, Examples]:
     """Returns the training and the test images of the classes that are shown."""
     names = config.classes or (None if config.data else FOURS_AND_NINES)
-    with command.options_named((), **{"class": "classes"}):
+    with command.naming_options((), **{"class": "classes"}):
         numbers = trained_numbers(data, names)
     train, test = (np.flatnonzero(np.isin(one.classes, numbers)) for one in (data.train, data.test))
     if config.data:

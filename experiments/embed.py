@@ -28,7 +28,7 @@ class Config(command.OfRun):
 
 def main(config: Config) -> Path:
     """Embeds the pictures or vectors, and returns the file that it wrote."""
-    with command.options_named((), path="out"):
+    with command.naming_options((), path="out"):
         check_embeddings_file(config.out)
     run = load(config.run)
     names, images = read_inputs(run, [config.source])

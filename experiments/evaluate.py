@@ -31,9 +31,9 @@ class Config(options.Data, command.OfRun):
 
 def main(config: Config) -> Path:
     """Evaluates a run, and returns the folder of what was written."""
+    run = load(config.run)
     by = config.labels or read_labels(config.run)
     labels.by_name(by)  # an error of theirs comes before data is read
-    run = load(config.run)
     data = options.load_data(with_data_of_run(config))
     if isinstance(data, PairDataset) and config.labels is None:
         by = "class"  # given pairs have labels of their own

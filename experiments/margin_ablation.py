@@ -66,7 +66,7 @@ def main(config: Config) -> Path:
     began = time.perf_counter()
     config = option_checks.checked(config)
     axes = axes_of(config)
-    with command.options_named(vars(config)):
+    with command.naming_options(vars(config)):
         check_multiples(vars(config), [("save_every", "log_every")])
     rows = combinations(axes)
     config, groups, data, devices = trials.prepared(config, rows)

@@ -209,7 +209,7 @@ def checked_training(config: Any) -> Any:
     cli.check_effects(config, EFFECTS)
     complete = options.resolved(config)
     cli.check_effects(config, EFFECTS_OF_TRAINING)
-    with command.options_named(vars(config)):
+    with command.naming_options(vars(config)):
         options.objective_of(complete)
     return complete
 
@@ -227,7 +227,7 @@ def checked(config: Config, default: str = "digits") -> Config:
     """
     config = _with_paths(config, default)
     values: dict[str, Any] = vars(config)
-    with command.options_named(values):
+    with command.naming_options(values):
         ranges.check_ranges(values, RULES)
     augment.by_names(values.get("augment", ()))
     tfds_dir, resume = values["tfds_dir"], values.get("resume")

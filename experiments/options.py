@@ -282,7 +282,7 @@ def settled(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
         "microbatches": microbatches,
         "devices": len(devices),
     }
-    with command.options_named(options):
+    with command.naming_options(options):
         _check(config, options)
     return options
 

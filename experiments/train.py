@@ -101,7 +101,7 @@ def main(config: Config) -> Path:
     data = options.load_data(config)
     config = option_checks.for_data(config, data)
     settled = options.settled(config, devices)
-    with command.options_named(settled):
+    with command.naming_options(settled):
         arguments = options.training_of(config, settled, data)
         if config.figures and isinstance(data, Dataset):
             check_labels(arguments["objective"], data, ["test"])
@@ -137,7 +137,7 @@ def _changed(config: Config) -> set[str]:
     where = config.runs / str(config.resume)
     before = folder.read_config(where)
     if config.steps is not None:
-        with command.options_named(vars(config)):
+        with command.naming_options(vars(config)):
             check_steps(where, config.steps)
     changed = {
         name

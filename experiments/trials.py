@@ -68,7 +68,7 @@ class Training(options.Runs, options.Batches, options.Training, options.Data):
 def check_axes(config: Any, axes: Iterable[str], losses: Iterable[str], option: str) -> None:
     """Checks that each axis is one of trainings with these losses, and is not given as an option.
 
-    Errors say that `option` names the axes.
+    An axis that is given as an option is said to be one of `option`, which names the axes.
     """
     for loss in losses:
         loss_table.check_name(loss)
@@ -143,7 +143,7 @@ def prepared(
         options.settled(one, of_trial)
     option_checks.warn_of_reach(configs)
     data = options.load_data(config)
-    with command.options_named(vars(config)):
+    with command.naming_options(vars(config)):
         config = dataclasses.replace(config, shown_by=chosen_figure(data, config.shown_by))
     check_data(made, data, of_trial)
     return config, made, data, devices
@@ -153,7 +153,7 @@ def check_data(
     groups: Sequence[Group], data: Dataset | PairDataset, devices: Sequence[jax.Device]
 ) -> None:
     """Checks, without training anything, that all groups can be trained on a data set."""
-    with command.options_named(vars(groups[0].configs[0])):
+    with command.naming_options(vars(groups[0].configs[0])):
         for group in groups:
             jax.eval_shape(lambda group=group: assembled(group, data, devices).init(0))
     if isinstance(data, Dataset):
@@ -199,7 +199,7 @@ def devices_of(config: Training) -> list[jax.Device]:
     """Returns the devices of a grid; of a CPU as many as it has cores."""
     cores_as_devices(collective=config.devices_per_trial > 1)
     devices = options.devices_of(config)
-    with command.options_named(vars(config)):
+    with command.naming_options(vars(config)):
         strategies = get_args(Strategy)
         check_strategy(config.strategy, strategies, len(devices), config.devices_per_trial)
     return devices

@@ -53,7 +53,7 @@ def test_an_error_that_can_be_mended_is_one_line(error, line):
 def test_what_jax_says_of_tracebacks_and_memory_is_for_users():
     def line_of(fails):
         with pytest.raises(SystemExit) as ended:
-            cli.run(fails, lambda: None)
+            cli.run(fails, train.Config)
         return ended.value.code
 
     def traced(_):
@@ -143,7 +143,7 @@ def test_no_experiment_takes_a_name_that_is_not_of_one_folder(
 )
 def test_errors_of_the_library_name_options(message, named):
     error = _noted(ValueError(message))
-    with pytest.raises(ValueError, match=f"^{named}") as caught, command.options_named(NAMES):
+    with pytest.raises(ValueError, match=f"^{named}") as caught, command.naming_options(NAMES):
         raise error
     # The note and the traceback stay.
     assert caught.value is error

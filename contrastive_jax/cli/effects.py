@@ -7,12 +7,14 @@ the figures.
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from contrastive_jax.cli._values import values_of
+
 
 class Effect(NamedTuple):
     """The condition under which options have an effect, and the error where it does not hold."""
 
     options: str
-    """Names of options, with spaces between them."""
+    """Names of options, with spaces between them; a program need not have all of them."""
     holds: Callable[[Any], bool]
     """Takes all options."""
     reason: str
@@ -68,4 +70,4 @@ def check_effects(config: Any, effects: Iterable[Effect]) -> None:
         for option in names.split():
             if is_given(config, option) and not holds(config):
                 error = f"{reason}: {remedy}"
-                raise ValueError(error.format_map({**vars(config), "option": option}))
+                raise ValueError(error.format_map({**values_of(config), "option": option}))

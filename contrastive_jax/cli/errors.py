@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 
@@ -19,22 +19,24 @@ REMEDIES = {
     errno.EACCES: "make it readable and writable for this user, or name another folder",
     errno.EPERM: "make it readable and writable for this user, or name another folder",
     errno.EROFS: "it is on a read-only disk: name another folder",
-    errno.ENOSPC: "free some space and start again (--resume goes on with a run)",
-    errno.EDQUOT: "free some space and start again (--resume goes on with a run)",
-    errno.EFBIG: "allow larger files and start again (--resume goes on with a run)",
+    errno.ENOSPC: "free some space and start again",
+    errno.EDQUOT: "free some space and start again",
+    errno.EFBIG: "allow larger files and start again",
     errno.EMFILE: "allow more open files (ulimit -n)",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "a file is where a folder should be: remove it, or name another folder",
     errno.EISDIR: "a folder is where a file should be: remove it, or name another folder",
     errno.EIO: "the disk may be failing: copy the run to another one and go on there",
 }
+# Errors after which a run can go on.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(main: Callable[[Config], object], parse: Callable[[], Config]) -> None:
     """Runs a program with the options of the command line.
 
-    An error of a file, of a value or of memory ends it with one line. Any other error is a bug and
-    keeps its traceback.
+    An error of a file, a value, memory, a number that is not finite or a package that is missing
+    ends it with one line. Any other error is a bug and keeps its traceback.
 
     Args:
       main: the program.
@@ -52,21 +54,37 @@ def run(main: Callable[[Config], object], parse: Callable[[], Config]) -> None:
       ...     print(ended.code.partition(":")[0])
       error
     """
-    # Without the line of code that warns, which tells a user nothing.
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    try:
-        main(_parsed(parse))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except MENDABLE as error:
-        sys.exit(f"error: {message_of(error)}")
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        sys.exit(
-            f"error: {message_of(error)} Take a smaller --batch_size, or smaller images with "
-            "--image_size"
-        )
+    config = None
+    with warnings.catch_warnings():
+        # Without the line of code that warns, which tells a user nothing.
+        warnings.showwarning = _show_warning
+        try:
+            config = _parsed(parse)
+            main(config)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except MENDABLE as error:
+            full = getattr(error, "errno", None) in FULL and hasattr(config, "resume")
+            hint = "; --resume goes on with a run" if full else ""
+            sys.exit(f"error: {message_of(error)}{hint}")
+        except RuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            sys.exit(f"error: {message_of(error)}{_smaller(config)}")
+
+
+def _show_warning(message: Any, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _smaller(config: Any) -> str:
+    """Returns what to do where the memory of a device is full, with options of the program."""
+    remedies = []
+    if hasattr(config, "batch_size"):
+        remedies.append("a smaller --batch_size")
+    if hasattr(config, "image_size"):
+        remedies.append("smaller images with --image_size")
+    return f" Take {', or '.join(remedies)}" if remedies else ""
 
 
 def _parsed(parse: Callable[[], Config]) -> Config:

@@ -7,25 +7,24 @@ own options.
 
 import dataclasses
 import difflib
-import functools
 import json
 import sys
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from contrastive_jax._extras import needs
 
 with needs("train", "contrastive_jax.cli"):
-    import docstring_parser
     import tyro
     from tyro.conf import Positional as Positional
     from tyro.conf import UseAppendAction as UseAppendAction
     from tyro.conf import arg as arg
     from tyro.constructors import PrimitiveConstructorSpec
 
+from contrastive_jax.cli._help import write_help
+from contrastive_jax.cli._values import values_of
 from contrastive_jax.search.texts import parse_numbers
 from contrastive_jax.train import folder
 
@@ -44,17 +43,21 @@ Numbers = Annotated[
 """The type of an option that takes numbers by name, as hyperparameters of a loss."""
 
 
-def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -> Config:
+def parse(config: type[Config], program: str, doc: str | None, arguments: Any = None) -> Config:
     """Reads the options of a program from the command line.
 
-    A field is an option, and the docstring below it its help. Where a program has an option
-    `resume`, with one `runs` for the folder of all runs, the options that the run of this name
-    recorded take the place of the defaults.
+    A field is an option, and the docstring below it its help; a class of an interactive session,
+    whose source can not be read, has the help of `cli.arg(help=...)` alone. A switch with a default
+    of None is given as `--name` or `--no_name`.
+
+    Where a program has the options `resume: str | None` and `runs: Path`, the options that the run
+    of this name in this folder recorded take the place of the defaults. Of an option that is given
+    once for each value, in the form NAME=VALUE, names that are given anew take new values.
 
     Args:
       config: dataclass of the options, each with a default.
       program: module that runs.
-      doc: text of which the first line describes it.
+      doc: text of which the first line describes it, as the docstring of the module.
       arguments: of the command line; by default those of the process.
 
     Returns:
@@ -75,16 +78,16 @@ def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -
       >>> cli.parse(Config, "my_program", "Trains.", ["--steps", "20", "--no_mirrored"])
       Config(steps=20, mirrored=False)
     """
-    _join_lines_of_help(config)  # type: ignore[arg-type]
+    write_help(config)
     arguments = expanded(config, sys.argv[1:] if arguments is None else arguments)
 
     def read(default: Any, *, resumed: bool = False) -> tuple[Any, list[str]]:
         # An option that may be given several times would be added to its default.
-        axes = _given_several_times(config)
+        axes = _marked(config, UseAppendAction)
         parsed, unknown = tyro.cli(
             config,
             prog=f"python -m {program}",
-            description=doc.splitlines()[0],
+            description=(doc or "").strip().partition("\n")[0],
             use_underscores=True,
             args=arguments,
             return_unknown_args=True,
@@ -96,8 +99,10 @@ def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -
         return dataclasses.replace(parsed, **values), unknown
 
     parsed, unknown = read(config())
+    fields = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     if unknown:
-        names = [f"--{field.name}" for field in dataclasses.fields(config)]  # type: ignore[arg-type]
+        positional = _marked(config, Positional)
+        names = [f"--{name}" for name in values_of(parsed) if name not in positional]
         name = unknown[0].split("=")[0]
         close = difflib.get_close_matches(name, names, n=3)
         raise ValueError(
@@ -105,65 +110,26 @@ def parse(config: type[Config], program: str, doc: str, arguments: Any = None) -
             + (f"close to it: {', '.join(close)}; " if close else "")
             + f"there are {', '.join(names)}; --help explains them"
         )
-    if getattr(parsed, "resume", None):
+    if {"resume", "runs"} <= fields and parsed.resume:
         before = folder.read_config(parsed.runs / parsed.resume)
         default = from_saved(config, before.get("given", before))
-        parsed, _ = read(dataclasses.replace(default, overwrite=False), resumed=True)
+        # A run is never resumed and replaced at once.
+        anew = {"overwrite": False} if "overwrite" in fields else {}
+        parsed, _ = read(dataclasses.replace(default, **anew), resumed=True)
     return typing.cast(Config, parsed)
 
 
-@functools.cache
-def _join_lines_of_help(config: type[Any]) -> None:
-    """Makes one line of the docstring of each option, as tyro keeps the breaks of indented lines.
-
-    A default of None is said in the docstring alone.
-    """
+def _marked(config: type[Any], marker: Any) -> list[str]:
+    """Returns the names of the options whose type has a marker of tyro."""
     hints = typing.get_type_hints(config, include_extras=True)
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for owner in config.__mro__:
-        own = vars(owner).get("__annotations__", {})
-        try:
-            documented = docstring_parser.parse_from_object(owner).params if own else ()
-        except (OSError, TypeError):
-            continue  # a class of an interactive session has no source to read
-        for one in documented:
-            name, text = one.arg_name, one.description
-            if name in own and text:
-                help_of = tyro.conf.arg(
-                    help=" ".join(text.split()),
-                    help_behavior_hint="" if defaults[name] is None else None,
-                    metavar=_values(hints[name]),
-                )
-                own[name] = typing.Annotated[hints[name], help_of]
+    mark = typing.get_args(marker[int])[-1]
+    return [name for name, hint in hints.items() if mark in getattr(hint, "__metadata__", ())]
 
 
-def _values(hint: Any) -> str | None:
-    """Returns the values of an option that may be None for its help, which leaves None out."""
-    if types.NoneType not in typing.get_args(hint):
-        return None  # the text of tyro, or its own
-    names: list[str] = []
-    for kind in typing.get_args(hint):
-        if typing.get_origin(kind) is Literal:
-            names += map(str, typing.get_args(kind))
-        elif typing.get_origin(kind) is tuple:
-            value = typing.get_args(kind)[0].__name__.upper()
-            return f"[{value} [{value} ...]]"
-        elif kind is bool:
-            names += ["True", "False"]
-        elif kind is not types.NoneType:
-            return str(kind.__name__).upper()
-    return f"{{{','.join(names)}}}"
-
-
-def _given_several_times(config: type[Any]) -> list[str]:
-    """Returns the names of the options that are given once for each value."""
-    hints = typing.get_type_hints(config, include_extras=True)
-    append = typing.get_args(UseAppendAction[int])[-1]
-    return [name for name, hint in hints.items() if append in getattr(hint, "__metadata__", ())]
-
-
-def _renewed(before: Sequence[str], now: Sequence[str]) -> tuple[str, ...]:
+def _renewed(before: Sequence[Any], now: Sequence[Any]) -> tuple[Any, ...]:
     """Returns the axes of a run, those that are named anew with their new values."""
+    if not all(isinstance(axis, str) and "=" in axis for axis in (*before, *now)):
+        return tuple(now or before)
     anew = {axis.partition("=")[0]: axis for axis in now}
     old = {axis.partition("=")[0]: axis for axis in before}
     return tuple((old | anew).values()) if len(anew) == len(now) else tuple(now)
@@ -185,7 +151,8 @@ def expanded(config: type[Any], arguments: Sequence[str]) -> list[str]:
       >>> expanded(Config, ["--no_mirrored"])
       ['--mirrored', 'False']
     """
-    switches = {field.name for field in dataclasses.fields(config) if field.type == bool | None}
+    hints = typing.get_type_hints(config)
+    switches = {one.name for one in dataclasses.fields(config) if hints[one.name] == bool | None}
     expanded: list[str] = []
     for position, argument in enumerate(arguments):
         following = arguments[position + 1] if position + 1 < len(arguments) else "--"
@@ -203,7 +170,7 @@ def as_saved(config: Any) -> dict[str, Any]:
     """Returns the options of a program as a run records them, JSON types.
 
     Args:
-      config: dataclass of the options.
+      config: dataclass of the options: numbers, texts, paths, None, and tuples and dicts of these.
 
     Example:
       >>> import dataclasses
@@ -242,10 +209,14 @@ def from_saved(config: type[Any], saved: dict[str, Any]) -> Any:
         if field.name not in saved:
             continue
         value, hint = saved[field.name], hints[field.name]
-        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if value is not None and Path in kinds:
+        kinds = [hint, *typing.get_args(hint)]
+        if isinstance(value, list):
+            of_paths = any(Path in typing.get_args(kind) for kind in kinds if kind is not hint)
+            of_paths |= typing.get_origin(hint) is tuple and Path in kinds
+            value = tuple(map(Path, value) if of_paths else value)
+        elif value is not None and Path in kinds:
             value = Path(value)
-        values[field.name] = tuple(value) if isinstance(value, list) else value
+        values[field.name] = value
     return config(**values)
 
 
@@ -271,14 +242,18 @@ def expand_home(config: Config) -> Config:
       >>> expand_home(Config()).runs == Path.home() / "runs"
       True
     """
-    expanded = {}
-    for option, value in vars(config).items():
-        if isinstance(value, Path):
-            try:
-                expanded[option] = value.expanduser()
-            except RuntimeError:
-                raise ValueError(
-                    f"--{option} {value} begins with a home folder that is not known: give the "
-                    "whole path"
-                ) from None
-    return dataclasses.replace(config, **expanded)  # type: ignore[type-var]
+    whole: dict[str, Any] = {}
+    for option, value in values_of(config).items():
+        try:
+            if isinstance(value, Path):
+                whole[option] = value.expanduser()
+            elif isinstance(value, tuple):
+                whole[option] = tuple(
+                    one.expanduser() if isinstance(one, Path) else one for one in value
+                )
+        except RuntimeError:
+            raise ValueError(
+                f"--{option} {value} begins with a home folder that is not known: give the "
+                "whole path"
+            ) from None
+    return dataclasses.replace(config, **whole)  # type: ignore[type-var]
