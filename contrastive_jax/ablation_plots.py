@@ -286,7 +286,9 @@ def active_pairs(
             raise ValueError(f"course of {x:g} must be two [T], got {steps.shape}, {shares.shape}")
         shown = np.isfinite(shares)
         style = ("-", "--", "-.", ":")[k % 4]
-        axes.plot(steps[shown], shares[shown], label=f"{x:g}", color=color, linestyle=style)
+        marker = "o" if np.sum(shown) == 1 else ""  # a line of one point is not seen
+        line = {"color": color, "linestyle": style, "marker": marker}
+        axes.plot(steps[shown], shares[shown], label=f"{x:g}", **line)
     axes.set(xlabel="step", ylabel="active dissimilar pairs", ylim=(0, 1.02))
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.legend(title=quantity, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9.5)

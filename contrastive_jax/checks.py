@@ -232,14 +232,23 @@ def check_whole(low: int, **values: Any) -> None:
             raise ValueError(f"{name} must be a whole number, at least {low}, got {x!r}")
 
 
+# What factories of losses make, and the function that takes it.
+_MADE = {
+    "AnchorLoss": "anchor_loss",
+    "TripletLoss": "anchor_loss",
+    "ProxyLoss": "proxy_loss",
+    "CentersLoss": "proxy_loss",
+}
+
+
 def check_pair_loss(loss: Any) -> None:
-    """Checks that a loss is a function, as losses of anchors and proxies are not.
+    """Checks that a loss is a function of a pair, as those of anchors and proxies are not.
 
     Args:
       loss: function of a distance and a label.
 
     Raises:
-      ValueError: if it is not.
+      ValueError: if it is not, or makes a loss of anchors or proxies and was not called.
 
     Example:
       >>> from contrastive_jax import checks, losses
@@ -253,6 +262,14 @@ def check_pair_loss(loss: Any) -> None:
         raise ValueError(
             f"loss must be a function of a distance and a label, got {loss!r}; an AnchorLoss or a "
             "TripletLoss is for anchor_loss, a ProxyLoss for proxy_loss"
+        )
+    made = getattr(loss, "__annotations__", {}).get("return")
+    name = made if isinstance(made, str) else getattr(made, "__name__", "")
+    if name in _MADE:
+        own, where = getattr(loss, "__name__", "it"), _MADE[name]
+        raise ValueError(
+            f"loss must be a function of a distance and a label, got {own}, a function that makes "
+            f"losses: call it, and give {own}() to {where} or train.objective"
         )
 
 

@@ -30,6 +30,8 @@ def main(config: Config) -> Path:
     """Embeds the pictures or vectors, and returns the file that it wrote."""
     with command.naming_options((), path="out"):
         check_embeddings_file(config.out)
+    if config.source == Path():
+        raise ValueError("name a folder of pictures or a file of vectors behind the run")
     run = load(config.run)
     names, images = read_inputs(run, [config.source])
     embeddings = run.embed(images)

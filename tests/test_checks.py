@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from contrastive_jax import all_pairs_loss, anchor_loss, pair_loss, proxy_loss
+from contrastive_jax import all_pairs_loss, anchor_loss, pair_loss, proxy_loss, train
+from contrastive_jax import losses as library
 from contrastive_jax.losses import normalized_softmax, supcon
 
 A = np.float32([[1, 2], [3, 4], [5, 6]])
@@ -233,3 +234,24 @@ def test_checks_in_a_step_over_eight_devices():
     message = "labels must be 0 (similar) or 1 (dissimilar), got 5 in row 1 (`check` failed)"
     lines = [f"at mapped index 5: {message}", message]
     assert result.stdout.splitlines() == lines * len(strategies)
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("supcon", "anchor_loss"),
+        ("triplet_all", "anchor_loss"),
+        ("arcface", "proxy_loss"),
+        ("soft_triple", "proxy_loss"),
+    ],
+)
+def test_a_factory_that_was_not_called_is_named(name, function):
+    factory, x = getattr(library, name), jnp.eye(4)
+    calls = (
+        lambda: all_pairs_loss(x, jnp.arange(4), loss=factory),
+        lambda: pair_loss(x, x, jnp.zeros(4, int), loss=factory),
+        lambda: train.objective(factory),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=rf"got {name}, .*give {name}\(\) to {function} or"):
+            call()

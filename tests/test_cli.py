@@ -46,6 +46,7 @@ class Resumed:
 
     runs: Path = Path("runs")
     resume: str | None = None
+    name: str | None = None
     steps: int = 100
     margin: float = 1.0
     axes: Annotated[tuple[str, ...], cli.UseAppendAction] = ()
@@ -105,6 +106,31 @@ def test_a_class_of_an_interactive_session_is_read(capsys, monkeypatch):
     assert "--steps INT" in _help(names["Own"], capsys, monkeypatch)
 
 
+@dataclasses.dataclass(frozen=True)
+class Typed:
+    """Options of several types."""
+
+    steps: int | None = None
+    """Steps."""
+    margins: tuple[float, ...] | None = None
+    """Margins."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--steps", "x"], r"--steps takes a whole number, got 'x'; --help explains the options"),
+        (
+            ["--margins", "0.5,1"],
+            r"--margins takes a number or several, with spaces between, got '0\.5,1'; --help",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_one_line(arguments, line):
+    with pytest.raises(SystemExit, match=f"^error: {line}"):
+        cli.run(print, lambda: _parse(arguments, Typed))
+
+
 def test_a_run_goes_on_with_its_options_and_new_ones(tmp_path):
     before = Resumed(tmp_path, steps=7, axes=("margin=1,2", "width=3"))
     (tmp_path / "one").mkdir()
@@ -113,6 +139,13 @@ def test_a_run_goes_on_with_its_options_and_new_ones(tmp_path):
     want = dataclasses.replace(before, resume="one", margin=2.0, axes=("margin=1,2", "width=4"))
     assert _parse(given, Resumed) == want
     assert _parse([*given[:-1], "name"], Resumed).axes == ("name",)
+    with pytest.raises(ValueError, match="--name two has no effect with --resume"):
+        _parse([*given, "--name", "two"], Resumed)
+    # Programs print the path of a run.
+    assert _parse(["--runs", str(tmp_path), "--resume", f"{tmp_path}/one/"], Resumed).steps == 7
+    assert (
+        _parse(["--runs", str(tmp_path), "--resume", f"{tmp_path}/one/"], Resumed).resume == "one"
+    )
 
 
 def test_resume_is_an_option_as_others_without_runs():

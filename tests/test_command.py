@@ -72,7 +72,9 @@ def test_what_jax_says_of_tracebacks_and_memory_is_for_users():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--steps", "abc"], "--steps: no type matching .* from ['abc']; --help"),
+        (["--steps", "abc"], "--steps takes a whole number, got 'abc'; --help"),
+        (["--width", "1e3"], "--width takes a whole number, got '1e3'; --help"),
+        (["--margin", "a"], "--margin takes a number, got 'a'; --help"),
         (
             ["--encoder", "foo"],
             "invalid choice 'foo' for argument '--encoder'. Expected one of convnet, drlim, "

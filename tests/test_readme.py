@@ -152,7 +152,8 @@ def test_commands_are_understood(command):
         path = ROOT / name.replace(".", "/")
         source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
         for option in arguments:
-            assert not option.startswith("--") or f"    {option[2:]}: " in source
+            name = option.removeprefix("--").removeprefix("no_")
+            assert not option.startswith("--") or f"    {name}: " in source
         return
     config = importlib.import_module(name).Config
     if "--help" not in arguments:

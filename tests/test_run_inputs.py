@@ -34,7 +34,7 @@ def test_pictures_and_folders_of_them_are_read_and_named(photos):
     assert names == ["a/c.png", "b.png"]
     np.testing.assert_array_equal(images[:, 0, 0, 0], [2, 1])
     names, images = read_inputs(run, [photos / "b.png", photos])
-    assert names == [f"{photos}/b.png", f"{photos} a/c.png", f"{photos} b.png"]
+    assert names == [f"{photos}/b.png", f"{photos}/a/c.png", f"{photos}/b.png"]
     assert images.shape == (3, 4, 4, 1)
     plain = (photos / "b.png").rename(photos / "b")
     names, images = read_inputs(run, [plain])

@@ -280,9 +280,13 @@ def test_a_trainer_refuses_what_its_trials_can_not_share():
     ("options", "words"),
     [
         ({"space": ("margin=1:a",)}, "--space takes name=low:high"),
-        ({"space": ("margin=2:1",)}, "its low end below its high one"),
-        ({"space": ("margin=0:1:log",)}, "above 0 if it is logarithmic"),
-        ({"space": ("width=2:64",)}, "a range must be of a number"),
+        (
+            {"space": ("margin=2:1",)},
+            "low end of a range must be below its high one",
+        ),
+        ({"space": ("margin=0:1:log",)}, "ends of a logarithmic range must be above 0"),
+        ({"space": ("width=2:64",)}, "width takes values and no range, as width=value,value"),
+        ({"space": ("margin",)}, "takes name=low:high, name=low:high:log or name=value,value"),
         ({"space": ("margin=1:2", "margin=2:3")}, "names margin twice"),
         ({"space": ("seed=0:3",)}, "seed"),
         ({"space": ("margin=-1:1",)}, "margin must be above 0"),

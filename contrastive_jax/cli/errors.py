@@ -124,6 +124,21 @@ def _message_in_box(text: str) -> str:
     if choices:
         names = sorted({*re.findall(r"'([^']*)'", choices[1])} - {"None"})
         text = text.replace(choices[0], f"Expected one of {', '.join(names)}")
+    typed = re.fullmatch(
+        r"(--\w+): no type matching (.*) could be instantiated from \[(.*)\]", text
+    )
+    if typed:
+        option, expected, given = typed.groups()
+        expected = expected.replace("{None}|", "").strip("{}[] ")
+        several = " [" in expected
+        kind = {"INT": "a whole number", "FLOAT": "a number"}.get(expected.split(" ")[0], expected)
+        text = f"{option} takes {kind}{' or several, with spaces between' if several else ''}"
+        text += f", got {given}"
+    for python, kind in (
+        ("invalid literal for int() with base 10:", "a whole number"),
+        ("could not convert string to float:", "a number"),
+    ):
+        text = text.replace(f": {python}", f" takes {kind}, got")
     return text
 
 

@@ -51,8 +51,9 @@ def parse(config: type[Config], program: str, doc: str | None, arguments: Any = 
     of None is given as `--name` or `--no_name`.
 
     Where a program has the options `resume: str | None` and `runs: Path`, the options that the run
-    of this name in this folder recorded take the place of the defaults. Of an option that is given
-    once for each value, in the form NAME=VALUE, names that are given anew take new values.
+    of this name in this folder, or of this path, recorded take the place of the defaults. Of an
+    option that is given once for each value, in the form NAME=VALUE, names that are given anew take
+    new values. Another `name` is an error.
 
     Args:
       config: dataclass of the options, each with a default.
@@ -111,11 +112,20 @@ def parse(config: type[Config], program: str, doc: str | None, arguments: Any = 
             + f"there are {', '.join(names)}; --help explains them"
         )
     if {"resume", "runs"} <= fields and parsed.resume:
-        before = folder.read_config(parsed.runs / parsed.resume)
+        # Programs print the path of a run, and not its name alone.
+        path = Path(parsed.resume)
+        name = path.name if path.parent == parsed.runs else parsed.resume
+        before = folder.read_config(parsed.runs / name)
         default = from_saved(config, before.get("given", before))
         # A run is never resumed and replaced at once.
         anew = {"overwrite": False} if "overwrite" in fields else {}
         parsed, _ = read(dataclasses.replace(default, **anew), resumed=True)
+        if "name" in fields and parsed.name != default.name:
+            raise ValueError(
+                f"--name {parsed.name} has no effect with --resume, which names the run: leave one "
+                "of them out"
+            )
+        parsed = dataclasses.replace(parsed, resume=name)
     return typing.cast(Config, parsed)
 
 

@@ -127,20 +127,25 @@ def parse_space(
         name, _, rest = text.partition("=")
         if name in space:
             raise ValueError(f"{option} names {name} twice")
-        if ":" not in rest:
+        if rest and ":" not in rest:
             space |= parse_axes([text], kinds, option=option)
             continue
         logarithmic = rest.endswith(":log")
         try:
+            if not name:
+                raise ValueError
             low, high = map(float, rest.removesuffix(":log").split(":"))
         except ValueError:
             raise ValueError(
                 f"{option} takes name=low:high, name=low:high:log or name=value,value, got {text!r}"
             ) from None
-        if not low < high < math.inf or (logarithmic and low <= 0) or name in kinds:
+        if name in kinds:
             raise ValueError(
-                "a range must be of a number, its low end below its high one, and above 0 if it is "
-                f"logarithmic, got {text!r}"
+                f"{name} takes values and no range, as {name}=value,value, got {text!r}"
             )
+        if not low < high < math.inf:
+            raise ValueError(f"the low end of a range must be below its high one, got {text!r}")
+        if logarithmic and low <= 0:
+            raise ValueError(f"the ends of a logarithmic range must be above 0, got {text!r}")
         space[name] = Range(low, high, logarithmic)
     return space

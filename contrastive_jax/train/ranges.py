@@ -73,8 +73,13 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Limits] = RANGE
     """
     for name, limits in ranges.items():
         value = values.get(name)
-        if value is not None and not limits.holds(value):
-            raise ValueError(f"{name} must be {limits.expected}, got {value}")
+        try:
+            holds = value is None or limits.holds(value)
+        except TypeError:  # no number
+            holds = False
+        if not holds:
+            shown = repr(value) if isinstance(value, str) else value
+            raise ValueError(f"{name} must be {limits.expected}, got {shown}")
 
 
 def check_multiples(values: Mapping[str, int], units: Iterable[tuple[str, str]]) -> None:

@@ -46,8 +46,9 @@ def read_inputs(run: Run, sources: Iterable[Path]) -> tuple[list[str], np.ndarra
     """
     paths = [*sources]
     parts = [_inputs_of(run, path) for path in paths]
+    between = " " if len(run.image_shape) == 1 else "/"
     names = [
-        f"{path} {name}".strip() if len(paths) > 1 else name or str(path)
+        f"{path}{between}{name}" if name and len(paths) > 1 else name or str(path)
         for path, (of_file, _) in zip(paths, parts, strict=True)
         for name in of_file
     ]

@@ -540,6 +540,10 @@ def test_there_are_many():
         ((VECTORS[:, None, None, None], CLASSES), r"images must be \[N, H, W\], .* \[40, 1, 1, 1"),
         ((VECTORS[:0], CLASSES[:0]), r"got \[0, 3\]"),
         ((VECTORS, CLASSES[1:]), r"classes must have one entry for each of 40 images, .* \[39\]"),
+        (
+            (np.zeros((6, 8, 8, 1), np.int64), CLASSES[:6]),
+            r"are int64, expected uint8 from 0 to 255; give images\.astype\('uint8'\)$",
+        ),
         ((VECTORS[:, None], CLASSES), r"are float32, expected uint8 .* scale images in \[0, 1\]"),
         ((np.zeros((40, 3, 8, 8), np.uint8), CLASSES), r"transpose\(0, 2, 3, 1\)"),
         ((VECTORS.astype(str), CLASSES), r"are <U\d+, expected numbers"),

@@ -82,9 +82,11 @@ def move_rows(array: np.ndarray, order: np.ndarray) -> None:
 def _images(items: np.ndarray, where: str) -> Contents:
     images = items[..., None] if items.ndim == 3 else items
     if images.dtype != np.uint8:
+        remedy = "scale images in [0, 1] with (255 * images).round().astype('uint8')"
+        if images.dtype.kind in "iu":
+            remedy = "give images.astype('uint8')"
         raise ValueError(
-            f"the images of {where} are {images.dtype}, expected uint8 from 0 to 255; scale images "
-            "in [0, 1] with (255 * images).round().astype('uint8')"
+            f"the images of {where} are {images.dtype}, expected uint8 from 0 to 255; {remedy}"
         )
     if images.shape[3] not in (1, 3) or 0 in images.shape:
         raise ValueError(
