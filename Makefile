@@ -10,16 +10,17 @@ ARGS ?=
 train: $(VENV)/.installed
 	$(BIN)/python -m experiments.train $(ARGS)
 
+# A file of tests stays on one worker, where its programs are compiled once.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 # The long tests too, compiled and drawn as by users.
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto --dist loadgroup --optimised --long --pages $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --optimised --long --pages $(ARGS)
 
 # The tests of the sweep over tiles, on the matrix of all pairs that small batches take.
 test-dense: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto --dist loadgroup --dense tests/test_all_pairs.py \
+	$(BIN)/python -m pytest -n auto --dist loadfile --dense tests/test_all_pairs.py \
 	  tests/test_anchor_losses.py $(ARGS)
 
 check: $(VENV)/.installed
@@ -34,7 +35,7 @@ format: $(VENV)/.installed
 # The site, in build/site, once the code of its pages has run; a warning is an error, but not one that
 # --quiet would keep out. The variable keeps out an advertisement.
 docs: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto --dist loadgroup --pages -m page tests/test_readme.py $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist load --pages -m page tests/test_readme.py $(ARGS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # From their texts, without outputs.

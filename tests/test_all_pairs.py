@@ -14,9 +14,6 @@ from hypothesis import strategies as st
 
 from contrastive_jax import all_pairs_loss, all_pairs_sums, distances, losses, pair_loss
 
-# Tests share programs, and so a worker.
-pytestmark = pytest.mark.xdist_group("all_pairs")
-
 REDUCTIONS = ["mean", "balanced", "active", "sum"]
 FACTOR = np.random.default_rng(7).standard_normal((2, 3))
 

@@ -13,9 +13,6 @@ from jax.sharding import Mesh, PartitionSpec
 from contrastive_jax import all_pairs_loss, distances
 from contrastive_jax._compat import pcast_varying
 
-# Tests share what one device computes, and so a worker.
-pytestmark = pytest.mark.xdist_group("all_pairs_devices")
-
 AXIS = "ring"
 BATCH, SIZE = 48, 5
 

@@ -30,9 +30,6 @@ from contrastive_jax import (
 )
 from contrastive_jax._compat import pcast_varying
 
-# Tests share programs, and so a worker.
-pytestmark = pytest.mark.xdist_group("anchor_losses")
-
 ROWS, REFERENCES, SIZE, TILE = 37, 22, 16, 16
 PROXIES, CENTERS = 6, 3
 

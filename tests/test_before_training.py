@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from contrastive_jax.data import Dataset, Examples
-from contrastive_jax.train import check_images, loop, network
+from contrastive_jax.train import check_images, loop, neighbourhoods, network
 from contrastive_jax.train import grid as grids
 from experiments import compare_losses, drlim, margin_ablation, options, search, train
 
@@ -42,7 +42,7 @@ def run(monkeypatch, tmp_path):
     def step(*arguments, **options):
         pytest.fail("a step is taken")
 
-    for module in (loop, drlim.training):
+    for module in (loop, neighbourhoods):
         monkeypatch.setattr(module, "windows", step)
     monkeypatch.setattr(grids, "train_grid", step)
 

@@ -46,7 +46,6 @@ def folder(tmp_path_factory):
     return compare_losses.main(compare_losses.Config(runs=tmp_path_factory.mktemp("runs"), **SMALL))
 
 
-@pytest.mark.xdist_group("compare_losses")
 def test_each_loss_has_its_trials_and_seeds_with_what_validation_chose(folder):
     trials = _lines(folder)
     assert len(trials) == 2 * (1 + 2 + 2)
@@ -64,7 +63,6 @@ def test_each_loss_has_its_trials_and_seeds_with_what_validation_chose(folder):
             assert test[0]["figures"] != test[1]["figures"]
 
 
-@pytest.mark.xdist_group("compare_losses")
 def test_it_goes_on_where_it_was_interrupted(folder):
     before = _lines(folder)
     path = folder / "trials.jsonl"
@@ -85,7 +83,6 @@ def test_it_goes_on_where_it_was_interrupted(folder):
         compare_losses.main(compare_losses.Config(runs=folder.parent, **SMALL))
 
 
-@pytest.mark.xdist_group("compare_losses")
 def test_the_table_has_means_and_intervals_of_test(folder):
     trials = _lines(folder)
     rows = [line.split(" | ") for line in (folder / "results.md").read_text().splitlines()]

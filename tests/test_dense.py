@@ -21,9 +21,6 @@ from contrastive_jax._engine.distance_matrix import (
 )
 from contrastive_jax._engine.matmul import as_product
 
-# Tests share programs, and so a worker.
-pytestmark = pytest.mark.xdist_group("dense")
-
 FACTOR = np.random.default_rng(9).standard_normal((5, 6)).astype(np.float32)
 
 

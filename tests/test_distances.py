@@ -14,9 +14,6 @@ from hypothesis import strategies as st
 
 from contrastive_jax import distances
 
-# Tests share programs, and so a worker.
-pytestmark = pytest.mark.xdist_group("distances")
-
 FACTOR = np.array([[1.0, -2.0, 0.5], [0.0, 0.25, 3.0]], np.float32)
 
 DISTANCES = {

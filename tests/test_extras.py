@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-# Tests share a process, and so a worker.
-pytestmark = pytest.mark.xdist_group("extras")
-
 ROOT = Path(__file__).parent.parent
 TRAIN = ("tensorflow_datasets", "grain", "sklearn", "PIL", "tyro", "tqdm", "tensorboardX")
 BENCH = ("torch", "pytorch_metric_learning", "pykeops", "psutil")
@@ -236,7 +233,3 @@ except ImportError as error:
         "contrastive_jax.data.digits needs sklearn: pip install 'contrastive_jax[train]'",
         "--method optuna needs optuna: pip install 'contrastive_jax[search]'",
     ]
-
-
-def test_training_needs_no_extra():
-    assert _run((ROOT / ".ci" / "train_with_core.py").read_text()).startswith("trained 4 steps")

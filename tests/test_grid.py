@@ -12,9 +12,6 @@ from contrastive_jax.models import ConvNet
 from contrastive_jax.train import grid as grids
 from contrastive_jax.train import grid_strategy, objectives, parallel
 
-# Tests share compiled grids, and so a worker.
-pytestmark = pytest.mark.xdist_group("grid")
-
 SHAPE = (8, 8, 1)
 RATES = (1e-3, 3e-3, 1e-3, 1e-2, 2e-3)
 HYPERPARAMETERS = [

@@ -26,9 +26,6 @@ from contrastive_jax import (
     statistics,
 )
 
-# Tests share programs, and so a worker.
-pytestmark = pytest.mark.xdist_group("labelled_pairs")
-
 ROWS, SIZE, TILE, MARGIN = 24, 4, 8, 1.5
 RNG = np.random.default_rng(1)
 X = RNG.standard_normal((ROWS, SIZE)).astype(np.float32)

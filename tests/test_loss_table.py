@@ -81,13 +81,7 @@ QUICK = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(
-            name,
-            marks=[
-                pytest.mark.xdist_group(f"trains-{name}"),
-                *([] if name in QUICK else [pytest.mark.long]),
-            ],
-        )
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.long)
         for name in loss_table.NAMES
     ],
 )
@@ -125,13 +119,7 @@ def test_every_loss_has_a_value(name):
     assert (shaped.shape, shaped.dtype) == ((1,), np.float32)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xdist_group(f"trains-{name}"))
-        for name in ("sigmoid", "margin_by_class", "soft_triple", "arcface")
-    ],
-)
+@pytest.mark.parametrize("name", ["sigmoid", "margin_by_class", "soft_triple", "arcface"])
 def test_parameters_of_a_loss_are_the_same_over_devices(name):
     _, one, alone = _trained(name, 3)
     _, many, shared = _trained(name, 3, devices=4)
@@ -143,7 +131,6 @@ def test_parameters_of_a_loss_are_the_same_over_devices(name):
         np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.xdist_group("trains-supcon")
 def test_a_memory_adds_to_the_loss_and_fills():
     _, _, alone = _trained("supcon", 4)
     _, state, remembered = _trained("supcon", 4, remembered=40)

@@ -19,11 +19,7 @@ from contrastive_jax.train.trial_folder import trial_key
 from contrastive_jax.train.trial_loop import HISTORY
 from experiments import margin_ablation, search, trials
 
-# Tests share a run, and so a worker.
-pytestmark = [
-    pytest.mark.xdist_group("margin_ablation"),
-    pytest.mark.usefixtures("unrefined", "few_pairs"),
-]
+pytestmark = pytest.mark.usefixtures("unrefined", "few_pairs")
 
 SMALL = {
     "margins": (0.5, 1.0),

@@ -25,9 +25,6 @@ from contrastive_jax import (
 )
 from contrastive_jax.data import draw_balanced, draw_pairs, index_by_class
 
-# Tests share what one device computes, and so a worker.
-pytestmark = pytest.mark.xdist_group("meshes")
-
 ROWS, SIZE, TILE = 16, 6, 8
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((ROWS, SIZE)).astype(np.float32)

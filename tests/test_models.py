@@ -12,9 +12,6 @@ from flax import nnx
 from contrastive_jax import models
 from contrastive_jax.train import network
 
-# Tests share programs, and so a worker.
-pytestmark = pytest.mark.xdist_group("models")
-
 ALL = [models.MLP, models.DrLIM, models.ConvNet, models.ResNet18]
 SHAPES = [(8, 8, 1), (28, 28, 1), (17, 23, 3)]
 

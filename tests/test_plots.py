@@ -18,9 +18,6 @@ from matplotlib.text import Text
 
 from contrastive_jax import plots
 
-# Tests share figures, and so a worker.
-pytestmark = pytest.mark.xdist_group("plots")
-
 BLUE, VERMILION, BLACK = "#0072b2", "#d55e00", "#000000"
 FASHION = (
     "T-shirt/top",

@@ -81,13 +81,7 @@ def namespaces():
 
 @pytest.mark.parametrize(
     "page",
-    [
-        # Another test asks what the README has trained, and so shares its worker.
-        pytest.param(
-            page, marks=pytest.mark.xdist_group("readme") if page == README else pytest.mark.page
-        )
-        for page in RUNNABLE
-    ],
+    [pytest.param(page, marks=[] if page == README else pytest.mark.page) for page in RUNNABLE],
     ids=_name,
 )
 def test_code_blocks_run_one_after_another(page, namespaces, tmp_path, monkeypatch, request):
@@ -104,7 +98,6 @@ def test_code_blocks_run_one_after_another(page, namespaces, tmp_path, monkeypat
 
 
 @pytest.mark.usefixtures("threefry")
-@pytest.mark.xdist_group("readme")
 def test_the_readme_trains_the_encoder_that_it_says(namespaces):
     namespace = namespaces.get(README) or {}
     if not namespace:

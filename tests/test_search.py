@@ -19,8 +19,7 @@ from contrastive_jax.train.training import Training
 from contrastive_jax.train.trial_folder import trial_key
 from experiments import options, search, trials
 
-# Tests share a run, and so a worker.
-pytestmark = [pytest.mark.xdist_group("search"), pytest.mark.usefixtures("few_pairs")]
+pytestmark = pytest.mark.usefixtures("few_pairs")
 
 SMALL = {
     "space": ("margin=0.2:1.8", "learning_rate=1e-3:1e-2:log"),

@@ -17,9 +17,6 @@ from contrastive_jax.data.augment import flip, shift
 from contrastive_jax.models import MLP, DrLIM
 from contrastive_jax.train import objectives, parallel
 
-# Tests share a training, and so a worker.
-pytestmark = pytest.mark.xdist_group("training")
-
 BATCH = 32
 HYPERPARAMETERS = train.Hyperparameters(3, {"margin": 1.2})
 

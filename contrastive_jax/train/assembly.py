@@ -110,7 +110,23 @@ def _encoder(training: Training, seed: int) -> Network:
     """Makes the encoder of a seed, or that of the weights with which the training begins."""
     shape = _images_of(training.data)["train"].shape[1:]
     made = network(training.model, shape, seed)
-    return made if training.weights is None else made._replace(weights=training.weights)
+    if training.weights is None:
+        return made
+    own, given = (_shapes(weights) for weights in (made.weights, training.weights))
+    for name in sorted({*own, *given}):
+        if own.get(name) != given.get(name):
+            raise ValueError(
+                f"weights must be those of an encoder of this kind, for images {list(shape)}: "
+                f"{name} has the shape {given.get(name)}, expected {own.get(name)}; give the "
+                "weights of a run on such images, or images as they were there"
+            )
+    return made._replace(weights=training.weights)
+
+
+def _shapes(weights: Any) -> dict[str, list[int]]:
+    """Returns the shape of each array of a tree by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(weights)
+    return {jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in leaves}
 
 
 def _classes_of(training: Training) -> int:

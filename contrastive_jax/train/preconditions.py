@@ -1,5 +1,6 @@
 """Checks of the arguments of a training, before anything is computed or written."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -164,6 +165,8 @@ def check_batches(
     for name, number in (("views", views), ("batch_classes", batch_classes)):
         if number is not None and (number < 1 or batch_size % number):
             raise ValueError(f"{name} must divide the {batch_size} images of a batch, got {number}")
+    if objective.separable and not given_pairs:
+        _check_share(objective, batch_size // 2)
     if views > 1:
         _check_views(objective, views, augment, named)
     if memory_size and (given_pairs or objective.separable):
@@ -185,6 +188,20 @@ def check_batches(
     if max_age is not None and not memory_size:
         raise ValueError(
             "max_age has no effect without a memory: give memory_size, or leave max_age out"
+        )
+
+
+def _check_share(objective: Objective, pairs: int) -> None:
+    """Checks that a batch of drawn pairs has similar and dissimilar ones."""
+    share = objective.hyperparameters.get("similar_fraction")
+    if objective.group > 1 or not isinstance(share, int | float) or share in (0, 1):
+        return
+    similar = math.floor(pairs * share)
+    if not 0 < similar < pairs:
+        least = math.ceil(1 / min(share, 1 - share))
+        raise ValueError(
+            f"batch_size must give at least {least} pairs, for similar and dissimilar ones at a "
+            f"similar_fraction of {share:g}, got {pairs}"
         )
 
 

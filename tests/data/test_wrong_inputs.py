@@ -349,7 +349,8 @@ def vectors_as_numpy_prints_them(where):
 
 
 @case(
-    r"2 of 40 vectors of .* are not finite in float32: row 3, row 7; mend or remove them, or leave"
+    r"2 of 40 vectors of .* are not finite in float32, .* are not: row 3, row 7; mend or remove "
+    "them, or leave"
 )
 def vectors_that_are_not_finite(where):
     vectors = VECTORS.astype(np.float64)
@@ -546,6 +547,8 @@ def test_there_are_many():
         ),
         ((VECTORS[:, None], CLASSES), r"are float32, expected uint8 .* scale images in \[0, 1\]"),
         ((np.zeros((40, 3, 8, 8), np.uint8), CLASSES), r"transpose\(0, 2, 3, 1\)"),
+        ((VECTORS * 1e30, CLASSES), r"40 of 40 vectors of .*, or their lengths are not: row 0,"),
+        ((VECTORS * 0, CLASSES), "vectors of arrays are all the same"),
         ((VECTORS.astype(str), CLASSES), r"are <U\d+, expected numbers"),
         ((VECTORS, [[1]] * 40), r"got the shape \[40, 1\]"),
     ],

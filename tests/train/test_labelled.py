@@ -19,8 +19,7 @@ from contrastive_jax.train.run import calibrated
 from contrastive_jax.train.training import Training
 from contrastive_jax.train.validation import figures_on_validation
 
-# Tests share programs, and so a worker.
-pytestmark = [pytest.mark.xdist_group("labelled_training"), pytest.mark.usefixtures("unrefined")]
+pytestmark = pytest.mark.usefixtures("unrefined")
 
 ROWS, WIDTH = 12, 4
 RNG = np.random.default_rng(0)

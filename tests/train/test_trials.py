@@ -19,8 +19,7 @@ from contrastive_jax.train.training import Training
 from contrastive_jax.train.trial_assembly import Variant, assemble_trials
 from contrastive_jax.train.trial_loop import Schedule
 
-# Tests share compiled grids, and so a worker.
-pytestmark = [pytest.mark.xdist_group("trials"), pytest.mark.usefixtures("unrefined", "few_pairs")]
+pytestmark = pytest.mark.usefixtures("unrefined", "few_pairs")
 
 STEPS = 8
 MODEL = partial(models.MLP, width=4, hidden=(8,))

@@ -109,15 +109,19 @@ def _vectors(items: np.ndarray, sources: Sequence[str], where: str, on_bad_input
         raise ValueError(f"the vectors of {where} are {items.dtype}, expected numbers")
     with np.errstate(over="ignore"):
         vectors = items.astype(np.float32)
-    finite = np.isfinite(vectors).all(axis=1)
+        # An encoder of vectors this long would compute with infinities.
+        finite = np.isfinite(np.einsum("nd,nd->n", vectors, vectors))
     bad = [sources[k] for k in np.flatnonzero(~finite).tolist()]
     if bad and (on_bad_input == "error" or not finite.any()):
         shown = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
         raise ValueError(
-            f"{len(bad):,} of {len(items):,} vectors of {where} are not finite in float32: "
-            f"{shown}; mend or remove them, or leave them out with --on_bad_input skip"
+            f"{len(bad):,} of {len(items):,} vectors of {where} are not finite in float32, or "
+            f"their lengths are not: {shown}; mend or remove them, or leave them out with "
+            "--on_bad_input skip"
         )
     rows = np.flatnonzero(finite)
+    if len(items) > 1 and not np.any(vectors[rows] != vectors[rows[:1]]):
+        raise ValueError(f"the vectors of {where} are all the same: give those of the examples")
     text = "vectors that are not finite, which are left out"
     return Contents(
         vectors[rows],
