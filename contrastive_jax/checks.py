@@ -22,6 +22,7 @@ from Python, which takes 0.1 ms. The checks that losses make of their arguments 
 
 import math
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -263,10 +264,16 @@ def check_pair_loss(loss: Any) -> None:
             f"loss must be a function of a distance and a label, got {loss!r}; an AnchorLoss or a "
             "TripletLoss is for anchor_loss, a ProxyLoss for proxy_loss"
         )
-    made = getattr(loss, "__annotations__", {}).get("return")
-    name = made if isinstance(made, str) else getattr(made, "__name__", "")
-    if name in _MADE:
-        own, where = getattr(loss, "__name__", "it"), _MADE[name]
+    factory = loss
+    while hasattr(factory, "func"):
+        factory = factory.func
+    try:
+        made = getattr(factory, "__annotations__", {}).get("return")
+    except NameError:  # from Python 3.14 on, where a name is imported for type checkers alone
+        return
+    takers = [_MADE[name] for name in re.findall(r"\w+", str(made)) if name in _MADE]
+    if takers:
+        own, where = getattr(factory, "__name__", "it"), takers[0]
         raise ValueError(
             f"loss must be a function of a distance and a label, got {own}, a function that makes "
             f"losses: call it, and give {own}() to {where} or train.objective"

@@ -18,7 +18,7 @@ from experiments import command
 class Config(command.OfRun):
     """Options of an embedding."""
 
-    source: Annotated[cli.Positional[Path], cli.arg(metavar="SOURCE")] = Path()
+    source: Annotated[cli.Positional[Path | None], cli.arg(metavar="SOURCE")] = None
     """Folder of pictures; for a run on vectors a file of them, .npz or .safetensors with an array
     embeddings, .parquet with a column vector, or .npy."""
     out: Path = Path("vectors.parquet")
@@ -30,7 +30,7 @@ def main(config: Config) -> Path:
     """Embeds the pictures or vectors, and returns the file that it wrote."""
     with command.naming_options((), path="out"):
         check_embeddings_file(config.out)
-    if config.source == Path():
+    if config.source is None:
         raise ValueError("name a folder of pictures or a file of vectors behind the run")
     run = load(config.run)
     names, images = read_inputs(run, [config.source])

@@ -34,8 +34,9 @@ with needs("train", "experiments.margin_ablation"):
 from contrastive_jax.ablation_report import wider_axes, write_report
 from contrastive_jax.evaluation import trial_tables
 from contrastive_jax.search.texts import parse_axes
-from contrastive_jax.train import diagnostics, loss_table, ranges
+from contrastive_jax.train import diagnostics, loss_table
 from contrastive_jax.train.progress import step_bar
+from contrastive_jax.train.ranges import check_multiples
 from contrastive_jax.train.trial_axes import combinations
 from contrastive_jax.train.trial_loop import Schedule, train_pending
 from experiments import command, option_checks, options, trials
@@ -66,7 +67,7 @@ def main(config: Config) -> Path:
     config = option_checks.checked(config)
     axes = axes_of(config)
     with command.naming_options(vars(config)):
-        ranges.check_multiples(vars(config), [("save_every", "log_every")])
+        check_multiples(vars(config), [("save_every", "log_every")])
     rows = combinations(axes)
     config, groups, data, devices = trials.prepared(config, rows)
     name = f"margin-ablation-{options.data_name(config)}"
@@ -113,8 +114,6 @@ def axes_of(config: Config) -> dict[str, list[Any]]:
     if margins is not None:
         if not margins or len({*margins}) < len(margins):
             raise ValueError(f"--margins must be at least one, all different, got {margins}")
-        for margin in margins:
-            ranges.check_ranges({"--margins": margin}, {"--margins": ranges.ABOVE_ZERO})
         named = {"margin": [*margins]} | named
     if not named:
         raise ValueError(

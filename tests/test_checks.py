@@ -1,5 +1,6 @@
 """Wrong values are named, whether known or traced."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from contrastive_jax import all_pairs_loss, anchor_loss, pair_loss, proxy_loss, train
+from contrastive_jax import all_pairs_loss, anchor_loss, mining, pair_loss, proxy_loss, train
 from contrastive_jax import losses as library
 from contrastive_jax.losses import normalized_softmax, supcon
 
@@ -255,3 +256,10 @@ def test_a_factory_that_was_not_called_is_named(name, function):
     for call in calls:
         with pytest.raises(ValueError, match=rf"got {name}, .*give {name}\(\) to {function} or"):
             call()
+    with pytest.raises(ValueError, match=rf"got {name}, .*give {name}\(\) to {function} or"):
+        pair_loss(x, x, jnp.zeros(4, int), loss=functools.partial(factory))
+
+
+def test_a_miner_that_was_not_called_is_named():
+    with pytest.raises(ValueError, match=r"give multi_similarity\(\) to anchor_loss"):
+        all_pairs_loss(jnp.eye(4), jnp.arange(4), loss=mining.multi_similarity)

@@ -114,6 +114,10 @@ class Typed:
     """Steps."""
     margins: tuple[float, ...] | None = None
     """Margins."""
+    pair: tuple[int, float] | None = None
+    """A pair of numbers."""
+    rate: Literal["auto"] | float | None = None
+    """A rate."""
 
 
 @pytest.mark.parametrize(
@@ -124,6 +128,8 @@ class Typed:
             ["--margins", "0.5,1"],
             r"--margins takes a number or several, with spaces between, got '0\.5,1'; --help",
         ),
+        (["--pair", "x", "y"], r"--pair: no type matching .* from \['x', 'y'\]; --help"),
+        (["--rate", "x"], r"--rate: no type matching .* from \['x'\]; --help"),
     ],
 )
 def test_a_value_of_another_type_is_one_line(arguments, line):
@@ -160,6 +166,18 @@ def test_options_are_saved_and_read_again():
     config = Config(7, folder=Path("a"), files=(Path("b"), Path("c")), tags=("d",), mode="a")
     saved = json.loads(json.dumps(cli.as_saved(config)))
     assert cli.from_saved(Config, saved | {"another": 1}) == config
+
+
+def test_nested_types_are_read_again():
+    @dataclasses.dataclass(frozen=True)
+    class Nested:
+        named: dict[str, Path] = dataclasses.field(default_factory=dict)
+        two: tuple[str, Path] = ("", Path())
+        rows: tuple[tuple[str, float], ...] = ()
+        some: tuple[Path, ...] | None = None
+
+    config = Nested({"a": Path("b")}, ("c", Path("d")), (("e", 1.0),), (Path("f"),))
+    assert cli.from_saved(Nested, json.loads(json.dumps(cli.as_saved(config)))) == config
 
 
 def test_home_folders_are_expanded_in_tuples_too():
@@ -211,7 +229,8 @@ def test_a_remedy_is_an_option_that_the_program_has(config, error, line):
     assert warnings.showwarning is shown
 
 
-def test_types_are_those_that_were_annotated():
-    hints = typing.get_type_hints(Config)
-    assert hints["pair"] == tuple[int, float] | None
-    assert hints["rate"] == Literal["auto"] | float | None
+def test_help_is_added_once():
+    assert _parse([]) == _parse([]) == Config()
+    hints = typing.get_type_hints(Config, include_extras=True)
+    assert [len(typing.get_args(hints[name])) for name in ("steps", "mode", "tags")] == [2, 2, 3]
+    assert typing.get_type_hints(Config)["pair"] == tuple[int, float] | None

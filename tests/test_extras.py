@@ -233,3 +233,7 @@ except ImportError as error:
         "contrastive_jax.data.digits needs sklearn: pip install 'contrastive_jax[train]'",
         "--method optuna needs optuna: pip install 'contrastive_jax[search]'",
     ]
+
+
+def test_training_needs_no_extra():
+    assert _run((ROOT / ".ci" / "train_with_core.py").read_text()).startswith("trained 4 steps")

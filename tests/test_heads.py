@@ -386,7 +386,7 @@ def test_files_that_a_run_on_vectors_does_not_take_are_named(head, tmp_path):
         ("photos", r"takes vectors of 16 entries: give them in a file \(.npz with an array"),
         ("short.npz", r"takes vectors of 16 entries, and .* has float64 of shape \[3, 5\]"),
         ("none.npz", "has 0 of the arrays embeddings and vectors, expected one; .* labels"),
-        ("nan.npz", "3 vectors of .* are not finite: row 0 first"),
+        ("nan.npz", "3 vectors of .* or their lengths are not finite: row 0 first"),
         ("a.parquet", "has no column vector; its columns are a"),
         ("names.npz", "has 2 paths for 3 vectors"),
         ("missing.npz", "there is no file"),

@@ -64,8 +64,9 @@ def run(main: Callable[[Config], object], parse: Callable[[], Config]) -> None:
         except KeyboardInterrupt:
             sys.exit(130)
         except MENDABLE as error:
-            full = getattr(error, "errno", None) in FULL and hasattr(config, "resume")
-            hint = "; --resume goes on with a run" if full else ""
+            goes_on = hasattr(config, "resume") and hasattr(config, "runs")
+            full = getattr(error, "errno", None) in FULL
+            hint = "; --resume goes on with a run" if full and goes_on else ""
             sys.exit(f"error: {message_of(error)}{hint}")
         except RuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -124,16 +125,12 @@ def _message_in_box(text: str) -> str:
     if choices:
         names = sorted({*re.findall(r"'([^']*)'", choices[1])} - {"None"})
         text = text.replace(choices[0], f"Expected one of {', '.join(names)}")
-    typed = re.fullmatch(
-        r"(--\w+): no type matching (.*) could be instantiated from \[(.*)\]", text
-    )
-    if typed:
-        option, expected, given = typed.groups()
-        expected = expected.replace("{None}|", "").strip("{}[] ")
-        several = " [" in expected
-        kind = {"INT": "a whole number", "FLOAT": "a number"}.get(expected.split(" ")[0], expected)
-        text = f"{option} takes {kind}{' or several, with spaces between' if several else ''}"
-        text += f", got {given}"
+    typed = re.fullmatch(r"(--\w+): no type matching (.*) could be \w+ from \[(.*)\]", text)
+    expected = typed[2].replace("{None}|", "").strip("{}") if typed else ""
+    if typed and (kinds := re.fullmatch(r"(INT|FLOAT)|\[(INT|FLOAT) \[\2 \.\.\.\]\]", expected)):
+        kind = {"INT": "a whole number", "FLOAT": "a number"}[kinds[1] or kinds[2]]
+        several = " or several, with spaces between" if kinds[2] else ""
+        text = f"{typed[1]} takes {kind}{several}, got {typed[3]}"
     for python, kind in (
         ("invalid literal for int() with base 10:", "a whole number"),
         ("could not convert string to float:", "a number"),

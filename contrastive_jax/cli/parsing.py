@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import sys
+import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,9 +52,9 @@ def parse(config: type[Config], program: str, doc: str | None, arguments: Any = 
     of None is given as `--name` or `--no_name`.
 
     Where a program has the options `resume: str | None` and `runs: Path`, the options that the run
-    of this name in this folder, or of this path, recorded take the place of the defaults. Of an
-    option that is given once for each value, in the form NAME=VALUE, names that are given anew take
-    new values. Another `name` is an error.
+    of this name in this folder, or of this path in it, recorded take the place of the defaults. Of
+    an option that is given once for each value, in the form NAME=VALUE, names that are given anew
+    take new values. Another `name` is an error.
 
     Args:
       config: dataclass of the options, each with a default.
@@ -114,7 +115,8 @@ def parse(config: type[Config], program: str, doc: str | None, arguments: Any = 
     if {"resume", "runs"} <= fields and parsed.resume:
         # Programs print the path of a run, and not its name alone.
         path = Path(parsed.resume)
-        name = path.name if path.parent == parsed.runs else parsed.resume
+        inside = len(path.parts) > 1 and path.parent.resolve() == parsed.runs.resolve()
+        name = path.name if inside else parsed.resume
         before = folder.read_config(parsed.runs / name)
         default = from_saved(config, before.get("given", before))
         # A run is never resumed and replaced at once.
@@ -218,16 +220,27 @@ def from_saved(config: type[Any], saved: dict[str, Any]) -> Any:
     for field in dataclasses.fields(config):
         if field.name not in saved:
             continue
-        value, hint = saved[field.name], hints[field.name]
-        kinds = [hint, *typing.get_args(hint)]
-        if isinstance(value, list):
-            of_paths = any(Path in typing.get_args(kind) for kind in kinds if kind is not hint)
-            of_paths |= typing.get_origin(hint) is tuple and Path in kinds
-            value = tuple(map(Path, value) if of_paths else value)
-        elif value is not None and Path in kinds:
-            value = Path(value)
-        values[field.name] = value
+        values[field.name] = _read(hints[field.name], saved[field.name])
     return config(**values)
+
+
+def _read(hint: Any, value: Any) -> Any:
+    """Makes a value of a type of what JSON has in its place."""
+    kinds = typing.get_args(hint)
+    if typing.get_origin(hint) is Annotated:
+        return _read(kinds[0], value)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        tuples = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+        if isinstance(value, list) and tuples:
+            return _read(tuples[0], value)
+        return Path(value) if Path in kinds and isinstance(value, str) else value
+    if isinstance(value, list):
+        of_each = kinds[:1] * len(value) if kinds[1:] == (...,) else kinds
+        of_each = of_each if len(of_each) == len(value) else (Any,) * len(value)
+        return tuple(_read(kind, one) for kind, one in zip(of_each, value, strict=True))
+    if isinstance(value, dict) and len(kinds) == 2:
+        return {name: _read(kinds[1], one) for name, one in value.items()}
+    return Path(value) if hint is Path else value
 
 
 def expand_home(config: Config) -> Config:

@@ -115,10 +115,12 @@ def _encoder(training: Training, seed: int) -> Network:
     own, given = (_shapes(weights) for weights in (made.weights, training.weights))
     for name in sorted({*own, *given}):
         if own.get(name) != given.get(name):
+            wrong = f"{name} has the shape {given.get(name)}, expected {own.get(name)}"
+            if name not in given or name not in own:
+                wrong = f"{name} is {'missing' if name in own else 'none of it'}"
             raise ValueError(
                 f"weights must be those of an encoder of this kind, for images {list(shape)}: "
-                f"{name} has the shape {given.get(name)}, expected {own.get(name)}; give the "
-                "weights of a run on such images, or images as they were there"
+                f"{wrong}; give the weights of a run on such images"
             )
     return made._replace(weights=training.weights)
 

@@ -32,7 +32,8 @@ def source_of(training: Training) -> Source | PairSource:
 
     Raises:
       AssertionError: if an attribute is no array with one number for each example.
-      ValueError: if the classes can not give such pairs, or the data lacks the attributes.
+      ValueError: if the classes can not give such pairs, a batch is too small for a similar one, or
+        the data lacks the attributes.
 
     Example:
       >>> import contrastive_jax as cj
@@ -50,10 +51,21 @@ def source_of(training: Training) -> Source | PairSource:
     # Where pairs are drawn, the classes have to be able to give the share of similar ones.
     fraction = objective.hyperparameters.get("similar_fraction", 0.5)
     index = index_by_class(classes, fraction, categories=training.categories)
+    if objective.separable and objective.group == 1:
+        _check_share(float(fraction), training.batch_size // 2)
     attributes = None
     if objective.labels is not None:
         attributes = labelled_rows(objective, data.train)[0]
     return Source(data.train.images, classes, index, attributes)
+
+
+def _check_share(share: float, pairs: int) -> None:
+    """Checks that a batch of drawn pairs has a similar one, where it is to have some."""
+    if share > 0 and pairs * share + 1e-4 < 1:  # rounded as in `draw_pairs`
+        raise ValueError(
+            f"batch_size must give at least {math.ceil(1 / share - 1e-4)} pairs, for one to be "
+            f"similar at a similar_fraction of {share:g}, got {pairs}"
+        )
 
 
 def trained_classes(data: Dataset) -> np.ndarray:

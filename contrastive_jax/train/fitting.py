@@ -21,9 +21,8 @@ from contrastive_jax.train.assembly import assemble
 from contrastive_jax.train.batches import source_of
 from contrastive_jax.train.devices import Strategy, check_strategy, parallel
 from contrastive_jax.train.objectives import Objective
-from contrastive_jax.train.preconditions import check_training
+from contrastive_jax.train.preconditions import check_training, check_types
 from contrastive_jax.train.progress import Progress
-from contrastive_jax.train.ranges import check_ranges
 from contrastive_jax.train.resumption import check_steps
 from contrastive_jax.train.run import Run
 from contrastive_jax.train.steps import repeated
@@ -159,8 +158,9 @@ def fit(
       >>> run.folder.as_posix()
       'runs/digits-mlp-1'
     """
-    _check_types(devices, {"optimizer": optimizer, "loss_optimizer": loss_optimizer})
-    check_ranges({"steps": steps, "log_every": log_every, "batch_size": batch_size})
+    optimizers = {"optimizer": optimizer, "loss_optimizer": loss_optimizer}
+    numbers = {"steps": steps, "log_every": log_every, "batch_size": batch_size}
+    check_types(devices, optimizers, numbers)
     devices = list(devices or jax.devices())
     training = Training(
         model=model,
@@ -221,15 +221,6 @@ def fit(
         )
         train_stored(training, parts, placed, source, files, show, **schedule)
         return finished_run(training, parts, files, like, stored=stored)
-
-
-def _check_types(devices: Any, optimizers: Mapping[str, Any]) -> None:
-    """Checks that devices are a sequence, and optimizers those of optax."""
-    if isinstance(devices, int):
-        raise ValueError(f"devices must be a sequence, as jax.devices()[:{devices}], got {devices}")
-    for name, one in optimizers.items():
-        if one is not None and not (hasattr(one, "init") and hasattr(one, "update")):
-            raise ValueError(f"{name} must be an optimizer, as optax.adam(1e-3), got {one!r}")
 
 
 def _recorded(training: Training, like: TrainState) -> dict[str, Any]:

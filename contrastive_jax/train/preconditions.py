@@ -1,7 +1,6 @@
 """Checks of the arguments of a training, before anything is computed or written."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from contrastive_jax.data.augment import Augment
@@ -18,6 +17,32 @@ SCHEDULE = (
     ("steps", "steps_per_call"),
 )
 """Numbers of steps of `fit`, and those that they are multiples of."""
+
+
+def check_types(devices: Any, optimizers: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
+    """Checks arguments of `fit` whose types are easily mistaken.
+
+    Args:
+      devices: a sequence, or None.
+      optimizers: by the name of the argument, of optax or None.
+      numbers: by the name of the argument, which are to be in their range.
+
+    Raises:
+      ValueError: for the first that is of another type, or out of its range.
+
+    Example:
+      >>> from contrastive_jax.train.preconditions import check_types
+      >>> check_types(None, {"optimizer": "adam"}, {"steps": 10})
+      Traceback (most recent call last):
+          ...
+      ValueError: optimizer must be an optimizer, as optax.adam(1e-3), got 'adam'
+    """
+    if isinstance(devices, int):
+        raise ValueError(f"devices must be a sequence, as jax.devices()[:{devices}], got {devices}")
+    for name, one in optimizers.items():
+        if one is not None and not (hasattr(one, "init") and hasattr(one, "update")):
+            raise ValueError(f"{name} must be an optimizer, as optax.adam(1e-3), got {one!r}")
+    check_ranges(numbers)
 
 
 def check_training(
@@ -165,8 +190,6 @@ def check_batches(
     for name, number in (("views", views), ("batch_classes", batch_classes)):
         if number is not None and (number < 1 or batch_size % number):
             raise ValueError(f"{name} must divide the {batch_size} images of a batch, got {number}")
-    if objective.separable and not given_pairs:
-        _check_share(objective, batch_size // 2)
     if views > 1:
         _check_views(objective, views, augment, named)
     if memory_size and (given_pairs or objective.separable):
@@ -188,20 +211,6 @@ def check_batches(
     if max_age is not None and not memory_size:
         raise ValueError(
             "max_age has no effect without a memory: give memory_size, or leave max_age out"
-        )
-
-
-def _check_share(objective: Objective, pairs: int) -> None:
-    """Checks that a batch of drawn pairs has similar and dissimilar ones."""
-    share = objective.hyperparameters.get("similar_fraction")
-    if objective.group > 1 or not isinstance(share, int | float) or share in (0, 1):
-        return
-    similar = math.floor(pairs * share)
-    if not 0 < similar < pairs:
-        least = math.ceil(1 / min(share, 1 - share))
-        raise ValueError(
-            f"batch_size must give at least {least} pairs, for similar and dissimilar ones at a "
-            f"similar_fraction of {share:g}, got {pairs}"
         )
 
 

@@ -75,11 +75,10 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Limits] = RANGE
         value = values.get(name)
         try:
             holds = value is None or limits.holds(value)
-        except TypeError:  # no number
-            holds = False
+        except TypeError:
+            raise ValueError(f"{name} must be a number, {limits.expected}, got {value!r}") from None
         if not holds:
-            shown = repr(value) if isinstance(value, str) else value
-            raise ValueError(f"{name} must be {limits.expected}, got {shown}")
+            raise ValueError(f"{name} must be {limits.expected}, got {value}")
 
 
 def check_multiples(values: Mapping[str, int], units: Iterable[tuple[str, str]]) -> None:

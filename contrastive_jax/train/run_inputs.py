@@ -85,10 +85,14 @@ def _vectors_of(path: Path, width: int) -> tuple[list[str], np.ndarray]:
             f"the run takes vectors of {width} entries, and {path} has {vectors.dtype} of shape "
             f"{list(vectors.shape)}"
         )
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    with np.errstate(over="ignore"):
+        vectors = vectors.astype(np.float32)
+        bad = np.flatnonzero(~np.isfinite(np.einsum("nd,nd->n", vectors, vectors)))
     if len(bad):
-        raise ValueError(f"{len(bad):,} vectors of {path} are not finite: {names[bad[0]]} first")
-    return names, vectors.astype(np.float32)
+        raise ValueError(
+            f"{len(bad):,} vectors of {path} or their lengths are not finite: {names[bad[0]]} first"
+        )
+    return names, vectors
 
 
 def check_embeddings_file(path: Path) -> None:

@@ -22,7 +22,7 @@ from contrastive_jax.train.grid_strategy import Strategy
 from contrastive_jax.train.labelled import check_labels
 from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.optimizer import tunable_optimizers
-from contrastive_jax.train.preconditions import check_training
+from contrastive_jax.train.preconditions import check_training, check_types
 from contrastive_jax.train.progress import step_bar
 from contrastive_jax.train.ranges import check_multiples, check_ranges
 from contrastive_jax.train.run import Run
@@ -173,6 +173,9 @@ def fit_grid(
     _check_objective(objective)
     if resume and folder is None:
         raise ValueError("resume goes on in a folder: give folder, or leave resume out")
+    numbers = {"steps": steps, "log_every": log_every, "batch_size": batch_size}
+    optimizers = {"optimizer": optimizer, "loss_optimizer": loss_optimizer}
+    check_types(devices, optimizers, numbers)
     devices = list(devices or jax.devices())
     check_strategy(strategy, get_args(Strategy), len(devices), devices_per_trial)
     if steps_per_call is None:

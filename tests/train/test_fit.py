@@ -302,14 +302,28 @@ PAIRS = train.objective("contrastive", on="pairs")
             "multiple of devices times microbatches, got .* 1 devices, 5 microbatches",
         ),
         ({"log_every": 0}, "log_every must be at least 1, got 0"),
-        ({"steps": "5"}, "steps must be at least 1, got '5'"),
-        ({"batch_size": "12"}, "batch_size must be at least 1, got '12'"),
+        ({"steps": "5"}, "steps must be a number, at least 1, got '5'"),
+        ({"batch_size": "12"}, "batch_size must be a number, at least 1, got '12'"),
         ({"optimizer": "adam"}, "optimizer must be an optimizer, .* got 'adam'"),
         ({"devices": 2}, r"devices must be a sequence, as jax\.devices\(\)\[:2\], got 2"),
-        ({"weights": {"kernel": np.ones(3)}}, "weights must be those .*, expected"),
+        (
+            {"weights": {"kernel": np.ones(3)}},
+            r"weights must .*'bias'.* is missing; give",
+        ),
         (
             {"objective": train.objective("contrastive", on="pairs"), "batch_size": 2},
             "batch_size must give at least 4 pairs, for .* similar_fraction of 0.3, got 1",
+        ),
+        (
+            {
+                "objective": train.objective(losses.contrastive, on="pairs", similar_fraction=0.9),
+                "batch_size": 2,
+            },
+            "batch_size must give at least 2 pairs, for .* similar_fraction of 0.9, got 1",
+        ),
+        (
+            {"objective": train.objective(losses.contrastive, on="pairs", similar_fraction=1.5)},
+            "similar_fraction must be in",
         ),
         ({"validate_every": 6}, "validate_every must be a multiple of log_every, got 6 and 4"),
         ({"batch_size": 13}, "divide the 13 images of a batch"),

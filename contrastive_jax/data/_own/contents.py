@@ -120,9 +120,9 @@ def _vectors(items: np.ndarray, sources: Sequence[str], where: str, on_bad_input
             "--on_bad_input skip"
         )
     rows = np.flatnonzero(finite)
-    if len(items) > 1 and not np.any(vectors[rows] != vectors[rows[:1]]):
+    if len(rows) > 1 and not np.any(vectors[rows] != vectors[rows[:1]]):
         raise ValueError(f"the vectors of {where} are all the same: give those of the examples")
-    text = "vectors that are not finite, which are left out"
+    text = "vectors that are not finite or too long, which are left out"
     return Contents(
         vectors[rows],
         rows,
