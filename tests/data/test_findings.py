@@ -155,13 +155,14 @@ def test_vectors_are_the_same_from_every_file(tmp_path):
             np.testing.assert_array_equal(one.classes, other.classes)
 
 
-def test_vectors_that_are_not_finite_are_skipped(tmp_path):
+def test_vectors_that_are_not_finite_or_too_long_are_skipped(tmp_path):
     vectors = VECTORS.copy()
     vectors[5] = np.nan
+    vectors[7] = 1e30  # whose squared length is not finite in float32
     np.savez(tmp_path / "a.npz", embeddings=vectors, classes=CLASSES, camera=CLASSES)
-    with pytest.warns(UserWarning, match=r"vectors that are not finite, .*: 1 \(row 5\)"):
+    with pytest.warns(UserWarning, match=r"not finite or too long, .*: 2 \(row 5, row 7\)"):
         data = load(tmp_path / "a.npz", on_bad_input="skip")
-    assert sum(len(part.classes) for part in data[2:]) == 39
+    assert sum(len(part.classes) for part in data[2:]) == 38
     assert {*data.train.attributes} == {"camera"}
 
 
