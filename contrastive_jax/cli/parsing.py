@@ -1,8 +1,8 @@
 """Options of a program, the fields of a dataclass, read from the command line.
 
-tyro reads them. What it leaves to do is here: switches without a default, options that are given
-once for each value, help without the breaks of a docstring's lines, and runs that go on with their
-own options.
+tyro reads them. This module adds switches whose default is None, options that are given once for
+each value, help without the breaks of a docstring's lines, and runs that go on with their own
+options.
 """
 
 import dataclasses
