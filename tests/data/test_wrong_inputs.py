@@ -449,6 +449,13 @@ def pairs_of_one_label(where):
     return _pairs(where, "left,right,similar\ni/0.png,i/1.png,1\n")
 
 
+@case(r"table.csv has 3 pairs, too few for a (test|validation) split: add pairs, or name the split")
+def too_few_pairs(where):
+    write_folder(where, pictures(4, classes=["i"]))
+    rows = ("i/0.png,i/1.png,1", "i/1.png,i/2.png,0", "i/2.png,i/3.png,1")
+    return _csv(where, "\n".join(("left,right,similar", *rows)) + "\n")
+
+
 @case(r"1 of 1 pairs name a file that does not exist in .*: i/0.png and i/9.png; mend their paths$")
 def pairs_of_missing_files(where):
     return _pairs(where, "left,right,similar\ni/0.png,i/9.png,1\n")

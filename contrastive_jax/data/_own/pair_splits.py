@@ -22,7 +22,7 @@ def split_pairs(
     both labels; otherwise pairs are held out, label by label.
 
     Raises:
-      ValueError: if a split has no similar or no dissimilar pair.
+      ValueError: if a split has no pair, or no similar or no dissimilar one.
     """
     if rows.splits is not None:
         parts = splits.given_splits(rows.splits, where)
@@ -37,6 +37,11 @@ def split_pairs(
     else:
         parts, rule = _made(rows, split_by, fraction, seed, where)
     for split, part in parts.items():
+        if not len(part):
+            raise ValueError(
+                f"{where} has {len(rows.labels):,} pairs, too few for a {split} split: add pairs, "
+                "or name the split of each in a column split"
+            )
         _check_labels(rows.labels[part], f"the {split} split of {where}")
     return parts, rule
 
