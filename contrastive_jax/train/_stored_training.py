@@ -108,7 +108,10 @@ def train_stored(
         show.close()
     latest = files.checkpoints.latest_step()
     if files.stop.signal is not None and latest != training.steps:
-        message = f"{files.folder} is saved at step {latest:,}; resume it to go on"
+        message = (
+            f"{files.folder} is saved at step {latest:,}; resume it to go on, by --resume "
+            f"{files.folder.name} or fit(..., name={files.folder.name!r}, resume=True)"
+        )
         print(message, file=sys.stderr)
         leave(files.stop.signal, message)
 

@@ -94,7 +94,7 @@ def test_a_signal_saves_at_the_end_of_the_step(programs, runs, name, codes):
     output, errors = program.communicate(timeout=300)
     assert program.returncode in codes, errors
     assert "done" not in output
-    assert f"{name} is saved at step 5; resume it to go on" in errors
+    assert f"{name} is saved at step 5; resume it to go on, by --resume {name} or fit(" in errors
     assert _steps(runs / name / name) == [1, 2, 3, 4, 5]
     assert (runs / name / name / "checkpoints" / "5").is_dir()
 
