@@ -292,7 +292,7 @@ def mahalanobis(a: ArrayLike, b: ArrayLike, factor: ArrayLike) -> jax.Array:
     a, b = _vectors(a, b)
     factor = jnp.asarray(factor)
     chex.assert_shape(factor, (None, a.shape[0]))
-    chex.assert_type(factor, float)
+    chex.assert_type(factor, float, custom_message="factor must be floating")
     return _norm(jnp.matmul(widen(factor), a - b, precision=lax.Precision.HIGHEST))
 
 
@@ -410,7 +410,7 @@ def _vectors(a: ArrayLike, b: ArrayLike) -> tuple[jax.Array, jax.Array]:
     a, b = jnp.asarray(a), jnp.asarray(b)
     chex.assert_rank([a, b], 1, custom_message="map a batch by jax.vmap")
     chex.assert_equal_shape([a, b])
-    chex.assert_type([a, b], float)
+    chex.assert_type([a, b], float, custom_message="a and b must be floating")
     chex.assert_type(b, a.dtype, custom_message="a and b must have one dtype")
     chex.assert_axis_dimension_gt(a, 0, 0)
     return widen(a), widen(b)

@@ -141,7 +141,7 @@ def push(
     for leaf, stored in zip(jax.tree.leaves(classes), jax.tree.leaves(memory.classes), strict=True):
         shape = (len(embeddings), *stored.shape[1:])
         chex.assert_shape(leaf, shape, custom_message=expected)
-    chex.assert_type(embeddings, float)
+    chex.assert_type(embeddings, float, custom_message="embeddings must be floating")
     embeddings, classes = jnp.asarray(embeddings), jax.tree.map(jnp.asarray, classes)
     memory, embeddings, classes = gathered((memory, embeddings, classes))
     if _stores_classes(memory):

@@ -73,7 +73,7 @@ def pair_loss(
     chex.assert_rank([a, b, labels], [2, 2, 1], **expected)
     chex.assert_equal_shape([a, b], **expected)
     chex.assert_equal_shape_prefix([a, labels], 1, **expected)
-    chex.assert_type([a, b], float)
+    chex.assert_type([a, b], float, custom_message="a and b must be floating")
     margins: dict[str, Any] = {} if margin is None else {"margin": margin}
     axis = 0 if margin is not None and np.ndim(margin) else None
     if axis is None:

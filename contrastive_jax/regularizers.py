@@ -238,7 +238,7 @@ def centers(proxies: jax.Array) -> jax.Array:
     """
     proxies = as_array("proxies", proxies)
     chex.assert_rank(proxies, 3, custom_message="expected proxies: [C, K, D]")
-    chex.assert_type(proxies, float)
+    chex.assert_type(proxies, float, custom_message="proxies must be floating")
     proxies = with_checks(jnp.asarray(proxies), proxies=proxies)
     rows, columns = jnp.triu_indices(proxies.shape[1], 1)
     if not len(rows):
@@ -254,7 +254,7 @@ def _counted(embeddings: jax.Array, classes: jax.Array | None) -> tuple[jax.Arra
     classes = None if classes is None else as_classes("classes", classes)
     embeddings = jnp.asarray(as_array("embeddings", embeddings, classes=classes))
     chex.assert_rank(embeddings, 2, custom_message="expected embeddings: [B, D]")
-    chex.assert_type(embeddings, float)
+    chex.assert_type(embeddings, float, custom_message="embeddings must be floating")
     embeddings = widen(embeddings)
     if classes is None:
         embeddings = with_checks(embeddings, embeddings=embeddings)

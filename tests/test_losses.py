@@ -130,5 +130,5 @@ def test_arguments_are_scalars(arguments):
 
 
 def test_distance_is_floating():
-    with pytest.raises(AssertionError, match="int32"):
+    with pytest.raises(AssertionError, match=r"int32 .*distance must be a floating-point number"):
         contrastive(1, 0)

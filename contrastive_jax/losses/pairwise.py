@@ -396,7 +396,9 @@ def _checked(
     message = f"{name} must be a scalar: map a batch by jax.vmap"
     chex.assert_rank(margin, 0, custom_message=message)
     check_scalars(**{name: margin})
-    chex.assert_type(distance, float)
+    chex.assert_type(
+        distance, float, custom_message="distance must be a floating-point number, as 2.0"
+    )
     check_hyperparameters(label=label, **({name: margin} if above_zero else {}))
     return distance, jnp.asarray(label, distance.dtype), jnp.asarray(margin, distance.dtype)
 
