@@ -23,7 +23,7 @@ _SIDE = 28
 def check_examples(
     train: Examples, test: Examples, neighbours: int, *, data: Dataset | None = None
 ) -> None:
-    """Checks, before anything is trained, that maps can be learned from images and drawn.
+    """Checks, without computing anything, that maps can be learned from images and drawn.
 
     Args:
       train: images to train on.
@@ -65,7 +65,8 @@ def check_examples(
             f"a map needs 2 test images at least, and {name} has {len(test.classes)} of these "
             "classes: name others with --classes"
         )
-    encoder = network(DrLIM(train.images.shape[1:], 2, rngs=nnx.Rngs(0)))
+    shape = train.images.shape[1:]
+    encoder = network(nnx.eval_shape(lambda: DrLIM(shape, 2, rngs=nnx.Rngs(0))))
     check_images(encoder, train=train.images, test=test.images)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from contrastive_jax._extras import needs
-from contrastive_jax.data._own.vectors import SUFFIXES, read_without_classes
+from contrastive_jax.data._own.vectors import SUFFIXES, in_float32, read_without_classes
 from contrastive_jax.data.pictures import pictures_in, read_pictures
 from contrastive_jax.train.run import Run
 
@@ -85,9 +85,8 @@ def _vectors_of(path: Path, width: int) -> tuple[list[str], np.ndarray]:
             f"the run takes vectors of {width} entries, and {path} has {vectors.dtype} of shape "
             f"{list(vectors.shape)}"
         )
-    with np.errstate(over="ignore"):
-        vectors = vectors.astype(np.float32)
-        bad = np.flatnonzero(~np.isfinite(np.einsum("nd,nd->n", vectors, vectors)))
+    vectors, finite = in_float32(vectors)
+    bad = np.flatnonzero(~finite)
     if len(bad):
         raise ValueError(
             f"{len(bad):,} vectors of {path} or their lengths are not finite: {names[bad[0]]} first"

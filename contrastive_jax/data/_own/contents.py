@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contrastive_jax.data._own.rows import Item
+from contrastive_jax.data._own.vectors import in_float32
 from contrastive_jax.data.findings import Finding, finding
 
 
@@ -107,10 +108,7 @@ def _vectors(items: np.ndarray, sources: Sequence[str], where: str, on_bad_input
         )
     if items.dtype.kind not in "fiu":
         raise ValueError(f"the vectors of {where} are {items.dtype}, expected numbers")
-    with np.errstate(over="ignore"):
-        vectors = items.astype(np.float32)
-        # An encoder of vectors this long would compute with infinities.
-        finite = np.isfinite(np.einsum("nd,nd->n", vectors, vectors))
+    vectors, finite = in_float32(items)
     bad = [sources[k] for k in np.flatnonzero(~finite).tolist()]
     if bad and (on_bad_input == "error" or not finite.any()):
         shown = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")

@@ -172,3 +172,11 @@ def _table(path: Path, arrays: dict[str, np.ndarray], form: str) -> Table:
                 "expected one entry for each vector"
             )
     return Table(path.stem, form, str(path), columns, path.parent)
+
+
+def in_float32(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns vectors `[N, D]` in float32, and the mask of those of finite length, `[N]`."""
+    with np.errstate(over="ignore"):
+        vectors = vectors.astype(np.float32)
+        # An encoder of longer vectors would compute with infinities.
+        return vectors, np.isfinite(np.einsum("nd,nd->n", vectors, vectors))
