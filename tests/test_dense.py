@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses, statistics
 from contrastive_jax._engine import dense, squared_distances
+from contrastive_jax._engine.close_pairs import Rows
 from contrastive_jax._engine.distance_matrix import (
     Metric,
     distance_matrix,
@@ -153,6 +154,47 @@ def test_differences_on_a_gpu_keep_their_digits(name, cloud):
     _assert_right(name, x, by_difference=True)
     y = np.concatenate([x[:7] + np.float32(1e-5), cloud(rng).astype(np.float32)[:12]])
     _assert_right(name, x, y, by_difference=True)
+
+
+@pytest.mark.parametrize("name", ["euclidean", "squared_euclidean", "cosine"])
+@pytest.mark.parametrize("cloud", [_chain, _clusters, _nested])
+@pytest.mark.parametrize("width", [2, 3, 4])
+def test_differences_of_few_entries_keep_their_digits(name, cloud, width):
+    rng = np.random.default_rng(3)
+    x = cloud(rng)[:, :width].astype(np.float32)
+    _assert_right(name, x, by_difference=True)
+    y = np.concatenate([x[:7] + np.float32(1e-5), cloud(rng)[:12, :width].astype(np.float32)])
+    _assert_right(name, x, y, by_difference=True)
+
+
+@pytest.mark.parametrize("loss", [losses.supcon(0.1), losses.triplet_hard(0.2)])
+def test_a_map_of_few_entries_has_no_loop(loss):
+    """Embeddings in the plane, of which many are close, are computed from their differences."""
+    classes = np.arange(20) // 4
+
+    def loops(width):
+        x = np.ones((20, width), np.float32)
+        program = jax.jit(jax.grad(lambda x: anchor_loss(x, classes, loss=loss)))
+        return program.lower(x).as_text().count("while")
+
+    assert loops(2) == loops(4) == 0
+    assert loops(5) > 0
+
+
+def test_pairs_as_close_as_the_rounding_of_directions_take_few_rounds():
+    """Half of these squares are above the rounding of a direction, and half of them below."""
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((1, 64)) + 2.5e-3 * rng.standard_normal((200, 64))
+    x = jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), jnp.float32)
+    product, _ = as_product(distances.cosine)
+    metric = Metric(distances.cosine, product, True, "highest", False)
+    rows = Rows(x, product.points(x), None)
+    classes = jnp.zeros(200, jnp.int32)
+    pairs, residuals = squared_distances._forward(metric, rows, None, (), classes, None, None)
+    bound = 128 * np.finfo(np.float32).eps / 2
+    share = np.mean(np.asarray(pairs.distances)[~np.eye(200, dtype=bool)] < bound)
+    assert 0.1 < share < 0.9
+    assert 2 <= residuals.rounds_taken <= 4
 
 
 def test_a_loss_by_differences_on_a_gpu():

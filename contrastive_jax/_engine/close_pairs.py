@@ -19,8 +19,8 @@ from jax import lax
 from contrastive_jax._engine.matmul import Product
 from contrastive_jax._engine.sharding import axes_of, varying
 
-# In the first round pairs below this multiple of the least accurate square (`_least`) are related,
-# whether or not they are resolved.
+# In the first round pairs below this multiple of the least accurate square (`_least_square`) are
+# related, whether or not they are resolved.
 _NEAR = 8
 # Indices of the references of the rows and, of two sets, of the columns; None for the first row.
 References = tuple[jax.Array, ...] | None
@@ -96,15 +96,37 @@ def squares(
     row, column = lengths[0][:, None], lengths[-1][None]
     square = row + column - 2 * dot(metric, u, v, (1, 1))
     # The distance from the reference itself is exact.
-    return square, ~(square < _least(square.dtype) * (row + column)), lengths
+    is_exact = ~(square < _least_square(metric, lengths, with_rest=x.rest is not None))
+    return square, is_exact, lengths
 
 
-def _least(dtype: Any) -> float:
-    """Returns the share of the squared lengths of two points below which a square lacks digits.
+def _least_square(
+    metric: Metric,
+    lengths: tuple[jax.Array, ...],
+    *,
+    with_rest: bool = False,
+    times: jax.Array | int = 1,
+) -> jax.Array:
+    """Squared distances below which a square lacks digits, `[N, M]`.
 
     The error of a square is a few times the rounding of the lengths that it is the difference of.
+
+    Args:
+      metric: the distance.
+      lengths: squared lengths of the points of rows and, of two sets, of columns.
+      with_rest: True if the rest of the points is known. If not, their rounding shows in a small
+        square, whatever they are seen from.
+      times: a factor.
+
+    Returns:
+      The squares, times the factor.
     """
-    return float(8 * math.sqrt(np.finfo(dtype).eps))
+    eps = float(np.finfo(lengths[0].dtype).eps)
+    share = 8 * math.sqrt(eps) * times
+    least = (share * lengths[0])[:, None] + (share * lengths[-1])[None]
+    if with_rest or cast(Product, metric.product).rest is None:
+        return least
+    return jnp.maximum(least, 128 * eps * times)
 
 
 def keys_of_pairs(square: jax.Array, differ: jax.Array, is_exact: jax.Array | None) -> jax.Array:
@@ -157,9 +179,8 @@ def resolve(
         # one reference for all of it: pairs that are nearly unresolved count too. What depends on
         # the round is computed in it: XLA would compute the rest before the loop, which a batch
         # without close pairs does not enter.
-        share = jnp.where(index == 1, _NEAR * _least(keys.dtype), 0)
-        row, column = share * norms[0], share * norms[-1]
-        related = unresolved | (jnp.abs(keys) < row[:, None] + column[None])
+        near = _least_square(metric, norms, times=jnp.where(index == 1, _NEAR, 0))
+        related = unresolved | (jnp.abs(keys) < near)
         references = references_of_round(y is None, index, related)
         square, is_exact, _ = squares(metric, x, y, parameters, references)
         by_one = references[0][:, None] == references[-1][None]

@@ -3,8 +3,11 @@
 A difference keeps all digits of a close pair, so that no pair is computed again. It takes D steps
 for each pair instead of a matrix product. On a GPU this is faster: it computes the pairs of
 a small batch in one kernel, while a loop over unresolved pairs waits for the host in each round.
+It is faster everywhere where points have two or three entries, as embeddings that are drawn as a
+map do: many of those are close.
 """
 
+import functools
 from typing import cast
 
 import jax
@@ -15,6 +18,8 @@ from contrastive_jax._engine.matmul import Product
 
 # Entries of all differences, `N x M x D`, up to which they take less time than products on a GPU.
 LARGEST_ON_GPU = 2**25
+# Entries of a point up to which they take less time than products everywhere.
+NARROW = 4
 
 
 def fit_differences(metric: Metric, x: Rows, y: Rows | None) -> bool:
@@ -26,21 +31,26 @@ def fit_differences(metric: Metric, x: Rows, y: Rows | None) -> bool:
       y: columns; None for the rows.
 
     Returns:
-      True for a small batch on a GPU, of a distance whose points are vectors or their directions.
+      True for points of few entries and for a small batch on a GPU, of a distance whose points are
+      vectors or their directions.
     """
     product = cast(Product, metric.product)
-    if not metric.refine or jax.default_backend() != "gpu":
-        return False
-    if product.points is not None and product.rest is None:
+    if not metric.refine or (product.points is not None and product.rest is None):
         return False
     rows, width = x.points.shape
+    if width <= NARROW or jax.default_backend() != "gpu":
+        return width <= NARROW
     return rows * len(x.points if y is None else y.points) * width <= LARGEST_ON_GPU
 
 
 def squares_by_difference(metric: Metric, x: Rows, y: Rows | None) -> jax.Array:
     """Returns the squared distances of all pairs, `[N, M]`, each right to its last digits."""
     product = cast(Product, metric.product)
-    square = jnp.sum(jnp.square(_differences(x, x if y is None else y)), axis=2)
+    others = x if y is None else y
+    if x.points.shape[1] <= NARROW:
+        square = functools.reduce(jnp.add, map(jnp.square, _entries(x, others)))
+    else:
+        square = jnp.sum(jnp.square(_differences(x, others)), axis=2)
     if not product.on_sphere:
         return square
 
@@ -54,11 +64,12 @@ def squares_by_difference(metric: Metric, x: Rows, y: Rows | None) -> jax.Array:
 
 
 def gradients_by_difference(
-    slopes: jax.Array, x: Rows, y: Rows | None
+    metric: Metric, slopes: jax.Array, x: Rows, y: Rows | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Gradients by points of a sum over all pairs.
 
     Args:
+      metric: the distance.
       slopes: derivatives of the sum by the squared distances, `[N, M]`.
       x: rows.
       y: columns; None for the rows.
@@ -66,11 +77,35 @@ def gradients_by_difference(
     Returns:
       Gradients by the points of the rows and of the columns.
     """
+    others = x if y is None else y
+    if x.points.shape[1] <= NARROW:
+        # Over rows and over columns, as it takes a CPU longer to transpose the slopes.
+        weighted = [2 * slopes * one for one in _entries(x, others)]
+        by_x = jnp.stack([jnp.sum(one, axis=1) for one in weighted], axis=1)
+        if y is None and metric.symmetric:
+            return 2 * by_x, None
+        by_y = -jnp.stack([jnp.sum(one, axis=0) for one in weighted], axis=1)
+        return (by_x + by_y, None) if y is None else (by_x, by_y)
     if y is None:
         slopes = slopes + slopes.T
         return 2 * jnp.sum(slopes[:, :, None] * _differences(x, x), axis=1), None
-    weighted = 2 * slopes[:, :, None] * _differences(x, y)
-    return jnp.sum(weighted, axis=1), -jnp.sum(weighted, axis=0)
+    weights = 2 * slopes[:, :, None] * _differences(x, y)
+    return jnp.sum(weights, axis=1), -jnp.sum(weights, axis=0)
+
+
+def _entries(x: Rows, y: Rows) -> list[jax.Array]:
+    """Differences of each entry of the points of all pairs, `[N, M]` each.
+
+    A sum over the few entries of a point is not vectorised on a CPU: the caller adds them up.
+    """
+
+    def differences(a: jax.Array, b: jax.Array) -> list[jax.Array]:
+        return [p[:, None] - q[None] for p, q in zip(a.T, b.T, strict=True)]
+
+    entries = differences(x.points, y.points)
+    if x.rest is None or y.rest is None:
+        return entries
+    return list(map(jnp.add, entries, differences(x.rest, y.rest)))
 
 
 def _differences(x: Rows, y: Rows) -> jax.Array:

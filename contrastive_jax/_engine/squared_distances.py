@@ -136,9 +136,6 @@ def _forward(
         norms = tuple(jnp.max(jnp.abs(side.points), axis=1) for side in sides)
     else:
         square, is_exact, norms = squares(metric, x, y, parameters, None)
-        if cast(Product, metric.product).rest is not None:
-            # Without the rest of rounding not even the distance from the reference is exact.
-            is_exact &= ~(square < 128 * np.finfo(square.dtype).eps)
     keys = jnp.where(
         counts, keys_of_pairs(square, differ, is_exact if metric.refine else None), -jnp.inf
     )
@@ -221,7 +218,7 @@ def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
     _, pull = jax.vjp(product.to_distance, entries, *_lengths(metric, x))
     slopes, *by_lengths = pull(jnp.where(counts, cotangents.distances, 0))
     if fit_differences(metric, x, y):
-        total = gradients_by_difference(slopes, x, y)
+        total = gradients_by_difference(metric, slopes, x, y)
     else:
         u, v = from_references(metric, x, y, parameters, None)
         own = slopes if rounds is None else jnp.where(rounds == 0, slopes, 0)
