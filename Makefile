@@ -32,8 +32,8 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The site, in build/site, once the code of its pages has run; a warning is an error, but not one that
-# --quiet would keep out. The variable keeps out an advertisement.
+# The site, in build/site, once the code of the README and of its pages has run; a warning is an
+# error, but not one that --quiet would keep out. The variable keeps out an advertisement.
 docs: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --dist load --pages -m page tests/test_readme.py $(ARGS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -3,9 +3,10 @@
 Most of the time of a test goes to compiling a program that then runs for milliseconds. Tests
 therefore compile without XLA's optimisations, which takes a third of the time, compile equal
 programs once (shared_programs.py), and draw random numbers with a cheap hash (cheap_hash.py).
-`--optimised` compiles and draws as users do; `--long` adds the tests that are marked as long.
-`make test-all` does both. `--pages` adds the code of the pages of the site, as `make docs` does.
-`--kernel` and `--package` run the notebooks in another environment, as .ci/test-colab does.
+`--optimised` compiles and draws as users do; `--long` adds the tests that are marked as long. `make
+test-all` does both. `--pages` adds the code of the README and of the pages of the site, as `make
+docs` does. `--kernel` and `--package` run the notebooks in another environment, as .ci/test-colab
+does.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ def pytest_addoption(parser):
     parser.addoption("--optimised", action="store_true", help="compile and draw as users do")
     parser.addoption("--long", action="store_true", help="run the tests marked as long too")
     parser.addoption(
-        "--pages", action="store_true", help="run the code of the pages of the site too"
+        "--pages", action="store_true", help="run the code of the README and of the site too"
     )
     parser.addoption(
         "--accelerators", action="store_true", help="compile for TPUs and GPUs that are not there"

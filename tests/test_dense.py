@@ -158,7 +158,7 @@ def test_differences_on_a_gpu_keep_their_digits(name, cloud):
 
 @pytest.mark.parametrize("name", ["euclidean", "squared_euclidean", "cosine"])
 @pytest.mark.parametrize("cloud", [_chain, _clusters, _nested])
-@pytest.mark.parametrize("width", [2, 3, 4])
+@pytest.mark.parametrize("width", [2, 4])
 def test_differences_of_few_entries_keep_their_digits(name, cloud, width):
     rng = np.random.default_rng(3)
     x = cloud(rng)[:, :width].astype(np.float32)

@@ -79,11 +79,8 @@ def namespaces():
     return {}
 
 
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(page, marks=[] if page == README else pytest.mark.page) for page in RUNNABLE],
-    ids=_name,
-)
+@pytest.mark.page
+@pytest.mark.parametrize("page", RUNNABLE, ids=_name)
 def test_code_blocks_run_one_after_another(page, namespaces, tmp_path, monkeypatch, request):
     request.getfixturevalue("two_devices" if page.stem == "devices" else "one_device")
     if page == README:
@@ -97,6 +94,7 @@ def test_code_blocks_run_one_after_another(page, namespaces, tmp_path, monkeypat
         exec(compile(block, _name(page), "exec"), namespace)
 
 
+@pytest.mark.page
 @pytest.mark.usefixtures("threefry")
 def test_the_readme_trains_the_encoder_that_it_says(namespaces):
     namespace = namespaces.get(README) or {}
