@@ -18,10 +18,13 @@ test: $(VENV)/.installed
 test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --dist loadfile --optimised --long --pages $(ARGS)
 
-# The tests of the sweep over tiles, on the matrix of all pairs that small batches take.
+# The tests of the sweep over tiles, on the matrix of all pairs that small batches take; and those of
+# embeddings of few entries, by the products that longer ones take.
 test-dense: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --dist loadfile --dense tests/test_all_pairs.py \
 	  tests/test_anchor_losses.py $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist load --dense --products tests/test_all_pairs.py \
+	  tests/test_memory.py $(ARGS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

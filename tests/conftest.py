@@ -50,6 +50,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--dense", action="store_true", help="compute the matrix of all pairs where a tile is given"
     )
+    parser.addoption(
+        "--products", action="store_true", help="take products for points of few entries too"
+    )
     parser.addoption("--kernel", default="python3", help="Jupyter kernel that runs the notebooks")
     parser.addoption(
         "--package", default="", help="what their first cell installs the library from"
@@ -112,6 +115,17 @@ def dense_whatever_tile(request):
     with pytest.MonkeyPatch.context() as patch:
         for module in (engines, anchors):
             patch.setattr(module, "select_engine", without_tile)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def products_whatever_width(request):
+    """With `--products`, tests with few entries test what longer embeddings take."""
+    from contrastive_jax._engine import differences
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.getoption("products"):
+            patch.setattr(differences, "NARROW", 0)
         yield
 
 

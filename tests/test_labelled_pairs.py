@@ -26,7 +26,7 @@ from contrastive_jax import (
     statistics,
 )
 
-ROWS, SIZE, TILE, MARGIN = 24, 4, 8, 1.5
+ROWS, SIZE, TILE, MARGIN = 24, 6, 8, 1.5
 RNG = np.random.default_rng(1)
 X = RNG.standard_normal((ROWS, SIZE)).astype(np.float32)
 X[7] = X[3] + np.float32(1e-4)

@@ -301,8 +301,10 @@ def test_a_far_pair_that_costs_nothing(name, dtype):
         assert value.dtype == slope.dtype == dtype
 
 
-def test_far_rows_that_cost_nothing():
+@pytest.mark.parametrize("width", [2, 6])
+def test_far_rows_that_cost_nothing(width):
     x = jnp.array([[0.0, 1.0], [1.0, 0.0], [1e10, 0.0], [-3e19, 0.0]])
+    x = jnp.pad(x, ((0, 0), (0, width - 2)))
     classes, labels = jnp.arange(4), jnp.ones(1, int)
     squared = distances.squared_euclidean
     value, gradient = jax.value_and_grad(all_pairs_loss)(x[:3], classes[:3], distance=squared)
