@@ -51,11 +51,17 @@ def _by_difference(chosen):
     return mock.patch.object(squared_distances, "fit_differences", return_value=chosen)
 
 
+# As users compile, whatever the tests of this session do: XLA fuses products with sums then.
+AS_USERS = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+if jax.__version_info__ < (0, 11):
+    AS_USERS["xla_cpu_use_fusion_emitters"] = True
+
+
 @functools.lru_cache
-def _program(name, one_set, by_difference=False):
+def _program(name, one_set, by_difference=False, symmetric=False):
     distance, _ = DISTANCES[name]
     product, bound = as_product(distance)
-    metric = Metric(getattr(distance, "func", distance), product, True, "highest", False)
+    metric = Metric(getattr(distance, "func", distance), product, True, "highest", symmetric)
     factor = tuple(jnp.asarray(value) for value in bound.values())
 
     def total(x, y, weights, x_classes, y_classes):
@@ -63,7 +69,8 @@ def _program(name, one_set, by_difference=False):
         matrix = distance_matrix(metric, x, columns, factor, x_classes, others).distances
         return jnp.sum(weights * matrix), matrix
 
-    return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+    options = AS_USERS if by_difference else None
+    return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True), compiler_options=options)
 
 
 @functools.cache
@@ -84,14 +91,15 @@ def _derivative(name, x, y, weights):
         ]
 
 
-def _assert_right(name, x, y=None, by_difference=False):
+def _assert_right(name, x, y=None, by_difference=False, symmetric=False):
     """Every distance to 1e-4, and the gradient of a weighted sum to 1e-4 of its largest entry."""
     one_set = y is None
     columns = x if one_set else y
     weights = np.random.default_rng(1).uniform(-1, 1, (len(x), len(columns))).astype(np.float32)
+    weights = weights + weights.T if symmetric else weights
     weights = weights * ~np.eye(len(x), dtype=bool) if one_set else weights
     classes, others = np.zeros(len(x), np.int32), np.zeros(len(columns), np.int32)
-    program = _program(name, one_set, by_difference)
+    program = _program(name, one_set, by_difference, symmetric)
     with _by_difference(by_difference):
         (_, matrix), gradient = program(x, columns, weights, classes, others)
     pairs = ~np.eye(len(x), dtype=bool) if one_set else np.ones(matrix.shape, bool)
@@ -163,6 +171,7 @@ def test_differences_of_few_entries_keep_their_digits(name, cloud, width):
     rng = np.random.default_rng(3)
     x = cloud(rng)[:, :width].astype(np.float32)
     _assert_right(name, x, by_difference=True)
+    _assert_right(name, x, by_difference=True, symmetric=True)
     y = np.concatenate([x[:7] + np.float32(1e-5), cloud(rng)[:12, :width].astype(np.float32)])
     _assert_right(name, x, y, by_difference=True)
 
@@ -178,7 +187,8 @@ def test_a_map_of_few_entries_has_no_loop(loss):
         return program.lower(x).as_text().count("while")
 
     assert loops(2) == loops(4) == 0
-    assert loops(5) > 0
+    if jax.default_backend() == "cpu":
+        assert loops(5) > 0
 
 
 def test_pairs_as_close_as_the_rounding_of_directions_take_few_rounds():
@@ -194,19 +204,21 @@ def test_pairs_as_close_as_the_rounding_of_directions_take_few_rounds():
     bound = 128 * np.finfo(np.float32).eps / 2
     share = np.mean(np.asarray(pairs.distances)[~np.eye(200, dtype=bool)] < bound)
     assert 0.1 < share < 0.9
-    assert 2 <= residuals.rounds_taken <= 4
+    assert residuals.rounds_taken - 1 in (1, 2, 3)
 
 
-def test_a_loss_by_differences_on_a_gpu():
+@pytest.mark.parametrize("width", [3, 6])
+def test_a_loss_by_differences(width):
     """Equal rows, vectors without direction, rows that do not count: as by products."""
-    x = np.random.default_rng(4).standard_normal((20, 6)).astype(np.float32)
+    x = np.random.default_rng(4).standard_normal((20, width)).astype(np.float32)
     x[3], x[5], x[9] = x[2], 0, 0
     classes = np.arange(20) // 4
     classes[7] = -1
 
     def value(x):
         by_cosine = anchor_loss(x, classes, loss=losses.supcon(0.1))
-        return by_cosine + all_pairs_loss(x, classes, margin=1.5)
+        of_two = anchor_loss(x[:8], classes[:8], x[8:], classes[8:] - 2, loss=losses.nca())
+        return by_cosine + of_two + all_pairs_loss(x, classes, margin=1.5)
 
     with _by_difference(False):
         both = [jax.jit(jax.value_and_grad(value))(x)]

@@ -481,8 +481,7 @@ def test_memory_is_linear():
         return compiled.memory_analysis().temp_size_in_bytes
 
     temporary = cache(temporary)
-    one_by_one = losses.triplet_all()._replace(positives_per_pass=1)
-    triplets = partial(anchor_loss, loss=one_by_one, refine=False)
+    triplets = partial(anchor_loss, loss=losses.triplet_all()._replace(positives_per_pass=1))
     for function in (all_pairs_loss, triplets):
         assert temporary(32768, function) < 4 * temporary(8192, function) + 8e6
     assert temporary(8192, all_pairs_loss) < 32e6

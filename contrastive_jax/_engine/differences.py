@@ -1,10 +1,12 @@
 """Squared distances of all pairs of a small batch from the differences of the vectors.
 
 A difference keeps all digits of a close pair, so that no pair is computed again. It takes D steps
-for each pair instead of a matrix product. On a GPU this is faster: it computes the pairs of
-a small batch in one kernel, while a loop over unresolved pairs waits for the host in each round.
-It is faster everywhere where points have two or three entries, as embeddings that are drawn as a
-map do: many of those are close.
+for each pair instead of a matrix product. It is faster than a product
+
+- on a GPU, which computes the pairs of a small batch in one kernel, while a loop over unresolved
+  pairs waits for the host in each round;
+- where points have few entries, as embeddings that are drawn as a map do. Most rows then have close
+  pairs, which take many rounds.
 """
 
 import functools
@@ -18,7 +20,7 @@ from contrastive_jax._engine.matmul import Product
 
 # Entries of all differences, `N x M x D`, up to which they take less time than products on a GPU.
 LARGEST_ON_GPU = 2**25
-# Entries of a point up to which they take less time than products everywhere.
+# Entries of a point up to which they took less time than products, on a CPU.
 NARROW = 4
 
 
@@ -38,8 +40,10 @@ def fit_differences(metric: Metric, x: Rows, y: Rows | None) -> bool:
     if not metric.refine or (product.points is not None and product.rest is None):
         return False
     rows, width = x.points.shape
-    if width <= NARROW or jax.default_backend() != "gpu":
-        return width <= NARROW
+    if width <= NARROW:
+        return True
+    if jax.default_backend() != "gpu":
+        return False
     return rows * len(x.points if y is None else y.points) * width <= LARGEST_ON_GPU
 
 
@@ -48,7 +52,7 @@ def squares_by_difference(metric: Metric, x: Rows, y: Rows | None) -> jax.Array:
     product = cast(Product, metric.product)
     others = x if y is None else y
     if x.points.shape[1] <= NARROW:
-        square = functools.reduce(jnp.add, map(jnp.square, _entries(x, others)))
+        square = functools.reduce(jnp.add, map(jnp.square, _differences_of_entries(x, others)))
     else:
         square = jnp.sum(jnp.square(_differences(x, others)), axis=2)
     if not product.on_sphere:
@@ -79,12 +83,13 @@ def gradients_by_difference(
     """
     others = x if y is None else y
     if x.points.shape[1] <= NARROW:
-        # Over rows and over columns, as it takes a CPU longer to transpose the slopes.
-        weighted = [2 * slopes * one for one in _entries(x, others)]
-        by_x = jnp.stack([jnp.sum(one, axis=1) for one in weighted], axis=1)
+        # Summed over rows and over columns: to transpose the slopes and to sum over columns alone
+        # takes a CPU longer.
+        by_entry = [2 * slopes * entry for entry in _differences_of_entries(x, others)]
+        by_x = jnp.stack([jnp.sum(each, axis=1) for each in by_entry], axis=1)
         if y is None and metric.symmetric:
             return 2 * by_x, None
-        by_y = -jnp.stack([jnp.sum(one, axis=0) for one in weighted], axis=1)
+        by_y = -jnp.stack([jnp.sum(each, axis=0) for each in by_entry], axis=1)
         return (by_x + by_y, None) if y is None else (by_x, by_y)
     if y is None:
         slopes = slopes + slopes.T
@@ -93,7 +98,7 @@ def gradients_by_difference(
     return jnp.sum(weights, axis=1), -jnp.sum(weights, axis=0)
 
 
-def _entries(x: Rows, y: Rows) -> list[jax.Array]:
+def _differences_of_entries(x: Rows, y: Rows) -> list[jax.Array]:
     """Differences of each entry of the points of all pairs, `[N, M]` each.
 
     A sum over the few entries of a point is not vectorised on a CPU: the caller adds them up.

@@ -29,6 +29,7 @@ from contrastive_jax._engine.differences import (
 )
 from contrastive_jax._engine.matmul import Product
 from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
+from contrastive_jax.distances import rounded
 
 # Rows from which on it takes a CPU longer to transpose a matrix than to multiply by it.
 _LARGE = 256
@@ -111,7 +112,7 @@ class _Residuals(NamedTuple):
     rounds: jax.Array | None
     """The round in which each pair was resolved, `[N, M]`; None where there is but one."""
     rounds_taken: jax.Array | None
-    """The number of rounds."""
+    """The number of rounds and one."""
     references: Any
     """The references of the first round."""
 
@@ -188,6 +189,12 @@ def _with_rest(
         # Arrays that are there already, as zeros would have to be written.
         return points
 
+    if needed is None:
+        # XLA makes the points anew where it takes differences of them, and may fuse the product
+        # that they are with the difference, which leaves out its rounding. Rounded to one bit less
+        # they are the same everywhere, and the rest holds that bit.
+        bits = np.finfo(x.points.dtype).nmant - 1
+        sides = [side._replace(points=rounded(side.points, bits)) for side in sides]
     # Scaled outside of the branch, as the points are made of the same scaled vectors.
     operands = [scaled(side.vectors) for side in sides], [side.points for side in sides]
     rests = computed(*operands) if needed is None else lax.cond(needed, computed, unused, *operands)
