@@ -3,10 +3,11 @@
 Most of the time of a test goes to compiling a program that then runs for milliseconds. Tests
 therefore compile without XLA's optimisations, which takes a third of the time, compile equal
 programs once (shared_programs.py), and draw random numbers with a cheap hash (cheap_hash.py).
-`--optimised` compiles and draws as users do; `--long` adds the tests that are marked as long. `make
-test-all` does both. `--pages` adds the code of the README and of the pages of the site, as `make
-docs` does. `--kernel` and `--package` run the notebooks in another environment, as .ci/test-colab
-does.
+`--optimised` compiles and draws as users do; `--long` adds the tests that are marked as long.
+`make test-all` does both. `--pages` adds the code of the README and of the pages of the site, as
+`make docs` does. `--dense` and `--products` test one way to compute the pairs by the tests of
+another, as `make test-dense` does. `--kernel` and `--package` run the notebooks in another
+environment, as .ci/test-colab does.
 """
 
 import contextlib
@@ -121,11 +122,13 @@ def dense_whatever_tile(request):
 @pytest.fixture(scope="session", autouse=True)
 def products_whatever_width(request):
     """With `--products`, tests with few entries test what longer embeddings take."""
+    if not request.config.getoption("products"):
+        yield
+        return
     from contrastive_jax._engine import differences
 
     with pytest.MonkeyPatch.context() as patch:
-        if request.config.getoption("products"):
-            patch.setattr(differences, "NARROW", 0)
+        patch.setattr(differences, "NARROW", 0)
         yield
 
 

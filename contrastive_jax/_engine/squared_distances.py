@@ -112,7 +112,7 @@ class _Residuals(NamedTuple):
     rounds: jax.Array | None
     """The round in which each pair was resolved, `[N, M]`; None where there is but one."""
     rounds_taken: jax.Array | None
-    """The number of rounds and one."""
+    """The number of the round after the last."""
     references: Any
     """The references of the first round."""
 
@@ -174,7 +174,17 @@ def _number(
 def _with_rest(
     metric: Metric, x: Rows, y: Rows | None, needed: jax.Array | None = None
 ) -> tuple[Rows, Rows | None]:
-    """Rows with the part of their points that rounding has removed, where `needed` says so."""
+    """Rows with the part of their points that rounding has removed.
+
+    Args:
+      metric: the distance.
+      x: rows.
+      y: columns; None for the rows.
+      needed: True if it is needed; None if it always is, for differences of the points.
+
+    Returns:
+      The rows and the columns.
+    """
     product = cast(Product, metric.product)
     rest, scaled = product.rest, product.scaled
     if rest is None or scaled is None:
