@@ -154,6 +154,36 @@ def test_distances_and_gradients_keep_their_digits(name, cloud):
     _assert_right(name, x, y)
 
 
+def test_gradients_of_so_many_rows_that_slopes_are_not_transposed():
+    rng = np.random.default_rng(3)
+    _assert_right("euclidean", _clusters(rng, squared_distances.LARGE).astype(np.float32))
+
+
+@pytest.mark.parametrize("one_set", [False, True])
+def test_gradients_of_products(one_set):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((9, 6)).astype(np.float32)
+    y = x if one_set else rng.standard_normal((12, 6)).astype(np.float32)
+    weights = rng.standard_normal((len(x), len(y))).astype(np.float32)
+    metric = Metric(
+        distances.negative_dot, as_product(distances.negative_dot)[0], True, "highest", False
+    )
+    classes, others = jnp.zeros(len(x), int), jnp.zeros(len(y), int)
+
+    def total(x, y):
+        columns = (None, None) if one_set else (y, others)
+        pairs = distance_matrix(metric, x, columns[0], (), classes, columns[1])
+        return jnp.sum(weights * jnp.where(pairs.counts, pairs.distances, 0))
+
+    by_x, by_y = jax.jit(jax.grad(total, (0, 1)))(x, y)
+    weights = weights.astype(float) * ~np.eye(len(x), dtype=bool) if one_set else weights
+    want = -weights @ y.astype(float), -weights.T @ x.astype(float)
+    if one_set:
+        want = want[0] + want[1], np.zeros_like(by_y)
+    np.testing.assert_allclose(by_x, want[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(by_y, want[1], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["euclidean", "squared_euclidean", "cosine"])
 @pytest.mark.parametrize("cloud", [_chain, _nested])
 def test_differences_on_a_gpu_keep_their_digits(name, cloud):

@@ -95,8 +95,12 @@ def _largest(value: jax.Array, where: jax.Array) -> jax.Array:
         # One array is compared with its maximum: computed twice it might have other digits.
         value = lax.optimization_barrier(jnp.where(where, value, -jnp.inf))
         result = jnp.max(value, axis=1)
-        is_largest = where & (value == result[:, None])
-        return result, jnp.max(jnp.where(is_largest, indices[None], -1), axis=1)
+        chosen = jnp.where(value == result[:, None], indices[None], -1)
+        # Rounded, which changes no index: a kernel for the maximum alone takes a CPU less time than
+        # one that selects as well, which XLA would make of both.
+        index = jnp.max(lax.reduce_precision(chosen, 8, 22), axis=1)
+        # A row without entries has no derivative.
+        return result, jnp.where(result == -jnp.inf, -1, index)
 
     def backward(index: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
         return jnp.where(indices[None] == index[:, None], cotangent[:, None], 0), None

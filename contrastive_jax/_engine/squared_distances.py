@@ -17,6 +17,7 @@ from contrastive_jax._engine.close_pairs import (
     dot,
     from_references,
     keys_of_pairs,
+    product_over_rows,
     references_of_round,
     resolve,
     squares,
@@ -32,7 +33,7 @@ from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, vary
 from contrastive_jax.distances import rounded
 
 # Rows from which on it takes a CPU longer to transpose a matrix than to multiply by it.
-_LARGE = 256
+LARGE = 256
 
 
 class Pairs(NamedTuple):
@@ -280,13 +281,15 @@ def _by_product(
     def weighted(axis: int, of: jax.Array, others: jax.Array) -> jax.Array:
         """Differences of `of` from `others`, which go along an axis of the slopes, added up."""
         total = jnp.sum(slopes, axis=axis)[:, None] * of
-        return total - dot(metric, slopes, others, (axis, 0))
+        if axis == 0:
+            return total - product_over_rows(metric, slopes, others)
+        return total - dot(metric, slopes, others, (1, 0))
 
     # The factors are in the slopes, as a product in which XLA scales its result is slower on a CPU.
     slopes = 2 * slopes
     if v is not None:
         return weighted(1, u, v), weighted(0, v, u)
-    if not metric.symmetric and len(u) >= _LARGE:
+    if not metric.symmetric and len(u) >= LARGE:
         return weighted(1, u, u) + weighted(0, u, u), None
     slopes = 2 * slopes if metric.symmetric else slopes + slopes.T
     return weighted(1, u, u), None
