@@ -44,10 +44,10 @@ def all_pairs_loss(
     (label 1, dissimilar) if not, or as `labels` says. Without references a row is not paired with
     itself, and every pair counts in both orders.
 
-    *Memory.* Up to 1,024 rows a side on one device (4,096 on a GPU) the matrix of all pairs is
-    computed at once. With more rows, a `tile`, an axis name or `distances.angular`, or with more
-    than 2^24 differences, B R D, of a distance without a matrix product, it is never built: a sweep
-    over tiles of pairs computes loss and gradient together.
+    *Memory.* Up to 2^20 pairs on one device, those of 1,024 rows (of 4,096 on a GPU), the matrix of
+    all pairs is computed at once. With more pairs, a `tile`, an axis name or `distances.angular`,
+    or with more than 2^24 differences, B R D, of a distance without a matrix product, it is never
+    built: a sweep over tiles of pairs computes loss and gradient together.
 
     *Precision.* Euclidean, squared Euclidean, cosine, angular, Mahalanobis distance, negative dot
     product and signal-to-noise ratio of `contrastive_jax.distances` use matrix products. The
@@ -121,7 +121,7 @@ def all_pairs_loss(
       refine: True if close pairs are recomputed. Otherwise the sweep takes a tenth less time, and
         distances below about a twentieth of the extent of the batch lose digits.
       tile: rows and columns of a tile, a multiple of 8; by default 512 on a CPU, 4096 on a GPU and
-        2048 on a TPU, or no tiles at all up to 1,024 rows a side (4,096 on a GPU) on one device.
+        2048 on a TPU, or no tiles at all up to 2^20 pairs (2^24 on a GPU) on one device.
       precision: precision of matrix products. The default keeps a GPU from TF32, which loses the
         digits that small distances need.
       method: `"sweep"`, or `"autodiff"`, which goes row by row through the scalar functions as

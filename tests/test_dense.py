@@ -317,6 +317,12 @@ def test_it_is_chosen_by_shape():
     assert "sort" in _names(value, *large)
     assert "sort" in _names(value, *small, *large)
     assert "sort" in _names(functools.partial(value, tile=512), *small)
+    # The number of pairs counts, on whichever side the rows are.
+    few, many = (x[:8], classes[:8]), (np.tile(x[:-1], (4, 1)), np.tile(classes[:-1], 4))
+    assert "sort" not in _names(value, *few, *many)
+    assert "sort" not in _names(value, *many, *few)
+    longest = np.zeros((dense.LONGEST + 1, 8), np.float32), np.zeros(dense.LONGEST + 1, np.int32)
+    assert "sort" in _names(value, *few, *longest)
     anchors = functools.partial(anchor_loss, loss=losses.supcon(0.1))
     assert "sort" not in _names(anchors, *small)
     assert "sort" in _names(anchors, *large)
@@ -399,14 +405,14 @@ def test_triplets_of_small_batches_take_no_sort():
         assert "sort" not in _names(jax.grad(value), x, classes)
 
 
-@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("others", [0, 7, 11])
 def test_triplets_of_classes_of_several_sizes(others):
     """The positives of each anchor, taken one at a time, are those of a loop over triplets."""
     rng = np.random.default_rng(8)
     x = rng.standard_normal((9, 4)).astype(np.float32)
     classes = np.array([1, 0, 1, 2, -1, 1, 0, 1, 3])
-    y = rng.standard_normal((7, 4)).astype(np.float32) if others else x
-    columns = np.array([0, 1, -1, 1, 2, 2, 5]) if others else classes
+    y = rng.standard_normal((others, 4)).astype(np.float32) if others else x
+    columns = np.array([0, 1, -1, 1, 2, 2, 5, 1, 0, 3, 1])[:others] if others else classes
     arguments = (x, classes, y, columns) if others else (x, classes)
     lengths = np.linalg.norm(x[:, None].astype(float) - y[None], axis=2)
     expected = 0.0

@@ -32,9 +32,12 @@ from contrastive_jax._engine.program_cache import compiled
 from contrastive_jax._engine.squared_distances import Pairs
 from contrastive_jax._engine.stages import Stage
 
-# Rows of a side up to which all pairs are computed at once, on a CPU and on a GPU. A sweep over
-# 4,096 rows takes twice the time on a GPU, where the matrix and its gradient take 300 MB.
+# Rows up to which all their pairs are computed at once, on a CPU and on a GPU. A sweep over 4,096
+# rows takes twice the time on a GPU, where the matrix and its gradient take 300 MB.
 LARGEST, LARGEST_ON_GPU = 1024, 4096
+# Rows of a side up to which the pairs with a few others are. The numbers by which close pairs find
+# their references (`close_pairs`) are exact up to here.
+LONGEST = 2**14
 # Entries of the differences of all pairs, `N x M x D`, up to which a distance that does not follow
 # from a product is computed at once.
 _DIFFERENCES = 2**24
@@ -49,11 +52,14 @@ def fits(task: Task, x: Points, y: Points | None) -> bool:
       y: columns; None for the rows.
 
     Returns:
-      True if both sides have rows, and few enough. False for the angular distance.
+      True if both sides have rows, and the pairs are no more than those of `largest_side` rows with
+      one another. False for the angular distance.
     """
     rows, width = x.vectors.shape
     columns = rows if y is None else len(y.classes)
-    if not min(rows, columns) or max(rows, columns) > largest_side():
+    if not min(rows, columns) or rows * columns > largest_side() ** 2:
+        return False
+    if max(rows, columns) > LONGEST:
         return False
     if task.product is not None:
         return not task.product.bends_at_antipodes
@@ -61,7 +67,7 @@ def fits(task: Task, x: Points, y: Points | None) -> bool:
 
 
 def largest_side() -> int:
-    """Returns the number of rows of a side up to which all pairs are computed at once."""
+    """Returns the number of rows up to which all their pairs are computed at once."""
     return LARGEST_ON_GPU if jax.default_backend() == "gpu" else LARGEST
 
 

@@ -62,9 +62,11 @@ def _triplet_sums(
     x, y = masked_points(x), None if y is None else masked_points(y)
     if triplets.combine is None and triplets.positive_distance is None:
         pairs = matrix_of_pairs(task, x, y, parameters)
+        # Columns are numbered by comparing them with one another, where these are fewer pairs.
+        by_class = task.labels is None and (y is None or len(y.classes) <= len(x.classes))
         ordinals = (
             _ordinals(pairs, x.classes, None if y is None else y.classes)
-            if task.labels is None
+            if by_class
             else _ordinals_by_label(pairs)
         )
         arguments = pairs.distances, parameters.loss, loss_parameters, pairs, ordinals
