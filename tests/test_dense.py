@@ -154,11 +154,6 @@ def test_distances_and_gradients_keep_their_digits(name, cloud):
     _assert_right(name, x, y)
 
 
-def test_gradients_of_so_many_rows_that_slopes_are_not_transposed():
-    rng = np.random.default_rng(3)
-    _assert_right("euclidean", _clusters(rng, squared_distances.LARGE).astype(np.float32))
-
-
 @pytest.mark.parametrize("one_set", [False, True])
 def test_gradients_of_products(one_set):
     rng = np.random.default_rng(3)

@@ -32,9 +32,6 @@ from contrastive_jax._engine.matmul import Product
 from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
 from contrastive_jax.distances import rounded
 
-# Rows from which on it takes a CPU longer to transpose a matrix than to multiply by it.
-LARGE = 256
-
 
 class Pairs(NamedTuple):
     """All pairs of two sets of rows, or of one set; `[N, M]` each.
@@ -230,32 +227,16 @@ def _lengths(metric: Metric, x: Rows) -> tuple[jax.Array, ...]:
 
 @on_mesh_of_arguments
 def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
-    x, y, parameters, keys, substitute, rounds, count, first = residuals
+    x, y, parameters, keys, substitute, *_ = residuals
     product = cast(Product, metric.product)
     entries, _, counts = _entries(keys, substitute)
     _, pull = jax.vjp(product.to_distance, entries, *_lengths(metric, x))
     slopes, *by_lengths = pull(jnp.where(counts, cotangents.distances, 0))
     if fit_differences(metric, x, y):
-        total = gradients_by_difference(metric, slopes, x, y)
+        by_x, by_y = gradients_by_difference(metric, slopes, x, y)
     else:
-        u, v = from_references(metric, x, y, parameters, None)
-        own = slopes if rounds is None else jnp.where(rounds == 0, slopes, 0)
-        total = _by_product(metric, own, u, None if y is None else v)
-    if rounds is not None:
-
-        def one_round(state: Any) -> Any:
-            index, total = state
-            related = rounds >= index.astype(rounds.dtype)
-            references = references_of_round(y is None, index, related)
-            references = jax.tree.map(partial(jnp.where, index == 1), first, references)
-            u, v = from_references(metric, x, y, parameters, references)
-            own = jnp.where(rounds == index.astype(rounds.dtype), slopes, 0)
-            more = _by_product(metric, own, u, None if y is None else v)
-            return index + 1, jax.tree.map(jnp.add, total, more)
-
-        init = varying((jnp.int32(1), total), axes_of((residuals, cotangents.distances)))
-        total = lax.while_loop(lambda state: state[0] < count, one_round, init)[1]
-    by_x, by_y = total
+        axes = axes_of((residuals, cotangents.distances))
+        by_x, by_y = _gradients_by_product(metric, residuals, slopes, axes)
     if by_lengths:
         by_x += 2 * by_lengths[0] * x.points
 
@@ -273,10 +254,68 @@ def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
     )
 
 
-def _by_product(
-    metric: Metric, slopes: jax.Array, u: jax.Array, v: jax.Array | None
+def _gradients_by_product(
+    metric: Metric, residuals: _Residuals, slopes: jax.Array, axes: frozenset[Any]
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Gradients by points of a sum whose derivatives by their squared distances are given."""
+    """Gradients by points, of each pair from the references that its distance was taken from.
+
+    Args:
+      metric: the distance.
+      residuals: the rows and the rounds.
+      slopes: derivatives of a sum over all pairs by their squared distances, `[N, M]`.
+      axes: axes of a mesh along which they vary.
+
+    Returns:
+      Gradients of the sum by the points of the rows and of the columns.
+    """
+    x, y, parameters, _, _, rounds, count, first = residuals
+
+    def of_round(
+        slopes: jax.Array, references: Any, *, stored: bool
+    ) -> tuple[jax.Array, jax.Array | None]:
+        u, v = from_references(metric, x, y, parameters, references)
+        return _by_product(metric, slopes, u, None if y is None else v, stored=stored)
+
+    # The factor is in the slopes, as a product in which XLA scales its result is slower on a CPU.
+    slopes = slopes * (4 if y is None and metric.symmetric else 2)
+    if rounds is None:
+        return of_round(slopes, None, stored=False)
+
+    def one_round(state: Any) -> Any:
+        index, slopes, total = state
+        related = rounds >= index.astype(rounds.dtype)
+        references = references_of_round(y is None, index, related)
+        references = jax.tree.map(partial(jnp.where, index == 1), first, references)
+        resolved = rounds == index.astype(rounds.dtype)
+        more = of_round(jnp.where(resolved, slopes, 0), references, stored=True)
+        return index + 1, jnp.where(resolved, 0, slopes), jax.tree.map(jnp.add, total, more)
+
+    # The slopes go through the loop, which leaves those of the pairs that were resolved from the
+    # start. What comes out of a loop is in memory, also if no round was taken.
+    zero = jnp.zeros_like(x.points), None if y is None else jnp.zeros_like(y.points)
+    init = varying((jnp.int32(1), slopes, zero), axes)
+    _, slopes, total = lax.while_loop(lambda state: state[0] < count, one_round, init)
+    by_x, by_y = jax.tree.map(jnp.add, total, of_round(slopes, None, stored=True))
+    return by_x, by_y
+
+
+def _by_product(
+    metric: Metric, slopes: jax.Array, u: jax.Array, v: jax.Array | None, *, stored: bool
+) -> tuple[jax.Array, jax.Array | None]:
+    """Gradients by points of a sum over all pairs of one round.
+
+    Args:
+      metric: the distance.
+      slopes: derivatives of the sum by squared distances, times 2; times 4 if those of one set are
+        symmetric.
+      u: points of the rows.
+      v: points of the columns; None for those of the rows.
+      stored: True if the slopes are in memory. XLA would compute those that are not in the kernel
+        that transposes them, which takes a CPU several times as long.
+
+    Returns:
+      Gradients by the points of the rows and of the columns.
+    """
 
     def weighted(axis: int, of: jax.Array, others: jax.Array) -> jax.Array:
         """Differences of `of` from `others`, which go along an axis of the slopes, added up."""
@@ -285,11 +324,10 @@ def _by_product(
             return total - product_over_rows(metric, slopes, others)
         return total - dot(metric, slopes, others, (1, 0))
 
-    # The factors are in the slopes, as a product in which XLA scales its result is slower on a CPU.
-    slopes = 2 * slopes
     if v is not None:
         return weighted(1, u, v), weighted(0, v, u)
-    if not metric.symmetric and len(u) >= LARGE:
-        return weighted(1, u, u) + weighted(0, u, u), None
-    slopes = 2 * slopes if metric.symmetric else slopes + slopes.T
+    if not metric.symmetric:
+        if not stored:
+            return weighted(1, u, u) + weighted(0, u, u), None
+        slopes = slopes + slopes.T
     return weighted(1, u, u), None
