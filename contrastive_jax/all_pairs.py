@@ -44,10 +44,11 @@ def all_pairs_loss(
     (label 1, dissimilar) if not, or as `labels` says. Without references a row is not paired with
     itself, and every pair counts in both orders.
 
-    *Memory.* Up to 2^20 pairs on one device, those of 1,024 rows (of 4,096 on a GPU), the matrix of
-    all pairs is computed at once. With more pairs, a `tile`, an axis name or `distances.angular`,
-    or with more than 2^24 differences, B R D, of a distance without a matrix product, it is never
-    built: a sweep over tiles of pairs computes loss and gradient together.
+    *Memory.* Up to 2^20 pairs on one device (2^24 on a GPU), as many as a batch of 1,024 rows
+    (4,096) has, the matrix of all pairs is computed at once. With more pairs or more than 16,384
+    rows of a side, a `tile`, an axis name or `distances.angular`, or with more than 2^24
+    differences, B R D, of a distance without a matrix product, it is never built: a sweep over
+    tiles of pairs computes loss and gradient together.
 
     *Precision.* Euclidean, squared Euclidean, cosine, angular, Mahalanobis distance, negative dot
     product and signal-to-noise ratio of `contrastive_jax.distances` use matrix products. The

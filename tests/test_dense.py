@@ -14,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses, statistics
-from contrastive_jax._engine import dense, squared_distances
+from contrastive_jax._engine import (
+    close_pairs,
+    dense,
+    dense_triplets,
+    matrix_statistics,
+    squared_distances,
+)
 from contrastive_jax._engine.close_pairs import Rows
 from contrastive_jax._engine.distance_matrix import (
     Metric,
@@ -150,6 +156,8 @@ def test_distances_and_gradients_keep_their_digits(name, cloud):
     rng = np.random.default_rng(3)
     x = cloud(rng).astype(np.float32)
     _assert_right(name, x)
+    if name != "signal_to_noise":
+        _assert_right(name, x, symmetric=True)
     y = np.concatenate([x[:7] + np.float32(1e-5), cloud(rng).astype(np.float32)[:12]])
     _assert_right(name, x, y)
 
@@ -378,18 +386,84 @@ def test_a_first_row_that_does_not_count_leaves_no_trace():
     "distance", [distances.euclidean, distances.cosine, distances.negative_dot]
 )
 @pytest.mark.parametrize("classes", [[0, 0, 1, -1], [-1, 2, -1, -1]])
-def test_a_vector_that_is_not_finite_shows(distance, classes):
+@pytest.mark.parametrize("width", [3, 6])
+def test_a_vector_that_is_not_finite_shows(distance, classes, width):
     """Also where it has no partner, or the loss leaves its distances out."""
 
     def loss(distance, label):
         return jnp.where(distance < 0.5, distance, 0.0)
 
-    x = np.random.default_rng(6).standard_normal((4, 3)).astype(np.float32)
+    x = np.random.default_rng(6).standard_normal((4, width)).astype(np.float32)
     value = functools.partial(all_pairs_loss, loss=loss, distance=distance)
     ignored, counted = x.copy(), x.copy()
     ignored[3], counted[1, 2] = np.nan, np.inf
     assert np.isfinite(jax.jit(value)(jnp.asarray(ignored), jnp.asarray(classes)))
     assert np.isnan(jax.jit(value)(jnp.asarray(counted), jnp.asarray(classes)))
+
+
+@pytest.mark.parametrize("width", [3, 6])
+def test_a_vector_whose_square_overflows(width):
+    """It is finite, and farther from the others than the margin."""
+    x = np.random.default_rng(6).standard_normal((8, width)).astype(np.float32)
+    classes = np.array([0, 0, 1, 2, 1, 3, 4, 4])
+
+    def value(x, classes):
+        return all_pairs_loss(x, classes, margin=1.0, reduction="sum")
+
+    both = jax.jit(jax.value_and_grad(value))
+    far = x.copy()
+    far[3] *= np.float32(1e25)
+    (got, gradient), (want, others) = both(far, classes), both(np.delete(x, 3, 0), classes[_BUT_3])
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    np.testing.assert_allclose(gradient[_BUT_3], others, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(gradient[3], 0)
+
+
+_BUT_3 = np.array([0, 1, 2, 4, 5, 6, 7])
+
+
+def test_references_of_the_longest_side():
+    size = dense.LONGEST
+    related = jnp.zeros((size, 2), bool).at[size - 1].set(True).at[5, 1].set(True)
+    for index in (1, 2, 511, size):
+        rows, columns = close_pairs.references_of_round(False, jnp.int32(index), related)
+        assert columns[0] == size - 1
+        assert columns[1] in (5, size - 1)
+        assert rows[size - 1] in (5, size - 1)
+
+
+def test_an_entry_of_minus_infinity_has_no_derivative():
+    """A row of them alone has a largest value that is no distance."""
+    value = jnp.array([[-jnp.inf, 1.0], [-jnp.inf, -jnp.inf]])
+    where = jnp.array([[True, True], [True, False]])
+
+    def total(value):
+        pairs = statistics.largest(value, where)
+        return jnp.sum(matrix_statistics._reduced(where, value.dtype, pairs))
+
+    np.testing.assert_array_equal(jax.grad(total)(value), [[0, 1], [0, 0]])
+
+
+@pytest.mark.parametrize("labels", [None, lambda a, b: jnp.where(a == b, 0, 1)])
+def test_a_vector_of_nan_is_no_positive_of_every_anchor(labels):
+    """Anchors take as many rounds as they have positives. The label of such a pair is lost."""
+    x = np.random.default_rng(3).standard_normal((4, 6)).astype(np.float32)
+    x[1] = np.nan
+    y = np.random.default_rng(4).standard_normal((24, 6)).astype(np.float32)
+    numbers = []
+
+    def record(positive):
+        jax.debug.callback(numbers.append, jnp.max(jnp.sum(positive, axis=1)))
+        return numbered(positive)
+
+    numbered = dense_triplets._ordinals_by_row
+    with mock.patch.object(dense_triplets, "_ordinals_by_row", record):
+        loss = losses.triplet_all(0.21)
+        arguments = np.arange(4), y, np.arange(24) // 3
+        value = jax.jit(lambda x: anchor_loss(x, *arguments, loss=loss, labels=labels))(x)
+        jax.effects_barrier()
+    assert np.isnan(value)
+    assert numbers == [3]
 
 
 @pytest.mark.sweep

@@ -230,9 +230,9 @@ def dot(metric: Metric, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> ja
 
 
 def product_over_rows(metric: Metric, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns `a.T @ b` of a matrix `[N, M]` and the points of its rows, `[N, E]`."""
-    # The points are transposed and not the matrix, and the barriers keep XLA to that: a product
-    # over the rows of a large matrix takes a CPU up to three times as long.
+    """Returns `a.T @ b` of a matrix `a`, `[N, M]`, and the points of its rows `b`, `[N, E]`."""
+    # The points are transposed and not the matrix, which the barriers keep XLA from undoing: a
+    # product over the rows of a large matrix takes a CPU up to three times as long.
     transposed = lax.optimization_barrier(b.T)
     product: jax.Array = lax.optimization_barrier(dot(metric, transposed, a, (1, 0)))
     return product.T

@@ -35,7 +35,7 @@ from contrastive_jax._engine.stages import Stage
 # Rows up to which all their pairs are computed at once, on a CPU and on a GPU. A sweep over 4,096
 # rows takes twice the time on a GPU, where the matrix and its gradient take 300 MB.
 LARGEST, LARGEST_ON_GPU = 1024, 4096
-# Rows of a side up to which the pairs with a few others are. The numbers by which close pairs find
+# Largest number of rows of a side, however few the other has. The numbers by which close pairs find
 # their references (`close_pairs`) are exact up to here.
 LONGEST = 2**14
 # Entries of the differences of all pairs, `N x M x D`, up to which a distance that does not follow
@@ -52,8 +52,9 @@ def fits(task: Task, x: Points, y: Points | None) -> bool:
       y: columns; None for the rows.
 
     Returns:
-      True if both sides have rows, and the pairs are no more than those of `largest_side` rows with
-      one another. False for the angular distance.
+      True if both sides have rows, at most `LONGEST`, and the pairs are no more than those of
+      `largest_side` rows with one another. False for the angular distance, and for too many
+      differences of a distance that does not follow from a product.
     """
     rows, width = x.vectors.shape
     columns = rows if y is None else len(y.classes)

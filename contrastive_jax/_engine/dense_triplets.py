@@ -62,13 +62,16 @@ def _triplet_sums(
     x, y = masked_points(x), None if y is None else masked_points(y)
     if triplets.combine is None and triplets.positive_distance is None:
         pairs = matrix_of_pairs(task, x, y, parameters)
-        # Columns are numbered by comparing them with one another, where these are fewer pairs.
-        by_class = task.labels is None and (y is None or len(y.classes) <= len(x.classes))
-        ordinals = (
-            _ordinals(pairs, x.classes, None if y is None else y.classes)
-            if by_class
-            else _ordinals_by_label(pairs)
-        )
+        y_classes = None if y is None else y.classes
+        if task.labels is not None:
+            # A distance of NaN has lost the label of its pair.
+            positive = pairs.counts & (pairs.labels == 0) & ~jnp.isnan(pairs.distances)
+            ordinals = _ordinals_by_row(positive)
+        elif y_classes is not None and len(y_classes) > len(x.classes):
+            # To compare the columns with one another would take more pairs than the matrix has.
+            ordinals = _ordinals_by_row(pairs.counts & (x.classes[:, None] == y_classes[None]))
+        else:
+            ordinals = _ordinals(pairs, x.classes, y_classes)
         arguments = pairs.distances, parameters.loss, loss_parameters, pairs, ordinals
         sums = _sums_over_positives(triplets, *varying(arguments, axes_of(arguments)))
         return cast(tuple[jax.Array, jax.Array, jax.Array], sums)
@@ -103,9 +106,8 @@ def _ordinals(pairs: Pairs, x_classes: jax.Array, y_classes: jax.Array | None) -
     return jnp.where(pairs.counts & (pairs.labels == 0), of_pairs, -1)
 
 
-def _ordinals_by_label(pairs: Pairs) -> jax.Array:
-    """Numbers the positives of each anchor, as `_ordinals` does, from the labels of all pairs."""
-    positive = pairs.counts & (pairs.labels == 0)
+def _ordinals_by_row(positive: jax.Array) -> jax.Array:
+    """Numbers the positives of each anchor, as `_ordinals` does, given the mask of all of them."""
     return jnp.where(positive, jnp.cumsum(positive.astype(jnp.float32), axis=1) - 1, -1)
 
 

@@ -127,7 +127,7 @@ def _of_products(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _inner_products(metric: Metric, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns `a @ b.T`, whose gradients are products that a CPU is quick at."""
+    """Returns `a @ b.T`, whose gradients are computed by products that are fast on a CPU."""
     return dot(metric, a, b, (1, 1))
 
 

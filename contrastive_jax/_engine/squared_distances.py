@@ -131,8 +131,6 @@ def _forward(
     if by_difference:
         x, y = _with_rest(metric, x, y)
         square, is_exact = squares_by_difference(metric, x, y), None
-        sides = (x,) if y is None else (x, y)
-        norms = tuple(jnp.max(jnp.abs(side.points), axis=1) for side in sides)
     else:
         square, is_exact, norms = squares(metric, x, y, parameters, None)
     keys = jnp.where(
@@ -148,21 +146,21 @@ def _forward(
     entries, labels, counts = _entries(keys, substitute)
     distances = cast(Product, metric.product).to_distance(entries, *_lengths(metric, x))
     classes = (x_classes,) if y_classes is None else (x_classes, y_classes)
-    number, bad = _number(norms, classes)
+    number, bad = _number((x,) if y is None else (x, y), classes)
     if given is not None:
         number = jnp.sum(counts.astype(number.dtype))
     residuals = _Residuals(x, y, parameters, keys, substitute, rounds, count, references)
     return Pairs(distances, labels, counts, number, bad), residuals
 
 
-def _number(
-    norms: tuple[jax.Array, ...], classes: tuple[jax.Array, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the number of pairs that count, and NaN if a norm is not finite, else 0."""
+def _number(sides: tuple[Rows, ...], classes: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    """Returns the number of pairs that count, and NaN if a vector is not finite, else 0."""
+    # Entries, as the squared length of a finite vector may overflow.
+    sizes = [jnp.max(jnp.abs(side.vectors), axis=1) for side in sides]
     # Both sums in one, for which XLA has a kernel ready on a CPU.
     sums = [
-        jnp.sum(jnp.stack([norm * 2.0**-32, jnp.asarray(own >= 0, norm.dtype)]), axis=1)
-        for norm, own in zip(norms, classes, strict=True)
+        jnp.sum(jnp.stack([size * 2.0**-32, jnp.asarray(own >= 0, size.dtype)]), axis=1)
+        for size, own in zip(sizes, classes, strict=True)
     ]
     counts = [count for _, count in sums]
     number = counts[0] * (counts[0] - 1 if len(counts) == 1 else counts[1])
@@ -291,7 +289,7 @@ def _gradients_by_product(
         return index + 1, jnp.where(resolved, 0, slopes), jax.tree.map(jnp.add, total, more)
 
     # The slopes go through the loop, which leaves those of the pairs that were resolved from the
-    # start. What comes out of a loop is in memory, also if no round was taken.
+    # start. What comes out of a loop is in memory, even if no round was taken.
     zero = jnp.zeros_like(x.points), None if y is None else jnp.zeros_like(y.points)
     init = varying((jnp.int32(1), slopes, zero), axes)
     _, slopes, total = lax.while_loop(lambda state: state[0] < count, one_round, init)
@@ -306,11 +304,11 @@ def _by_product(
 
     Args:
       metric: the distance.
-      slopes: derivatives of the sum by squared distances, times 2; times 4 if those of one set are
-        symmetric.
+      slopes: derivatives of the sum by squared distances, times 2; times 4 for one set whose
+        cotangent is symmetric.
       u: points of the rows.
       v: points of the columns; None for those of the rows.
-      stored: True if the slopes are in memory. XLA would compute those that are not in the kernel
+      stored: True if the slopes are in memory. Otherwise XLA computes them inside of the kernel
         that transposes them, which takes a CPU several times as long.
 
     Returns:
