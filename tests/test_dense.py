@@ -413,13 +413,11 @@ def test_a_vector_whose_square_overflows(width):
     both = jax.jit(jax.value_and_grad(value))
     far = x.copy()
     far[3] *= np.float32(1e25)
-    (got, gradient), (want, others) = both(far, classes), both(np.delete(x, 3, 0), classes[_BUT_3])
+    others = np.arange(8) != 3
+    (got, gradient), (want, without) = both(far, classes), both(x[others], classes[others])
     np.testing.assert_allclose(got, want, rtol=1e-6)
-    np.testing.assert_allclose(gradient[_BUT_3], others, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient[others], without, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(gradient[3], 0)
-
-
-_BUT_3 = np.array([0, 1, 2, 4, 5, 6, 7])
 
 
 def test_references_of_the_longest_side():
