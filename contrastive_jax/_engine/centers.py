@@ -12,6 +12,7 @@ from contrastive_jax._directions import unit
 from contrastive_jax._dtypes import widen
 from contrastive_jax._engine.closures import closure_convert
 from contrastive_jax._engine.derivatives import add_gradient, differentiable, eager_vjp
+from contrastive_jax._engine.matmul import matmul
 from contrastive_jax._engine.problem import Method, zero_or_nan
 from contrastive_jax._engine.program_cache import compiled
 from contrastive_jax._engine.sharding import axes_of, psum_once, varying
@@ -122,7 +123,7 @@ def _swept_sums(
     classes: jax.Array,
 ) -> _Sums:
     """Sums over blocks of rows, with the gradient computed in the forward pass."""
-    sums_of_block = partial(_sums_of_block, loss, partial(_product, precision), shape)
+    sums_of_block = partial(_sums_of_block, loss, partial(matmul, precision), shape)
 
     def with_gradient(
         wanted: Any, rows: jax.Array, centers: jax.Array, parameters: Any, classes: jax.Array
@@ -193,25 +194,3 @@ def _sums_of_block(
         for one in means
     )
     return value, (count, active)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(precision: lax.PrecisionLike, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns `a @ b`, whose gradients are products that a CPU is quick at."""
-    return jnp.matmul(a, b, precision=precision)
-
-
-def _product_forward(precision: lax.PrecisionLike, a: jax.Array, b: jax.Array) -> Any:
-    # Not by the function itself: the derivative of a gradient goes through here.
-    return jnp.matmul(a, b, precision=precision), (a, b)
-
-
-def _product_backward(precision: lax.PrecisionLike, operands: Any, cotangent: jax.Array) -> Any:
-    a, b = operands
-    # The barrier keeps the transposition out of the product, which over the rows of a is slow.
-    transposed = lax.optimization_barrier(a.T)
-    by_a = jnp.matmul(cotangent, b.T, precision=precision)
-    return by_a, jnp.matmul(transposed, cotangent, precision=precision)
-
-
-_product.defvjp(_product_forward, _product_backward)

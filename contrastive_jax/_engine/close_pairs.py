@@ -94,7 +94,7 @@ def squares(
 
     lengths = (norms(x, u),) if y is None else (norms(x, u), norms(y, v))
     row, column = lengths[0][:, None], lengths[-1][None]
-    square = row + column - 2 * dot(metric, u, v, (1, 1))
+    square = row + column - 2 * jnp.matmul(u, v.T, precision=metric.precision)
     # The distance from the reference itself is exact.
     is_exact = ~(square < _least_square(metric, lengths, with_rest=x.rest is not None))
     return square, is_exact, lengths
@@ -223,16 +223,3 @@ def references_of_round(
         columns = least(related.T, keys)
         chosen = least(related, columns), columns
     return tuple(lax.rem(one.astype(jnp.int32), np.int32(size)) for one in chosen)
-
-
-def dot(metric: Metric, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    return lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), precision=metric.precision)
-
-
-def product_over_rows(metric: Metric, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns `a.T @ b` of a matrix `a`, `[N, M]`, and the points of its rows `b`, `[N, E]`."""
-    # The points are transposed and not the matrix, which the barriers keep XLA from undoing: a
-    # product over the rows of a large matrix takes a CPU up to three times as long.
-    transposed = lax.optimization_barrier(b.T)
-    product: jax.Array = lax.optimization_barrier(dot(metric, transposed, a, (1, 0)))
-    return product.T

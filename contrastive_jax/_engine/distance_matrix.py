@@ -6,15 +6,14 @@ product, and a batch without close pairs none. Other distances are computed here
 that they follow from themselves, or pair by pair.
 """
 
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax._engine.close_pairs import Metric, Rows, dot, product_over_rows
-from contrastive_jax._engine.matmul import Product
+from contrastive_jax._engine.close_pairs import Metric, Rows
+from contrastive_jax._engine.matmul import Product, matmul
 from contrastive_jax._engine.problem import zero_or_nan
 from contrastive_jax._engine.sharding import axes_of, varying
 from contrastive_jax._engine.squared_distances import Pairs, masks_of_pairs, pairs_from_squares
@@ -120,27 +119,9 @@ def _of_products(
     def points(side: jax.Array) -> jax.Array:
         return side if product.points is None else product.points(side, *parameters)
 
-    products = _inner_products(metric, points(x), points(x if y is None else y))
+    products = matmul(metric.precision, points(x), points(x if y is None else y).T)
     distances = product.to_distance(products)
     return _substituted((x, y), _masked(distances, counts), counts, differ, pair)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _inner_products(metric: Metric, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns `a @ b.T`, whose gradients are computed by products that are fast on a CPU."""
-    return dot(metric, a, b, (1, 1))
-
-
-def _inner_products_forward(metric: Metric, a: jax.Array, b: jax.Array) -> Any:
-    return dot(metric, a, b, (1, 1)), (a, b)
-
-
-def _inner_products_backward(metric: Metric, operands: Any, cotangent: jax.Array) -> Any:
-    a, b = operands
-    return dot(metric, cotangent, b, (1, 0)), product_over_rows(metric, cotangent, a)
-
-
-_inner_products.defvjp(_inner_products_forward, _inner_products_backward)
 
 
 def _pair_that_counts(

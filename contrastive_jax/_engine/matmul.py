@@ -1,9 +1,9 @@
-"""Distances that follow from the inner product of two points, and so from a matrix product."""
+"""Distances that follow from the inner product of two points, and the matrix products they take."""
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,34 @@ def is_symmetric(distance: Callable[..., jax.Array]) -> bool:
     if distance is distances.signal_to_noise:
         return False
     return getattr(distances, getattr(distance, "__name__", ""), None) is distance
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def matmul(precision: lax.PrecisionLike, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Returns `a @ b`, whose gradients are computed by products that are fast on a CPU."""
+    return jnp.matmul(a, b, precision=precision)
+
+
+def _matmul_forward(precision: lax.PrecisionLike, a: jax.Array, b: jax.Array) -> Any:
+    # Not by the function itself: the derivative of a gradient goes through here.
+    return jnp.matmul(a, b, precision=precision), (a, b)
+
+
+def _matmul_backward(precision: lax.PrecisionLike, operands: Any, cotangent: jax.Array) -> Any:
+    a, b = operands
+    by_a = jnp.matmul(cotangent, b.T, precision=precision)
+    return by_a, matmul_over_rows(precision, a, cotangent)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def matmul_over_rows(precision: lax.PrecisionLike, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Returns `a.T @ b` of a narrow matrix `a`, `[N, E]`, and a large one `b`, `[N, M]`."""
+    # Without the barriers XLA leaves a as it is, or transposes b where the result is transposed: a
+    # product over the rows of a large matrix takes a CPU up to three times as long.
+    product = jnp.matmul(lax.optimization_barrier(a.T), b, precision=precision)
+    return cast(jax.Array, lax.optimization_barrier(product))
 
 
 @jax.custom_jvp

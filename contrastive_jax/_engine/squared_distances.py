@@ -14,10 +14,8 @@ from jax import lax
 from contrastive_jax._engine.close_pairs import (
     Metric,
     Rows,
-    dot,
     from_references,
     keys_of_pairs,
-    product_over_rows,
     references_of_round,
     resolve,
     squares,
@@ -28,7 +26,8 @@ from contrastive_jax._engine.differences import (
     gradients_by_difference,
     squares_by_difference,
 )
-from contrastive_jax._engine.matmul import Product
+from contrastive_jax._engine.matmul import Product, matmul_over_rows
+from contrastive_jax._engine.problem import zero_or_nan
 from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
 from contrastive_jax.distances import rounded
 
@@ -145,26 +144,20 @@ def _forward(
     substitute = jnp.where(largest == -jnp.inf, -1, largest)
     entries, labels, counts = _entries(keys, substitute)
     distances = cast(Product, metric.product).to_distance(entries, *_lengths(metric, x))
-    classes = (x_classes,) if y_classes is None else (x_classes, y_classes)
-    number, bad = _number((x,) if y is None else (x, y), classes)
     if given is not None:
-        number = jnp.sum(counts.astype(number.dtype))
+        number = jnp.sum(counts.astype(distances.dtype))
+    else:
+        classes = (x_classes,) if y_classes is None else (x_classes, y_classes)
+        number = _number(classes, distances.dtype)
+    bad = zero_or_nan(x.vectors) + (0 if y is None else zero_or_nan(y.vectors))
     residuals = _Residuals(x, y, parameters, keys, substitute, rounds, count, references)
     return Pairs(distances, labels, counts, number, bad), residuals
 
 
-def _number(sides: tuple[Rows, ...], classes: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-    """Returns the number of pairs that count, and NaN if a vector is not finite, else 0."""
-    # Entries, as the squared length of a finite vector may overflow.
-    sizes = [jnp.max(jnp.abs(side.vectors), axis=1) for side in sides]
-    # Both sums in one, for which XLA has a kernel ready on a CPU.
-    sums = [
-        jnp.sum(jnp.stack([size * 2.0**-32, jnp.asarray(own >= 0, size.dtype)]), axis=1)
-        for size, own in zip(sizes, classes, strict=True)
-    ]
-    counts = [count for _, count in sums]
-    number = counts[0] * (counts[0] - 1 if len(counts) == 1 else counts[1])
-    return number, 0 * (sums[0][0] + (sums[1][0] if len(sums) > 1 else 0))
+def _number(classes: tuple[jax.Array, ...], dtype: Any) -> jax.Array:
+    """Returns the number of pairs that count where the classes alone tell them."""
+    counts = [jnp.sum((one >= 0).astype(dtype)) for one in classes]
+    return counts[0] * (counts[1] if len(counts) == 2 else counts[0] - 1)
 
 
 def _with_rest(
@@ -319,8 +312,8 @@ def _by_product(
         """Differences of `of` from `others`, which go along an axis of the slopes, added up."""
         total = jnp.sum(slopes, axis=axis)[:, None] * of
         if axis == 0:
-            return total - product_over_rows(metric, slopes, others)
-        return total - dot(metric, slopes, others, (1, 0))
+            return total - matmul_over_rows(metric.precision, others, slopes).T
+        return total - jnp.matmul(slopes, others, precision=metric.precision)
 
     if v is not None:
         return weighted(1, u, v), weighted(0, v, u)
