@@ -102,7 +102,8 @@ ORDERS = {
 
 def derivatives_of(name, orders=tuple(ORDERS)):
     """First derivatives `[2, D]`, and second ones `[2, 2, D, D]` in three ways."""
-    orders = {order: ORDERS[order](DISTANCES[name]) for order in orders}
+    # Compiled, so that it is traced once for all orders.
+    orders = {order: ORDERS[order](compiled(name)) for order in orders}
     return lambda a, b: {
         order: jnp.stack([jnp.stack(x) if isinstance(x, tuple) else x for x in function(a, b)])
         for order, function in orders.items()
@@ -114,16 +115,14 @@ def derivatives(name):
     return jax.jit(derivatives_of(name))
 
 
-entries = st.floats(2.0**-10, 1024, width=32).flatmap(lambda x: st.sampled_from([x, -x])) | st.just(
-    0.0
-)
+sizes = st.floats(2.0**-10, 1024, width=32)
+entries = sizes | sizes.map(lambda x: -x) | st.just(0.0)
 
 
 @st.composite
 def vector_pairs(draw):
     """Vectors that are unrelated, equal, opposite, stretched, almost equal, or zero."""
-    a = np.array(draw(st.lists(entries, min_size=3, max_size=3)), np.float32)
-    other = np.array(draw(st.lists(entries, min_size=3, max_size=3)), np.float32)
+    a, other = (np.array(draw(st.tuples(*[entries] * 3)), np.float32) for _ in range(2))
     stretch = np.float32(draw(st.sampled_from([1, -1, 0, 0.7, -3.3])))
     offset = np.float32(draw(st.sampled_from([0, 1e-6, 1e-3, 1])))
     return a, stretch * a + offset * other
@@ -313,7 +312,7 @@ def numeric(name):
 
 def together(name, *orders):
     derivatives = derivatives_of(name, orders)
-    return lambda a, b: (DISTANCES[name](a, b), derivatives(a, b))
+    return lambda a, b: (compiled(name)(a, b), derivatives(a, b))
 
 
 TRANSFORMED = {
@@ -372,6 +371,11 @@ def test_euclidean_derivatives_at_any_scale(scale):
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6 / distance)
 
 
+@functools.cache
+def gradient_of(distance):
+    return jax.jit(jax.grad(distance))
+
+
 @pytest.mark.parametrize("angle", [1e-6, 1e-4, 1e-2])
 def test_gradients_of_small_angles(angle):
     rng = np.random.default_rng(0)
@@ -385,9 +389,16 @@ def test_gradients_of_small_angles(angle):
     cosine = [float(-v) / math.sqrt(aa * bb) for v in p]
     angular = [float(-v) / math.sqrt(dot(p, p) * aa) for v in p]
     for function, expected in ((distances.cosine, cosine), (distances.angular, angular)):
-        actual = jax.jit(jax.grad(function))(a, b)
+        actual = gradient_of(function)(a, b)
         error = np.linalg.norm(actual - np.array(expected)) / np.linalg.norm(expected)
         assert error < 2e-6
+
+
+@functools.cache
+def derivatives_by_order():
+    first = jax.grad(distances.minkowski, 2)
+    second = [outer(first, 2) for outer in (jax.grad, jax.jacfwd)]
+    return jax.jit(lambda *arguments: [function(*arguments) for function in (first, *second)])
 
 
 @pytest.mark.parametrize("order", [1.0, 1.5, 2.0, 7.0])
@@ -401,10 +412,9 @@ def test_minkowski_derivatives_by_order(order):
     step, p = 1e-4, np.longdouble(order)
     first = (function(p + step) - function(p - step)) / (2 * step)
     second = (function(p + step) - 2 * function(p) + function(p - step)) / step**2
-    derivative = jax.grad(distances.minkowski, 2)
-    np.testing.assert_allclose(jax.jit(derivative)(a, b, order), float(first), rtol=1e-5)
-    for outer in (jax.grad, jax.jacfwd):
-        value = jax.jit(outer(derivative, 2))(a, b, order)
+    value, *values = derivatives_by_order()(a, b, order)
+    np.testing.assert_allclose(value, float(first), rtol=1e-5)
+    for value in values:
         np.testing.assert_allclose(value, float(second), rtol=1e-4)
 
 
