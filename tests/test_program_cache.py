@@ -37,6 +37,11 @@ def _losses():
         "mined": lambda x: anchor_loss(x, CLASSES, loss=mining.hard(losses.logistic)),
         "triple": lambda x: anchor_loss(x, CLASSES, loss=losses.triplet_semi_hard(0.3)),
         "proxy": lambda x: proxy_loss(x, CLASSES, X[:4], loss=losses.arcface(0.3)),
+        "hard pairs": lambda x: mining.online_hard_loss(x, CLASSES, margin=0.7),
+        "hard pairs of anchors": lambda x: mining.online_hard_loss(
+            x, CLASSES, loss=losses.ntxent(0.2), reduction="mean"
+        ),
+        "array": lambda x: anchor_loss(x, CLASSES, loss=losses.supcon(jnp.float32(0.2))),
     }
 
 
@@ -48,6 +53,35 @@ def test_eager_calls_compile_once(name):
             again = derived(_losses()[name])(X)
         assert compilations() == 0
         np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("name", ["anchor", "pair", "proxy", "distance"])
+def test_eager_derivatives_by_hyperparameters_compile_once_for_all_values(name):
+    function = {
+        "anchor": lambda t: anchor_loss(X, CLASSES, loss=losses.supcon(t)),
+        "pair": lambda t: all_pairs_loss(X, CLASSES, loss=losses.sigmoid(temperature=10 * t)),
+        "proxy": lambda t: proxy_loss(X, CLASSES, X[:4], loss=losses.normalized_softmax(t)),
+        "distance": lambda t: all_pairs_loss(
+            X, CLASSES, distance=functools.partial(distances.minkowski, order=10 * t)
+        ),
+    }[name]
+    jax.grad(function)(0.2)
+    with test_util.count_jit_compilation_cache_miss() as compilations:
+        again = jax.grad(function)(0.3)
+    assert compilations() == 0
+    np.testing.assert_allclose(again, jax.jit(jax.grad(function))(0.3), rtol=1e-5)
+
+
+def test_a_traced_value_takes_the_program_of_its_own_precision():
+    factor = jnp.eye(4, dtype=jnp.float32)
+
+    def value(factor):
+        return all_pairs_loss(X, CLASSES, distance=lambda a, b: distances.euclidean(factor @ a, b))
+
+    jax.grad(value)(factor)
+    with jax.default_matmul_precision("float32"), test_util.count_jit_compilation_cache_miss() as n:
+        jax.grad(value)(factor)
+    assert n() > 0
 
 
 def test_other_numbers_and_shapes_compile_again():
@@ -106,7 +140,10 @@ def test_identity():
     assert identified(losses.contrastive) == identified(losses.contrastive)
     assert identified(losses.contrastive) != identified(losses.contrastive_linear)
     assert isinstance(identified(losses.supcon().loss), Identified)
-    for value in (np.ones(2), jnp.ones(2), object(), {1, 2}):
+    assert identified(_adder(jnp.float32(0.1))) == identified(_adder(jnp.float32(0.1)))
+    for other in (jnp.float32(0.2), jnp.float16(0.1), jnp.asarray(0.1), np.float32(0.1)):
+        assert identified(_adder(jnp.float32(0.1))) != identified(_adder(other))
+    for value in (np.ones(2), jnp.ones(2), np.array(1.0), object(), {1, 2}):
         assert isinstance(identified(_adder(value)), Unidentified)
 
     def recursive(x):

@@ -1,12 +1,19 @@
 """Functions that close over traced values, made comparable."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from contrastive_jax._compat import MARK_AS_VARYING, without_constants
-from contrastive_jax._engine.program_cache import Unidentified, identified
+from contrastive_jax._engine.program_cache import (
+    Unidentified,
+    identified,
+    identified_with_arguments,
+)
 from contrastive_jax._engine.sharding import axes_of
 from contrastive_jax._traced_checks import CheckedBefore, check_closed_over, checked_before
 
@@ -65,4 +72,11 @@ def closure_convert(
             values[k] = value
         return jax.tree.unflatten(tree, jax.core.eval_jaxpr(jaxpr, values, *jax.tree.leaves(own)))
 
-    return Unidentified(with_values), tuple(consts[k] for k in traced)
+    values = tuple(consts[k] for k in traced)
+    if any(jnp.ndim(one) for one in concrete if one is not None):
+        return Unidentified(with_values), values
+    # Programs are printed with the addresses of their functions, whose code is compared instead.
+    text = re.sub("0x[0-9a-f]+", "", str(jaxpr))
+    numbers = tuple(None if one is None else np.asarray(one).tobytes() for one in concrete)
+    program = text, numbers, tree, tuple(jax.typeof(one) for one in consts)
+    return identified_with_arguments(with_values, function, values, program), values

@@ -3,8 +3,10 @@
 `jax.jit` takes two functions for the same if they are one object. A loss such as
 `losses.supcon(0.1)` is a new object wherever it is written, so eager calls would compile it each
 time and keep every program. Here two functions are the same if they have the same code and close
-over equal values. A function that closes over something else, as over an array, gets a program of
-its own, which is dropped after the call.
+over equal values. Traced values, as where a gradient by a temperature is taken, become arguments
+(`closures`), and any others of their type fit the program. A function that closes over something
+else, as over an array of several entries, gets a program of its own, which is dropped after the
+call.
 """
 
 import dis
@@ -12,9 +14,9 @@ import enum
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -74,9 +76,34 @@ def identified(function: Callable[..., Any]) -> Callable[..., Any]:
       value that has no identity of its own, as an array or a mutable object.
     """
     try:
-        return Identified(function, _identity(function, ()))
+        return Identified(function, _identity(function, _Outer()))
     except (_NoIdentity, RecursionError):
         return Unidentified(function)
+
+
+def identified_with_arguments(
+    converted: Callable[..., Any],
+    function: Callable[..., Any],
+    traced: Sequence[jax.Array],
+    program: Hashable,
+) -> Callable[..., Any]:
+    """Makes a function comparable that takes as arguments what another closes over.
+
+    Args:
+      converted: the function, which computes `program`.
+      function: the function that it was made from.
+      traced: the values that `function` closes over and `converted` takes.
+      program: what `function` was traced to, which depends on settings of JAX too, such as the
+        default precision of products.
+
+    Returns:
+      A callable with the results of `converted`, `Identified` or `Unidentified`.
+    """
+    try:
+        identity = _identity(function, _Outer(traced=tuple(traced)))
+    except (_NoIdentity, RecursionError):
+        return Unidentified(converted)
+    return Identified(converted, (identity, program))
 
 
 def compiled(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
@@ -123,8 +150,25 @@ class _Same:
         return id(self.value)
 
 
-def _identity(value: Any, outer: tuple[Any, ...]) -> Hashable:
+class _Outer(NamedTuple):
+    """The surroundings of a value: the functions that hold it, and the traced values of these."""
+
+    functions: tuple[Any, ...] = ()
+    traced: tuple[Any, ...] = ()
+    """Values that become arguments, of which only the types count."""
+
+
+def _identity(value: Any, outer: _Outer) -> Hashable:
     """Returns a value that is equal for values that a function computes the same with."""
+    if isinstance(value, jax.core.Tracer):
+        for index, one in enumerate(outer.traced):
+            if one is value:
+                return "argument", index, jax.typeof(value)
+        raise _NoIdentity
+    if isinstance(value, jax.Array) and value.ndim == 0:
+        # A number, such as a temperature, and no array that the cache would hold.
+        number = np.asarray(value)
+        return jax.Array, jax.typeof(value), number.tobytes(), value.sharding
     if type(value) in _TYPES or isinstance(value, _VALUES):
         # 0.0 equals -0.0 and 1 equals True, but they are different to a function; NaN equals none.
         return type(value), repr(value)
@@ -143,10 +187,10 @@ def _identity(value: Any, outer: tuple[Any, ...]) -> Hashable:
     raise _NoIdentity
 
 
-def _identity_of_function(function: Any, outer: tuple[Any, ...]) -> Hashable:
-    if function in outer:
-        return "recursive", outer.index(function)
-    outer = (*outer, function)
+def _identity_of_function(function: Any, outer: _Outer) -> Hashable:
+    if function in outer.functions:
+        return "recursive", outer.functions.index(function)
+    outer = outer._replace(functions=(*outer.functions, function))
     home = str(function.__globals__.get("__name__"))
     is_of_a_library = home.split(".")[0] in ("contrastive_jax", "jax")
     if not is_of_a_library and _is_of_a_module(function):
