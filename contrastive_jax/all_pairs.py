@@ -68,8 +68,9 @@ def all_pairs_loss(
     With an axis name the loss can be differentiated once, in reverse mode.
 
     *Eager calls.* Called outside of `jax.jit`, the loss is compiled once for each shape and for
-    each code and values of `loss` and `distance`. One that closes over an array or an object is
-    compiled at every call.
+    each code and values of `loss` and `distance`; one program serves all values that a derivative
+    is taken by. A function that closes over an array of several entries or an object is compiled at
+    every call.
 
     *Devices.* With an axis name, of `jax.pmap`, `jax.shard_map` or `jax.vmap`, each device passes
     its own rows and the pairs are those of all rows together, which the devices pass on in a ring.
@@ -103,7 +104,8 @@ def all_pairs_loss(
         `embeddings`. Without references it may depend on the order, which takes twice the time of
         the symmetric ones of `contrastive_jax.distances`. Parameters are bound by
         `functools.partial`.
-      margin: scalar above 0, passed to `loss` as a keyword; without it `loss` keeps its default.
+      margin: scalar, above 0 unless `loss` has other bounds, as `losses.cosine_embedding` does. It
+        is passed to `loss` as a keyword; without it `loss` keeps its default.
         Under `jax.jit` pass it as an argument, and one compilation serves all margins. Or one of
         each class, `[C]`: a pair has that of its first row, as with the boundaries of
         `losses.margin_by_class`, so that without references, where it counts in both orders, it

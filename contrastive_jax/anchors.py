@@ -28,6 +28,7 @@ from contrastive_jax._engine.sharding import axes_of, gathered
 from contrastive_jax.checks import check_distance
 from contrastive_jax.distances import cosine
 from contrastive_jax.labels.types import PairLabels
+from contrastive_jax.losses._distance import check_fits_statistics
 from contrastive_jax.losses._means import check_reduction
 from contrastive_jax.losses.types import AnchorLoss, TripletLoss
 
@@ -59,7 +60,7 @@ def anchor_loss(
     `contrastive_jax.losses` lists the losses.
 
     Call it under `jax.jit`. Outside, a program is compiled once for each shape and each loss of
-    equal hyperparameters; for a loss that closes over an array, at every call.
+    equal hyperparameters; for a loss that closes over an array of several entries, at every call.
 
     *Devices.* With an axis name every device passes its own rows, of embeddings and of references,
     and gets the loss of the global batch and its gradient by its own rows. For the gradients of
@@ -236,11 +237,7 @@ def _evaluated(
     check_method(method, axis_name)
     if distance is not None:
         check_distance(distance)
-    if loss.fixed and distance not in (None, loss.distance):
-        raise ValueError(
-            f"the formula of this loss holds for {_name(loss.distance)} distances alone, got "
-            f"{_name(distance)}"
-        )
+        check_fits_statistics(loss, distance)
     data = gathered(data)
     problem = make_problem(
         (embeddings, classes, None),
@@ -269,10 +266,6 @@ def _evaluated(
         method = "autodiff"
     reverse_only = shared or reduction == "none"
     return evaluate(problem, method, total, *arguments, reverse_only=reverse_only)
-
-
-def _name(function: Any) -> str:
-    return str(getattr(function, "__name__", function))
 
 
 def anchor_statistics(

@@ -345,13 +345,37 @@ def _is_class(x: Any) -> Any:
     return valid
 
 
-def _check(name: str, x: Any) -> None:
-    expected, rule = _RULES[name]
+def check_bounds(bounds: tuple[float, float], **values: Any) -> None:
+    """Checks that all entries of arrays are in `[low, high)`, as `check_range` does for scalars.
+
+    Args:
+      bounds: the least value allowed, and the bound above, which is not allowed itself.
+      **values: scalars or arrays.
+
+    Raises:
+      ValueError: for the first concrete value that is wrong, naming argument, row and value.
+
+    Example:
+      >>> import numpy as np
+      >>> from contrastive_jax import checks
+      >>> checks.check_bounds((-1, 1), margin=np.array([0.5, 1.0]))
+      Traceback (most recent call last):
+          ...
+      ValueError: margin must be in [-1, 1), got 1.0 in row 1
+    """
+    low, high = bounds
+    rule = (f"in [{low:.5g}, {high:.5g})", lambda x: (x >= low) & (x < high))
+    for name, x in values.items():
+        _check(name, x if isinstance(x, jax.core.Tracer) else np.asarray(jax.device_get(x)), rule)
+
+
+def _check(name: str, x: Any, rule: _Rule | None = None) -> None:
+    expected, holds = rule or _RULES[name]
     if x.size == 0 or (isinstance(x, jax.core.Tracer) and CHECKED_BEFORE.get()):
         return
     # To find the first wrong row takes all of them; nothing is gathered unless it is asked for.
     x = gathered(x)
-    valid = rule(x)
+    valid = holds(x)
     message = f"{name} must be {expected}, got {{value}}"
     details = {"value": x}
     if x.ndim:

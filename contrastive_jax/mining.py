@@ -13,6 +13,7 @@ positive and a negative where the miner selects them together (`hard`, `easy_pos
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,15 +22,23 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from contrastive_jax._engine.program_cache import compiled, identified
 from contrastive_jax._engine.sharding import axes_of, varying
 from contrastive_jax._host_arrays import as_array, as_classes
 from contrastive_jax._traced_checks import check_traced
 from contrastive_jax.all_pairs import Reduction, all_pairs_loss
 from contrastive_jax.anchors import anchor_loss, anchor_statistics
-from contrastive_jax.checks import check_distance, check_hyperparameters, check_range, check_scalars
-from contrastive_jax.distances import cosine, euclidean
+from contrastive_jax.checks import check_distance, check_range, check_scalars
+from contrastive_jax.distances import (
+    angular,
+    cosine,
+    euclidean,
+    negative_dot,
+    squared_euclidean,
+)
 from contrastive_jax.labels.types import PairLabels
-from contrastive_jax.losses._distance import is_fixed
+from contrastive_jax.losses._distance import carrier, check_fits_statistics, rule_of_pairs
+from contrastive_jax.losses._margins import with_margin_checks
 from contrastive_jax.losses._means import split_mean
 from contrastive_jax.losses._selected import (
     as_loss_of_anchors,
@@ -41,7 +50,9 @@ from contrastive_jax.losses._selected import (
 from contrastive_jax.losses.pairwise import contrastive, margin_based
 from contrastive_jax.losses.types import (
     AnchorLoss,
+    CentersLoss,
     Mean,
+    ProxyLoss,
     TripletLoss,
     resolve_distance,
     with_distance,
@@ -137,7 +148,7 @@ def _select_two(
     loss: PairLoss | AnchorLoss | TripletLoss,
     distance: Distance | None,
 ) -> AnchorLoss:
-    measure, fixed = _measure(loss, distance)
+    measure, rules = _measure(loss, distance)
 
     def statistics(distance: jax.Array, label: jax.Array, *data: Any) -> Any:
         return positive_statistic(distance, label == 0), smallest(distance, label == 1)
@@ -147,7 +158,7 @@ def _select_two(
         return means_of_two(loss, positive, negative, *data)
 
     needs = loss.needs if isinstance(loss, AnchorLoss) else ()
-    return AnchorLoss(loss_of_anchor, (statistics,), measure, fixed, needs)
+    return AnchorLoss(loss_of_anchor, (statistics,), measure, needs=needs, **rules)
 
 
 def semi_hard(
@@ -189,7 +200,7 @@ def semi_hard(
       >>> print(f"{value:.3f}")
       0.206
     """
-    measure, fixed = _measure(loss, distance)
+    measure, rules = _measure(loss, distance)
     _check_of_positives(loss)
     check_scalars(margin=margin)
     if isinstance(margin, jax.core.Tracer):
@@ -206,15 +217,21 @@ def semi_hard(
         mean = mean_of_two(loss, positive, jnp.where(has_negative, negative, 1))
         return masked(mean, has_negative)
 
-    return TripletLoss(loss_of_triplet, (statistics,), measure, fixed=fixed)
+    return TripletLoss(loss_of_triplet, (statistics,), measure, **rules)
 
 
 def _measure(
     loss: PairLoss | AnchorLoss | TripletLoss, distance: Distance | None
-) -> tuple[Distance, bool]:
-    """Returns the distance that a miner measures, and True if its loss allows no other."""
+) -> tuple[Distance, dict[str, Any]]:
+    """Returns the distance that a miner measures, and the fields that say which others fit."""
+    if isinstance(loss, ProxyLoss | CentersLoss):
+        raise ValueError(
+            f"a miner selects among the pairs of a batch, and a {type(loss).__name__} compares "
+            "rows with proxies: give it to proxy_loss"
+        )
     if not isinstance(loss, AnchorLoss | TripletLoss):
-        return resolve_distance(loss, distance), is_fixed(loss)
+        measure = resolve_distance(loss, distance)
+        return measure, {"check_distance": rule_of_pairs(loss)}
     if isinstance(loss, TripletLoss) and (loss.combine or loss.positive_distance):
         raise ValueError(
             "a miner selects pairs by their distances from the anchor, and the negatives of this "
@@ -223,9 +240,9 @@ def _measure(
         )
     if distance is not None:
         check_distance(distance)
-    if loss.fixed and distance not in (None, loss.distance):
-        raise ValueError("the formula of this loss is of its own distance: leave distance out")
-    return loss.distance if distance is None else distance, loss.fixed
+        check_fits_statistics(loss, distance)
+    rules = {"fixed": loss.fixed, "check_distance": loss.check_distance}
+    return loss.distance if distance is None else distance, rules
 
 
 def _check_of_positives(loss: PairLoss | AnchorLoss | TripletLoss) -> None:
@@ -278,7 +295,7 @@ def multi_similarity(
       >>> print(f"{value:.3f}")
       0.957
     """
-    measure, fixed = _measure(loss, distance)
+    measure, rules = _measure(loss, distance)
     check_range(0, math.inf, epsilon=epsilon)
 
     def is_mined(distance: jax.Array, label: ArrayLike, selected: Any) -> jax.Array:
@@ -286,9 +303,19 @@ def multi_similarity(
         near, far = distance < farthest + epsilon, distance > nearest - epsilon
         return jnp.where(label == 1, near, far)
 
-    loss_of_all = as_loss_of_anchors(loss)._replace(distance=measure, fixed=fixed)
+    loss_of_all = as_loss_of_anchors(loss)._replace(distance=measure, **rules)
     mined: AnchorLoss | TripletLoss = restricted_to(loss_of_all, is_mined, _farthest_and_nearest)
     return mined
+
+
+# The Euclidean distance of vectors of unit length, from other distances of them.
+_CHORDS: tuple[tuple[Distance, Callable[[jax.Array], jax.Array]], ...] = (
+    (euclidean, lambda distance: distance),
+    (squared_euclidean, jnp.sqrt),
+    (cosine, lambda distance: jnp.sqrt(2 * distance)),
+    (angular, lambda distance: 2 * jnp.sin(distance / 2)),
+    (negative_dot, lambda distance: jnp.sqrt(jnp.maximum(0, 2 + 2 * distance))),
+)
 
 
 def distance_weighted(
@@ -311,17 +338,20 @@ def distance_weighted(
     Args:
       loss: a loss of a distance and a label, of anchors without data, or of triplets.
       dimension: size of the embeddings, which are of unit length; at least 3.
-      cutoff: distances below get the weight of this one, as noise would dominate otherwise.
-      largest: negatives farther away are left out, as a loss would be 0 there.
+      cutoff: Euclidean distances below get the weight of this one, as noise would dominate
+        otherwise.
+      largest: negatives farther away are left out, as a loss would be 0 there; a Euclidean
+        distance too, whichever the loss measures.
 
     Returns:
-      Loss for `anchor_loss` with the Euclidean distance alone, the mean over positives of their
+      Loss for `anchor_loss` with the distance of the loss alone, the mean over positives of their
       loss and that of a negative, or of a loss of anchors or triplets that has the positive and
       the negative alone. The latter takes two passes for each example of the largest class.
 
     Raises:
-      ValueError: as `semi_hard`, and if the loss has another distance, `dimension` is below 3, or
-        `0 < cutoff < largest <= 2` does not hold.
+      ValueError: as `semi_hard`, and if the loss measures a distance other than the Euclidean, the
+        squared Euclidean, the cosine or the angular one or the negative dot product, `dimension` is
+        below 3, or `0 < cutoff < largest <= 2` does not hold.
 
     References:
       Wu, Manmatha, Smola and Kraehenbuehl, Sampling Matters in Deep Embedding Learning, 2017
@@ -336,11 +366,13 @@ def distance_weighted(
       >>> print(f"{value:.3f}")
       0.253
     """
-    measure, _ = _measure(loss, None if isinstance(loss, AnchorLoss | TripletLoss) else euclidean)
-    if measure is not euclidean:
+    measure, _ = _measure(loss, None)
+    chord = next((chord for one, chord in _CHORDS if one is measure), None)
+    if chord is None:
+        names = ", ".join(one.__name__ for one, _ in _CHORDS)
         raise ValueError(
-            "negatives are drawn by Euclidean distances, and this loss is of others; if its "
-            "formula allows it, loss._replace(distance=distances.euclidean) changes that"
+            "negatives are drawn by the distances of vectors of unit length, which follow from "
+            f"those of {names}, and this loss measures {getattr(measure, '__name__', measure)}"
         )
     _check_of_positives(loss)
     check_scalars(dimension=dimension, cutoff=cutoff, largest=largest)
@@ -350,18 +382,19 @@ def distance_weighted(
         raise ValueError(f"expected 0 < cutoff < largest <= 2, got {cutoff} and {largest}")
 
     def log_weight(distance: jax.Array) -> jax.Array:
-        distance = jnp.clip(distance, cutoff, largest)
+        # The weights are constants, and the chord has no derivative where two vectors coincide.
+        distance = jnp.clip(chord(lax.stop_gradient(distance)), cutoff, largest)
         height = jnp.maximum(1 - distance**2 / 4, 1e-6)
         return (2 - dimension) * jnp.log(distance) + (3 - dimension) / 2 * jnp.log(height)
 
     def is_drawn(distance: jax.Array, label: jax.Array) -> jax.Array:
-        return (label == 1) & (distance < largest)
+        return (label == 1) & (chord(distance) < largest)
 
     def share(distance: jax.Array, whole: jax.Array) -> jax.Array:
         return lax.stop_gradient(jnp.exp(jnp.minimum(log_weight(distance) - whole, 0)))
 
     if isinstance(loss, AnchorLoss | TripletLoss):
-        return _in_expectation(loss, log_weight, is_drawn, share)
+        return _in_expectation(loss, measure, log_weight, is_drawn, share)
 
     def weights(distance: jax.Array, label: jax.Array) -> Any:
         return log_sum_exp(log_weight(distance), is_drawn(distance, label)), total(1.0, label == 0)
@@ -378,11 +411,12 @@ def distance_weighted(
     def loss_of_anchor(first: Any, sums: Any) -> Mean:
         return Mean(sum(sums), first[1])
 
-    return AnchorLoss(loss_of_anchor, (weights, weighted), euclidean, fixed=True)
+    return AnchorLoss(loss_of_anchor, (weights, weighted), measure, fixed=True)
 
 
 def _in_expectation(
     loss: AnchorLoss | TripletLoss,
+    measure: Distance,
     log_weight: Callable[[jax.Array], jax.Array],
     is_drawn: Callable[[jax.Array, jax.Array], jax.Array],
     share: Callable[[jax.Array, jax.Array], jax.Array],
@@ -408,7 +442,7 @@ def _in_expectation(
 
     # One positive at a time: the loss is evaluated for each pair, and for four compiled four times.
     return TripletLoss(
-        loss_of_positive, (weights, weighted), euclidean, positives_per_pass=1, fixed=True
+        loss_of_positive, (weights, weighted), measure, positives_per_pass=1, fixed=True
     )
 
 
@@ -444,8 +478,8 @@ def online_hard_loss(
         with a margin of 0.5; of anchors without data, or of triplets, which see the hard pairs
         only.
       distance: function of two vectors; by default that of the loss.
-      margin: above 0, in the unit of the distance, passed to a pair loss as a keyword; without it
-        the loss keeps its own.
+      margin: in the unit of the distance, passed to a pair loss as a keyword; without it the loss
+        keeps its own.
       reduction: for a pair loss as in `all_pairs_loss`, for others as in `anchor_loss`. The
         reductions `"mean"` and `"balanced"` of a pair loss divide by the number of all pairs, hard
         or not, and `"active"` by that of active pairs. Every pair of one set counts in both orders.
@@ -476,12 +510,13 @@ def online_hard_loss(
     """
     measure, _ = _measure(loss, distance)
     if margin is not None:
-        check_hyperparameters(margin=margin)
         if isinstance(loss, AnchorLoss | TripletLoss):
             raise ValueError(
                 "margin is passed to losses of pairs: make this loss with its margin, as in "
                 "losses.triplet_all(margin), and leave margin out here"
             )
+        check_scalars(margin=margin)
+        margin = with_margin_checks(margin, loss, margin)
     if labels is None:
         classes = as_classes("classes", classes)
         if reference_classes is not None:
@@ -490,8 +525,33 @@ def online_hard_loss(
     embeddings = as_array("embeddings", embeddings, classes=own)
     if references is not None:
         references = as_array("references", references, classes=others)
-    sets = (embeddings, classes, references, reference_classes)
     options |= {"distance": measure, "axis_name": axis_name, "labels": labels}
+    run: Any = partial(_loss_of_hard_pairs, loss=loss, reduction=reduction, options=options)
+    if labels is None and not isinstance(jnp.zeros(()), jax.core.Tracer):
+        # In one program, which takes the farthest and the nearest pair as arguments of its parts:
+        # each part by itself would be compiled for their values.
+        run = compiled(_called, identified(run))
+    value: jax.Array = run(embeddings, classes, references, reference_classes, margin)
+    return value
+
+
+def _called(function: Callable[..., jax.Array], *arguments: Any) -> jax.Array:
+    return function(*arguments)
+
+
+def _loss_of_hard_pairs(
+    embeddings: jax.Array,
+    classes: Any,
+    references: jax.Array | None,
+    reference_classes: Any,
+    margin: ArrayLike | None,
+    *,
+    loss: PairLoss | AnchorLoss | TripletLoss,
+    reduction: Any,
+    options: dict[str, Any],
+) -> jax.Array:
+    """Computes `online_hard_loss`, whose options are those of `all_pairs_loss`."""
+    sets, axis_name = (embeddings, classes, references, reference_classes), options["axis_name"]
     constant: list[Any] = [
         one if one is None else lax.stop_gradient(one) for one in (embeddings, references)
     ]
@@ -514,12 +574,10 @@ def online_hard_loss(
         return jnp.where(label == 1, distance < farthest, distance > nearest)
 
     if isinstance(loss, AnchorLoss | TripletLoss):
-        anchor_reduction: Any = reduction
-        return anchor_loss(
-            *sets, loss=restricted_to(loss, is_hard), reduction=anchor_reduction, **options
-        )
-    pair_loss = loss
+        return anchor_loss(*sets, loss=restricted_to(loss, is_hard), reduction=reduction, **options)
+    pair_loss, measure = loss, options["distance"]
 
+    @with_distance(measure, margins=getattr(carrier(loss), "margins", None))
     def hard_loss(distance: jax.Array, label: jax.Array, **margins: jax.Array) -> jax.Array:
         return jnp.where(is_hard(distance, label), pair_loss(distance, label, **margins), 0)
 

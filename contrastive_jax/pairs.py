@@ -12,6 +12,7 @@ from contrastive_jax._carried_checks import with_checks
 from contrastive_jax._host_arrays import as_array, column_hint
 from contrastive_jax.checks import check_scalars
 from contrastive_jax.losses import contrastive, resolve_distance
+from contrastive_jax.losses._margins import with_margin_checks
 
 
 def pair_loss(
@@ -81,7 +82,9 @@ def pair_loss(
     else:
         margins = {"margin": as_array("margin", margin)}
         chex.assert_shape(margins["margin"], labels.shape, **expected)
-    a = with_checks(a, a=a, b=b, labels=labels, **margins)
+    a = with_checks(a, a=a, b=b, labels=labels)
+    for margin in margins.values():
+        a = with_margin_checks(a, loss, margin)
 
     def one(a: jax.Array, b: jax.Array, label: jax.Array, margins: dict[str, Any]) -> jax.Array:
         value = loss(measure(a, b), label, **margins)

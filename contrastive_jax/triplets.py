@@ -13,6 +13,7 @@ from contrastive_jax._host_arrays import as_array
 from contrastive_jax._traced_checks import check_traced
 from contrastive_jax.checks import check_distance
 from contrastive_jax.losses import AnchorLoss, TripletLoss, mean_over_pairs
+from contrastive_jax.losses._distance import check_fits_statistics
 from contrastive_jax.losses._means import total_of_means
 from contrastive_jax.losses._selected import means_of_triplet
 
@@ -106,8 +107,7 @@ def _checked_loss(
         loss = mean_over_pairs(loss, distance)
     elif distance is not None:
         check_distance(distance)
-        if loss.fixed and distance is not loss.distance:
-            raise ValueError("the formula of this loss is of its own distance: leave distance out")
+        check_fits_statistics(loss, distance)
     needs = loss.needs if isinstance(loss, AnchorLoss) else ()
     if len(data) != len(needs):
         raise ValueError(

@@ -9,8 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src import test_util
+from jax.experimental import checkify
 
-from contrastive_jax import all_pairs_loss, all_pairs_sums, distances, losses, pair_loss
+from contrastive_jax import (
+    all_pairs_loss,
+    all_pairs_sums,
+    anchor_loss,
+    distances,
+    losses,
+    mining,
+    pair_loss,
+)
 
 pytestmark = pytest.mark.usefixtures("unrefined")
 
@@ -192,6 +201,112 @@ def test_a_loss_of_ones_own_carries_its_distance():
         pair_loss(X, X, 0 * CLASSES, loss=ratio, distance=distances.cosine)
     with pytest.raises(ValueError, match="distance must be a function of two vectors"):
         losses.with_distance("cosine")
+
+
+def test_the_distances_of_a_loss_hold_its_own():
+    for others, names in (((distances.cosine,), "cosine"), ((), "none")):
+        message = f"must hold the distance that the loss carries, euclidean, got {names}"
+        with pytest.raises(ValueError, match=message):
+            losses.with_distance(distances.euclidean, others)
+    with pytest.raises(ValueError, match="distance must be a function of two vectors"):
+        losses.with_distance(distances.cosine, (distances.cosine, "euclidean"))
+
+
+# Losses that are made of a pair loss.
+MADE = {
+    "mean_over_pairs": losses.mean_over_pairs,
+    "weighted_sum": lambda loss: losses.weighted_sum((1.0, losses.mean_over_pairs(loss))),
+    "hard": mining.hard,
+    "easy_positive": mining.easy_positive,
+    "semi_hard": mining.semi_hard,
+    "multi_similarity": mining.multi_similarity,
+    "mined sum": lambda loss: mining.hard(losses.mean_over_pairs(loss)),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_made_of_a_pair_loss_measures_the_distances_that_fit_it(name):
+    make = MADE[name]
+    for loss, distance in (
+        (losses.contrastive, "negative_dot"),
+        (losses.sentence_contrastive, "chebyshev"),
+        (losses.sigmoid(bias=-5.0), "euclidean"),
+    ):
+        message = f"expects .*, got {distance}"
+        with pytest.raises(ValueError, match=message):
+            anchor_loss(X, CLASSES, loss=make(loss), distance=getattr(distances, distance))
+    made = make(losses.sentence_contrastive)
+    assert made.distance is distances.cosine
+    value = anchor_loss(X, CLASSES, loss=made, distance=distances.euclidean)
+    other = make(losses.with_distance(distances.euclidean)(losses.sentence_contrastive))
+    np.testing.assert_allclose(value, anchor_loss(X, CLASSES, loss=other), rtol=1e-6)
+
+
+def test_a_fixed_loss_takes_its_distance_bound_by_partial_and_one_that_can_not_be_compared():
+    loss, same = losses.circle(), functools.partial(distances.cosine)
+    value = anchor_loss(X, CLASSES, loss=loss)
+    other = anchor_loss(X, CLASSES, loss=loss, distance=same)
+    np.testing.assert_allclose(other, value, rtol=1e-6)
+
+    class Distance:
+        __hash__ = None
+
+        def __call__(self, a, b):
+            return jnp.sum(a * b)
+
+        def __eq__(self, other):
+            raise TypeError
+
+    for call in (
+        lambda: anchor_loss(X, CLASSES, loss=loss, distance=Distance()),
+        lambda: mining.hard(loss, Distance()),
+    ):
+        with pytest.raises(ValueError, match="holds for cosine distances alone, got"):
+            call()
+
+
+@pytest.mark.parametrize("margin", [-0.5, 0.0, 0.4])
+def test_a_margin_that_is_a_cosine_may_be_0_or_less(margin):
+    def formula(d, y):
+        return np.where(y, np.maximum(0, 1 - d - margin), d)
+
+    want = _mean_over_pairs(formula, NUMPY["cosine"], X)
+    for one in (margin, np.full(3, margin, np.float32), jnp.float32(margin)):
+        value = all_pairs_loss(X, CLASSES, loss=losses.cosine_embedding, margin=one)
+        np.testing.assert_allclose(value, want, rtol=1e-5)
+    checked = jax.jit(
+        checkify.checkify(
+            lambda m: all_pairs_loss(X, CLASSES, loss=losses.cosine_embedding, margin=m)
+        )
+    )
+    error, value = checked(margin)
+    assert error.get() is None
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    assert "margin must be in [-1, 1), got 1.5" in checked(1.5)[0].get()
+    labels = np.array([0, 1, 1, 0, 1])
+    value = pair_loss(X[:5], X[5:], labels, loss=losses.cosine_embedding(), margin=margin)
+    want = formula(NUMPY["cosine"](X[:5].astype(float), X[5:].astype(float)), labels)
+    np.testing.assert_allclose(value, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "margin", "message"),
+    [
+        (losses.cosine_embedding, 1.5, r"margin must be in \[-1, 1\), got 1.5"),
+        (losses.cosine_embedding, -1.5, r"margin must be in \[-1, 1\), got -1.5"),
+        (losses.contrastive(positive_margin=2.0), 1.0, r"positive_margin must be in \[0, 1\)"),
+        (losses.contrastive, 0.0, "margin must be above 0 and finite, got 0.0"),
+        (lambda d, y, margin: d * margin, -1.0, "margin must be above 0 and finite, got -1.0"),
+    ],
+)
+def test_wrong_margins_are_refused_wherever_they_are_passed(loss, margin, message):
+    for call in (
+        lambda: all_pairs_loss(X, CLASSES, loss=loss, margin=margin),
+        lambda: pair_loss(X, X[::-1], np.ones(10, int), loss=loss, margin=margin),
+        lambda: mining.online_hard_loss(X, CLASSES, loss=loss, margin=margin),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 MARGINS = np.float32([0.5, 2.0, 3.0])

@@ -267,15 +267,65 @@ def test_wrong_options_are_refused(options, message):
         mining.distance_weighted(**options)
 
 
+# The Euclidean distance of vectors of unit length, from others.
+CHORDS = {
+    distances.squared_euclidean: jnp.sqrt,
+    distances.cosine: lambda d: jnp.sqrt(2 * d),
+    distances.angular: lambda d: 2 * jnp.sin(d / 2),
+    distances.negative_dot: lambda d: jnp.sqrt(2 + 2 * d),
+}
+
+
+@pytest.mark.parametrize("distance", CHORDS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("whole", [False, True], ids=["pairs", "anchors"])
+def test_negatives_are_drawn_alike_whichever_distance_the_loss_measures(distance, whole):
+    chord = CHORDS[distance]
+    of_chord = functools.partial(losses.margin_based, margin=0.3, boundary=1.1)
+
+    def loss_of(measure, chord):
+        loss = losses.with_distance(measure, (measure,))(lambda d, y: of_chord(chord(d), y))
+        if whole:
+            loss = losses.mean_over_pairs(loss)
+        return mining.distance_weighted(loss, dimension=6)
+
+    x = jnp.asarray(np.random.default_rng(3).standard_normal((12, 6)), jnp.float32)
+    classes = np.arange(12) // 3
+
+    def value(x, loss):
+        return anchor_loss(x / jnp.linalg.norm(x, axis=1, keepdims=True), classes, loss=loss)
+
+    results = [
+        jax.value_and_grad(value)(x, loss)
+        for loss in (loss_of(distance, chord), loss_of(EUCLIDEAN, lambda d: d))
+    ]
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [losses.sigmoid, losses.supcon(), losses.n_pair()])
+def test_the_weights_of_negatives_have_no_derivative_where_rows_coincide(loss):
+    x = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    x[5] = x[4] = x[0]
+    mined = mining.distance_weighted(loss, dimension=4)
+    gradient = jax.grad(lambda x: anchor_loss(x, np.arange(8) // 2, loss=mined))(x)
+    assert np.isfinite(gradient).all()
+
+
 A, LABELS = np.float32(np.eye(3)), np.array([0, 0, 1])
 EUCLIDEAN = distances.euclidean
+MANHATTAN = losses.with_distance(distances.manhattan)(losses.contrastive)
 SUM = losses.weighted_sum((1, losses.ntxent()), (1, losses.supcon()))
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: mining.hard(losses.arcface()), "must be a function of a distance and a label"),
+        (
+            lambda: mining.hard(losses.arcface()),
+            "ProxyLoss compares rows .*: give it to proxy_loss",
+        ),
+        (lambda: mining.hard(0.5), "must be a function of a distance and a label"),
         (lambda: mining.hard(losses.angular()), "measured from anchor and positive together"),
         (lambda: mining.multi_similarity(losses.angular()), "give its triplets to triplet_loss"),
         (
@@ -287,17 +337,16 @@ SUM = losses.weighted_sum((1, losses.ntxent()), (1, losses.supcon()))
             "sigmoid expects the cosine distance, .* got euclidean",
         ),
         (
-            lambda: mining.distance_weighted(losses.sigmoid, dimension=6),
-            "sigmoid expects the cosine distance, .* got euclidean",
+            lambda: mining.distance_weighted(MANHATTAN, dimension=6),
+            "follow from those of euclidean, .*, negative_dot, and this loss measures manhattan",
         ),
         (
-            lambda: mining.distance_weighted(losses.ntxent(), dimension=6),
-            "drawn by Euclidean distances, and this loss is of others; .*loss._replace",
+            lambda: mining.easy_positive(losses.circle(), distances.euclidean),
+            "holds for cosine distances alone, got euclidean",
         ),
-        (lambda: mining.easy_positive(losses.circle(), distances.euclidean), "of its own distance"),
         (
             lambda: anchor_loss(A, LABELS, loss=mining.hard(losses.sigmoid), distance=EUCLIDEAN),
-            "the formula of this loss holds for cosine distances alone, got euclidean",
+            "sigmoid expects the cosine distance, .* got euclidean",
         ),
         (
             lambda: anchor_loss(A, LABELS, loss=mining.semi_hard(SUM)),
@@ -310,7 +359,7 @@ SUM = losses.weighted_sum((1, losses.ntxent()), (1, losses.supcon()))
         (lambda: mining.semi_hard(margin=0.0), "margin must be above 0, got 0"),
         (
             lambda: mining.multi_similarity(losses.multi_similarity(), distances.euclidean),
-            "of its own distance",
+            "holds for cosine distances alone, got euclidean",
         ),
         (lambda: mining.multi_similarity(epsilon=-1.0), "epsilon must be in"),
     ],

@@ -106,7 +106,11 @@ def test_data_of_anchors():
         ((A, P, N * np.nan), {}, "negatives must be finite, got nan in row 0"),
         ((A, P, N), {"loss": losses.arcface()}, "loss must be a function of a distance"),
         ((A, P, N), {"loss": losses.sigmoid, "distance": distances.euclidean}, "sigmoid expects"),
-        ((A, P, N), {"loss": losses.circle(), "distance": distances.euclidean}, "its own distance"),
+        (
+            (A, P, N),
+            {"loss": losses.circle(), "distance": distances.euclidean},
+            "holds for cosine distances alone, got euclidean",
+        ),
         ((A, P, N), {"loss": losses.margin_by_class()}, "needs data: a tuple of a boundary for"),
         ((A, P, N), {"distance": "cosine"}, "distance must be a function of two vectors"),
     ],

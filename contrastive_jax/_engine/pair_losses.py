@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from contrastive_jax._carried_checks import carry_check, with_checks
+from contrastive_jax._carried_checks import carry_check
 from contrastive_jax._dtypes import at_least_float32
 from contrastive_jax._engine.closures import closure_convert
 from contrastive_jax._engine.engines import Engine, evaluate
@@ -29,6 +29,7 @@ from contrastive_jax._engine.stages import Stage
 from contrastive_jax._host_arrays import as_array, as_classes
 from contrastive_jax._traced_checks import check_real_scalar, check_traced
 from contrastive_jax.checks import check_scalars
+from contrastive_jax.losses._margins import with_margin_checks
 from contrastive_jax.losses.types import resolve_distance
 from contrastive_jax.statistics import total
 
@@ -109,7 +110,7 @@ def reduce_pairs(
                 "a margin of each class is for labels by classes: leave labels out, or pass a "
                 "scalar margin"
             )
-        margins = _class_margins(margin, rows, columns)
+        margins = _class_margins(loss, margin, rows, columns)
         return _reduce_by_class(
             reduce,
             rows,
@@ -128,7 +129,7 @@ def reduce_pairs(
     if margin is not None:
         chex.assert_rank(margin, 0, custom_message="margin must be a scalar")
         check_scalars(margin=margin)
-        margin = with_checks(margin, margin=margin)
+        margin = with_margin_checks(margin, loss, margin)
         dtype = at_least_float32(jnp.asarray(rows[0]).dtype)
         function, hyperparameters = _WithMargin(loss), (jnp.asarray(margin, dtype),)
     problem = make_problem(
@@ -180,7 +181,9 @@ class _SumsByClass(NamedTuple):
         ]
 
 
-def _class_margins(margin: Any, rows: tuple[Any, ...], columns: tuple[Any, ...]) -> jax.Array:
+def _class_margins(
+    loss: Callable[..., jax.Array], margin: Any, rows: tuple[Any, ...], columns: tuple[Any, ...]
+) -> jax.Array:
     """Checks the margins of classes, `[C]`."""
     margins = as_array("margin", margin)
     if np.ndim(margins) != 1:
@@ -192,7 +195,7 @@ def _class_margins(margin: Any, rows: tuple[Any, ...], columns: tuple[Any, ...])
             "a margin of each class takes no weights: leave weights and reference_weights out, or "
             "pass a scalar margin"
         )
-    margins = with_checks(margins, margin=margins)
+    margins = with_margin_checks(margins, loss, margins)
     message = f"expected a scalar margin or one of each class, got {len(margins)} for class "
     classes = None if rows[1] is None else as_classes("classes", rows[1])
     if isinstance(classes, jax.core.Tracer):

@@ -1,4 +1,4 @@
-"""The distance that a pair loss carries, and the check that another fits its formula."""
+"""The distance that a loss carries, and the check that another fits its formula."""
 
 import functools
 import inspect
@@ -10,18 +10,6 @@ import jax
 from contrastive_jax.distances import negative_dot
 
 Distance = Callable[..., jax.Array]
-
-
-def is_fixed(loss: Callable[..., jax.Array]) -> bool:
-    """Returns True if the formula of a pair loss fits only the distances that it names.
-
-    Args:
-      loss: scalar function `(distance, label)`.
-
-    Returns:
-      False for one that takes every distance that is at least 0, or that carries none.
-    """
-    return getattr(carrier(loss), "distances", None) is not None
 
 
 def carrier(loss: Callable[..., jax.Array]) -> Any:
@@ -39,8 +27,33 @@ def check_names(function: Callable[..., Any], hyperparameters: dict[str, Any]) -
         raise TypeError(message) from None
 
 
+def rule_of_pairs(loss: Callable[..., jax.Array]) -> Callable[[Distance], None] | None:
+    """Returns the check that a distance fits a pair loss; None for a function that carries none.
+
+    A loss that is made of a pair loss has it as its field `check_distance`.
+    """
+    own = carrier(loss)
+    return functools.partial(check_fits, own) if hasattr(own, "distances") else None
+
+
+def check_fits_statistics(loss: Any, distance: Distance) -> None:
+    """Raises ValueError where a distance does not fit an `AnchorLoss` or a `TripletLoss`."""
+    if loss.fixed and not _is_same(distance, loss.distance):
+        raise ValueError(
+            f"the formula of this loss holds for {_name(loss.distance)} distances alone, got "
+            f"{_name(distance)}: leave distance out"
+        )
+    if loss.check_distance is not None:
+        loss.check_distance(distance)
+
+
+def _is_same(distance: Distance, other: Distance) -> bool:
+    # By identity, as a user's distance need not be comparable.
+    return distance is other or _unbound(distance) is other
+
+
 def check_fits(loss: Any, distance: Distance) -> None:
-    """Raises ValueError where a distance is not one that the formula of a loss allows."""
+    """Raises ValueError where a distance is not one that the formula of a pair loss allows."""
     name = _name(loss)
     remedy = (
         f"leave distance out, or pass a function of your own that calls {name} to measure it all "
@@ -52,8 +65,7 @@ def check_fits(loss: Any, distance: Distance) -> None:
                 f"{name} expects a distance of at least 0, got negative_dot, which takes values "
                 f"below 0; {remedy}"
             )
-    # By identity, as a user's distance need not be comparable.
-    elif not any(distance is one or _unbound(distance) is one for one in loss.distances):
+    elif not any(_is_same(distance, one) for one in loss.distances):
         names = [_name(one) for one in loss.distances]
         expected = f"{', '.join(names[:-1])} or {names[-1]}" if names[1:] else names[0]
         raise ValueError(

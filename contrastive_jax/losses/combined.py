@@ -9,7 +9,7 @@ import jax
 from jax.typing import ArrayLike
 
 from contrastive_jax.checks import check_range
-from contrastive_jax.losses._distance import is_fixed
+from contrastive_jax.losses._distance import check_fits_statistics, rule_of_pairs
 from contrastive_jax.losses.types import AnchorLoss, Mean, resolve_distance
 from contrastive_jax.statistics import total
 
@@ -48,7 +48,8 @@ def mean_over_pairs(
         value = loss(distance, label)
         return total(value), total(1.0), total(1.0, value != 0)
 
-    return AnchorLoss(lambda stats: Mean(*stats), (statistics,), measure, is_fixed(loss))
+    check = rule_of_pairs(loss)
+    return AnchorLoss(lambda stats: Mean(*stats), (statistics,), measure, check_distance=check)
 
 
 def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
@@ -115,7 +116,10 @@ def weighted_sum(*terms: tuple[ArrayLike, AnchorLoss]) -> AnchorLoss:
                 means.append(mean._replace(value=weight * mean.value))
         return tuple(means)
 
+    def check_all(distance: Any) -> None:
+        for loss in losses:
+            check_fits_statistics(loss, distance)
+
     passes = max(len(loss.statistics) for loss in losses)
     statistics = tuple(partial(in_pass, index) for index in range(passes))
-    fixed = any(loss.fixed for loss in losses)
-    return AnchorLoss(loss_of, statistics, losses[0].distance, fixed=fixed)
+    return AnchorLoss(loss_of, statistics, losses[0].distance, check_distance=check_all)

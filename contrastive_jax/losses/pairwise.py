@@ -9,6 +9,7 @@ import math
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from contrastive_jax.checks import check_hyperparameters, check_range, check_scalars
@@ -72,9 +73,9 @@ def contrastive(
       >>> print(losses.contrastive(1.5, 1, margin=1.0))
       0.0
     """
-    distance, label, margin = _checked(distance, label, margin)
+    distance, label, cast_margin = _checked(distance, label, margin)
     positive = _beyond(distance, positive_margin, margin)
-    return _by_label(label, positive, jnp.maximum(0, margin - distance)) ** 2
+    return _by_label(label, positive, jnp.maximum(0, cast_margin - distance)) ** 2
 
 
 @with_distance(euclidean)
@@ -159,12 +160,12 @@ def contrastive_linear(
       >>> print(losses.contrastive_linear(0.5, 0), losses.contrastive_linear(0.25, 1))
       0.5 0.75
     """
-    distance, label, margin = _checked(distance, label, margin)
+    distance, label, cast_margin = _checked(distance, label, margin)
     positive = _beyond(distance, positive_margin, margin)
-    return _by_label(label, positive, jnp.maximum(0, margin - distance))
+    return _by_label(label, positive, jnp.maximum(0, cast_margin - distance))
 
 
-@with_distance(cosine, (cosine,))
+@with_distance(cosine, (cosine,), margins=(-1, 1))
 def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 0.0) -> jax.Array:
     r"""Cosine embedding loss: positive pairs are to point in one direction.
 
@@ -412,10 +413,13 @@ def _by_label(label: jax.Array, positive: jax.Array, negative: jax.Array) -> jax
     return jnp.where(label == 1, negative, positive)
 
 
-def _beyond(distance: jax.Array, positive_margin: ArrayLike, margin: jax.Array) -> jax.Array:
-    """By how much a distance exceeds the margin of positive pairs; itself where that is 0."""
+def _beyond(distance: jax.Array, positive_margin: ArrayLike, margin: ArrayLike) -> jax.Array:
+    """By how much a distance exceeds the margin of positive pairs; itself where that is 0.
+
+    The margin is as the caller passes it: cast under a transformation it would be traced.
+    """
     if isinstance(positive_margin, int | float) and positive_margin == 0:
         return distance
-    most = math.inf if isinstance(margin, jax.core.Tracer) else float(margin)
+    most = math.inf if isinstance(margin, jax.core.Tracer) else float(np.asarray(margin))
     check_range(0, most, positive_margin=positive_margin)
     return jnp.maximum(0, distance - jnp.asarray(positive_margin, distance.dtype))

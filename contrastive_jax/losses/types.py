@@ -31,6 +31,9 @@ class PairLoss(Protocol[P]):
     """The distance of its paper, measured unless the caller names another."""
     distances: tuple[Distance, ...] | None
     """The distances that fit its formula; None for every distance that is at least 0."""
+    margins: tuple[float, float] | None
+    """Bounds of its margin, of which the upper one is not allowed itself; None for every number
+    above 0."""
 
     @overload
     def __call__(self, *arguments: P.args, **hyperparameters: P.kwargs) -> jax.Array: ...
@@ -39,7 +42,10 @@ class PairLoss(Protocol[P]):
 
 
 def with_distance(
-    distance: Distance, distances: tuple[Distance, ...] | None = None
+    distance: Distance,
+    distances: tuple[Distance, ...] | None = None,
+    *,
+    margins: tuple[float, float] | None = None,
 ) -> Callable[[Callable[P, jax.Array]], PairLoss[P]]:
     """Decorates a scalar function of a distance and a label so that it carries its distance.
 
@@ -49,12 +55,13 @@ def with_distance(
       distance: function of two vectors that the loss measures by default.
       distances: distances that fit its formula, `distance` among them; by default every distance
         that is at least 0, which leaves out `distances.negative_dot` alone.
+      margins: the margins that its formula allows, `[low, high)`; by default every number above 0.
 
     Returns:
       Decorator, from the function to a `PairLoss`.
 
     Raises:
-      ValueError: if `distance` is not a function.
+      ValueError: if a distance is not a function, or `distances` leaves out `distance`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -67,11 +74,18 @@ def with_distance(
       >>> print(f"{value:.1f}")  # the cosine distance is 0.4
       0.2
     """
-    check_distance(distance)
+    for one in (distance, *(distances or ())):
+        check_distance(one)
+    if distances is not None and not any(one is distance for one in distances):
+        names = ", ".join(getattr(one, "__name__", str(one)) for one in distances) or "none"
+        raise ValueError(
+            "distances must hold the distance that the loss carries, "
+            f"{getattr(distance, '__name__', distance)}, got {names}"
+        )
 
     def decorated(function: Callable[P, jax.Array]) -> PairLoss[P]:
         check_pair_loss(function)
-        carried = {"distance": distance, "distances": distances}
+        carried = {"distance": distance, "distances": distances, "margins": margins}
 
         @functools.wraps(function)
         def loss(*arguments: Any, **hyperparameters: Any) -> Any:
@@ -166,6 +180,9 @@ class AnchorLoss(NamedTuple):
     """True if the formula holds for that distance alone."""
     needs: tuple[str, ...] = ()
     """Descriptions of the data, for errors."""
+    check_distance: Callable[[Distance], None] | None = None
+    """Raises ValueError for a distance that does not fit the formula; None if every one does, or
+    where `fixed` tells."""
 
 
 class TripletLoss(NamedTuple):
@@ -189,6 +206,8 @@ class TripletLoss(NamedTuple):
     """The number of positives of an anchor that share a pass; 1 where `combine` is given."""
     fixed: bool = False
     """True if the formula holds for that distance alone."""
+    check_distance: Callable[[Distance], None] | None = None
+    """As of an `AnchorLoss`."""
 
 
 class ProxyLoss(NamedTuple):
