@@ -110,8 +110,20 @@ def test_a_table_takes_the_place_of_the_one_before(tmp_path):
     table.write("tpu", ["| new |"], page)
     text = page.read_text()
     assert "old" not in text
-    assert re.search(r"^a\n<!-- tpu -->\n\n\| Target .*\|\n\| --- .*\|\n\| new \|\n\n<!--", text)
+    between = r"\n\nCompiled with JAX [\d.]+.*\.\n\n\| Target .*\|\n\| --- .*\|\n\| new \|\n\n"
+    assert re.search(f"^a\n<!-- tpu -->{between}<!--", text)
     assert text.endswith("b\n<!-- cuda -->\nkept\n<!-- /cuda -->\n")
+
+
+def test_temporaries_are_read_from_a_page_of_the_same_version(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- tpu -->\n<!-- /tpu -->\n<!-- cuda -->\n<!-- /cuda -->\n")
+    facts = FINE._replace(temporaries=1_234_567_890)
+    table.write("cuda", [table.row(_program(H100), facts)], page)
+    assert table.temporaries("cuda", page) == {("H100", "a loss"): 1234.6}
+    assert table.temporaries("tpu", page) == {}
+    monkeypatch.setattr(table.jax, "__version__", "0.1")
+    assert table.temporaries("cuda", page) == {}
 
 
 def test_a_page_without_a_place_for_the_table_is_refused(tmp_path):

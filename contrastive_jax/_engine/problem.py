@@ -29,6 +29,10 @@ from contrastive_jax.statistics import Op
 Method = Literal["sweep", "autodiff"]
 _METHODS = ("sweep", "autodiff")
 
+# Rows and columns of a tile by backend. The fastest of several on CPUs. On an H200, tiles of 8,192
+# rows are 4 % to 16 % faster, and take four times the memory. That of a TPU is not measured.
+DEFAULT_TILES = {"cpu": 512, "gpu": 4096, "tpu": 2048}
+
 
 class Numerics(NamedTuple):
     """Options of the products over pairs, as the public functions take them."""
@@ -44,8 +48,7 @@ class Numerics(NamedTuple):
         """Rows and columns of a tile."""
         if self.tile is not None:
             return self.tile
-        # These sizes were the fastest of several, on an H200 and on CPUs.
-        return {"cpu": 512, "gpu": 4096}.get(jax.default_backend(), 2048)
+        return DEFAULT_TILES.get(jax.default_backend(), DEFAULT_TILES["tpu"])
 
 
 class Task(NamedTuple):

@@ -12,7 +12,7 @@ from experiments.benchmarks.accelerators.catalogue import PROGRAMS, ROWS
 from experiments.benchmarks.accelerators.check import faults
 from experiments.benchmarks.accelerators.facts import facts
 from experiments.benchmarks.accelerators.programs import WIDTH
-from experiments.benchmarks.accelerators.table import PAGE
+from experiments.benchmarks.accelerators.table import PAGE, temporaries
 from experiments.benchmarks.accelerators.targets import H100, V5E_HOST, V5E_POD, is_available
 
 # A program takes seconds to a minute to compile, and several tests read it.
@@ -45,6 +45,15 @@ def test_the_example_of_the_page_compiles(capsys):
 @pytest.mark.parametrize("program", available)
 def test_a_program_takes_what_its_design_allows(program):
     assert faults(compiled(program), program.design()) == []
+
+
+@pytest.mark.parametrize("program", available)
+def test_the_page_shows_what_a_program_takes(program):
+    shown = temporaries(program.target.platform)
+    if not shown:
+        pytest.skip("the page is of another version of JAX")
+    actual = compiled(program).temporaries / 1e6
+    assert actual == pytest.approx(shown[program.target.name, program.name], rel=0.1, abs=1)
 
 
 @pytest.mark.parametrize("program", rings)

@@ -8,17 +8,24 @@ import jax
 from jax.sharding import Mesh
 
 from contrastive_jax import losses
+from contrastive_jax._engine.problem import DEFAULT_TILES as TILES
 from contrastive_jax.losses import AnchorLoss, TripletLoss
 from experiments.benchmarks.accelerators import design, programs
 from experiments.benchmarks.accelerators.design import Design
-from experiments.benchmarks.accelerators.targets import H100, V5E, V5E_HOST, V5E_POD, Target
+from experiments.benchmarks.accelerators.targets import (
+    BACKENDS,
+    H100,
+    V5E,
+    V5E_HOST,
+    V5E_POD,
+    Target,
+)
 
 ROWS = 8192
 """Rows of a device."""
 TILE = 512
-DEFAULT_TILE = 2048
-"""The default on a TPU, not that of the CPU that compiles. A TPU program takes several
-times as long to compile as with `TILE`, so that only `all_pairs_loss` on one device has it."""
+"""Rows of a tile where a program does not take the default of its device, with which one for a TPU
+takes several times as long to compile."""
 PROXIES = 1024
 CENTERS = 3
 
@@ -46,12 +53,12 @@ _ANCHORS: dict[str, AnchorLoss | TripletLoss] = {
 
 
 def _all_pairs(target: Target, rows: int = ROWS) -> Program:
-    tile = DEFAULT_TILE if target.devices == 1 else TILE
+    tile = None if target.devices == 1 else TILE
     return Program(
         f"all_pairs_loss, {rows:,} rows a device",
         target,
         partial(programs.all_pairs, rows=rows, tile=tile),
-        partial(design.all_pairs, target, rows, tile),
+        partial(design.all_pairs, target, rows, tile or TILES[BACKENDS[target.platform]]),
     )
 
 
@@ -86,14 +93,14 @@ def _centers(target: Target) -> Program:
 
 
 def _proxies_as_anchors(target: Target) -> Program:
-    shape = (PROXIES, programs.WIDTH)
+    shape, loss = (PROXIES, programs.WIDTH), losses.proxy_anchor()
+    # On a GPU so few pairs are one matrix.
+    tile, pairs = (TILE, TILE**2) if target.platform == "tpu" else (None, ROWS * PROXIES)
     return Program(
         "proxy_loss, proxy_anchor",
         target,
-        partial(
-            programs.with_proxies, rows=ROWS, loss=losses.proxy_anchor(), proxies=shape, tile=TILE
-        ),
-        partial(design.proxies_as_anchors, target, ROWS, PROXIES, TILE),
+        partial(programs.with_proxies, rows=ROWS, loss=loss, proxies=shape, tile=tile),
+        partial(design.proxies_as_anchors, target, ROWS, PROXIES, pairs),
     )
 
 
@@ -138,12 +145,16 @@ PROGRAMS = (
     _anchors(V5E_HOST, "supcon"),
     _anchors(V5E_HOST, "triplet_semi_hard"),
     _softmax(V5E_HOST),
+    _centers(V5E_HOST),
     _proxies_as_anchors(V5E_HOST),
     _pair_step(V5E_HOST, "ConvNet"),
     _all_pairs_step(V5E_HOST, "ConvNet"),
     _all_pairs_step(V5E_HOST, "ResNet18"),
     _grid(V5E_HOST),
     _all_pairs(V5E_POD),
+    _anchors(V5E_POD, "supcon"),
+    _softmax(V5E_POD),
+    _all_pairs_step(V5E_POD, "ConvNet"),
     _all_pairs(H100),
     _all_pairs(H100, rows=2**20),
     *[_anchors(H100, name) for name in _ANCHORS],

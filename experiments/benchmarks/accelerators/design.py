@@ -98,10 +98,13 @@ def with_centers(target: Target, rows: int, centers: int) -> Design:
     return Design(memory, _sum_over_devices(target.devices, centers * WIDTH))
 
 
-def proxies_as_anchors(target: Target, rows: int, proxies: int, tile: int) -> Design:
-    """The design of `programs.with_proxies` where proxies are anchors and rows visit them."""
+def proxies_as_anchors(target: Target, rows: int, proxies: int, pairs: int) -> Design:
+    """The design of `programs.with_proxies` where proxies are anchors and rows visit them.
+
+    So many pairs are computed at once.
+    """
     devices = target.devices
-    memory = _sweep_memory(target, rows, tile**2, 6 if devices == 1 else 14, _STATISTICS)
+    memory = _sweep_memory(target, rows, pairs, 6 if devices == 1 else 14, _STATISTICS)
     memory += _sweep_memory(target, proxies, 0, 6, _STATISTICS)
     if devices == 1:
         return Design(memory, {})

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from experiments.benchmarks.accelerators import hlo
 from experiments.benchmarks.accelerators.catalogue import Program
 from experiments.benchmarks.accelerators.hlo import Collective
-from experiments.benchmarks.accelerators.targets import mesh
+from experiments.benchmarks.accelerators.targets import default_backend, mesh
 
 
 class Facts(NamedTuple):
@@ -37,7 +37,8 @@ def facts(program: Program) -> Facts:
     """
     devices = mesh(program.target)
     began = process_time()
-    compiled = program.compiled(devices)
+    with default_backend(program.target.platform):
+        compiled = program.compiled(devices)
     seconds = process_time() - began
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None

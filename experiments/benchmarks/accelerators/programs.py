@@ -52,7 +52,7 @@ Encoder = Literal["ConvNet", "ResNet18"]
 Struct = jax.ShapeDtypeStruct
 
 
-def all_pairs(mesh: Mesh, rows: int, tile: int) -> jax.stages.Compiled:
+def all_pairs(mesh: Mesh, rows: int, tile: int | None) -> jax.stages.Compiled:
     """Value and gradient of `all_pairs_loss`, of so many rows a device."""
 
     def value_of(x: jax.Array, classes: jax.Array) -> jax.Array:
@@ -62,7 +62,7 @@ def all_pairs(mesh: Mesh, rows: int, tile: int) -> jax.stages.Compiled:
 
 
 def anchors(
-    mesh: Mesh, rows: int, tile: int, loss: AnchorLoss | TripletLoss
+    mesh: Mesh, rows: int, tile: int | None, loss: AnchorLoss | TripletLoss
 ) -> jax.stages.Compiled:
     """Value and gradient of `anchor_loss`, with data for each anchor where the loss needs them."""
     needs = len(loss.needs) if isinstance(loss, AnchorLoss) else 0

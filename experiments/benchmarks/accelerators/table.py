@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import jax
+
 from experiments.benchmarks.accelerators.catalogue import Program
 from experiments.benchmarks.accelerators.check import received
 from experiments.benchmarks.accelerators.facts import Facts
 
 PAGE = Path(__file__).parents[3] / "docs" / "accelerators.md"
 Platform = Literal["tpu", "cuda"]
+_VERSION = "Compiled with JAX "
 
 _HEADER = (
     "| Target | Program | Temporaries, MB | Allowed, MB | Results of collectives | "
@@ -59,8 +62,31 @@ def write(platform: Platform, rows: Sequence[str], page: Path = PAGE) -> None:
     between = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
     if not between.search(text):
         raise ValueError(f"{page.name} must have {begin.strip()} and {end} about its table")
-    table = f"\n{_HEADER}" + "".join(f"{line}\n" for line in rows) + "\n"
+    table = (
+        f"\n{_VERSION}{jax.__version__}.\n\n{_HEADER}"
+        + "".join(f"{line}\n" for line in rows)
+        + "\n"
+    )
     page.write_text(between.sub(lambda _: table, text, count=1))
+
+
+def temporaries(platform: Platform, page: Path = PAGE) -> dict[tuple[str, str], float]:
+    """Reads the temporaries that the page shows, if they are of this version of JAX.
+
+    Args:
+      platform: whose table is read.
+      page: in Markdown, as `write` leaves it.
+
+    Returns:
+      Megabytes by the names of target and program; none where another version compiled them.
+    """
+    text = (
+        page.read_text().partition(f"<!-- {platform} -->")[2].partition(f"<!-- /{platform} -->")[0]
+    )
+    if f"{_VERSION}{jax.__version__}." not in text:
+        return {}
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {(target, name): float(size.replace(",", "")) for target, name, size, *_ in rows[2:]}
 
 
 def _amount(count: int) -> str:

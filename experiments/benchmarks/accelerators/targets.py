@@ -4,9 +4,12 @@ XLA compiles ahead of time for a topology that is only described. This takes the
 platform, libtpu or the CUDA plugin of JAX, and neither a device nor a driver.
 """
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -63,6 +66,8 @@ class Target(NamedTuple):
     """The number of its devices that a program uses."""
 
 
+BACKENDS = {"tpu": "tpu", "cuda": "gpu"}
+
 V5E = Target("TPU v5e, 1 chip", "tpu", "v5e:2x2", 1)
 V5E_HOST = Target("TPU v5e, 2 x 4 chips", "tpu", "v5e:2x4", 8)
 V5E_POD = Target("TPU v5e, 16 x 16 chips", "tpu", "v5e:16x16", 256)
@@ -103,3 +108,14 @@ def mesh(target: Target) -> Mesh:
             os.environ.setdefault(name, value)
         topology = topologies.get_topology_desc(platform="tpu", topology_name=target.topology)
     return Mesh(np.array(topology.devices[: target.devices]), (AXIS,))
+
+
+@contextlib.contextmanager
+def default_backend(platform: Literal["tpu", "cuda"]) -> Iterator[None]:
+    """Lets the library choose as it does where a device of this platform is the default.
+
+    The size of tiles and of the largest matrix depend on `jax.default_backend()`, which is the CPU
+    that compiles.
+    """
+    with mock.patch.object(jax, "default_backend", return_value=BACKENDS[platform]):
+        yield
