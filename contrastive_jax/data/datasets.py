@@ -1,6 +1,7 @@
 """Data sets, by name through tensorflow-datasets and without TensorFlow where that can be."""
 
 import difflib
+import importlib
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -281,6 +282,9 @@ def _expanded(option: str, folder: str | Path | None) -> Path | None:
 
 def _builder(name: str, data_dir: Path | None, tfds_dir: Path | None) -> Any:
     with needs("train", __name__):
+        # The library imports the first two where it needs them, and fails there without a name.
+        for package in ("importlib_resources", "tqdm", "tensorflow_datasets"):
+            importlib.import_module(package)
         import tensorflow_datasets as tfds
 
     make: Callable[..., Any] = partial(tfds.builder, name)

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,7 @@ class Files(NamedTuple):
     folder: Path
     checkpoints: Any
     events: Any
-    """None where the run is not stored."""
+    """None where the run is not stored, or tensorboardX is not installed."""
     start: int
     """The steps that were taken before."""
     stop: Any
@@ -60,7 +61,13 @@ def open_files(
             checkpoints.open_checkpoints(where / "checkpoints", keep=keep, best_by=best_by(data))
         )
         start = saved.latest_step() or 0
-        events = stack.enter_context(metrics.open_events(where, start)) if stored else None
+        events = None
+        if stored:
+            try:
+                events = stack.enter_context(metrics.open_events(where, start))
+            except ImportError as error:  # The metrics are stored without them too.
+                message = f"{error}; {metrics.METRICS} has the metrics without them"
+                warnings.warn(message, stacklevel=5)  # where fit was called
         yield Files(where, saved, events, start, stack.enter_context(interruption()))
 
 
