@@ -24,6 +24,7 @@
 
 # %%
 # %matplotlib inline
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -65,7 +66,8 @@ import jax
 import contrastive_jax
 
 # Of use where there is no accelerator: two devices made of a CPU, whose sums race before jax 0.9.
-jax.config.update("jax_num_cpu_devices", 2 if jax.__version_info__ >= (0, 9) else 1)
+with contextlib.suppress(RuntimeError):  # JAX keeps its devices once it is used
+    jax.config.update("jax_num_cpu_devices", 2 if jax.__version_info__ >= (0, 9) else 1)
 devices = jax.devices()
 print(
     f"{jax.default_backend()}: {devices[0].device_kind} x {len(devices)}, "

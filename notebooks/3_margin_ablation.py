@@ -25,6 +25,7 @@
 
 # %%
 # %matplotlib inline
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -66,7 +67,8 @@ import jax
 import contrastive_jax
 
 # Of use where there is no accelerator: each core becomes a device.
-jax.config.update("jax_num_cpu_devices", os.cpu_count())
+with contextlib.suppress(RuntimeError):  # JAX keeps its devices once it is used
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
 devices = jax.devices()
 print(
     f"{jax.default_backend()}: {devices[0].device_kind} x {len(devices)}, "

@@ -21,6 +21,7 @@
 
 # %%
 # %matplotlib inline
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -62,7 +63,8 @@ import jax
 import contrastive_jax
 
 # Of use where there is no accelerator: four devices made of one CPU.
-jax.config.update("jax_num_cpu_devices", 4)
+with contextlib.suppress(RuntimeError):  # JAX keeps its devices once it is used
+    jax.config.update("jax_num_cpu_devices", 4)
 devices = jax.devices()
 print(
     f"{jax.default_backend()}: {devices[0].device_kind} x {len(devices)}, "
