@@ -14,7 +14,7 @@ positive and a negative where the miner selects them together (`hard`, `easy_pos
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,9 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from contrastive_jax._engine.problem import checked_points
 from contrastive_jax._engine.program_cache import compiled, identified
 from contrastive_jax._engine.sharding import axes_of, varying
-from contrastive_jax._host_arrays import as_array, as_classes
 from contrastive_jax._traced_checks import check_traced
 from contrastive_jax.all_pairs import Reduction, all_pairs_loss
 from contrastive_jax.anchors import anchor_loss, anchor_statistics
@@ -47,6 +47,7 @@ from contrastive_jax.losses._selected import (
     means_of_two,
     restricted_to,
 )
+from contrastive_jax.losses.combined import mean_over_pairs
 from contrastive_jax.losses.pairwise import contrastive, margin_based
 from contrastive_jax.losses.types import (
     AnchorLoss,
@@ -455,7 +456,7 @@ def online_hard_loss(
     loss: PairLoss | AnchorLoss | TripletLoss = _cosine_contrastive(margin=0.5),  # noqa: B008
     distance: Distance | None = None,
     margin: ArrayLike | None = None,
-    reduction: Reduction = "sum",
+    reduction: Reduction | Literal["none"] = "sum",
     labels: PairLabels | Callable[[Any, Any], ArrayLike] | None = None,
     axis_name: Any = None,
     **options: Any,
@@ -483,6 +484,7 @@ def online_hard_loss(
       reduction: for a pair loss as in `all_pairs_loss`, for others as in `anchor_loss`. The
         reductions `"mean"` and `"balanced"` of a pair loss divide by the number of all pairs, hard
         or not, and `"active"` by that of active pairs. Every pair of one set counts in both orders.
+        `"none"` is the mean over the hard pairs of each row.
       labels: function of the attributes of two rows that returns 0 (similar), 1 (dissimilar) or
         -1 (ignored), as in `all_pairs_loss`.
       axis_name: axis of the devices that share the batch.
@@ -517,21 +519,23 @@ def online_hard_loss(
             )
         check_scalars(margin=margin)
         margin = with_margin_checks(margin, loss, margin)
-    if labels is None:
-        classes = as_classes("classes", classes)
-        if reference_classes is not None:
-            reference_classes = as_classes("reference_classes", reference_classes)
-    own, others = (None, None) if labels is not None else (classes, reference_classes)
-    embeddings = as_array("embeddings", embeddings, classes=own)
+    if reduction == "none" and not isinstance(loss, AnchorLoss | TripletLoss):
+        bound = loss if margin is None else partial(loss, margin=margin)
+        loss, margin = mean_over_pairs(bound, measure), None
+    # Checked here, as their values are traced in the program that an eager call compiles.
+    rule: Any = labels
+    own = checked_points("", embeddings, classes, None, labels=rule)
+    sides = [own.vectors, classes if labels else own.classes, references, reference_classes]
     if references is not None:
-        references = as_array("references", references, classes=others)
+        others = checked_points("reference_", references, reference_classes, None, labels=rule)
+        sides[2:] = others.vectors, reference_classes if labels else others.classes
     options |= {"distance": measure, "axis_name": axis_name, "labels": labels}
     run: Any = partial(_loss_of_hard_pairs, loss=loss, reduction=reduction, options=options)
     if labels is None and not isinstance(jnp.zeros(()), jax.core.Tracer):
         # In one program, which takes the farthest and the nearest pair as arguments of its parts:
         # each part by itself would be compiled for their values.
         run = compiled(_called, identified(run))
-    value: jax.Array = run(embeddings, classes, references, reference_classes, margin)
+    value: jax.Array = run(*sides, margin)
     return value
 
 

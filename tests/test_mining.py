@@ -25,8 +25,8 @@ def unit(x):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def _kept(x, c, y=None, y_c=None):
-    """Of each anchor the distances of its positives and of its negatives."""
+def _by_anchor(x, c, y=None, y_c=None):
+    """Yields the distances of the positives and of the negatives of each anchor."""
     one_set = y is None
     y, y_c = (x, c) if one_set else (y, y_c)
     for i in np.flatnonzero(c >= 0):
@@ -45,21 +45,21 @@ def _mean(values):
 
 def hard(*sets):
     return _mean(
-        [_pair(p.max(), 0) for p, _ in _kept(*sets) if len(p)]
-        + [_pair(n.min(), 1) for _, n in _kept(*sets) if len(n)]
+        [_pair(p.max(), 0) for p, _ in _by_anchor(*sets) if len(p)]
+        + [_pair(n.min(), 1) for _, n in _by_anchor(*sets) if len(n)]
     )
 
 
 def easy_positive(*sets):
     return _mean(
-        [_pair(p.min(), 0) for p, _ in _kept(*sets) if len(p)]
-        + [_pair(n.min(), 1) for _, n in _kept(*sets) if len(n)]
+        [_pair(p.min(), 0) for p, _ in _by_anchor(*sets) if len(p)]
+        + [_pair(n.min(), 1) for _, n in _by_anchor(*sets) if len(n)]
     )
 
 
 def semi_hard(*sets, margin=0.3):
     values = []
-    for positives, negatives in _kept(*sets):
+    for positives, negatives in _by_anchor(*sets):
         for p in positives:
             farther = negatives[(negatives > p) & (negatives < p + margin)]
             if len(farther):
@@ -69,7 +69,7 @@ def semi_hard(*sets, margin=0.3):
 
 def multi_similarity(*sets, epsilon=0.1):
     values = []
-    for positives, negatives in _kept(*sets):
+    for positives, negatives in _by_anchor(*sets):
         positives, negatives = positives**2 / 2, negatives**2 / 2
         if len(positives) and len(negatives):
             values += [_pair(p, 0) for p in positives if p > negatives.min() - epsilon]
@@ -81,13 +81,15 @@ def distance_weighted(*sets, cutoff=0.5, largest=1.4, frozen=None):
     """The weights are those of `frozen`, as they are not differentiated."""
     values = []
     for (positives, negatives), (_, as_weighed) in zip(
-        _kept(*sets), _kept(*(sets if frozen is None else (frozen, *sets[1:]))), strict=True
+        _by_anchor(*sets),
+        _by_anchor(*(sets if frozen is None else (frozen, *sets[1:]))),
+        strict=True,
     ):
         drawn = negatives[as_weighed < largest]
         d = np.maximum(as_weighed[as_weighed < largest], cutoff)
         weights = d ** (2 - SIZE) * (1 - d**2 / 4) ** ((3 - SIZE) / 2)
-        of_negatives = [max(0, 0.2 - n + 1.2) for n in drawn]
-        negative = np.average(of_negatives, weights=weights) if len(drawn) else 0
+        penalties = [max(0, 0.2 - n + 1.2) for n in drawn]
+        negative = np.average(penalties, weights=weights) if len(drawn) else 0
         values += [max(0, 0.2 + p - 1.2) + negative for p in positives]
     return _mean(values)
 
@@ -152,17 +154,17 @@ def test_miners_of_two_sets(name):
     loss, reference = MINERS[name]
     sets = *_batch(), *_batch(1, 30)
     x, c, y, y_c = sets
-    found = jax.jit(
+    actual = jax.jit(
         lambda x, y: anchor_loss(x, c, y, y_c, loss=loss, tile=16),
     )(jnp.float32(x), jnp.float32(y))
-    np.testing.assert_allclose(found, reference(*sets), rtol=2e-5)
+    np.testing.assert_allclose(actual, reference(*sets), rtol=2e-5)
 
 
 def test_multi_similarity_with_its_own_mining():
     """As published: the loss of the pairs that the rule finds."""
     x, c = _batch()
     values = []
-    for positives, negatives in _kept(x, c):
+    for positives, negatives in _by_anchor(x, c):
         positives, negatives = 1 - positives**2 / 2, 1 - negatives**2 / 2
         near = negatives[negatives > positives.min() - 0.1]
         far = positives[positives < negatives.max() + 0.1]
@@ -171,9 +173,9 @@ def test_multi_similarity_with_its_own_mining():
             + np.log1p(np.exp(20 * (near - 0.5)).sum()) / 20
         )
     mined = mining.multi_similarity(losses.multi_similarity(beta=20))
-    found = anchor_loss(jnp.float32(x), c, loss=mined)
-    np.testing.assert_allclose(found, np.mean(values), rtol=1e-5)
-    assert found < 0.9999 * anchor_loss(jnp.float32(x), c, loss=losses.multi_similarity(beta=20))
+    actual = anchor_loss(jnp.float32(x), c, loss=mined)
+    np.testing.assert_allclose(actual, np.mean(values), rtol=1e-5)
+    assert actual < 0.9999 * anchor_loss(jnp.float32(x), c, loss=losses.multi_similarity(beta=20))
 
 
 def _online(x, c, y, y_c, margin):
@@ -204,6 +206,22 @@ def test_online_hard_pairs(case):
     assert np.isfinite(gradient).all()
     if want == 0:
         np.testing.assert_array_equal(gradient, 0)
+
+
+def test_the_loss_of_each_row_is_the_mean_over_its_hard_pairs():
+    x, c = _batch(2)
+    d = np.linalg.norm(x[:, None] - x[None], axis=-1)
+    counts = (c[:, None] >= 0) & (c[None] >= 0) & ~np.eye(len(x), dtype=bool)
+    positive, negative = counts & (c[:, None] == c[None]), counts & (c[:, None] != c[None])
+    hard = (positive & (d > d[negative].min())) | (negative & (d < d[positive].max()))
+    values = np.where(positive, d, np.maximum(0, 0.9 - d)) ** 2
+    sizes = hard.sum(1)
+    expected = np.where(sizes, (hard * values).sum(1) / np.maximum(sizes, 1), 0)
+    assert 0 < (sizes > 0).sum() < len(x)
+    actual = mining.online_hard_loss(
+        jnp.float32(x), c, loss=losses.contrastive, margin=0.9, reduction="none"
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_online_hard_pairs_of_two_sets():
@@ -237,13 +255,13 @@ def test_online_hard_pairs_of_devices_are_those_of_the_batch(strategy, longer):
     )(x)
     devices = jax.devices()[:4]
     if strategy == "pmap":
-        found, parts = jax.pmap(jax.value_and_grad(loss), "d", devices=devices)(
+        actual, parts = jax.pmap(jax.value_and_grad(loss), "d", devices=devices)(
             x.reshape(4, 10, SIZE), c.reshape(4, 10)
         )
-        found = found[0]
+        actual = actual[0]
     else:
         rows = PartitionSpec("d")
-        found, parts = jax.jit(
+        actual, parts = jax.jit(
             jax.shard_map(
                 jax.value_and_grad(loss),
                 mesh=Mesh(np.array(devices), ("d",)),
@@ -251,7 +269,7 @@ def test_online_hard_pairs_of_devices_are_those_of_the_batch(strategy, longer):
                 out_specs=(PartitionSpec(), rows),
             )
         )(x, c)
-    np.testing.assert_allclose(found, value, rtol=1e-5)
+    np.testing.assert_allclose(actual, value, rtol=1e-5)
     np.testing.assert_allclose(parts.reshape(x.shape), gradient, rtol=1e-4, atol=1e-5)
 
 
@@ -280,10 +298,10 @@ CHORDS = {
 @pytest.mark.parametrize("whole", [False, True], ids=["pairs", "anchors"])
 def test_negatives_are_drawn_alike_whichever_distance_the_loss_measures(distance, whole):
     chord = CHORDS[distance]
-    of_chord = functools.partial(losses.margin_based, margin=0.3, boundary=1.1)
+    margin_based = functools.partial(losses.margin_based, margin=0.3, boundary=1.1)
 
     def loss_of(measure, chord):
-        loss = losses.with_distance(measure, (measure,))(lambda d, y: of_chord(chord(d), y))
+        loss = losses.with_distance(measure, (measure,))(lambda d, y: margin_based(chord(d), y))
         if whole:
             loss = losses.mean_over_pairs(loss)
         return mining.distance_weighted(loss, dimension=6)
@@ -373,9 +391,9 @@ def test_miners_take_any_pair_loss():
     x, c = _batch()
     linear = mining.hard(losses.contrastive_linear)
     value = anchor_loss(jnp.float32(x), c, loss=linear)
-    kept = list(_kept(x, c))
+    pairs = list(_by_anchor(x, c))
     want = _mean(
-        [p.max() for p, _ in kept if len(p)] + [max(0, 1 - n.min()) for _, n in kept if len(n)]
+        [p.max() for p, _ in pairs if len(p)] + [max(0, 1 - n.min()) for _, n in pairs if len(n)]
     )
     np.testing.assert_allclose(value, want, rtol=1e-5)
 
@@ -383,27 +401,27 @@ def test_miners_take_any_pair_loss():
 # Losses of anchors and of triplets, as sum and count over given positives and negatives.
 
 
-def of_ntxent(p, n, boundary):
+def ntxent_formula(p, n, boundary):
     return sum(np.logaddexp.reduce([0, *(2 * (d - n))]) for d in p), len(p)
 
 
-def of_lifted(p, n, boundary):
+def lifted_formula(p, n, boundary):
     farthest = np.logaddexp.reduce(p) if len(p) else 0
     nearest = np.logaddexp.reduce(1 - n) if len(n) else 0
     return max(0, farthest + nearest), 1
 
 
-def of_margin_by_class(p, n, boundary):
+def margin_by_class_formula(p, n, boundary):
     values = [max(0, 0.2 + d - boundary) for d in p for _ in n]
     values += [max(0, 0.2 + boundary - d) for d in n for _ in p]
     return sum(values), np.count_nonzero(values)
 
 
-def of_triplet_all(p, n, boundary):
+def triplet_all_formula(p, n, boundary):
     return sum(max(0, d - e + 0.4) for d in p for e in n), len(p) * len(n)
 
 
-def of_smooth_ap(p, n, boundary):
+def smooth_ap_formula(p, n, boundary):
     def rank(d, others):
         return 0.5 + np.sum(1 / (1 + np.exp((others - d) / 0.2)))
 
@@ -413,11 +431,11 @@ def of_smooth_ap(p, n, boundary):
 
 BOUNDARIES = np.array([0.6, 0.8, 1.0, 1.2, 1.4])
 LOSSES = {
-    "ntxent": (losses.ntxent(0.5)._replace(distance=EUCLIDEAN), of_ntxent),
-    "lifted": (losses.lifted(), of_lifted),
-    "margin_by_class": (losses.margin_by_class(), of_margin_by_class),
-    "triplet_all": (losses.triplet_all(0.4), of_triplet_all),
-    "smooth_ap": (losses.smooth_ap(0.2)._replace(distance=EUCLIDEAN), of_smooth_ap),
+    "ntxent": (losses.ntxent(0.5)._replace(distance=EUCLIDEAN), ntxent_formula),
+    "lifted": (losses.lifted(), lifted_formula),
+    "margin_by_class": (losses.margin_by_class(), margin_by_class_formula),
+    "triplet_all": (losses.triplet_all(0.4), triplet_all_formula),
+    "smooth_ap": (losses.smooth_ap(0.2)._replace(distance=EUCLIDEAN), smooth_ap_formula),
 }
 
 
@@ -454,13 +472,13 @@ def _selected(miner, positives, negatives, batch, frozen):
 
 
 def _mined(miner, formula, x, c, frozen=None):
-    kept, as_frozen = list(_kept(x, c)), list(_kept(x if frozen is None else frozen, c))
+    pairs, as_frozen = list(_by_anchor(x, c)), list(_by_anchor(x if frozen is None else frozen, c))
     batch = (
-        min(np.min(n, initial=np.inf) for _, n in kept),
-        max(np.max(p, initial=-np.inf) for p, _ in kept),
+        min(np.min(n, initial=np.inf) for _, n in pairs),
+        max(np.max(p, initial=-np.inf) for p, _ in pairs),
     )
     value = count = 0
-    for (p, n), own, boundary in zip(kept, as_frozen, BOUNDARIES[c[c >= 0]], strict=True):
+    for (p, n), own, boundary in zip(pairs, as_frozen, BOUNDARIES[c[c >= 0]], strict=True):
         for selected in _selected(miner, p, n, batch, own):
             part = formula(*selected[:2], boundary)
             value, count = value + selected[2] * part[0], count + selected[2] * part[1]
@@ -529,14 +547,14 @@ def test_miners_of_losses_where_pairs_are_missing(loss):
 def test_a_miner_measures_the_distance_of_its_loss():
     x, c = _batch(count=24)
     values = []
-    for positives, negatives in _kept(x, c):
+    for positives, negatives in _by_anchor(x, c):
         far, near = positives.max() ** 2 / 2, negatives.min() ** 2 / 2
         values += [np.logaddexp(0, -(10 * (1 - far) - 10)), np.logaddexp(0, 10 * (1 - near) - 10)]
-    found = anchor_loss(jnp.float32(3 * x), c, loss=mining.hard(losses.sigmoid), tile=16)
-    np.testing.assert_allclose(found, np.mean(values), rtol=1e-5)
+    actual = anchor_loss(jnp.float32(3 * x), c, loss=mining.hard(losses.sigmoid), tile=16)
+    np.testing.assert_allclose(actual, np.mean(values), rtol=1e-5)
 
 
 def test_hard_pairs_of_the_batch_keep_the_margin_of_their_loss():
     x, c = _batch(count=24)
-    found = mining.online_hard_loss(jnp.float32(x), c)
-    np.testing.assert_allclose(found, _online(x, c, x, c, 0.5), rtol=1e-5)
+    actual = mining.online_hard_loss(jnp.float32(x), c)
+    np.testing.assert_allclose(actual, _online(x, c, x, c, 0.5), rtol=1e-5)
