@@ -89,7 +89,7 @@ def keeps_checks() -> bool:
 
 
 def vmap_over_states(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Maps `step(state, source, numbers)` over states and numbers.
+    """Maps `step(state, source, hyperparameters)` over states and hyperparameters.
 
     From jax 0.8 on this is `jax.vmap(step, in_axes=(0, None, 0))`. JAX 0.7 can not map gradients of
     convolutions inside of `jax.shard_map`: there one program takes the steps one after another.
@@ -97,8 +97,8 @@ def vmap_over_states(step: Callable[..., Any]) -> Callable[..., Any]:
     if jax.__version_info__ >= (0, 8):
         return jax.vmap(step, in_axes=(0, None, 0))
 
-    def in_turn(states: Any, source: Any, numbers: Any) -> Any:
-        return lax.map(lambda own: step(own[0], source, own[1]), (states, numbers))
+    def in_turn(states: Any, source: Any, hyperparameters: Any) -> Any:
+        return lax.map(lambda own: step(own[0], source, own[1]), (states, hyperparameters))
 
     return in_turn
 

@@ -55,7 +55,7 @@ def sorted_rows(axes: Axes) -> None:
 
 
 def one_tile(axes: Axes) -> None:
-    """What happens in a tile: one product forwards, two for the gradient."""
+    """Draws the work in a tile: one product forwards, two for the gradient."""
     axes.set_title("2. The gradient, computed in the forward pass")
     axes.set(xlim=(0, 12), ylim=(0, 12))
     boxes = {

@@ -17,7 +17,7 @@ ziamath.config.svg2 = False
 _SIZE = 24
 # In the size of the text. A sum in \left( and \right) comes out at 82: use \big( and \big) there.
 _TALLEST = 8
-_FOUND = re.compile(
+_FORMULA = re.compile(
     r'<(?:span|div) class="arithmatex">\\(?P<kind>[(\[])(?P<latex>.*?)\\[)\]]</(?:span|div)>'
     r"(?P<after>[.,;:?!)]*)",
     re.S,
@@ -34,13 +34,13 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
     """The page with its formulas in pictures, as tall as the text and on its line."""
     name = page.file.src_uri
 
-    def drawn(found: re.Match[str]) -> str:
-        svg = picture(html.unescape(found["latex"]).strip(), found["kind"] == "[", name)
-        after = found["after"]
+    def drawn(match: re.Match[str]) -> str:
+        svg = picture(html.unescape(match["latex"]).strip(), match["kind"] == "[", name)
+        after = match["after"]
         # No line begins with a comma.
         return f'<span class="formula">{svg}{after}</span>' if after else svg
 
-    return _FOUND.sub(drawn, content)
+    return _FORMULA.sub(drawn, content)
 
 
 def picture(latex: str, block: bool, where: str) -> str:

@@ -22,6 +22,6 @@ class NamedTuples(griffe.Extension):
             for name, field in cls.attributes.items()
             if field.annotation is not None
         ]
-        of_self = griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)
-        init = griffe.Function("__init__", parameters=griffe.Parameters(of_self, *fields))
+        self_parameter = griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)
+        init = griffe.Function("__init__", parameters=griffe.Parameters(self_parameter, *fields))
         cls.set_member("__init__", init)

@@ -93,8 +93,8 @@ def _shown(config: Config, data: Dataset) -> tuple[Examples, Examples]:
     """Returns the training and the test images of the classes that are shown."""
     names = config.classes or (None if config.data else FOURS_AND_NINES)
     with command.naming_options((), **{"class": "classes"}):
-        numbers = trained_numbers(data, names)
-    train, test = (np.flatnonzero(np.isin(one.classes, numbers)) for one in (data.train, data.test))
+        chosen = trained_numbers(data, names)
+    train, test = (np.flatnonzero(np.isin(one.classes, chosen)) for one in (data.train, data.test))
     if config.data:
         # Images of one's own are sorted by class, of which the first ones would be a few.
         train = np.random.default_rng(config.seed).permutation(train)

@@ -60,8 +60,8 @@ def with_data_of_run(config: Any) -> Any:
     begun = cli.from_saved(options.Data, folder.read_config(config.run))
     if not (begun.dataset or begun.data):
         raise ValueError(f"{config.run} does not say its data set: give --dataset or --data")
-    of_run = {k: one for k, one in vars(begun).items() if not cli.is_given(config, k)}
-    return dataclasses.replace(config, **of_run)
+    fields = {k: one for k, one in vars(begun).items() if not cli.is_given(config, k)}
+    return dataclasses.replace(config, **fields)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Training:
             "batch, the others are of whole batches: " + ", ".join(loss_table.NAMES) + ".",
         ),
     ] = "contrastive"
-    loss_options: cli.Numbers = dataclasses.field(default_factory=dict)
+    loss_options: cli.NamedValues = dataclasses.field(default_factory=dict)
     """Hyperparameters of the loss in place of those it is trained with, as temperature=0.1."""
     objective: Literal["auto", "pairs", "all_pairs"] = "auto"
     """Compare drawn pairs, or all images of a batch of some classes with some examples of each;

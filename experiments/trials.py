@@ -72,8 +72,8 @@ def check_axes(config: Any, axes: Iterable[str], losses: Iterable[str], option: 
     """
     for loss in losses:
         loss_table.check_name(loss)
-        of_loss = loss_table.hyperparameters_of(loss)
-        trial_axes.check_axes(axes, [*HYPERPARAMETERS[:-1], *STRUCTURE, *of_loss], loss)
+        defaults = loss_table.hyperparameters_of(loss)
+        trial_axes.check_axes(axes, [*HYPERPARAMETERS[:-1], *STRUCTURE, *defaults], loss)
     for name in axes:
         if cli.is_given(config, name):
             raise ValueError(
@@ -92,11 +92,11 @@ def structure_of(hyperparameters: Hyperparameters, loss: str) -> str:
 def configured(base: train.Config, hyperparameters: Hyperparameters) -> train.Config:
     """Returns the options of the training of a trial."""
     fields: dict[str, Any] = {}
-    of_loss = dict(base.loss_options)
+    loss_options = dict(base.loss_options)
     for name, value in hyperparameters.items():
         is_option = name in HYPERPARAMETERS or name in STRUCTURE
-        (fields if is_option else of_loss)[name] = value
-    replaced = dataclasses.replace(base, **fields, loss_options=of_loss)
+        (fields if is_option else loss_options)[name] = value
+    replaced = dataclasses.replace(base, **fields, loss_options=loss_options)
     config: train.Config = option_checks.checked_training(replaced)
     return config
 
@@ -136,16 +136,16 @@ def prepared(
     cli.check_effects(config, option_checks.EFFECTS)
     # Before anything runs: JAX starts with the devices it has then.
     devices = devices_of(config)
-    of_trial = devices[: config.devices_per_trial]
+    trial_devices = devices[: config.devices_per_trial]
     made = groups(base_of(config), points)
     configs = [one for group in made for one in group.configs]
     for one in configs:
-        options.settled(one, of_trial)
+        options.settled(one, trial_devices)
     option_checks.warn_of_reach(configs)
     data = options.load_data(config)
     with command.naming_options(vars(config)):
         config = dataclasses.replace(config, shown_by=chosen_figure(data, config.shown_by))
-    check_data(made, data, of_trial)
+    check_data(made, data, trial_devices)
     return config, made, data, devices
 
 

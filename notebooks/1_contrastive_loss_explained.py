@@ -142,11 +142,11 @@ dots = jnp.asarray(np.stack([radii * np.cos(angles), radii * np.sin(angles)], ax
 star = jnp.zeros(2)
 
 
-def of_dot(dot, label):
+def dot_loss(dot, label):
     return losses.contrastive(distances.euclidean(dot, star), label, margin)
 
 
-pulls = jax.vmap(jax.grad(of_dot))  # of one dot, mapped over all of them
+pulls = jax.vmap(jax.grad(dot_loss))  # of one dot, mapped over all of them
 similar = jnp.zeros(4, int)
 plane_plots.gradient_arrows(dots[:4], pulls(dots[:4], similar), similar)
 
@@ -298,9 +298,9 @@ plots.training_curves(records, margin=margin)
 # %%
 rows = ["| | numbers | precision at 1 | MAP@R |", "| --- | ---: | ---: | ---: |"]
 for name, points in (("pixels", pixels), ("learned", learned)):
-    found = retrieval(points, digits.test.classes)
+    score = retrieval(points, digits.test.classes)
     rows.append(
-        f"| {name} | {points.shape[1]} | {found['precision_at_1']:.3f} | {found['map_at_r']:.3f} |"
+        f"| {name} | {points.shape[1]} | {score['precision_at_1']:.3f} | {score['map_at_r']:.3f} |"
     )
 Markdown("\n".join(rows))
 

@@ -301,7 +301,7 @@ pixels = {
     split: getattr(images, split).images.reshape(len(getattr(images, split).images), -1) / 255
     for split in ("validation", "test")
 }
-found = {
+results = {
     title: summarize(
         points["validation"],
         images.validation.classes,
@@ -319,15 +319,15 @@ titles = {
     "eer": "equal error rate",
     "accuracy": "accuracy at the validation threshold",
 }
-rows = ["| on test | " + " | ".join(found) + " |", "| --- |" + " ---: |" * len(found)]
+rows = ["| on test | " + " | ".join(results) + " |", "| --- |" + " ---: |" * len(results)]
 for key, title in titles.items():
     rows.append(
-        f"| {title} | " + " | ".join(f"{one.figures[key]:.4f}" for one in found.values()) + " |"
+        f"| {title} | " + " | ".join(f"{one.figures[key]:.4f}" for one in results.values()) + " |"
     )
 Markdown("\n".join(rows))
 
 # %%
-learned = found["embedding"]
+learned = results["embedding"]
 plots.distance_histograms(
     learned.distances, learned.labels, margin=1.2, threshold=learned.threshold
 )

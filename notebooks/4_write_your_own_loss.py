@@ -134,9 +134,9 @@ def numpy_loss(distance, label, margin, softness):
 
 
 expected = numpy_loss(np.linalg.norm(a.astype(float) - b, axis=1), labels, 1.0, 0.1)
-found = pair_loss(a, b, labels, loss=soft_margin, margin=1.0)
-print(f"largest difference {np.abs(found - expected).max():.1e}")
-np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+values = pair_loss(a, b, labels, loss=soft_margin, margin=1.0)
+print(f"largest difference {np.abs(values - expected).max():.1e}")
+np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
 
 # %% [markdown]
 # The margin is data: ten of them are one more `vmap`, and no other margin compiles again.
@@ -146,14 +146,14 @@ compilations = []
 
 
 @jax.jit
-def of_margin(margin):
+def mean_loss(margin):
     compilations.append(1)  # runs when the function is traced, and not when it is called
     return pair_loss(a, b, labels, loss=soft_margin, margin=margin).mean()
 
 
-print(*(f"{value:.3f}" for value in jax.vmap(of_margin)(jnp.linspace(0.2, 2.0, 10))))
+print(*(f"{value:.3f}" for value in jax.vmap(mean_loss)(jnp.linspace(0.2, 2.0, 10))))
 before = len(compilations)
-of_margin(0.5), of_margin(0.75), of_margin(1.0)
+mean_loss(0.5), mean_loss(0.75), mean_loss(1.0)
 print(f"{len(compilations) - before} compilation for three margins")
 assert len(compilations) - before == 1
 
@@ -236,11 +236,11 @@ over_devices = jax.jit(
         out_specs=(PartitionSpec(), split),
     )
 )
-kept = share * len(devices)
-of_all, rows_of_all = over_devices(small[:kept], classes[:kept])
-of_one, rows_of_one = jax.value_and_grad(loss_of)(small[:kept], classes[:kept])
-print(f"loss {of_all:.6f}, on one device {of_one:.6f}")
-np.testing.assert_allclose(of_all, of_one, rtol=1e-5)
+size = share * len(devices)
+value_of_all, rows_of_all = over_devices(small[:size], classes[:size])
+value_of_one, rows_of_one = jax.value_and_grad(loss_of)(small[:size], classes[:size])
+print(f"loss {value_of_all:.6f}, on one device {value_of_one:.6f}")
+np.testing.assert_allclose(value_of_all, value_of_one, rtol=1e-5)
 np.testing.assert_allclose(rows_of_all, rows_of_one, rtol=1e-4, atol=1e-7)
 
 # %% [markdown]
@@ -249,9 +249,9 @@ np.testing.assert_allclose(rows_of_all, rows_of_one, rtol=1e-4, atol=1e-7)
 # %%
 by_pmap, rows_by_pmap = jax.pmap(
     jax.value_and_grad(partial(loss_of, axis_name="devices")), axis_name="devices"
-)(small[:kept].reshape(len(devices), share, -1), classes[:kept].reshape(len(devices), share))
-np.testing.assert_allclose(by_pmap, np.full(len(devices), of_one), rtol=1e-5)
-np.testing.assert_allclose(rows_by_pmap.reshape(kept, -1), rows_of_one, rtol=1e-4, atol=1e-7)
+)(small[:size].reshape(len(devices), share, -1), classes[:size].reshape(len(devices), share))
+np.testing.assert_allclose(by_pmap, np.full(len(devices), value_of_one), rtol=1e-5)
+np.testing.assert_allclose(rows_by_pmap.reshape(size, -1), rows_of_one, rtol=1e-4, atol=1e-7)
 
 # %% [markdown]
 # ## Parameters of the loss
@@ -293,7 +293,7 @@ print(f"{loss_of(small, classes, distance=weighted):.4f}")
 
 
 # %%
-def of_pair(distance, label):
+def pair_terms(distance, label):
     similar = label == 0
     return (
         statistics.total(distance, similar),
@@ -302,13 +302,13 @@ def of_pair(distance, label):
     )
 
 
-def of_anchor(found):
-    total, count, nearest = found
+def anchor_value(stats):
+    total, count, nearest = stats
     positives = total / jnp.maximum(count, 1)
     return losses.Mean(jax.nn.softplus(positives + 0.1 * nearest), 1.0)
 
 
-mean_against_nearest = losses.AnchorLoss(of_anchor, (of_pair,))
+mean_against_nearest = losses.AnchorLoss(anchor_value, (pair_terms,))
 value = anchor_loss(small, classes, loss=mean_against_nearest)
 
 directions = x / np.linalg.norm(x, axis=1, keepdims=True)  # anchor losses are of cosines by default

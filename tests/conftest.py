@@ -134,7 +134,7 @@ def products_whatever_width(request):
 
 @pytest.fixture(scope="session")
 def longer(request):
-    """Whether `--long` was given: every loss then runs in both dtypes and over tiles."""
+    """Returns whether `--long` was given: every loss then runs in both dtypes and over tiles."""
     return request.config.getoption("long")
 
 

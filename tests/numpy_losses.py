@@ -92,17 +92,17 @@ def _mean_of_active(values):
 def ntxent(x, x_classes, y=None, y_classes=None, *, temperature=0.07, distance=cosine):
     values = []
     for d_p, d_n in _distances(distance, x, x_classes, y, y_classes):
-        of_negatives = np.exp(-d_n / temperature).sum()
-        for of_positive in np.exp(-d_p / temperature):
-            values.append(-np.log(of_positive / (of_positive + of_negatives)))
+        negatives = np.exp(-d_n / temperature).sum()
+        for positive in np.exp(-d_p / temperature):
+            values.append(-np.log(positive / (positive + negatives)))
     return _mean(values)
 
 
 def supcon(x, x_classes, y=None, y_classes=None, *, temperature=0.1, log="outside"):
     values = []
     for d_p, d_n in _distances(cosine, x, x_classes, y, y_classes):
-        of_positives, of_negatives = np.exp(-d_p / temperature), np.exp(-d_n / temperature)
-        probability = of_positives / (of_positives.sum() + of_negatives.sum())
+        positives, negatives = np.exp(-d_p / temperature), np.exp(-d_n / temperature)
+        probability = positives / (positives.sum() + negatives.sum())
         if len(d_p) and log == "outside":
             values.append(-np.mean(np.log(probability)))
         elif len(d_p):
@@ -114,8 +114,8 @@ def decoupled(x, x_classes, y=None, y_classes=None, *, temperature=0.1):
     values = []
     for d_p, d_n in _distances(cosine, x, x_classes, y, y_classes):
         if len(d_n):
-            of_negatives = np.exp(-d_n / temperature).sum()
-            values += [d / temperature + np.log(of_negatives) for d in d_p]
+            negatives = np.exp(-d_n / temperature).sum()
+            values += [d / temperature + np.log(negatives) for d in d_p]
     return _mean(values)
 
 
@@ -171,9 +171,9 @@ def circle(x, x_classes, y=None, y_classes=None, *, margin=0.4, scale=80.0, froz
     ):
         s_p, s_n = 1 - d_p, 1 - d_n
         w_p, w_n = np.maximum(0, 1 + margin - (1 - e_p)), np.maximum(0, (1 - e_n) + margin)
-        of_positives = np.exp(-scale * w_p * (s_p - (1 - margin))).sum()
-        of_negatives = np.exp(scale * w_n * (s_n - margin)).sum()
-        values.append(np.log(1 + of_negatives * of_positives))
+        positives = np.exp(-scale * w_p * (s_p - (1 - margin))).sum()
+        negatives = np.exp(scale * w_n * (s_n - margin)).sum()
+        values.append(np.log(1 + negatives * positives))
     return _mean_of_active(values)
 
 
@@ -258,17 +258,17 @@ def fast_ap(x, x_classes, y=None, y_classes=None, *, bins=10):
     for d_p, d_n in _distances(cosine, x, x_classes, y, y_classes):
         if not len(d_p):
             continue
-        of_positives, of_negatives = np.zeros(bins + 1), np.zeros(bins + 1)
-        for histogram, distances in ((of_positives, d_p), (of_negatives, d_n)):
+        positive_counts, negative_counts = np.zeros(bins + 1), np.zeros(bins + 1)
+        for histogram, distances in ((positive_counts, d_p), (negative_counts, d_n)):
             for squared in 2 * distances:  # squared Euclidean distances on the unit sphere
                 for k in range(bins + 1):
                     histogram[k] += max(0.0, 1 - abs(squared - k * width) / width)
         precision = 0.0
         for k in range(bins + 1):
-            positives = of_positives[: k + 1].sum()
-            everything = positives + of_negatives[: k + 1].sum()
+            positives = positive_counts[: k + 1].sum()
+            everything = positives + negative_counts[: k + 1].sum()
             if everything > 0:
-                precision += of_positives[k] * positives / everything
+                precision += positive_counts[k] * positives / everything
         values.append(1 - precision / len(d_p))
     return _mean(values)
 
@@ -324,7 +324,7 @@ def proxy_anchor(x, x_classes, y, y_classes=None, *, margin=0.1, alpha=32.0):
 
 
 def _with_margin(own, similarities, scale):
-    """Of the similarities with the own class and with the others, for each anchor."""
+    """Takes the similarities with the own class and with the others, for each anchor."""
     values = []
     for s_own, s_others in similarities:
         if len(s_own):

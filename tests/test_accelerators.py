@@ -1,4 +1,4 @@
-"""What a compiled program may take, and the page that says what it takes.
+"""Tests of what a compiled program may take, and of the page that says what it takes.
 
 The programs themselves are compiled in tests/accelerators.
 """

@@ -67,13 +67,13 @@ def _linear(distance, label, margin):
     return jnp.where(label == 0, distance, jnp.maximum(0, margin - distance))
 
 
-def _of_any_distance(distance, label, margin):
+def _own_contrastive(distance, label, margin):
     """The library's own refuses distances below 0, which the sweep takes as it does any other."""
     return losses.contrastive(distance, label, margin)
 
 
 LOSSES = {
-    "contrastive": (_of_any_distance, _contrastive),
+    "contrastive": (_own_contrastive, _contrastive),
     "logistic": (
         _logistic,
         lambda d, y, margin: np.logaddexp(0, np.where(y, -1, 1) * (d - margin)),
@@ -112,11 +112,11 @@ def _expected(
     if reduction == "sum":
         return (pair * f).sum()
     counted = pair * (f != 0) if reduction == "active" else pair
-    kinds = [np.ones_like(dissimilar)] if reduction == "mean" else [~dissimilar, dissimilar]
+    masks = [np.ones_like(dissimilar)] if reduction == "mean" else [~dissimilar, dissimilar]
     total = 0.0
-    for kind in kinds:
-        count = (counted * kind).sum()
-        total += (pair * f * kind).sum() / count if count > 0 else 0.0
+    for mask in masks:
+        count = (counted * mask).sum()
+        total += (pair * f * mask).sum() / count if count > 0 else 0.0
     return total
 
 
@@ -141,8 +141,8 @@ def test_by_hand():
     x, classes = np.float32([[0, 0], [0, 5], [0, 1]]), np.array([0, 0, 1])
     np.testing.assert_allclose(all_pairs_loss(x, classes, margin=3.0), (25 + 4 + 0) / 3)
     for reduction, value in [("balanced", 25 + 4 / 2), ("active", 25 + 4), ("sum", 2 * 29)]:
-        found = all_pairs_loss(x, classes, margin=3.0, reduction=reduction)
-        np.testing.assert_allclose(found, value, rtol=1e-6)
+        actual = all_pairs_loss(x, classes, margin=3.0, reduction=reduction)
+        np.testing.assert_allclose(actual, value, rtol=1e-6)
     sums = all_pairs_sums(x, classes, margin=3.0)
     np.testing.assert_allclose(sums.loss, [50, 8], rtol=1e-6)
     np.testing.assert_array_equal(sums.pairs, [2, 4])
@@ -187,10 +187,10 @@ PROGRAMS = [
         if distance != "euclidean"
     ],
 ]
-OF_PROGRAMS = pytest.mark.parametrize(("distance", "reduction", "loss"), PROGRAMS)
+each_program = pytest.mark.parametrize(("distance", "reduction", "loss"), PROGRAMS)
 
 
-@OF_PROGRAMS
+@each_program
 @settings(deadline=None, max_examples=10, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -200,9 +200,9 @@ OF_PROGRAMS = pytest.mark.parametrize(("distance", "reduction", "loss"), PROGRAM
 )
 def test_values_against_numpy(distance, loss, reduction, seed, batch, classes, margin):
     x, c = _batch(seed, batch, 3, classes)
-    found, _ = _program(distance, reduction, loss)(*_filled(x, c), margin)
+    actual, _ = _program(distance, reduction, loss)(*_filled(x, c), margin)
     want = _expected(x, c, distance=distance, loss=loss, margin=margin, reduction=reduction)
-    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual, want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch", [2, 5, 33])
@@ -210,8 +210,8 @@ def test_batches_of_other_sizes(batch):
     """They fill a part of a tile, or some tiles and a part."""
     x, c = _batch(batch, batch, 3)
     for distance in ("cosine", "manhattan"):
-        found = all_pairs_loss(x, c, distance=DISTANCES[distance][0], tile=16)
-        np.testing.assert_allclose(found, _expected(x, c, distance=distance), rtol=1e-5, atol=1e-6)
+        actual = all_pairs_loss(x, c, distance=DISTANCES[distance][0], tile=16)
+        np.testing.assert_allclose(actual, _expected(x, c, distance=distance), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.long
@@ -227,21 +227,21 @@ def test_batches_of_other_sizes(batch):
 def test_combinations_against_numpy(seed, batch, distance, loss, reduction, classes):
     x, c = _batch(seed, batch, 3, classes)
     options = {"loss": LOSSES[loss][0], "distance": DISTANCES[distance][0]}
-    found = all_pairs_loss(x, c, margin=1.0, reduction=reduction, tile=16, **options)
+    actual = all_pairs_loss(x, c, margin=1.0, reduction=reduction, tile=16, **options)
     want = _expected(x, c, distance=distance, loss=loss, margin=1.0, reduction=reduction)
-    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual, want, rtol=1e-5, atol=1e-6)
 
 
-@OF_PROGRAMS
+@each_program
 def test_gradients_against_numpy(distance, reduction, loss):
     x, c = _batch(1, ROWS, 3)
     # A loss of zero at the margin, approached linearly, has a corner that differences would feel.
-    of_x = functools.partial(
+    expected = functools.partial(
         _expected, distance=distance, loss=loss, margin=1.1, reduction=reduction
     )
     value, gradient = _program(distance, reduction, loss)(x, c, 1.1)
-    np.testing.assert_allclose(value, of_x(x, c), rtol=1e-5)
-    want = _numerical(lambda x: of_x(x, c), x.astype(float))
+    np.testing.assert_allclose(value, expected(x, c), rtol=1e-5)
+    want = _numerical(lambda x: expected(x, c), x.astype(float))
     np.testing.assert_allclose(gradient[0], want, rtol=1e-4, atol=2e-5 * abs(want).max())
     by_margin = _numerical(
         lambda m: _expected(x, c, distance=distance, loss=loss, margin=m[0], reduction=reduction),
@@ -269,7 +269,7 @@ def test_two_sets(distance, reduction, longer):
 
     def ours(x, y):
         weights = {"weights": v, "reference_weights": w}
-        return all_pairs_loss(x, c, y, d, loss=_of_any_distance, tile=16, **weights, **options)
+        return all_pairs_loss(x, c, y, d, loss=_own_contrastive, tile=16, **weights, **options)
 
     def want(x, y):
         return _expected(x, c, y, d, weights=v, y_weights=w, **(options | {"distance": distance}))
@@ -344,9 +344,9 @@ DEGENERATE = {
 def test_degenerate_batches(distance, reduction):
     for name, (x, c) in DEGENERATE.items():
         value, (gradient, _) = _program(distance, reduction)(*_filled(x, c), 1.0)
-        kept = np.array(c) >= 0
-        if kept.sum() > 1:
-            want = _expected(x[kept], np.array(c)[kept], distance=distance, reduction=reduction)
+        valid = np.array(c) >= 0
+        if valid.sum() > 1:
+            want = _expected(x[valid], np.array(c)[valid], distance=distance, reduction=reduction)
         else:
             want = 0.0
         # Where points coincide rounding decides whether the loss of a pair is 0 and so counted.
@@ -363,7 +363,7 @@ def test_a_batch_of_one():
 
 
 @jax.jit
-def _of_margin(x, c, margin):
+def _value_and_gradient(x, c, margin):
     return jax.value_and_grad(lambda x: all_pairs_loss(x, c, margin=margin, tile=8))(x)
 
 
@@ -372,7 +372,7 @@ def _of_margin(x, c, margin):
 def test_norms_of_all_sizes(seed, exponent, size):
     x, c = _batch(seed, 20, size, scale=10.0**exponent)
     margin = 1.5 * size**0.5 * 10.0**exponent
-    value, gradient = _of_margin(x, c, margin)
+    value, gradient = _value_and_gradient(x, c, margin)
     np.testing.assert_allclose(value, _expected(x, c, margin=margin), rtol=1e-5)
     by = _direct_gradient(x, c, margin)
     np.testing.assert_allclose(gradient, by, rtol=1e-4, atol=1e-5 * abs(by).max())
@@ -388,7 +388,7 @@ def test_norms_of_all_sizes_in_one_batch():
 
 
 def _direct_gradient(x, classes, margin):
-    """Of the mean over all pairs, in float64, pair by pair from differences."""
+    """Returns that of the mean over all pairs, in float64, pair by pair from differences."""
     x = np.asarray(x, np.float64)
     difference = x[:, None] - x[None]
     distance = np.linalg.norm(difference, axis=-1)
@@ -403,12 +403,12 @@ def _direct_gradient(x, classes, margin):
 def _distance_of_one_pair(x, c, longest, similar):
     """The distance of the only pair of one class, or of the only one closer than some distance."""
 
-    def of_pair(distance, label):
+    def pair_value(distance, label):
         mine = jnp.where(similar, label == 0, distance < longest)
         return jnp.where(mine, distance, 0.0)
 
     return jax.value_and_grad(
-        lambda x: all_pairs_loss(x, c, loss=of_pair, reduction="sum", tile=16) / 2
+        lambda x: all_pairs_loss(x, c, loss=pair_value, reduction="sum", tile=16) / 2
     )(x)
 
 
@@ -558,9 +558,9 @@ def test_agrees_with_pytorch_metric_learning(name, dtype):
 
         for key in keys:
             case, _, norm, settings_ = key.split("/")
-            numbers = dict(pair.split("=") for pair in settings_.split(","))
-            margin = float(numbers.get("margin", numbers.get("neg_margin", 0)))
-            positive = float(numbers.get("pos_margin", 0))
+            options = dict(pair.split("=") for pair in settings_.split(","))
+            margin = float(options.get("margin", options.get("neg_margin", 0)))
+            positive = float(options.get("pos_margin", 0))
             x, classes = arrays[f"{case}/embeddings"], arrays[f"{case}/labels"]
             # One shape and so one program for all: what is added does not count.
             full = np.pad(x, ((0, 32 - x.shape[0]), (0, 16 - x.shape[1]))).astype(dtype)
@@ -617,8 +617,8 @@ def test_parameters_that_are_learned():
 
     want = _numerical(direct_metric, FACTOR)
     for own in (False, True):
-        found = jax.jit(jax.grad(functools.partial(metric, own=own)))(FACTOR.astype(np.float32))
-        np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-5)
+        actual = jax.jit(jax.grad(functools.partial(metric, own=own)))(FACTOR.astype(np.float32))
+        np.testing.assert_allclose(actual, want, rtol=1e-3, atol=1e-5)
 
 
 def test_close_pairs_reach_the_factor_too():
@@ -631,8 +631,8 @@ def test_close_pairs_reach_the_factor_too():
         return all_pairs_loss(x, c, distance=distance, margin=1e-3, tile=8)
 
     want = _numerical(lambda f: _expected(x.astype(float) @ f.T, c, margin=1e-3), FACTOR, 1e-5)
-    found = jax.grad(ours)(FACTOR.astype(np.float32))
-    np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-3 * abs(want).max())
+    actual = jax.grad(ours)(FACTOR.astype(np.float32))
+    np.testing.assert_allclose(actual, want, rtol=1e-3, atol=1e-3 * abs(want).max())
 
 
 def test_one_compilation_for_ten_margins():
@@ -659,21 +659,21 @@ def test_transformations_agree(distance, reduction, longer):
     margins = jnp.array([0.5, 1.0, 2.0])
 
     def f(x, margin):
-        options = {"loss": _of_any_distance, "reduction": reduction, "tile": 8}
+        options = {"loss": _own_contrastive, "reduction": reduction, "tile": 8}
         return all_pairs_loss(x, c, distance=DISTANCES[distance][0], margin=margin, **options)
 
     plain = [_program(distance, reduction)(x, c, margin) for margin in margins]
     plain = jax.tree.map(lambda *p: np.stack(p), *plain)
     both = jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1))))
-    found = [both(np.stack([x] * 3), margins)]
+    results = [both(np.stack([x] * 3), margins)]
     if (
         distance == "euclidean" or longer
     ):  # how they are nested is the same for products and pair by pair
-        found.append(jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1)), (None, 0)))(x, margins))
+        results.append(jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1)), (None, 0)))(x, margins))
         nested = jax.vmap(lambda m: jax.value_and_grad(jax.jit(f), (0, 1))(x, m))
-        found.append(jax.jit(nested)(margins))
+        results.append(jax.jit(nested)(margins))
         np.testing.assert_allclose(f(x, 1.0), plain[0][1], rtol=1e-6)
-    for got in found:
+    for got in results:
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, plain
         )
@@ -695,7 +695,7 @@ def test_autodiff_gives_the_same(distance, reduction):
             x,
             c,
             *others,
-            loss=_of_any_distance,
+            loss=_own_contrastive,
             distance=DISTANCES[distance][0],
             method="autodiff",
             tile=8,
@@ -734,7 +734,7 @@ def test_forward_mode_and_second_derivatives():
     np.testing.assert_allclose(hessian, want, rtol=1e-3, atol=1e-4)
 
 
-@OF_PROGRAMS
+@each_program
 def test_nan_does_not_hide(distance, reduction, loss):
     x, c = _batch(14, ROWS, 3)
     x[5, 1] = np.nan
@@ -753,10 +753,10 @@ def test_nan_does_not_hide_where_the_loss_is_constant(distance, reductions):
 
     @jax.jit
     def values(x):
-        of_x = functools.partial(
+        value = functools.partial(
             all_pairs_loss, x, c, loss=quiet, distance=DISTANCES[distance][0], tile=8
         )
-        return [of_x(reduction=reduction) for reduction in reductions]
+        return [value(reduction=reduction) for reduction in reductions]
 
     assert np.isnan(values(x)).all()
 
@@ -974,7 +974,7 @@ def test_no_rows():
 
 
 def test_inexact_close_pairs():
-    """What the option gives up, and that it gives up nothing else."""
+    """The option gives up the digits of close pairs, and nothing else."""
     x, c = _batch(25, 20, 16)
     x[3] = x[1] + 1e-4
     both = [all_pairs_loss(x, c, margin=3.0, refine=exact, tile=8) for exact in (True, False)]

@@ -143,9 +143,9 @@ def test_two_sets_over_devices(devices, strategy):
     def local(x, y, c, d):
         return jax.value_and_grad(partial(value, axis_name=AXIS), (0, 1))(x, y, c, d)
 
-    values, (of_x, of_y) = _mapped(local, devices, strategy, (x, y, c, d))
+    values, (x_gradient, y_gradient) = _mapped(local, devices, strategy, (x, y, c, d))
     np.testing.assert_allclose(values, np.full(devices, want), rtol=1e-5)
-    for got, by in ((of_x, by_x), (of_y, by_y)):
+    for got, by in ((x_gradient, by_x), (y_gradient, by_y)):
         np.testing.assert_allclose(got.reshape(by.shape), by, rtol=1e-5, atol=1e-5 * abs(by).max())
 
 
@@ -183,7 +183,7 @@ def test_own_rows_within_shard_map():
         value, gradients = jax.value_and_grad(value, (0, 1, 2))(x, y, scale)
         return value[None], gradients
 
-    _, (of_x, of_y, of_scale) = jax.jit(
+    _, (x_gradient, y_gradient, scale_gradient) = jax.jit(
         jax.shard_map(
             local,
             mesh=mesh,
@@ -197,7 +197,7 @@ def test_own_rows_within_shard_map():
         return all_pairs_loss(x, c, y, d, loss=loss, tile=8, reduction="sum")
 
     gradients = jax.jit(jax.grad(direct, (0, 1, 2)))(x, y, 1.5)
-    for got, by in zip((of_x, of_y, of_scale), gradients, strict=True):
+    for got, by in zip((x_gradient, y_gradient, scale_gradient), gradients, strict=True):
         np.testing.assert_allclose(got, by, rtol=1e-5, atol=1e-5 * abs(by).max())
 
 

@@ -112,7 +112,7 @@ def _program(name, dtype, two=False, reduction="mean", tile=TILE):
     In float64 close pairs need not be measured again, and the program is half as long.
     """
     options = {"tile": tile, "refine": dtype == "float32", "reduction": reduction}
-    places = {"hyper": 0, "boundaries": 1, "x": 2, "references": 4}
+    argnums = {"hyper": 0, "boundaries": 1, "x": 2, "references": 4}
     names = ["boundaries", "x"] if name == "margin_by_class" else ["x"]
     if dtype == "float64" and not two:
         names = ["hyper", "boundaries", "x"]
@@ -124,7 +124,7 @@ def _program(name, dtype, two=False, reduction="mean", tile=TILE):
             others = others[:1]
         return _value(name, hyper, boundaries, x, classes, *others, **options)
 
-    compiled = jax.jit(jax.value_and_grad(value, [places[name] for name in names]))
+    compiled = jax.jit(jax.value_and_grad(value, [argnums[name] for name in names]))
 
     def run(x, classes, *others, boundaries=None, **hyper):
         floats = functools.partial(np.asarray, dtype=dtype)
@@ -132,10 +132,10 @@ def _program(name, dtype, two=False, reduction="mean", tile=TILE):
         boundaries = floats(np.full(len(x), 1.2) if boundaries is None else boundaries)
         others = [floats(o) if np.asarray(o).dtype.kind == "f" else o for o in others]
         with jax.enable_x64(dtype == "float64"):
-            found, gradients = compiled(hyper, boundaries, floats(x), classes, *others)
-            assert found.dtype == dtype
+            result, gradients = compiled(hyper, boundaries, floats(x), classes, *others)
+            assert result.dtype == dtype
             gradients = jax.tree.map(np.float64, gradients)
-        return float(found), dict(zip(names, gradients, strict=True))
+        return float(result), dict(zip(names, gradients, strict=True))
 
     return run
 
@@ -204,9 +204,9 @@ def _peer(wanted):
     for key in PEERS:
         case, name, *rest = key.removesuffix("/grad").split("/")
         if name == wanted and key.endswith("/grad"):
-            numbers = [one.split("=") for one in rest[-1].split(",") if "=" in one]
+            options = [one.split("=") for one in rest[-1].split(",") if "=" in one]
             form = rest[0] if len(rest) > 1 else ""
-            yield key.removesuffix("/grad"), case, form, {k: float(v) for k, v in numbers}
+            yield key.removesuffix("/grad"), case, form, {k: float(v) for k, v in options}
 
 
 def _assert_agrees(key, value, gradient, dtype, loosened=1.0):
@@ -225,12 +225,12 @@ def test_every_value_of_a_peer_is_compared():
 
 @pytest.fixture(scope="module", params=LOSSES)
 def name(request):
-    """Of a scope that has pytest run all tests of a loss one after the other."""
+    """The scope has pytest run all tests of a loss one after the other."""
     return request.param
 
 
 def _in_single(name):
-    """Whether the loss is one that the other tests compile in float32 too: one of each type."""
+    """Returns whether other tests compile the loss in float32 too: one loss of each type."""
     return name in SHARED and name != "circle"
 
 
@@ -249,11 +249,11 @@ def test_peers(name, dtype, longer):
     if dtype == "float32" and not (longer or _in_single(name)):
         pytest.skip("float64 does, and float32 with --long")
     peer, hyperparameters = PEER_NAMES[name]
-    found = list(_peer(peer))
-    assert found
-    for key, case, form, numbers in found:
+    cases = list(_peer(peer))
+    assert cases
+    for key, case, form, options in cases:
         raw, classes = PEERS[case + "/embeddings"], PEERS[case + "/labels"]
-        hyper = {ours: numbers[theirs] for ours, theirs in hyperparameters.items()}
+        hyper = {ours: options[theirs] for ours, theirs in hyperparameters.items()}
         if name in ("tuplet_margin", "angular"):
             angle = next(iter(hyper))
             hyper[angle] = math.radians(hyper[angle])
@@ -274,7 +274,7 @@ def test_peers(name, dtype, longer):
 
 # Direct NumPy.
 
-KINDS = [
+BATCHES = [
     "random",
     "one_class",
     "all_distinct",
@@ -325,7 +325,7 @@ def _sets(rng, name, kind, rows):
 
 
 RANDOM_CASES = given(
-    seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(KINDS), rows=st.integers(2, 37)
+    seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(BATCHES), rows=st.integers(2, 37)
 )
 SETTINGS = settings(deadline=None, max_examples=20, derandomize=True)
 
@@ -350,7 +350,7 @@ def test_values_against_numpy(name, dtype, longer, seed, kind, rows):
     assert (gradients["x"][sets[1] == -1] == 0).all()
 
 
-def _of_two_sets(name, longer):
+def _takes_two_sets(name, longer):
     return name in TWO_SETS or (longer and name in MORE_TWO_SETS)
 
 
@@ -361,7 +361,7 @@ def _reduction(name):
 @SETTINGS
 @RANDOM_CASES
 def test_two_sets_against_numpy(name, longer, seed, kind, rows):
-    if not _of_two_sets(name, longer):
+    if not _takes_two_sets(name, longer):
         pytest.skip("as those that keep the same kinds of statistics")
     rng = np.random.default_rng(seed)
     sets = *_filled(*_batch(rng, kind, rows)), *_filled(*_batch(rng, kind, 22), REFERENCES)
@@ -394,10 +394,10 @@ def test_low_precision_and_a_single_entry(name_of, size):
     def value(x, *proxies):
         return _value(name_of, LOSSES[name_of][0], None, x, classes, *proxies, tile=8)
 
-    found, gradient = jax.jit(jax.value_and_grad(value))(*sets)
+    actual, gradient = jax.jit(jax.value_and_grad(value))(*sets)
     first, *others = (np.asarray(a, np.float64) for a in sets)
-    np.testing.assert_allclose(found, _expected(name_of, first, classes, *others), rtol=1e-5)
-    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(actual, _expected(name_of, first, classes, *others), rtol=1e-5)
+    assert actual.dtype == jnp.float32
     assert gradient.dtype == jnp.bfloat16
     assert np.isfinite(gradient.astype(jnp.float32)).all()
 
@@ -465,7 +465,7 @@ def test_gradients_against_differences(name, seed, longer):
 
 
 def test_gradients_of_two_sets_against_differences(name, longer):
-    if not _of_two_sets(name, longer):
+    if not _takes_two_sets(name, longer):
         pytest.skip("as those that keep the same kinds of statistics")
     rng = np.random.default_rng(3)
     x, classes = _filled(*_batch(rng, "random", 25))
@@ -505,13 +505,13 @@ def test_a_nan_that_counts_shows(name, longer):
 
 @functools.cache
 def _pairs_program(loss, distance, dtype):
-    """Of all pairs, similar and dissimilar ones averaged apart; of ratios, the active ones."""
+    """Averages similar and dissimilar pairs apart, and of ratios the active pairs alone."""
 
     def value(x, classes, margin, positive_margin):
-        def of_pair(distance, label):
+        def pair_value(distance, label):
             return loss(distance, label, margin, positive_margin)
 
-        sums = all_pairs_sums(x, classes, loss=of_pair, distance=distance, tile=TILE)
+        sums = all_pairs_sums(x, classes, loss=pair_value, distance=distance, tile=TILE)
         counts = sums.active if distance is distances.signal_to_noise else sums.pairs
         return jnp.sum(sums.loss / jnp.maximum(counts, 1))
 
@@ -528,11 +528,11 @@ def _pairs_program(loss, distance, dtype):
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.long), "float64"])
 @pytest.mark.parametrize("peer", ["contrastive_pml_mean", "snr_contrastive"])
 def test_peers_of_all_pairs(peer, dtype):
-    for key, case, form, numbers in _peer(peer):
+    for key, case, form, options in _peer(peer):
         raw, classes = PEERS[case + "/embeddings"], PEERS[case + "/labels"]
         x = raw if form == "raw" else _unit(raw)
         distance = distances.euclidean
-        margins = numbers.get("margin", numbers.get("neg_margin")), numbers.get("pos_margin", 0.0)
+        margins = options.get("margin", options.get("neg_margin")), options.get("pos_margin", 0.0)
         if peer == "snr_contrastive":
             # Repeated columns, and no zeros, leave a ratio of variances as it is.
             distance, x = distances.signal_to_noise, np.tile(x, 48 // x.shape[1])
@@ -564,16 +564,16 @@ def test_peers_of_given_pairs(peer, loss, dtype):
 
     @jax.jit
     @jax.value_and_grad
-    def of_rows(x, labels, margin):
+    def program(x, labels, margin):
         return jnp.mean(
             pair_loss(x[::2], x[1::2], labels, loss=loss, distance=distances.cosine, margin=margin)
         )
 
-    for key, case, _, numbers in _peer(peer):
+    for key, case, _, options in _peer(peer):
         x, classes = PEERS[case + "/embeddings"], PEERS[case + "/labels"]
         labels = (classes[::2] != classes[1::2]).astype(int)
         with jax.enable_x64(dtype == "float64"):
-            value, gradient = of_rows(x.astype(dtype), labels, np.asarray(numbers["margin"], dtype))
+            value, gradient = program(x.astype(dtype), labels, np.asarray(options["margin"], dtype))
         _assert_agrees(key, value, gradient, dtype)
 
 
@@ -582,14 +582,14 @@ def test_peers_n_pairs(dtype):
     """The first two rows of each class, of unit length, are its anchor and its positive."""
     for key, case, _, _ in _peer("npairs"):
         raw, classes = PEERS[case + "/embeddings"], PEERS[case + "/labels"]
-        unit, (known, sizes) = _unit(raw), np.unique(classes, return_counts=True)
-        known = known[sizes > 1]
-        anchors, positives = np.array([np.flatnonzero(classes == c)[:2] for c in known]).T
+        unit, (labels, sizes) = _unit(raw), np.unique(classes, return_counts=True)
+        labels = labels[sizes > 1]
+        anchors, positives = np.array([np.flatnonzero(classes == c)[:2] for c in labels]).T
         value, gradients = _program("n_pair", dtype, two=True)(
-            *_filled(unit[anchors], known), *_filled(unit[positives], known, REFERENCES)
+            *_filled(unit[anchors], labels), *_filled(unit[positives], labels, REFERENCES)
         )
         gradient = np.zeros_like(raw)
-        count, size = len(known), raw.shape[1]
+        count, size = len(labels), raw.shape[1]
         gradient[anchors] = gradients["x"][:count, :size]
         gradient[positives] += gradients["references"][:count, :size]
         _assert_agrees(key, value, _by_direction(gradient, raw), dtype)
@@ -631,17 +631,17 @@ def test_weighted_sum():
         losses.multi_similarity(),
     ]
 
-    def of_pairs(x):
+    def pair_mean(x):
         unit = _unit(x[classes >= 0])
-        distance, kept = 1 - unit @ unit.T, classes[classes >= 0]
-        values = np.where(kept[:, None] != kept, np.maximum(0, 1 - distance), distance)
-        return values[~np.eye(len(kept), dtype=bool)].mean()
+        distance, labels = 1 - unit @ unit.T, classes[classes >= 0]
+        values = np.where(labels[:, None] != labels, np.maximum(0, 1 - distance), distance)
+        return values[~np.eye(len(labels), dtype=bool)].mean()
 
     def values(x):
         return np.array(
             [
                 numpy_losses.ntxent(x, classes, temperature=0.2),
-                of_pairs(x),
+                pair_mean(x),
                 numpy_losses.multi_similarity(x, classes),
             ]
         )
@@ -723,7 +723,7 @@ def test_proxies_met_at_once_under_transformations(name_of):
 @pytest.mark.sweep
 @pytest.mark.parametrize("traced", [False, True])
 def test_a_tile_without_similar_pairs_measures_no_similar_ones(traced):
-    """Of a statistic of similar pairs it is to compute nothing, whether or not it is traced."""
+    """It computes nothing of a statistic of similar pairs, whether or not that is traced."""
     classes = jnp.repeat(jnp.arange(4), 8)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((32, SIZE)), jnp.float32)
 
@@ -732,7 +732,7 @@ def test_a_tile_without_similar_pairs_measures_no_similar_ones(traced):
             def of(distance, label):
                 return statistics.log_sum_exp(distance * scale, condition(label))
 
-            loss = losses.AnchorLoss(lambda found: losses.Mean(found, 1.0), (of,))
+            loss = losses.AnchorLoss(lambda result: losses.Mean(result, 1.0), (of,))
             return anchor_loss(x, classes, loss=loss, tile=8)
 
         value = value if traced else functools.partial(value, scale=2.0)
@@ -755,7 +755,7 @@ def test_statistics_are_given_arrays_of_jax():
         half = jnp.where(label == 0, 1 / (1 - label), 0.5 * label)
         return statistics.total(half * distance)
 
-    loss = losses.AnchorLoss(lambda found: losses.Mean(found, 1.0), (of,))
+    loss = losses.AnchorLoss(lambda result: losses.Mean(result, 1.0), (of,))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((32, SIZE)), jnp.float32)
     classes = jnp.repeat(jnp.arange(4), 8)
     value = jax.jit(lambda x: anchor_loss(x, classes, loss=loss, tile=8))(x)
@@ -797,10 +797,10 @@ def test_float32_where_float64_is_allowed(name_of):
         return _value(name_of, LOSSES[name_of][0], None, x, classes, tile=TILE)
 
     with jax.enable_x64(True):
-        found, gradient = jax.jit(jax.value_and_grad(value))(x.astype("float32"))
-    assert found.dtype == gradient.dtype == jnp.float32
+        actual, gradient = jax.jit(jax.value_and_grad(value))(x.astype("float32"))
+    assert actual.dtype == gradient.dtype == jnp.float32
     chex.assert_trees_all_close(
-        (np.float64(found), np.float64(gradient)), (want, by["x"]), atol=2e-6
+        (np.float64(actual), np.float64(gradient)), (want, by["x"]), atol=2e-6
     )
 
 
@@ -814,10 +814,10 @@ def test_curvature_of_a_proxy_loss():
             return jax.grad(lambda x: proxy_loss(x, classes, proxies, loss=losses.cosface()))(x)
 
         way = jnp.asarray(rng.standard_normal(x.shape))
-        _, found = jax.jvp(gradient, (jnp.asarray(x),), (way,))
+        _, actual = jax.jvp(gradient, (jnp.asarray(x),), (way,))
         step = 1e-5
         want = (gradient(x + step * way) - gradient(x - step * way)) / (2 * step)
-        np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(actual, want, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", ["sweep", "autodiff"])
@@ -833,9 +833,9 @@ def test_no_rows_are_worth_nothing(of, method, longer):
 
     # What is divided by is the same by either method.
     for reduction in ("mean", "active", "sum") if longer or method == "sweep" else ("mean",):
-        found, gradient = jax.value_and_grad(value)(jnp.zeros((0, 4)), reduction)
-        assert (found, gradient.shape) == (0, (0, 4)) or of == "proxy_anchor"
-        assert np.isfinite(found)
+        actual, gradient = jax.value_and_grad(value)(jnp.zeros((0, 4)), reduction)
+        assert (actual, gradient.shape) == (0, (0, 4)) or of == "proxy_anchor"
+        assert np.isfinite(actual)
 
 
 def test_reductions():
@@ -895,7 +895,7 @@ X, CLASSES = np.ones((4, 3), np.float32), np.arange(4)
         ),
         (
             lambda: anchor_loss(
-                X, CLASSES, loss=losses.supcon()._replace(loss=lambda found: found[0])
+                X, CLASSES, loss=losses.supcon()._replace(loss=lambda result: result[0])
             ),
             AssertionError,
             "loss must return a Mean",
@@ -905,7 +905,7 @@ X, CLASSES = np.ones((4, 3), np.float32), np.arange(4)
                 X,
                 CLASSES,
                 loss=losses.AnchorLoss(
-                    lambda d, found: losses.Mean(found, 1.0),
+                    lambda d, result: losses.Mean(result, 1.0),
                     (lambda d, y, t: statistics.log_sum_exp(-d / t),),
                 ),
                 data=(X[:, 0],),
@@ -918,7 +918,7 @@ X, CLASSES = np.ones((4, 3), np.float32), np.arange(4)
                 X,
                 CLASSES,
                 loss=losses.TripletLoss(
-                    lambda p, found: losses.Mean(found, 1.0),
+                    lambda p, result: losses.Mean(result, 1.0),
                     (lambda d, y, p: statistics.largest(p - d, y == 1),),
                 ),
             ),
@@ -1094,23 +1094,23 @@ def test_devices_equal_one(name, strategy, longer):
     hyper = jax.tree.map(np.float32, LOSSES[name][0])
 
     def value(split, shared, classes):
-        numbers = shared[1] if learned else hyper
+        params = shared[1] if learned else hyper
         if strategy == "shard_map":
             # A number that all devices share is to be marked as differing.
-            numbers = jax.tree.map(lambda number: pcast_varying(number, (AXIS,)), numbers)
+            params = jax.tree.map(lambda number: pcast_varying(number, (AXIS,)), params)
         options = {"axis_name": AXIS, "tile": 8}
         if name in ("margin_by_class", "triplet_semi_hard") and not longer:
             options["refine"] = False  # the others do, and a program is half as long
-        return _value(name, numbers, split[1], split[0], classes, *shared[0], **options)
+        return _value(name, params, split[1], split[0], classes, *shared[0], **options)
 
-    found, (by_x, by_boundaries), (by_proxies, by_numbers) = _over_devices(
+    actual, (by_x, by_boundaries), (by_proxies, by_numbers) = _over_devices(
         strategy,
         value,
         (x[:36], boundaries[:36]),
         (tuple(proxies), hyper if learned else {}),
         classes[:36],
     )
-    np.testing.assert_allclose(found, want, rtol=1e-5)
+    np.testing.assert_allclose(actual, want, rtol=1e-5)
     gradients = [(by_x, by["x"][:36])]
     if name == "margin_by_class":
         gradients.append((by_boundaries, by["boundaries"][:36]))
@@ -1141,10 +1141,10 @@ def test_two_sets_over_devices(strategy):
         sets = split[0], classes[0], split[1], classes[1]
         return _value("triplet_hard", hyper, None, *sets, axis_name=AXIS, tile=8)
 
-    found, (by_x, by_y), _ = _over_devices(
+    actual, (by_x, by_y), _ = _over_devices(
         strategy, value, (x[:36], y[:20]), (), (classes[:36], y_classes[:20])
     )
-    np.testing.assert_allclose(found, want, rtol=1e-5)
+    np.testing.assert_allclose(actual, want, rtol=1e-5)
     for gradient, wanted in ((by_x, by["x"][:36]), (by_y, by["references"][:20])):
         np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-5 * abs(wanted).max())
 

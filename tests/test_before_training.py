@@ -1,4 +1,4 @@
-"""What can not be trained or evaluated is found by every program before its first step."""
+"""Every program refuses data that can not be trained or evaluated before its first step."""
 
 import numpy as np
 import pytest

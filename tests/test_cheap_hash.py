@@ -38,9 +38,9 @@ def test_no_seed_has_a_key_of_another():
 
 def test_numbers_are_uniform_and_independent():
     keys = jax.random.split(jax.random.key(0), 1000)
-    numbers = np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (100,)))(keys), float)
-    counts = np.histogram(numbers, 100, (0, 1))[0]
+    values = np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (100,)))(keys), float)
+    counts = np.histogram(values, 100, (0, 1))[0]
     # Six deviations of chi squared with 99 degrees of freedom, and of a correlation.
     assert ((counts - 1000) ** 2 / 1000).sum() < 99 + 6 * np.sqrt(2 * 99)
-    for one, other in ((numbers[1:], numbers[:-1]), (numbers[:, 1:], numbers[:, :-1])):
+    for one, other in ((values[1:], values[:-1]), (values[:, 1:], values[:, :-1])):
         assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 6 / np.sqrt(one.size)

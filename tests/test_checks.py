@@ -105,7 +105,7 @@ def test_checks_survive_transformations(transform):
 
 
 def cost(function):
-    """Of a fresh function, so that nothing is found in a cache."""
+    """Returns the cost of a fresh function, so that nothing is found in a cache."""
     compiled = jax.jit(lambda *arguments: function(*arguments)).lower(A, B, LABELS, 1.0).compile()
     return compiled.cost_analysis()
 
@@ -134,7 +134,7 @@ def test_checks_of_arguments_leave_no_effect():
 
 
 def test_known_values_inside_traced_code():
-    """What is known is checked while tracing, what is traced is left alone."""
+    """Known values are checked while tracing, and traced ones are left alone."""
     compiled = jax.jit(lambda a: pair_loss(a, B, np.array([0, 3, 0])))
     with pytest.raises(ValueError, match="got 3 in row 1"):
         compiled(A)

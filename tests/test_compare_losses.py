@@ -30,10 +30,10 @@ SMALL = {
 
 
 def _lines(folder):
-    places = [(split, stage) for split in loss_report.SPLITS for stage in (None, "tuning", "test")]
+    order = [(split, stage) for split in loss_report.SPLITS for stage in (None, "tuning", "test")]
     return sorted(
         read_finished(folder),
-        key=lambda line: (places.index((line["split"], line.get("stage"))), line.get("number")),
+        key=lambda line: (order.index((line["split"], line.get("stage"))), line.get("number")),
     )
 
 
@@ -106,8 +106,8 @@ def test_settings_are_within_their_ranges_and_every_range_is_of_a_known_number()
     for name in loss_table.NAMES:
         first, *others = tuning_points(name, 6)
         assert first["learning_rate"] == 4e-3
-        known = loss_table.hyperparameters_of(name)
-        assert first["options"] == {key: known[key] for key in others[0]["options"]}
+        defaults = loss_table.hyperparameters_of(name)
+        assert first["options"] == {key: defaults[key] for key in others[0]["options"]}
         assert len(others) == 5
         assert len({setting["learning_rate"] for setting in others}) == 5
         for setting in others:
@@ -117,8 +117,8 @@ def test_settings_are_within_their_ranges_and_every_range_is_of_a_known_number()
                     dict(loss_table.TABLE[name].ranges) | {"similar_fraction": (0.05, 0.5)}
                 )[option]
                 assert low <= value <= high
-                assert option in known
-        assert {*loss_table.TABLE[name].ranges} <= {*known}
+                assert option in defaults
+        assert {*loss_table.TABLE[name].ranges} <= {*defaults}
 
 
 def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(tmp_path, capsys):
@@ -130,8 +130,8 @@ def test_a_training_that_diverged_is_never_chosen_and_has_no_place_in_the_table(
     ) == {"learning_rate": 2.0, "options": {"margin": 2.0}}
     figures = {"precision_at_1": 0.5, "r_precision": 0.4, "map_at_r": 0.3}
     for split in loss_report.SPLITS:
-        for name, found in (("supcon", figures), ("arcface", None)):
-            line = {"split": split, "loss": name, "stage": "test", "number": 0, "figures": found}
+        for name, values in (("supcon", figures), ("arcface", None)):
+            line = {"split": split, "loss": name, "stage": "test", "number": 0, "figures": values}
             json_lines.append_line(tmp_path / "trials.jsonl", line)
     for k in (0, 0, 1):  # twice, as two processes may
         line = {"split": "all classes", "loss": "nca", "stage": "test", "number": k}

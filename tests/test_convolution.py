@@ -55,8 +55,8 @@ def test_values_and_gradients_equal_those_of_xla(size, kernel, stride, padding):
     gradients, value = value_and_gradients(_ours)
     expected, want = value_and_gradients(_by_xla)
     np.testing.assert_allclose(value, want, rtol=1e-4, atol=1e-4)
-    for got, of_xla in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(got, of_xla, rtol=1e-4, atol=1e-3)
+    for got, reference in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(got, reference, rtol=1e-4, atol=1e-3)
 
 
 def test_against_a_sum_written_out():

@@ -81,10 +81,10 @@ def _program(name, one_set, by_difference=False, symmetric=False):
 
 @functools.cache
 def _by_autodiff(name):
-    of_pair = DISTANCES[name][0]
+    distance = DISTANCES[name][0]
 
     def total(a, b, weights):
-        return jnp.sum(weights * jax.vmap(jax.vmap(of_pair, (None, 0)), (0, None))(a, b))
+        return jnp.sum(weights * jax.vmap(jax.vmap(distance, (None, 0)), (0, None))(a, b))
 
     return jax.jit(jax.grad(total, (0, 1)))
 
@@ -250,8 +250,8 @@ def test_a_loss_by_differences(width):
 
     def value(x):
         by_cosine = anchor_loss(x, classes, loss=losses.supcon(0.1))
-        of_two = anchor_loss(x[:8], classes[:8], x[8:], classes[8:] - 2, loss=losses.nca())
-        return by_cosine + of_two + all_pairs_loss(x, classes, margin=1.5)
+        two_sets = anchor_loss(x[:8], classes[:8], x[8:], classes[8:] - 2, loss=losses.nca())
+        return by_cosine + two_sets + all_pairs_loss(x, classes, margin=1.5)
 
     with _by_difference(False):
         both = [jax.jit(jax.value_and_grad(value))(x)]
@@ -448,10 +448,10 @@ def test_a_vector_of_nan_is_no_positive_of_every_anchor(labels):
     x = np.random.default_rng(3).standard_normal((4, 6)).astype(np.float32)
     x[1] = np.nan
     y = np.random.default_rng(4).standard_normal((24, 6)).astype(np.float32)
-    numbers = []
+    counts = []
 
     def record(positive):
-        jax.debug.callback(numbers.append, jnp.max(jnp.sum(positive, axis=1)))
+        jax.debug.callback(counts.append, jnp.max(jnp.sum(positive, axis=1)))
         return numbered(positive)
 
     numbered = dense_triplets._ordinals_by_row
@@ -461,7 +461,7 @@ def test_a_vector_of_nan_is_no_positive_of_every_anchor(labels):
         value = jax.jit(lambda x: anchor_loss(x, *arguments, loss=loss, labels=labels))(x)
         jax.effects_barrier()
     assert np.isnan(value)
-    assert numbers == [3]
+    assert counts == [3]
 
 
 @pytest.mark.sweep

@@ -33,11 +33,11 @@ def _with_length(x, length):
     return x.astype(np.float32)
 
 
-OF_PROXIES = {
+PROXY_LOSSES = {
     name: getattr(losses, name)()
     for name in ("normalized_softmax", "proxy_nca", "cosface", "arcface", "proxy_anchor")
 }
-OF_ROWS = {
+ROW_LOSSES = {
     "angular": lambda x: anchor_loss(x, CLASSES, loss=losses.angular()),
     "koleo": regularizers.koleo,
     "supcon": lambda x: anchor_loss(x, CLASSES, loss=losses.supcon()),
@@ -50,28 +50,28 @@ OF_ROWS = {
 def test_unit(length, seed):
     x = np.random.default_rng(seed).standard_normal(5)
     x = np.float32(x * length / np.linalg.norm(x))
-    found, pull = jax.vjp(unit, jnp.asarray(x))
+    actual, pull = jax.vjp(unit, jnp.asarray(x))
     cotangent = np.float32([1, -2, 0.5, 0, 1])
     (gradient,) = pull(jnp.asarray(cotangent))
     if length < 1e-18:
-        np.testing.assert_array_equal([found, gradient], 0)
+        np.testing.assert_array_equal([actual, gradient], 0)
         return
     exact = x.astype(np.float64)
     size = np.linalg.norm(exact)
     direction = exact / size
-    np.testing.assert_allclose(found, direction, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(actual, direction, rtol=1e-6, atol=1e-7)
     across = cotangent - direction * (cotangent @ direction)
     np.testing.assert_allclose(gradient * size, across, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("name", "width"), [(name, 6) for name in (*OF_ROWS, *OF_PROXIES)] + [("supcon", 3)]
+    ("name", "width"), [(name, 6) for name in (*ROW_LOSSES, *PROXY_LOSSES)] + [("supcon", 3)]
 )
 def test_the_gradient_of_one_collapsed_row_is_finite(name, width):
     def value(x):
-        if name in OF_ROWS:
-            return OF_ROWS[name](x)
-        return proxy_loss(x, CLASSES, PROXIES, loss=OF_PROXIES[name])
+        if name in ROW_LOSSES:
+            return ROW_LOSSES[name](x)
+        return proxy_loss(x, CLASSES, PROXIES, loss=PROXY_LOSSES[name])
 
     program = jax.jit(jax.value_and_grad(value))
     values, slopes = [], []
@@ -91,7 +91,7 @@ def test_the_gradient_of_one_collapsed_row_is_finite(name, width):
 
 @pytest.mark.parametrize("name", ["arcface", "proxy_anchor"])
 def test_the_gradient_of_one_collapsed_proxy_is_finite(name):
-    gradient_of = jax.jit(jax.grad(lambda p: proxy_loss(X, CLASSES, p, loss=OF_PROXIES[name])))
+    gradient_of = jax.jit(jax.grad(lambda p: proxy_loss(X, CLASSES, p, loss=PROXY_LOSSES[name])))
     for length in (1e-18, 1e-14):
         assert np.isfinite(gradient_of(_with_length(PROXIES, length))).all()
 
@@ -99,7 +99,7 @@ def test_the_gradient_of_one_collapsed_proxy_is_finite(name):
 @pytest.mark.parametrize("length", [1e-13, 1e6, 1e17])
 def test_angular_of_rows_of_any_length(length):
     x = _with_length(X, length)
-    value, gradient = jax.jit(jax.value_and_grad(OF_ROWS["angular"]))(x)
+    value, gradient = jax.jit(jax.value_and_grad(ROW_LOSSES["angular"]))(x)
     np.testing.assert_allclose(value, numpy_losses.angular(x, CLASSES, alpha=0.7), rtol=1e-6)
     assert np.isfinite(gradient).all()
 
@@ -127,9 +127,9 @@ def test_float16_rows_that_nearly_vanish(value):
 def test_widen():
     x = jnp.float16([1e-5, 2, jnp.inf])
     for transform in (lambda f: f, jax.jit, lambda f: lambda x: jax.vmap(f)(x[None])[0]):
-        found = transform(widen)(x)
-        assert found.dtype == jnp.float32
-        np.testing.assert_array_equal(found, np.float32(x))
+        actual = transform(widen)(x)
+        assert actual.dtype == jnp.float32
+        np.testing.assert_array_equal(actual, np.float32(x))
 
         def total(x):
             return jnp.sum(jnp.float32([1e8, 3, -jnp.inf]) * widen(x))

@@ -183,8 +183,8 @@ def test_a_bare_function_is_a_loss_of_euclidean_distances():
     np.testing.assert_allclose(all_pairs_loss(X, CLASSES, loss=bare), want, rtol=1e-5)
     # It measures any other that is named.
     want = _mean_over_pairs(CARRIED["sigmoid"][2], NUMPY["manhattan"], X)
-    found = all_pairs_loss(X, CLASSES, loss=bare, distance=distances.manhattan)
-    np.testing.assert_allclose(found, want, rtol=1e-5)
+    actual = all_pairs_loss(X, CLASSES, loss=bare, distance=distances.manhattan)
+    np.testing.assert_allclose(actual, want, rtol=1e-5)
 
 
 def test_a_loss_of_ones_own_carries_its_distance():
@@ -354,9 +354,9 @@ def test_a_margin_of_each_class(reduction, tile):
 
 def test_a_margin_of_each_class_between_two_sets_and_in_other_ways():
     y, y_classes = X[::-1] + 0.1, CLASSES[::-1]
-    found = all_pairs_loss(X, CLASSES, y, y_classes, margin=MARGINS, reduction="balanced")
+    actual = all_pairs_loss(X, CLASSES, y, y_classes, margin=MARGINS, reduction="balanced")
     want = _by_class(X, MARGINS, "balanced", y, y_classes)
-    np.testing.assert_allclose(found, want, rtol=1e-5)
+    np.testing.assert_allclose(actual, want, rtol=1e-5)
     plain = all_pairs_loss(
         X, CLASSES, y, y_classes, margin=MARGINS, reduction="balanced", method="autodiff"
     )
@@ -390,8 +390,8 @@ def test_a_margin_of_each_class_over_devices():
             axis_name="d",
         )
     )
-    found, (by_x, by_margin) = mapped(x.reshape(2, 4, 4), c.reshape(2, 4), MARGINS)
-    np.testing.assert_allclose(found, [value, value], rtol=1e-6)
+    actual, (by_x, by_margin) = mapped(x.reshape(2, 4, 4), c.reshape(2, 4), MARGINS)
+    np.testing.assert_allclose(actual, [value, value], rtol=1e-6)
     np.testing.assert_allclose(by_x.reshape(8, 4), by[0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(by_margin.sum(0), by[1], rtol=1e-5, atol=1e-6)
 

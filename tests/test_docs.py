@@ -53,14 +53,14 @@ def _documented():
 
 def test_every_public_function_has_one_place():
     public = {name: _public(tree) for name, tree in _trees()}
-    expected = [f"{module}.{name}" for module, found in public.items() for name in found]
+    expected = [f"{module}.{name}" for module, names in public.items() for name in names]
     assert len(expected) > 150
-    found = [
+    documented = [
         f"{module}.{name}"
         for module, members in _documented()
         for name in (public[module] if members is None else members)
     ]
-    assert sorted(found) == sorted(expected)
+    assert sorted(documented) == sorted(expected)
 
 
 def _docstrings():
@@ -79,6 +79,26 @@ def test_docstrings_do_not_begin_with_a_fragment():
     assert len(files) > 100
     opening = r'"""(?:Of|What|Whether)\b.*'
     assert [one for path in files for one in re.findall(opening, path.read_text())] == []
+
+
+def _names(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+
+
+def test_names_say_what_a_thing_is():
+    """Names such as these say how a value came about or whose it is, and not what it is."""
+    vague = re.compile(r"_*(known|found|kept|places|numbers|kinds|of_\w+)")
+    folders = ("contrastive_jax", "experiments", "tests", "notebooks", "docs")
+    files = [path for folder in folders for path in (ROOT / folder).glob("**/*.py")]
+    assert len(files) > 300
+    names = [(path.name, name) for path in files for name in _names(ast.parse(path.read_text()))]
+    assert [(path, name) for path, name in names if vague.fullmatch(name.lower())] == []
 
 
 def test_what_is_returned_is_not_read_as_its_type():
@@ -127,10 +147,10 @@ def test_every_page_is_in_the_table_of_contents():
 
 
 def test_what_the_first_page_of_the_library_names_is_in_a_documented_module():
-    found = [
+    exported = [
         getattr(package, name) for package in (contrastive_jax, losses) for name in package.__all__
     ]
-    functions = [one for one in found if not inspect.ismodule(one)]
+    functions = [one for one in exported if not inspect.ismodule(one)]
     assert len(functions) > 40
     modules = {f"contrastive_jax.{name}" for name, _ in _documented()}
     for function in functions:
@@ -157,9 +177,9 @@ def formulas():
 
 
 def test_every_formula_can_be_set(formulas):
-    found = [*_formulas()]
-    assert len(found) > 40
-    for path, latex, block in found:
+    cases = [*_formulas()]
+    assert len(cases) > 40
+    for path, latex, block in cases:
         drawn = formulas.picture(latex, block, str(path))
         assert 'role="img"' in drawn
         assert "<path" in drawn
@@ -183,11 +203,11 @@ def test_formulas_of_a_page_are_replaced_where_they_stand(formulas):
         '<p>if <span class="arithmatex">\\(a &lt; b\\)</span>, then</p>',
         '<div class="arithmatex">\\[\na^2\n\\]</div>',
     )
-    found = formulas.on_page_content(inline + block, page)
-    assert "arithmatex" not in found
+    html = formulas.on_page_content(inline + block, page)
+    assert "arithmatex" not in html
     assert re.search(
-        r'<p>if <span class="formula"><svg .*aria-label="a &lt; b".*</svg>,</span> t', found
+        r'<p>if <span class="formula"><svg .*aria-label="a &lt; b".*</svg>,</span> t', html
     )
     assert re.search(
-        r'</p><div class="formula"><svg .*aria-label="a\^2".*</svg></div>$', found, re.S
+        r'</p><div class="formula"><svg .*aria-label="a\^2".*</svg></div>$', html, re.S
     )

@@ -29,10 +29,10 @@ def test_nearest_and_related():
 
     similar = neighbourhoods.similar_to_copies(near, 3)
     assert similar.shape == (18, 8)
-    for row, found in enumerate(similar):
+    for row, neighbours in enumerate(similar):
         copy_of = row % 6
         want = {k * 6 + i for k in range(3) for i in (copy_of, *near[copy_of])} - {row}
-        assert {*found.tolist()} == want
+        assert {*neighbours.tolist()} == want
 
 
 @pytest.mark.parametrize("fraction", [0.25, 0.5])
@@ -84,9 +84,9 @@ def test_maps_are_learned_from_neighbours(tmp_path, capsys, monkeypatch):
     assert "invariant" in printed
     for name, times in (("neighbours", 1), ("copies", 5), ("invariant", 5)):
         assert (folder / f"map-{name}.png").read_bytes().startswith(b"\x89PNG")
-        found = np.load(folder / f"map-{name}.npz")
-        assert found["embeddings"].shape == (len(found["classes"]), 2)
-        assert len(found["classes"]) % times == 0
+        saved = np.load(folder / f"map-{name}.npz")
+        assert saved["embeddings"].shape == (len(saved["classes"]), 2)
+        assert len(saved["classes"]) % times == 0
         # Moves are in proportion to the width: at most 2 of 8 pixels, and a border as wide.
         assert shapes[name] == ((8, 8, 1) if times == 1 else (12, 12, 1))
     rows = [line.split("|")[1:4] for line in (folder / "results.md").read_text().splitlines()[2:]]

@@ -152,7 +152,7 @@ except ImportError as error:
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-    """What all the code that needs none of the extras prints, by its name, in one process."""
+    """Returns what each code that needs none of the extras prints, by name, in one process."""
     folder = tmp_path_factory.mktemp("extras")
     (folder / "cat").mkdir()
     (folder / "cat" / "0.png").touch()

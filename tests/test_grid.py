@@ -75,8 +75,8 @@ class Setup:
         ):
             for place, trial in enumerate(one.trials):
                 states[trial] = one.state(place)
-                of_trial = {name: column[place] for name, column in one.metrics.items()}
-                metrics.setdefault(trial, []).append(of_trial)
+                columns = {name: column[place] for name, column in one.metrics.items()}
+                metrics.setdefault(trial, []).append(columns)
                 diverged[trial] = one.diverged[place]
         joined = {
             trial: {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,4 +1,4 @@
-"""What callers have on the host: one rule for classes, and errors that name what is wrong."""
+"""Arrays of the host follow one rule for classes, and errors name what is wrong."""
 
 import inspect
 
@@ -32,7 +32,7 @@ def replaced(x, index, value, dtype=None):
 
 
 # What takes classes on the device, by two rows and their classes.
-OF_CLASSES = {
+TAKES_CLASSES = {
     "all_pairs_loss": all_pairs_loss,
     "all_pairs_loss, references": lambda x, c: all_pairs_loss(A[:, :2], LABELS, x, c),
     "anchor_loss": lambda x, c: anchor_loss(x, c, loss=losses.supcon()),
@@ -67,23 +67,25 @@ WRONG_ROWS = {
 }
 
 
-@pytest.mark.parametrize("call", OF_CLASSES)
+@pytest.mark.parametrize("call", TAKES_CLASSES)
 @pytest.mark.parametrize(("classes", "message"), WRONG_CLASSES.values(), ids=WRONG_CLASSES)
 def test_wrong_classes_are_named_by_all_that_takes_them(call, classes, message):
     with pytest.raises((ValueError, AssertionError), match=message):
-        OF_CLASSES[call](A, classes)
+        TAKES_CLASSES[call](A, classes)
 
 
-@pytest.mark.parametrize("call", OF_CLASSES)
+@pytest.mark.parametrize("call", TAKES_CLASSES)
 @pytest.mark.parametrize(("rows", "message"), WRONG_ROWS.values(), ids=WRONG_ROWS)
 def test_wrong_rows_are_named_by_all_that_takes_them(call, rows, message):
     name = "references" if "references" in call else "embeddings"
     with pytest.raises((ValueError, AssertionError), match=f"{name} {message}"):
-        OF_CLASSES[call](rows, LABELS)
+        TAKES_CLASSES[call](rows, LABELS)
 
 
 def test_classes_in_every_form_are_the_same():
-    want = [OF_CLASSES[name](A, LABELS) for name in ("all_pairs_loss", "variance", "memory.push")]
+    want = [
+        TAKES_CLASSES[name](A, LABELS) for name in ("all_pairs_loss", "variance", "memory.push")
+    ]
     for same in (
         LABELS.tolist(),
         LABELS.astype(">i4"),
@@ -93,7 +95,9 @@ def test_classes_in_every_form_are_the_same():
         [jnp.int32(one) for one in LABELS],
     ):
         np.testing.assert_array_equal(as_classes("classes", same), LABELS)
-        got = [OF_CLASSES[name](A, same) for name in ("all_pairs_loss", "variance", "memory.push")]
+        got = [
+            TAKES_CLASSES[name](A, same) for name in ("all_pairs_loss", "variance", "memory.push")
+        ]
         jax.tree.map(np.testing.assert_array_equal, got, want)
     big = A.astype(">f4")
     assert all_pairs_loss(big, LABELS, weights=LABELS.astype(">i2")) == all_pairs_loss(
@@ -123,8 +127,8 @@ STRINGS = np.array(["b", "a", "b"])
 )
 def test_classes_of_the_host(values, want):
     classes, counts = checked_classes("classes", values)
-    found = zip(classes.tolist(), counts, strict=True)
-    assert [one if valid else None for one, valid in found] == want
+    result = zip(classes.tolist(), counts, strict=True)
+    assert [one if valid else None for one, valid in result] == want
 
 
 @pytest.mark.parametrize(
@@ -151,7 +155,7 @@ def test_ignored_rows_may_hold_anything():
     for hidden in (np.nan, 1e300):
         x, c = replaced(A, 1, hidden, np.float64), np.array([0, -1, 1])
         assert regularizers.embedding_norm(x, c) == np.mean([5, 61])
-        bank = OF_CLASSES["memory.push"](x, c)
+        bank = TAKES_CLASSES["memory.push"](x, c)
         np.testing.assert_array_equal(bank.embeddings[::2], [A[0], A[2]])
         assert all_pairs_loss(x, c) == all_pairs_loss(A, c)
 
@@ -172,7 +176,7 @@ def test_wrong_proxies_are_called_proxies(loss):
             error.throw()
 
 
-OF_DISTANCE = {
+TAKES_DISTANCE = {
     "pair_loss": lambda distance: pair_loss(A, B, LABELS, distance=distance),
     "all_pairs_loss": lambda distance: all_pairs_loss(A, LABELS, distance=distance),
     "anchor_loss": lambda d: anchor_loss(A, LABELS, loss=losses.supcon(), distance=d),
@@ -186,10 +190,10 @@ OF_DISTANCE = {
 }
 
 
-@pytest.mark.parametrize("call", OF_DISTANCE)
+@pytest.mark.parametrize("call", TAKES_DISTANCE)
 def test_the_name_of_a_distance_is_refused(call):
     with pytest.raises(ValueError, match=r"distance must be a function .*, got 'cosine'"):
-        OF_DISTANCE[call]("cosine")
+        TAKES_DISTANCE[call]("cosine")
 
 
 def test_tiles_are_whole_numbers_of_any_type():
@@ -210,8 +214,8 @@ def hyperparameters():
         if inspect.isfunction(function):
             for name, parameter in inspect.signature(function).parameters.items():
                 if parameter.default is not parameter.empty and type(parameter.default) is float:
-                    of_pair = "distance" in inspect.signature(function).parameters
-                    yield f"{function.__name__} {name}", of(function, name, *pair * of_pair)
+                    takes_pair = "distance" in inspect.signature(function).parameters
+                    yield f"{function.__name__} {name}", of(function, name, *pair * takes_pair)
     yield "weighted_sum weight", lambda value: losses.weighted_sum((value, losses.supcon()))
     for name in ("eps", "target"):
         yield f"variance {name}", of(regularizers.variance, name, A)
@@ -226,17 +230,17 @@ def hyperparameters():
     )
 
 
-NUMBERS = dict(hyperparameters())
+HYPERPARAMETERS = dict(hyperparameters())
 
 
 def test_all_numbers_are_met():
-    assert len(NUMBERS) > 45
-    assert {"ntxent temperature", "soft_triple gamma", "sigmoid bias"} < {*NUMBERS}
+    assert len(HYPERPARAMETERS) > 45
+    assert {"ntxent temperature", "soft_triple gamma", "sigmoid bias"} < {*HYPERPARAMETERS}
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", HYPERPARAMETERS)
 def test_numbers_are_scalars(number):
-    of, name = NUMBERS[number], number.split()[1]
+    of, name = HYPERPARAMETERS[number], number.split()[1]
     column = jnp.full((1,), 0.4)
     with pytest.raises(AssertionError, match=rf"{name} must be a scalar|a scalar {name}"):
         of(column)

@@ -1,4 +1,4 @@
-"""What `import contrastive_jax` loads, and what it names."""
+"""Tests of what `import contrastive_jax` loads and names."""
 
 import subprocess
 import sys

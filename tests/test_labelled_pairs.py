@@ -290,7 +290,7 @@ def test_a_maximum_whose_value_depends_on_the_label():
 
 
 @cache
-def _of_a_table():
+def _table_program():
     """Value and gradient for any labels of all pairs, traced, which the function closes over."""
 
     @jax.jit
@@ -321,7 +321,7 @@ def test_any_labels(seed, shares, scale):
     table = (np.triu(table, 1) + np.triu(table, 1).T).astype(np.int32)
     x = rng.standard_normal((ROWS, SIZE)).astype(np.float32)
     x[::2] = scale * x[::2] + x[0]
-    gradient, result = _of_a_table()(x, table)
+    gradient, result = _table_program()(x, table)
     np.testing.assert_allclose(result, _sums(x, table), rtol=1e-5)
     way = rng.standard_normal(x.shape)
     moved = [_sums(x + by * way, table)[0].sum() for by in (1e-6, -1e-6)]

@@ -27,7 +27,7 @@ SETS = [RNG.choice(70, RNG.integers(0, 4), replace=False).tolist() for _ in rang
 PATHS = RNG.integers(-1, 3, (ROWS, 3))
 GROUPS = RNG.integers(0, 3, ROWS)
 AGES = RNG.uniform(0, 20, ROWS)
-PLACES = RNG.uniform(0, 8, (ROWS, 2))
+POSITIONS = RNG.uniform(0, 8, (ROWS, 2))
 PAIRS = np.array([[0, 4], [4, 9], [20, 3], [9, 0], [3, 29], [3, 5], [3, 20]])
 GIVEN = np.array([0, 0, 0, 1, -1, 0, 0])
 
@@ -76,8 +76,8 @@ READY = {
     ),
     "within_a_plane": (
         labels.within(2.0),
-        PLACES,
-        lambda i, j: _near(np.linalg.norm(PLACES[i] - PLACES[j]), 2, 2),
+        POSITIONS,
+        lambda i, j: _near(np.linalg.norm(POSITIONS[i] - POSITIONS[j]), 2, 2),
         INDICES < 0,
     ),
     "integers": (

@@ -33,10 +33,10 @@ def _each(name, x, y=None, y_classes=None, **hyper):
     for i, own in enumerate(CLASSES):
         others = np.arange(len(x)) != i
         sets = (x[others], CLASSES[others]) if y is None else (y, y_classes)
-        of_one = dict(hyper)
+        options = dict(hyper)
         if name == "margin_by_class":
-            of_one["boundaries"] = BOUNDARIES[i : i + 1]
-        one = getattr(numpy_losses, name)(x[i : i + 1], [own], *sets, **of_one)
+            options["boundaries"] = BOUNDARIES[i : i + 1]
+        one = getattr(numpy_losses, name)(x[i : i + 1], [own], *sets, **options)
         values.append(one if own >= 0 else 0.0)
     return np.array(values)
 
@@ -63,9 +63,9 @@ def test_losses_of_anchors(name):
 def test_losses_of_anchors_against_references(name):
     y, y_classes = X[::-1] + np.float32(0.1), CLASSES[::-1]
     loss = getattr(losses, name)(**ANCHORS[name])
-    found = anchor_loss(X, CLASSES, y, y_classes, loss=loss, reduction="none", tile=8)
+    actual = anchor_loss(X, CLASSES, y, y_classes, loss=loss, reduction="none", tile=8)
     want = _each(name, X, y, y_classes, **ANCHORS[name])
-    np.testing.assert_allclose(found, want, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(actual, want, rtol=2e-5, atol=1e-6)
 
 
 def test_a_row_has_the_mean_over_its_pairs():
@@ -112,9 +112,9 @@ def test_devices_have_the_losses_of_their_own_rows():
     gradient, each = jax.jit(jax.grad(value, has_aux=True))(x, c, weights)
     over_devices = jax.grad(functools.partial(value, axis_name="d"), has_aux=True)
     mapped = jax.pmap(over_devices, axis_name="d")
-    found, parts = mapped(x.reshape(2, 4, 4), c.reshape(2, 4), weights.reshape(2, 4))
+    actual, parts = mapped(x.reshape(2, 4, 4), c.reshape(2, 4), weights.reshape(2, 4))
     np.testing.assert_allclose(parts.ravel(), each, rtol=1e-5)
-    np.testing.assert_allclose(found.reshape(8, 4), gradient, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(actual.reshape(8, 4), gradient, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["arcface", "normalized_softmax", "soft_triple"])
@@ -129,8 +129,8 @@ def test_losses_of_rows_and_proxies(name):
         return proxy_loss(x, CLASSES, proxies, loss=loss, reduction="none")
 
     def want(x, proxies):
-        of_one = functools.partial(getattr(numpy_losses, name), y=proxies, **hyper)
-        return np.array([of_one(x[i : i + 1], CLASSES[i : i + 1]) for i in range(len(x))])
+        row_loss = functools.partial(getattr(numpy_losses, name), y=proxies, **hyper)
+        return np.array([row_loss(x[i : i + 1], CLASSES[i : i + 1]) for i in range(len(x))])
 
     np.testing.assert_allclose(each(X, proxies), want(X, proxies), rtol=2e-5, atol=1e-6)
     gradients = jax.jit(jax.grad(lambda *of: jnp.sum(WEIGHTS * each(*of)), (0, 1)))
@@ -150,13 +150,13 @@ def test_losses_of_rows_and_proxies(name):
 
 def test_proxies_that_are_anchors_have_each_a_loss():
     loss = losses.proxy_anchor(alpha=4.0)
-    found = proxy_loss(X, CLASSES, PROXIES, loss=loss, reduction="none")
+    actual = proxy_loss(X, CLASSES, PROXIES, loss=loss, reduction="none")
     want = [
         numpy_losses.proxy_anchor(X, CLASSES, PROXIES[k : k + 1], np.array([k]), alpha=4.0)
         for k in range(4)
     ]
-    assert found.shape == (4,)
-    np.testing.assert_allclose(found, want, rtol=1e-5)
+    assert actual.shape == (4,)
+    np.testing.assert_allclose(actual, want, rtol=1e-5)
 
 
 def test_none_of_no_rows_and_of_rows_that_are_not_finite():

@@ -56,12 +56,12 @@ def no_figures(monkeypatch):
 
 
 def _trials(folder):
-    """What each line has, without what differs from run to run."""
-    found = {}
+    """Returns the content of each line, without what differs from run to run."""
+    results = {}
     for line in json_lines.read_lines(folder / "trials.jsonl"):
         same = {k: v for k, v in line.items() if k not in ("seconds", "state")}
-        found[trial_key(line["hyperparameters"])] = same
-    return found
+        results[trial_key(line["hyperparameters"])] = same
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +70,11 @@ def whole(tmp_path_factory, folder_of_tfds, few_pairs):
 
 
 def test_what_a_run_leaves(whole):
-    found = _trials(whole)
-    assert [json.loads(key) for key in found] == [
+    results = _trials(whole)
+    assert [json.loads(key) for key in results] == [
         {"margin": margin, "seed": seed} for margin in (0.5, 1.0) for seed in (0, 1)
     ]
-    for trial in found.values():
+    for trial in results.values():
         assert trial["diverged"] is None
         assert trial["history"]["step"] == [2, 4, 6]
         assert 0 < trial["validation"]["map_at_r"] < 1
@@ -90,17 +90,17 @@ def test_what_a_run_leaves(whole):
 
 
 def test_a_table_is_of_the_trials(whole):
-    found = list(_trials(whole).values())
+    results = list(_trials(whole).values())
     with (whole / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["margin"]) for row in rows] == [0.5, 1.0]
     means = {}
     for row in rows:
-        of_row = [c for c in found if c["hyperparameters"]["margin"] == float(row["margin"])]
+        row_trials = [c for c in results if c["hyperparameters"]["margin"] == float(row["margin"])]
         for key in ("map_at_r", "precision_at_1", "auc"):
-            mean = np.mean([trial["test"][key] for trial in of_row])
+            mean = np.mean([trial["test"][key] for trial in row_trials])
             assert float(row[f"test {key} mean"]) == pytest.approx(mean, abs=1e-6)
-        means[row["margin"]] = np.mean([trial["validation"]["map_at_r"] for trial in of_row])
+        means[row["margin"]] = np.mean([trial["validation"]["map_at_r"] for trial in row_trials])
     chosen = [row["margin"] for row in rows if row["chosen"] == "1"]
     assert chosen == [max(means, key=means.get)]
 
@@ -109,17 +109,17 @@ def test_a_table_is_of_the_trials(whole):
 @pytest.mark.parametrize("strategy", [pytest.param("vmap", marks=pytest.mark.long), "shard_map"])
 @pytest.mark.usefixtures("no_figures")
 def test_every_number_is_the_same_by_all_strategies(tmp_path, folder_of_tfds, whole, strategy):
-    found = _trials(_run(tmp_path, folder_of_tfds, strategy=strategy))
+    results = _trials(_run(tmp_path, folder_of_tfds, strategy=strategy))
     want = _trials(whole)
-    assert found.keys() == want.keys()
+    assert results.keys() == want.keys()
     for key, trial in want.items():
         for name in HISTORY:
             np.testing.assert_allclose(
-                found[key]["history"][name], trial["history"][name], rtol=1e-4
+                results[key]["history"][name], trial["history"][name], rtol=1e-4
             )
         for part, figure in itertools.product(("validation", "test"), trial["validation"]):
             # Of a few hundred images one may change its neighbour for a last digit.
-            assert found[key][part][figure] == pytest.approx(trial[part][figure], abs=4e-3)
+            assert results[key][part][figure] == pytest.approx(trial[part][figure], abs=4e-3)
 
 
 class Killed(Exception):
@@ -234,10 +234,10 @@ def test_more_margins_and_seeds_are_more_trials(tmp_path, folder_of_tfds, whole,
 
 def test_a_trial_that_diverges_is_marked(tmp_path, folder_of_tfds, whole, capsys):
     folder = _run(tmp_path, folder_of_tfds, grid=("learning_rate=4e-3,1e30",), strategy="vmap")
-    found = _trials(folder)
-    assert len(found) == 8
+    results = _trials(folder)
+    assert len(results) == 8
     want = {key: trial["history"]["loss"] for key, trial in _trials(whole).items()}
-    for trial in found.values():
+    for trial in results.values():
         setting = dict(trial["hyperparameters"])
         if setting.pop("learning_rate") == 1e30:
             assert trial["diverged"] in range(2, 7)
@@ -269,8 +269,8 @@ def test_structure_makes_groups_and_numbers_of_losses_are_axes(
         seeds=1,
     )
     assert "4 trials of 6 steps, 2 to compile" in capsys.readouterr().out
-    found = [trial["hyperparameters"] for trial in _trials(folder).values()]
-    assert sorted((s["temperature"], s["width"]) for s in found) == [
+    settings = [trial["hyperparameters"] for trial in _trials(folder).values()]
+    assert sorted((s["temperature"], s["width"]) for s in settings) == [
         (0.1, 2),
         (0.1, 3),
         (0.5, 2),
@@ -389,8 +389,8 @@ def test_tables(tmp_path):
 
 @pytest.mark.parametrize(("seeds", "bold"), [(4, False), (5, True)])
 def test_differences_of_five_seeds_are_bold(tmp_path, seeds, bold):
-    found = [_trial(s, 0.7 - m, 0.5 + m, margin=m) for m in (0.1, 0.2) for s in range(seeds)]
-    rows = trial_tables.rows_by_hyperparameters(found, "map_at_r")
+    results = [_trial(s, 0.7 - m, 0.5 + m, margin=m) for m in (0.1, 0.2) for s in range(seeds)]
+    rows = trial_tables.rows_by_hyperparameters(results, "map_at_r")
     table = trial_tables.write_tables(tmp_path, rows, "map_at_r")
     assert ("**+10.0 [+10.0, +10.0]**" in table) == bold
     assert "+10.0 [+10.0, +10.0]" in table
@@ -409,8 +409,8 @@ def test_axes():
     }
     no_margin = margin_ablation.Config(loss="supcon", grid=("temperature=0.1,0.2",), seeds=2)
     assert [*margin_ablation.axes_of(no_margin)] == ["temperature", "seed"]
-    of_loss = margin_ablation.Config(loss="circle", margins=(0.2,), grid=("scale=32,64",), seeds=1)
-    groups = trials.groups(_base(loss="circle"), combinations(margin_ablation.axes_of(of_loss)))
+    circle = margin_ablation.Config(loss="circle", margins=(0.2,), grid=("scale=32,64",), seeds=1)
+    groups = trials.groups(_base(loss="circle"), combinations(margin_ablation.axes_of(circle)))
     assert [config.loss_options for config in groups[0].configs] == [
         {"scale": 32.0, "margin": 0.2},
         {"scale": 64.0, "margin": 0.2},
@@ -498,9 +498,9 @@ def test_goes_on_with_fewer_trials_at_once(tmp_path, folder_of_tfds, whole, monk
         _run(tmp_path, folder_of_tfds, strategy="vmap")
     monkeypatch.setattr(grids, "train_grid", trained)
     folder = _run(tmp_path, folder_of_tfds, strategy="sequential", resume=True)
-    found, want = _trials(folder), _trials(whole)
-    assert found.keys() == want.keys()
-    for key, trial in found.items():
+    results, want = _trials(folder), _trials(whole)
+    assert results.keys() == want.keys()
+    for key, trial in results.items():
         assert trial["history"]["step"] == [2, 4, 6]
         np.testing.assert_allclose(
             trial["history"]["loss"], want[key]["history"]["loss"], rtol=1e-4

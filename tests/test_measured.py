@@ -61,8 +61,8 @@ def test_sums_over_all_pairs(options):
     (_, sums), gradient = jax.jit(jax.value_and_grad(loss_and_sums, has_aux=True))(X)
     _check(sums, "cosine" if "distance" in options else "euclidean")
     assert np.isfinite(gradient).all()
-    of_distances = jax.grad(lambda x: jnp.sum(all_pairs_sums(x, CLASSES, **options).distance))
-    np.testing.assert_array_equal(jax.jit(of_distances)(X), 0)
+    distance_gradient = jax.grad(lambda x: jnp.sum(all_pairs_sums(x, CLASSES, **options).distance))
+    np.testing.assert_array_equal(jax.jit(distance_gradient)(X), 0)
 
 
 def test_sums_of_distances_that_are_no_products():
@@ -97,7 +97,7 @@ def test_sums_of_distances_that_are_no_products():
             np.testing.assert_allclose(sums.distance, want, rtol=1e-5)
 
 
-def _of_positives(distance, label):
+def _positive_total(distance, label):
     return statistics.total(distance, label == 0)
 
 
@@ -108,7 +108,7 @@ LOSSES = {
     # Two stages of all pairs.
     "multi_similarity": losses.multi_similarity(),
     "positives": losses.AnchorLoss(
-        lambda total: losses.Mean(total, 1.0), (statistics.PositivesOnly(_of_positives),)
+        lambda total: losses.Mean(total, 1.0), (statistics.PositivesOnly(_positive_total),)
     ),
 }
 

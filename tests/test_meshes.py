@@ -57,8 +57,8 @@ def _drawn(x, c):
 def _remembered(x, c):
     bank = memory.push(memory.empty(24, SIZE), x, c, 0)
     bank = memory.push(bank, x + 1, c, 1)
-    kept, classes = memory.references(bank, 2, max_age=1)
-    return jnp.sum(jnp.where(classes[:, None] == 1, kept, 0)) + jnp.sum(x**2)
+    embeddings, classes = memory.references(bank, 2, max_age=1)
+    return jnp.sum(jnp.where(classes[:, None] == 1, embeddings, 0)) + jnp.sum(x**2)
 
 
 def _statistics(x, c):
@@ -76,11 +76,11 @@ def _labelled(x, c):
     return pairs + anchor_loss(x, attributes, loss=losses.triplet_hard(), tile=TILE, **options)
 
 
-def _of_anchors(loss):
+def _anchor_value(loss):
     return lambda x, c: anchor_loss(x, c, loss=loss, tile=TILE, refine=False)
 
 
-def _of_proxies(loss, **options):
+def _proxy_value(loss, **options):
     return lambda x, c: proxy_loss(x, c, PROXIES, loss=loss, **options)
 
 
@@ -100,13 +100,13 @@ SIMPLE = {
 WALKS = {
     "autodiff": lambda x, c: all_pairs_loss(x, c, tile=TILE, method="autodiff"),
     "anchor_statistics": _statistics,
-    "triplet_semi_hard": _of_anchors(losses.triplet_semi_hard()._replace(positives_per_pass=1)),
+    "triplet_semi_hard": _anchor_value(losses.triplet_semi_hard()._replace(positives_per_pass=1)),
     "margin_by_class": lambda x, c: anchor_loss(
         x, c, loss=losses.margin_by_class(), data=(jnp.abs(x[:, 0]),), tile=TILE
     ),
-    "angular": _of_anchors(losses.angular()._replace(positives_per_pass=1)),
-    "soft_triple": _of_proxies(losses.soft_triple()),
-    "proxy_anchor": _of_proxies(losses.proxy_anchor(), tile=TILE, refine=False),
+    "angular": _anchor_value(losses.angular()._replace(positives_per_pass=1)),
+    "soft_triple": _proxy_value(losses.soft_triple()),
+    "proxy_anchor": _proxy_value(losses.proxy_anchor(), tile=TILE, refine=False),
     "online_hard_loss": lambda x, c: mining.online_hard_loss(x, c, tile=TILE),
     "koleo": regularizers.koleo,
     "labels": _labelled,
@@ -120,14 +120,14 @@ MESHES = {
     "two axes": ((2, 2), ("data", "model"), PartitionSpec("data", "model")),
     "rows over two axes": ((2, 2), ("data", "model"), PartitionSpec(("data", "model"), None)),
 }
-KINDS = {"explicit": AxisType.Explicit, "automatic": AxisType.Auto}
+AXIS_TYPES = {"explicit": AxisType.Explicit, "automatic": AxisType.Auto}
 
 
 def _on_mesh(mesh, kind):
     if kind == "explicit" and jax.__version_info__ < (0, 10):
         pytest.skip("arrays along explicit axes need jax 0.10")
     shape, names, spec = MESHES[mesh]
-    made = jax.make_mesh(shape, names, axis_types=(KINDS[kind],) * len(shape))
+    made = jax.make_mesh(shape, names, axis_types=(AXIS_TYPES[kind],) * len(shape))
     sharding = NamedSharding(made, spec)
     return jax.device_put(X, sharding), jax.device_put(
         CLASSES, NamedSharding(made, PartitionSpec(spec[0]))
@@ -145,13 +145,13 @@ def _on_one_device(names):
 
 def _assert_equal_on_mesh(names, mesh, kind):
     x, c = _on_mesh(mesh, kind)
-    want, found = _on_one_device(names), _each(names)(x, c)
+    want, actual = _on_one_device(names), _each(names)(x, c)
     for name, (value, gradient) in want.items():
-        np.testing.assert_allclose(found[name][0], value, rtol=2e-6, err_msg=name)
+        np.testing.assert_allclose(actual[name][0], value, rtol=2e-6, err_msg=name)
         atol = 2e-6 * abs(gradient).max()
-        np.testing.assert_allclose(found[name][1], gradient, atol=atol, rtol=2e-6, err_msg=name)
+        np.testing.assert_allclose(actual[name][1], gradient, atol=atol, rtol=2e-6, err_msg=name)
         if kind == "explicit":
-            assert found[name][1].sharding.is_equivalent_to(x.sharding, 2), name
+            assert actual[name][1].sharding.is_equivalent_to(x.sharding, 2), name
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_what_goes_row_by_row(mesh, kind):
     _assert_equal_on_mesh(tuple(SIMPLE), mesh, kind)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AXIS_TYPES)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_all_pairs(mesh, kind):
     _assert_equal_on_mesh(("all_pairs_sums",), mesh, kind)

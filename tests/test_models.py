@@ -70,10 +70,10 @@ def test_computes_in_bfloat16_with_float32_parameters(encoder):
     images = _images(_shape(encoder))
     jaxpr = str(jax.make_jaxpr(lambda x: low(x))(images))
     assert "bf16" in jaxpr
-    of_low = embed_low(images)
-    assert of_low.dtype == jnp.float32
-    of_low = of_low / np.linalg.norm(of_low, axis=1, keepdims=True)
-    np.testing.assert_allclose(of_low, embed_high(images), atol=0.1)
+    actual = embed_low(images)
+    assert actual.dtype == jnp.float32
+    actual = actual / np.linalg.norm(actual, axis=1, keepdims=True)
+    np.testing.assert_allclose(actual, embed_high(images), atol=0.1)
 
 
 @pytest.mark.parametrize("encoder", ALL)

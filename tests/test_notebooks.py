@@ -124,8 +124,8 @@ def test_the_first_cell_installs_beside_what_is_there(path, pip_calls, tmp_path)
 def test_first_cells_differ_in_their_devices_alone():
     def lines(path):
         source = _first_cell(nbformat.read(path, 4)).source
-        of_devices = r"import (os|contextlib)|PJRT_NPROC|no accelerator|num_cpu_devices|suppress\("
-        return [line for line in source.splitlines() if line and not re.search(of_devices, line)]
+        pattern = r"import (os|contextlib)|PJRT_NPROC|no accelerator|num_cpu_devices|suppress\("
+        return [line for line in source.splitlines() if line and not re.search(pattern, line)]
 
     first, *others = map(lines, NOTEBOOKS)
     assert others == [first] * 3

@@ -89,9 +89,9 @@ def test_the_smooth_hinge_is_precise_at_either_end():
 @given(data=st.data(), distance=st.floats(0, 2, width=32), label=st.sampled_from([0, 1]))
 def test_formulas(name, data, distance, label):
     *formulas, ranges = FORMULAS[name]
-    numbers = {key: np.float32(data.draw(st.floats(*ends), key)) for key, ends in ranges.items()}
-    exact = {key: float(value) for key, value in numbers.items()}
-    value, slope = VALUE_AND_SLOPE[name](np.float32(distance), label, **numbers)
+    hyper = {key: np.float32(data.draw(st.floats(*ends), key)) for key, ends in ranges.items()}
+    exact = {key: float(value) for key, value in hyper.items()}
+    value, slope = VALUE_AND_SLOPE[name](np.float32(distance), label, **hyper)
     np.testing.assert_allclose(value, formulas[label](distance, **exact), rtol=2e-5, atol=2e-6)
 
     step = 1e-6
@@ -117,7 +117,7 @@ def test_wrong_labels_and_numbers_are_refused(name):
 
 
 def test_temperature_and_bias_are_learned():
-    """Of the sigmoid loss over all pairs, against the formula differentiated by hand."""
+    """The sigmoid loss over all pairs agrees with the formula differentiated by hand."""
     rng = np.random.default_rng(0)
     x, c = rng.standard_normal((20, 5)), rng.integers(0, 4, 20)
 
@@ -129,14 +129,14 @@ def test_temperature_and_bias_are_learned():
             jnp.float32(x), c, loss=loss, distance=distances.cosine, reduction="sum"
         )
 
-    found, slopes = jax.jit(jax.value_and_grad(value, (0, 1)))(5.0, -3.0)
+    actual, slopes = jax.jit(jax.value_and_grad(value, (0, 1)))(5.0, -3.0)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     s = unit @ unit.T
     z = np.where(c[:, None] == c, 1, -1)
     others = ~np.eye(20, dtype=bool)
     logit = z * (5 * s - 3)
     share = 1 / (1 + np.exp(logit))
-    np.testing.assert_allclose(found, np.logaddexp(0, -logit)[others].sum(), rtol=1e-5)
+    np.testing.assert_allclose(actual, np.logaddexp(0, -logit)[others].sum(), rtol=1e-5)
     np.testing.assert_allclose(slopes[0], -(z * s * share)[others].sum(), rtol=1e-4)
     np.testing.assert_allclose(slopes[1], -(z * share)[others].sum(), rtol=1e-4)
 
@@ -176,16 +176,16 @@ def _signal_to_noise_loss(x, margin, c):
 
 
 def _signal_to_noise_expected(x, margin, c):
-    kinds = [[], []]
+    terms = [[], []]
     for i in np.flatnonzero(c >= 0):
         for j in np.flatnonzero(c >= 0):
             noise, signal = np.var(x[i] - x[j]), np.var(x[i])
             ratio = min(noise / signal, 2.0**23) if signal > 0 else 2.0**23 * (noise > 0)
             if i != j and c[i] == c[j]:
-                kinds[0].append(ratio)
+                terms[0].append(ratio)
             elif i != j:
-                kinds[1].append(max(0.0, margin - ratio))
-    return sum(np.mean(kind) if kind else 0.0 for kind in kinds)
+                terms[1].append(max(0.0, margin - ratio))
+    return sum(np.mean(part) if part else 0.0 for part in terms)
 
 
 @pytest.mark.parametrize(
@@ -272,20 +272,20 @@ def test_signal_to_noise_of_anchors_and_two_sets_is_that_of_pairs_one_by_one():
     def by_pairs(a, b):
         return distances.signal_to_noise(a, b)
 
-    for known in (sets[:2], sets):
-        found, want = (
+    for batch in (sets[:2], sets):
+        actual, want = (
             jax.jit(
                 jax.value_and_grad(
-                    lambda x, distance=distance, known=known: anchor_loss(
-                        x, *known[1:], loss=losses.triplet_hard(0.5), distance=distance, tile=8
+                    lambda x, distance=distance, batch=batch: anchor_loss(
+                        x, *batch[1:], loss=losses.triplet_hard(0.5), distance=distance, tile=8
                     )
                 )
-            )(known[0])
+            )(batch[0])
             for distance in (distances.signal_to_noise, by_pairs)
         )
         assert want[0] > 0
-        np.testing.assert_allclose(found[0], want[0], rtol=1e-5)
-        np.testing.assert_allclose(found[1], want[1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(actual[0], want[0], rtol=1e-5)
+        np.testing.assert_allclose(actual[1], want[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
@@ -315,8 +315,8 @@ def test_far_rows_that_cost_nothing(width):
         )(x[:1], x[other : other + 1])
         np.testing.assert_array_equal([value, *gradient.ravel()], 0)
     rows = jnp.ones((2, 300), jnp.float16)
-    found = pair_loss(rows, -rows, jnp.ones(2, int), distance=lambda a, b: jnp.sum(jnp.abs(a - b)))
-    np.testing.assert_array_equal(found, 0)
+    actual = pair_loss(rows, -rows, jnp.ones(2, int), distance=lambda a, b: jnp.sum(jnp.abs(a - b)))
+    np.testing.assert_array_equal(actual, 0)
 
 
 def test_a_sum_over_far_positives_without_a_negative_counts_nothing():

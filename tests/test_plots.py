@@ -467,8 +467,8 @@ def test_map_projects_on_principal_components():
     centred = embeddings - embeddings.mean(0)
     for k, label in ((0, axes.get_xlabel()), (1, axes.get_ylabel())):
         expected = centred @ vectors[:, -1 - k]
-        found = np.sort(points[:, k])
-        sign_fits = [np.allclose(found, np.sort(s * expected), atol=1e-9) for s in (1, -1)]
+        actual = np.sort(points[:, k])
+        sign_fits = [np.allclose(actual, np.sort(s * expected), atol=1e-9) for s in (1, -1)]
         assert any(sign_fits)
         share = values[-1 - k] / values.sum()
         assert label == f"principal component {k + 1} ({100 * share:.0f} % of variance)"
@@ -496,15 +496,15 @@ def test_map_names_classes_beside_their_medians(image_shape):
     notes = _annotations(figure.axes[0])
     assert set(notes) == set(FASHION)
     figure.draw_without_rendering()
-    places = {}
+    positions = {}
     for c, name in enumerate(FASHION):
         median = np.median(embeddings[classes == c], axis=0)
         np.testing.assert_allclose(notes[name].xy, median)
-        places[name] = figure.axes[0].transData.transform(median)
+        positions[name] = figure.axes[0].transData.transform(median)
     boxes = {name: note.get_bbox_patch().get_window_extent() for name, note in notes.items()}
     for name, box in boxes.items():
         assert sum(box.overlaps(other) for other in boxes.values()) == 1, name
-        assert not any(box.contains(*place) for place in places.values()), name
+        assert not any(box.contains(*position) for position in positions.values()), name
 
 
 def test_map_of_very_many_classes_names_none():

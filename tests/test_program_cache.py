@@ -99,16 +99,16 @@ def test_a_function_of_a_changed_value_is_another_function():
     def loss(distance, label):
         return scale[0] * distance * (1 - label)
 
-    def of_array(distance, label):
+    def array_loss(distance, label):
         return array[0] * distance * (1 - label)
 
-    def of_object(distance, label):
+    def object_loss(distance, label):
         return held.get("scale", jnp.float32(1)) * distance * (1 - label)
 
     for function, change in (
         (loss, lambda: scale.__setitem__(0, 2.0)),
-        (of_array, lambda: array.__setitem__(0, 2.0)),
-        (of_object, lambda: held.__setitem__("scale", jnp.float32(2))),
+        (array_loss, lambda: array.__setitem__(0, 2.0)),
+        (object_loss, lambda: held.__setitem__("scale", jnp.float32(2))),
     ):
         before = all_pairs_loss(X, CLASSES, loss=function)
         change()
@@ -176,18 +176,18 @@ def _changes():
     """Functions, each with a change of a value that it reads, other than in its closure."""
     module = {"__name__": "__main__", "rate": 1.0, "losses": losses, "functools": functools}
     exec(
-        "def of_global(d, y):\n    return rate * d\n"
+        "def global_loss(d, y):\n    return rate * d\n"
         "@functools.wraps(losses.contrastive)\n"
-        "def of_wrapped(d, y):\n    return rate * d\n"
-        "def of_attribute(d, y):\n    return of_attribute.rate * d\n"
-        "of_attribute.rate = 1.0\n"
+        "def wrapped_loss(d, y):\n    return rate * d\n"
+        "def attribute_loss(d, y):\n    return attribute_loss.rate * d\n"
+        "attribute_loss.rate = 1.0\n"
         "class Settings:\n    rate = 1.0\n"
-        "def of_class(d, y):\n    return Settings.rate * d\n",
+        "def class_loss(d, y):\n    return Settings.rate * d\n",
         module,
     )
     options = {"rate": 1.0}
 
-    def of_method(d, y, get=options.get):
+    def method_loss(d, y, get=options.get):
         return get("rate") * d
 
     class Loss:
@@ -201,15 +201,15 @@ def _changes():
 
     loss = Loss()
     return {
-        "a global of a notebook": (module["of_global"], module, "rate"),
-        "a global read by a wrapper": (module["of_wrapped"], module, "rate"),
+        "a global of a notebook": (module["global_loss"], module, "rate"),
+        "a global read by a wrapper": (module["wrapped_loss"], module, "rate"),
         "an attribute of the function": (
-            module["of_attribute"],
-            vars(module["of_attribute"]),
+            module["attribute_loss"],
+            vars(module["attribute_loss"]),
             "rate",
         ),
-        "a dictionary's method": (of_method, options, "rate"),
-        "a class of a notebook": (module["of_class"], module["Settings"], "rate"),
+        "a dictionary's method": (method_loss, options, "rate"),
+        "a class of a notebook": (module["class_loss"], module["Settings"], "rate"),
         "an object": (loss, vars(loss), "rate"),
         "a method": (loss.value, vars(loss), "rate"),
     }

@@ -96,7 +96,7 @@ MINED = {
 }
 
 
-def _numbers(hyper, traced):
+def _hyperparameters(hyper, traced):
     """Hyperparameters as Python has them, or traced beside the embeddings."""
     return {k: jnp.asarray(v, jnp.float32) if traced else v for k, v in hyper.items()}
 
@@ -111,7 +111,7 @@ def _pairs(name, x, traced):
 
 
 def _anchors(make, hyper, x, traced, both=False, tile=TILE, **options):
-    loss = make(**_numbers(hyper, traced))
+    loss = make(**_hyperparameters(hyper, traced))
     if isinstance(loss, losses.AnchorLoss) and loss.needs:
         options["data"] = (jnp.abs(x[:, 0]),)
     one, two = (), (2 * x, CLASSES)
@@ -121,14 +121,14 @@ def _anchors(make, hyper, x, traced, both=False, tile=TILE, **options):
 
 
 def _proxies(name, x, traced):
-    loss = getattr(losses, name)(**_numbers(PROXY_LOSSES[name], traced))
+    loss = getattr(losses, name)(**_hyperparameters(PROXY_LOSSES[name], traced))
     values = [proxy_loss(x, CLASSES, x[:4] * PROXIES[:, 0], loss=loss, reduction="active")]
     if not isinstance(loss, losses.CentersLoss):
         values.append(proxy_loss(x, CLASSES, jnp.asarray(PROXIES), loss=loss, tile=TILE))
     return sum(values)
 
 
-def _of_any_distance(distance, label):
+def _own_contrastive(distance, label):
     """The contrastive loss as a function of one's own, which takes negative distances too."""
     return losses.contrastive(distance, label)
 
@@ -141,7 +141,7 @@ def _distances(x, traced):
         distance = partial(getattr(distances, name), **parameters.get(name, {}))
         x_ = 0.1 * x
         total += jnp.sum(jax.vmap(distance)(x_, 1.5 * x_ + 0.01))
-        loss = _of_any_distance
+        loss = _own_contrastive
         total += all_pairs_loss(x_, CLASSES, loss=loss, distance=distance, tile=TILE)
     return total
 
@@ -320,7 +320,7 @@ def test_encoders(make):
 
 @pytest.mark.usefixtures("strict")
 def test_training_steps():
-    """Of given pairs, of all pairs, and of a loss with parameters and a memory of its own."""
+    """The steps are of given pairs, of all pairs, and of a loss with parameters and a memory."""
     encoder = train.network(models.ConvNet((12, 12, 1), SIZE, rngs=nnx.Rngs(0)))
     source = train.Source(IMAGES, CLASSES, INDEX)
     # Optax's own Adam takes a float to the power of an integer, which strict dtypes forbid.
@@ -329,11 +329,11 @@ def test_training_steps():
 
     def value(x, batch, proxies, references, options):
         if references is None:
-            return of_proxies.value(x, batch, proxies, None, {})
-        return of_anchors.value(x, batch, (), references, options)
+            return proxy_objective.value(x, batch, proxies, None, {})
+        return anchor_objective.value(x, batch, (), references, options)
 
-    of_proxies = objectives.proxies(losses.soft_triple, centers=2)
-    of_anchors = objectives.anchors(losses.ntxent, temperature=0.1)
+    proxy_objective = objectives.proxies(losses.soft_triple, centers=2)
+    anchor_objective = objectives.anchors(losses.ntxent, temperature=0.1)
     both = train.with_loss(optimizer, optimizer)
     bank = memory.empty(32, SIZE)
     learned = train.init_state(encoder, both, jnp.asarray(PROXIES), memory=bank)

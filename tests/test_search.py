@@ -74,8 +74,8 @@ def test_halving_keeps_the_best_of_each_rung(halved):
     winner = by_rung[2][0]["hyperparameters"]
     assert results["hyperparameters"] | {"seed": 0} == winner
     assert results["seeds"] == 2
-    found = results["test"]["map_at_r"]
-    assert found["low"] <= found["mean"] <= found["high"]
+    interval = results["test"]["map_at_r"]
+    assert interval["low"] <= interval["mean"] <= interval["high"]
 
 
 def test_halving_trains_on_and_not_anew(halved, tmp_path, folder_of_tfds):

@@ -72,10 +72,10 @@ def _plain_circle(hyper, x):
     s, margin, scale = unit @ unit.T, hyper["margin"], hyper["scale"]
     counts = (CLASSES[:, None] >= 0) & (CLASSES >= 0) & ~np.eye(len(CLASSES), dtype=bool)
     same = CLASSES[:, None] == CLASSES
-    of_positive = jax.lax.stop_gradient(jax.nn.relu(1 + margin - s))
-    of_negative = jax.lax.stop_gradient(jax.nn.relu(s + margin))
-    positives = jnp.where(counts & same, -scale * of_positive * (s - 1 + margin), -jnp.inf)
-    negatives = jnp.where(counts & ~same, scale * of_negative * (s - margin), -jnp.inf)
+    positive_weights = jax.lax.stop_gradient(jax.nn.relu(1 + margin - s))
+    negative_weights = jax.lax.stop_gradient(jax.nn.relu(s + margin))
+    positives = jnp.where(counts & same, -scale * positive_weights * (s - 1 + margin), -jnp.inf)
+    negatives = jnp.where(counts & ~same, scale * negative_weights * (s - margin), -jnp.inf)
     rows = CLASSES >= 0
     both = jax.nn.logsumexp(positives[rows], axis=1) + jax.nn.logsumexp(negatives[rows], axis=1)
     return jnp.mean(jax.nn.softplus(both))
@@ -205,10 +205,10 @@ def test_forward_mode_and_the_plain_method(name):
 
 def test_what_can_not_be_differentiated_twice_names_the_way():
     def summed(x, method):
-        (found,) = anchor_statistics(
+        (value,) = anchor_statistics(
             x, CLASSES, statistics=(_logits,), distance=distances.euclidean, method=method
         )
-        return jnp.sum(jnp.where(CLASSES >= 0, found, 0) ** 2)
+        return jnp.sum(jnp.where(CLASSES >= 0, value, 0) ** 2)
 
     with pytest.raises(TypeError, match='method="autodiff"'):
         jax.eval_shape(jax.hessian(functools.partial(summed, method="sweep")), X)

@@ -64,10 +64,10 @@ def test_parts_are_added_up_by_jax_where_it_checks(function):
     want = jax.jit(jax.grad(function))(SHARED, X, CLASSES)
     assert jnp.any(want["encoder"] != 0)
     for check_vma in (False, True):
-        found = jax.jit(mapped(check_vma))(SHARED, X, CLASSES)
+        actual = jax.jit(mapped(check_vma))(SHARED, X, CLASSES)
         for name, gradient in want.items():
             atol = 1e-5 * abs(gradient).max()
-            np.testing.assert_allclose(found[name], gradient, 1e-5, atol, err_msg=name)
+            np.testing.assert_allclose(actual[name], gradient, 1e-5, atol, err_msg=name)
 
 
 def test_the_rule_is_said_once():

@@ -17,7 +17,7 @@ def _loss(scale, temperature):
         return (statistics.total(distance**2, label == 0),)
 
     return losses.AnchorLoss(
-        lambda found: losses.Mean(scale * found[0] ** temperature, 1.0), (spread,)
+        lambda result: losses.Mean(scale * result[0] ** temperature, 1.0), (spread,)
     )
 
 
@@ -41,12 +41,12 @@ def test_without_an_axis_name_its_gradient_is_the_sum_over_devices():
         in_specs=(rows, rows, PartitionSpec(), PartitionSpec()),
         out_specs=(rows, (rows, PartitionSpec(), PartitionSpec())),
     )
-    numbers = jnp.float32(0.7), jnp.float32(1.5)
-    found, (by_x, *by_numbers) = jax.jit(mapped)(X, CLASSES, *numbers)
+    hyper = jnp.float32(0.7), jnp.float32(1.5)
+    actual, (by_x, *by_numbers) = jax.jit(mapped)(X, CLASSES, *hyper)
 
     alone = jax.jit(jax.value_and_grad(_value, (0, 2, 3)))
-    parts = [alone(X[k : k + ROWS], CLASSES[k : k + ROWS], *numbers) for k in (0, ROWS)]
-    np.testing.assert_allclose(found, [value for value, _ in parts], rtol=1e-5)
+    parts = [alone(X[k : k + ROWS], CLASSES[k : k + ROWS], *hyper) for k in (0, ROWS)]
+    np.testing.assert_allclose(actual, [value for value, _ in parts], rtol=1e-5)
     np.testing.assert_allclose(
         by_x, np.concatenate([gradients[0] for _, gradients in parts]), rtol=1e-5, atol=1e-6
     )

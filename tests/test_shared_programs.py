@@ -14,16 +14,16 @@ X = np.arange(7, dtype=np.float32)
 @pytest.fixture
 def compiled(monkeypatch):
     """Executables in the order in which JAX asks for them."""
-    found, compile_program = [], compiler.backend_compile_and_load
+    executables, compile_program = [], compiler.backend_compile_and_load
     if not compile_program.__module__.endswith("shared_programs"):
         pytest.skip("this version of JAX compiles otherwise")
 
     def recorded(*arguments):
-        found.append(compile_program(*arguments))
-        return found[-1]
+        executables.append(compile_program(*arguments))
+        return executables[-1]
 
     monkeypatch.setattr(compiler, "backend_compile_and_load", recorded)
-    return found
+    return executables
 
 
 def _sum(factor):

@@ -41,7 +41,7 @@ def _pairs(loss, name):
 
 
 # Of each way in which a number enters: the function, a right value, a wrong one and the message.
-NUMBERS = {
+HYPERPARAMETERS = {
     "ntxent": (_anchors(losses.ntxent), 0.1, -1.0, "temperature must be above 0 and finite, got -"),
     "circle": (_anchors(losses.circle), 0.4, 1.5, r"margin must be in \[0, 1\), got 1.5"),
     "triplet_all": (_anchors(losses.triplet_all), 0.2, 0.0, "margin must be above 0 and finite"),
@@ -100,11 +100,11 @@ DERIVED = ("margin", "ntxent", "soft_triple", "given pairs")
     "name",
     [
         pytest.param(name, marks=pytest.mark.long if name == "triplet_all" else [])
-        for name in NUMBERS
+        for name in HYPERPARAMETERS
     ],
 )
 def test_numbers_of_losses(name, longer):
-    function, right, wrong, message = NUMBERS[name]
+    function, right, wrong, message = HYPERPARAMETERS[name]
     with pytest.raises(ValueError, match=message):
         function(wrong)
     if longer or name in DERIVED:
@@ -218,7 +218,7 @@ def test_numbers_of_losses_over_devices():
 
 
 def test_checks_stay_out_of_walks():
-    """What was checked where it entered is not checked again for every tile."""
+    """Arguments that were checked where they entered are not checked again for every tile."""
 
     def checks(loss):
         jaxpr = jax.make_jaxpr(lambda x: all_pairs_loss(x, CLASSES, loss=loss, tile=8))(A)

@@ -131,9 +131,9 @@ def test_killed_and_resumed_is_uninterrupted(config, tmp_path, pytestconfig):
     # The process draws the numbers that this one draws.
     draws = "" if pytestconfig.getoption("optimised") else "import cheap_hash; cheap_hash.draw()"
     paths = filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")])
-    of_batches = "batch_size", "devices", "group"
-    whole = train.main(config(name="whole", **{key: getattr(DEFAULTS, key) for key in of_batches}))
-    given = {key: value for key, value in SMALL.items() if key not in of_batches}
+    batch_keys = "batch_size", "devices", "group"
+    whole = train.main(config(name="whole", **{key: getattr(DEFAULTS, key) for key in batch_keys}))
+    given = {key: value for key, value in SMALL.items() if key not in batch_keys}
     given |= {"runs": tmp_path, "name": "killed", "tfds_dir": config().tfds_dir}
     process = subprocess.Popen(
         [
@@ -222,8 +222,8 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config, monkeypatc
     def breaking(*args, **kwargs):
         step = make(*args, **kwargs)
 
-        def broken(state, pairs, numbers):
-            state, metrics = step(state, pairs, numbers)
+        def broken(state, pairs, hyper):
+            state, metrics = step(state, pairs, hyper)
             nan = jax.numpy.where(state.step >= 34, np.nan, 1.0)
             params = jax.tree.map(lambda p: p * nan, state.params)
             return state._replace(params=params), metrics
@@ -252,7 +252,7 @@ def test_inverted_labels_are_warned_of(config, monkeypatch):
 
     def inverted(*args, **kwargs):
         step = make(*args, **kwargs)
-        return lambda state, pairs, numbers: step(state, _relabelled(pairs), numbers)
+        return lambda state, pairs, hyper: step(state, _relabelled(pairs), hyper)
 
     monkeypatch.setattr(assembly, "make_step", inverted)
     monkeypatch.setattr(run_report, "write_report", lambda *arguments, **by: None)
@@ -286,8 +286,8 @@ def test_a_loss_of_whole_batches_trains_and_resumes(config, monkeypatch, loss, o
     trained = [record["loss"] for record in records if "loss" in record]
     assert len(trained) == 60
     assert np.mean(trained[-10:]) < np.mean(trained[:10])
-    (of_loss,) = jax.tree.leaves(params["loss"]) or [None]
-    assert (of_loss is None) == (loss == "ntxent")
+    (loss_params,) = jax.tree.leaves(params["loss"]) or [None]
+    assert (loss_params is None) == (loss == "ntxent")
     # As if it had been killed before its last checkpoint.
     shutil.rmtree(folder / "checkpoints" / "60")
     train.main(config(**options, resume=True))

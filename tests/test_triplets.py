@@ -28,10 +28,10 @@ LOSSES = {
 
 
 def _expected(name, hyper, a, p, n, **options):
-    of_anchors = getattr(numpy_losses, name)
+    reference = getattr(numpy_losses, name)
     return np.array(
         [
-            of_anchors(a[i : i + 1], [0], np.stack([p[i], n[i]]), np.array([0, 1]), **hyper)
+            reference(a[i : i + 1], [0], np.stack([p[i], n[i]]), np.array([0, 1]), **hyper)
             for i in range(len(a))
         ]
     )
@@ -73,25 +73,25 @@ def test_indices_are_those_of_rows():
     loss = losses.triplet_all(2.0)
     rows = triplet_loss(X[i], X[j], X[np.asarray(k)], loss=loss)
     for transform in (lambda f: f, jax.jit):
-        found = transform(lambda x: triplet_loss(i, j, k, x, loss=loss))(X)
-        np.testing.assert_allclose(found, rows, rtol=1e-6)
+        actual = transform(lambda x: triplet_loss(i, j, k, x, loss=loss))(X)
+        np.testing.assert_allclose(actual, rows, rtol=1e-6)
     by_x = np.asarray(jax.jit(jax.grad(lambda x: triplet_loss(i, j, k, x, loss=loss).sum()))(X))
-    of_rows = jax.jit(jax.grad(lambda a: triplet_loss(a, X[j], X[np.asarray(k)], loss=loss).sum()))(
+    by_rows = jax.jit(jax.grad(lambda a: triplet_loss(a, X[j], X[np.asarray(k)], loss=loss).sum()))(
         X[i]
     )
     # Rows 1 and 2 are positives alone, and row 4 one anchor.
-    np.testing.assert_allclose(by_x[4], of_rows[2], rtol=1e-5)
+    np.testing.assert_allclose(by_x[4], by_rows[2], rtol=1e-5)
     assert np.abs(by_x[[3, 6, 7]]).max() == 0 < np.abs(by_x[[0, 1, 2, 5, 8]]).max(1).min()
 
 
 def test_data_of_anchors():
     boundaries = np.float32([0.5, 2, 3])
     loss = losses.margin_by_class(0.4)
-    found = triplet_loss(A, P, N, loss=loss, data=(boundaries,))
+    actual = triplet_loss(A, P, N, loss=loss, data=(boundaries,))
     for i in range(3):
         pairs = A[i : i + 1], np.array([0]), np.stack([P[i], N[i]]), np.array([0, 1])
         want = anchor_loss(*pairs, loss=loss, data=(boundaries[i : i + 1],))
-        np.testing.assert_allclose(found[i], want, rtol=1e-5)
+        np.testing.assert_allclose(actual[i], want, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

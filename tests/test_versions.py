@@ -35,10 +35,10 @@ def test_the_lowest_versions_are_those_of_the_oldest_column():
     core, oldest = _bounds(project["dependencies"]), _pinned("colab")
     assert len(core) == len(project["dependencies"])
     assert core == {name: oldest.get(name) for name in core}
-    of_extras = _bounds(one for extra in project["optional-dependencies"].values() for one in extra)
-    assert {"matplotlib", "grain", "scikit-learn", "tensorflow-datasets"} <= {*of_extras}
-    for name in {*of_extras} & {*oldest}:
-        assert of_extras[name] == oldest[name], name
+    extras = _bounds(one for extra in project["optional-dependencies"].values() for one in extra)
+    assert {"matplotlib", "grain", "scikit-learn", "tensorflow-datasets"} <= {*extras}
+    for name in {*extras} & {*oldest}:
+        assert extras[name] == oldest[name], name
 
 
 def test_columns_name_their_python_and_the_same_packages():
@@ -90,9 +90,9 @@ def test_steps_in_turn_are_those_of_vmap(monkeypatch):
     def step(state, source, number):
         return {"w": state["w"] + number * source.sum()}, number
 
-    states, source, numbers = {"w": jnp.arange(6.0).reshape(3, 2)}, jnp.ones(4), jnp.arange(3.0)
-    want = jax.vmap(step, (0, None, 0))(states, source, numbers)
+    states, source, hyper = {"w": jnp.arange(6.0).reshape(3, 2)}, jnp.ones(4), jnp.arange(3.0)
+    want = jax.vmap(step, (0, None, 0))(states, source, hyper)
     for version in ((0, 7, 2), (0, 8, 0)):
         monkeypatch.setattr(jax, "__version_info__", version)
-        got = _compat.vmap_over_states(step)(states, source, numbers)
+        got = _compat.vmap_over_states(step)(states, source, hyper)
         jax.tree.map(np.testing.assert_array_equal, got, want)

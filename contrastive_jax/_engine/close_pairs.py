@@ -57,8 +57,8 @@ def from_references(
     product = cast(Product, metric.product)
 
     def seen(side: Rows, index: jax.Array | None) -> jax.Array:
-        def difference(own: jax.Array, of_rows: jax.Array) -> jax.Array:
-            return own - (of_rows[:1] if index is None else of_rows[index])
+        def difference(own: jax.Array, columns_or_rows: jax.Array) -> jax.Array:
+            return own - (columns_or_rows[:1] if index is None else columns_or_rows[index])
 
         if product.points is None:
             return difference(side.vectors, x.vectors)

@@ -77,6 +77,6 @@ def closure_convert(
         return Unidentified(with_values), values
     # Programs are printed with the addresses of their functions, whose code is compared instead.
     text = re.sub("0x[0-9a-f]+", "", str(jaxpr))
-    numbers = tuple(None if one is None else np.asarray(one).tobytes() for one in concrete)
-    program = text, numbers, tree, tuple(jax.typeof(one) for one in consts)
+    constants = tuple(None if one is None else np.asarray(one).tobytes() for one in concrete)
+    program = text, constants, tree, tuple(jax.typeof(one) for one in consts)
     return identified_with_arguments(with_values, function, values, program), values

@@ -108,10 +108,10 @@ def _pair_sums(task: Task, x: Points, y: Points | None, parameters: Parameters) 
         grades = pair_labels(task, parameters, x, columns)
         labels = jnp.where(counts, grades, labels.astype(grades.dtype))
 
-    def of_pair(distance: jax.Array, label: jax.Array) -> jax.Array:
+    def pair_loss(distance: jax.Array, label: jax.Array) -> jax.Array:
         return cast(jax.Array, task.loss(distance, label, *parameters.loss))
 
-    losses = jax.vmap(jax.vmap(of_pair))(matrix, labels).astype(matrix.dtype)
+    losses = jax.vmap(jax.vmap(pair_loss))(matrix, labels).astype(matrix.dtype)
     x_weights, y_weights = (lax.stop_gradient(side.weights) for side in (x, columns))
     weights = counts.astype(matrix.dtype)
     if task.weighted:

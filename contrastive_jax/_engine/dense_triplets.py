@@ -100,10 +100,10 @@ def _ordinals(pairs: Pairs, x_classes: jax.Array, y_classes: jax.Array | None) -
     before = (columns[:, None] == columns[None]) & (indices[:, None] > indices[None])
     # Numbers below 2^24, for which float32 is exact: XLA has a kernel ready for their sum on a CPU.
     ordinals = jnp.sum(before.astype(jnp.float32), axis=1)
-    of_pairs = jnp.broadcast_to(ordinals[None], pairs.counts.shape)
+    by_pair = jnp.broadcast_to(ordinals[None], pairs.counts.shape)
     if y_classes is None:
-        of_pairs -= (ordinals[None] > ordinals[:, None]).astype(jnp.float32)
-    return jnp.where(pairs.counts & (pairs.labels == 0), of_pairs, -1)
+        by_pair -= (ordinals[None] > ordinals[:, None]).astype(jnp.float32)
+    return jnp.where(pairs.counts & (pairs.labels == 0), by_pair, -1)
 
 
 def _ordinals_by_row(positive: jax.Array) -> jax.Array:

@@ -68,13 +68,13 @@ def squares_by_difference(metric: Metric, x: Rows, y: Rows | None) -> jax.Array:
 
 
 def gradients_by_difference(
-    metric: Metric, slopes: jax.Array, x: Rows, y: Rows | None
+    metric: Metric, derivatives: jax.Array, x: Rows, y: Rows | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Gradients by points of a sum over all pairs.
 
     Args:
       metric: the distance.
-      slopes: derivatives of the sum by the squared distances, `[N, M]`.
+      derivatives: those of the sum by the squared distances, `[N, M]`.
       x: rows.
       y: columns; None for the rows.
 
@@ -83,18 +83,18 @@ def gradients_by_difference(
     """
     others = x if y is None else y
     if x.points.shape[1] <= NARROW:
-        # Summed over rows and over columns: to transpose the slopes and to sum over columns alone
+        # Summed over rows and over columns: to transpose the matrix and to sum over columns alone
         # takes a CPU longer.
-        by_entry = [2 * slopes * entry for entry in _differences_of_entries(x, others)]
+        by_entry = [2 * derivatives * entry for entry in _differences_of_entries(x, others)]
         by_x = jnp.stack([jnp.sum(each, axis=1) for each in by_entry], axis=1)
         if y is None and metric.symmetric:
             return 2 * by_x, None
         by_y = -jnp.stack([jnp.sum(each, axis=0) for each in by_entry], axis=1)
         return (by_x + by_y, None) if y is None else (by_x, by_y)
     if y is None:
-        slopes = slopes + slopes.T
-        return 2 * jnp.sum(slopes[:, :, None] * _differences(x, x), axis=1), None
-    weights = 2 * slopes[:, :, None] * _differences(x, y)
+        derivatives = derivatives + derivatives.T
+        return 2 * jnp.sum(derivatives[:, :, None] * _differences(x, x), axis=1), None
+    weights = 2 * derivatives[:, :, None] * _differences(x, y)
     return jnp.sum(weights, axis=1), -jnp.sum(weights, axis=0)
 
 

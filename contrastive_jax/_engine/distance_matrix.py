@@ -47,10 +47,10 @@ def distance_matrix(
     product = metric.product
     if product is None or not product.squared:
         x, y, parameters = varying((x, y, parameters), axes_of((x, y, parameters)))
-        of_pairs = _pair_by_pair if product is None else _of_products
+        pairs_of_distance = _pair_by_pair if product is None else _pairs_from_products
         counts, differ = masks_of_pairs(x_classes, y_classes, labels)
         pair = _pair_that_counts(x_classes, y_classes) if labels is None else _first_pair(counts)
-        return of_pairs(metric, x, y, parameters, _Masks(counts, differ, pair))
+        return pairs_of_distance(metric, x, y, parameters, _Masks(counts, differ, pair))
 
     origin = lax.stop_gradient(x[:1])
     rows = _rows(metric, parameters, x, origin)
@@ -105,7 +105,7 @@ def _pair_by_pair(
     return _substituted((x, y), _masked(distances, counts), counts, differ, pair)
 
 
-def _of_products(
+def _pairs_from_products(
     metric: Metric,
     x: jax.Array,
     y: jax.Array | None,

@@ -33,8 +33,8 @@ def statistics_of_rows(
     """
     results = data
     for k in range(len(stages)):
-        of_pair = partial(values_of_stage, stages, k)
-        over_columns = jax.vmap(of_pair, (0, 0, None, None))
+        pair_statistics = partial(values_of_stage, stages, k)
+        over_columns = jax.vmap(pair_statistics, (0, 0, None, None))
         over_rows = jax.vmap(over_columns, (0, 0, 0, None))
         each = over_rows(pairs.distances, pairs.labels, results, parameters)
         reduce = partial(_reduced, pairs.counts, pairs.distances.dtype)

@@ -222,12 +222,12 @@ def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
     product = cast(Product, metric.product)
     entries, _, counts = _entries(keys, substitute)
     _, pull = jax.vjp(product.to_distance, entries, *_lengths(metric, x))
-    slopes, *by_lengths = pull(jnp.where(counts, cotangents.distances, 0))
+    derivatives, *by_lengths = pull(jnp.where(counts, cotangents.distances, 0))
     if fit_differences(metric, x, y):
-        by_x, by_y = gradients_by_difference(metric, slopes, x, y)
+        by_x, by_y = gradients_by_difference(metric, derivatives, x, y)
     else:
         axes = axes_of((residuals, cotangents.distances))
-        by_x, by_y = _gradients_by_product(metric, residuals, slopes, axes)
+        by_x, by_y = _gradients_by_product(metric, residuals, derivatives, axes)
     if by_lengths:
         by_x += 2 * by_lengths[0] * x.points
 
@@ -246,14 +246,14 @@ def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
 
 
 def _gradients_by_product(
-    metric: Metric, residuals: _Residuals, slopes: jax.Array, axes: frozenset[Any]
+    metric: Metric, residuals: _Residuals, derivatives: jax.Array, axes: frozenset[Any]
 ) -> tuple[jax.Array, jax.Array | None]:
     """Gradients by points, of each pair from the references that its distance was taken from.
 
     Args:
       metric: the distance.
       residuals: the rows and the rounds.
-      slopes: derivatives of a sum over all pairs by their squared distances, `[N, M]`.
+      derivatives: those of a sum over all pairs by their squared distances, `[N, M]`.
       axes: axes of a mesh along which they vary.
 
     Returns:
@@ -261,64 +261,64 @@ def _gradients_by_product(
     """
     x, y, parameters, _, _, rounds, count, first = residuals
 
-    def of_round(
-        slopes: jax.Array, references: Any, *, stored: bool
+    def round_gradients(
+        derivatives: jax.Array, references: Any, *, stored: bool
     ) -> tuple[jax.Array, jax.Array | None]:
         u, v = from_references(metric, x, y, parameters, references)
-        return _by_product(metric, slopes, u, None if y is None else v, stored=stored)
+        return _by_product(metric, derivatives, u, None if y is None else v, stored=stored)
 
-    # The factor is in the slopes, as a product in which XLA scales its result is slower on a CPU.
-    slopes = slopes * (4 if y is None and metric.symmetric else 2)
+    # The derivatives have the factor, as a product whose result XLA scales is slower on a CPU.
+    derivatives = derivatives * (4 if y is None and metric.symmetric else 2)
     if rounds is None:
-        return of_round(slopes, None, stored=False)
+        return round_gradients(derivatives, None, stored=False)
 
     def one_round(state: Any) -> Any:
-        index, slopes, total = state
+        index, derivatives, total = state
         related = rounds >= index.astype(rounds.dtype)
         references = references_of_round(y is None, index, related)
         references = jax.tree.map(partial(jnp.where, index == 1), first, references)
         resolved = rounds == index.astype(rounds.dtype)
-        more = of_round(jnp.where(resolved, slopes, 0), references, stored=True)
-        return index + 1, jnp.where(resolved, 0, slopes), jax.tree.map(jnp.add, total, more)
+        more = round_gradients(jnp.where(resolved, derivatives, 0), references, stored=True)
+        return index + 1, jnp.where(resolved, 0, derivatives), jax.tree.map(jnp.add, total, more)
 
-    # The slopes go through the loop, which leaves those of the pairs that were resolved from the
-    # start. What comes out of a loop is in memory, even if no round was taken.
+    # The derivatives go through the loop, which leaves those of the pairs that were resolved from
+    # the start. What comes out of a loop is in memory, even if no round was taken.
     zero = jnp.zeros_like(x.points), None if y is None else jnp.zeros_like(y.points)
-    init = varying((jnp.int32(1), slopes, zero), axes)
-    _, slopes, total = lax.while_loop(lambda state: state[0] < count, one_round, init)
-    by_x, by_y = jax.tree.map(jnp.add, total, of_round(slopes, None, stored=True))
+    init = varying((jnp.int32(1), derivatives, zero), axes)
+    _, derivatives, total = lax.while_loop(lambda state: state[0] < count, one_round, init)
+    by_x, by_y = jax.tree.map(jnp.add, total, round_gradients(derivatives, None, stored=True))
     return by_x, by_y
 
 
 def _by_product(
-    metric: Metric, slopes: jax.Array, u: jax.Array, v: jax.Array | None, *, stored: bool
+    metric: Metric, derivatives: jax.Array, u: jax.Array, v: jax.Array | None, *, stored: bool
 ) -> tuple[jax.Array, jax.Array | None]:
     """Gradients by points of a sum over all pairs of one round.
 
     Args:
       metric: the distance.
-      slopes: derivatives of the sum by squared distances, times 2; times 4 for one set whose
+      derivatives: those of the sum by squared distances, times 2; times 4 for one set whose
         cotangent is symmetric.
       u: points of the rows.
       v: points of the columns; None for those of the rows.
-      stored: True if the slopes are in memory. Otherwise XLA computes them inside of the kernel
-        that transposes them, which takes a CPU several times as long.
+      stored: True if the derivatives are in memory. Otherwise XLA computes them inside of the
+        kernel that transposes them, which takes a CPU several times as long.
 
     Returns:
       Gradients by the points of the rows and of the columns.
     """
 
     def weighted(axis: int, of: jax.Array, others: jax.Array) -> jax.Array:
-        """Differences of `of` from `others`, which go along an axis of the slopes, added up."""
-        total = jnp.sum(slopes, axis=axis)[:, None] * of
+        """Adds up the differences of `of` from `others`, which go along an axis of the matrix."""
+        total = jnp.sum(derivatives, axis=axis)[:, None] * of
         if axis == 0:
-            return total - matmul_over_rows(metric.precision, others, slopes).T
-        return total - jnp.matmul(slopes, others, precision=metric.precision)
+            return total - matmul_over_rows(metric.precision, others, derivatives).T
+        return total - jnp.matmul(derivatives, others, precision=metric.precision)
 
     if v is not None:
         return weighted(1, u, v), weighted(0, v, u)
     if not metric.symmetric:
         if not stored:
             return weighted(1, u, u) + weighted(0, u, u), None
-        slopes = slopes + slopes.T
+        derivatives = derivatives + derivatives.T
     return weighted(1, u, u), None

@@ -3,7 +3,7 @@
 from contrastive_jax.cli.effects import Effect, check_effects, is_given
 from contrastive_jax.cli.errors import options_named, run
 from contrastive_jax.cli.parsing import (
-    Numbers,
+    NamedValues,
     Positional,
     UseAppendAction,
     arg,
@@ -15,7 +15,7 @@ from contrastive_jax.cli.parsing import (
 
 __all__ = [
     "Effect",
-    "Numbers",
+    "NamedValues",
     "Positional",
     "UseAppendAction",
     "arg",

@@ -48,15 +48,15 @@ def _values(hint: Any) -> str | None:
     """
     if types.NoneType not in typing.get_args(hint):
         return None
-    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-    if all(kind is bool or typing.get_origin(kind) is Literal for kind in kinds):
-        values = [(True, False) if kind is bool else typing.get_args(kind) for kind in kinds]
+    args = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    if all(kind is bool or typing.get_origin(kind) is Literal for kind in args):
+        values = [(True, False) if kind is bool else typing.get_args(kind) for kind in args]
         return f"{{{','.join(str(value) for each in values for value in each)}}}"
-    if len(kinds) > 1:
+    if len(args) > 1:
         return None
-    if typing.get_origin(kinds[0]) is tuple:
-        kind, *others = typing.get_args(kinds[0])
+    if typing.get_origin(args[0]) is tuple:
+        kind, *others = typing.get_args(args[0])
         if others == [...] and isinstance(kind, type):
             return f"[{kind.__name__.upper()} [{kind.__name__.upper()} ...]]"
         return None
-    return kinds[0].__name__.upper() if isinstance(kinds[0], type) else None
+    return args[0].__name__.upper() if isinstance(args[0], type) else None

@@ -127,9 +127,9 @@ def _message_in_box(text: str) -> str:
         text = text.replace(choices[0], f"Expected one of {', '.join(names)}")
     typed = re.fullmatch(r"(--\w+): no type matching (.*) could be \w+ from \[(.*)\]", text)
     expected = typed[2].replace("{None}|", "").strip("{}") if typed else ""
-    if typed and (kinds := re.fullmatch(r"(INT|FLOAT)|\[(INT|FLOAT) \[\2 \.\.\.\]\]", expected)):
-        kind = {"INT": "a whole number", "FLOAT": "a number"}[kinds[1] or kinds[2]]
-        several = " or several, with spaces between" if kinds[2] else ""
+    if typed and (match := re.fullmatch(r"(INT|FLOAT)|\[(INT|FLOAT) \[\2 \.\.\.\]\]", expected)):
+        kind = {"INT": "a whole number", "FLOAT": "a number"}[match[1] or match[2]]
+        several = " or several, with spaces between" if match[2] else ""
         text = f"{typed[1]} takes {kind}{several}, got {typed[3]}"
     for python, kind in (
         ("invalid literal for int() with base 10:", "a whole number"),

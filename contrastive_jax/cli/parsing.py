@@ -31,7 +31,7 @@ from contrastive_jax.train import folder
 
 Config = TypeVar("Config")
 
-Numbers = Annotated[
+NamedValues = Annotated[
     dict[str, float],
     PrimitiveConstructorSpec(
         nargs="*",
@@ -226,20 +226,20 @@ def from_saved(config: type[Any], saved: dict[str, Any]) -> Any:
 
 def _read(hint: Any, value: Any) -> Any:
     """Makes a value of a type of what JSON has in its place."""
-    kinds = typing.get_args(hint)
+    args = typing.get_args(hint)
     if typing.get_origin(hint) is Annotated:
-        return _read(kinds[0], value)
+        return _read(args[0], value)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        tuples = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+        tuples = [kind for kind in args if typing.get_origin(kind) is tuple]
         if isinstance(value, list) and tuples:
             return _read(tuples[0], value)
-        return Path(value) if Path in kinds and isinstance(value, str) else value
+        return Path(value) if Path in args and isinstance(value, str) else value
     if isinstance(value, list):
-        of_each = kinds[:1] * len(value) if kinds[1:] == (...,) else kinds
-        of_each = of_each if len(of_each) == len(value) else (Any,) * len(value)
-        return tuple(_read(kind, one) for kind, one in zip(of_each, value, strict=True))
-    if isinstance(value, dict) and len(kinds) == 2:
-        return {name: _read(kinds[1], one) for name, one in value.items()}
+        hints = args[:1] * len(value) if args[1:] == (...,) else args
+        hints = hints if len(hints) == len(value) else (Any,) * len(value)
+        return tuple(_read(kind, one) for kind, one in zip(hints, value, strict=True))
+    if isinstance(value, dict) and len(args) == 2:
+        return {name: _read(args[1], one) for name, one in value.items()}
     return Path(value) if hint is Path else value
 
 

@@ -325,11 +325,11 @@ def _mapped(image: jax.Array, inverse: jax.Array) -> jax.Array:
     centre = jnp.array([rows - 1, columns - 1], jnp.float32)[:, None, None] / 2
     at = jnp.einsum("ij,jrc->irc", inverse, grid - centre, precision="highest") + centre
 
-    def of_channel(channel: jax.Array) -> jax.Array:
+    def map_channel(channel: jax.Array) -> jax.Array:
         mapped: jax.Array = jax.scipy.ndimage.map_coordinates(channel, [at[0], at[1]], order=1)
         return mapped
 
-    mapped = jax.vmap(of_channel, in_axes=-1, out_axes=-1)(image.astype(jnp.float32))
+    mapped = jax.vmap(map_channel, in_axes=-1, out_axes=-1)(image.astype(jnp.float32))
     return _restored(mapped, image)
 
 

@@ -152,9 +152,9 @@ def as_text(report: Report) -> str:
     ]
     rows = [title]
     for one in report.splits:
-        of_class = [f"{one.classes:,}", f"{one.fewest:,}", f"{one.median:g}"] if classes else []
+        sizes = [f"{one.classes:,}", f"{one.fewest:,}", f"{one.median:g}"] if classes else []
         rows.append(
-            [one.split, f"{one.examples:,}", *of_class, f"{one.similar:,}", f"{one.dissimilar:,}"]
+            [one.split, f"{one.examples:,}", *sizes, f"{one.similar:,}", f"{one.dissimilar:,}"]
         )
     widths = [max(len(row[k]) for row in rows) for k in range(len(title))]
     lines = [f"{report.name}: {report.form}, {counts}"]

@@ -139,7 +139,7 @@ def _pixels(
     image: Image.Image, grey: bool, size: tuple[int, int] | None
 ) -> tuple[np.ndarray, bool]:
     """Converts an opened picture to pixels of 8 bits, and says if it has transparent ones."""
-    image, transparent = _on_white(_of_8_bits(image))
+    image, transparent = _on_white(_to_8_bits(image))
     image = image.convert("L" if grey else "RGB")
     if size:
         image = image.resize(size[::-1], Image.Resampling.BILINEAR)
@@ -163,7 +163,7 @@ def _unreadable(split: str, row: int, error: Exception) -> str:
     return f"image {row} of split {split} can not be read: {cause}"
 
 
-def _of_8_bits(image: Image.Image) -> Image.Image:
+def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scales grey pixels of 16 bits to 8; Pillow clips them. It reads colours of 16 bits as 8."""
     if image.mode == "F":
         raise ValueError("its pixels are floats, and must be integers of 8 or 16 bits")

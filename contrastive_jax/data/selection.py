@@ -54,7 +54,7 @@ def trained_numbers(data: Dataset, names: Iterable[str] | None = None) -> np.nda
     present = np.unique(data.train.classes[data.train.classes >= 0])
     if names is None:
         return present
-    numbers = []
+    chosen = []
     for name in names:
         number = int(name) if name.isdecimal() else -1
         number = data.class_names.index(name) if name in data.class_names else number
@@ -65,5 +65,5 @@ def trained_numbers(data: Dataset, names: Iterable[str] | None = None) -> np.nda
                 f"class {name} has no training images in {data.name}, whose classes are "
                 f"{', '.join(trained[:10])}{more}: leave it out"
             )
-        numbers.append(number)
-    return np.array(numbers)
+        chosen.append(number)
+    return np.array(chosen)

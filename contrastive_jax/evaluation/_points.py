@@ -39,12 +39,12 @@ def checked_identities(
         raise ValueError(
             "query_ids and reference_ids must be given together, or query_ids alone within one set."
         )
-    of_queries = _unmasked_names("query_ids", query_ids, queries)
+    query_names = _unmasked_names("query_ids", query_ids, queries)
     if one_set:
-        return of_queries, of_queries
-    of_references = _unmasked_names("reference_ids", reference_ids, references)
-    require_one_sort("ids", of_queries, of_references)
-    return of_queries, of_references
+        return query_names, query_names
+    reference_names = _unmasked_names("reference_ids", reference_ids, references)
+    require_one_sort("ids", query_names, reference_names)
+    return query_names, reference_names
 
 
 def _unmasked_names(name: str, values: ArrayLike | None, rows: int) -> Names:
@@ -57,14 +57,14 @@ def _unmasked_names(name: str, values: ArrayLike | None, rows: int) -> Names:
     return names
 
 
-def require_one_sort(name: str, of_queries: Names, of_references: Names) -> None:
+def require_one_sort(name: str, queries: Names, references: Names) -> None:
     """Refuses integers beside strings, of which none would be equal."""
-    if (of_queries.dtype.kind in "iu") != (of_references.dtype.kind in "iu") or (
-        of_queries.dtype.kind == "S"
-    ) != (of_references.dtype.kind == "S"):
+    if (queries.dtype.kind in "iu") != (references.dtype.kind in "iu") or (
+        queries.dtype.kind == "S"
+    ) != (references.dtype.kind == "S"):
         raise ValueError(
             f"query_{name} and reference_{name} must both be integers or both strings, "
-            f"got {of_queries.dtype} and {of_references.dtype}."
+            f"got {queries.dtype} and {references.dtype}."
         )
 
 

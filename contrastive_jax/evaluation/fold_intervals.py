@@ -6,7 +6,7 @@ from contrastive_jax.evaluation.intervals import Interval, bootstrap_interval
 from contrastive_jax.evaluation.retrieval import retrieval
 from contrastive_jax.evaluation.verification import average_precision, roc_auc
 
-OF_QUERIES = ("precision_at_1", "r_precision", "map_at_r", "mean_reciprocal_rank")
+QUERY_FIGURES = ("precision_at_1", "r_precision", "map_at_r", "mean_reciprocal_rank")
 
 
 def retrieval_intervals(
@@ -51,7 +51,7 @@ def retrieval_intervals(
         )
         for fold in np.array_split(shuffled, min(folds, len(shuffled)))
     ]
-    return {key: bootstrap_interval([one[key] for one in figures]) for key in OF_QUERIES}
+    return {key: bootstrap_interval([one[key] for one in figures]) for key in QUERY_FIGURES}
 
 
 def pair_intervals(

@@ -45,8 +45,8 @@ def points_of_pairs(
       >>> from contrastive_jax.data import GivenPairs
       >>> from contrastive_jax.evaluation.given_pairs import points_of_pairs
       >>> pairs = GivenPairs(np.array([3, 3]), np.array([1, 3]), np.array([1, 0]))
-      >>> of_pairs = points_of_pairs(lambda images: 2 * images, np.arange(4.0)[:, None], pairs)
-      >>> print(of_pairs.points.ravel(), of_pairs.left, of_pairs.right)
+      >>> points = points_of_pairs(lambda images: 2 * images, np.arange(4.0)[:, None], pairs)
+      >>> print(points.points.ravel(), points.left, points.right)
       [2. 6.] [1 1] [0 1]
     """
     rows, members = np.unique(np.concatenate([pairs.left, pairs.right]), return_inverse=True)

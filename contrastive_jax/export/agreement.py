@@ -147,14 +147,14 @@ def _changed_verdicts(
         others = jnp.arange(len(expected))
         to_all = jax.vmap(distance, in_axes=(None, 0))
 
-        def of_row(row: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def compare(row: jax.Array) -> tuple[jax.Array, jax.Array]:
             before, after = to_all(expected[row], expected), to_all(actual[row], actual)
             differs = (before <= threshold) != (after <= threshold)
             differs &= others > row  # each pair once
             return differs.sum(), jnp.where(differs, jnp.abs(before - threshold), 0).max()
 
         # A row at a time, as the matrix of all pairs of a test set may not fit into memory.
-        counts, farthest = jax.lax.map(of_row, others)
+        counts, farthest = jax.lax.map(compare, others)
         return counts.sum(), farthest.max()
 
     count, farthest = by_row(jnp.asarray(expected), jnp.asarray(actual))

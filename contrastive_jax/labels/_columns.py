@@ -191,6 +191,6 @@ def paths_of_columns(examples: Any, names: Sequence[str]) -> np.ndarray:
         values, missing = column_of(examples, name)
         if values.ndim != 1 or values.dtype.kind not in "iubU":
             raise _refused(values, name, "hierarchy takes columns of integers or text")
-        numbers = np.unique(values, return_inverse=True)[1]
-        levels.append(np.where(missing, -1, numbers).astype(np.int32))
+        codes = np.unique(values, return_inverse=True)[1]
+        levels.append(np.where(missing, -1, codes).astype(np.int32))
     return np.stack(levels, axis=1)

@@ -48,8 +48,8 @@ def any_shared(column: str | None = None) -> PairLabels:
 
 def _bits_of_column(examples: Any, name: str) -> np.ndarray:
     sets = sets_of_column(examples, name)
-    numbers = {label: number for number, label in enumerate(sorted(set().union(*sets)))}
-    return as_bits([[numbers[label] for label in one] for one in sets], len(numbers))
+    codes = {label: number for number, label in enumerate(sorted(set().union(*sets)))}
+    return as_bits([[codes[label] for label in one] for one in sets], len(codes))
 
 
 def _bits(row: jax.Array) -> jax.Array:

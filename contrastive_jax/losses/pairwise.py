@@ -36,7 +36,7 @@ def contrastive(
     of random pairs near $\sqrt{2}$: margins from 0.5 to 1.5 make sense, and above 2 no negative
     pair is ever far enough.
 
-    *When.* The one to begin with: one number to choose, and embeddings whose distances mean
+    *When.* Use it first. It has one number to choose, and the distances of its embeddings mean
     something by themselves, as verification by a threshold needs.
 
     Args:
@@ -92,7 +92,7 @@ def contrastive_halved(
     with $D$ the distance, $Y$ the label and $m$ the margin; with $m_+$, the positive margin,
     $\max(0, D - m_+)$ takes the place of $D$ in the first term.
 
-    *When.* To repeat published figures without changing their learning rate.
+    *When.* Use it to repeat published figures without changing their learning rate.
 
     Args:
       distance: scalar, at least 0; Euclidean by default, and any other that is at least 0.
@@ -133,8 +133,8 @@ def contrastive_linear(
     with $D$ the distance, $Y$ the label and $m$ the margin; with $m_+$, the positive margin,
     $\max(0, D - m_+)$ takes the place of $D$ in the first term.
 
-    *When.* Positive pairs hold outliers or wrong labels, which squares would follow. With
-    `distances.signal_to_noise` it is the signal-to-noise ratio contrastive loss.
+    *When.* Use it where positive pairs hold outliers or wrong labels, which squares would follow.
+    With `distances.signal_to_noise` it is the signal-to-noise ratio contrastive loss.
 
     Args:
       distance: scalar, at least 0; Euclidean by default, and any other that is at least 0.
@@ -173,7 +173,7 @@ def cosine_embedding(distance: ArrayLike, label: ArrayLike, margin: ArrayLike = 
 
     with $s$ the cosine, $Y$ the label and $m$ the margin.
 
-    *When.* Embeddings are compared by cosine, and unrelated ones need be no more than
+    *When.* Use it where embeddings are compared by cosine, and unrelated ones need be no more than
     perpendicular.
 
     Args:
@@ -211,7 +211,7 @@ def sentence_contrastive(
 
     Labels are those of this library. In sentence-transformers label 1 is similar: pass `1 - label`.
 
-    *When.* A sentence encoder is to be compared with one trained there.
+    *When.* Use it to compare a sentence encoder with one that was trained there.
 
     Args:
       distance: scalar; cosine by default, or Euclidean or Manhattan, as there.
@@ -253,7 +253,8 @@ def sigmoid(
     Temperature and bias are learned: bind them by a closure, or pass them on through
     `all_pairs_loss`, which gives their gradients.
 
-    *When.* Images and texts, or large batches over many devices, without a softmax over them.
+    *When.* Use it for images and texts, or for large batches over many devices, as it takes no
+    softmax over them.
 
     Args:
       distance: scalar, `distances.cosine`, which is `1 - s`, in [0, 2].
@@ -299,7 +300,7 @@ def logistic(
     with $D$ the distance, $z$ 1 if similar and -1 if not, $\tau$ the threshold and $\alpha$ the
     scale.
 
-    *When.* Pairs are to be verified by a threshold that is given, or learned along.
+    *When.* Use it where pairs are verified by a threshold that is given, or learned along.
 
     Args:
       distance: scalar, at least 0; squared Euclidean by default, as in the paper, and any other
@@ -349,7 +350,7 @@ def margin_based(
     `boundary + margin`.
     `losses.margin_by_class` learns a boundary for each class.
 
-    *When.* Classes that vary much in themselves; with pairs drawn by distance
+    *When.* Use it where classes vary much in themselves, with pairs that are drawn by distance
     (`mining.distance_weighted`).
 
     Args:

@@ -182,8 +182,8 @@ def train_loss(
         else:
             points = [best_point(read_finished(folder, **where, stage="tuning"))] * count
         # Seed 0 tunes: figures on test are of other seeds.
-        of_stage = {number: 0 if stage == "tuning" else number + 1 for number in pending}
-        made = assemble([(points[k], seed) for k, seed in of_stage.items()])
+        stage_seeds = {number: 0 if stage == "tuning" else number + 1 for number in pending}
+        made = assemble([(points[k], seed) for k, seed in stage_seeds.items()])
         grid = grid or grids.make_grid(
             made.parts.drawn,
             made.init(0),

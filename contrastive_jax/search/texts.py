@@ -31,7 +31,7 @@ def parse_numbers(texts: Iterable[str]) -> dict[str, float]:
       >>> parse_numbers(["margin=0.3", "scale=20"])
       {'margin': 0.3, 'scale': 20.0}
     """
-    numbers: dict[str, float] = {}
+    values: dict[str, float] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         try:
@@ -40,20 +40,20 @@ def parse_numbers(texts: Iterable[str]) -> dict[str, float]:
             number = None
         if not name or not equals or number is None:
             raise ValueError(f"takes NAME=VALUE, as margin=0.3 scale=20, got {text!r}")
-        if name in numbers:
+        if name in values:
             raise ValueError(f"names {name} twice; leave one of them out")
-        numbers[name] = number
-    return numbers
+        values[name] = number
+    return values
 
 
 def parse_axes(
-    texts: Iterable[str], kinds: Mapping[str, Kind] = _NONE, *, option: str = "--grid"
+    texts: Iterable[str], types: Mapping[str, Kind] = _NONE, *, option: str = "--grid"
 ) -> dict[str, list[Any]]:
     """Reads axes of a grid, such as `learning_rate=1e-3,1e-2` or `loss=contrastive,supcon`.
 
     Args:
       texts: each a name, an equals sign and values.
-      kinds: the type of the values of an axis, or the names among which they are chosen; by default
+      types: the type of the values of an axis, or the names among which they are chosen; by default
         values are numbers.
       option: that the axes were given with, for errors.
 
@@ -78,7 +78,7 @@ def parse_axes(
             )
         if name in axes:
             raise ValueError(f"{option} names {name} twice; put all its values into one")
-        axes[name] = [_value(name, value, kinds.get(name, float)) for value in listed.split(",")]
+        axes[name] = [_value(name, value, types.get(name, float)) for value in listed.split(",")]
         if len({*axes[name]}) < len(axes[name]):
             raise ValueError(f"the values of {name} must differ, got {axes[name]}")
     return axes
@@ -102,13 +102,13 @@ def _value(name: str, text: str, kind: Kind) -> Any:
 
 
 def parse_space(
-    texts: Iterable[str], kinds: Mapping[str, Kind] = _NONE, *, option: str = "--space"
+    texts: Iterable[str], types: Mapping[str, Kind] = _NONE, *, option: str = "--space"
 ) -> dict[str, Range | list[Any]]:
     """Reads a space, such as `margin=0.2:1.8`, `learning_rate=1e-3:1e-2:log` or `width=16,64`.
 
     Args:
       texts: each a name, an equals sign, and the ends of a range or values.
-      kinds: as in `parse_axes`. What has one has values and no range.
+      types: as in `parse_axes`. What has one has values and no range.
       option: that the space was given with, for errors.
 
     Returns:
@@ -128,7 +128,7 @@ def parse_space(
         if name in space:
             raise ValueError(f"{option} names {name} twice")
         if rest and ":" not in rest:
-            space |= parse_axes([text], kinds, option=option)
+            space |= parse_axes([text], types, option=option)
             continue
         logarithmic = rest.endswith(":log")
         try:
@@ -139,7 +139,7 @@ def parse_space(
             raise ValueError(
                 f"{option} takes name=low:high, name=low:high:log or name=value,value, got {text!r}"
             ) from None
-        if name in kinds:
+        if name in types:
             raise ValueError(
                 f"{name} takes values and no range, as {name}=value,value, got {text!r}"
             )

@@ -75,7 +75,7 @@ def assemble(training: Training, *, seeds: Sequence[int] = ()) -> Assembled:
         return objective.init(classes, width, seed)
 
     shapes = jax.eval_shape(lambda: init_loss(training.objective, training.seed))
-    optimizer = _optimizer(training, of_loss=bool(jax.tree.leaves(shapes)))
+    optimizer = _optimizer(training, has_loss_params=bool(jax.tree.leaves(shapes)))
     bank = _memory(training, width)
     step = make_step(
         encoder,
@@ -140,13 +140,13 @@ def _classes_of(training: Training) -> int:
     return int(trained_classes(training.data).max()) + 1
 
 
-def _optimizer(training: Training, *, of_loss: bool) -> optax.GradientTransformation:
+def _optimizer(training: Training, *, has_loss_params: bool) -> optax.GradientTransformation:
     """Returns the optimizer of the encoder and, where it has parameters, of the loss."""
     encoder, loss = make_optimizers(
         training.steps, loss_learning_rate=training.objective.learning_rate
     )
     optimizer = training.optimizer or encoder
-    return with_loss(optimizer, training.loss_optimizer or loss) if of_loss else optimizer
+    return with_loss(optimizer, training.loss_optimizer or loss) if has_loss_params else optimizer
 
 
 def _memory(training: Training, width: int) -> Any:

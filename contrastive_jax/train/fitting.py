@@ -159,8 +159,8 @@ def fit(
       'runs/digits-mlp-1'
     """
     optimizers = {"optimizer": optimizer, "loss_optimizer": loss_optimizer}
-    numbers = {"steps": steps, "log_every": log_every, "batch_size": batch_size}
-    check_types(devices, optimizers, numbers)
+    counts = {"steps": steps, "log_every": log_every, "batch_size": batch_size}
+    check_types(devices, optimizers, counts)
     devices = list(devices or jax.devices())
     training = Training(
         model=model,

@@ -37,11 +37,11 @@ def value_of_given_pairs(
       >>> from contrastive_jax.train import AXIS, IndexedPairs
       >>> from contrastive_jax.train.given_pairs import value_of_given_pairs
       >>> value = value_of_given_pairs(losses.contrastive, distances.euclidean)
-      >>> def of_device(embeddings, left, right, labels):
+      >>> def local_loss(embeddings, left, right, labels):
       ...     batch = IndexedPairs(embeddings, left, right, labels)
       ...     return value(embeddings, batch, (), None, {"margin": 1.0})[0]
       >>> pairs = jnp.array([[0, 0]]), jnp.array([[1, 2]]), jnp.array([[0, 1]])
-      >>> print(jax.vmap(of_device, axis_name=AXIS)(jnp.array([[[0.0], [0.2], [0.5]]]), *pairs))
+      >>> print(jax.vmap(local_loss, axis_name=AXIS)(jnp.array([[[0.0], [0.2], [0.5]]]), *pairs))
       [0.145]
     """
 

@@ -78,14 +78,14 @@ def _repair(file: IO[bytes]) -> None:
 
 
 def read_lines(
-    path: Path, *, keys: Iterable[str] = (), numbers: Iterable[str] = ()
+    path: Path, *, keys: Iterable[str] = (), numeric: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
     """Reads the records of a JSON lines file; a missing file has none.
 
     Args:
       path: of the file.
       keys: what each record has.
-      numbers: keys whose values are numbers.
+      numeric: keys whose values are numbers.
 
     Returns:
       The records in order. Lines that are none are left out, with a warning that names file and
@@ -101,19 +101,19 @@ def read_lines(
     if not path.exists():
         return []
     return [
-        record for _, record in parse_lines(path, keys=keys, numbers=numbers) if record is not None
+        record for _, record in parse_lines(path, keys=keys, numeric=numeric) if record is not None
     ]
 
 
 def parse_lines(
-    path: Path, *, keys: Iterable[str] = (), numbers: Iterable[str] = ()
+    path: Path, *, keys: Iterable[str] = (), numeric: Iterable[str] = ()
 ) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """Yields the lines of a file with their records, without a last line that is cut short.
 
     Args:
       path: of the file.
       keys: what each record has.
-      numbers: keys whose values are numbers.
+      numeric: keys whose values are numbers.
 
     Yields:
       The line and its record; None in place of the record where the line is none, with a warning
@@ -130,7 +130,7 @@ def parse_lines(
     if parse_record(last) is not None:
         lines.append(last)  # only its end was cut off
     for number, line in enumerate(lines, 1):
-        record = parse_record(line, keys, numbers)
+        record = parse_record(line, keys, numeric)
         if record is None:
             what = "is blank" if not line.strip() else "is not a record that can be read"
             warnings.warn(
@@ -141,14 +141,14 @@ def parse_lines(
 
 
 def parse_record(
-    line: bytes, keys: Iterable[str] = (), numbers: Iterable[str] = ()
+    line: bytes, keys: Iterable[str] = (), numeric: Iterable[str] = ()
 ) -> dict[str, Any] | None:
     """Parses a line that is one JSON object; None where it is not, or lacks what it should have.
 
     Args:
       line: to parse.
       keys: what the record has.
-      numbers: keys whose values are numbers.
+      numeric: keys whose values are numbers.
 
     Example:
       >>> from contrastive_jax.train.json_lines import parse_record
@@ -161,8 +161,8 @@ def parse_record(
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or not {*keys, *numbers} <= record.keys():
+    if not isinstance(record, dict) or not {*keys, *numeric} <= record.keys():
         return None
-    if not all(isinstance(record[key], int | float) for key in numbers):
+    if not all(isinstance(record[key], int | float) for key in numeric):
         return None
     return record

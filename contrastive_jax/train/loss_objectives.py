@@ -74,10 +74,10 @@ def objective(
     """
     if isinstance(loss, str):
         loss_table.check_name(loss)
-        made = _of_name(loss, on, distance, group, hyperparameters)
+        made = _named_objective(loss, on, distance, group, hyperparameters)
         made = made._replace(name=loss, bounded=loss in (*loss_table.BOUNDED, *loss_table.SLACK))
     else:
-        made = _of_loss(loss, on, distance, group, hyperparameters)
+        made = _custom_objective(loss, on, distance, group, hyperparameters)
         made = made._replace(name=_name_of(loss))
     labels = from_text(labels)
     if labels is not None:
@@ -94,7 +94,7 @@ def _name_of(loss: Any) -> str:
     return str(getattr(loss, "__qualname__", type(loss).__qualname__))
 
 
-def _of_name(
+def _named_objective(
     loss: str,
     on: str,
     distance: Callable[..., jax.Array] | None,
@@ -140,7 +140,7 @@ def _of_name(
     return objectives.anchors(make, **given)
 
 
-def _of_loss(
+def _custom_objective(
     loss: Any,
     on: str,
     distance: Callable[..., jax.Array] | None,

@@ -69,7 +69,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
       >>> read_metrics(Path())
       [{'step': 1, 'loss': 0.5}]
     """
-    return read_lines(folder / METRICS, numbers=("step",))
+    return read_lines(folder / METRICS, numeric=("step",))
 
 
 def truncate_metrics(folder: Path, step: int) -> None:
@@ -90,7 +90,7 @@ def truncate_metrics(folder: Path, step: int) -> None:
     path = folder / METRICS
     if not path.exists():
         return
-    lines = [line for line, record in parse_lines(path, numbers=("step",)) if _until(record, step)]
+    lines = [line for line, record in parse_lines(path, numeric=("step",)) if _until(record, step)]
     whole = b"".join(line + b"\n" for line in lines)
     if whole != path.read_bytes():
         replace_file(path, whole)

@@ -250,5 +250,5 @@ def spread_of_copies(embeddings: np.ndarray, copies: int) -> float:
       0.0
     """
     grouped = embeddings.reshape(copies, -1, embeddings.shape[1])
-    of_copies = np.linalg.norm(grouped - grouped.mean(axis=0), axis=2).mean()
-    return float(of_copies / np.linalg.norm(embeddings - embeddings.mean(axis=0), axis=1).mean())
+    spread = np.linalg.norm(grouped - grouped.mean(axis=0), axis=2).mean()
+    return float(spread / np.linalg.norm(embeddings - embeddings.mean(axis=0), axis=1).mean())

@@ -60,13 +60,13 @@ def network(model: Any, image_shape: tuple[int, ...] | None = None, seed: int = 
     if isinstance(model, Network):
         return model
     if isinstance(model, nnx.Module):
-        return _of_module(model)
+        return _from_module(model)
     if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
-        return _of_function(*model)
+        return _from_function(*model)
     if callable(model) and "rngs" in (parameters := _parameters(model)):
         check_seed(seed)
         shape = {"image_shape": image_shape} if "image_shape" in parameters else {}
-        return _of_module(model(**shape, rngs=nnx.Rngs(seed)))
+        return _from_module(model(**shape, rngs=nnx.Rngs(seed)))
     raise TypeError(
         "model must be a Flax NNX module, a class of them or a function that takes rngs (and "
         "image_shape), or a tuple of a function (params, images) and its parameters, got "
@@ -83,7 +83,7 @@ def _parameters(model: Any) -> list[str]:
     return [*inspect.signature(made_by).parameters]
 
 
-def _of_function(function: Callable[[Any, jax.Array], jax.Array], params: Any) -> Network:
+def _from_function(function: Callable[[Any, jax.Array], jax.Array], params: Any) -> Network:
     def apply(
         params: Any, averages: Any, images: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Any]:
@@ -92,7 +92,7 @@ def _of_function(function: Callable[[Any, jax.Array], jax.Array], params: Any) -
     return Network(apply, lambda weights, images: function(weights.params, images), Weights(params))
 
 
-def _of_module(module: nnx.Module) -> Network:
+def _from_module(module: nnx.Module) -> Network:
     # A copy, as the mode is an attribute of the module, which stays as the caller has it.
     module = nnx.clone(module)
     module.eval()

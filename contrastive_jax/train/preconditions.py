@@ -19,13 +19,13 @@ SCHEDULE = (
 """Numbers of steps of `fit`, and those that they are multiples of."""
 
 
-def check_types(devices: Any, optimizers: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
+def check_types(devices: Any, optimizers: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
     """Checks arguments of `fit` whose types are easily mistaken.
 
     Args:
       devices: a sequence, or None.
       optimizers: by the name of the argument, of optax or None.
-      numbers: by the name of the argument, which are to be in their range.
+      counts: by the name of the argument, which are to be in their range.
 
     Raises:
       ValueError: for the first that is of another type, or out of its range.
@@ -42,7 +42,7 @@ def check_types(devices: Any, optimizers: Mapping[str, Any], numbers: Mapping[st
     for name, one in optimizers.items():
         if one is not None and not (hasattr(one, "init") and hasattr(one, "update")):
             raise ValueError(f"{name} must be an optimizer, as optax.adam(1e-3), got {one!r}")
-    check_ranges(numbers)
+    check_ranges(counts)
 
 
 def check_training(
@@ -276,8 +276,8 @@ def check_shares(
     count, kind = (batch_size // 2, "pairs") if objective.separable else (batch_size, "images")
     group = objective.group
     if microbatches < 1 or count % (devices * microbatches * group):
-        of_groups, groups = (" times group", f", groups of {group}") if group > 1 else ("", "")
+        factor, groups = (" times group", f", groups of {group}") if group > 1 else ("", "")
         raise ValueError(
-            f"the {kind} of a batch must be a multiple of devices times microbatches{of_groups}, "
+            f"the {kind} of a batch must be a multiple of devices times microbatches{factor}, "
             f"got {count} {kind}, {devices} devices, {microbatches} microbatches{groups}"
         )

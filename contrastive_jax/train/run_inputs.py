@@ -49,8 +49,8 @@ def read_inputs(run: Run, sources: Iterable[Path]) -> tuple[list[str], np.ndarra
     between = " " if len(run.image_shape) == 1 else "/"
     names = [
         f"{path}{between}{name}" if name and len(paths) > 1 else name or str(path)
-        for path, (of_file, _) in zip(paths, parts, strict=True)
-        for name in of_file
+        for path, (entries, _) in zip(paths, parts, strict=True)
+        for name in entries
     ]
     if not parts:
         return [], np.empty((0, *run.image_shape), run.image_dtype)

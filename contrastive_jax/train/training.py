@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from contrastive_jax.checks import check_seed
 from contrastive_jax.data.augment import Augment
 from contrastive_jax.data.datasets import Dataset, PairDataset
-from contrastive_jax.train.objectives import Objective, of_given_pairs
+from contrastive_jax.train.objectives import Objective, on_given_pairs
 from contrastive_jax.train.types import Weights
 
 
@@ -71,7 +71,7 @@ class Training:
         check_seed(self.seed)
         if isinstance(self.data, PairDataset):
             # A frozen dataclass has no other way to set a field.
-            object.__setattr__(self, "objective", of_given_pairs(self.objective))
+            object.__setattr__(self, "objective", on_given_pairs(self.objective))
 
 
 def recorded(training: Training, opt_state: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contrastive_jax.train.objectives import Objective, of_given_pairs
+from contrastive_jax.train.objectives import Objective, on_given_pairs
 from contrastive_jax.train.optimizer import OPTIMIZER
 from contrastive_jax.train.ranges import check_ranges
 from contrastive_jax.train.trial_assembly import Variant
@@ -165,13 +165,13 @@ def variants_of_axes(
     make: Callable[..., Objective]
     if isinstance(objective, Objective):
         if given_pairs:
-            objective = of_given_pairs(objective)
+            objective = on_given_pairs(objective)
         make = partial(_with_hyperparameters, objective)
         if own_optimizer:
             names |= {*values}
         names -= {*objective.hyperparameters}
     else:
-        make = _of_pairs(objective) if given_pairs else objective
+        make = _pair_factory(objective) if given_pairs else objective
     loss = {name: column for name, column in values.items() if name not in {*names, "seed"}}
     check_structure(make, loss)
     objectives = {tuple(row.values()): make(**row) for row in combinations(loss)}
@@ -186,9 +186,9 @@ def variants_of_axes(
     ]
 
 
-def _of_pairs(make: Callable[..., Objective]) -> Callable[..., Objective]:
+def _pair_factory(make: Callable[..., Objective]) -> Callable[..., Objective]:
     """Returns the function that makes objectives of given pairs."""
-    return lambda **hyperparameters: of_given_pairs(make(**hyperparameters))
+    return lambda **hyperparameters: on_given_pairs(make(**hyperparameters))
 
 
 def check_structure(

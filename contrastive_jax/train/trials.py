@@ -173,9 +173,9 @@ def fit_grid(
     _check_objective(objective)
     if resume and folder is None:
         raise ValueError("resume goes on in a folder: give folder, or leave resume out")
-    numbers = {"steps": steps, "log_every": log_every, "batch_size": batch_size}
+    counts = {"steps": steps, "log_every": log_every, "batch_size": batch_size}
     optimizers = {"optimizer": optimizer, "loss_optimizer": loss_optimizer}
-    check_types(devices, optimizers, numbers)
+    check_types(devices, optimizers, counts)
     devices = list(devices or jax.devices())
     check_strategy(strategy, get_args(Strategy), len(devices), devices_per_trial)
     if steps_per_call is None:

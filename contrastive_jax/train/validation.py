@@ -89,14 +89,14 @@ def figures_on_validation(
         split = data.validation
         rows, labels = rows_and_labels(objective, data.validation)
         return retrieval(*by_role(embeddings, rows, split.queries), labels=labels), embeddings
-    of_pairs = points_of_pairs(embed, data.images, data.validation)
-    pairs = (distances_of_pairs(of_pairs, distance), of_pairs.labels)
+    pair_points = points_of_pairs(embed, data.images, data.validation)
+    pairs = (distances_of_pairs(pair_points, distance), pair_points.labels)
     figures = {
         "auc": roc_auc(*pairs),
         "average_precision": average_precision(*pairs),
         "eer": equal_error_rate(*pairs),
     }
-    return figures, of_pairs.points
+    return figures, pair_points.points
 
 
 def validate(
@@ -163,12 +163,12 @@ def calibrated_on(
       (0.5, ['embeddings', 'classes'])
     """
     if isinstance(data, PairDataset):
-        of_pairs = points_of_pairs(embed, data.images, data.validation)
-        between = distances_of_pairs(of_pairs, distance)
-        arrays = of_pairs._asdict()
+        pair_points = points_of_pairs(embed, data.images, data.validation)
+        between = distances_of_pairs(pair_points, distance)
+        arrays = pair_points._asdict()
         arrays = {"embeddings": arrays.pop("points"), **arrays}
-        threshold = best_threshold(between, of_pairs.labels)
-        return threshold, calibrate(between, of_pairs.labels), arrays
+        threshold = best_threshold(between, pair_points.labels)
+        return threshold, calibrate(between, pair_points.labels), arrays
     embeddings = embed(data.validation.images)
     rows, labels = rows_and_labels(objective, data.validation)
     threshold, calibration = run.calibrated(distance, embeddings, rows, labels=labels)

@@ -106,7 +106,7 @@ def hyperparameters_of_all(seeds: int) -> list[training.Hyperparameters]:
     ]
 
 
-def of_grid(encoder: str, config: Config, strategy: Strategy) -> tuple[Callable[[], float], str]:
+def grid_timer(encoder: str, config: Config, strategy: Strategy) -> tuple[Callable[[], float], str]:
     """A function that trains the grid and returns seconds, and how it does."""
     images, classes = data()
     step, optimizer = our_step(encoder, config.batch_size)
@@ -136,7 +136,7 @@ def of_grid(encoder: str, config: Config, strategy: Strategy) -> tuple[Callable[
     return take, f"{grid.strategy} of {grid.trials}"
 
 
-def of_single_runs(encoder: str, config: Config) -> Callable[[], float]:
+def single_runs_timer(encoder: str, config: Config) -> Callable[[], float]:
     """A function that trains the trials one after another and returns seconds."""
     images, classes = data()
     step, optimizer = our_step(encoder, config.batch_size)
@@ -165,7 +165,7 @@ def _advance(step: Any, source: Any, hyperparameters: Any, state: Any) -> Any:
     return step(state, source, hyperparameters)
 
 
-def of_torch(encoder: str, config: Config) -> Callable[[], float]:
+def torch_timer(encoder: str, config: Config) -> Callable[[], float]:
     """A function that trains the trials one after another in PyTorch and returns seconds."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images, classes = data()
@@ -239,16 +239,16 @@ def main(config: Config) -> None:
     rows = []
     for encoder in ENCODERS:
         contenders: dict[str, Callable[[], float]] = {}
-        contenders["grid"], chosen = of_grid(encoder, config, "auto")
+        contenders["grid"], chosen = grid_timer(encoder, config, "auto")
         for strategy in get_args(grids.Strategy):
-            take, how = of_grid(encoder, config, strategy)
+            take, how = grid_timer(encoder, config, strategy)
             contenders[how] = take
-        contenders["PyTorch"] = of_torch(encoder, config)
+        contenders["PyTorch"] = torch_timer(encoder, config)
         for take in contenders.values():
             take()
         pipe, theirs = context.Pipe()
         process = context.Process(
-            target=serve, args=(of_single_runs, (encoder, config), theirs), daemon=True
+            target=serve, args=(single_runs_timer, (encoder, config), theirs), daemon=True
         )
         process.start()
         pipe.recv()

@@ -239,9 +239,9 @@ def keops(x: torch.Tensor, classes: torch.Tensor, margin: float) -> tuple[float,
     from pykeops.torch import LazyTensor
 
     x = x.detach().requires_grad_()
-    numbers = classes.float()
+    labels = classes.float()
     a, b = LazyTensor(x[:, None]), LazyTensor(x.detach()[None])
-    c, d = LazyTensor(numbers[:, None, None]), LazyTensor(numbers[None, :, None])
+    c, d = LazyTensor(labels[:, None, None]), LazyTensor(labels[None, :, None])
     square = ((a - b) ** 2).sum(-1)
     same = (0.5 - (c - d).abs()).step()
     hinge = (margin - (square + 1e-12).sqrt()).relu()
@@ -361,7 +361,7 @@ def digits() -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
 
     @jax.jit
-    def of_pair(x: jax.Array, classes: jax.Array) -> jax.Array:
+    def pair_distance(x: jax.Array, classes: jax.Array) -> jax.Array:
         loss = lambda distance, label: jnp.where(label == 0, distance, 0.0)  # noqa: E731
         return all_pairs_loss(x, classes, loss=loss, reduction="sum") / 2
 
@@ -383,12 +383,12 @@ def digits() -> list[dict[str, Any]]:
                 a = torch.from_numpy(x)
                 norms = (a * a).sum(1)
                 square = norms[0] + norms[1] - 2 * (a @ a.T)[0, 1]
-                for name, found in (
-                    ("contrastive_jax", float(of_pair(x, classes))),
+                for name, value in (
+                    ("contrastive_jax", float(pair_distance(x, classes))),
                     ("torch.cdist", torch.cdist(a, a)[0, 1].item()),
                     ("product", square.clamp(min=0).sqrt().item()),
                 ):
-                    errors[name].append(abs(found - true) / true)
+                    errors[name].append(abs(value - true) / true)
             rows.append(
                 {"length": length, "distance": f"{apart * length:g}"}
                 | {f"error of {name}": max(column) for name, column in errors.items()}
@@ -413,15 +413,15 @@ def main(config: Config) -> None:
         if share in (0.1, 1.0):
             contenders += PYTORCH
         data = make_data(config.batch, share, clustered)
-        found = race(contenders, data, config.rounds, products)
-        for row in found:
+        results = race(contenders, data, config.rounds, products)
+        for row in results:
             row["contender"] += ", clustered" if clustered else ""
             row["times ours"] = (
                 row["seconds"]
-                / found[2 if row["contender"].startswith("pytorch-metric") else 0]["seconds"]
+                / results[2 if row["contender"].startswith("pytorch-metric") else 0]["seconds"]
             )
-        rows += found
-        print(table(found, [*shown, "times ours"]) + "\n", flush=True)
+        rows += results
+        print(table(results, [*shown, "times ours"]) + "\n", flush=True)
 
     growth = []
     batch = 2048

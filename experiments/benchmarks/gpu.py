@@ -63,7 +63,7 @@ class Config:
     """Folder for the figures as JSON."""
 
 
-def _of_jax(loss: Callable[..., jax.Array]) -> Callable[[Any, Any], tuple[Any, float, float]]:
+def _prepare_jax(loss: Callable[..., jax.Array]) -> Callable[[Any, Any], tuple[Any, float, float]]:
     """Compiles value and gradient; returns the call, its memory in MB and seconds to compile."""
 
     def prepare(x: np.ndarray, classes: np.ndarray) -> tuple[Any, float, float]:
@@ -78,7 +78,7 @@ def _of_jax(loss: Callable[..., jax.Array]) -> Callable[[Any, Any], tuple[Any, f
     return prepare
 
 
-def _of_torch(loss: Any, miner: Any = None) -> Callable[[Any, Any], tuple[Any, float, float]]:
+def _prepare_torch(loss: Any, miner: Any = None) -> Callable[[Any, Any], tuple[Any, float, float]]:
     def prepare(x: np.ndarray, classes: np.ndarray) -> tuple[Any, float, float]:
         embeddings = torch.tensor(x, device="cuda", requires_grad=True)
         labels = torch.tensor(classes, device="cuda")
@@ -103,24 +103,26 @@ def _optax_ntxent(x: jax.Array, classes: jax.Array) -> jax.Array:
 
 CONTENDERS: dict[str, dict[str, Callable[..., Any]]] = {
     "contrastive": {
-        "here": _of_jax(functools.partial(all_pairs_loss, margin=1.0)),
-        "dense": _of_jax(small_batches.contrastive),
-        "pytorch-metric-learning": _of_torch(peers.ContrastiveLoss()),
+        "here": _prepare_jax(functools.partial(all_pairs_loss, margin=1.0)),
+        "dense": _prepare_jax(small_batches.contrastive),
+        "pytorch-metric-learning": _prepare_torch(peers.ContrastiveLoss()),
     },
     "supcon": {
-        "here": _of_jax(functools.partial(anchor_loss, loss=losses.supcon(0.1))),
-        "dense": _of_jax(small_batches.supcon),
-        "pytorch-metric-learning": _of_torch(peers.SupConLoss(0.1)),
+        "here": _prepare_jax(functools.partial(anchor_loss, loss=losses.supcon(0.1))),
+        "dense": _prepare_jax(small_batches.supcon),
+        "pytorch-metric-learning": _prepare_torch(peers.SupConLoss(0.1)),
     },
     "ntxent": {
-        "here": _of_jax(functools.partial(anchor_loss, loss=losses.ntxent(0.07))),
-        "dense": _of_jax(small_batches.ntxent),
-        "optax": _of_jax(_optax_ntxent),
+        "here": _prepare_jax(functools.partial(anchor_loss, loss=losses.ntxent(0.07))),
+        "dense": _prepare_jax(small_batches.ntxent),
+        "optax": _prepare_jax(_optax_ntxent),
     },
     "triplet_hard": {
-        "here": _of_jax(functools.partial(anchor_loss, loss=losses.triplet_hard(0.2))),
-        "dense": _of_jax(small_batches.triplet_hard),
-        "pytorch-metric-learning": _of_torch(peers.TripletMarginLoss(0.2), miners.BatchHardMiner()),
+        "here": _prepare_jax(functools.partial(anchor_loss, loss=losses.triplet_hard(0.2))),
+        "dense": _prepare_jax(small_batches.triplet_hard),
+        "pytorch-metric-learning": _prepare_torch(
+            peers.TripletMarginLoss(0.2), miners.BatchHardMiner()
+        ),
     },
 }
 
@@ -203,7 +205,7 @@ def run(config: Config) -> dict[str, Any]:
                 ("supcon", functools.partial(anchor_loss, loss=losses.supcon(0.1), tile=tile)),
             ):
                 data = make_data(rows, config.noise)
-                calls[f"{loss} {tile}"] = _of_jax(loss_of)(*data)[0]
+                calls[f"{loss} {tile}"] = _prepare_jax(loss_of)(*data)[0]
         result["tiles"][str(rows)] = timed(calls, config.rounds)
         line = {name: round(ms, 2) for name, ms in result["tiles"][str(rows)].items()}
         print(rows, line, flush=True)

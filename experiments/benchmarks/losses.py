@@ -85,7 +85,7 @@ def _unit(x: jax.Array) -> jax.Array:
     return jnp.divide(x, jnp.linalg.norm(x, axis=1, keepdims=True))
 
 
-def _of_pairs(
+def _pair_value(
     loss: Callable[..., jax.Array], margin: float, distance: Callable[..., jax.Array] | None = None
 ) -> Any:
     def value(x: jax.Array, classes: jax.Array, _: Any) -> jax.Array:
@@ -96,18 +96,18 @@ def _of_pairs(
     return value
 
 
-def _of_anchors(
-    loss: Any, *, normalize: bool = False, reduction: Any = "mean", **known: Any
+def _anchor_value(
+    loss: Any, *, normalize: bool = False, reduction: Any = "mean", **constants: Any
 ) -> Any:
     def value(x: jax.Array, classes: jax.Array, _: Any) -> jax.Array:
-        data = tuple(jnp.full(len(x), number) for number in known.values())
+        data = tuple(jnp.full(len(x), number) for number in constants.values())
         x = _unit(x) if normalize else x
         return anchor_loss(x, classes, loss=loss, data=data, reduction=reduction)
 
     return value
 
 
-def _of_proxies(loss: Any) -> Any:
+def _proxy_value(loss: Any) -> Any:
     def value(x: jax.Array, classes: jax.Array, proxies: jax.Array) -> jax.Array:
         return proxy_loss(x, classes, proxies, loss=loss)
 
@@ -157,92 +157,92 @@ def _columns(parameter: torch.Tensor) -> torch.Tensor:
 ROWS: dict[str, Row] = {
     "contrastive_linear": Row(
         # Margins within which about half of the dissimilar pairs lie.
-        _of_pairs(losses.contrastive_linear, 1.41),
+        _pair_value(losses.contrastive_linear, 1.41),
         lambda _: peers.ContrastiveLoss(pos_margin=0, neg_margin=1.41),
     ),
     "signal_to_noise": Row(
-        _of_pairs(losses.contrastive_linear, 2.0, distances.signal_to_noise),
+        _pair_value(losses.contrastive_linear, 2.0, distances.signal_to_noise),
         lambda _: peers.SignalToNoiseRatioContrastiveLoss(pos_margin=0, neg_margin=2),
     ),
-    "ntxent": Row(_of_anchors(losses.ntxent(0.07)), lambda _: peers.NTXentLoss(0.07)),
-    "supcon": Row(_of_anchors(losses.supcon(0.1)), lambda _: peers.SupConLoss(0.1)),
+    "ntxent": Row(_anchor_value(losses.ntxent(0.07)), lambda _: peers.NTXentLoss(0.07)),
+    "supcon": Row(_anchor_value(losses.supcon(0.1)), lambda _: peers.SupConLoss(0.1)),
     "n_pair": Row(_n_pair, lambda _: peers.NPairsLoss()),
-    "nca": Row(_of_anchors(losses.nca(1.0), normalize=True), lambda _: peers.NCALoss(1)),
+    "nca": Row(_anchor_value(losses.nca(1.0), normalize=True), lambda _: peers.NCALoss(1)),
     "lifted": Row(
-        _of_anchors(losses.lifted(1.0), normalize=True),
+        _anchor_value(losses.lifted(1.0), normalize=True),
         lambda _: peers.GeneralizedLiftedStructureLoss(neg_margin=1, pos_margin=0),
     ),
     "multi_similarity": Row(
-        _of_anchors(losses.multi_similarity()), lambda _: peers.MultiSimilarityLoss(2, 50, 0.5)
+        _anchor_value(losses.multi_similarity()), lambda _: peers.MultiSimilarityLoss(2, 50, 0.5)
     ),
-    "circle": Row(_of_anchors(losses.circle()), lambda _: peers.CircleLoss(0.4, 80)),
+    "circle": Row(_anchor_value(losses.circle()), lambda _: peers.CircleLoss(0.4, 80)),
     "tuplet_margin": Row(
-        _of_anchors(losses.tuplet_margin(math.radians(5.73))),
+        _anchor_value(losses.tuplet_margin(math.radians(5.73))),
         lambda _: peers.TupletMarginLoss(5.73, 64),
     ),
     "margin_by_class": Row(
-        _of_anchors(losses.margin_by_class(0.2), normalize=True, boundary=1.2),
+        _anchor_value(losses.margin_by_class(0.2), normalize=True, boundary=1.2),
         lambda _: peers.MarginLoss(margin=0.2, beta=1.2),
     ),
     "triplet_hard": Row(
-        _of_anchors(losses.triplet_hard(0.2), normalize=True, reduction="active"),
+        _anchor_value(losses.triplet_hard(0.2), normalize=True, reduction="active"),
         lambda _: _Mined(peers.TripletMarginLoss(0.2), miners.BatchHardMiner()),
     ),
     "triplet_all": Row(
-        _of_anchors(losses.triplet_all(0.2), normalize=True, reduction="active"),
+        _anchor_value(losses.triplet_all(0.2), normalize=True, reduction="active"),
         lambda _: peers.TripletMarginLoss(0.2),
     ),
     "triplet_all, smooth": Row(
-        _of_anchors(losses.triplet_all(0.2, smooth=True), normalize=True, reduction="active"),
+        _anchor_value(losses.triplet_all(0.2, smooth=True), normalize=True, reduction="active"),
         lambda _: peers.TripletMarginLoss(0.2, smooth_loss=True),
     ),
     "angular": Row(
-        _of_anchors(losses.angular(math.radians(40))),
+        _anchor_value(losses.angular(math.radians(40))),
         lambda _: peers.AngularLoss(40),
     ),
-    "fast_ap": Row(_of_anchors(losses.fast_ap()), lambda _: peers.FastAPLoss(10)),
+    "fast_ap": Row(_anchor_value(losses.fast_ap()), lambda _: peers.FastAPLoss(10)),
     "smooth_ap": Row(
-        _of_anchors(losses.smooth_ap(0.01, include_query=True)),
+        _anchor_value(losses.smooth_ap(0.01, include_query=True)),
         lambda _: peers.SmoothAPLoss(0.01),
         # It takes as many groups of rows for classes as there are rows in one.
         most=256,
         examples=16,
     ),
     "normalized_softmax": Row(
-        _of_proxies(losses.normalized_softmax(0.05)),
+        _proxy_value(losses.normalized_softmax(0.05)),
         lambda classes: peers.NormalizedSoftmaxLoss(classes, WIDTH, 0.05),
         _columns,
     ),
     "proxy_nca": Row(
-        _of_proxies(losses.proxy_nca(1.0)),
+        _proxy_value(losses.proxy_nca(1.0)),
         lambda classes: peers.ProxyNCALoss(classes, WIDTH, softmax_scale=1),
         lambda parameter: parameter,
     ),
     "proxy_anchor": Row(
-        _of_proxies(losses.proxy_anchor()),
+        _proxy_value(losses.proxy_anchor()),
         lambda classes: peers.ProxyAnchorLoss(classes, WIDTH, 0.1, 32),
         lambda parameter: parameter,
     ),
     "cosface": Row(
-        _of_proxies(losses.cosface()),
+        _proxy_value(losses.cosface()),
         lambda classes: peers.CosFaceLoss(classes, WIDTH, margin=0.35, scale=64),
         _columns,
     ),
     "arcface": Row(
-        _of_proxies(losses.arcface(math.radians(28.6))),
+        _proxy_value(losses.arcface(math.radians(28.6))),
         lambda classes: peers.ArcFaceLoss(classes, WIDTH, margin=28.6, scale=64),
         _columns,
     ),
     "soft_triple": Row(
-        _of_proxies(losses.soft_triple()),
+        _proxy_value(losses.soft_triple()),
         lambda classes: peers.SoftTripleLoss(classes, WIDTH, CENTERS, 20, 0.1, 0.01),
         lambda parameter: _columns(parameter).reshape(-1, CENTERS, WIDTH),
     ),
     "ntxent of optax": Row(
-        _of_anchors(losses.ntxent(0.07)), lambda _: _optax_ntxent, most=1024, name="optax"
+        _anchor_value(losses.ntxent(0.07)), lambda _: _optax_ntxent, most=1024, name="optax"
     ),
     "triplet_hard of optax": Row(
-        _of_anchors(losses.triplet_hard(0.2), normalize=True),
+        _anchor_value(losses.triplet_hard(0.2), normalize=True),
         lambda _: _optax_triplet,
         name="optax",
     ),
@@ -269,13 +269,13 @@ def _growth(call: Any, row: Row, proxies: Any) -> float:
     """
 
     def at(batch: int) -> int:
-        of_rows = jax.ShapeDtypeStruct((batch, WIDTH), "float32")
-        of_classes = jax.ShapeDtypeStruct((batch,), "int32")
+        x = jax.ShapeDtypeStruct((batch, WIDTH), "float32")
+        classes = jax.ShapeDtypeStruct((batch,), "int32")
         count = batch // row.examples
-        of_proxies = None
+        centers = None
         if proxies is not None:
-            of_proxies = jax.ShapeDtypeStruct((count, *proxies.shape[1:]), "float32")
-        return _temporary(call, of_rows, of_classes, of_proxies)
+            centers = jax.ShapeDtypeStruct((count, *proxies.shape[1:]), "float32")
+        return _temporary(call, x, classes, centers)
 
     return at(8192) / at(4096)
 
@@ -335,7 +335,7 @@ def compared_at(batch: int, name: str, row: Row, rounds: int) -> dict[str, Any]:
     """A row of the table."""
     x, classes = make_data(batch, row.examples)
     torch.manual_seed(0)
-    theirs, proxies, of_theirs = _theirs(row, x, classes)
+    theirs, proxies, their_memory = _theirs(row, x, classes)
     call, arguments = _ours(row, x, classes, proxies)
     memory = _temporary(call, *arguments)
     ours = partial(call, *arguments)
@@ -358,7 +358,7 @@ def compared_at(batch: int, name: str, row: Row, rounds: int) -> dict[str, Any]:
         "its seconds": peer,
         "times faster": peer / mine,
         "memory": memory,
-        "its memory": grown if of_theirs is None else of_theirs,
+        "its memory": grown if their_memory is None else their_memory,
         "error of loss": abs(float(value) - float(their_value)) / abs(float(their_value)),
         "error of gradient": max(map(_difference, gradients, their_gradients)),
         "grows": _growth(call, row, proxies),

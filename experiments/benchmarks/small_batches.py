@@ -56,7 +56,7 @@ class Contender(NamedTuple):
 
     ours: Callable[[jax.Array, jax.Array], jax.Array]
     dense: Callable[[jax.Array, jax.Array], jax.Array]
-    of_triplets: bool = False
+    triplets: bool = False
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -213,34 +213,34 @@ def _ours_of_pairs(x: jax.Array, classes: jax.Array) -> jax.Array:
     return jnp.mean(pair_loss(x[::2], x[1::2], classes[::2] % 2, margin=1.0))
 
 
-def _of_anchors(loss: Any) -> Callable[..., jax.Array]:
+def _anchor_value(loss: Any) -> Callable[..., jax.Array]:
     return functools.partial(anchor_loss, loss=loss)
 
 
-def _of_proxies(loss: Any) -> Callable[..., jax.Array]:
+def _proxy_value(loss: Any) -> Callable[..., jax.Array]:
     return lambda x, classes: proxy_loss(x, classes, _proxies(x), loss=loss)
 
 
 CONTENDERS = {
     "pair_loss": Contender(_ours_of_pairs, given_pairs),
     "contrastive": Contender(functools.partial(all_pairs_loss, margin=1.0), contrastive),
-    "supcon": Contender(_of_anchors(losses.supcon(0.1)), supcon),
-    "ntxent": Contender(_of_anchors(losses.ntxent(0.07)), ntxent),
-    "nca": Contender(_of_anchors(losses.nca()), nca),
-    "multi_similarity": Contender(_of_anchors(losses.multi_similarity()), multi_similarity),
-    "circle": Contender(_of_anchors(losses.circle()), circle),
-    "triplet_hard": Contender(_of_anchors(losses.triplet_hard(0.2)), triplet_hard),
-    "triplet_all": Contender(_of_anchors(losses.triplet_all(0.2)), triplet_all, True),
+    "supcon": Contender(_anchor_value(losses.supcon(0.1)), supcon),
+    "ntxent": Contender(_anchor_value(losses.ntxent(0.07)), ntxent),
+    "nca": Contender(_anchor_value(losses.nca()), nca),
+    "multi_similarity": Contender(_anchor_value(losses.multi_similarity()), multi_similarity),
+    "circle": Contender(_anchor_value(losses.circle()), circle),
+    "triplet_hard": Contender(_anchor_value(losses.triplet_hard(0.2)), triplet_hard),
+    "triplet_all": Contender(_anchor_value(losses.triplet_all(0.2)), triplet_all, True),
     "triplet_semi_hard": Contender(
-        _of_anchors(losses.triplet_semi_hard(0.2)), triplet_semi_hard, True
+        _anchor_value(losses.triplet_semi_hard(0.2)), triplet_semi_hard, True
     ),
-    "smooth_ap": Contender(_of_anchors(losses.smooth_ap(0.01)), smooth_ap, True),
-    "angular": Contender(_of_anchors(losses.angular(0.7)), angular, True),
+    "smooth_ap": Contender(_anchor_value(losses.smooth_ap(0.01)), smooth_ap, True),
+    "angular": Contender(_anchor_value(losses.angular(0.7)), angular, True),
     "normalized_softmax": Contender(
-        _of_proxies(losses.normalized_softmax(0.05)), normalized_softmax
+        _proxy_value(losses.normalized_softmax(0.05)), normalized_softmax
     ),
-    "arcface": Contender(_of_proxies(losses.arcface()), arcface),
-    "proxy_anchor": Contender(_of_proxies(losses.proxy_anchor()), proxy_anchor),
+    "arcface": Contender(_proxy_value(losses.arcface()), arcface),
+    "proxy_anchor": Contender(_proxy_value(losses.proxy_anchor()), proxy_anchor),
 }
 
 
@@ -264,7 +264,7 @@ def measure(contender: Contender, rows: int, config: Config) -> dict[str, float]
     """Times, compilation and differences of both forms of a loss."""
     data = make_data(rows, config.width)
     forms = [contender.ours]
-    if not contender.of_triplets or rows <= config.triplet_rows:
+    if not contender.triplets or rows <= config.triplet_rows:
         forms.append(contender.dense)
     programs = [compiled(form, *data) for form in forms]
     times: list[list[float]] = [[] for _ in programs]

@@ -179,7 +179,7 @@ def our_side(
     )
     step = training.draws_pairs(pair_step, config.batch_size)
     placed = parallel(step, "shard_map", jax.devices()[:1])
-    state, source, numbers = placed.replicate(
+    state, source, hyperparameters = placed.replicate(
         (
             training.init_state(network, optimizer),
             training.Source(images, classes, index_by_class(classes)),
@@ -190,7 +190,7 @@ def our_side(
     def take(steps: int) -> float:
         nonlocal state
         windows = training.windows(
-            lambda state: placed.step(state, source, numbers),
+            lambda state: placed.step(state, source, hyperparameters),
             state,
             steps=steps,
             window=steps,

@@ -214,8 +214,8 @@ def test_a_set_that_needs_tensorflow_says_so(tmp_path):
 
 def test_hold_out():
     classes = np.repeat([0, 1, 2, 3], [1, 3, 4, 40])
-    kept, held = hold_out(classes, 0.1, seed=0)
-    np.testing.assert_array_equal(np.sort(np.concatenate([kept, held])), np.arange(48))
+    remaining, held = hold_out(classes, 0.1, seed=0)
+    np.testing.assert_array_equal(np.sort(np.concatenate([remaining, held])), np.arange(48))
     np.testing.assert_array_equal(np.bincount(classes[held], minlength=4), [0, 0, 2, 4])
     assert (hold_out(classes, 0.1, seed=1)[1] != held).any()
     np.testing.assert_array_equal(hold_out(classes, 0.1, seed=0)[1], held)

@@ -134,27 +134,25 @@ def test_balanced_batches_hold_nothing_twice(sizes, examples, seed):
     classes = generator.permutation(np.repeat(3 * np.arange(len(sizes)) + 1, sizes))
     index = index_by_class(classes, 1.0)
     count = 1 + seed % len(sizes)
-    positions, numbers = map(
-        np.asarray, DRAW_BALANCED(jax.random.key(seed), index, count, examples)
-    )
-    assert positions.shape == numbers.shape == (count * examples,)
-    kept = numbers >= 0
-    assert len(set(positions[kept])) == kept.sum()
-    for of_class in np.split(np.arange(count * examples), count):
-        real = of_class[kept[of_class]]
+    positions, labels = map(np.asarray, DRAW_BALANCED(jax.random.key(seed), index, count, examples))
+    assert positions.shape == labels.shape == (count * examples,)
+    valid = labels >= 0
+    assert len(set(positions[valid])) == valid.sum()
+    for slots in np.split(np.arange(count * examples), count):
+        real = slots[valid[slots]]
         names = set(classes[positions[real]])
-        assert len(names) == len(set(numbers[real])) == 1
+        assert len(names) == len(set(labels[real])) == 1
         assert len(real) == min(examples, (classes == names.pop()).sum())
-    assert len(set(numbers[kept])) == count
+    assert len(set(labels[valid])) == count
 
 
 def test_balanced_batches_take_each_class_and_member_alike():
     classes = np.repeat([0, 1, 2], [2, 5, 9])
     index = index_by_class(classes)
     keys = jax.random.split(jax.random.key(0), 6000)
-    positions, numbers = jax.vmap(lambda key: draw_balanced(key, index, 2, 3))(keys)
-    kept = np.asarray(numbers) >= 0
-    drawn = np.bincount(np.asarray(positions)[kept], minlength=16)
+    positions, labels = jax.vmap(lambda key: draw_balanced(key, index, 2, 3))(keys)
+    valid = np.asarray(labels) >= 0
+    drawn = np.bincount(np.asarray(positions)[valid], minlength=16)
     # Two of three classes; of a class of n members min(3, n) are taken.
     expected = np.repeat([4000, 4000 * 3 / 5, 4000 * 3 / 9], [2, 5, 9])
     np.testing.assert_allclose(drawn, expected, rtol=0.08)
@@ -215,17 +213,17 @@ def test_rows_without_a_class_are_never_drawn():
 
 
 def test_labels_in_every_form_are_numbered():
-    numbers = [1, 0, 1, 2, -1]
+    expected = [1, 0, 1, 2, -1]
     for labels in (
-        np.array(numbers, ">i8"),
+        np.array(expected, ">i8"),
         np.ma.masked_array(["b", "a", "b", "c", "zz"], mask=[0, 0, 0, 0, 1]),
         np.ma.masked_array(np.array(["b", "a", "b", "c", None], object), mask=[0, 0, 0, 0, 1]),
         np.ma.masked_array(np.array([1, 0, 1, 2, 255], np.uint8), mask=[0, 0, 0, 0, 1]),
-        jax.numpy.array(numbers),
-        numbers,
+        jax.numpy.array(expected),
+        expected,
     ):
         got = class_numbers(labels)
-        np.testing.assert_array_equal(got, numbers)
+        np.testing.assert_array_equal(got, expected)
         assert got.dtype == np.int32
         assert not isinstance(got, np.ma.MaskedArray)
     np.testing.assert_array_equal(class_numbers(np.array([True, False])), [1, 0])

@@ -1,4 +1,4 @@
-"""What can not be evaluated is told before anything is trained."""
+"""Data that can not be evaluated are refused before anything is trained."""
 
 import numpy as np
 import pytest

@@ -326,10 +326,10 @@ def test_groups_are_never_divided(split_by, within):
 def test_a_group_of_more_than_half_is_trained_on(split_by):
     # In every class one group of 12 and six of one each; 16 of 24 classes share a group.
     classes = np.repeat(np.arange(24), 18)
-    of_class = np.tile([0] * 12 + [*range(1, 7)], 24)
-    groups = np.where((of_class == 1) & (classes < 16), 0, 1 + classes * 7 + of_class)
+    subgroups = np.tile([0] * 12 + [*range(1, 7)], 24)
+    groups = np.where((subgroups == 1) & (classes < 16), 0, 1 + classes * 7 + subgroups)
     if split_by == "examples":
-        groups = 1 + classes * 7 + of_class
+        groups = 1 + classes * 7 + subgroups
     for seed in range(5):
         data = _vectors(classes, groups=groups, split_by=split_by, seed=seed)
         rows = _rows(data)
@@ -521,8 +521,8 @@ def test_fields_of_a_csv_are_stripped_and_identifiers_are_kept(tmp_path, images)
     assert_same(data, plain)
     parts = [data.train, data.validation, data.test]
     assert {*np.concatenate([part.attributes["frame"] for part in parts]).tolist()} == {*frames}
-    numbers = np.concatenate([part.attributes["number"] for part in parts])
-    np.testing.assert_array_equal(np.sort(numbers), np.arange(len(lines)))
+    values = np.concatenate([part.attributes["number"] for part in parts])
+    np.testing.assert_array_equal(np.sort(values), np.arange(len(lines)))
 
 
 def test_long_integers_of_a_csv_stay_apart(tmp_path, images):

@@ -158,9 +158,9 @@ def test_copies_in_pairs_of_two_splits_are_named(table, tmp_path):
     path.write_text("\n".join(lines))
     (tmp_path / "copy.bmp").write_bytes(encoded(table.images[3], "bmp"))
     _, report = load_with_report(path)
-    (found,) = [one for one in report.findings if "identical" in one.text]
-    assert found.text == "contents that are identical in pairs of two splits"
-    assert found.first == ("i/3.png (train) and copy.bmp (test)",)
+    (finding,) = [one for one in report.findings if "identical" in one.text]
+    assert finding.text == "contents that are identical in pairs of two splits"
+    assert finding.first == ("i/3.png (train) and copy.bmp (test)",)
 
 
 def test_pairs_without_a_file_or_with_a_damaged_one_are_named(table, tmp_path):

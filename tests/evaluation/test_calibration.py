@@ -59,9 +59,9 @@ def test_another_prior_is_bayes_rule():
     rare = odds * 0.01 / 0.99
     got = probability(calibration, distances, prior=0.01)
     np.testing.assert_allclose(got, rare / (1 + rare), rtol=1e-12)
-    of_quarter = calibration._replace(prior=0.25)
-    same = probability(of_quarter, distances, prior=0.25)
-    np.testing.assert_array_equal(same, probability(of_quarter, distances))
+    quarter = calibration._replace(prior=0.25)
+    same = probability(quarter, distances, prior=0.25)
+    np.testing.assert_array_equal(same, probability(quarter, distances))
 
 
 def test_small_probabilities_keep_their_digits():

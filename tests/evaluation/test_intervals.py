@@ -9,14 +9,14 @@ from contrastive_jax.evaluation.intervals import bootstrap_interval
 
 def test_as_scipy_has_it_at_the_expanded_level():
     values = np.random.default_rng(0).normal(size=12)
-    found = bootstrap_interval(values, resamples=100_000)
+    actual = bootstrap_interval(values, resamples=100_000)
     tail = stats.norm.cdf(-np.sqrt(12 / 11) * stats.t.ppf(0.975, 11))
     assert 0.005 < tail < 0.025
     want = stats.bootstrap(
         (values,), np.mean, n_resamples=100_000, method="percentile", confidence_level=1 - 2 * tail
     ).confidence_interval
-    assert found.mean == pytest.approx(values.mean())
-    np.testing.assert_allclose(found[1:], want, atol=0.03)
+    assert actual.mean == pytest.approx(values.mean())
+    np.testing.assert_allclose(actual[1:], want, atol=0.03)
 
 
 def test_holds_the_true_mean_as_often_as_it_says():

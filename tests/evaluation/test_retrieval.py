@@ -342,8 +342,8 @@ def test_map_at_r_weighs_the_rank_of_matches():
 def test_nearest_neighbours_equal_brute_force_with_ties(data, width):
     (queries, _), (references, _) = data.draw(labelled(width)), data.draw(labelled(width))
     k = data.draw(st.integers(1, len(references)))
-    found = nearest_neighbours(queries, references, k=k)
-    for query, indices, distances in zip(queries, *found, strict=True):
+    neighbours = nearest_neighbours(queries, references, k=k)
+    for query, indices, distances in zip(queries, *neighbours, strict=True):
         order, squared = ranking(query, references)
         np.testing.assert_array_equal(indices, order[:k])
         np.testing.assert_allclose(distances, np.sqrt(squared[order[:k]]), rtol=1e-15)
@@ -364,9 +364,9 @@ def test_small_distances_are_accurate():
     base = rng.normal(size=(40, 16))
     direction = rng.normal(size=(40, 16))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    found = nearest_neighbours(base, base + 1e-6 * direction, k=1)
-    np.testing.assert_array_equal(found.indices[:, 0], np.arange(40))
-    np.testing.assert_allclose(found.distances[:, 0], 1e-6, rtol=1e-8)
+    neighbours = nearest_neighbours(base, base + 1e-6 * direction, k=1)
+    np.testing.assert_array_equal(neighbours.indices[:, 0], np.arange(40))
+    np.testing.assert_allclose(neighbours.distances[:, 0], 1e-6, rtol=1e-8)
 
 
 def test_distances_ascend_where_they_differ_by_rounding_alone():
@@ -379,11 +379,11 @@ def test_distances_ascend_where_they_differ_by_rounding_alone():
 
 
 def test_cosine_distances():
-    found = nearest_neighbours(
+    neighbours = nearest_neighbours(
         [[2.0, 0.0]], [[-3.0, 0.0], [0.0, 5.0], [9.0, 0.0]], k=3, distance="cosine"
     )
-    assert found.indices.tolist() == [[2, 1, 0]]
-    np.testing.assert_allclose(found.distances, [[0, 1, 2]], atol=1e-15)
+    assert neighbours.indices.tolist() == [[2, 1, 0]]
+    np.testing.assert_allclose(neighbours.distances, [[0, 1, 2]], atol=1e-15)
 
 
 @pytest.mark.parametrize("held", [1, 100, 1000])
@@ -399,8 +399,8 @@ def test_blocks_and_threads_change_nothing(monkeypatch, held, threads):
         == expected[0]
         == pytest.approx(brute_force(embeddings, classes))
     )
-    for found, whole in zip(nearest_neighbours(embeddings, k=7), expected[1], strict=True):
-        np.testing.assert_array_equal(found, whole)
+    for actual, whole in zip(nearest_neighbours(embeddings, k=7), expected[1], strict=True):
+        np.testing.assert_array_equal(actual, whole)
 
 
 def test_takes_jax_arrays():

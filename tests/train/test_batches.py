@@ -73,8 +73,8 @@ def test_a_batch_is_of_one_category_as_far_as_that_goes(by_size):
     drawn = _drawn(index, 3, 1, by_size=by_size)[1]
     named = category[drawn]
     # Of stones there is one class, to which those of another category are added.
-    kinds = {tuple(sorted({*batch})) for batch in named.tolist()}
-    assert kinds == {("animal",), ("plant",), ("animal", "stone"), ("plant", "stone")}
+    categories = {tuple(sorted({*batch})) for batch in named.tolist()}
+    assert categories == {("animal",), ("plant",), ("animal", "stone"), ("plant", "stone")}
     shares = [np.mean((named == name).any(axis=1)) for name in ("animal", "plant", "stone")]
     np.testing.assert_allclose(shares, [1 / 2, 1 / 2, 1 / 3], atol=0.1)
     assert all(len({*batch}) == 3 for batch in drawn.tolist())
@@ -139,8 +139,8 @@ def test_one_device_or_two_have_the_same_views(data):
     values = []
     for count in (1, 2):
         placed = train.parallel(parts.drawn, "shard_map", jax.devices()[:count])
-        source, numbers = source_of(training), train.Hyperparameters(0, {"temperature": 0.1})
-        _, metrics = placed.step(*placed.replicate((parts.init(0), source, numbers)))
+        source, hyper = source_of(training), train.Hyperparameters(0, {"temperature": 0.1})
+        _, metrics = placed.step(*placed.replicate((parts.init(0), source, hyper)))
         values.append(float(metrics["loss"]))
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 

@@ -95,8 +95,8 @@ def _stepped(data, objective, devices=1, strategy="shard_map", model=MODEL, **op
     parts = assembly.assemble(training)
     placed = train.parallel(parts.drawn, strategy, jax.devices()[:devices])
     first = parts.init(0)
-    numbers = train.Hyperparameters(0, dict(objectives.of_given_pairs(objective).hyperparameters))
-    after, metrics = placed.step(*placed.replicate((first, train.pair_source(data), numbers)))
+    hyper = train.Hyperparameters(0, dict(objectives.on_given_pairs(objective).hyperparameters))
+    after, metrics = placed.step(*placed.replicate((first, train.pair_source(data), hyper)))
     moved = jax.tree.map(lambda a, b: np.asarray(a) - b, first.params, placed.fetch(after).params)
     return float(metrics["loss"]), moved
 

@@ -63,7 +63,7 @@ def cameras():
 def _value_and_gradient(objective, batch=BATCH, references=None):
     params = objective.init(3, WIDTH, 0)
 
-    def of_devices(x):
+    def over_devices(x):
         value, _ = jax.vmap(
             lambda x: objective.value(
                 x, batch, params, references, dict(objective.hyperparameters)
@@ -72,7 +72,7 @@ def _value_and_gradient(objective, batch=BATCH, references=None):
         )(x[None])
         return value[0]
 
-    return jax.jit(jax.value_and_grad(of_devices))(X)
+    return jax.jit(jax.value_and_grad(over_devices))(X)
 
 
 def test_all_pairs_are_the_formula():
@@ -98,9 +98,9 @@ def test_all_pairs_are_the_formula():
 def test_value_and_gradient_are_those_of_the_loss(name, loss):
     direct = partial(anchor_loss, classes=(CLASSES, GROUPS), labels=RULE, loss=loss)
     value, gradient = jax.jit(jax.value_and_grad(direct))(X)
-    ours, of_ours = _value_and_gradient(train.objective(name, labels=RULE))
+    ours, our_gradient = _value_and_gradient(train.objective(name, labels=RULE))
     np.testing.assert_allclose(ours, value, rtol=1e-5)
-    np.testing.assert_allclose(of_ours, gradient, atol=1e-6)
+    np.testing.assert_allclose(our_gradient, gradient, atol=1e-6)
     by_class, _ = _value_and_gradient(train.objective(name))
     assert abs(by_class - value) > 1e-4
 
@@ -121,9 +121,9 @@ def test_memory_holds_attributes_and_forgets_them(cameras):
     parts = assembly.assemble(training)
     placed = train.parallel(parts.drawn, "shard_map", jax.devices()[:1])
     source = source_of(training)
-    state, source, numbers = placed.replicate((parts.init(0), source, train.Hyperparameters(0)))
+    state, source, hyper = placed.replicate((parts.init(0), source, train.Hyperparameters(0)))
     for _ in range(2):
-        state, _ = placed.step(state, source, numbers)
+        state, _ = placed.step(state, source, hyper)
     bank = placed.fetch(state).memory
     (classes, groups), mask = bank.classes
     assert mask.all()
@@ -156,8 +156,8 @@ def test_places_that_no_example_fills_are_ignored(cameras):
     step = train.draws_classes(look, classes=3, examples=4)
     placed = train.parallel(step, "shard_map", jax.devices()[:1])
     state = train.TrainState(jnp.int32(0), (), ())
-    numbers = train.Hyperparameters(0)
-    _, (classes, own, _, mask) = placed.step(*placed.replicate((state, source, numbers)))
+    hyper = train.Hyperparameters(0)
+    _, (classes, own, _, mask) = placed.step(*placed.replicate((state, source, hyper)))
     assert mask.sum() == 10
     np.testing.assert_array_equal(mask, classes >= 0)
     np.testing.assert_array_equal(own[mask], classes[mask])
@@ -202,9 +202,9 @@ def test_one_device_or_two_take_the_same_step(cameras):
     values = []
     for count in (1, 2):
         placed = train.parallel(parts.drawn, "shard_map", jax.devices()[:count])
-        state, data, numbers = placed.replicate((parts.init(0), source, train.Hyperparameters(0)))
+        state, data, hyper = placed.replicate((parts.init(0), source, train.Hyperparameters(0)))
         for _ in range(2):
-            state, metrics = placed.step(state, data, numbers)
+            state, metrics = placed.step(state, data, hyper)
         values.append(float(metrics["loss"]))
     np.testing.assert_allclose(*values, rtol=1e-5)
 

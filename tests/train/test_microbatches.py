@@ -23,7 +23,7 @@ BATCH = train.Batch(IMAGES, CLASSES)
 PAIRS = train.Pairs(
     IMAGES, np.roll(IMAGES, 1, 0), first_classes=CLASSES, second_classes=np.roll(CLASSES, 1)
 )
-KINDS = {
+OBJECTIVES = {
     "pairs": objectives.pairs(margin=1.2),
     "groups": objectives.pairs(margin=1.2, group=2),
     "all_pairs": objectives.all_pairs(margin=1.2),
@@ -63,7 +63,7 @@ def encoder():
 
 def _gradient(kind, encoder, devices=1, **options):
     """Loss and gradient of one step: of gradient descent by a rate of 1."""
-    objective = KINDS[kind]
+    objective = OBJECTIVES[kind]
     optimizer = optax.sgd(1.0)
     bank = ()
     if kind == "memory":
@@ -103,7 +103,7 @@ def whole(encoder):
     ("kind", "devices"),
     [
         pytest.param(*case, marks=[] if case in QUICK else pytest.mark.long)
-        for case in itertools.product(KINDS, (1, 2, 4))
+        for case in itertools.product(OBJECTIVES, (1, 2, 4))
     ],
 )
 def test_the_gradient_is_that_of_the_whole_batch(encoder, whole, kind, devices):
@@ -126,7 +126,7 @@ def test_masks_of_dropout_are_drawn_again_as_they_were():
 def _temporaries(kind, batch_size, part, width=8):
     """Bytes of temporaries of a step on one device, by XLA."""
     encoder = train.network(models.MLP(SHAPE, width, hidden=(512,), rngs=nnx.Rngs(0)))
-    objective = KINDS[kind]
+    objective = OBJECTIVES[kind]
     optimizer = optax.sgd(0.1)
     state = train.init_state(encoder, optimizer, objective.init(4, width, 0))
     step = train.make_step(encoder, optimizer, objective, microbatches=batch_size // part)

@@ -179,9 +179,9 @@ def test_a_class_a_partial_an_instance_and_functions_are_one_encoder():
     made = models.MLP(SHAPE, 4, hidden=(3,), rngs=nnx.Rngs(2))
     images = _batches()[0].images
     want = made(images)
-    kinds = [made, partial(models.MLP, width=4, hidden=(3,))]
-    kinds.append(lambda image_shape, rngs: models.MLP(image_shape, 4, hidden=(3,), rngs=rngs))
-    for model in kinds:
+    forms = [made, partial(models.MLP, width=4, hidden=(3,))]
+    forms.append(lambda image_shape, rngs: models.MLP(image_shape, 4, hidden=(3,), rngs=rngs))
+    for model in forms:
         encoder = train.network(model, SHAPE, seed=2)
         np.testing.assert_array_equal(encoder.encode(encoder.weights, images), want)
         assert train.network(encoder) is encoder
@@ -194,13 +194,13 @@ def test_a_class_a_partial_an_instance_and_functions_are_one_encoder():
     assert records[1]["loss"] < records[0]["loss"]
 
 
-def _of_linen():
+def _linen_encoder():
     module = linen.Dense(2)
     params = module.init(jax.random.key(0), jnp.zeros((1, 24)))
     return lambda params, images: module.apply(params, images.reshape(len(images), -1)), params
 
 
-def _of_equinox():
+def _equinox_encoder():
     eqx = pytest.importorskip("equinox")
     module = eqx.nn.Linear(24, 2, key=jax.random.key(0))
     params, static = eqx.partition(module, eqx.is_array)
@@ -211,13 +211,13 @@ def _of_equinox():
     return encode, params
 
 
-def _of_haiku():
+def _haiku_encoder():
     hk = pytest.importorskip("haiku")
     module = hk.without_apply_rng(hk.transform(lambda images: hk.Linear(2)(hk.Flatten()(images))))
     return module.apply, module.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
 
 
-@pytest.mark.parametrize("make", [_of_linen, _of_equinox, _of_haiku])
+@pytest.mark.parametrize("make", [_linen_encoder, _equinox_encoder, _haiku_encoder])
 def test_modules_of_other_libraries_train_and_come_back(make, tmp_path):
     encoder = train.network(make())
     states, records = _trained(encoder, _batches()[:1] * STEPS, rate=0.1)

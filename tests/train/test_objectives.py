@@ -169,12 +169,12 @@ def test_hyperparameters_are_arguments():
 
 @pytest.mark.parametrize("separable", [True, False])
 def test_batches_of_the_other_kind_are_refused(separable):
-    kinds = {"Pairs": train.Pairs(X, X, CLASSES % 2), "Batch": BATCH}
+    batches = {"Pairs": train.Pairs(X, X, CLASSES % 2), "Batch": BATCH}
     expected, other = ("Pairs", "Batch") if separable else ("Batch", "Pairs")
     objective = objectives.pairs() if separable else objectives.all_pairs()
-    objective.check_batch(kinds[expected])
+    objective.check_batch(batches[expected])
     with pytest.raises(ValueError, match=f"takes {expected}, got {other}"):
-        objective.check_batch(kinds[other])
+        objective.check_batch(batches[other])
     with pytest.raises(ValueError, match=f"takes {expected}, got tuple"):
         objective.check_batch((X, CLASSES))
 

@@ -17,11 +17,11 @@ def _updates(optimizer, **changed):
     state = optimizer.init(PARAMS)
     if changed:
         state = optax.tree.set(state, **{k: jnp.float32(v) for k, v in changed.items()})
-    found = []
+    results = []
     for _ in range(3):
         updates, state = optimizer.update(GRADIENTS, state, PARAMS)
-        found.append(updates)
-    return found
+        results.append(updates)
+    return results
 
 
 def _assert_same(one, other):

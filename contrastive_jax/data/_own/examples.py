@@ -149,17 +149,17 @@ def _queries_of(
     queries: list[bool | None] | None, classes: np.ndarray, chosen: np.ndarray, where: str
 ) -> np.ndarray | None:
     """Returns the mask of the queries of a split, or None if no example of it has a role."""
-    of_split = [] if queries is None else [queries[k] for k in chosen]
-    if all(one is None for one in of_split):
+    roles = [] if queries is None else [queries[k] for k in chosen]
+    if all(one is None for one in roles):
         return None
-    if None in of_split:
+    if None in roles:
         raise ValueError(
-            f"{where} has {of_split.count(None):,} examples without a role beside others with one; "
+            f"{where} has {roles.count(None):,} examples without a role beside others with one; "
             "write query or gallery for all of a split, or for none"
         )
-    mask = np.array(of_split, bool)
-    of_queries, of_gallery = classes[chosen][mask], classes[chosen][~mask]
-    if not np.intersect1d(of_queries, of_gallery).size:
+    mask = np.array(roles, bool)
+    query_classes, gallery_classes = classes[chosen][mask], classes[chosen][~mask]
+    if not np.intersect1d(query_classes, gallery_classes).size:
         raise ValueError(
             f"{where} can not be evaluated: no class has both a query and an example of the gallery"
         )

@@ -81,7 +81,7 @@ def _features(by_split: dict[str | None, dict[str, Any]], where: str) -> dict[st
     """
     first, *others = by_split.items()
     for split, features in others:
-        for column in {*_of_type(first[1], "ClassLabel"), *_of_type(features, "ClassLabel")}:
+        for column in {*_columns(first[1], "ClassLabel"), *_columns(features, "ClassLabel")}:
             names = [(one.get(column) or {}).get("names") for one in (first[1], features)]
             if names[0] != names[1]:
                 raise ValueError(
@@ -130,12 +130,12 @@ def _joined(
     columns = {one: arrow_column(table[one]) for one in table.column_names}
     chosen = {}
     if not {"left", "right"} <= columns.keys():
-        images = _of_type(features, "Image")
+        images = _columns(features, "Image")
         vectors = [one for one in columns if _is_vector(table.schema.field(one).type)]
         chosen["image" if images else "vector"] = _only(
             images or vectors, "image" if images else "vector", where, columns
         )
-        classes = _of_type(features, "ClassLabel")
+        classes = _columns(features, "ClassLabel")
         if classes:
             chosen["class"] = _only(classes, "label", where, columns)
     renamed = {old: new for new, old in chosen.items()}
@@ -149,14 +149,14 @@ def _joined(
     columns = {renamed.get(one, one): values for one, values in columns.items()}
     names = {
         renamed.get(one, one): tuple(features[one]["names"])
-        for one in _of_type(features, "ClassLabel")
+        for one in _columns(features, "ClassLabel")
     }
     if None not in tables:
         columns["split"] = [split for split, part in tables.items() for _ in range(part.num_rows)]
     return Table(name, form, where, columns, folder, names)
 
 
-def _of_type(features: dict[str, Any], kind: str) -> list[str]:
+def _columns(features: dict[str, Any], kind: str) -> list[str]:
     return [
         name
         for name, one in features.items()

@@ -32,8 +32,8 @@ def split_pairs(
             rule += f", and {fraction:.0%} of the pairs of train held out as validation"
             test = parts.get("test", parts.get("validation"))
             assert test is not None
-            of_train = parts["train"]
-            parts = {"train": of_train[train], "validation": of_train[held], "test": test}
+            indices = parts["train"]
+            parts = {"train": indices[train], "validation": indices[held], "test": test}
     else:
         parts, rule = _made(rows, split_by, fraction, seed, where)
     for split, part in parts.items():

@@ -25,7 +25,7 @@ class PairRows(NamedTuple):
     """0 similar, 1 dissimilar."""
     splits: list[Any] | None
     weights: np.ndarray | None
-    numbers: np.ndarray
+    indices: np.ndarray
     """The row of each pair in its table."""
 
 
@@ -163,7 +163,7 @@ def without(rows: PairRows, dropped: np.ndarray) -> PairRows:
         labels=rows.labels[chosen],
         splits=None if rows.splits is None else [rows.splits[k] for k in chosen],
         weights=None if rows.weights is None else rows.weights[chosen],
-        numbers=rows.numbers[chosen],
+        indices=rows.indices[chosen],
     )
 
 
@@ -208,7 +208,7 @@ def named_with_labels(rows: PairRows, mask: np.ndarray) -> list[str]:
     high = np.maximum(rows.left, rows.right)[chosen]
     meaning = ("similar", "dissimilar")
     return [
-        f"{_images_of(rows, k)} (row {rows.numbers[k]}, {meaning[rows.labels[k]]})"
+        f"{_images_of(rows, k)} (row {rows.indices[k]}, {meaning[rows.labels[k]]})"
         for k in chosen[np.lexsort((chosen, high, low))].tolist()
     ]
 

@@ -62,7 +62,7 @@ class Rows(NamedTuple):
 def take(rows: Rows, chosen: np.ndarray) -> Rows:
     """Returns the rows at these positions."""
 
-    def of_list(values: list[Any] | None) -> list[Any] | None:
+    def pick(values: list[Any] | None) -> list[Any] | None:
         return None if values is None else [values[k] for k in chosen]
 
     items = rows.items
@@ -70,9 +70,9 @@ def take(rows: Rows, chosen: np.ndarray) -> Rows:
         items=items[chosen] if isinstance(items, np.ndarray) else [items[k] for k in chosen],
         labels=[rows.labels[k] for k in chosen],
         sources=[rows.sources[k] for k in chosen],
-        splits=of_list(rows.splits),
-        groups=of_list(rows.groups),
-        roles=of_list(rows.roles),
+        splits=pick(rows.splits),
+        groups=pick(rows.groups),
+        roles=pick(rows.roles),
         attributes={name: values[chosen] for name, values in rows.attributes.items()},
     )
 

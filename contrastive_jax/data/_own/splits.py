@@ -60,10 +60,10 @@ def complete_splits(
     test = parts.get("test", parts.get("validation"))
     assert test is not None
     train = parts["train"]
-    of_train, own = classes[train], None if groups is None else groups[train]
-    unseen = not np.intersect1d(of_train, classes[test]).size
+    train_classes, own = classes[train], None if groups is None else groups[train]
+    unseen = not np.intersect1d(train_classes, classes[test]).size
     by = "classes" if unseen else "examples"
-    split = (_by_classes if unseen else _by_examples)(of_train, own, (fraction,), seed)
+    split = (_by_classes if unseen else _by_examples)(train_classes, own, (fraction,), seed)
     if split is None:
         raise ValueError(
             f"train has too few {by} to hold out validation: name a validation split, or add {by}"

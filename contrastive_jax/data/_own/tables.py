@@ -311,8 +311,8 @@ def _array(values: list[Any]) -> np.ndarray | None:
     present = [value for value in values if value is not None]
     if all(isinstance(value, str) for value in present):
         return _parsed(["" if value is None else value for value in values])
-    of_one_type = len(present) == len(values) and len({type(value) for value in values}) == 1
-    if of_one_type and isinstance(values[0], bool | int | float):
+    uniform = len(present) == len(values) and len({type(value) for value in values}) == 1
+    if uniform and isinstance(values[0], bool | int | float):
         return np.array(values)
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
         return np.array([np.nan if value is None else value for value in values], np.float64)

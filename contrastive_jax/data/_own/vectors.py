@@ -76,7 +76,7 @@ def read_without_classes(path: Path) -> tuple[list[str], np.ndarray]:
       ValueError: if it is damaged or another file, or has no vectors, or names of other rows.
     """
     if path.suffix == ".parquet":
-        return _of_parquet(path)
+        return _read_parquet(path)
     if path.suffix == ".npy":
         arrays = {"embeddings": _array_of_npy(path)}
     elif path.suffix == ".npz":
@@ -94,7 +94,7 @@ def read_without_classes(path: Path) -> tuple[list[str], np.ndarray]:
     return [str(name) for name in np.atleast_1d(names)], vectors
 
 
-def _of_parquet(path: Path) -> tuple[list[str], np.ndarray]:
+def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
     table = tables.read_parquet(path)
     column = tables.reserved(table).get("vector")
     if column is None:
@@ -142,7 +142,7 @@ def _one_name(path: Path, arrays: dict[str, np.ndarray], names: tuple[str, ...])
     return present[0]
 
 
-def _of_pairs(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _checked_pairs(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Checks that there is one entry for each pair, and gives both sides one type."""
     count = len(arrays["left"]) if arrays["left"].ndim else 0
     for name, one in arrays.items():
@@ -158,7 +158,7 @@ def _of_pairs(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray
 
 def _table(path: Path, arrays: dict[str, np.ndarray], form: str) -> Table:
     if "left" in arrays and "right" in arrays:
-        return Table(path.stem, form, str(path), _of_pairs(path, arrays))
+        return Table(path.stem, form, str(path), _checked_pairs(path, arrays))
     columns: dict[str, Any] = {}
     for names, meant in ((_VECTORS, "vector"), (_CLASSES, "class")):
         columns[meant] = arrays[_one_name(path, arrays, names)]

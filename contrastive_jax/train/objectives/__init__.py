@@ -6,7 +6,7 @@ loss; the functions here make each kind.
 """
 
 from contrastive_jax.train.objectives.batchwise import all_pairs, anchors, batches, proxies
-from contrastive_jax.train.objectives.pairwise import of_given_pairs, pairs
+from contrastive_jax.train.objectives.pairwise import on_given_pairs, pairs
 from contrastive_jax.train.objectives.types import Distance, Objective
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "all_pairs",
     "anchors",
     "batches",
-    "of_given_pairs",
+    "on_given_pairs",
     "pairs",
     "proxies",
 ]

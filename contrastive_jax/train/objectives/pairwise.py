@@ -78,7 +78,7 @@ def pairs(
     )
 
 
-def of_given_pairs(objective: Objective) -> Objective:
+def on_given_pairs(objective: Objective) -> Objective:
     """Returns the objective of given pairs that has the loss of another objective.
 
     Given pairs have labels and no classes: every pair is compared as it is, and the share of
@@ -97,7 +97,7 @@ def of_given_pairs(objective: Objective) -> Objective:
     Example:
       >>> from contrastive_jax import train
       >>> from contrastive_jax.train import objectives
-      >>> objectives.of_given_pairs(train.objective("contrastive", margin=1.0)).hyperparameters
+      >>> objectives.on_given_pairs(train.objective("contrastive", margin=1.0)).hyperparameters
       {'margin': 1.0}
     """
     if objective.batch is IndexedPairs:
