@@ -294,7 +294,15 @@ CHORDS = {
 }
 
 
-@pytest.mark.parametrize("distance", CHORDS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "distance",
+    [
+        # A sweep, which compiles in four times the time.
+        pytest.param(one, marks=[pytest.mark.long] if one is distances.angular else [])
+        for one in CHORDS
+    ],
+    ids=lambda one: one.__name__,
+)
 @pytest.mark.parametrize("whole", [False, True], ids=["pairs", "anchors"])
 def test_negatives_are_drawn_alike_whichever_distance_the_loss_measures(distance, whole):
     chord = CHORDS[distance]

@@ -72,6 +72,21 @@ def test_eager_derivatives_by_hyperparameters_compile_once_for_all_values(name):
     np.testing.assert_allclose(again, jax.jit(jax.grad(function))(0.3), rtol=1e-5)
 
 
+def test_a_random_key_that_a_loss_closes_over_has_no_identity():
+    key = jax.random.key(0)
+
+    def value(rate):
+        def loss(distance, label):
+            return rate * distance * jax.random.uniform(key)
+
+        return all_pairs_loss(X, CLASSES, loss=loss)
+
+    assert isinstance(identified(_adder(key)), Unidentified)
+    expected = float(jax.random.uniform(key)) * all_pairs_loss(X, CLASSES, loss=lambda d, y: d)
+    np.testing.assert_allclose(value(1.0), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(value)(2.0), expected, rtol=1e-5)
+
+
 def test_a_traced_value_takes_the_program_of_its_own_precision():
     factor = jnp.eye(4, dtype=jnp.float32)
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from contrastive_jax._compat import MARK_AS_VARYING, without_constants
@@ -13,6 +12,7 @@ from contrastive_jax._engine.program_cache import (
     Unidentified,
     identified,
     identified_with_arguments,
+    is_number,
 )
 from contrastive_jax._engine.sharding import axes_of
 from contrastive_jax._traced_checks import CheckedBefore, check_closed_over, checked_before
@@ -73,7 +73,7 @@ def closure_convert(
         return jax.tree.unflatten(tree, jax.core.eval_jaxpr(jaxpr, values, *jax.tree.leaves(own)))
 
     values = tuple(consts[k] for k in traced)
-    if any(jnp.ndim(one) for one in concrete if one is not None):
+    if not all(is_number(one) for one in concrete if one is not None):
         return Unidentified(with_values), values
     # Programs are printed with the addresses of their functions, whose code is compared instead.
     text = re.sub("0x[0-9a-f]+", "", str(jaxpr))

@@ -19,6 +19,7 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 _PROGRAMS = 64
@@ -150,6 +151,15 @@ class _Same:
         return id(self.value)
 
 
+def is_number(value: Any) -> bool:
+    """Returns True for an array of one number, such as a temperature, and False for a random key.
+
+    It is compared by its value, and the cache does not hold large arrays.
+    """
+    aval = jax.typeof(value)
+    return not aval.shape and not jnp.issubdtype(aval.dtype, jax.dtypes.extended)
+
+
 class _Outer(NamedTuple):
     """The surroundings of a value: the functions that hold it, and the traced values of these."""
 
@@ -165,8 +175,7 @@ def _identity(value: Any, outer: _Outer) -> Hashable:
             if one is value:
                 return "argument", index, jax.typeof(value)
         raise _NoIdentity
-    if isinstance(value, jax.Array) and value.ndim == 0:
-        # A number, such as a temperature, and no array that the cache would hold.
+    if isinstance(value, jax.Array) and is_number(value):
         number = np.asarray(value)
         return jax.Array, jax.typeof(value), number.tobytes(), value.sharding
     if type(value) in _TYPES or isinstance(value, _VALUES):

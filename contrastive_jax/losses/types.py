@@ -207,7 +207,7 @@ class TripletLoss(NamedTuple):
     fixed: bool = False
     """True if the formula holds for that distance alone."""
     check_distance: Callable[[Distance], None] | None = None
-    """As of an `AnchorLoss`."""
+    """Raises ValueError for a distance that does not fit, as that of an `AnchorLoss` does."""
 
 
 class ProxyLoss(NamedTuple):

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import sys
 import warnings
 from functools import partial
 
@@ -62,6 +63,17 @@ def printed(data, runs):
 @pytest.fixture(scope="module")
 def run(printed):
     return printed[0]
+
+
+def test_a_run_without_tensorboard_is_the_same_and_says_so(run, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)  # as if missing
+    message = r"needs tensorboardX: pip install 'contrastive_jax\[train\]'; metrics.jsonl has the"
+    with pytest.warns(UserWarning, match=message) as warned:
+        other = train.fit(MODEL, data, CONTRASTIVE, runs=tmp_path, **OPTIONS)
+    assert warned[0].filename == __file__
+    _assert_same(other.weights, run.weights)
+    assert _losses(other) == _losses(run)
+    assert not (other.folder / "tensorboard").exists()
 
 
 def test_a_run_learns_and_holds_what_it_takes_to_use_it(run, data, runs):
