@@ -36,7 +36,7 @@ from contrastive_jax.distances import (
     negative_dot,
     squared_euclidean,
 )
-from contrastive_jax.labels.types import PairLabels
+from contrastive_jax.labels.types import PairLabels, as_pair_labels
 from contrastive_jax.losses._distance import carrier, check_fits_statistics, rule_of_pairs
 from contrastive_jax.losses._margins import with_margin_checks
 from contrastive_jax.losses._means import split_mean
@@ -523,7 +523,7 @@ def online_hard_loss(
         bound = loss if margin is None else partial(loss, margin=margin)
         loss, margin = mean_over_pairs(bound, measure), None
     # Checked here, as their values are traced in the program that an eager call compiles.
-    rule: Any = labels
+    rule = None if labels is None else as_pair_labels(labels)
     own = checked_points("", embeddings, classes, None, labels=rule)
     sides = [own.vectors, classes if labels else own.classes, references, reference_classes]
     if references is not None:
@@ -581,7 +581,7 @@ def _loss_of_hard_pairs(
         return anchor_loss(*sets, loss=restricted_to(loss, is_hard), reduction=reduction, **options)
     pair_loss, measure = loss, options["distance"]
 
-    @with_distance(measure, margins=getattr(carrier(loss), "margins", None))
+    @with_distance(measure, (measure,), margins=getattr(carrier(loss), "margins", None))
     def hard_loss(distance: jax.Array, label: jax.Array, **margins: jax.Array) -> jax.Array:
         return jnp.where(is_hard(distance, label), pair_loss(distance, label, **margins), 0)
 

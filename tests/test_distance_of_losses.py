@@ -260,8 +260,14 @@ def test_a_fixed_loss_takes_its_distance_bound_by_partial_and_one_that_can_not_b
     for call in (
         lambda: anchor_loss(X, CLASSES, loss=loss, distance=Distance()),
         lambda: mining.hard(loss, Distance()),
+        lambda: anchor_loss(
+            X,
+            CLASSES,
+            loss=losses.supcon()._replace(distance=distances.minkowski, fixed=True),
+            distance=functools.partial(distances.minkowski, order=3.0),
+        ),
     ):
-        with pytest.raises(ValueError, match="holds for cosine distances alone, got"):
+        with pytest.raises(ValueError, match=r"holds for (cosine|minkowski) distances alone, got"):
             call()
 
 
@@ -287,6 +293,20 @@ def test_a_margin_that_is_a_cosine_may_be_0_or_less(margin):
     value = pair_loss(X[:5], X[5:], labels, loss=losses.cosine_embedding(), margin=margin)
     want = formula(NUMPY["cosine"](X[:5].astype(float), X[5:].astype(float)), labels)
     np.testing.assert_allclose(value, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bound_loss_of_ones_own_is_called_with_arrays_alone():
+    def own(distance, label, scale, margin):
+        label = label.astype(distance.dtype)
+        return scale * jnp.where(
+            label == 0, distance, jnp.maximum(0, margin.astype(float) - distance)
+        )
+
+    bound = functools.partial(own, scale=2.0)
+    want = _mean_over_pairs(
+        lambda d, y: 2 * np.where(y, np.maximum(0, 1.5 - d), d), NUMPY["euclidean"], X
+    )
+    np.testing.assert_allclose(all_pairs_loss(X, CLASSES, loss=bound, margin=1.5), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,31 @@ def test_online_hard_pairs(case):
         np.testing.assert_array_equal(gradient, 0)
 
 
+def test_online_hard_pairs_by_a_function_of_labels_and_of_a_distance_below_0():
+    x, c = _batch(2)
+    x = jnp.float32(x)
+    expected = mining.online_hard_loss(x, c)
+
+    def apart(a, b):
+        return jnp.where((a < 0) | (b < 0), -1, (a != b).astype(int))
+
+    np.testing.assert_allclose(mining.online_hard_loss(x, c, labels=apart), expected, rtol=1e-5)
+    both = {"references": x, "reference_classes": jnp.asarray(c), "labels": apart}
+    np.testing.assert_allclose(
+        mining.online_hard_loss(x, jnp.asarray(c), **both),
+        mining.online_hard_loss(x, c, x, c),
+        rtol=1e-5,
+    )
+    # The same pairs are hard by the negative product of vectors of unit length.
+    product = mining.online_hard_loss(
+        x,
+        c,
+        loss=lambda d, y: losses.contrastive(1 + d, y, margin=0.5),
+        distance=distances.negative_dot,
+    )
+    np.testing.assert_allclose(product, expected, rtol=1e-4)
+
+
 def test_the_loss_of_each_row_is_the_mean_over_its_hard_pairs():
     x, c = _batch(2)
     d = np.linalg.norm(x[:, None] - x[None], axis=-1)

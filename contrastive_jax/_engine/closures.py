@@ -1,10 +1,11 @@
-"""Functions that close over traced values, made comparable."""
+"""Functions that close over traced values or numbers on a device, made comparable."""
 
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from contrastive_jax._compat import MARK_AS_VARYING, without_constants
@@ -12,7 +13,6 @@ from contrastive_jax._engine.program_cache import (
     Unidentified,
     identified,
     identified_with_arguments,
-    is_number,
 )
 from contrastive_jax._engine.sharding import axes_of
 from contrastive_jax._traced_checks import CheckedBefore, check_closed_over, checked_before
@@ -27,6 +27,8 @@ def closure_convert(
     shared: bool = False,
 ) -> tuple[Callable[..., Any], tuple[jax.Array, ...]]:
     """Turns traced values that a function closes over into arguments after its own.
+
+    In an eager call, arrays of one number become arguments too.
 
     Unlike `jax.closure_convert`, it converts values of all dtypes, and its result equals that for a
     function of the same code and values (`program_cache`), so that an eager call finds the program
@@ -48,7 +50,13 @@ def closure_convert(
         closed, shape = trace(*examples)
     check(name, shape)
     consts = closed.consts
-    traced = [k for k, value in enumerate(consts) if isinstance(value, jax.core.Tracer)]
+    # An eager call takes numbers on a device as arguments too: one program serves all of them.
+    eager = not isinstance(jnp.zeros(()), jax.core.Tracer)
+    traced = [
+        k
+        for k, value in enumerate(consts)
+        if isinstance(value, jax.core.Tracer) or (eager and _is_number(value))
+    ]
     if not traced:
         return CheckedBefore(identified(function)), ()
     check_closed_over(function, *examples)
@@ -73,10 +81,17 @@ def closure_convert(
         return jax.tree.unflatten(tree, jax.core.eval_jaxpr(jaxpr, values, *jax.tree.leaves(own)))
 
     values = tuple(consts[k] for k in traced)
-    if not all(is_number(one) for one in concrete if one is not None):
+    if any(isinstance(one, jax.Array) or np.ndim(one) for one in concrete if one is not None):
         return Unidentified(with_values), values
     # Programs are printed with the addresses of their functions, whose code is compared instead.
     text = re.sub("0x[0-9a-f]+", "", str(jaxpr))
     constants = tuple(None if one is None else np.asarray(one).tobytes() for one in concrete)
     program = text, constants, tree, tuple(jax.typeof(one) for one in consts)
     return identified_with_arguments(with_values, function, values, program), values
+
+
+def _is_number(value: Any) -> bool:
+    """Returns True for an array of one number, such as a temperature, and False for a key."""
+    if not isinstance(value, jax.Array) or value.ndim:
+        return False
+    return not jnp.issubdtype(value.dtype, jax.dtypes.extended)

@@ -3,10 +3,10 @@
 `jax.jit` takes two functions for the same if they are one object. A loss such as
 `losses.supcon(0.1)` is a new object wherever it is written, so eager calls would compile it each
 time and keep every program. Here two functions are the same if they have the same code and close
-over equal values. Traced values, as where a gradient by a temperature is taken, become arguments
-(`closures`), and any others of their type fit the program. A function that closes over something
-else, as over an array of several entries, gets a program of its own, which is dropped after the
-call.
+over equal values. Traced values, as where a gradient by a temperature is taken, and arrays of one
+number become arguments (`closures`), and any others of their type fit the program. A function that
+closes over something else, as over an array of several entries, gets a program of its own, which is
+dropped after the call.
 """
 
 import dis
@@ -19,7 +19,6 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 _PROGRAMS = 64
@@ -85,7 +84,7 @@ def identified(function: Callable[..., Any]) -> Callable[..., Any]:
 def identified_with_arguments(
     converted: Callable[..., Any],
     function: Callable[..., Any],
-    traced: Sequence[jax.Array],
+    arguments: Sequence[jax.Array],
     program: Hashable,
 ) -> Callable[..., Any]:
     """Makes a function comparable that takes as arguments what another closes over.
@@ -93,7 +92,7 @@ def identified_with_arguments(
     Args:
       converted: the function, which computes `program`.
       function: the function that it was made from.
-      traced: the values that `function` closes over and `converted` takes.
+      arguments: the arrays that `function` closes over and `converted` takes.
       program: what `function` was traced to, which depends on settings of JAX too, such as the
         default precision of products.
 
@@ -101,7 +100,7 @@ def identified_with_arguments(
       A callable with the results of `converted`, `Identified` or `Unidentified`.
     """
     try:
-        identity = _identity(function, _Outer(traced=tuple(traced)))
+        identity = _identity(function, _Outer(arguments=tuple(arguments)))
     except (_NoIdentity, RecursionError):
         return Unidentified(converted)
     return Identified(converted, (identity, program))
@@ -151,33 +150,21 @@ class _Same:
         return id(self.value)
 
 
-def is_number(value: Any) -> bool:
-    """Returns True for an array of one number, such as a temperature, and False for a random key.
-
-    It is compared by its value, and the cache does not hold large arrays.
-    """
-    aval = jax.typeof(value)
-    return not aval.shape and not jnp.issubdtype(aval.dtype, jax.dtypes.extended)
-
-
 class _Outer(NamedTuple):
-    """The surroundings of a value: the functions that hold it, and the traced values of these."""
+    """The surroundings of a value: the functions that hold it, and which of their values count."""
 
     functions: tuple[Any, ...] = ()
-    traced: tuple[Any, ...] = ()
-    """Values that become arguments, of which only the types count."""
+    arguments: tuple[Any, ...] = ()
+    """Arrays that become arguments, of which only the types count."""
 
 
 def _identity(value: Any, outer: _Outer) -> Hashable:
     """Returns a value that is equal for values that a function computes the same with."""
-    if isinstance(value, jax.core.Tracer):
-        for index, one in enumerate(outer.traced):
+    if isinstance(value, jax.Array):
+        for index, one in enumerate(outer.arguments):
             if one is value:
                 return "argument", index, jax.typeof(value)
         raise _NoIdentity
-    if isinstance(value, jax.Array) and is_number(value):
-        number = np.asarray(value)
-        return jax.Array, jax.typeof(value), number.tobytes(), value.sharding
     if type(value) in _TYPES or isinstance(value, _VALUES):
         # 0.0 equals -0.0 and 1 equals True, but they are different to a function; NaN equals none.
         return type(value), repr(value)

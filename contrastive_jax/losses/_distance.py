@@ -38,18 +38,17 @@ def rule_of_pairs(loss: Callable[..., jax.Array]) -> Callable[[Distance], None] 
 
 def check_fits_statistics(loss: Any, distance: Distance) -> None:
     """Raises ValueError where a distance does not fit an `AnchorLoss` or a `TripletLoss`."""
-    if loss.fixed and not _is_same(distance, loss.distance):
+    bare = distance
+    if isinstance(distance, functools.partial) and not (distance.args or distance.keywords):
+        bare = distance.func
+    # By identity, as a user's distance need not be comparable.
+    if loss.fixed and bare is not loss.distance:
         raise ValueError(
             f"the formula of this loss holds for {_name(loss.distance)} distances alone, got "
             f"{_name(distance)}: leave distance out"
         )
     if loss.check_distance is not None:
         loss.check_distance(distance)
-
-
-def _is_same(distance: Distance, other: Distance) -> bool:
-    # By identity, as a user's distance need not be comparable.
-    return distance is other or _unbound(distance) is other
 
 
 def check_fits(loss: Any, distance: Distance) -> None:
@@ -65,7 +64,7 @@ def check_fits(loss: Any, distance: Distance) -> None:
                 f"{name} expects a distance of at least 0, got negative_dot, which takes values "
                 f"below 0; {remedy}"
             )
-    elif not any(_is_same(distance, one) for one in loss.distances):
+    elif not any(distance is one or _unbound(distance) is one for one in loss.distances):
         names = [_name(one) for one in loss.distances]
         expected = f"{', '.join(names[:-1])} or {names[-1]}" if names[1:] else names[0]
         raise ValueError(

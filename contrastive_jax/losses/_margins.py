@@ -34,6 +34,8 @@ def with_margin_checks(value: Any, loss: Callable[..., jax.Array], margin: Any) 
         return carry_check(value, check, margin=margin)
     check(margin=margin)
     if isinstance(loss, partial) and np.size(margin):
-        distance, least = jax.ShapeDtypeStruct((), jnp.float32), float(np.min(margin))
-        jax.eval_shape(lambda distance: loss(distance, 0, margin=least), distance)
+        # The least margin stays concrete, so that the loss checks it beside what it binds.
+        least = np.asarray(np.min(margin), np.float32)
+        pair = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+        jax.eval_shape(lambda distance, label: loss(distance, label, margin=least), *pair)
     return value
