@@ -23,7 +23,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from contrastive_jax._engine.problem import checked_points
-from contrastive_jax._engine.program_cache import compiled, identified
+from contrastive_jax._engine.program_cache import identified, program_or_part
 from contrastive_jax._engine.sharding import axes_of, varying
 from contrastive_jax._traced_checks import check_traced
 from contrastive_jax.all_pairs import Reduction, all_pairs_loss
@@ -531,10 +531,10 @@ def online_hard_loss(
         sides[2:] = others.vectors, reference_classes if labels else others.classes
     options |= {"distance": measure, "axis_name": axis_name, "labels": labels}
     run: Any = partial(_loss_of_hard_pairs, loss=loss, reduction=reduction, options=options)
-    if labels is None and not isinstance(jnp.zeros(()), jax.core.Tracer):
+    if labels is None:
         # In one program, which takes the farthest and the nearest pair as arguments of its parts:
         # each part by itself would be compiled for their values.
-        run = compiled(_called, identified(run))
+        run = program_or_part(_called, identified(run))
     value: jax.Array = run(*sides, margin)
     return value
 

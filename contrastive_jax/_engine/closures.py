@@ -13,6 +13,7 @@ from contrastive_jax._engine.program_cache import (
     Unidentified,
     identified,
     identified_with_arguments,
+    is_tracing,
 )
 from contrastive_jax._engine.sharding import axes_of
 from contrastive_jax._traced_checks import CheckedBefore, check_closed_over, checked_before
@@ -51,7 +52,7 @@ def closure_convert(
     check(name, shape)
     consts = closed.consts
     # An eager call takes numbers on a device as arguments too: one program serves all of them.
-    eager = not isinstance(jnp.zeros(()), jax.core.Tracer)
+    eager = not is_tracing()
     traced = [
         k
         for k, value in enumerate(consts)

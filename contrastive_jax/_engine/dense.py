@@ -7,8 +7,6 @@ the loss makes of the distances is ordinary JAX, and the derivatives of the matr
 `contrastive_jax._engine.distance_matrix`.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import jax
@@ -28,7 +26,7 @@ from contrastive_jax._engine.problem import (
     pair_labels,
     zero_or_nan,
 )
-from contrastive_jax._engine.program_cache import compiled
+from contrastive_jax._engine.program_cache import program_or_part
 from contrastive_jax._engine.squared_distances import Pairs
 from contrastive_jax._engine.stages import Stage
 
@@ -70,15 +68,6 @@ def fits(task: Task, x: Points, y: Points | None) -> bool:
 def largest_side() -> int:
     """Returns the number of rows up to which all their pairs are computed at once."""
     return LARGEST_ON_GPU if jax.default_backend() == "gpu" else LARGEST
-
-
-def program_or_part(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
-    """Compiles a function, or makes it a part of the program that is being traced."""
-    # A new array is traced inside of `jax.jit` alone. There a program of its own would be traced
-    # twice, once by itself and once for its derivative.
-    if isinstance(jnp.zeros(()), jax.core.Tracer):
-        return partial(function, *static)
-    return compiled(function, *static)
 
 
 def pair_sums(task: Task, x: Points, y: Points | None, parameters: Parameters) -> Sums:

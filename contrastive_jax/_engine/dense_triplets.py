@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from contrastive_jax._engine.dense import matrix_of_pairs, program_or_part
+from contrastive_jax._engine.dense import matrix_of_pairs
 from contrastive_jax._engine.derivatives import differentiable_once
 from contrastive_jax._engine.matrix_statistics import statistics_of_rows
 from contrastive_jax._engine.per_triplet import (
@@ -20,6 +20,7 @@ from contrastive_jax._engine.per_triplet import (
     without_own_pairs,
 )
 from contrastive_jax._engine.problem import Parameters, Points, Task, masked_points
+from contrastive_jax._engine.program_cache import program_or_part
 from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
 from contrastive_jax._engine.squared_distances import Pairs
 from contrastive_jax._engine.stages import Stage

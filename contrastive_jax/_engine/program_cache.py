@@ -19,6 +19,7 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 _PROGRAMS = 64
@@ -75,10 +76,7 @@ def identified(function: Callable[..., Any]) -> Callable[..., Any]:
       A callable with the same results: `Identified`, or `Unidentified` if the function holds a
       value that has no identity of its own, as an array or a mutable object.
     """
-    try:
-        return Identified(function, _identity(function, _Outer()))
-    except (_NoIdentity, RecursionError):
-        return Unidentified(function)
+    return identified_with_arguments(function, function, (), None)
 
 
 def identified_with_arguments(
@@ -104,6 +102,18 @@ def identified_with_arguments(
     except (_NoIdentity, RecursionError):
         return Unidentified(converted)
     return Identified(converted, (identity, program))
+
+
+def is_tracing() -> bool:
+    """Returns True where a program is being traced, and False in an eager call."""
+    # A new array is traced inside of `jax.jit` alone.
+    return isinstance(jnp.zeros(()), jax.core.Tracer)
+
+
+def program_or_part(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
+    """Compiles a function, or makes it a part of the program that is being traced."""
+    # There a program of its own would be traced twice, once by itself and once for its derivative.
+    return functools.partial(function, *static) if is_tracing() else compiled(function, *static)
 
 
 def compiled(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:

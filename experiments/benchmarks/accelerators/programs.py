@@ -62,7 +62,7 @@ def all_pairs(mesh: Mesh, rows: int, tile: int | None) -> jax.stages.Compiled:
 
 
 def anchors(
-    mesh: Mesh, rows: int, tile: int | None, loss: AnchorLoss | TripletLoss
+    mesh: Mesh, rows: int, tile: int, loss: AnchorLoss | TripletLoss
 ) -> jax.stages.Compiled:
     """Value and gradient of `anchor_loss`, with data for each anchor where the loss needs them."""
     needs = len(loss.needs) if isinstance(loss, AnchorLoss) else 0
