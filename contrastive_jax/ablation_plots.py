@@ -111,7 +111,7 @@ def distance_ridge(
     *,
     marked: bool = True,
 ) -> Figure:
-    """Draws distances of similar and of dissimilar pairs as a ridge, a row for each number.
+    """Draws distances of positive and of negative pairs as a ridge, a row for each number.
 
     Args:
       pairs: distances `[N]` and labels `[N]` (0 similar, 1 dissimilar), by the number.
@@ -257,7 +257,7 @@ def maps(
 def active_pairs(
     courses: Mapping[float, tuple[ArrayLike, ArrayLike]], quantity: str = "margin"
 ) -> Figure:
-    """Draws the share of active dissimilar pairs over training, a line for each number.
+    """Draws the share of active negative pairs over training, a line for each number.
 
     Args:
       courses: steps `[T]` and shares `[T]` by the number; shares that are not finite are left out.
@@ -289,7 +289,7 @@ def active_pairs(
         marker = "o" if np.sum(shown) == 1 else ""  # a line of one point is not seen
         line = {"color": color, "linestyle": style, "marker": marker}
         axes.plot(steps[shown], shares[shown], label=f"{x:g}", **line)
-    axes.set(xlabel="step", ylabel="active dissimilar pairs", ylim=(0, 1.02))
+    axes.set(xlabel="step", ylabel="active negative pairs", ylim=(0, 1.02))
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.legend(title=quantity, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9.5)
     return figure

@@ -105,7 +105,7 @@ def write_maps(
       steps: training steps of each map.
       seed: of parameters and pairs.
       report: takes a line for each map that is finished.
-      **training: more arguments of `train_on_similar`, as `margin` and `learning_rate`.
+      **training: more arguments of `train_on_neighbours`, as `margin` and `learning_rate`.
 
     Raises:
       FloatingPointError: if the loss or its gradient is not finite.
@@ -139,14 +139,14 @@ def write_maps(
     maps = {
         "neighbours": (train.images, near, test.images, 1),
         "copies": (copied, neighbourhoods.nearest_by_pixels(copied, neighbours), moved, times),
-        "invariant": (copied, neighbourhoods.similar_to_copies(near, times), moved, times),
+        "invariant": (copied, neighbourhoods.neighbours_of_copies(near, times), moved, times),
     }
     table = [["map", "nearest neighbour of the same class", "spread of copies"]]
-    for name, (images, similar, shown, copies) in maps.items():
+    for name, (images, lists, shown, copies) in maps.items():
         began = time.perf_counter()
         encoder = network(DrLIM(images.shape[1:], 2, rngs=nnx.Rngs(seed)))
-        weights = neighbourhoods.train_on_similar(
-            encoder, images, similar, steps=steps, seed=seed, **training
+        weights = neighbourhoods.train_on_neighbours(
+            encoder, images, lists, steps=steps, seed=seed, **training
         )
         embeddings = embed(encoder.encode, weights, shown)
         labels = np.tile(test.classes, copies)

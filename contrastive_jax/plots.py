@@ -1,8 +1,9 @@
 """Figures of a loss, an embedding and a run. Every function returns a matplotlib `Figure`.
 
-Similar is blue and drawn in full lines, dissimilar is vermilion and dashed, in every figure, so
-that they differ in grey as well. All colours are those of Okabe and Ito (2008) or derived from
-them. Nothing touches `pyplot`: figures need no display, and are freed as other objects are.
+Positive pairs are blue and drawn in full lines, negative ones vermilion and dashed, in every
+figure, so that they differ in grey as well. All colours are those of Okabe and Ito (2008) or
+derived from them. Nothing touches `pyplot`: figures need no display, and are freed as other objects
+are.
 
 Masked entries, and classes of -1, are errors: leave such rows out.
 """
@@ -50,8 +51,8 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
 CLASS_COLORS = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK, "#B8A900", "#6A3D9A", "#8C8C8C")
 _MARKERS = "os^Dv<>Pp*"
 _PAIRS: tuple[tuple[int, str, dict[str, Any]], ...] = (
-    (0, "similar", {"color": BLUE, "linestyle": "-"}),
-    (1, "dissimilar", {"color": VERMILION, "linestyle": "--"}),
+    (0, "positive", {"color": BLUE, "linestyle": "-"}),
+    (1, "negative", {"color": VERMILION, "linestyle": "--"}),
 )
 # Blue and vermilion are taken by the two kinds of pairs.
 _LINES: tuple[dict[str, Any], ...] = (
@@ -135,7 +136,7 @@ def save(figure: Figure, path: str | Path) -> None:
 def loss_curve(
     loss: Callable[..., jax.Array], margin: float, *, max_distance: float | None = None
 ) -> Figure:
-    """Draws the loss of a similar and of a dissimilar pair over their distance.
+    """Draws the loss of a positive and of a negative pair over their distance.
 
     Args:
       loss: scalar function `(distance, label, margin)`.
@@ -182,13 +183,13 @@ def distance_histograms(
     margin: float | None = None,
     threshold: float | None = None,
 ) -> Figure:
-    """Draws the densities of the distances of similar and of dissimilar pairs.
+    """Draws the densities of the distances of positive and of negative pairs.
 
     Args:
       distances: `[N]`, finite.
       labels: 0 similar, 1 dissimilar, `[N]`.
       margin: of the loss; marked if given.
-      threshold: up to which pairs are taken for similar; marked if given.
+      threshold: up to which pairs are accepted; marked if given.
 
     Returns:
       The figure. Each density integrates to one.
@@ -284,8 +285,8 @@ def roc(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, logarithmic: bool 
         xscale="log" if logarithmic else "linear",
         xlim=(low, 1),
         ylim=(0, 1.02),
-        xlabel="false accept rate (share of dissimilar pairs accepted)",
-        ylabel="true accept rate (share of similar pairs)",
+        xlabel="false accept rate (share of negative pairs accepted)",
+        ylabel="true accept rate (share of positive pairs)",
     )
     _name_lines(axes, axes.lines, loc="best", frameon=True, framealpha=0.9, edgecolor="none")
     return figure
@@ -580,7 +581,7 @@ def training_curves(
 
     Args:
       records: lines of `metrics.jsonl` in order, each with its `step`; of training with `loss`,
-        `similar_distance`, `dissimilar_distance` and `active_fraction`, of validation with
+        `positive_distance`, `negative_distance` and `active_fraction`, of validation with
         `validation/precision_at_1` and the like. What is missing or not finite is left out.
       margin: of the loss; marked among the distances if given.
 
@@ -593,8 +594,8 @@ def training_curves(
     Example:
       >>> from contrastive_jax import plots
       >>> records = [
-      ...     {"step": 1, "loss": 0.5, "similar_distance": 0.7, "dissimilar_distance": 0.8},
-      ...     {"step": 2, "loss": 0.4, "similar_distance": 0.5, "dissimilar_distance": 0.9},
+      ...     {"step": 1, "loss": 0.5, "positive_distance": 0.7, "negative_distance": 0.8},
+      ...     {"step": 2, "loss": 0.4, "positive_distance": 0.5, "negative_distance": 0.9},
       ... ]
       >>> figure = plots.training_curves(records, margin=1.0)
       >>> len(figure.axes)
@@ -618,7 +619,7 @@ def training_curves(
         distance.axhline(margin, label=f"margin {margin:g}", **_MARK)
     distance.set_ylabel("distance, mean of the batch")
     _curve(active, records, "active_fraction", "active", _PAIRS[1][2])
-    active.set_ylabel("active dissimilar pairs")
+    active.set_ylabel("active negative pairs")
     active.set_ylim(0, 1.02)
     active.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     series = {name: _series(records, key) for key, name in _VALIDATION.items()}

@@ -15,7 +15,7 @@ import numpy as np
 from contrastive_jax import losses, plots
 from contrastive_jax.data.datasets import Dataset, Examples, PairDataset
 from contrastive_jax.data.findings import count_splits
-from contrastive_jax.evaluation._labelled import dissimilar_pairs
+from contrastive_jax.evaluation._labelled import negative_pairs
 from contrastive_jax.evaluation.baselines import Transform, baselines
 from contrastive_jax.evaluation.fold_intervals import pair_intervals, retrieval_intervals
 from contrastive_jax.evaluation.given_pairs import points_of_pairs, summarize_pairs
@@ -81,9 +81,9 @@ def write_report(
         evaluated = _evaluated_pairs(run, data)
     else:
         evaluated = _evaluated(run, data, labels)
-    dissimilar = evaluated.dissimilar
-    evaluated = evaluated._replace(summaries=_resolved(evaluated.summaries, dissimilar))
-    table = figure_table(evaluated.summaries, evaluated.intervals) + _note_on_fars(dissimilar)
+    negative = evaluated.negative
+    evaluated = evaluated._replace(summaries=_resolved(evaluated.summaries, negative))
+    table = figure_table(evaluated.summaries, evaluated.intervals) + _note_on_fars(negative)
     labels_name = None if labels is None else labels.name or "a function of two rows"
     if labels_name:
         table += f"\n\nPairs are labelled by {labels_name}, in place of classes."
@@ -132,8 +132,8 @@ class _Evaluated(NamedTuple):
     """Embeddings, and their classes or pairs."""
     figures: dict[str, Any]
     """Pictures that need classes."""
-    dissimilar: int
-    """Number of different dissimilar pairs on test."""
+    negative: int
+    """Number of different negative pairs on test."""
 
 
 def _evaluated(run: Run, data: Dataset, labels: PairLabels | None) -> _Evaluated:
@@ -141,9 +141,9 @@ def _evaluated(run: Run, data: Dataset, labels: PairLabels | None) -> _Evaluated
     test, validation = data.test, data.validation
     rule = None if labels is None else with_mask(labels)
     rows, test_rows = (_rows(split, labels) for split in (validation, test))
-    dissimilar = count_splits(data)[2].dissimilar
+    negative = count_splits(data)[2].negative
     if rule is not None:
-        dissimilar = dissimilar_pairs(rule, test_rows, len(test.classes))
+        negative = negative_pairs(rule, test_rows, len(test.classes))
     maps = {"embedding": run.embed} | _baselines(run, data.train.images, data.train.classes)
     summaries, intervals = {}, {}
     embedded = {"validation": run.embed(validation.images), "test": run.embed(test.images)}
@@ -185,7 +185,7 @@ def _evaluated(run: Run, data: Dataset, labels: PairLabels | None) -> _Evaluated
             _instructive(neighbours, test.classes, test.queries),
             class_names=data.class_names,
         )
-    return _Evaluated(summaries, intervals, arrays, figures, dissimilar)
+    return _Evaluated(summaries, intervals, arrays, figures, negative)
 
 
 def _rows(split: Examples, labels: PairLabels | None) -> Any:
@@ -215,7 +215,7 @@ def _evaluated_pairs(run: Run, data: PairDataset) -> _Evaluated:
             intervals[name] = pair_intervals(one.distances, one.labels)
         if name == "embedding":
             arrays = dict(zip(("embeddings", "left", "right", "labels"), test, strict=True))
-    return _Evaluated(summaries, intervals, arrays, {}, count_splits(data)[2].dissimilar)
+    return _Evaluated(summaries, intervals, arrays, {}, count_splits(data)[2].negative)
 
 
 def _baselines(
@@ -274,26 +274,26 @@ def _instructive(
     return np.concatenate([shuffled[right[shuffled]][:count], shuffled[~right[shuffled]][:count]])
 
 
-def _unresolved(dissimilar: int) -> list[float]:
-    """Returns the false accept rates below that of one of the dissimilar pairs."""
-    return [far for far in FARS if far * dissimilar < 1]
+def _unresolved(negative: int) -> list[float]:
+    """Returns the false accept rates below that of one of the negative pairs."""
+    return [far for far in FARS if far * negative < 1]
 
 
-def _resolved(summaries: dict[str, Summary], dissimilar: int) -> dict[str, Summary]:
-    """Leaves out figures of false accept rates that so many dissimilar pairs can not resolve."""
-    left_out = {f"tar_at_far_{far}" for far in _unresolved(dissimilar)}
+def _resolved(summaries: dict[str, Summary], negative: int) -> dict[str, Summary]:
+    """Leaves out figures of false accept rates that so many negative pairs can not resolve."""
+    left_out = {f"tar_at_far_{far}" for far in _unresolved(negative)}
     return {
         name: one._replace(figures={k: v for k, v in one.figures.items() if k not in left_out})
         for name, one in summaries.items()
     }
 
 
-def _note_on_fars(dissimilar: int) -> str:
+def _note_on_fars(negative: int) -> str:
     """Says below the table which false accept rates are left out of it, and why."""
-    fars = _unresolved(dissimilar)
+    fars = _unresolved(negative)
     if not fars:
         return ""
     return (
         f"\n\nTAR at FAR {' and '.join(map(str, fars))} is left out: it takes at least "
-        f"{round(1 / fars[0]):,} different dissimilar pairs, and test has {dissimilar:,}."
+        f"{round(1 / fars[0]):,} different negative pairs, and test has {negative:,}."
     )

@@ -75,7 +75,7 @@ def embed_before_and_after(data: Dataset, steps: int, seed: int) -> tuple[Array,
     )
     before = training.embed(encoder.encode, encoder.weights, data.test.images)
     optimizer = training.make_optimizer(3e-3, steps, warmup_steps=steps // 50, weight_decay=0.1)
-    objective = training.objective("contrastive", margin=1.0, similar_fraction=0.5)
+    objective = training.objective("contrastive", margin=1.0, positive_fraction=0.5)
     step = training.make_step(encoder, optimizer, objective)
     step = training.draws_classes(step, classes=10, examples=12)
     device = training.parallel(step, "shard_map", jax.devices()[:1])

@@ -4,14 +4,14 @@
     python -m experiments.drlim --dataset mnist         # as in the paper, where its files are
     python -m experiments.drlim --data photos           # all classes of images of your own
 
-A network learns a map to the plane from neighbourhoods alone: similar are an image and its nearest
-neighbours by pixels, dissimilar are all other pairs. No class is used to train: classes say which
-images are shown, and in which colour. Three maps are learned:
+A network learns a map to the plane from neighbourhoods alone: an image and one of its nearest
+neighbours by pixels are a positive pair, any other two a negative one. No class is used to
+train: classes say which images are shown, and in which colour. Three maps are learned:
 
     neighbours    of the images as they are (section 4.1, figure 4)
     copies        of the images and copies moved sideways, neighbours still by pixels: the map shows
                   how far an image was moved (section 4.2, figure 5)
-    invariant     the same, but copies of an image, and of its neighbours, are known to be similar:
+    invariant     the same, but copies of an image, and of its neighbours, are positive pairs:
                   the map forgets how far an image was moved (section 4.2, figure 6)
 
 runs/NAME/map-*.png is each with test images drawn on it, results.md the figures.
@@ -30,7 +30,7 @@ from contrastive_jax.neighbourhood_maps import check_examples, write_maps
 from experiments import command, option_checks, options
 
 # Options that are arguments of the training of a map.
-TRAINING = ("steps", "margin", "similar_fraction", "batch_size", "learning_rate", "seed")
+TRAINING = ("steps", "margin", "positive_fraction", "batch_size", "learning_rate", "seed")
 # The classes of the paper.
 FOURS_AND_NINES = ("4", "9")
 
@@ -54,9 +54,9 @@ class Config(options.NewRuns, options.Data):
     """Training images at most; as many as in the paper. Copies take five times as many, in
     memory."""
     margin: float = 1.0
-    """Distance up to which dissimilar pairs push each other."""
-    similar_fraction: float = 0.5
-    """Share of similar pairs in a batch."""
+    """Distance up to which negative pairs push each other."""
+    positive_fraction: float = 0.5
+    """Share of positive pairs in a batch."""
     steps: int = 3000
     """Training steps of each map."""
     batch_size: int = 128
@@ -104,8 +104,8 @@ def _shown(config: Config, data: Dataset) -> tuple[Examples, Examples]:
 
 def _check(config: Config) -> None:
     cli.check_effects(config, option_checks.EFFECTS)
-    if not 0 < config.similar_fraction < 1:
-        raise ValueError(f"--similar_fraction must be in (0, 1), got {config.similar_fraction}")
+    if not 0 < config.positive_fraction < 1:
+        raise ValueError(f"--positive_fraction must be in (0, 1), got {config.positive_fraction}")
     if config.classes is not None and len({*config.classes}) < max(1, len(config.classes)):
         raise ValueError(f"--classes must be at least one, all different, got {config.classes}")
 

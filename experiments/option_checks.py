@@ -114,9 +114,9 @@ EFFECTS_OF_TRAINING = (
         "leave --data_on out",
     ),
     Effect("margin", lambda config: "margin" not in config.loss_options, _TWICE),
-    Effect("similar_fraction", _pair_loss, "{loss} has no share of similar pairs"),
+    Effect("positive_fraction", _pair_loss, "{loss} has no share of positive pairs"),
     Effect(
-        "similar_fraction", lambda config: "similar_fraction" not in config.loss_options, _TWICE
+        "positive_fraction", lambda config: "positive_fraction" not in config.loss_options, _TWICE
     ),
     Effect(
         "group",
@@ -147,11 +147,11 @@ EFFECTS_ON_PAIRS = (
     ),
     Effect(
         "loss_options",
-        lambda config: "similar_fraction" not in config.loss_options,
+        lambda config: "positive_fraction" not in config.loss_options,
         _DRAWN,
-        "leave similar_fraction out of --loss_options",
+        "leave positive_fraction out of --loss_options",
     ),
-    Effect("similar_fraction", lambda config: False, _DRAWN),
+    Effect("positive_fraction", lambda config: False, _DRAWN),
 )
 EFFECTS_ON_VECTORS = (
     Effect(
@@ -185,8 +185,8 @@ def for_data(config: Any, data: Dataset | PairDataset) -> Any:
       data: to train on.
 
     Returns:
-      The options, of which `balanced` is None on data with classes, and `similar_fraction` on given
-      pairs the share of similar pairs among those drawn.
+      The options, of which `balanced` is None on data with classes, and `positive_fraction` on
+      given pairs the share of positive pairs among those drawn.
     """
     vectors = (data.images if isinstance(data, PairDataset) else data.train.images).ndim == 2
     cli.check_effects(
@@ -199,7 +199,7 @@ def for_data(config: Any, data: Dataset | PairDataset) -> Any:
     if isinstance(data, PairDataset):
         balanced = config.balanced is not False
         drawn = 0.5 if balanced else float(np.mean(data.train.labels == 0))
-        filled |= {"group": 1, "similar_fraction": drawn, "balanced": balanced}
+        filled |= {"group": 1, "positive_fraction": drawn, "balanced": balanced}
     return dataclasses.replace(config, **filled)
 
 

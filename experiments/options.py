@@ -63,7 +63,7 @@ class Data:
     """Stop at images of --data that can not be read and at pairs that contradict each other, or
     leave them out."""
     similar_label: Literal[0, 1] | None = None
-    """The label of similar pairs, for a table of pairs with a column label."""
+    """The label of positive pairs, for a table of pairs with a column label."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Training:
     distance: Distance | None = None
     """Distance of the contrastive loss and of verification, euclidean by default; retrieval ranks
     by the Euclidean distance. Other losses have their own."""
-    similar_fraction: float | None = None
-    """Share of similar pairs, in number and, in groups and with all_pairs, in weight; by default
+    positive_fraction: float | None = None
+    """Share of positive pairs, in number and, in groups and with all_pairs, in weight; by default
     0.3 on digits and 0.05 elsewhere."""
     group: int | None = None
     """Pairs whose members are compared across, G^2 pairs for the cost of G; 1 compares the drawn
@@ -102,7 +102,7 @@ class Training:
     batch_size: int = 128
     """Pairs in a batch, over all devices; with all_pairs half the number of images."""
     balanced: bool | None = None
-    """Draw similar and dissimilar given pairs equally often, the default, or every pair as
+    """Draw positive and negative given pairs equally often, the default, or every pair as
     often."""
     learning_rate: float = 4e-3
     """Peak of the learning rate: linear warm-up, then cosine decay to zero."""
@@ -222,8 +222,8 @@ def resolved(config: Any) -> Any:
     loss_table.check_name(config.loss)
     loss_table.check_hyperparameters(config.loss, config.loss_options)
     if config.loss in loss_table.PAIRS:
-        fraction = config.loss_options.get("similar_fraction", config.similar_fraction)
-        config = dataclasses.replace(config, similar_fraction=fraction)
+        fraction = config.loss_options.get("positive_fraction", config.positive_fraction)
+        config = dataclasses.replace(config, positive_fraction=fraction)
     if config.memory and config.max_age is None:
         config = dataclasses.replace(config, max_age=1000)
     if config.loss == "contrastive":
@@ -307,8 +307,10 @@ def objective_of(config: Any, options: Mapping[str, Any] | None = None) -> train
       config: options from `resolved`.
       options: from `settled`; by default pairs and their share are those of the loss.
     """
-    takes_fraction = "similar_fraction" in loss_table.hyperparameters_of(config.loss)
-    values = {"similar_fraction": options["similar_fraction"]} if options and takes_fraction else {}
+    takes_fraction = "positive_fraction" in loss_table.hyperparameters_of(config.loss)
+    values = (
+        {"positive_fraction": options["positive_fraction"]} if options and takes_fraction else {}
+    )
     if config.loss == "contrastive":
         values |= {
             "on": config.objective,

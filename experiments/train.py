@@ -40,7 +40,7 @@ class Config(options.Runs, options.Batches, options.Training, options.Data):
     max_age: int | None = None
     """Steps after which the memory ignores an embedding; 1,000 by default."""
     margin: float | None = None
-    """Distance beyond which a dissimilar pair costs nothing, 1.2 by default; on the unit sphere
+    """Distance beyond which a negative pair costs nothing, 1.2 by default; on the unit sphere
     below 2. Of other losses that have a margin, this."""
     microbatches: int | None = None
     """Parts in which a device encodes its images, to bound the memory of activations; by default 1,

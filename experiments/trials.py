@@ -27,7 +27,7 @@ from experiments import command, option_checks, options, train
 
 # Options of a training that are data to a step, and those that change its structure.
 TUNABLE = (*OPTIMIZER, "loss_learning_rate")
-HYPERPARAMETERS = ("margin", "similar_fraction", *TUNABLE, "seed")
+HYPERPARAMETERS = ("margin", "positive_fraction", *TUNABLE, "seed")
 STRUCTURE: dict[str, texts.Kind] = {
     "loss": loss_table.NAMES,
     "encoder": (*options.ENCODERS,),

@@ -12,8 +12,9 @@
 # A network turns an image into a short vector, its *embedding*. We want embeddings of images that
 # show the same thing to lie close together, and those of images that show different things to lie
 # apart. Nobody tells the network where an image belongs; all it is told, of two images at a time,
-# is whether they are **similar** (label 0) or **dissimilar** (label 1). The contrastive loss of
-# Hadsell, Chopra and LeCun (2006) turns that into something to minimise:
+# is whether they are a **positive pair** (similar, label 0) or a **negative pair** (dissimilar,
+# label 1). The contrastive loss of Hadsell, Chopra and LeCun (2006) turns that into something to
+# minimise:
 #
 # $$L(D, Y) = (1 - Y)\,D^2 + Y\,\max(0,\ m - D)^2$$
 #
@@ -121,16 +122,16 @@ distances.euclidean(a, b)
 
 # %% [markdown]
 # The square root has no derivative where the two vectors coincide, and a network that is doing well
-# brings similar pairs just there. Written naively, training ends in NaN; here the gradient is 0 at
+# brings positive pairs just there. Written naively, training ends in NaN; here the gradient is 0 at
 # that point, as it should be:
 
 # %%
 jax.grad(distances.euclidean)(a, a), jax.grad(lambda a: jnp.sqrt(jnp.sum((a - b) ** 2)))(b)
 
 # %% [markdown]
-# ## What similar pairs need
+# ## What positive pairs need
 #
-# To be pulled together: the farther apart, the harder. The loss of a similar pair is $D^2$. Below,
+# To be pulled together: the farther apart, the harder. The loss of a positive pair is $D^2$. Below,
 # a star is compared with four similar dots. An arrow shows where a step of gradient descent takes a
 # dot, along the negative gradient $-2\,(x - x_\star)$: all go to the star, and those far away go
 # fastest.
@@ -147,22 +148,22 @@ def dot_loss(dot, label):
 
 
 pulls = jax.vmap(jax.grad(dot_loss))  # of one dot, mapped over all of them
-similar = jnp.zeros(4, int)
-plane_plots.gradient_arrows(dots[:4], pulls(dots[:4], similar), similar)
+positive = jnp.zeros(4, int)
+plane_plots.gradient_arrows(dots[:4], pulls(dots[:4], positive), positive)
 
 # %% [markdown]
 # If this were all, there would be an easy way out: send every image to one and the same point. The
 # loss would be 0, and the embedding worth nothing.
 #
-# ## What dissimilar pairs need
+# ## What negative pairs need
 #
 # To be pushed apart, but not for ever: only until they are a *margin* apart. Their loss is $\max(0,
 # m - D)^2$. Squares inside of the circle are pushed out, the harder the closer they are; squares
 # beyond it have no arrow. They are far enough, and the network is left to care about others.
 
 # %%
-dissimilar = jnp.ones(10, int)
-plane_plots.gradient_arrows(dots[4:], pulls(dots[4:], dissimilar), dissimilar, margin=margin)
+negative = jnp.ones(10, int)
+plane_plots.gradient_arrows(dots[4:], pulls(dots[4:], negative), negative, margin=margin)
 
 # %% [markdown]
 # ## The single formula
@@ -189,9 +190,9 @@ def contrastive(distance, label, margin):
 
 # %%
 pairs = [
-    ("similar, half a unit apart", 0.5, 0, "0.5²"),
-    ("dissimilar, within the margin", 0.3, 1, "(1 - 0.3)²"),
-    ("dissimilar, beyond the margin", 1.5, 1, "max(0, 1 - 1.5)²"),
+    ("positive, half a unit apart", 0.5, 0, "0.5²"),
+    ("negative, within the margin", 0.3, 1, "(1 - 0.3)²"),
+    ("negative, beyond the margin", 1.5, 1, "max(0, 1 - 1.5)²"),
 ]
 rows = ["| pair | D | Y | by hand | loss |", "| --- | ---: | ---: | ---: | ---: |"]
 for name, distance, label, by_hand in pairs:
@@ -285,7 +286,7 @@ for state, window in train.windows(
     view.update(figure)
 
 # %% [markdown]
-# Similar pairs have come together and dissimilar ones have left the margin, until hardly any is
+# Positive pairs have come together and negative ones have left the margin, until hardly any is
 # still active:
 
 # %%
@@ -310,8 +311,8 @@ Markdown("\n".join(rows))
 # ## In four lines
 #
 # A wider embedding does better still. `fit` does all of the above and what is left: it validates,
-# keeps the best weights and chooses the threshold below which two images count as similar. With
-# `runs="runs"` it stores the run too, for `contrastive_jax.load`.
+# keeps the best weights and chooses the threshold up to which two images are taken for a positive
+# pair. With `runs="runs"` it stores the run too, for `contrastive_jax.load`.
 
 # %%
 objective = train.objective("contrastive", margin=1.2)

@@ -201,8 +201,8 @@ def train_over_devices(strategy, state, start, stop):
     ):
         last = records[-1]
         print(
-            f"{strategy} {last['step']:>5}: loss {last['loss']:.4f}, similar "
-            f"{last['similar_distance']:.2f}, dissimilar {last['dissimilar_distance']:.2f} apart, "
+            f"{strategy} {last['step']:>5}: loss {last['loss']:.4f}, positive "
+            f"{last['positive_distance']:.2f}, negative {last['negative_distance']:.2f} apart, "
             f"{last['pairs_per_second']:,.0f} pairs/s"
         )
         yield placed.fetch(state), records
@@ -293,8 +293,8 @@ plots.embedding_map(
 # %% [markdown]
 # ## The table
 #
-# On test images, with the threshold that tells similar from dissimilar chosen on validation, beside
-# raw pixels.
+# On test images, with the threshold that tells positive from negative pairs chosen on validation,
+# beside raw pixels.
 
 # %%
 pixels = {

@@ -106,7 +106,7 @@ digits = data.load("digits")
 trials = train.fit_grid(
     partial(models.MLP, width=width),
     digits,
-    train.objective("contrastive", on="pairs", group=16, similar_fraction=0.3),
+    train.objective("contrastive", on="pairs", group=16, positive_fraction=0.3),
     margin=margins,
     seed=range(seeds),
     steps=steps,
@@ -163,7 +163,7 @@ ablation_plots.metric_curves(
 # %% [markdown]
 # ## What a margin does
 #
-# Dissimilar pairs gather just beyond it, as nothing pushes them farther; on the unit sphere, where
+# Negative pairs gather just beyond it, as nothing pushes them farther; on the unit sphere, where
 # these embeddings lie, random directions are √2 ≈ 1.41 apart and no two points more than 2. A
 # margin above 2 can never be met.
 
@@ -188,7 +188,7 @@ ablation_plots.distance_ridge(
 ablation_plots.maps(first, digits.test.classes)
 
 # %% [markdown]
-# And the share of dissimilar pairs that still have a gradient. Where it nears 0 early the network
+# And the share of negative pairs that still have a gradient. Where it nears 0 early the network
 # has hardly anything left to learn from; where it stays near 100 % the margin asks for more room
 # than there is.
 

@@ -105,7 +105,7 @@ steps = 600  # of training
 # $$L(D, Y) = (1 - Y)\,D^2 + Y\,s^2 \log^2\left(1 + e^{(m - D)/s}\right)$$
 #
 # which is the contrastive loss in the limit of $s \to 0$. As a function of scalars, label 0 for
-# similar:
+# is_positive:
 
 
 # %%
@@ -294,11 +294,11 @@ print(f"{loss_of(small, classes, distance=weighted):.4f}")
 
 # %%
 def pair_terms(distance, label):
-    similar = label == 0
+    is_positive = label == 0
     return (
-        statistics.total(distance, similar),
-        statistics.total(1.0, similar),
-        statistics.log_sum_exp(-distance / 0.1, ~similar),
+        statistics.total(distance, is_positive),
+        statistics.total(1.0, is_positive),
+        statistics.log_sum_exp(-distance / 0.1, ~is_positive),
     )
 
 

@@ -48,9 +48,9 @@ def test_a_ridge_has_a_row_for_each_margin_with_its_mark():
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0.5", "1", "1.5"]
     marks = [line for line in axes.lines if line.get_linestyle() == ":"]
     assert [line.get_xdata()[0] for line in marks] == [0.5, 1.0, 1.5]
-    # Dissimilar pairs of each row lie at its margin.
-    dissimilar = [line for line in axes.lines if line.get_color() == plots.VERMILION]
-    for margin, line in zip((0.5, 1.0, 1.5), dissimilar, strict=True):
+    # Negative pairs of each row lie at its margin.
+    negative = [line for line in axes.lines if line.get_color() == plots.VERMILION]
+    for margin, line in zip((0.5, 1.0, 1.5), negative, strict=True):
         assert line.get_xdata()[np.nanargmax(line.get_ydata())] == pytest.approx(margin, abs=0.05)
     assert not any(
         line.get_linestyle() == ":"

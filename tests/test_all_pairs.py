@@ -54,8 +54,8 @@ DISTANCES = {
 }
 
 
-def _contrastive(distance, dissimilar, margin):
-    return np.where(dissimilar, np.maximum(0, margin - distance) ** 2, distance**2)
+def _contrastive(distance, negative, margin):
+    return np.where(negative, np.maximum(0, margin - distance) ** 2, distance**2)
 
 
 def _logistic(distance, label, margin):
@@ -107,12 +107,12 @@ def _expected(
     if one_set:
         pair = pair * (1 - np.eye(len(x)))
     value = DISTANCES[distance][1](x[:, None], y[None])
-    dissimilar = classes[:, None] != y_classes
-    f = LOSSES[loss][1](value, dissimilar, margin)
+    negative = classes[:, None] != y_classes
+    f = LOSSES[loss][1](value, negative, margin)
     if reduction == "sum":
         return (pair * f).sum()
     counted = pair * (f != 0) if reduction == "active" else pair
-    masks = [np.ones_like(dissimilar)] if reduction == "mean" else [~dissimilar, dissimilar]
+    masks = [np.ones_like(negative)] if reduction == "mean" else [~negative, negative]
     total = 0.0
     for mask in masks:
         count = (counted * mask).sum()
@@ -333,7 +333,7 @@ DEGENERATE = {
     "one_class": (_batch(0, 15, 3)[0], [0] * 15),
     "all_distinct": (_batch(0, 15, 3)[0], np.arange(15)),
     "duplicates": (np.repeat(_batch(0, 5, 3)[0], 3, axis=0), np.repeat(np.arange(5), 3)),
-    "dissimilar_duplicates": (np.repeat(_batch(0, 5, 3)[0], 3, axis=0), np.arange(15)),
+    "negative_duplicates": (np.repeat(_batch(0, 5, 3)[0], 3, axis=0), np.arange(15)),
 }
 
 
@@ -392,19 +392,19 @@ def _direct_gradient(x, classes, margin):
     x = np.asarray(x, np.float64)
     difference = x[:, None] - x[None]
     distance = np.linalg.norm(difference, axis=-1)
-    dissimilar = classes[:, None] != classes
-    slope = np.where(dissimilar, -2 * np.maximum(0, margin - distance), 2 * distance)
+    negative = classes[:, None] != classes
+    slope = np.where(negative, -2 * np.maximum(0, margin - distance), 2 * distance)
     with np.errstate(invalid="ignore", divide="ignore"):
         unit = np.where(distance[..., None] > 0, difference / distance[..., None], 0)
     return 2 * (slope[..., None] * unit).sum(1) / (len(x) * (len(x) - 1))
 
 
 @jax.jit
-def _distance_of_one_pair(x, c, longest, similar):
+def _distance_of_one_pair(x, c, longest, positive):
     """The distance of the only pair of one class, or of the only one closer than some distance."""
 
     def pair_value(distance, label):
-        mine = jnp.where(similar, label == 0, distance < longest)
+        mine = jnp.where(positive, label == 0, distance < longest)
         return jnp.where(mine, distance, 0.0)
 
     return jax.value_and_grad(
@@ -413,11 +413,11 @@ def _distance_of_one_pair(x, c, longest, similar):
 
 
 @pytest.mark.parametrize("length", [1.0, 100.0])
-@pytest.mark.parametrize("similar", [True, False])
+@pytest.mark.parametrize("positive", [True, False])
 @pytest.mark.parametrize("apart", [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.07, 0.2, 0.8, 2.0])
-def test_a_distance_keeps_its_digits(apart, similar, length):
+def test_a_distance_keeps_its_digits(apart, positive, length):
     if apart * length == 2.0:
-        similar = True  # no pair is farther apart
+        positive = True  # no pair is farther apart
     rng = np.random.default_rng(0)
     x = rng.standard_normal((64, 128))
     x *= length / np.linalg.norm(x, axis=1, keepdims=True)
@@ -429,10 +429,10 @@ def test_a_distance_keeps_its_digits(apart, similar, length):
     x[40] = np.cos(angle) * x[0] + np.sin(angle) * step * length / np.linalg.norm(step)
     x = x.astype(np.float32)
     c = np.arange(64)
-    if similar:
+    if positive:
         c[40] = c[0]
     true = np.linalg.norm(x[40].astype(float) - x[0])
-    value, gradient = _distance_of_one_pair(x, c, 1.1 * max(true, length / 2), similar)
+    value, gradient = _distance_of_one_pair(x, c, 1.1 * max(true, length / 2), positive)
     np.testing.assert_allclose(value, true, rtol=1e-4)
     unit = (x[0].astype(float) - x[40]) / true
     np.testing.assert_allclose(gradient[0], unit, rtol=1e-4, atol=1e-4 * abs(unit).max())
@@ -459,14 +459,14 @@ def _near(distance):
 
 
 @pytest.mark.parametrize("distance", ["cosine", "angular", "mahalanobis"])
-@pytest.mark.parametrize("similar", [True, False])
+@pytest.mark.parametrize("positive", [True, False])
 @pytest.mark.parametrize("apart", [1e-6, 1e-4, 1e-2])
-def test_so_do_distances_of_directions(distance, similar, apart):
+def test_so_do_distances_of_directions(distance, positive, apart):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((40, 3)).astype(np.float32)
     x[30] = x[0] + apart * rng.standard_normal(3)
     c = np.arange(40)
-    c[30] = c[0] if similar else c[30]
+    c[30] = c[0] if positive else c[30]
     a, b = x[[0, 30]].astype(float)
     true = float(DISTANCES[distance][1](a, b))
     if distance != "mahalanobis":

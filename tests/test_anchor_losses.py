@@ -505,7 +505,7 @@ def test_a_nan_that_counts_shows(name, longer):
 
 @functools.cache
 def _pairs_program(loss, distance, dtype):
-    """Averages similar and dissimilar pairs apart, and of ratios the active pairs alone."""
+    """Averages positive and negative pairs apart, and of ratios the active pairs alone."""
 
     def value(x, classes, margin, positive_margin):
         def pair_value(distance, label):
@@ -722,8 +722,8 @@ def test_proxies_met_at_once_under_transformations(name_of):
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("traced", [False, True])
-def test_a_tile_without_similar_pairs_measures_no_similar_ones(traced):
-    """It computes nothing of a statistic of similar pairs, whether or not that is traced."""
+def test_a_tile_without_positive_pairs_measures_no_similar_ones(traced):
+    """It computes nothing of a statistic of positive pairs, whether or not that is traced."""
     classes = jnp.repeat(jnp.arange(4), 8)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((32, SIZE)), jnp.float32)
 
@@ -739,7 +739,7 @@ def test_a_tile_without_similar_pairs_measures_no_similar_ones(traced):
         given = (x, 2.0) if traced else (x,)
         return str(jax.make_jaxpr(value)(*given)).count("= exp ")
 
-    # Tiles whose pairs are all dissimilar, all plain ones, and any, in the walk and for close ones.
+    # Tiles whose pairs are all negative, all plain ones, and any, in the walk and for close ones.
     everything = exponentials(lambda label: label >= 0)
     assert exponentials(lambda label: label == 0) < everything
     assert exponentials(lambda label: label == 1) == everything

@@ -59,12 +59,12 @@ UNFIT = {
         {"validation": _examples([0, 0, 1], side=4)},
         "images of",
     ),
-    "one class in test": ({"test": _examples([1, 1, 1])}, "dissimilar pairs need two classes"),
-    "one class in validation": ({"validation": _examples([0, 0])}, "dissimilar pairs need two"),
-    "no class twice in test": ({"test": _examples([0, 1])}, "similar pairs need a class with two"),
+    "one class in test": ({"test": _examples([1, 1, 1])}, "negative pairs need two classes"),
+    "one class in validation": ({"validation": _examples([0, 0])}, "negative pairs need two"),
+    "no class twice in test": ({"test": _examples([0, 1])}, "positive pairs need a class with two"),
     "no labels in test": ({"test": _examples([-1, -1, -1])}, "no example with a class"),
     "no labels in validation": ({"validation": _examples([-1, -1])}, "no example with a class"),
-    "one class in train": ({"train": _examples([1] * 8)}, "dissimilar pairs need two classes"),
+    "one class in train": ({"train": _examples([1] * 8)}, "negative pairs need two classes"),
     "no labels in train": ({"train": _examples([-1] * 8)}, "the train split of toy has no example"),
 }
 # The maps are learned and shown without classes, and of train and test alone.

@@ -114,7 +114,7 @@ def test_settings_are_within_their_ranges_and_every_range_is_of_a_known_number()
             assert 1e-3 <= setting["learning_rate"] <= 1e-2
             for option, value in setting["options"].items():
                 low, high = (
-                    dict(loss_table.TABLE[name].ranges) | {"similar_fraction": (0.05, 0.5)}
+                    dict(loss_table.TABLE[name].ranges) | {"positive_fraction": (0.05, 0.5)}
                 )[option]
                 assert low <= value <= high
                 assert option in defaults

@@ -27,9 +27,9 @@ def test_nearest_and_related():
     distance = np.linalg.norm(flat[:, None] - flat, axis=2) + 1e9 * np.eye(6)
     np.testing.assert_array_equal(np.sort(near), np.sort(np.argsort(distance)[:, :2]))
 
-    similar = neighbourhoods.similar_to_copies(near, 3)
-    assert similar.shape == (18, 8)
-    for row, neighbours in enumerate(similar):
+    lists = neighbourhoods.neighbours_of_copies(near, 3)
+    assert lists.shape == (18, 8)
+    for row, neighbours in enumerate(lists):
         copy_of = row % 6
         want = {k * 6 + i for k in range(3) for i in (copy_of, *near[copy_of])} - {row}
         assert {*neighbours.tolist()} == want
@@ -40,7 +40,7 @@ def test_pairs_are_drawn_from_lists_and_labelled_by_them(fraction):
     near = neighbourhoods.nearest_by_pixels(RNG.integers(0, 256, (30, 4, 4, 1), dtype=np.uint8), 3)
     i, j, labels = map(
         np.asarray,
-        jax.jit(neighbourhoods.draw_similar, static_argnums=2)(
+        jax.jit(neighbourhoods.draw_neighbours, static_argnums=2)(
             jax.random.key(1), near, 4000, fraction
         ),
     )
@@ -132,7 +132,7 @@ def test_maps_are_of_images_of_ones_own(tmp_path, monkeypatch):
         ({"neighbours": 0}, "--neighbours must be above 0"),
         ({"neighbours": 1000}, "--neighbours must be below the .* training images"),
         ({"margin": -1.0}, "--margin must be above 0"),
-        ({"similar_fraction": 1.0}, r"--similar_fraction must be in \(0, 1\)"),
+        ({"positive_fraction": 1.0}, r"--positive_fraction must be in \(0, 1\)"),
         (
             {"classes": ("11",)},
             "--classes 11 has no training images in digits, whose classes are 0, 1",
@@ -151,13 +151,16 @@ def test_errors(tmp_path, options, words):
     ("changed", "words"),
     [
         ({"steps": 0}, "steps must be at least 1"),
-        ({"similar_fraction": 2.0}, "similar_fraction must be in"),
-        ({"similar": np.zeros(4, int)}, r"similar must be \[N, S\] with a row for each of the 4"),
-        ({"similar": np.zeros((3, 2), int)}, r"similar must be .*, got \[3, 2\]"),
+        ({"positive_fraction": 2.0}, "positive_fraction must be in"),
+        (
+            {"neighbours": np.zeros(4, int)},
+            r"neighbours must be \[N, S\] with a row for each of the 4",
+        ),
+        ({"neighbours": np.zeros((3, 2), int)}, r"neighbours must be .*, got \[3, 2\]"),
     ],
 )
 def test_lists_of_similar_images_are_checked(changed, words):
-    options = {"similar": np.zeros((4, 2), int), "steps": 2} | changed
+    options = {"neighbours": np.zeros((4, 2), int), "steps": 2} | changed
     encoder, images = network(models.MLP, (8, 8, 1)), np.zeros((4, 8, 8, 1), np.uint8)
     with pytest.raises(ValueError, match=words):
-        neighbourhoods.train_on_similar(encoder, images, options.pop("similar"), **options)
+        neighbourhoods.train_on_neighbours(encoder, images, options.pop("neighbours"), **options)

@@ -111,7 +111,7 @@ for call in (
     lambda: data.load("digits"),
     lambda: next(data.stream_pairs(
         np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 0, 1, 1]),
-        seed=0, batch_size=2, similar_fraction=0.5,
+        seed=0, batch_size=2, positive_fraction=0.5,
     )),
 ):
     try:

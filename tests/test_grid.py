@@ -15,7 +15,7 @@ from contrastive_jax.train import grid_strategy, objectives, parallel
 SHAPE = (8, 8, 1)
 RATES = (1e-3, 3e-3, 1e-3, 1e-2, 2e-3)
 HYPERPARAMETERS = [
-    train.Hyperparameters(k % 3, {"margin": 0.4 + 0.2 * k, "similar_fraction": 0.5})
+    train.Hyperparameters(k % 3, {"margin": 0.4 + 0.2 * k, "positive_fraction": 0.5})
     for k in range(len(RATES))
 ]
 
@@ -161,7 +161,7 @@ def test_numbers_never_compile_again():
     setup.train(
         grid,
         hyperparameters=[
-            n._replace(loss={"margin": 9.0, "similar_fraction": 0.25}) for n in HYPERPARAMETERS
+            n._replace(loss={"margin": 9.0, "positive_fraction": 0.25}) for n in HYPERPARAMETERS
         ],
     )
     assert setup.traced == once

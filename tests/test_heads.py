@@ -106,13 +106,13 @@ def test_a_run_on_given_pairs_goes_on(run_on):
     assert again == folder
 
 
-def test_the_share_of_similar_pairs_is_that_of_the_pairs_drawn():
+def test_the_share_of_positive_pairs_is_that_of_the_pairs_drawn():
     config = option_checks.checked_training(train.Config())
     balanced = option_checks.for_data(config, PAIRS)
-    assert balanced.similar_fraction == 0.5
+    assert balanced.positive_fraction == 0.5
     config = option_checks.checked_training(train.Config(balanced=False))
     share = float(np.mean(PAIRS.train.labels == 0))
-    assert option_checks.for_data(config, PAIRS).similar_fraction == share != 0.5
+    assert option_checks.for_data(config, PAIRS).positive_fraction == share != 0.5
 
 
 def test_false_accept_rates_that_test_can_not_resolve_are_left_out(run_on):
@@ -122,7 +122,7 @@ def test_false_accept_rates_that_test_can_not_resolve_are_left_out(run_on):
     assert {name for name in figures if "tar" in name} == {"tar_at_far_0.1", "tar_at_far_0.01"}
     text = (folder / "results.md").read_text()
     assert "| TAR at FAR 0.01 |" in text
-    note = "TAR at FAR 0.001 is left out: it takes at least 1,000 different dissimilar pairs, and "
+    note = "TAR at FAR 0.001 is left out: it takes at least 1,000 different negative pairs, and "
     assert text.endswith(f"\n\n{note}test has {number}.\n")
 
 
@@ -257,7 +257,7 @@ def test_labels_and_batches_are_options_of_every_program(program):
     for split in ("train", "test"):
         one = getattr(data, split)
         one = {split: one._replace(groups=np.zeros_like(one.groups))}
-        with pytest.raises(ValueError, match="leave no similar pair") as raised:
+        with pytest.raises(ValueError, match="leave no positive pair") as raised:
             _assembled(program, data._replace(**one), labels="other_group", **chosen)
         assert raised.value.__notes__ == [f"in the {split} split of vectors"]
     made = _assembled(program, data, category="sort", batch_classes=2, by_size=True, **chosen)
@@ -293,7 +293,7 @@ def test_losses_are_compared_on_vectors(tmp_path, monkeypatch):
         (PAIRS, {"objective": "all_pairs"}, "leave --objective out"),
         (PAIRS, {"objective": "all_pairs", "batch_classes": 2}, "leave --"),
         (PAIRS, {"group": 4}, "leave --group out"),
-        (PAIRS, {"similar_fraction": 0.2}, "leave --similar_fraction out"),
+        (PAIRS, {"positive_fraction": 0.2}, "leave --positive_fraction out"),
         (PAIRS, {"loss": "sigmoid", "memory": 100}, "leave --memory out"),
         (PAIRS, {"encoder": "convnet"}, "takes images, and the data has vectors"),
         (VECTORS, {"encoder": "drlim"}, "takes images, and the data has vectors"),
@@ -328,7 +328,7 @@ def test_seeds_of_a_grid_share_the_images_of_the_largest_batch():
     trials.check_data([group], PAIRS, jax.devices()[:2])
     made = trials.assembled(group, PAIRS, jax.devices()[:2])
     assert {one.seed for one in made.hyperparameters} == {0, 1, 2}
-    assert "similar_fraction" not in made.hyperparameters[0].loss
+    assert "positive_fraction" not in made.hyperparameters[0].loss
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ ENGINES = {"dense": {}, "sweep": {"tile": TILE}, "autodiff": {"method": "autodif
 def _by_age(a, b):
     """Ignores pairs of one sign whose ages are neither close nor far apart, without a class.
 
-    A row is similar or dissimilar to itself, a pair that no loss is to meet.
+    A row is positive or negative to itself, a pair that no loss is to meet.
     """
     apart = jnp.abs(a["age"] - b["age"])
     middle = (apart > 4) & (apart < 6) & (a["sign"] == b["sign"])

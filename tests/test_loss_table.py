@@ -92,7 +92,7 @@ def test_every_loss_trains(name):
     assert all(np.isfinite(list(record.values())).all() for record in records)
     assert records[-1]["loss"] < records[0]["loss"]
     first, last = (
-        record["similar_distance"] / record["dissimilar_distance"]
+        record["positive_distance"] / record["negative_distance"]
         for record in records[:: steps - 1]
     )
     assert last < 0.9 * first

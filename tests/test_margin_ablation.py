@@ -550,7 +550,7 @@ def test_a_value_on_the_edge_of_the_grid_is_said_with_what_widens_it(tmp_path):
     assert not notes((0.5, 1.0, 2.0), 2.0)
     (note,) = notes((1e-3, 1e-2, 1e-1), 1e-3, "learning_rate", grid=("learning_rate=1e-3,1e-2",))
     assert "--grid learning_rate=0.0001,0.001,0.01,0.1 adds" in note
-    assert not notes((0.25, 0.5, 1.0), 1.0, "similar_fraction")
+    assert not notes((0.25, 0.5, 1.0), 1.0, "positive_fraction")
 
 
 def test_options_that_are_given_several_times_take_the_place_of_the_default(tmp_path):

@@ -155,7 +155,7 @@ def test_cosines_in_linear_time_are_those_of_the_sweep():
     sums = mapped(X.reshape(2, -1, WIDTH), CLASSES.reshape(2, -1))
     swept = swept_distances(X, CLASSES, distances.cosine, None)
     pairs, between = _oracle("cosine")
-    for k, name in enumerate(["similar", "dissimilar"]):
+    for k, name in enumerate(["positive", "negative"]):
         np.testing.assert_array_equal(sums[name], np.full(2, pairs[k]))
         np.testing.assert_allclose(sums[f"{name}_distance"], np.full(2, between[k]), rtol=2e-6)
         np.testing.assert_allclose(swept[f"{name}_distance"], between[k], rtol=2e-5)
@@ -194,5 +194,5 @@ def test_logging_takes_no_sweep_of_its_own(objective, sweeps, monkeypatch):
         return objective.value(x, batch, params, None, objective.hyperparameters)
 
     _, sums = jax.eval_shape(jax.vmap(value, axis_name=train.AXIS), X[None])
-    assert {"similar_distance", "dissimilar_distance"} <= {*sums}
+    assert {"positive_distance", "negative_distance"} <= {*sums}
     assert len(counted) == sweeps

@@ -68,7 +68,7 @@ OUT_OF_RANGE = {
     "seed": (-1, 2**32, 2**70),
     "seeds": (0, -1),
     "shift": (-1,),
-    "similar_fraction": (-0.1, 1.1, math.nan),
+    "positive_fraction": (-0.1, 1.1, math.nan),
     "warmup": (-0.1, 1.0, math.nan),
     "weight_decay": (-0.1, math.inf, math.nan),
     "width": (1, 0, -8),
@@ -122,13 +122,17 @@ WITHOUT_EFFECT = [
         {"margin": 1.0, "loss": "triplet_all", "loss_options": {"margin": 0.2}},
         "--margin and --loss_options margin name the same",
     ),
-    ("similar_fraction", {"similar_fraction": 0.2, "loss": "supcon"}, "no share of similar pairs"),
     (
-        "similar_fraction",
+        "positive_fraction",
+        {"positive_fraction": 0.2, "loss": "supcon"},
+        "no share of positive pairs",
+    ),
+    (
+        "positive_fraction",
         {
-            "similar_fraction": 0.2,
+            "positive_fraction": 0.2,
             "loss": "logistic",
-            "loss_options": {"similar_fraction": 0.3},
+            "loss_options": {"positive_fraction": 0.3},
         },
         "name the same",
     ),
@@ -212,11 +216,11 @@ def test_options_without_effect_are_refused_by_every_program(option, options, wo
         {"data": Path("mine"), "on_bad_input": "skip", "similar_label": 0, "split": "classes"},
         {"loss": "arcface", "loss_learning_rate": 0.1, "batch_classes": 4, "margin": 0.3},
         {"loss": "supcon", "memory": 512, "max_age": 10, "loss_options": {"temperature": 0.2}},
-        {"loss": "logistic", "similar_fraction": 0.2, "objective": "all_pairs"},
-        {"distance": "cosine", "margin": 0.5, "similar_fraction": 0.2, "group": 8},
+        {"loss": "logistic", "positive_fraction": 0.2, "objective": "all_pairs"},
+        {"distance": "cosine", "margin": 0.5, "positive_fraction": 0.2, "group": 8},
         {"data_on": "host", "objective": "pairs", "group": 8},
         {"data_on": "host", "loss": "cosine_embedding", "data": Path("pairs.csv")},
-        {"objective": "all_pairs", "batch_classes": 4, "similar_fraction": 0.2},
+        {"objective": "all_pairs", "batch_classes": 4, "positive_fraction": 0.2},
         {"name": "x", "resume": "x"},
         {"objective": "all_pairs", "memory": 512, "max_age": 10},
         {"loss": "supcon", "repeat": False, "by_size": True, "category": "sort"},
@@ -228,13 +232,13 @@ def test_options_with_an_effect_are_taken(options):
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "sigmoid"])
-def test_a_share_of_similar_pairs_is_recorded_however_it_is_given(loss):
-    for given in ({"similar_fraction": 0.4}, {"loss_options": {"similar_fraction": 0.4}}):
+def test_a_share_of_positive_pairs_is_recorded_however_it_is_given(loss):
+    for given in ({"positive_fraction": 0.4}, {"loss_options": {"positive_fraction": 0.4}}):
         config = option_checks.checked_training(train.Config(loss=loss, **given))
         settled = options.settled(config, jax.devices()[:1])
-        assert settled["similar_fraction"] == 0.4
+        assert settled["positive_fraction"] == 0.4
         objective = options.objective_of(config, settled)
-        assert objective.hyperparameters["similar_fraction"] == 0.4
+        assert objective.hyperparameters["positive_fraction"] == 0.4
 
 
 def test_classes_stream_with_the_contrastive_loss_alone():

@@ -101,7 +101,7 @@ def test_one_compilation_serves_ten_margins():
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["plain", "jit"])
 def test_a_margin_of_each_pair(transform):
-    # Distances 5, 0.5 and 0; by the margin the gradient of a dissimilar pair is 2 (margin - D).
+    # Distances 5, 0.5 and 0; by the margin the gradient of a negative pair is 2 (margin - D).
     margins = np.float32([1, 2, 0.25])
     values = transform(lambda margin: pair_loss(A, B, LABELS, margin=margin))(margins)
     np.testing.assert_allclose(values, [25, 2.25, 0.0625], rtol=1e-6)

@@ -22,7 +22,7 @@ def softplus(x):
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
-# For each its formula of a similar and of a dissimilar pair, and the ranges of its numbers.
+# For each its formula of a positive and of a negative pair, and the ranges of its numbers.
 FORMULAS = {
     "contrastive": (
         lambda d, margin, positive_margin: hinge(d - positive_margin) ** 2,

@@ -18,11 +18,11 @@ GRADIENTS = np.array([[1.0, 0.0], [0.0, -2.0], [-0.6, -0.8], [0.0, 0.0]])
 
 def test_arrows_go_against_the_gradient_in_proportion():
     (axes,) = plane_plots.gradient_arrows(POINTS, GRADIENTS, LABELS, margin=1.0).axes
-    similar, dissimilar = (one for one in axes.collections if isinstance(one, Quiver))
-    np.testing.assert_allclose(similar.XY, POINTS[:2])
+    positive, negative = (one for one in axes.collections if isinstance(one, Quiver))
+    np.testing.assert_allclose(positive.XY, POINTS[:2])
     # The last point has no gradient, and no arrow.
-    np.testing.assert_allclose(dissimilar.XY, POINTS[2:3])
-    arrows = np.concatenate([np.stack([one.U, one.V], axis=1) for one in (similar, dissimilar)])
+    np.testing.assert_allclose(negative.XY, POINTS[2:3])
+    arrows = np.concatenate([np.stack([one.U, one.V], axis=1) for one in (positive, negative)])
     scale = -arrows[0, 0] / GRADIENTS[0, 0]
     assert scale > 0
     np.testing.assert_allclose(arrows, -scale * GRADIENTS[:3], atol=1e-12)

@@ -55,8 +55,8 @@ def _records(steps=300):
         yield {
             "step": step,
             "loss": np.exp(-step / 50) + 0.01 * rng.random(),
-            "similar_distance": 0.5 + 0.1 * rng.random(),
-            "dissimilar_distance": 1.2 + 0.1 * rng.random(),
+            "positive_distance": 0.5 + 0.1 * rng.random(),
+            "negative_distance": 1.2 + 0.1 * rng.random(),
             "active_fraction": rng.random(),
             "pairs_per_second": 1000.0,
         }
@@ -271,28 +271,28 @@ assert "matplotlib.pyplot" not in sys.modules
 @pytest.mark.parametrize("margin", [1.0, 2.5])
 def test_loss_curve_draws_the_formula_and_the_margin(margin):
     (axes,) = plots.loss_curve(_contrastive, margin).axes
-    similar, dissimilar, mark = axes.lines
-    distance = np.asarray(similar.get_xdata(), np.float64)
+    positive, negative, mark = axes.lines
+    distance = np.asarray(positive.get_xdata(), np.float64)
     assert distance[0] == 0
     np.testing.assert_allclose(distance[-1], 1.5 * margin, rtol=1e-6)
-    np.testing.assert_allclose(similar.get_ydata(), distance**2, rtol=1e-5)
+    np.testing.assert_allclose(positive.get_ydata(), distance**2, rtol=1e-5)
     np.testing.assert_allclose(
-        dissimilar.get_ydata(), np.maximum(0, margin - distance) ** 2, rtol=1e-4, atol=1e-6
+        negative.get_ydata(), np.maximum(0, margin - distance) ** 2, rtol=1e-4, atol=1e-6
     )
     assert list(mark.get_xdata()) == [margin, margin]
     assert f"margin {margin:g}" in _annotations(axes)
-    assert (to_hex(similar.get_color()), similar.get_linestyle()) == (BLUE, "-")
-    assert (to_hex(dissimilar.get_color()), dissimilar.get_linestyle()) == (VERMILION, "--")
+    assert (to_hex(positive.get_color()), positive.get_linestyle()) == (BLUE, "-")
+    assert (to_hex(negative.get_color()), negative.get_linestyle()) == (VERMILION, "--")
     names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["similar (Y = 0)", "dissimilar (Y = 1)"]
+    assert names == ["positive (Y = 0)", "negative (Y = 1)"]
 
 
 def test_loss_curve_goes_through_the_worked_values():
-    similar, dissimilar = plots.loss_curve(_contrastive, 1.0, max_distance=3.0).axes[0].lines[:2]
+    positive, negative = plots.loss_curve(_contrastive, 1.0, max_distance=3.0).axes[0].lines[:2]
     for line, distance, value in (
-        (similar, 0.5, 0.25),
-        (dissimilar, 0.3, 0.49),
-        (dissimilar, 1.5, 0),
+        (positive, 0.5, 0.25),
+        (negative, 0.3, 0.49),
+        (negative, 1.5, 0),
     ):
         (at,) = np.flatnonzero(np.isclose(line.get_xdata(), distance))
         np.testing.assert_allclose(line.get_ydata()[at], value, atol=1e-6)
@@ -326,17 +326,17 @@ def test_histograms_are_densities_of_their_pairs(pairs):
     (axes,) = plots.distance_histograms(distances, labels).axes
     outlines = [p for p in axes.patches if isinstance(p, StepPatch) and p.get_label()]
     assert [p.get_label() for p in outlines] == [
-        f"{name} pairs" for label, name in enumerate(("similar", "dissimilar")) if label in labels
+        f"{name} pairs" for label, name in enumerate(("positive", "negative")) if label in labels
     ]
     for patch in outlines:
         density, edges, _ = patch.get_data()
-        chosen = np.sort(distances[labels == (patch.get_label() == "dissimilar pairs")])
+        chosen = np.sort(distances[labels == (patch.get_label() == "negative pairs")])
         np.testing.assert_allclose(np.sum(density * np.diff(edges)), 1, rtol=1e-9)
         # Up to each inner edge lie the pairs strictly below it.
         below = np.searchsorted(chosen, edges[1:-1], side="left")
         mass = np.cumsum(density * np.diff(edges))[:-1]
         np.testing.assert_allclose(mass * len(chosen), below, atol=1e-6)
-        color = VERMILION if patch.get_label() == "dissimilar pairs" else BLUE
+        color = VERMILION if patch.get_label() == "negative pairs" else BLUE
         assert to_hex(patch.get_edgecolor()) == color
 
 
@@ -794,8 +794,8 @@ def test_training_curves_smooth_over_the_raw_values():
     loss, distance, active, validation = figure.axes
     drawn = {
         "loss": loss.lines,
-        "similar_distance": distance.lines[:2],
-        "dissimilar_distance": distance.lines[2:4],
+        "positive_distance": distance.lines[:2],
+        "negative_distance": distance.lines[2:4],
         "active_fraction": active.lines,
     }
     for key, (raw, smooth) in drawn.items():
@@ -810,7 +810,7 @@ def test_training_curves_smooth_over_the_raw_values():
     assert [line.get_linestyle() for line in distance.lines[1:4:2]] == ["-", "--"]
     assert list(distance.lines[4].get_ydata()) == [1.4, 1.4]
     names = [text.get_text() for text in distance.get_legend().get_texts()]
-    assert names == ["similar pairs", "dissimilar pairs", "margin 1.4"]
+    assert names == ["positive pairs", "negative pairs", "margin 1.4"]
     assert loss.get_yscale() == "log"
 
     keys = ("precision_at_1", "map_at_r", "r_precision")
@@ -826,8 +826,8 @@ def test_training_curves_smooth_over_the_raw_values():
 
 def test_training_curves_leave_out_what_is_missing():
     records = [
-        {"step": 1, "loss": 0.5, "similar_distance": float("nan")},
-        {"step": 2, "loss": 0.0, "similar_distance": 0.25},
+        {"step": 1, "loss": 0.5, "positive_distance": float("nan")},
+        {"step": 2, "loss": 0.0, "positive_distance": 0.25},
     ]
     loss, distance, active, validation = plots.training_curves(records).axes
     assert loss.get_yscale() == "linear"  # A loss of zero has no logarithm.

@@ -36,7 +36,7 @@ def _takers_of_seeds():
         "load": lambda seed: data.load("digits", seed=seed),
         "hold_out": lambda seed: data.hold_out(classes, 0.5, seed=seed),
         "stream_pairs": lambda seed: next(
-            data.stream_pairs(images, classes, seed=seed, batch_size=4, similar_fraction=0.5)
+            data.stream_pairs(images, classes, seed=seed, batch_size=4, positive_fraction=0.5)
         ),
         "bootstrap_interval": lambda seed: bootstrap_interval([1.0, 2.0], seed=seed),
         "kfold_accuracy": lambda seed: kfold_accuracy([0.0, 1.0] * 5, [0, 1] * 5, 2, seed=seed),

@@ -461,7 +461,7 @@ def test_options_that_are_wrong_on_any_data_are_refused_before_it_is_read(
         ({"margin": 0.0}, "--margin must be above 0, got 0.0"),
         ({"margin": float("nan")}, "--margin must be above 0, got nan"),
         ({"steps": -5}, "--steps must be at least 1, got -5"),
-        ({"similar_fraction": 1.5}, r"--similar_fraction must be in \[0, 1\], got 1.5"),
+        ({"positive_fraction": 1.5}, r"--positive_fraction must be in \[0, 1\], got 1.5"),
         ({"warmup": 1.0}, r"--warmup must be in \[0, 1\), got 1.0"),
         ({"validate_every": 15}, "--validate_every must be a multiple of --log_every, got 15"),
         ({"batch_size": 12, "devices": 8}, "--batch_size must be a multiple of --devices"),
@@ -501,7 +501,7 @@ def test_options_that_are_wrong_on_any_data_are_refused_before_it_is_read(
         ),
         ({"loss": "mined_hard", "margin": -1.0}, "margin must be above 0"),
         ({"loss": "supcon", "margin": 1.0}, "supcon has no margin"),
-        ({"loss": "supcon", "similar_fraction": 0.2}, "leave --similar_fraction out"),
+        ({"loss": "supcon", "positive_fraction": 0.2}, "leave --positive_fraction out"),
         ({"loss": "supcon", "distance": "cosine"}, "leave --objective and --distance"),
         (
             {"loss": "arcface", "memory": 64, "group": None},

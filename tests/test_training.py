@@ -123,9 +123,11 @@ def test_a_step_is_the_formula_and_adam_written_out(source):
 
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], np.linalg.norm(gradient), rtol=1e-4)
-    np.testing.assert_allclose(metrics["similar_distance"], distance[labels == 0].mean(), rtol=1e-5)
     np.testing.assert_allclose(
-        metrics["dissimilar_distance"], distance[labels == 1].mean(), rtol=1e-5
+        metrics["positive_distance"], distance[labels == 0].mean(), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        metrics["negative_distance"], distance[labels == 1].mean(), rtol=1e-5
     )
     np.testing.assert_allclose(metrics["active_fraction"], (hinge[labels == 1] > 0).mean())
     np.testing.assert_allclose(
@@ -245,7 +247,7 @@ def test_another_margin_or_fraction_compiles_nothing(source, model):
     seen = []
     for k in range(10):
         hyperparameters = placed.replicate(
-            train.Hyperparameters(k, {"margin": 0.1 + 0.1 * k, "similar_fraction": 0.1 + 0.05 * k})
+            train.Hyperparameters(k, {"margin": 0.1 + 0.1 * k, "positive_fraction": 0.1 + 0.05 * k})
         )
         state, metrics = placed.step(state, data, hyperparameters)
         seen.append(float(metrics["loss"]))
@@ -491,28 +493,28 @@ def test_groups_compare_every_first_with_every_second_member(source, group):
     step = train.draws_pairs(
         train.make_step(encoder, optimizer, objectives.pairs(group=group), microbatches=2), BATCH
     )
-    hyperparameters = train.Hyperparameters(5, {"margin": 4.0, "similar_fraction": 0.25})
+    hyperparameters = train.Hyperparameters(5, {"margin": 4.0, "positive_fraction": 0.25})
     i, j, _ = draw_pairs(jax.random.fold_in(jax.random.key(5), 0), source.by_class, BATCH, 0.25)
     flat = np.asarray(source.images, np.float64).reshape(200, -1) / 255 @ weights
-    values, active, dissimilar = [], 0, 0
+    values, active, negative = [], 0, 0
     for start in range(0, BATCH, group):
-        similar_losses, dissimilar_losses = [], []
+        positive_losses, negative_losses = [], []
         for k in np.asarray(i)[start : start + group]:
             for m in np.asarray(j)[start : start + group]:
                 distance = np.linalg.norm(flat[k] - flat[m])
                 if source.classes[k] == source.classes[m]:
-                    similar_losses.append(distance**2)
+                    positive_losses.append(distance**2)
                 else:
-                    dissimilar_losses.append(max(0, 4.0 - distance) ** 2)
-        value = 0.25 * np.mean(similar_losses) if similar_losses else 0.0
-        values.append(value + 0.75 * np.mean(dissimilar_losses))
-        active += np.count_nonzero(dissimilar_losses)
-        dissimilar += len(dissimilar_losses)
+                    negative_losses.append(max(0, 4.0 - distance) ** 2)
+        value = 0.25 * np.mean(positive_losses) if positive_losses else 0.0
+        values.append(value + 0.75 * np.mean(negative_losses))
+        active += np.count_nonzero(negative_losses)
+        negative += len(negative_losses)
     for devices in (1, 2):
         placed = parallel(step, "shard_map", jax.devices()[:devices])
         _, metrics = placed.step(*(placed.replicate(x) for x in (state, source, hyperparameters)))
         np.testing.assert_allclose(metrics["loss"], np.mean(values), rtol=1e-5)
-        np.testing.assert_allclose(metrics["active_fraction"], active / dissimilar, rtol=1e-5)
+        np.testing.assert_allclose(metrics["active_fraction"], active / negative, rtol=1e-5)
 
 
 def test_all_pairs_of_a_batch_are_the_formula(source):
@@ -526,19 +528,19 @@ def test_all_pairs_of_a_batch_are_the_formula(source):
         classes=4,
         examples=5,
     )
-    hyperparameters = train.Hyperparameters(5, {"margin": 4.0, "similar_fraction": 0.25})
+    hyperparameters = train.Hyperparameters(5, {"margin": 4.0, "positive_fraction": 0.25})
     positions, classes = draw_balanced(
         jax.random.fold_in(jax.random.key(5), 0), source.by_class, 4, 5
     )
     flat = np.asarray(source.images, np.float64)[np.asarray(positions)].reshape(20, -1) / 255
     i, j = np.triu_indices(20, 1)
     difference = flat[i] - flat[j]
-    similar = np.asarray(classes)[i] == np.asarray(classes)[j]
+    positive = np.asarray(classes)[i] == np.asarray(classes)[j]
     distance = np.linalg.norm(difference @ weights, axis=1)
     hinge = np.maximum(0, 4.0 - distance)
-    value = 0.25 * (distance[similar] ** 2).mean() + 0.75 * (hinge[~similar] ** 2).mean()
-    share = np.where(similar, 0.25 / similar.sum(), 0.75 / (~similar).sum())
-    slope = share * np.where(similar, 2 * distance, -2 * hinge) / distance
+    value = 0.25 * (distance[positive] ** 2).mean() + 0.75 * (hinge[~positive] ** 2).mean()
+    share = np.where(positive, 0.25 / positive.sum(), 0.75 / (~positive).sum())
+    slope = share * np.where(positive, 2 * distance, -2 * hinge) / distance
     gradient = (difference * slope[:, None]).T @ (difference @ weights)
 
     for devices in (1, 2):
@@ -547,9 +549,9 @@ def test_all_pairs_of_a_batch_are_the_formula(source):
         np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
         np.testing.assert_allclose(metrics["gradient_norm"], np.linalg.norm(gradient), rtol=1e-4)
         for name, mean in [
-            ("similar_distance", distance[similar].mean()),
-            ("dissimilar_distance", distance[~similar].mean()),
-            ("active_fraction", (hinge[~similar] > 0).mean()),
+            ("positive_distance", distance[positive].mean()),
+            ("negative_distance", distance[~positive].mean()),
+            ("active_fraction", (hinge[~positive] > 0).mean()),
         ]:
             np.testing.assert_allclose(metrics[name], mean, rtol=1e-5, err_msg=name)
 

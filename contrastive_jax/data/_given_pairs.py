@@ -9,23 +9,23 @@ from contrastive_jax.data.datasets import GivenPairs
 from contrastive_jax.data.draw import draw_rows_of_pairs
 
 
-def similar_first(pairs: GivenPairs) -> tuple[GivenPairs, np.int32]:
-    """Sorts pairs by their labels, and counts the similar ones.
+def positives_first(pairs: GivenPairs) -> tuple[GivenPairs, np.int32]:
+    """Sorts pairs by their labels, and counts the positive ones.
 
     Args:
       pairs: of one split.
 
     Returns:
-      The pairs, similar ones first and otherwise in their order, int32 and weights float32; and the
-      number of similar pairs.
+      The pairs, positive ones first and otherwise in their order, int32 and weights float32; and
+      the number of positive pairs.
 
     Example:
       >>> import numpy as np
       >>> from contrastive_jax.data import GivenPairs
-      >>> from contrastive_jax.data._given_pairs import similar_first
+      >>> from contrastive_jax.data._given_pairs import positives_first
       >>> pairs = GivenPairs(np.array([0, 0]), np.array([1, 2]), np.array([1, 0]))
-      >>> ordered, similar = similar_first(pairs)
-      >>> print(ordered.labels, ordered.right, similar)
+      >>> ordered, positives = positives_first(pairs)
+      >>> print(ordered.labels, ordered.right, positives)
       [0 1] [2 1] 1
     """
     order = np.argsort(pairs.labels, kind="stable")
@@ -40,7 +40,7 @@ def draw_given_pairs(
     key: jax.Array,
     left: jax.Array,
     right: jax.Array,
-    similar: ArrayLike,
+    positives: ArrayLike,
     batch_size: int,
     images: int,
     *,
@@ -50,9 +50,9 @@ def draw_given_pairs(
 
     Args:
       key: of this batch; the batch is a function of it.
-      left: image of the first member of each pair, `[P]`, of pairs of which the similar come first.
+      left: image of the first member of each pair, `[P]`; positive pairs come first.
       right: image of the second member, `[P]`.
-      similar: number of similar pairs.
+      positives: number of positive pairs.
       batch_size: number of pairs to draw, B.
       images: number of images, U, at least as many as the batch has different ones. Where it has
         fewer, its first image comes again.
@@ -68,12 +68,12 @@ def draw_given_pairs(
       >>> from contrastive_jax.data._given_pairs import draw_given_pairs
       >>> left, right = jnp.array([4, 4]), jnp.array([7, 9])
       >>> pairs, images, a, b = draw_given_pairs(
-      ...     jax.random.key(0), left, right, similar=1, batch_size=4, images=3, balanced=True
+      ...     jax.random.key(0), left, right, positives=1, batch_size=4, images=3, balanced=True
       ... )
       >>> print(pairs, images, a, b)
       [1 0 1 0] [4 7 9] [0 0 0 0] [2 1 2 1]
     """
-    pairs = draw_rows_of_pairs(key, similar, len(left), batch_size, balanced=balanced)
+    pairs = draw_rows_of_pairs(key, positives, len(left), batch_size, balanced=balanced)
     members = jnp.concatenate([left[pairs], right[pairs]])
     encoded, rows = jnp.unique(members, size=images, return_inverse=True)
     first, second = jnp.split(rows.astype(jnp.int32), 2)

@@ -57,7 +57,7 @@ class GivenPairs(NamedTuple):
     right: np.ndarray
     """`int32` `[P]`."""
     labels: np.ndarray
-    """0 for a similar pair, 1 for a dissimilar one, `int32` `[P]`."""
+    """0 for a positive pair, 1 for a negative one, `int32` `[P]`."""
     weights: np.ndarray | None = None
     """At least 0, `float32` `[P]`; None where all are 1."""
 

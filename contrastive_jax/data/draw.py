@@ -30,7 +30,7 @@ class ClassIndex(NamedTuple):
     sizes: jax.Array
     """Number of its examples, `[C]`."""
     pairable: jax.Array
-    """Number of classes with two examples or more, which alone can give a similar pair."""
+    """Number of classes with two examples or more, which alone can give a positive pair."""
     classes: jax.Array
     """The class number of each rank, as in the labels, `[C]`."""
     categories: jax.Array | None = None
@@ -38,14 +38,14 @@ class ClassIndex(NamedTuple):
 
 
 def index_by_class(
-    classes: ArrayLike, similar_fraction: float = 0.5, *, categories: ArrayLike | None = None
+    classes: ArrayLike, positive_fraction: float = 0.5, *, categories: ArrayLike | None = None
 ) -> ClassIndex:
     """Sorts examples by class, once, for `draw_pairs` and `draw_balanced`.
 
     Args:
       classes: one for each example, `[N]`, integers, booleans or strings (`class_numbers`).
         Examples of class -1, and those whose class is masked, are never drawn.
-      similar_fraction: the share of similar pairs that will be drawn, to check that it can be.
+      positive_fraction: the share of positive pairs that will be drawn, to check that it can be.
       categories: of the examples, `[N]`, numbers or strings; all examples of a class must have the
         same.
 
@@ -54,7 +54,7 @@ def index_by_class(
 
     Raises:
       ValueError: if the labels are not classes, no example has a class, or the classes can not give
-        such pairs: similar ones need a class with two examples, dissimilar ones need two classes;
+        such pairs: positive ones need a class with two examples, negative ones need two classes;
         or if a class is of two categories.
 
     Example:
@@ -66,8 +66,8 @@ def index_by_class(
       [1 3 0 2 4]
     """
     class_ids = class_numbers(classes)
-    if not 0 <= similar_fraction <= 1:
-        raise ValueError(f"similar_fraction must be in [0, 1], got {similar_fraction}")
+    if not 0 <= positive_fraction <= 1:
+        raise ValueError(f"positive_fraction must be in [0, 1], got {positive_fraction}")
     if class_ids.size == 0:
         raise ValueError("no examples to draw pairs from: classes is empty")
     rows = np.flatnonzero(class_ids >= 0)
@@ -77,17 +77,17 @@ def index_by_class(
             "masked, examples to ignore"
         )
     names, dense, count = np.unique(class_ids[rows], return_inverse=True, return_counts=True)
-    if len(names) == 1 and similar_fraction < 1:
+    if len(names) == 1 and positive_fraction < 1:
         raise ValueError(
-            f"dissimilar pairs need two classes, and every example is of class {names[0]}; draw "
-            "similar pairs alone with similar_fraction 1"
+            f"negative pairs need two classes, and every example is of class {names[0]}; draw "
+            "positive pairs alone with positive_fraction 1"
         )
-    if count.max() == 1 and similar_fraction > 0:
+    if count.max() == 1 and positive_fraction > 0:
         raise ValueError(
-            f"similar pairs need a class with two examples, and all {len(names)} classes have one; "
-            "draw dissimilar pairs alone with similar_fraction 0"
+            f"positive pairs need a class with two examples, and all {len(names)} classes have "
+            "one; draw negative pairs alone with positive_fraction 0"
         )
-    # Single examples last, so that a class for a similar pair is any of the first `pairable`.
+    # Single examples last, so that a class for a positive pair is any of the first `pairable`.
     order = np.argsort(count == 1, kind="stable")
     rank = np.argsort(order)
     members = rows[np.argsort(rank[dense], kind="stable")]
@@ -128,20 +128,20 @@ def _categories_of(class_ids: np.ndarray, categories: ArrayLike, names: np.ndarr
 
 
 def draw_pairs(
-    key: jax.Array, index: ClassIndex, batch_size: int, similar_fraction: ArrayLike
+    key: jax.Array, index: ClassIndex, batch_size: int, positive_fraction: ArrayLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Draws a batch of pairs, with replacement from one pair to the next.
 
-    Classes are balanced whatever their sizes: a similar pair is of any class with two examples, a
-    dissimilar one of any two classes, each as likely as the other, and every member of a class is
-    as likely. No example is paired with itself. The k-th pair is similar where the whole part of
-    `k * similar_fraction` grows, so that every batch, and every part of it, has its share.
+    Classes are balanced whatever their sizes: a positive pair is of any class with two examples, a
+    negative one of any two classes, each as likely as the other, and every member of a class is
+    as likely. No example is paired with itself. The k-th pair is positive where the whole part of
+    `k * positive_fraction` grows, so that every batch, and every part of it, has its share.
 
     Args:
       key: of this batch; the batch is a function of it.
       index: of the examples.
       batch_size: number of pairs, B.
-      similar_fraction: share of similar pairs, in [0, 1]; may be traced.
+      positive_fraction: share of positive pairs, in [0, 1]; may be traced.
 
     Returns:
       Positions of the first and of the second members and labels (0 similar, 1 dissimilar), int32,
@@ -158,43 +158,43 @@ def draw_pairs(
       >>> print(classes[first] != classes[second])
       [ True False  True False]
     """
-    chex.assert_rank(similar_fraction, 0)
+    chex.assert_rank(positive_fraction, 0)
     index = gathered(index)
     keys = jax.random.split(key, 4)
     # A float32 product such as 10 * 0.1 may fall just short of the whole number it stands for.
     ranks = jnp.arange(batch_size + 1, dtype=jnp.float32)
-    steps = jnp.floor(ranks * jnp.asarray(similar_fraction, jnp.float32) + 1e-4)
-    similar = steps[1:] > steps[:-1]
+    steps = jnp.floor(ranks * jnp.asarray(positive_fraction, jnp.float32) + 1e-4)
+    positives = steps[1:] > steps[:-1]
 
     def below(key: jax.Array, bound: ArrayLike) -> jax.Array:
         return jax.random.randint(key, (batch_size,), 0, bound)
 
     classes = index.sizes.shape[0]
-    first = below(keys[0], jnp.where(similar, index.pairable, classes))
+    first = below(keys[0], jnp.where(positives, index.pairable, classes))
     # Counting on from the first by 1 to n - 1 reaches each of the others alike.
     other = (first + 1 + below(keys[1], max(classes - 1, 1))) % classes
-    second = jnp.where(similar, first, other)
+    second = jnp.where(positives, first, other)
     i = below(keys[2], index.sizes[first])
-    step = below(keys[3], index.sizes[second] - similar.astype(jnp.int32))
-    j = jnp.where(similar, (i + 1 + step) % index.sizes[second], step)
+    step = below(keys[3], index.sizes[second] - positives.astype(jnp.int32))
+    j = jnp.where(positives, (i + 1 + step) % index.sizes[second], step)
     return (
         index.members[index.starts[first] + i],
         index.members[index.starts[second] + j],
-        1 - similar.astype(jnp.int32),
+        1 - positives.astype(jnp.int32),
     )
 
 
 def draw_rows_of_pairs(
-    key: jax.Array, similar: ArrayLike, total: int, batch_size: int, *, balanced: bool
+    key: jax.Array, positives: ArrayLike, total: int, batch_size: int, *, balanced: bool
 ) -> jax.Array:
-    """Draws a batch of given pairs, with replacement, from pairs of which the similar come first.
+    """Draws a batch of given pairs, with replacement, from pairs with the positive ones first.
 
     Args:
       key: of this batch; the batch is a function of it.
-      similar: number of similar pairs.
+      positives: number of positive pairs.
       total: number of all pairs, P.
       batch_size: number of pairs to draw, B.
-      balanced: whether every other pair is a similar one, each as likely as the others of its
+      balanced: whether every other pair is a positive one, each as likely as the others of its
         label. Otherwise every pair is as likely.
 
     Returns:
@@ -204,16 +204,16 @@ def draw_rows_of_pairs(
       >>> import jax
       >>> from contrastive_jax.data.draw import draw_rows_of_pairs
       >>> key = jax.random.key(0)
-      >>> rows = draw_rows_of_pairs(key, similar=1, total=9, batch_size=4, balanced=True)
+      >>> rows = draw_rows_of_pairs(key, positives=1, total=9, batch_size=4, balanced=True)
       >>> print(rows > 0)
       [ True False  True False]
     """
     if not balanced:
         return jax.random.randint(key, (batch_size,), 0, total)
-    is_similar = jnp.arange(batch_size) % 2 == 1
-    first = jnp.where(is_similar, 0, similar)
+    is_positive = jnp.arange(batch_size) % 2 == 1
+    first = jnp.where(is_positive, 0, positives)
     return first + jax.random.randint(
-        key, (batch_size,), 0, jnp.where(is_similar, similar, total - jnp.asarray(similar))
+        key, (batch_size,), 0, jnp.where(is_positive, positives, total - jnp.asarray(positives))
     )
 
 

@@ -10,7 +10,7 @@ from contrastive_jax.data.pair_checks import check_given_pairs
 def check_evaluable(data: Dataset | PairDataset) -> None:
     """Checks that the splits of a data set can be evaluated, before the first step is taken.
 
-    Figures on validation and test are of similar and of dissimilar pairs, so each needs two classes
+    Figures on validation and test are of positive and of negative pairs, so each needs two classes
     and two examples of one of them. Examples of class -1, and those whose class is masked, do not
     count. `index_by_class` checks the same of the examples that are trained on. Given pairs are
     checked by `check_given_pairs`.
@@ -53,13 +53,13 @@ def check_evaluable(data: Dataset | PairDataset) -> None:
             continue
         if len(present) == 1:
             raise ValueError(
-                f"{name} can not be evaluated: dissimilar pairs need two classes, and all "
+                f"{name} can not be evaluated: negative pairs need two classes, and all "
                 f"{counts[0]} examples are of class {present[0]}; add examples of another class, "
                 "or where classes are split (--split classes), do not split them"
             )
         if counts.max() == 1:
             raise ValueError(
-                f"{name} can not be evaluated: similar pairs need a class with two examples, and "
+                f"{name} can not be evaluated: positive pairs need a class with two examples, and "
                 f"all {len(present)} classes have one; add examples"
             )
 

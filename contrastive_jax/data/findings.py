@@ -36,10 +36,10 @@ class SplitCounts(NamedTuple):
     """Examples of the smallest class; 0 for given pairs."""
     median: float
     """Median of the examples of a class; 0 for given pairs."""
-    similar: int
-    """Similar pairs: those that are given, or all that the classes allow."""
-    dissimilar: int
-    """Dissimilar pairs."""
+    positive: int
+    """Positive pairs: those that are given, or all that the classes allow."""
+    negative: int
+    """Negative pairs."""
 
 
 class Report(NamedTuple):
@@ -97,7 +97,7 @@ def count_splits(data: Dataset | PairDataset) -> tuple[SplitCounts, ...]:
       >>> from contrastive_jax.data import load
       >>> from contrastive_jax.data.findings import count_splits
       >>> test = count_splits(load("digits"))[2]
-      >>> test.split, test.examples, test.classes, test.similar + test.dissimilar == 450 * 449 // 2
+      >>> test.split, test.examples, test.classes, test.positive + test.negative == 450 * 449 // 2
       ('test', 450, 10, True)
     """
     return tuple(_counts(split, getattr(data, split)) for split in SPLITS)
@@ -106,19 +106,19 @@ def count_splits(data: Dataset | PairDataset) -> tuple[SplitCounts, ...]:
 def _counts(split: str, part: Examples | GivenPairs) -> SplitCounts:
     if isinstance(part, GivenPairs):
         images = len(np.union1d(part.left, part.right))
-        similar = int((part.labels == 0).sum())
-        return SplitCounts(split, images, 0, 0, 0.0, similar, len(part.labels) - similar)
+        positive = int((part.labels == 0).sum())
+        return SplitCounts(split, images, 0, 0, 0.0, positive, len(part.labels) - positive)
     sizes = np.unique(part.classes, return_counts=True)[1]
     number = len(part.classes)
-    similar = int((sizes * (sizes - 1) // 2).sum())
+    positive = int((sizes * (sizes - 1) // 2).sum())
     return SplitCounts(
         split,
         number,
         len(sizes),
         int(sizes.min(initial=number)),
         float(np.median(sizes)) if number else 0.0,
-        similar,
-        number * (number - 1) // 2 - similar,
+        positive,
+        number * (number - 1) // 2 - positive,
     )
 
 
@@ -134,10 +134,10 @@ def as_text(report: Report) -> str:
       >>> print(as_text(Report("pets", "arrays", "vectors of 8 entries", "given",
       ...                      count_splits(data), ())))
       pets: arrays, 40 vectors of 8 entries
-                  examples  classes  fewest  median  similar pairs  dissimilar pairs
-      train             28        2      14      14            182               196
-      validation         4        2       2       2              2                 4
-      test               8        2       4       4             12                16
+                  examples  classes  fewest  median  positive pairs  negative pairs
+      train             28        2      14      14             182             196
+      validation         4        2       2       2               2               4
+      test               8        2       4       4              12              16
       splits: given
     """
     total = sum(one.examples for one in report.splits)
@@ -147,14 +147,14 @@ def as_text(report: Report) -> str:
         "",
         "examples" if classes else "images",
         *(("classes", "fewest", "median") if classes else ()),
-        "similar pairs",
-        "dissimilar pairs",
+        "positive pairs",
+        "negative pairs",
     ]
     rows = [title]
     for one in report.splits:
         sizes = [f"{one.classes:,}", f"{one.fewest:,}", f"{one.median:g}"] if classes else []
         rows.append(
-            [one.split, f"{one.examples:,}", *sizes, f"{one.similar:,}", f"{one.dissimilar:,}"]
+            [one.split, f"{one.examples:,}", *sizes, f"{one.positive:,}", f"{one.negative:,}"]
         )
     widths = [max(len(row[k]) for row in rows) for k in range(len(title))]
     lines = [f"{report.name}: {report.form}, {counts}"]

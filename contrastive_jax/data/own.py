@@ -60,7 +60,7 @@ def load_with_report(
         is seen in training) or `examples` (of every class). By default classes where at least 20
         classes have two examples and half of these fewer than ten, and otherwise examples. Groups
         are never divided. For pairs, `classes` keeps every image in one split.
-      similar_label: the label of similar pairs in a column `label`.
+      similar_label: the label of positive pairs in a column `label`.
       on_bad_input: `error` raises for images that can not be read, vectors that are not finite and
         pairs that contradict each other; `skip` leaves them out.
       validation_fraction: share held out for validation, in (0, 1/4]; test takes twice as

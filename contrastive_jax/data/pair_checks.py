@@ -14,7 +14,7 @@ def check_given_pairs(data: PairDataset) -> None:
     Raises:
       ValueError: for the first split that is wrong, saying what is wrong with it and the remedy:
         columns differ in length, a row is not one of the images, a label is neither 0 nor 1, a
-        weight is negative or not finite, or the split lacks similar or dissimilar pairs (of test
+        weight is negative or not finite, or the split lacks positive or negative pairs (of test
         there must be two each).
 
     Example:
@@ -49,7 +49,7 @@ def check_given_pairs(data: PairDataset) -> None:
             )
         _check_weights(name, pairs)
         least = 2 if split == "test" else 1
-        counts = {"similar": int(np.sum(labels == 0)), "dissimilar": int(np.sum(labels == 1))}
+        counts = {"positive": int(np.sum(labels == 0)), "negative": int(np.sum(labels == 1))}
         for label, count in counts.items():
             if count < least:
                 raise ValueError(

@@ -8,7 +8,7 @@ import numpy as np
 
 from contrastive_jax._extras import needs
 from contrastive_jax.checks import check_seed
-from contrastive_jax.data._given_pairs import draw_given_pairs, similar_first
+from contrastive_jax.data._given_pairs import draw_given_pairs, positives_first
 from contrastive_jax.data.datasets import GivenPairs, PairDataset
 from contrastive_jax.data.draw import draw_pairs, index_by_class
 from contrastive_jax.data.labels import check_unmasked, class_numbers
@@ -20,7 +20,7 @@ def stream_pairs(
     *,
     seed: int,
     batch_size: int,
-    similar_fraction: float,
+    positive_fraction: float,
     start_step: int = 0,
     threads: int = 4,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
@@ -32,7 +32,7 @@ def stream_pairs(
         whose class is masked, are never drawn.
       seed: of the pairs, in [0, 2^32).
       batch_size: pairs in a batch, B.
-      similar_fraction: share of similar pairs.
+      positive_fraction: share of positive pairs.
       start_step: step of the first batch, where a run is resumed.
       threads: how many gather.
 
@@ -49,7 +49,7 @@ def stream_pairs(
       >>> import numpy as np
       >>> from contrastive_jax.data.stream import stream_pairs
       >>> images, classes = np.zeros((6, 8, 8, 1), np.uint8), np.array([0, 0, 1, 1, 2, 2])
-      >>> pairs = stream_pairs(images, classes, seed=0, batch_size=4, similar_fraction=0.5)
+      >>> pairs = stream_pairs(images, classes, seed=0, batch_size=4, positive_fraction=0.5)
       >>> first, second, first_classes, second_classes = next(pairs)
       >>> first.shape, int(np.sum(first_classes == second_classes))
       ((4, 8, 8, 1), 2)
@@ -66,12 +66,12 @@ def stream_pairs(
             f"{len(images)} images and {len(class_ids)} classes"
         )
     cpu = jax.local_devices(backend="cpu")[0]
-    index = jax.device_put(index_by_class(classes, similar_fraction), cpu)
+    index = jax.device_put(index_by_class(classes, positive_fraction), cpu)
 
     @jax.jit
     def draw(step: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         key = jax.random.fold_in(jax.random.key(seed), step)
-        return draw_pairs(key, index, batch_size, similar_fraction)
+        return draw_pairs(key, index, batch_size, positive_fraction)
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         i, j, _ = jax.device_get(draw(jax.device_put(np.int32(step), cpu)))
@@ -98,7 +98,7 @@ def stream_given_pairs(
       batch_size: pairs in a batch, B.
       images: room for different images in a batch, U, from `train.draw.most_images`; a batch with
         fewer repeats its first one.
-      balanced: whether similar and dissimilar pairs are drawn equally often.
+      balanced: whether positive and negative pairs are drawn equally often.
       start_step: step of the first batch, where a run is resumed.
       threads: how many gather.
 
@@ -121,14 +121,14 @@ def stream_given_pairs(
       (3, 3) [1 0 1 0] [2 1 2 1]
     """
     check_seed(seed)
-    pairs, similar = similar_first(data.train)
+    pairs, positives = positives_first(data.train)
     cpu = jax.local_devices(backend="cpu")[0]
     left, right = jax.device_put((pairs.left, pairs.right), cpu)
 
     @jax.jit
     def draw(step: jax.Array) -> tuple[jax.Array, ...]:
         key = jax.random.fold_in(jax.random.key(seed), step)
-        return draw_given_pairs(key, left, right, similar, batch_size, images, balanced=balanced)
+        return draw_given_pairs(key, left, right, positives, batch_size, images, balanced=balanced)
 
     def batch(step: int) -> tuple[np.ndarray, GivenPairs]:
         step = jax.device_put(np.int32(step), cpu)

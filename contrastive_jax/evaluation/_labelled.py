@@ -146,7 +146,7 @@ def _label_blocks(
 
 
 def check_both_labels(labels: Any, attributes: Any, rows: int) -> None:
-    """Checks that labels leave a similar and a dissimilar pair, and labels few pairs for it.
+    """Checks that labels leave a positive and a negative pair, and labels few pairs for it.
 
     Rows in random order are compared with all others until both are there. Sets of 4,096 rows are
     labelled at once; of larger ones the first 2^24 pairs do as a rule, and 2^28 are the most.
@@ -159,12 +159,12 @@ def check_both_labels(labels: Any, attributes: Any, rows: int) -> None:
     At most about 2^28 pairs are labelled. If there is none of a label among them, it warns.
 
     Raises:
-      ValueError: if all pairs are labelled and there is no similar or no dissimilar one, or a label
+      ValueError: if all pairs are labelled and there is no positive or no negative one, or a label
         is none of 0, 1 and -1.
     """
     (counts,), _ = _label_blocks(labels, attributes, None, rows, rows)
     order = np.random.default_rng(0).permutation(counts.sum())
-    labelled, lacking = 0, {0: "similar", 1: "dissimilar"}
+    labelled, lacking = 0, {0: "positive", 1: "negative"}
     for index, table in _label_blocks(labels, attributes, None, rows, rows, order)[1]:
         labelled += len(index)
         lacking = {label: name for label, name in lacking.items() if not (table == label).any()}
@@ -200,7 +200,7 @@ def check_matches(labels: Any, attributes: Any, queries: NDArray[np.bool_]) -> N
         raise ValueError("labels leave no query a match in the gallery")
 
 
-def dissimilar_pairs(labels: Any, attributes: Any, rows: int) -> int:
+def negative_pairs(labels: Any, attributes: Any, rows: int) -> int:
     """Counts the pairs of two rows of a set with label 1.
 
     Args:
@@ -234,7 +234,7 @@ def drawn_pairs(
       Indices of the first and of the second rows, and labels (0 similar, 1 dissimilar), [P] each.
 
     Raises:
-      ValueError: if there is no similar or no dissimilar pair.
+      ValueError: if there is no positive or no negative pair.
     """
     (counts,), blocks = _label_blocks(labels, attributes, None, rows, rows)
     # The numbers of rows with each label; which these are is found again for the rows drawn.
@@ -243,7 +243,7 @@ def drawn_pairs(
         sizes[index_of_row] = np.sum(table == 0, axis=1)
         others[index_of_row] = np.sum(table == 1, axis=1)
     given = 1 - np.arange(pairs, dtype=np.int32) % 2
-    for name, available in (("similar", sizes), ("dissimilar", others)):
+    for name, available in (("positive", sizes), ("negative", others)):
         if not (available > 0).any():
             raise ValueError(f"labels leave no {name} pair among {counts.sum()} rows that count")
     rng = np.random.default_rng(seed)

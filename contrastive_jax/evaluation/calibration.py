@@ -1,4 +1,4 @@
-"""The probability that a pair is similar, from its distance."""
+"""The probability that a pair is positive, from its distance."""
 
 from typing import NamedTuple
 
@@ -12,22 +12,22 @@ class Calibration(NamedTuple):
     """A logistic regression of labels on distances."""
 
     slope: float
-    """By how much the log-odds of "similar" fall when the distance grows by 1."""
+    """By how much the log-odds of "positive" fall when the distance grows by 1."""
     intercept: float
-    """The log-odds of "similar" at distance 0."""
+    """The log-odds of "positive" at distance 0."""
     prior: float
-    """The share of similar pairs for which this holds."""
+    """The share of positive pairs for which this holds."""
 
 
 def calibrate(distances: ArrayLike, labels: ArrayLike) -> Calibration:
-    """Fits the probability that a pair is similar to the distances of labelled pairs.
+    """Fits the probability that a pair is positive to the distances of labelled pairs.
 
     Args:
       distances: `[N]`, finite.
       labels: `[N]`, 0 similar, 1 dissimilar; both present.
 
     Returns:
-      The calibration, whose prior is the share of similar pairs among these.
+      The calibration, whose prior is the share of positive pairs among these.
 
     Raises:
       ValueError: if shapes, labels or distances do not fit.
@@ -45,9 +45,9 @@ def calibrate(distances: ArrayLike, labels: ArrayLike) -> Calibration:
     """
     from scipy import optimize  # takes a tenth of a second to import
 
-    values, similar = unmasked_pairs(distances, labels)
-    positives, negatives = int(similar.sum()), int((~similar).sum())
-    target = np.where(similar, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    values, positive = unmasked_pairs(distances, labels)
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    target = np.where(positive, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     unit = float(np.std(values)) or 1.0
     scaled = values / unit
 
@@ -65,12 +65,12 @@ def calibrate(distances: ArrayLike, labels: ArrayLike) -> Calibration:
 def probability(
     calibration: Calibration, distances: ArrayLike, prior: float | None = None
 ) -> Floats:
-    """Computes the probability that pairs are similar.
+    """Computes the probability that pairs are positive.
 
     Args:
       calibration: from `calibrate`.
       distances: of any shape.
-      prior: share of similar pairs where it is used, in (0, 1); by default that of the pairs by
+      prior: share of positive pairs where it is used, in (0, 1); by default that of the pairs by
         which it was calibrated.
 
     Returns:
@@ -90,7 +90,7 @@ def probability(
     logits = calibration.intercept - calibration.slope * np.asarray(distances, np.float64)
     if prior is not None:
         if not 0 < prior < 1:
-            raise ValueError(f"prior must be in (0, 1), the share of similar pairs, got {prior}")
+            raise ValueError(f"prior must be in (0, 1), the share of positive pairs, got {prior}")
         logits = logits + _log_odds(prior) - _log_odds(calibration.prior)
     return _expit(logits)
 

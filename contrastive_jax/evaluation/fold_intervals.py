@@ -75,11 +75,11 @@ def pair_intervals(
       1.0
     """
     labels, generator = np.asarray(labels), np.random.default_rng(seed)
-    similar, dissimilar = (
+    positive, negative = (
         generator.permutation(np.flatnonzero(labels == label)) for label in (0, 1)
     )
-    count = min(folds, len(similar), len(dissimilar))
-    parts = zip(np.array_split(similar, count), np.array_split(dissimilar, count), strict=True)
+    count = min(folds, len(positive), len(negative))
+    parts = zip(np.array_split(positive, count), np.array_split(negative, count), strict=True)
     dealt = [np.concatenate(fold) for fold in parts]
     return {
         name: bootstrap_interval([figure(distances[fold], labels[fold]) for fold in dealt])

@@ -24,7 +24,7 @@ class PairPoints(NamedTuple):
     right: np.ndarray
     """`[P]`."""
     labels: np.ndarray
-    """0 for a similar pair, 1 for a dissimilar one, `[P]`."""
+    """0 for a positive pair, 1 for a negative one, `[P]`."""
 
 
 def points_of_pairs(
@@ -97,7 +97,7 @@ def summarize_pairs(
       label, the distances and labels of the test pairs, and the threshold.
 
     Raises:
-      ValueError: if validation lacks similar or dissimilar pairs, test has less than two of either,
+      ValueError: if validation lacks positive or negative pairs, test has less than two of either,
         or a distance is not finite.
 
     Example:

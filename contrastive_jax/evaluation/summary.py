@@ -44,7 +44,7 @@ def summarize(
 ) -> Summary:
     """Computes verification and retrieval on test, with the threshold chosen on validation.
 
-    Half of the pairs are similar and classes are balanced, in both sets; they depend on the seed
+    Half of the pairs are positive and classes are balanced, in both sets; they depend on the seed
     alone. Retrieval ranks by the Euclidean distance. Rows of class -1 or of a masked class
     (`numpy.ma`) are ignored, whatever they hold.
 
@@ -146,7 +146,7 @@ def drawn_distances(
     *,
     labels: PairLabels | Callable[[Any, Any], Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Computes distances of pairs drawn from a set, half of them similar, with classes balanced.
+    """Computes distances of pairs drawn from a set, half of them positive, with classes balanced.
 
     Args:
       points: embeddings or flat images, `[N, D]`.
@@ -157,7 +157,7 @@ def drawn_distances(
       seed: of the pairs, in [0, 2^32).
       labels: function of the attributes of two rows that returns 0 (similar), 1 (dissimilar) or
         -1 (ignored). Every row that has a similar row is then as likely to be the first of a
-        similar pair, and every row similar to it the second; dissimilar pairs are drawn alike.
+        positive pair, and every row similar to it the second; negative pairs are drawn alike.
 
     Returns:
       Distances and labels (0 similar, 1 dissimilar), `[P]` each.

@@ -1,13 +1,13 @@
 """Verification metrics, from the distances of pairs and their labels.
 
-A pair is accepted as similar when its distance is at most a threshold. Two rates describe a
-threshold: TAR, the fraction of similar pairs accepted, and FAR, the fraction of dissimilar pairs
-accepted. Pairs at equal distance are accepted together, so that no figure depends on their order.
+A pair is accepted, that is taken for a positive one, when its distance is at most a threshold. Two
+rates describe a threshold: TAR, the fraction of positive pairs accepted, and FAR, the fraction of
+negative pairs accepted. Pairs at equal distance are accepted together, so that no figure depends on
+their order.
 
-Everywhere `distances` is [N], finite, and `labels` is [N], 0 for similar and 1 for dissimilar,
+Everywhere `distances` is [N], finite, and `labels` is [N], 0 for positive and 1 for negative pairs,
 both present. A pair whose distance or label is masked (`numpy.ma`) is left out. scikit-learn's
-labels are the other way round: its positive class (1) is similar here, and its score is minus the
-distance.
+labels are the other way round: its class 1 is label 0 here, and its score is minus the distance.
 """
 
 import math
@@ -35,7 +35,7 @@ def roc_curve(distances: ArrayLike, labels: ArrayLike) -> ROC:
     """Returns FAR and TAR at -inf, where no pair is accepted, and at every distinct distance.
 
     Args:
-      distances: [N], small for similar pairs.
+      distances: [N], small for positive pairs.
       labels: [N], 0 similar, 1 dissimilar; both present.
 
     Raises:
@@ -51,14 +51,14 @@ def roc_curve(distances: ArrayLike, labels: ArrayLike) -> ROC:
       >>> print(tar)
       [0.  0.5 0.5 1.  1. ]
     """
-    thresholds, similar, dissimilar = _accepted(*unmasked_pairs(distances, labels))
-    return ROC(thresholds, dissimilar / dissimilar[-1], similar / similar[-1])
+    thresholds, positive, negative = _accepted(*unmasked_pairs(distances, labels))
+    return ROC(thresholds, negative / negative[-1], positive / positive[-1])
 
 
 def roc_auc(distances: ArrayLike, labels: ArrayLike) -> float:
     """Computes the area under the ROC curve, in [0, 1].
 
-    It is the probability that a similar pair is closer than a dissimilar one; a tie counts half.
+    It is the probability that a positive pair is closer than a negative one; a tie counts half.
     Args and Raises are those of `roc_curve`.
 
     Example:
@@ -71,7 +71,7 @@ def roc_auc(distances: ArrayLike, labels: ArrayLike) -> float:
 
 
 def equal_error_rate(distances: ArrayLike, labels: ArrayLike) -> float:
-    r"""Computes the error rate at which FAR equals FRR, the fraction of similar pairs rejected.
+    r"""Computes the error rate at which FAR equals FRR, the fraction of positive pairs rejected.
 
     $$\text{FRR} = 1 - \text{TAR}$$
 
@@ -90,12 +90,12 @@ def equal_error_rate(distances: ArrayLike, labels: ArrayLike) -> float:
 def tar_at_far(distances: ArrayLike, labels: ArrayLike, far: float) -> float:
     """Computes the largest TAR, in [0, 1], among thresholds whose FAR is at most `far`.
 
-    A `far` below 1 / (number of dissimilar pairs) allows no false accept at all. The result is
-    then the fraction of similar pairs closer than every dissimilar one: well defined, but resting
-    on a single dissimilar pair.
+    A `far` below 1 / (number of negative pairs) allows no false accept at all. The result is
+    then the fraction of positive pairs closer than every negative one: well defined, but resting
+    on a single negative pair.
 
     Args:
-      distances: [N], small for similar pairs.
+      distances: [N], small for positive pairs.
       labels: [N], 0 similar, 1 dissimilar; both present.
       far: the false accept rate allowed, in [0, 1].
 
@@ -119,7 +119,7 @@ def average_precision(distances: ArrayLike, labels: ArrayLike) -> float:
     $$\sum_t (r_t - r_{t - 1}) p_t$$
 
     with $r_t$ the recall and $p_t$ the precision at the distinct distances $t$, without
-    interpolation, the definition of scikit-learn's `average_precision_score`. Similar is the
+    interpolation, the definition of scikit-learn's `average_precision_score`. Positive is the
     positive class.
     Args and Raises are those of `roc_curve`.
 
@@ -128,9 +128,9 @@ def average_precision(distances: ArrayLike, labels: ArrayLike) -> float:
       >>> print(f"{average_precision([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1]):.3f}")
       0.833
     """
-    _, similar, dissimilar = _accepted(*unmasked_pairs(distances, labels))
-    precision = similar[1:] / (similar + dissimilar)[1:]
-    return float(np.diff(similar) @ precision / similar[-1])
+    _, positive, negative = _accepted(*unmasked_pairs(distances, labels))
+    precision = positive[1:] / (positive + negative)[1:]
+    return float(np.diff(positive) @ precision / positive[-1])
 
 
 def best_threshold(distances: ArrayLike, labels: ArrayLike) -> float:
@@ -150,10 +150,10 @@ def best_threshold(distances: ArrayLike, labels: ArrayLike) -> float:
 
 
 def accuracy_at(distances: ArrayLike, labels: ArrayLike, threshold: float) -> float:
-    """Computes the fraction of correct decisions: pairs that are similar and accepted, or neither.
+    """Computes the fraction of correct decisions: positive pairs that are accepted, or neither.
 
     Args:
-      distances: [N], small for similar pairs.
+      distances: [N], small for positive pairs.
       labels: [N], 0 similar, 1 dissimilar; both present.
       threshold: pairs at this distance or closer are accepted; chosen on other pairs than these.
 
@@ -178,7 +178,7 @@ def kfold_accuracy(
     Each fold is judged at the `best_threshold` of all the others.
 
     Args:
-      distances: [N], small for similar pairs.
+      distances: [N], small for positive pairs.
       labels: [N], 0 similar, 1 dissimilar; both present.
       folds: the number K of folds, into which the pairs are dealt at random with equal shares of
         each label (to within one pair); or the fold of each pair, [N] integers, where a benchmark
@@ -211,13 +211,13 @@ def kfold_accuracy(
             f"folds must be an integer, or one for each of the {math.prod(pairs)} pairs, "
             f"got {given.dtype} of shape {given.shape}{column_hint(folds=given)}."
         )
-    distances, similar, rows = _checked_pairs(distances, labels, has_fold if given.ndim else True)
-    fold = _fold_of_each(similar, given[rows] if given.ndim else given, seed)
+    distances, positive, rows = _checked_pairs(distances, labels, has_fold if given.ndim else True)
+    fold = _fold_of_each(positive, given[rows] if given.ndim else given, seed)
     accuracies = []
     for name in np.unique(fold):
         held_out = fold == name
-        threshold = _best_threshold(distances[~held_out], similar[~held_out])
-        accuracies.append(_accuracy(distances[held_out], similar[held_out], threshold))
+        threshold = _best_threshold(distances[~held_out], positive[~held_out])
+        accuracies.append(_accuracy(distances[held_out], positive[held_out], threshold))
     return float(np.mean(accuracies)), float(np.std(accuracies, ddof=1) / len(accuracies) ** 0.5)
 
 
@@ -227,7 +227,7 @@ def verification(
     """Computes all metrics of this module for one set of pairs.
 
     Args:
-      distances: [N], small for similar pairs.
+      distances: [N], small for positive pairs.
       labels: [N], 0 similar, 1 dissimilar; both present.
       threshold: for `accuracy`; it must have been chosen on other pairs (validation), by
         `best_threshold` or otherwise.
@@ -259,18 +259,20 @@ def verification(
     }
 
 
-def _accepted(distances: Floats, similar: Bools) -> tuple[Floats, Floats, Floats]:
-    """Returns thresholds, and the counts of similar and dissimilar pairs that each accepts."""
+def _accepted(distances: Floats, positive: Bools) -> tuple[Floats, Floats, Floats]:
+    """Returns thresholds, and the counts of positive and negative pairs that each accepts."""
     thresholds, inverse = np.unique(distances, return_inverse=True)
-    counts = [np.bincount(inverse[kind], minlength=len(thresholds)) for kind in (similar, ~similar)]
-    similar_accepted, dissimilar_accepted = (np.append(0.0, np.cumsum(count)) for count in counts)
-    return np.append(-np.inf, thresholds), similar_accepted, dissimilar_accepted
+    counts = [
+        np.bincount(inverse[kind], minlength=len(thresholds)) for kind in (positive, ~positive)
+    ]
+    positives_accepted, negatives_accepted = (np.append(0.0, np.cumsum(count)) for count in counts)
+    return np.append(-np.inf, thresholds), positives_accepted, negatives_accepted
 
 
-def _best_threshold(distances: Floats, similar: Bools) -> float:
-    thresholds, similar_accepted, dissimilar_accepted = _accepted(distances, similar)
+def _best_threshold(distances: Floats, positive: Bools) -> float:
+    thresholds, positives_accepted, negatives_accepted = _accepted(distances, positive)
     # Accuracy is this difference plus a constant.
-    best = int(np.argmax(similar_accepted - dissimilar_accepted))
+    best = int(np.argmax(positives_accepted - negatives_accepted))
     if best == len(thresholds) - 1:
         return float(thresholds[best])
     below_next = np.nextafter(thresholds[best + 1], -np.inf)
@@ -280,37 +282,37 @@ def _best_threshold(distances: Floats, similar: Bools) -> float:
     return float(min((thresholds[best] + thresholds[best + 1]) / 2, below_next))
 
 
-def _accuracy(distances: Floats, similar: Bools, threshold: float) -> float:
-    return float(np.mean((distances <= threshold) == similar))
+def _accuracy(distances: Floats, positive: Bools, threshold: float) -> float:
+    return float(np.mean((distances <= threshold) == positive))
 
 
-def _fold_of_each(similar: Bools, folds: NDArray[Any], seed: int) -> NDArray[np.integer[Any]]:
+def _fold_of_each(positive: Bools, folds: NDArray[Any], seed: int) -> NDArray[np.integer[Any]]:
     """Returns the fold of each pair, [N], as given or drawn."""
     number = int(folds) if folds.ndim == 0 else len(np.unique(folds))
     if number < 2:
         raise ValueError(f"folds must be at least 2, got {number}.")
     if folds.ndim == 1:
         for name in np.unique(folds):
-            if len(np.unique(similar[folds != name])) < 2:
+            if len(np.unique(positive[folds != name])) < 2:
                 raise ValueError(
                     f"fold {name} holds all pairs of a label, which leaves none to choose its "
                     "threshold from."
                 )
         return folds
-    if min(np.sum(similar), np.sum(~similar)) < number:
+    if min(np.sum(positive), np.sum(~positive)) < number:
         raise ValueError(
-            f"{number} folds need at least {number} similar and {number} dissimilar pairs, "
-            f"got {np.sum(similar)} and {np.sum(~similar)}."
+            f"{number} folds need at least {number} positive and {number} negative pairs, "
+            f"got {np.sum(positive)} and {np.sum(~positive)}."
         )
-    shuffled = np.random.default_rng(seed).permutation(len(similar))
-    by_label = shuffled[np.argsort(similar[shuffled], kind="stable")]
-    dealt = np.empty(len(similar), int)
-    dealt[by_label] = np.arange(len(similar)) % number
+    shuffled = np.random.default_rng(seed).permutation(len(positive))
+    by_label = shuffled[np.argsort(positive[shuffled], kind="stable")]
+    dealt = np.empty(len(positive), int)
+    dealt[by_label] = np.arange(len(positive)) % number
     return dealt
 
 
 def unmasked_pairs(distances: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
-    """Returns checked distances and a mask of similar pairs, without the masked pairs.
+    """Returns checked distances and a mask of positive pairs, without the masked pairs.
 
     Example:
       >>> from contrastive_jax.evaluation.verification import unmasked_pairs
@@ -354,11 +356,11 @@ def _checked_pairs(
             f"labels must be 0 (similar) or 1 (dissimilar), got {labels[wrong[0]]} in row "
             f"{rows[wrong[0]]} ({len(wrong)} of {total} rows)."
         )
-    similar = labels == 0
-    if similar.all() or not similar.any():
+    positive = labels == 0
+    if positive.all() or not positive.any():
         left_out = f", {total - len(rows)} masked pairs left out" if len(rows) < total else ""
         raise ValueError(
-            "both similar (0) and dissimilar (1) pairs are needed, got "
-            f"{np.sum(similar)} similar and {np.sum(~similar)} dissimilar{left_out}."
+            "both positive (0) and negative (1) pairs are needed, got "
+            f"{np.sum(positive)} positive and {np.sum(~positive)} negative{left_out}."
         )
-    return distances, similar, rows
+    return distances, positive, rows

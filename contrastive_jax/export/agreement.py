@@ -24,7 +24,7 @@ class Agreement(NamedTuple):
     """Largest absolute difference of an entry of an embedding."""
     pairs: int
     changed_verdicts: int
-    """Pairs at the threshold, to within rounding, that only one of the two accepts as similar."""
+    """Pairs at the threshold, to within rounding, that only one of the two accepts."""
 
 
 def verify(
@@ -39,7 +39,7 @@ def verify(
 ) -> Agreement:
     """Checks that an artefact embeds images as the encoder does, and judges all their pairs alike.
 
-    A pair is accepted as similar when its distance is at most the threshold, as in
+    A pair is accepted when its distance is at most the threshold, as in
     `evaluation.verification`. Rounding may change the verdict on a pair whose distance is the
     threshold to within `bound`; these are counted.
 
@@ -82,7 +82,7 @@ def verify(
 
 
 def check_decision(images: np.ndarray, threshold: float, bound: float) -> None:
-    """Checks the arguments of `verify` that say which pairs are similar, and how closely."""
+    """Checks the arguments of `verify` that say which pairs are positive, and how closely."""
     if not math.isfinite(threshold):
         raise ValueError(f"threshold must be a finite number, got {threshold}")
     if not bound > 0:

@@ -46,7 +46,7 @@ def describe(
       width: number of entries of an embedding.
       distance: between two embeddings: a function of `distances`, or one with arguments bound by
         `functools.partial`.
-      threshold: largest distance of a pair that is accepted as similar.
+      threshold: largest distance of a pair that is accepted.
       preprocessing: what images hold and what the encoder does to them; by default what the
         encoders of this library do to images of that dtype.
 
@@ -145,7 +145,7 @@ def write(
       image_shape: shape of one image, such as `(H, W, C)`.
       image_dtype: dtype of images.
       distance: between two embeddings, as in `describe`.
-      threshold: largest distance of a pair that is accepted as similar.
+      threshold: largest distance of a pair that is accepted.
       images: `[N, ...]`, at least two, to verify with, such as those of test. All their pairs are
         compared.
       formats: of `"stablehlo"`, `"onnx"` and `"safetensors"`.

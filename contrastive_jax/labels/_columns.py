@@ -127,7 +127,7 @@ def numbers_of_column(examples: Any, name: str, threshold: float) -> np.ndarray:
     Args:
       examples: `contrastive_jax.data.Examples`.
       name: of a column of numbers, `[N]` or `[N, K]`.
-      threshold: limit of similar pairs; 0 while it is traced, which skips the check of precision.
+      threshold: limit of positive pairs; 0 while it is traced, which skips the check of precision.
 
     Returns:
       `[N]` or `[N, K]`: `int32` if all are whole and less than 2^31 apart, -1 where one is missing,

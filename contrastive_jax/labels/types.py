@@ -1,4 +1,4 @@
-"""The type of labels: a function of two rows, and a class that tells many dissimilar pairs."""
+"""The type of labels: a function of two rows, and a class that tells many negative pairs."""
 
 import contextlib
 import inspect
@@ -20,7 +20,7 @@ _BRANCHES = (
 
 
 class PairLabels(NamedTuple):
-    """A function that labels two rows, and a class that tells many dissimilar pairs by itself.
+    """A function that labels two rows, and a class that tells many negative pairs by itself.
 
     A function alone is evaluated for every pair. With `class_of` rows are sorted by class, and it
     is evaluated only where a tile of pairs has two rows of one class: labels then cost little more

@@ -244,12 +244,13 @@ def sigmoid(
     temperature: ArrayLike = 10.0,
     bias: ArrayLike = -10.0,
 ) -> jax.Array:
-    r"""Sigmoid loss: is this pair similar?
+    r"""Sigmoid loss: is this pair positive?
 
     $$L(s, z) = -\log \frac{1}{1 + e^{-z (t s + b)}}$$
 
-    with $s$ the cosine, $z$ 1 if similar and -1 if not, $t$ the temperature and $b$ the bias. Every
-    pair is a question of its own, answered by a logistic regression on the cosine.
+    with $s$ the cosine, $z$ 1 for a positive pair and -1 for a negative one, $t$ the temperature
+    and $b$ the bias. Every pair is a question of its own, answered by a logistic regression on the
+    cosine.
     Temperature and bias are learned: bind them by a closure, or pass them on through
     `all_pairs_loss`, which gives their gradients.
 
@@ -297,8 +298,8 @@ def logistic(
 
     $$L(D, z) = \log(1 + e^{z \alpha (D - \tau)})$$
 
-    with $D$ the distance, $z$ 1 if similar and -1 if not, $\tau$ the threshold and $\alpha$ the
-    scale.
+    with $D$ the distance, $z$ 1 for a positive pair and -1 for a negative one, $\tau$ the threshold
+    and $\alpha$ the scale.
 
     *When.* Use it where pairs are verified by a threshold that is given, or learned along.
 
@@ -345,10 +346,10 @@ def margin_based(
 
     $$L(D, z) = \max(0, m + z (D - \beta))$$
 
-    with $D$ the distance, $z$ 1 if similar and -1 if not, $m$ the margin and $\beta$ the boundary.
-    Positive pairs are to be closer than `boundary - margin`, negative ones farther than
-    `boundary + margin`.
-    `losses.margin_by_class` learns a boundary for each class.
+    with $D$ the distance, $z$ 1 for a positive pair and -1 for a negative one, $m$ the margin and
+    $\beta$ the boundary. Positive pairs are to be closer than `boundary - margin`, negative
+    ones farther than `boundary + margin`. `losses.margin_by_class` learns a boundary for each
+    class.
 
     *When.* Use it where classes vary much in themselves, with pairs that are drawn by distance
     (`mining.distance_weighted`).

@@ -109,11 +109,11 @@ def smooth_ap(temperature: ArrayLike = 0.01, *, include_query: bool = False) -> 
     check_hyperparameters(temperature=temperature)
 
     def statistics(distance: jax.Array, label: jax.Array, positive: jax.Array) -> Any:
-        before, similar = jax.nn.sigmoid((positive - distance) / temperature), label == 0
-        stats = [total(before), total(before, similar), total(1.0, similar)]
+        before, is_positive = jax.nn.sigmoid((positive - distance) / temperature), label == 0
+        stats = [total(before), total(before, is_positive), total(1.0, is_positive)]
         if include_query:
             nearer = jax.nn.sigmoid(-distance / temperature)
-            stats += [total(nearer), total(nearer, similar)]
+            stats += [total(nearer), total(nearer, is_positive)]
         return tuple(stats)
 
     def loss(positive: jax.Array, stats: Any) -> Mean:

@@ -231,8 +231,8 @@ def margin_by_class(margin: ArrayLike = 0.2) -> AnchorLoss:
 
     $$\max(0, m + z (d - \beta_a))$$
 
-    with $d$ the distance, $z$ 1 if similar and -1 if not, $m$ the margin and $\beta_a$ the boundary
-    of the anchor.
+    with $d$ the distance, $z$ 1 for a positive pair and -1 for a negative one, $m$ the margin and
+    $\beta_a$ the boundary of the anchor.
 
     Boundaries are passed as data, `anchor_loss(..., data=(boundaries[classes],))`, and get a
     gradient: a boundary learned for each class grows where the class is wide. A pair counts as

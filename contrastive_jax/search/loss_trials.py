@@ -55,8 +55,8 @@ def tuning_points(name: str, count: int) -> list[dict[str, Any]]:
     """
     ranges = {"learning_rate": LEARNING_RATES} | dict(loss_table.TABLE[name].ranges)
     defaults = loss_table.hyperparameters_of(name)
-    if "similar_fraction" in defaults:
-        ranges = ranges | {"similar_fraction": FRACTIONS}
+    if "positive_fraction" in defaults:
+        ranges = ranges | {"positive_fraction": FRACTIONS}
     # All points have the same hyperparameters, so that they share a compilation.
     by_default = {key: defaults[key] for key in ranges if key in defaults}
     points: list[dict[str, Any]] = [{"learning_rate": LEARNING_RATE, "options": by_default}]

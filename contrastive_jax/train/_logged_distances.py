@@ -21,13 +21,13 @@ def as_metrics(pairs: jax.Array, distance: jax.Array) -> Metrics:
       >>> import jax.numpy as jnp
       >>> from contrastive_jax.train._logged_distances import as_metrics
       >>> sorted(as_metrics(jnp.array([2.0, 4.0]), jnp.array([1.0, 5.0])))
-      ['dissimilar', 'dissimilar_distance', 'similar', 'similar_distance']
+      ['negative', 'negative_distance', 'positive', 'positive_distance']
     """
     return {
-        "similar": pairs[0],
-        "dissimilar": pairs[1],
-        "similar_distance": distance[0],
-        "dissimilar_distance": distance[1],
+        "positive": pairs[0],
+        "negative": pairs[1],
+        "positive_distance": distance[0],
+        "negative_distance": distance[1],
     }
 
 
@@ -56,7 +56,7 @@ def swept_distances(
       >>> from contrastive_jax.train._logged_distances import swept_distances
       >>> x, classes = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]]), jnp.array([0, 0, 1])
       >>> sums = swept_distances(x, classes, distances.euclidean, None)
-      >>> print(sums["similar_distance"] / sums["similar"])
+      >>> print(sums["positive_distance"] / sums["positive"])
       5.0
     """
     sums = all_pairs_sums(
@@ -97,7 +97,7 @@ def cosine_distances(embeddings: jax.Array, classes: jax.Array, count: int) -> M
       >>> classes = jnp.array([[0, 0], [1, -1]])
       >>> mapped = jax.vmap(lambda x, c: cosine_distances(x, c, 2), axis_name=AXIS)
       >>> sums = mapped(x, classes)
-      >>> print((sums["similar_distance"] / sums["similar"])[0].round(2))
+      >>> print((sums["positive_distance"] / sums["positive"])[0].round(2))
       0.4
     """
     x, classes = gathered((jax.lax.stop_gradient(embeddings), classes))
@@ -117,8 +117,8 @@ def cosine_distances(embeddings: jax.Array, classes: jax.Array, count: int) -> M
         return rows**2 - jnp.sum(vector**2, axis=-1)
 
     rows = jnp.sum(rows_of_class)
-    similar = jnp.sum(rows_of_class**2) - rows
-    pairs = jnp.stack([similar, rows**2 - rows - similar])
+    positive = jnp.sum(rows_of_class**2) - rows
+    pairs = jnp.stack([positive, rows**2 - rows - positive])
     own = jnp.sum(between(by_class, rows_of_class))
     all_pairs = between(jnp.sum(by_class, axis=0), rows)
     return as_metrics(pairs, jnp.stack([own - itself, all_pairs - own]))

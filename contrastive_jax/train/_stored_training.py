@@ -34,7 +34,7 @@ from contrastive_jax.train.types import (
 )
 from contrastive_jax.train.validation import best_by, trained_run, validate
 
-SHOWN = ("loss", "similar_distance", "dissimilar_distance", "active_fraction", "pairs_per_second")
+SHOWN = ("loss", "positive_distance", "negative_distance", "active_fraction", "pairs_per_second")
 # Means over this many windows in a row are no longer chance.
 INVERTED_WINDOWS = 3
 
@@ -141,7 +141,7 @@ def _streamed(placed: Parallel, training: Training, parts: Assembled, start: int
         data.train.classes,
         seed=training.seed,
         batch_size=parts.pairs_per_step,
-        similar_fraction=training.objective.hyperparameters["similar_fraction"],
+        positive_fraction=training.objective.hyperparameters["positive_fraction"],
         start_step=start,
     )
     return (
@@ -166,10 +166,10 @@ def _take_windows(
         now = int(records[-1]["step"])
         means = {key: _mean(records, key) for key in SHOWN if key in records[0]}
         show.window(now, means)
-        far = means["similar_distance"] > means["dissimilar_distance"]
+        far = means["positive_distance"] > means["negative_distance"]
         inverted = inverted + 1 if far else 0
         if inverted == INVERTED_WINDOWS:
-            diagnostics.warn_inverted(means["similar_distance"], means["dissimilar_distance"])
+            diagnostics.warn_inverted(means["positive_distance"], means["negative_distance"])
         if now % validate_every == 0 or now == training.steps:
             one = placed.fetch(latest)
             encoder = partial(embed, parts.network.encode, one.weights)
@@ -187,7 +187,7 @@ def _take_windows(
 def _mean(records: Sequence[Mapping[str, float]], key: str) -> float:
     """Returns the mean of a metric over the steps that have it."""
     values = np.array([record[key] for record in records])
-    # A batch without similar pairs has no mean distance of them.
+    # A batch without positive pairs has no mean distance of them.
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else math.nan
 

@@ -32,8 +32,8 @@ def source_of(training: Training) -> Source | PairSource:
 
     Raises:
       AssertionError: if an attribute is no array with one number for each example.
-      ValueError: if the classes can not give such pairs, a batch is too small for a similar one, or
-        the data lacks the attributes.
+      ValueError: if the classes can not give such pairs, a batch is too small for a positive one,
+        or the data lacks the attributes.
 
     Example:
       >>> import contrastive_jax as cj
@@ -48,8 +48,8 @@ def source_of(training: Training) -> Source | PairSource:
     if isinstance(data, PairDataset):
         return pair_source(data)
     classes = trained_classes(data)
-    # Where pairs are drawn, the classes have to be able to give the share of similar ones.
-    fraction = objective.hyperparameters.get("similar_fraction", 0.5)
+    # Where pairs are drawn, the classes have to be able to give the share of positive ones.
+    fraction = objective.hyperparameters.get("positive_fraction", 0.5)
     index = index_by_class(classes, fraction, categories=training.categories)
     if objective.separable and objective.group == 1:
         _check_share(float(fraction), training.batch_size // 2)
@@ -60,11 +60,11 @@ def source_of(training: Training) -> Source | PairSource:
 
 
 def _check_share(share: float, pairs: int) -> None:
-    """Checks that a batch of drawn pairs has a similar one, where it is to have some."""
+    """Checks that a batch of drawn pairs has a positive one, where it is to have some."""
     if share > 0 and pairs * share + 1e-4 < 1:  # rounded as in `draw_pairs`
         raise ValueError(
             f"batch_size must give at least {math.ceil(1 / share - 1e-4)} pairs, for one to be "
-            f"similar at a similar_fraction of {share:g}, got {pairs}"
+            f"positive at a positive_fraction of {share:g}, got {pairs}"
         )
 
 
@@ -123,8 +123,8 @@ def draws_batches(step: Step, training: Training, seeds: Sequence[int]) -> tuple
         return _draws_given_pairs(step, training, pair_source(data), seeds)
     if objective.separable:
         pairs = _half(batch_size)
-        fraction = objective.hyperparameters["similar_fraction"]
-        return draws_pairs(step, pairs, similar_fraction=fraction), pairs, 0
+        fraction = objective.hyperparameters["positive_fraction"]
+        return draws_pairs(step, pairs, positive_fraction=fraction), pairs, 0
     compared = batch_size * (batch_size - 1) // 2
     if training.views > 1:
         return draws_views(step, batch_size // training.views, training.views), compared, 0

@@ -10,29 +10,29 @@ import numpy as np
 from contrastive_jax import distances
 
 
-def warn_inverted(similar_distance: float, dissimilar_distance: float) -> None:
-    """Warns that similar pairs stay farther apart than dissimilar ones.
+def warn_inverted(positive_distance: float, negative_distance: float) -> None:
+    """Warns that positive pairs stay farther apart than negative ones.
 
     A single window may be chance. If it stays so, the labels are almost always inverted: here 0 is
     similar and 1 dissimilar, and other libraries often swap the two.
 
     Args:
-      similar_distance: mean distance of similar pairs over a window of steps.
-      dissimilar_distance: that of dissimilar pairs.
+      positive_distance: mean distance of positive pairs over a window of steps.
+      negative_distance: that of negative pairs.
 
     Example:
       >>> import warnings
       >>> from contrastive_jax import train
       >>> with warnings.catch_warnings(record=True) as caught:
       ...     warnings.simplefilter("always")
-      ...     train.warn_inverted(similar_distance=1.2, dissimilar_distance=0.4)
+      ...     train.warn_inverted(positive_distance=1.2, negative_distance=0.4)
       >>> len(caught)
       1
     """
     warnings.warn(
-        f"similar pairs stay farther apart (mean distance {similar_distance:.3f}) than dissimilar "
-        f"ones ({dissimilar_distance:.3f}); are the labels inverted? Here 0 is similar and 1 "
-        "dissimilar",
+        f"positive pairs stay farther apart (mean distance {positive_distance:.3f}) than negative "
+        f"ones ({negative_distance:.3f}); are the labels inverted? Here 0 is similar and 1 "
+        "negative",
         stacklevel=2,
     )
 
@@ -87,7 +87,7 @@ def warn_collapsed(rank: float, width: int) -> None:
     """
     warnings.warn(
         f"the embeddings have collapsed: they fill {rank:.1f} of {width} directions. Lower the "
-        "learning rate, raise the margin or the share of dissimilar pairs, or take a loss that "
+        "learning rate, raise the margin or the share of negative pairs, or take a loss that "
         "does not mine the hardest pairs alone",
         stacklevel=2,
     )
@@ -132,7 +132,7 @@ def out_of_reach(
     """Describes a margin that no two embeddings can reach.
 
     Args:
-      margin: distance beyond which a dissimilar pair costs nothing.
+      margin: distance beyond which a negative pair costs nothing.
       distance: of `contrastive_jax.distances`.
       width: entries of an embedding.
       unit_length: whether embeddings are of unit length.
@@ -154,6 +154,6 @@ def out_of_reach(
     on_sphere = "" if distance in (distances.cosine, distances.angular) else " of unit length"
     return (
         f"{beyond} is out of reach: the {distance.__name__.replace('_', ' ')} distance between "
-        f"embeddings{on_sphere} is at most {largest:.4g}, so every dissimilar pair is pushed "
+        f"embeddings{on_sphere} is at most {largest:.4g}, so every negative pair is pushed "
         "farther to the end; take less"
     )

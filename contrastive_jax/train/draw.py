@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contrastive_jax.data._given_pairs import draw_given_pairs, similar_first
+from contrastive_jax.data._given_pairs import draw_given_pairs, positives_first
 from contrastive_jax.data.datasets import PairDataset
 from contrastive_jax.data.draw import draw_balanced, draw_pairs, draw_rows_of_pairs
 from contrastive_jax.train.keys import key_of_step
@@ -29,13 +29,13 @@ from contrastive_jax.train.types import (
 )
 
 
-def draws_pairs(step: Step, batch_size: int, *, similar_fraction: float = 0.5) -> Step:
+def draws_pairs(step: Step, batch_size: int, *, positive_fraction: float = 0.5) -> Step:
     """Makes the step that draws pairs with balanced classes.
 
     Args:
       step: the step on `Pairs`.
       batch_size: pairs in the global batch, a multiple of the number of devices.
-      similar_fraction: share of similar pairs, where it is not among the hyperparameters of a call.
+      positive_fraction: share of positive pairs, where the hyperparameters of a call have none.
 
     Returns:
       `step(state, source, hyperparameters) -> (state, metrics)`.
@@ -67,7 +67,7 @@ def draws_pairs(step: Step, batch_size: int, *, similar_fraction: float = 0.5) -
             key_of_step(hyperparameters.seed, state.step),
             source.by_class,
             batch_size,
-            hyperparameters.loss.get("similar_fraction", similar_fraction),
+            hyperparameters.loss.get("positive_fraction", positive_fraction),
         )
         i, j, _ = _share(positions, "pairs")
         images, classes = jnp.asarray(source.images), jnp.asarray(source.classes)
@@ -186,7 +186,7 @@ def draws_given_pairs(step: Step, batch_size: int, images: int, *, balanced: boo
       batch_size: pairs in the global batch, a multiple of the number of devices.
       images: different images that a batch may have, from `most_images`, rounded up to a multiple
         of the number of devices. Where a batch has fewer, its first image is encoded again.
-      balanced: whether similar and dissimilar pairs are drawn equally often. Otherwise every pair
+      balanced: whether positive and negative pairs are drawn equally often. Otherwise every pair
         is as likely.
 
     Returns:
@@ -220,7 +220,7 @@ def draws_given_pairs(step: Step, batch_size: int, images: int, *, balanced: boo
         key = key_of_step(hyperparameters.seed, state.step)
         members = jnp.asarray(source.left), jnp.asarray(source.right)
         rows, encoded, left, right = draw_given_pairs(
-            key, *members, source.similar, batch_size, images, balanced=balanced
+            key, *members, source.positives, batch_size, images, balanced=balanced
         )
         labels = jnp.asarray(source.labels)[rows]
         weights = () if source.weights is None else (jnp.asarray(source.weights)[rows],)
@@ -242,12 +242,12 @@ def pair_source(data: PairDataset) -> PairSource:
       >>> from contrastive_jax.train import pair_source
       >>> pairs = GivenPairs(np.array([0, 0]), np.array([1, 2]), np.array([1, 0]))
       >>> source = pair_source(PairDataset("two", np.zeros((3, 8, 8, 1)), pairs, pairs, pairs))
-      >>> print(source.labels, source.right, source.similar)
+      >>> print(source.labels, source.right, source.positives)
       [0 1] [2 1] 1
     """
-    pairs, similar = similar_first(data.train)
+    pairs, positives = positives_first(data.train)
     return PairSource(
-        data.images, pairs.left, pairs.right, pairs.labels, np.asarray(similar), pairs.weights
+        data.images, pairs.left, pairs.right, pairs.labels, np.asarray(positives), pairs.weights
     )
 
 
@@ -284,7 +284,7 @@ def most_images(
             np.uint32(seed),
             source.left,
             source.right,
-            source.similar,
+            source.positives,
             batch_size=batch_size,
             steps=steps,
             balanced=balanced,
@@ -299,7 +299,7 @@ def _most_images(
     seed: jax.Array,
     left: jax.Array,
     right: jax.Array,
-    similar: jax.Array,
+    positives: jax.Array,
     *,
     batch_size: int,
     steps: int,
@@ -307,7 +307,7 @@ def _most_images(
 ) -> jax.Array:
     def count(step: jax.Array) -> jax.Array:
         key = key_of_step(seed, step)
-        rows = draw_rows_of_pairs(key, similar, len(left), batch_size, balanced=balanced)
+        rows = draw_rows_of_pairs(key, positives, len(left), batch_size, balanced=balanced)
         members = jnp.sort(jnp.concatenate([left[rows], right[rows]]))
         return 1 + jnp.sum(members[1:] != members[:-1])
 

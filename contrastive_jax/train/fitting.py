@@ -86,7 +86,7 @@ def fit(
       data: with train, validation and test splits, from `contrastive_jax.data.load`. Of a
         `PairDataset` its pairs are trained on, with their weights, and each image of a batch is
         encoded once, however many pairs it is in.
-      objective: from `objective`; for given pairs that of a pair loss, whose `similar_fraction`
+      objective: from `objective`; for given pairs that of a pair loss, whose `positive_fraction`
         has no part in it. Where it has labels of two rows, batches are drawn by class and carry the
         attributes of their rows, and so does the memory; validation is by these labels.
       steps: training steps in all.
@@ -95,7 +95,7 @@ def fit(
         pairs. At most four times the images, or given pairs, of train, or 1,024.
       batch_classes: classes in a batch, each with as many examples; by default the largest number
         up to 32 that divides the images.
-      balanced: for given pairs, whether similar and dissimilar ones are drawn equally often, so
+      balanced: for given pairs, whether positive and negative ones are drawn equally often, so
         that every batch has both however rare one of them is. With False every pair is as likely
         to be drawn.
       repeat: whether examples of a class that has fewer than a batch takes are repeated. Otherwise
@@ -106,7 +106,7 @@ def fit(
         `data.train.attributes`, where all classes of a batch are to be of one category, which makes
         negatives hard; see `draw_balanced`.
       views: with 2 or more, a batch has so many views of each of its images, changed by `augment`,
-        and only views of the same image are similar; classes serve validation alone. With
+        and only views of one image are positive pairs; classes serve validation alone. With
         `objective("ntxent")` this is SimCLR.
       optimizer: any optax optimizer; by default `make_optimizer(4e-3, steps)` with a warm-up of 2 %
         of the steps and a weight decay of 0.1.

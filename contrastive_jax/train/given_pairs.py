@@ -81,22 +81,22 @@ def pair_sums(distance: jax.Array, values: jax.Array, labels: jax.Array) -> Metr
       labels: `[B]`.
 
     Returns:
-      The number of similar and of dissimilar pairs, the sums of their distances, and the number of
-      dissimilar pairs whose loss is not 0.
+      The number of positive and of negative pairs, the sums of their distances, and the number of
+      negative pairs whose loss is not 0.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from contrastive_jax.train.given_pairs import pair_sums
       >>> sums = pair_sums(jnp.array([0.5, 2.0]), jnp.array([0.1, 0.0]), jnp.array([0, 1]))
-      >>> print(sums["dissimilar_distance"], sums["active"])
+      >>> print(sums["negative_distance"], sums["active"])
       2.0 0.0
     """
-    dissimilar = labels.astype(jnp.float32)
-    similar = 1 - dissimilar
+    negative = labels.astype(jnp.float32)
+    positive = 1 - negative
     return {
-        "similar": jnp.sum(similar),
-        "dissimilar": jnp.sum(dissimilar),
-        "similar_distance": jnp.sum(similar * distance),
-        "dissimilar_distance": jnp.sum(dissimilar * distance),
-        "active": jnp.sum(jnp.where(values > 0, dissimilar, 0)),
+        "positive": jnp.sum(positive),
+        "negative": jnp.sum(negative),
+        "positive_distance": jnp.sum(positive * distance),
+        "negative_distance": jnp.sum(negative * distance),
+        "active": jnp.sum(jnp.where(values > 0, negative, 0)),
     }

@@ -168,7 +168,7 @@ def rows_and_labels(objective: Objective | None, examples: Examples) -> tuple[An
 def check_labels(
     objective: Objective, data: Dataset, splits: Sequence[str] = ("train", "validation")
 ) -> None:
-    """Checks that the labels of an objective leave similar and dissimilar pairs in the data.
+    """Checks that the labels of an objective leave positive and negative pairs in the data.
 
     Of 4,096 examples or fewer all pairs are labelled; of more some examples are compared with all
     others, until there is a pair of either label, or 2^28 pairs have none, of which it warns.
@@ -180,7 +180,7 @@ def check_labels(
 
     Raises:
       AssertionError: if an attribute is no array with one number for each example.
-      ValueError: if a label has a wrong value, there are no similar or no dissimilar pairs, or no
+      ValueError: if a label has a wrong value, there are no positive or no negative pairs, or no
         query has a match in the gallery.
 
     Example:

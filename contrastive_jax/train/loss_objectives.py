@@ -51,7 +51,7 @@ def objective(
         `labels` takes, such as `lambda examples: examples.attributes["age"]`; by default
         the columns that `labels` names.
       **hyperparameters: of the loss, such as `margin=1.2`, in place of those of the table; and for
-        pair losses `similar_fraction`, the share of similar pairs or their weight.
+        pair losses `positive_fraction`, the share of positive pairs or their weight.
 
     Returns:
       The objective, for `fit` or `make_step`.
@@ -64,7 +64,7 @@ def objective(
     Example:
       >>> from contrastive_jax import train
       >>> train.objective("contrastive", margin=1.2).hyperparameters
-      {'similar_fraction': 0.3, 'margin': 1.2}
+      {'positive_fraction': 0.3, 'margin': 1.2}
       >>> train.objective("supcon", temperature=0.2).distance.__name__
       'cosine'
       >>> from contrastive_jax import labels
@@ -183,7 +183,7 @@ def _pair_objective(
     given: dict[str, Any],
 ) -> Objective:
     loss = loss_table.TABLE[name].make
-    given = {"similar_fraction": loss_table.SIMILAR_FRACTION} | given
+    given = {"positive_fraction": loss_table.SIMILAR_FRACTION} | given
     if on == "pairs":
         return objectives.pairs(loss, distance, group=group, **given)
     if name != "sigmoid":
@@ -208,9 +208,9 @@ def _pair_objective(
 def _check_values(name: str, row: loss_table.Row, values: Mapping[str, Any]) -> None:
     """Has the loss check its hyperparameters while they are concrete; a step traces them."""
     values = dict(values)
-    fraction = values.pop("similar_fraction", 0.5)
+    fraction = values.pop("positive_fraction", 0.5)
     if not 0 <= fraction <= 1:
-        raise ValueError(f"similar_fraction must be in [0, 1], got {fraction}")
+        raise ValueError(f"positive_fraction must be in [0, 1], got {fraction}")
     if name in loss_table.BATCHES:
         losses.contrastive(1.0, 0, **values)
     elif name in loss_table.PAIRS:

@@ -131,7 +131,7 @@ BATCHES = {
 }
 TABLE = PAIRS | ANCHORS | MINED | PROXIES | BATCHES
 NAMES = (*TABLE,)
-# Losses whose margin is the distance beyond which a dissimilar pair costs nothing.
+# Losses whose margin is the distance beyond which a negative pair costs nothing.
 BOUNDED = (
     "contrastive",
     "contrastive_halved",
@@ -175,12 +175,12 @@ def hyperparameters_of(loss: str) -> dict[str, float]:
     Example:
       >>> from contrastive_jax.train.loss_table import hyperparameters_of
       >>> hyperparameters_of("contrastive")
-      {'margin': 1.2, 'positive_margin': 0.0, 'similar_fraction': 0.3}
+      {'margin': 1.2, 'positive_margin': 0.0, 'positive_fraction': 0.3}
     """
     row = TABLE[loss]
     if loss in MINED:
         return dict(row.hyperparameters)
-    fraction = {"similar_fraction": SIMILAR_FRACTION} if loss in PAIRS else {}
+    fraction = {"positive_fraction": SIMILAR_FRACTION} if loss in PAIRS else {}
     parameters = inspect.signature(row.make).parameters.values()
     defaults = {p.name: p.default for p in parameters if isinstance(p.default, int | float)}
     defaults = {key: value for key, value in defaults.items() if not isinstance(value, bool)}

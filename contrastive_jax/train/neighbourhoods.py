@@ -1,6 +1,6 @@
 """Maps learned from neighbourhoods: lists of the images that are similar to each image.
 
-No class is used. Pairs in a list are similar and all others dissimilar, as in the experiments of
+No class is used. Pairs in a list are positive and all others negative, as in the experiments of
 Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, 2006
 <https://doi.org/10.1109/CVPR.2006.100>.
 """
@@ -67,7 +67,7 @@ def nearest_by_pixels(images: np.ndarray, count: int) -> np.ndarray:
     return np.asarray(nearest_neighbours(flat, k=count).indices, np.int32)
 
 
-def similar_to_copies(neighbours: np.ndarray, copies: int) -> np.ndarray:
+def neighbours_of_copies(neighbours: np.ndarray, copies: int) -> np.ndarray:
     """Returns the images similar to each: its copies, its neighbours, and their copies.
 
     Args:
@@ -79,8 +79,8 @@ def similar_to_copies(neighbours: np.ndarray, copies: int) -> np.ndarray:
 
     Example:
       >>> import numpy as np
-      >>> from contrastive_jax.train.neighbourhoods import similar_to_copies
-      >>> similar_to_copies(np.array([[1], [0]]), copies=2).tolist()
+      >>> from contrastive_jax.train.neighbourhoods import neighbours_of_copies
+      >>> neighbours_of_copies(np.array([[1], [0]]), copies=2).tolist()
       [[1, 2, 3], [0, 3, 2], [0, 1, 3], [1, 0, 2]]
     """
     count = len(neighbours)
@@ -91,16 +91,16 @@ def similar_to_copies(neighbours: np.ndarray, copies: int) -> np.ndarray:
     return np.concatenate(rows).astype(np.int32)
 
 
-def draw_similar(
-    key: jax.Array, similar: jax.Array, batch_size: int, similar_fraction: Any
+def draw_neighbours(
+    key: jax.Array, neighbours: jax.Array, batch_size: int, positive_fraction: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Draws pairs from lists of the images that are similar to each.
 
     Args:
       key: of this batch.
-      similar: positions of the images similar to each image, `[N, S]`.
+      neighbours: positions of the images similar to each image, `[N, S]`.
       batch_size: pairs, B.
-      similar_fraction: share of pairs drawn from the lists.
+      positive_fraction: share of pairs drawn from the lists.
 
     Returns:
       Positions of the first and second members and labels, `[B]` each. A label is 0 where either
@@ -109,30 +109,32 @@ def draw_similar(
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from contrastive_jax.train.neighbourhoods import draw_similar
-      >>> similar = jnp.array([[1], [0], [3], [2]])
-      >>> i, j, labels = draw_similar(jax.random.key(0), similar, 8, similar_fraction=0.5)
+      >>> from contrastive_jax.train.neighbourhoods import draw_neighbours
+      >>> neighbours = jnp.array([[1], [0], [3], [2]])
+      >>> i, j, labels = draw_neighbours(jax.random.key(0), neighbours, 8, positive_fraction=0.5)
       >>> labels[:4].tolist()
       [0, 0, 0, 0]
     """
     keys = jax.random.split(key, 3)
-    count, listed = similar.shape
+    count, listed = neighbours.shape
     i = jax.random.randint(keys[0], (batch_size,), 0, count)
-    chosen = similar[i, jax.random.randint(keys[1], (batch_size,), 0, listed)]
+    chosen = neighbours[i, jax.random.randint(keys[1], (batch_size,), 0, listed)]
     others = jax.random.randint(keys[2], (batch_size,), 0, count)
-    j = jnp.where(jnp.arange(batch_size) < similar_fraction * batch_size, chosen, others)
-    either = jnp.any(similar[i] == j[:, None], axis=1) | jnp.any(similar[j] == i[:, None], axis=1)
+    j = jnp.where(jnp.arange(batch_size) < positive_fraction * batch_size, chosen, others)
+    either = jnp.any(neighbours[i] == j[:, None], axis=1) | jnp.any(
+        neighbours[j] == i[:, None], axis=1
+    )
     return i, j, jnp.where(either | (i == j), 0, 1)
 
 
-def train_on_similar(
+def train_on_neighbours(
     encoder: Network,
     images: np.ndarray,
-    similar: np.ndarray,
+    neighbours: np.ndarray,
     *,
     steps: int,
     margin: float = 1.0,
-    similar_fraction: float = 0.5,
+    positive_fraction: float = 0.5,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
     seed: int = 0,
@@ -143,10 +145,10 @@ def train_on_similar(
     Args:
       encoder: the network, from `train.network`.
       images: `[N, H, W, C]`.
-      similar: positions of the images similar to each image, `[N, S]`.
+      neighbours: positions of the images similar to each image, `[N, S]`.
       steps: training steps.
-      margin: distance up to which dissimilar pairs push each other.
-      similar_fraction: share of pairs drawn from the lists.
+      margin: distance up to which negative pairs push each other.
+      positive_fraction: share of pairs drawn from the lists.
       batch_size: pairs in a batch.
       learning_rate: its peak, after a warm-up of 2 % of the steps.
       seed: of the pairs.
@@ -157,14 +159,14 @@ def train_on_similar(
 
     Raises:
       FloatingPointError: if the loss or its gradient is not finite.
-      ValueError: if a number is not in its range, or `similar` has not a row for each image.
+      ValueError: if a number is not in its range, or `neighbours` has not a row for each image.
 
     Example:
       >>> import contrastive_jax as cj
-      >>> from contrastive_jax.train.neighbourhoods import nearest_by_pixels, train_on_similar
+      >>> from contrastive_jax.train.neighbourhoods import nearest_by_pixels, train_on_neighbours
       >>> images = cj.data.load("digits").train.images[:100]
       >>> encoder = cj.train.network(cj.models.MLP, images.shape[1:])
-      >>> weights = train_on_similar(encoder, images, nearest_by_pixels(images, 5), steps=4)
+      >>> weights = train_on_neighbours(encoder, images, nearest_by_pixels(images, 5), steps=4)
       >>> cj.train.embed(encoder.encode, weights, images).shape
       (100, 64)
     """
@@ -172,29 +174,29 @@ def train_on_similar(
         {
             "steps": steps,
             "margin": margin,
-            "similar_fraction": similar_fraction,
+            "positive_fraction": positive_fraction,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
             "seed": seed,
         }
     )
-    if similar.ndim != 2 or len(similar) != len(images):
+    if neighbours.ndim != 2 or len(neighbours) != len(images):
         raise ValueError(
-            f"similar must be [N, S] with a row for each of the {len(images)} images, got "
-            f"{list(similar.shape)}"
+            f"neighbours must be [N, S] with a row for each of the {len(images)} images, got "
+            f"{list(neighbours.shape)}"
         )
     optimizer = make_optimizer(learning_rate, steps, warmup_steps=steps // 50)
     pair_step = make_step(encoder, optimizer, objectives.pairs(margin=margin))
 
     def step(state: Any, source: Any, hyperparameters: Any) -> Any:
-        images, similar = source
+        images, neighbours = source
         key = jax.random.fold_in(jax.random.key(hyperparameters.seed), state.step)
-        i, j, labels = draw_similar(key, similar, batch_size, similar_fraction)
+        i, j, labels = draw_neighbours(key, neighbours, batch_size, positive_fraction)
         return pair_step(state, Pairs(images[i], images[j], labels), hyperparameters)
 
     placed = parallel(step, "shard_map", jax.devices()[:1])
     state, source, hyperparameters = placed.replicate(
-        (init_state(encoder, optimizer), (images, similar), Hyperparameters(seed))
+        (init_state(encoder, optimizer), (images, neighbours), Hyperparameters(seed))
     )
     parts = windows(
         lambda state: placed.step(state, source, hyperparameters),

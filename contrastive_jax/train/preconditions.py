@@ -220,8 +220,8 @@ def _check_views(
     """Checks that the views of an image differ, and that nothing chooses among classes."""
     if objective.labels is not None:
         raise ValueError(
-            "labels has no effect with several views of one image, which alone are similar: leave "
-            "labels out"
+            "labels has no effect with several views of one image, which alone are positive pairs: "
+            "leave labels out"
         )
     if augment is None:
         raise ValueError(

@@ -106,7 +106,7 @@ def _noun(images: np.ndarray) -> str:
 
 def _line(means: Mapping[str, float]) -> str:
     return (
-        "loss {loss:.4f}, similar {similar_distance:.2f}, dissimilar {dissimilar_distance:.2f}, "
+        "loss {loss:.4f}, positive {positive_distance:.2f}, negative {negative_distance:.2f}, "
         "{pairs_per_second:,.0f} pairs/s".format(**means)
         + (f", active {means['active_fraction']:.0%}" if "active_fraction" in means else "")
     )

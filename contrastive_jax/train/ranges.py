@@ -42,7 +42,7 @@ RANGES: Mapping[str, Limits] = MappingProxyType(
         "microbatches": at_least(1),
         "save_every": at_least(1),
         "seed": Limits("from 0 to 4294967295 (2^32 - 1)", lambda x: 0 <= x < 2**32),
-        "similar_fraction": Limits("in [0, 1]", lambda x: 0 <= x <= 1),
+        "positive_fraction": Limits("in [0, 1]", lambda x: 0 <= x <= 1),
         "steps": at_least(1),
         "steps_per_call": at_least(1),
         "validate_every": at_least(1),

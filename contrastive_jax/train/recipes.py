@@ -8,7 +8,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
         "flip": False,
         "shift": 1,
         "group": 32,
-        "similar_fraction": 0.3,
+        "positive_fraction": 0.3,
         "weight_decay": 1.0,
     },
     "mnist": {
@@ -16,7 +16,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
         "flip": False,
         "shift": 1,
         "group": 32,
-        "similar_fraction": 0.05,
+        "positive_fraction": 0.05,
         "weight_decay": 0.1,
     },
     "fashion_mnist": {
@@ -24,7 +24,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
         "flip": True,
         "shift": 1,
         "group": 32,
-        "similar_fraction": 0.05,
+        "positive_fraction": 0.05,
         "weight_decay": 0.1,
     },
 }
@@ -39,7 +39,7 @@ def recipe(dataset: str | None = None) -> dict[str, Any]:
         images are not mirrored.
 
     Returns:
-      `steps`; `flip` and `shift`, for `augment.from_options`; `group` and `similar_fraction`, for
+      `steps`; `flip` and `shift`, for `augment.from_options`; `group` and `positive_fraction`, for
       `objective`; and `weight_decay`, for `make_optimizers`.
 
     Example:

@@ -228,7 +228,7 @@ def calibrated(
       distance: between two embeddings.
       embeddings: `[N, D]`.
       classes: `[N]`; with `labels` a tree of attributes `[N, ...]`.
-      pairs: number of pairs to draw, half of them similar.
+      pairs: number of pairs to draw, half of them positive.
       labels: of two rows, by which pairs are drawn in place of classes.
 
     Returns:

@@ -98,8 +98,8 @@ def make_step(
     Returns:
       `step(state, batch, hyperparameters) -> (state, metrics)`. The batch is `Pairs`, `Batch` or
       `IndexedPairs`, as the objective takes. Metrics are those of the global batch before the
-      update: `loss`, `gradient_norm`, `similar_distance` and `dissimilar_distance` (means; NaN
-      where the batch has no such pair), and for pair losses `active_fraction` (dissimilar pairs
+      update: `loss`, `gradient_norm`, `positive_distance` and `negative_distance` (means; NaN
+      where the batch has no such pair), and for pair losses `active_fraction` (negative pairs
       whose loss is not 0).
 
     Raises:
@@ -124,7 +124,7 @@ def make_step(
       >>> hyperparameters = device.replicate(train.Hyperparameters(seed=0))
       >>> state, metrics = device.step(state, batch, hyperparameters)
       >>> print(state.step, sorted(metrics)[:3])
-      1 ['active_fraction', 'dissimilar_distance', 'gradient_norm']
+      1 ['active_fraction', 'negative_distance', 'gradient_norm']
     """
 
     def step(
@@ -284,11 +284,11 @@ def _mean_over_devices(x: jax.Array) -> jax.Array:
 def _means(sums: Metrics) -> Metrics:
     """Returns the means over positive and over negative pairs that a step logs."""
     metrics = {
-        "similar_distance": sums["similar_distance"] / sums["similar"],
-        "dissimilar_distance": sums["dissimilar_distance"] / sums["dissimilar"],
+        "positive_distance": sums["positive_distance"] / sums["positive"],
+        "negative_distance": sums["negative_distance"] / sums["negative"],
     }
     if "active" in sums:
-        metrics["active_fraction"] = sums["active"] / sums["dissimilar"]
+        metrics["active_fraction"] = sums["active"] / sums["negative"]
     return metrics
 
 

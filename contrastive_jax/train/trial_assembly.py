@@ -125,7 +125,7 @@ def assemble_trials(
 def _source_of_all(trainings: Sequence[Training]) -> Source | PairSource:
     """Returns the data of all trials, having checked that each can draw its share of pairs."""
     by_fraction = {
-        one.objective.hyperparameters.get("similar_fraction", 0.5): one for one in trainings
+        one.objective.hyperparameters.get("positive_fraction", 0.5): one for one in trainings
     }
     *_, source = map(source_of, by_fraction.values())
     return source

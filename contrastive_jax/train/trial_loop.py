@@ -16,7 +16,7 @@ from contrastive_jax.train.trial_assembly import AssembledTrials
 from contrastive_jax.train.trial_folder import trial_key
 from contrastive_jax.train.types import TrainState
 
-HISTORY = ("loss", "similar_distance", "dissimilar_distance", "active_fraction")
+HISTORY = ("loss", "positive_distance", "negative_distance", "active_fraction")
 """The metrics of a step whose means are the history of a trial."""
 
 

@@ -137,7 +137,7 @@ def fit_grid(
         axes may have more values than before. `"auto"` takes the strategy that it chose before.
       progress: whether to show progress: a bar on a terminal, and a line that names the strategy.
       **axes: one value or several of each hyperparameter to vary: those of the objective, such as
-        `margin`, `temperature` or `similar_fraction`; `learning_rate`, `weight_decay` and
+        `margin`, `temperature` or `positive_fraction`; `learning_rate`, `weight_decay` and
         `clip_norm` of the default optimizer, and `loss_learning_rate` of that of the loss.
 
     Returns:

@@ -65,7 +65,7 @@ class Pairs(NamedTuple):
     first: Array
     second: Array
     labels: Array | None = None
-    """0 for a similar pair, 1 for a dissimilar one, `[B]`."""
+    """0 for a positive pair, 1 for a negative one, `[B]`."""
     first_classes: Array | None = None
     """Integers, `[B]`."""
     second_classes: Array | None = None
@@ -96,7 +96,7 @@ class IndexedPairs(NamedTuple):
     right: Array
     """Row of the second member, `[B]`."""
     labels: Array
-    """0 for a similar pair, 1 for a dissimilar one, `[B]`."""
+    """0 for a positive pair, 1 for a negative one, `[B]`."""
     weights: Array | None = None
     """At least 0, `[B]`; None where all are 1."""
 
@@ -114,7 +114,7 @@ class Source(NamedTuple):
 
 
 class PairSource(NamedTuple):
-    """Given pairs on the device, similar pairs before dissimilar ones, and the images of them."""
+    """Given pairs on the device, positive pairs before negative ones, and the images of them."""
 
     images: Array
     """Each image once, `[N, H, W, C]`, or vectors `[N, D]`."""
@@ -123,9 +123,9 @@ class PairSource(NamedTuple):
     right: Array
     """Row of the second member, `[P]`."""
     labels: Array
-    """0 for a similar pair, 1 for a dissimilar one, ascending, `[P]`."""
-    similar: Array
-    """The number of similar pairs."""
+    """0 for a positive pair, 1 for a negative one, ascending, `[P]`."""
+    positives: Array
+    """The number of positive pairs."""
     weights: Array | None = None
     """At least 0, `[P]`; None where all are 1."""
 

@@ -31,8 +31,8 @@ from contrastive_jax.train.objectives import Objective
 from contrastive_jax.train.types import Weights
 
 BEST_BY = "validation/map_at_r"
-# The area under the ROC curve does not depend on the share of similar pairs, which need not be that
-# of the pairs that the encoder will see.
+# The area under the ROC curve does not depend on the share of positive pairs, which need not be
+# that of the pairs that the encoder will see.
 BEST_BY_OF_PAIRS = "validation/auc"
 TITLES = {
     BEST_BY: "MAP@R",
@@ -144,8 +144,8 @@ def calibrated_on(
 
     Args:
       embed: from images to embeddings `[N, D]`.
-      data: with a validation split. Of labelled examples pairs are drawn, half of them similar;
-        given pairs are taken as they are, and their share of similar pairs is the prior.
+      data: with a validation split. Of labelled examples pairs are drawn, half of them positive;
+        given pairs are taken as they are, and their share of positive pairs is the prior.
       distance: between two embeddings.
       objective: if it has labels of two rows, pairs are drawn by them, and otherwise by class.
 

@@ -6,7 +6,7 @@
 Every contender computes the loss over all ordered pairs i != j and its gradient by the embeddings,
 in one process, in turn, on unit vectors of width 128 in float32; figures are medians of the rounds.
 The yardstick is two matrix products of the same size, `(X X^T) X`. The margin is set from the data
-so that a given share of the dissimilar pairs is active, which the table prints: nothing else
+so that a given share of the negative pairs is active, which the table prints: nothing else
 flatters a loss as much as a batch without active pairs. A row counts if loss and gradient agree
 with float64 to 1e-5 (relative, the gradient to its largest entry), which the table prints too. The
 gradient of a linear loss jumps where a pair is at the margin, and in float32 some pair of tens of
@@ -71,7 +71,7 @@ class Config:
 
 
 class Data(NamedTuple):
-    """Embeddings, classes and the margin for a share of active dissimilar pairs."""
+    """Embeddings, classes and the margin for a share of active negative pairs."""
 
     x: np.ndarray
     classes: np.ndarray
@@ -99,7 +99,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 def make_data(batch: int, share: float, clustered: bool) -> Data:
     """Ten classes of random unit vectors, or of clusters of which two and two are close.
 
-    The margin is the quantile of the distances of dissimilar pairs, of a sample of rows.
+    The margin is the quantile of the distances of negative pairs, of a sample of rows.
     """
     rng = np.random.default_rng(0)
     classes = rng.permutation(np.arange(batch) % 10)

@@ -4,7 +4,7 @@
     python -m experiments.benchmarks.losses --results experiments/benchmarks/results
 
 Each row is one loss, here and there, of the same embeddings (float32, width 128, classes of four
-examples each, similar pairs about 1.0 apart on the unit sphere and others 1.4) and with the same
+examples each, positive pairs about 1.0 apart on the unit sphere and others 1.4) and with the same
 numbers, as pytorch-metric-learning has them by default; proxies have their gradient too. Both are
 called in turn in one process, and figures are medians of the rounds. Memory is what XLA's analysis
 calls temporary, and what the process grew by for the peers; the last column is by how much the
@@ -156,7 +156,7 @@ def _columns(parameter: torch.Tensor) -> torch.Tensor:
 
 ROWS: dict[str, Row] = {
     "contrastive_linear": Row(
-        # Margins within which about half of the dissimilar pairs lie.
+        # Margins within which about half of the negative pairs lie.
         _pair_value(losses.contrastive_linear, 1.41),
         lambda _: peers.ContrastiveLoss(pos_margin=0, neg_margin=1.41),
     ),

@@ -58,7 +58,7 @@ class Config:
 
 
 class PairDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
-    """Pairs drawn one at a time: half similar, classes balanced, never an example with itself."""
+    """Pairs drawn one at a time: half positive, classes balanced, never an example with itself."""
 
     def __init__(self, images: torch.Tensor, classes: np.ndarray, length: int, *, change: bool):
         self.images, self.length, self.change = images, length, change

@@ -38,9 +38,9 @@ def test_labels_tell_the_truth(sizes, batch, tenths, seed):
     assert ((i >= 0) & (i < len(classes)) & (j >= 0) & (j < len(classes))).all()
     assert (i != j).all()
     np.testing.assert_array_equal(labels, classes[i] != classes[j])
-    similar = (labels == 0).cumsum()
+    positive = (labels == 0).cumsum()
     for k in range(batch):
-        assert similar[k] == int(Fraction(tenths, 10) * (k + 1))
+        assert positive[k] == int(Fraction(tenths, 10) * (k + 1))
 
 
 def test_classes_and_members_are_balanced_whatever_their_sizes():
@@ -48,7 +48,7 @@ def test_classes_and_members_are_balanced_whatever_their_sizes():
     classes = np.repeat(np.arange(4), sizes)
     batch = 24_000
     i, j, labels = _draw(classes, batch, 0.5)
-    similar, dissimilar = labels == 0, labels == 1
+    positive, negative = labels == 0, labels == 1
 
     def assert_uniform(values, number):
         counts = np.bincount(values, minlength=number)
@@ -56,15 +56,15 @@ def test_classes_and_members_are_balanced_whatever_their_sizes():
         # Six standard deviations of a binomial count.
         assert np.abs(counts - expected).max() < 6 * np.sqrt(expected)
 
-    # Class 0 has one example and can give no similar pair.
-    assert (classes[i][similar] > 0).all()
-    assert_uniform(classes[i][similar] - 1, 3)
-    ordered = 4 * classes[i][dissimilar] + classes[j][dissimilar]
+    # Class 0 has one example and can give no positive pair.
+    assert (classes[i][positive] > 0).all()
+    assert_uniform(classes[i][positive] - 1, 3)
+    ordered = 4 * classes[i][negative] + classes[j][negative]
     assert_uniform(np.unique(ordered, return_inverse=True)[1], 12)
     for members in (i, j):
-        assert_uniform(members[dissimilar & (classes[members] == 2)] - 3, 30)
-        assert_uniform(members[similar & (classes[members] == 2)] - 3, 30)
-    inside = similar & (classes[i] == 2)
+        assert_uniform(members[negative & (classes[members] == 2)] - 3, 30)
+        assert_uniform(members[positive & (classes[members] == 2)] - 3, 30)
+    inside = positive & (classes[i] == 2)
     assert_uniform((j - i)[inside] % 30 - 1, 29)
 
 
@@ -98,7 +98,7 @@ def test_a_batch_larger_than_the_data_repeats_it():
     assert set(zip(i[labels == 1], j[labels == 1], strict=True)) == {(0, 2), (1, 2), (2, 0), (2, 1)}
 
 
-def test_one_class_gives_similar_pairs_alone():
+def test_one_class_gives_positive_pairs_alone():
     with pytest.raises(ValueError, match="every example is of class 7"):
         index_by_class(np.full(5, 7))
     i, j, labels = _draw(np.full(5, 7), 100, 1.0)
@@ -106,7 +106,7 @@ def test_one_class_gives_similar_pairs_alone():
     assert (i != j).all()
 
 
-def test_single_examples_give_dissimilar_pairs_alone():
+def test_single_examples_give_negative_pairs_alone():
     with pytest.raises(ValueError, match="all 5 classes have one"):
         index_by_class(np.arange(5))
     i, j, labels = _draw(np.arange(5), 100, 0.0)
@@ -119,7 +119,7 @@ def test_wrong_input_is_refused():
         index_by_class(np.zeros(0, np.int32))
     with pytest.raises(ValueError, match=r"got float64 \[3\]"):
         index_by_class(np.zeros(3))
-    with pytest.raises(ValueError, match=r"similar_fraction must be in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"positive_fraction must be in \[0, 1\], got 1.5"):
         index_by_class(np.arange(4) % 2, 1.5)
 
 

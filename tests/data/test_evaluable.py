@@ -20,7 +20,7 @@ def _data(size=4, **splits):
 
 def test_splits_with_pairs_of_both_kinds_pass():
     check_evaluable(_data())
-    # One class is enough for similar pairs to train on.
+    # One class is enough for positive pairs to train on.
     check_evaluable(_data(train=([0, 0],), test=([-1, 0, 0, 1],)))
 
 

@@ -27,10 +27,10 @@ def test_a_report_is_one_table(folder):
     _, report = load_with_report(folder)
     assert as_text(report).splitlines() == [
         "photos: a folder of class folders of images, 24 images of 6 x 6 pixels, RGB",
-        "            examples  classes  fewest  median  similar pairs  dissimilar pairs",
-        "train             12        3       4       4             18                48",
-        "validation         6        3       2       2              3                12",
-        "test               6        3       2       2              3                12",
+        "            examples  classes  fewest  median  positive pairs  negative pairs",
+        "train             12        3       4       4              18              48",
+        "validation         6        3       2       2               3              12",
+        "test               6        3       2       2               3              12",
         "splits: 10% of every class for validation and 20% for test (--split examples, chosen by "
         "the sizes of classes)",
         "note: classes of test that are trained on: 3 (cat, dog, emu)",
@@ -70,7 +70,7 @@ def test_identical_files_and_single_examples_are_named(folder):
     (folder / "fox" / "0.png").write_bytes(encoded(pictures(1, classes=["fox"], seed=9)["fox"][0]))
     _, report = load_with_report(folder)
     texts = _texts(report)
-    assert "warning: classes of one example, which is in no similar pair: 1 (fox)" in texts
+    assert "warning: classes of one example, which is in no positive pair: 1 (fox)" in texts
     copies = "1 (cat/0.png (cat) and dog/copy.png (dog))"
     assert f"warning: contents that are identical in two classes: {copies}" in texts
     # In one class and in two splits, given by a table.
@@ -97,7 +97,7 @@ def test_splits_that_can_not_be_evaluated_are_named(tmp_path):
     (tmp_path / "t.csv").write_text("\n".join(["vector,class,split,role", *lines]))
     _, report = load_with_report(tmp_path / "t.csv")
     assert _texts(report) == [
-        "warning: splits without a similar pair: 1 (validation)",
+        "warning: splits without a positive pair: 1 (validation)",
         "warning: queries without an example of their class in the gallery: 1 (row 10)",
     ]
 

@@ -16,7 +16,7 @@ from contrastive_jax.data._own.rows import Table
 
 @pytest.fixture
 def table(tmp_path):
-    """Writes 30 similar pairs (k, k + 30) and 30 dissimilar ones (k, k + 31) of 60 images."""
+    """Writes 30 positive pairs (k, k + 30) and 30 negative ones (k, k + 31) of 60 images."""
     images = pictures(60, classes=["i"], channels=1)["i"]
     write_folder(tmp_path, {"i": images})
     similar = [(k, k + 30, 1) for k in range(30)]
@@ -61,7 +61,7 @@ def test_zero_is_similar_whatever_the_column_says(table):
 
 
 def test_pairs_are_split_by_image_where_that_can_be(table):
-    # Ten rings of three similar and three dissimilar pairs, which share no image.
+    # Ten rings of three positive and three negative pairs, which share no image.
     rows = [
         (3 * r + k, 30 + 3 * r + (k + d) % 3, 1 - d)
         for r in range(10)
@@ -139,7 +139,7 @@ def test_pairs_that_contradict_each_other_are_named(table):
         "pairs: pairs that contradict each other, which are left out: 4 (i/0.png and i/31.png (row "
         "20, dissimilar), i/31.png and i/0.png (row 40, dissimilar), i/31.png and i/0.png (row 41, "
         "similar), ...)",
-        "pairs: dissimilar pairs of images that similar pairs connect (A like B, B like C, A "
+        "pairs: negative pairs of images that positive pairs connect (A like B, B like C, A "
         "unlike C): 1 (i/29.png and i/0.png)",
         "pairs: pairs of an image and itself: 1 (i/8.png and i/8.png)",
     ]

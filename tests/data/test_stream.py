@@ -16,7 +16,7 @@ def test_the_stream_is_what_the_device_draws_from_any_step_on():
     index = index_by_class(classes)
     for start in (0, 5):
         stream = stream_pairs(
-            images, classes, seed=3, batch_size=8, similar_fraction=0.25, start_step=start
+            images, classes, seed=3, batch_size=8, positive_fraction=0.25, start_step=start
         )
         for step, (first, second, *both) in enumerate(itertools.islice(stream, 7), start):
             key = jax.random.fold_in(jax.random.key(3), step)
@@ -31,7 +31,7 @@ def test_images_without_a_class_are_not_streamed():
     images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
     classes = np.ma.masked_array(np.arange(10) % 2, mask=np.arange(10) == 3)
     classes[4] = -1
-    options = {"seed": 0, "batch_size": 64, "similar_fraction": 0.5}
+    options = {"seed": 0, "batch_size": 64, "positive_fraction": 0.5}
     first, second, *both = next(stream_pairs(images, classes, **options))
     assert {3, 4}.isdisjoint(np.concatenate([first, second]).ravel().tolist())
     np.testing.assert_array_equal(both, [first.ravel() % 2, second.ravel() % 2])

@@ -409,7 +409,7 @@ def _pairs(where, text):
     return _csv(where, text)
 
 
-@case(r"both meanings of 1 are common: say which label means a similar pair with --similar_label")
+@case(r"both meanings of 1 are common: say which label means a positive pair with --similar_label")
 def pairs_whose_label_is_not_explained(where):
     return _pairs(where, "left,right,label\ni/0.png,i/1.png,1\n")
 
@@ -444,7 +444,7 @@ def negative_weight(where):
     return _pairs(where, "left,right,similar,weight\ni/0.png,i/1.png,1,-1\n")
 
 
-@case(r"has no dissimilar pair among 1: training and evaluation compare both")
+@case(r"has no negative pair among 1: training and evaluation compare both")
 def pairs_of_one_label(where):
     return _pairs(where, "left,right,similar\ni/0.png,i/1.png,1\n")
 

@@ -6,10 +6,10 @@ import pytest
 from contrastive_jax.evaluation.calibration import Calibration, calibrate, probability
 
 
-def _pairs(similar=300, dissimilar=100, seed=0):
+def _pairs(positive=300, negative=100, seed=0):
     rng = np.random.default_rng(seed)
-    distances = np.concatenate([rng.normal(0.5, 0.2, similar), rng.normal(1.1, 0.3, dissimilar)])
-    return distances, np.repeat([0, 1], [similar, dissimilar])
+    distances = np.concatenate([rng.normal(0.5, 0.2, positive), rng.normal(1.1, 0.3, negative)])
+    return distances, np.repeat([0, 1], [positive, negative])
 
 
 def _newton(distances, target):
@@ -32,7 +32,7 @@ def test_the_fit_is_a_logistic_regression_on_the_targets_of_platt(unit):
     assert got.prior == 0.75
 
 
-def test_probabilities_are_shares_of_similar_pairs():
+def test_probabilities_are_shares_of_positive_pairs():
     rng = np.random.default_rng(0)
     distances = rng.uniform(0, 2, 40_000)
     labels = (rng.uniform(size=40_000) > 1 / (1 + np.exp(4 * distances - 3))).astype(int)
@@ -77,7 +77,7 @@ def test_a_prior_is_a_share(prior):
 
 
 def test_both_labels_are_needed():
-    with pytest.raises(ValueError, match=r"both similar .* are needed, got 2 similar and 0"):
+    with pytest.raises(ValueError, match=r"both positive .* are needed, got 2 positive and 0"):
         calibrate([0.1, 0.2], [0, 0])
     with pytest.raises(ValueError, match="distances"):
         calibrate([0.1, np.nan], [0, 1])

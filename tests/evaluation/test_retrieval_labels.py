@@ -177,12 +177,12 @@ def test_few_pairs_are_labelled_to_see_that_both_labels_occur(monkeypatch):
     monkeypatch.setattr(_labelled, "_label_blocks", counting)
     monkeypatch.setattr(_labelled, "LABELS_HELD", 10 * rows)
     assert check(np.arange(rows) // 2) == 10
-    # One similar pair is looked for until it is there, and none is an error if all were compared.
+    # One positive pair is looked for until it is there, and none is an error if all were compared.
     assert 0 < check([0, 0, *range(1, rows - 1)]) <= rows
-    with pytest.raises(ValueError, match="leave no similar pair among 60 rows"):
+    with pytest.raises(ValueError, match="leave no positive pair among 60 rows"):
         check(np.arange(rows))
-    with pytest.raises(ValueError, match="leave no dissimilar pair among 60 rows"):
+    with pytest.raises(ValueError, match="leave no negative pair among 60 rows"):
         check(np.zeros(rows, int))
     monkeypatch.setattr(_labelled, "_MOST_CHECKED", 25 * rows)
-    with pytest.warns(UserWarning, match="no similar pair between 30 rows and all 60"):
+    with pytest.warns(UserWarning, match="no positive pair between 30 rows and all 60"):
         assert check(np.arange(rows)) == 30

@@ -20,10 +20,10 @@ def test_separated_classes_are_perfect():
     summary = summarize(validation, c1, test, c2, pairs=2000)
     for name in ("auc", "accuracy", "precision_at_1", "map_at_r", "tar_at_far_0.001"):
         assert summary.figures[name] == 1
-    similar = summary.distances[summary.labels == 0]
+    positive = summary.distances[summary.labels == 0]
     assert len(summary.distances) == 2000
-    assert len(similar) == 1000
-    assert similar.max() < summary.threshold < summary.distances[summary.labels == 1].min()
+    assert len(positive) == 1000
+    assert positive.max() < summary.threshold < summary.distances[summary.labels == 1].min()
 
 
 def test_the_threshold_is_of_validation_and_no_other():
@@ -144,7 +144,7 @@ def test_summary_by_labels():
     )
     assert same.figures["precision_at_1"] == plain.figures["precision_at_1"]
     assert abs(same.figures["auc"] - plain.figures["auc"]) < 0.1
-    for wrong, name in ((0, "dissimilar"), (1, "similar")):
+    for wrong, name in ((0, "negative"), (1, "positive")):
         with pytest.raises(ValueError, match=f"labels leave no {name} pair among 40 rows"):
             drawn_distances(
                 points[:40],

@@ -24,20 +24,20 @@ many = settings(deadline=None, max_examples=100, derandomize=True)
 
 def rates(distances, labels):
     """FAR and TAR at every distance, counted pair by pair, and at no acceptance."""
-    similar = [d for d, y in zip(distances, labels, strict=True) if y == 0]
-    dissimilar = [d for d, y in zip(distances, labels, strict=True) if y == 1]
+    positive = [d for d, y in zip(distances, labels, strict=True) if y == 0]
+    negative = [d for d, y in zip(distances, labels, strict=True) if y == 1]
     points = {(0.0, 0.0)}
     for threshold in distances:
         points.add(
             (
-                sum(d <= threshold for d in dissimilar) / len(dissimilar),
-                sum(d <= threshold for d in similar) / len(similar),
+                sum(d <= threshold for d in negative) / len(negative),
+                sum(d <= threshold for d in positive) / len(positive),
             )
         )
     return sorted(points)
 
 
-# Three similar pairs and four dissimilar, with a tie across labels at 0.3.
+# Three positive pairs and four negative, with a tie across labels at 0.3.
 DISTANCES = [0.1, 0.3, 0.6, 0.3, 0.5, 0.8, 0.9]
 LABELS = [0, 0, 0, 1, 1, 1, 1]
 
@@ -47,7 +47,7 @@ def test_figures_worked_by_hand():
     np.testing.assert_array_equal(curve.thresholds, [-np.inf, 0.1, 0.3, 0.5, 0.6, 0.8, 0.9])
     np.testing.assert_allclose(curve.far, [0, 0, 1 / 4, 2 / 4, 2 / 4, 3 / 4, 1])
     np.testing.assert_allclose(curve.tar, [0, 1 / 3, 2 / 3, 2 / 3, 1, 1, 1])
-    # Of 12 comparisons the similar pair is closer in 4 (0.1), 3 + half (0.3) and 2 (0.6).
+    # Of 12 comparisons the positive pair is closer in 4 (0.1), 3 + half (0.3) and 2 (0.6).
     assert v.roc_auc(DISTANCES, LABELS) == pytest.approx(9.5 / 12)
     # FRR is 1/3 from FAR 1/4 to FAR 1/2.
     assert v.equal_error_rate(DISTANCES, LABELS) == pytest.approx(1 / 3)
@@ -140,7 +140,7 @@ def test_best_threshold_separates_adjacent_floats():
 def test_kfold_accuracy_worked_by_hand():
     distances = np.array([1.0, 4.0, 1.0, 2.0, 3.0, 4.0])
     labels = np.array([0, 1, 0, 1, 0, 1])
-    # Fold 7: the others have 1 and 3 similar, 2 and 4 dissimilar, so 1.5 (3 right of 4, as 3.5 is):
+    # Fold 7: the others have 1 and 3 positive, 2 and 4 negative, so 1.5 (3 right of 4, as 3.5 is):
     # both right. Fold 8: others 1, 3 | 4, 4, so 3.5: 1 right, 2 wrong. Fold 9: others 1, 1 | 2, 4,
     # so 1.5: 3 wrong, 4 right.
     mean, error = v.kfold_accuracy(distances, labels, np.array([7, 7, 8, 8, 9, 9]))
@@ -274,14 +274,14 @@ def test_pairs_whose_fold_is_masked_are_left_out():
         ([1.0, 2.0, np.inf], [0, 1, 1], "inf in row 2"),
         ([1.0, 2.0, 3.0], [0, 1, -1], "-1 in row 2"),
         ([1.0, 2.0], [0, 0.5], "0.5 in row 1"),
-        ([1.0, 2.0], [0, 0], "2 similar and 0 dissimilar"),
-        ([1.0, 2.0], [1, 1], "0 similar and 2 dissimilar"),
-        ([], [], "0 similar and 0 dissimilar"),
+        ([1.0, 2.0], [0, 0], "2 positive and 0 negative"),
+        ([1.0, 2.0], [1, 1], "0 positive and 2 negative"),
+        ([], [], "0 positive and 0 negative"),
         ([1.0, 2.0], ["0", "1"], r"labels must be the numbers 0 .* got <U1, .*'0'.* in row 0"),
         ([1.0, 2.0], [[0], [1]], r"\(2, 1\); squeeze it to \[N\] by labels.squeeze\(1\)"),
         ([[1.0], [2.0]], [0, 1], r"squeeze it to \[N\] by distances.squeeze\(1\)"),
         (MASKED, [0, 1, 5], "5 in row 2"),
-        (MASKED, [0, 1, 0], "2 similar and 0 dissimilar, 1 masked pairs left out"),
+        (MASKED, [0, 1, 0], "2 positive and 0 negative, 1 masked pairs left out"),
     ],
 )
 def test_bad_pairs_are_refused(figure, distances, labels, message):
@@ -304,7 +304,7 @@ def test_threshold_must_be_a_number():
     ("folds", "message"),
     [
         (1, "at least 2, got 1"),
-        (4, "4 similar and 4 dissimilar pairs, got 3 and 4"),
+        (4, "4 positive and 4 negative pairs, got 3 and 4"),
         ([5] * 7, "at least 2, got 1"),
         ([0, 1, 0], r"7 pairs, got int64 of shape \(3,\)"),
         ([0.0, 1.0] * 3 + [0.0], "float64"),

@@ -103,7 +103,7 @@ def test_lines_tell_how_it_goes(printed):
     assert lines[0] == f"{run.folder}: rows, 60 training images, 12 steps"
     assert lines[1] == "compiling the training step"
     assert [line.partition(":")[0] for line in lines[2:]] == ["step 8", "step 12"]
-    for word in ("loss ", "similar ", "dissimilar ", "pairs/s", "active ", "MAP@R ", "P@1 "):
+    for word in ("loss ", "positive ", "negative ", "pairs/s", "active ", "MAP@R ", "P@1 "):
         assert all(word in line for line in lines[2:])
 
 
@@ -324,18 +324,18 @@ PAIRS = train.objective("contrastive", on="pairs")
         ),
         (
             {"objective": train.objective("contrastive", on="pairs"), "batch_size": 2},
-            "batch_size must give at least 4 pairs, for .* similar_fraction of 0.3, got 1",
+            "batch_size must give at least 4 pairs, for .* positive_fraction of 0.3, got 1",
         ),
         (
             {
-                "objective": train.objective(losses.contrastive, on="pairs", similar_fraction=0.9),
+                "objective": train.objective(losses.contrastive, on="pairs", positive_fraction=0.9),
                 "batch_size": 2,
             },
-            "batch_size must give at least 2 pairs, for .* similar_fraction of 0.9, got 1",
+            "batch_size must give at least 2 pairs, for .* positive_fraction of 0.9, got 1",
         ),
         (
-            {"objective": train.objective(losses.contrastive, on="pairs", similar_fraction=1.5)},
-            "similar_fraction must be in",
+            {"objective": train.objective(losses.contrastive, on="pairs", positive_fraction=1.5)},
+            "positive_fraction must be in",
         ),
         ({"validate_every": 6}, "validate_every must be a multiple of log_every, got 6 and 4"),
         ({"batch_size": 13}, "divide the 13 images of a batch"),

@@ -34,13 +34,13 @@ CONTRASTIVE = train.objective("contrastive", margin=1.2)
 
 
 def _pairs(rng, classes, rows, number, weights=False):
-    """Pairs of some rows, one in five of them similar."""
+    """Pairs of some rows, one in five of them positives."""
     left, right = rng.choice(rows, (2, 20 * number)).astype(np.int32)
     labels = (classes[left] != classes[right]).astype(np.int32)
     order = np.argsort(labels, kind="stable")
-    similar = int((labels == 0).sum())
+    positives = int((labels == 0).sum())
     chosen = rng.permutation(
-        np.concatenate([order[: number // 5], order[similar : similar + number - number // 5]])
+        np.concatenate([order[: number // 5], order[positives : positives + number - number // 5]])
     )
     return GivenPairs(
         left[chosen],
@@ -105,7 +105,7 @@ def _encoding_all(data, objective, balanced=True, loss=losses.contrastive):
     """The same by encoding both images of every pair."""
     source = train.pair_source(data)
     key = jax.random.fold_in(jax.random.key(0), 0)
-    rows = draw_rows_of_pairs(key, source.similar, len(source.labels), 16, balanced=balanced)
+    rows = draw_rows_of_pairs(key, source.positives, len(source.labels), 16, balanced=balanced)
     encoder = train.network(MODEL, data.images.shape[1:], 0)
     images = np.concatenate([data.images[source.left[rows]], data.images[source.right[rows]]])
     weights = 1.0 if source.weights is None else source.weights[rows]
@@ -155,7 +155,7 @@ def test_every_image_of_a_batch_is_encoded_once(few):
     source = train.pair_source(few)
     most = most_images(source, 16, seeds=[0], steps=1, balanced=True)
     key = jax.random.fold_in(jax.random.key(0), 0)
-    rows = draw_rows_of_pairs(key, source.similar, 100, 16, balanced=True)
+    rows = draw_rows_of_pairs(key, source.positives, 100, 16, balanced=True)
     distinct = len({*source.left[rows].tolist(), *source.right[rows].tolist()})
     assert most == distinct <= 16
     # Of shapes that are inferred alone there are two images, or one.
@@ -168,7 +168,7 @@ def test_the_largest_batch_of_a_run_is_counted(few):
     for seed in (3, 4):
         for step in range(7):
             key = jax.random.fold_in(jax.random.key(seed), step)
-            rows = draw_rows_of_pairs(key, source.similar, 100, 3, balanced=False)
+            rows = draw_rows_of_pairs(key, source.positives, 100, 3, balanced=False)
             counts.append(len({*source.left[rows].tolist(), *source.right[rows].tolist()}))
     assert len({*counts}) > 1
     assert most_images(source, 3, seeds=[3, 4], steps=7, balanced=False) == max(counts)
@@ -249,7 +249,7 @@ def test_batches_from_the_host_are_those_drawn_on_the_device(few):
     stream = stream_given_pairs(few, seed=3, batch_size=8, images=14, balanced=False, start_step=5)
     for step, (images, batch) in enumerate(itertools.islice(stream, 3), 5):
         key = jax.random.fold_in(jax.random.key(3), step)
-        rows = draw_rows_of_pairs(key, source.similar, 100, 8, balanced=False)
+        rows = draw_rows_of_pairs(key, source.positives, 100, 8, balanced=False)
         np.testing.assert_array_equal(images[batch.left], few.images[source.left[rows]])
         np.testing.assert_array_equal(images[batch.right], few.images[source.right[rows]])
         np.testing.assert_array_equal(batch.labels, source.labels[rows])
@@ -290,8 +290,8 @@ def test_balanced_is_of_given_pairs(data):
         ("train", {"labels": [0]}, "one entry a pair in every column"),
         ("train", {"weights": [1.0, -1.0]}, "at least 0 and finite, got -1.0 in pair 1"),
         ("train", {"weights": [0.0, 0.0]}, "are all 0"),
-        ("validation", {"labels": [1, 1]}, "has 0 similar pairs"),
-        ("test", {}, "the test split of few has 1 similar pairs, and at least 2"),
+        ("validation", {"labels": [1, 1]}, "has 0 positive pairs"),
+        ("test", {}, "the test split of few has 1 positive pairs, and at least 2"),
     ],
 )
 def test_pairs_that_can_not_be_used_are_named(few, split, changes, message):

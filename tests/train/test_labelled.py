@@ -76,7 +76,7 @@ def _value_and_gradient(objective, batch=BATCH, references=None):
 
 
 def test_all_pairs_are_the_formula():
-    objective = train.objective("contrastive", labels=RULE, margin=0.9, similar_fraction=0.4)
+    objective = train.objective("contrastive", labels=RULE, margin=0.9, positive_fraction=0.4)
     value, _ = _value_and_gradient(objective)
     i, j = np.triu_indices(ROWS, 1)
     real = (CLASSES[i] >= 0) & (CLASSES[j] >= 0)
@@ -232,7 +232,7 @@ def test_data_that_does_not_fit_is_refused_before_training(cameras):
     with pytest.raises(ValueError, match="same_class_other_group needs the group"):
         fit(ungrouped, objective)
     one = cameras.validation._replace(groups=np.zeros(48, np.int32))
-    with pytest.raises(ValueError, match="leave no similar pair among 48 rows") as raised:
+    with pytest.raises(ValueError, match="leave no positive pair among 48 rows") as raised:
         fit(cameras._replace(validation=one), objective)
     assert "in the validation split of cameras" in raised.value.__notes__
     by_height = train.objective(

@@ -136,7 +136,7 @@ def dropped():
 
 
 def _distances(records):
-    return [record["dissimilar_distance"] for record in records]
+    return [record["negative_distance"] for record in records]
 
 
 def test_masks_follow_from_seed_and_step(dropped):
@@ -161,7 +161,7 @@ def test_devices_and_parts_have_masks_of_their_own(dropped):
         placed = train.parallel(step, "shard_map", jax.devices()[:devices], sharded=(1,))
         state = placed.replicate(train.init_state(dropped, optax.sgd(0.0)))
         arguments = state, placed.shard(batch), placed.replicate(train.Hyperparameters(0))
-        assert placed.step(*arguments)[1]["similar_distance"] > 0.5
+        assert placed.step(*arguments)[1]["positive_distance"] > 0.5
 
 
 def test_dropout_is_off_after_training(dropped):

@@ -45,25 +45,25 @@ def _pairs_of_rows(x, y=None):
     return between, (CLASSES[:, None] == classes[real]).ravel()
 
 
-def _contrastive(between, similar, fraction, margin=0.9):
-    hinge = np.maximum(0, margin - between[~similar])
-    return fraction * (between[similar] ** 2).mean() + (1 - fraction) * (hinge**2).mean()
+def _contrastive(between, positive, fraction, margin=0.9):
+    hinge = np.maximum(0, margin - between[~positive])
+    return fraction * (between[positive] ** 2).mean() + (1 - fraction) * (hinge**2).mean()
 
 
 def test_all_pairs_are_the_formula():
-    between, similar = _pairs_of_rows(X)
-    value, sums, _ = _value(objectives.all_pairs(margin=0.9, similar_fraction=0.3))
-    np.testing.assert_allclose(value, _contrastive(between, similar, 0.3), rtol=1e-5)
+    between, positive = _pairs_of_rows(X)
+    value, sums, _ = _value(objectives.all_pairs(margin=0.9, positive_fraction=0.3))
+    np.testing.assert_allclose(value, _contrastive(between, positive, 0.3), rtol=1e-5)
     # Sums are over both orders of a pair.
-    assert sums["similar"] == 2 * similar.sum()
-    assert sums["dissimilar"] == 2 * (~similar).sum()
-    assert sums["active"] == 2 * (between[~similar] < 0.9).sum()
-    np.testing.assert_allclose(sums["similar_distance"], 2 * between[similar].sum(), rtol=1e-5)
-    np.testing.assert_allclose(sums["dissimilar_distance"], 2 * between[~similar].sum(), rtol=1e-5)
+    assert sums["positive"] == 2 * positive.sum()
+    assert sums["negative"] == 2 * (~positive).sum()
+    assert sums["active"] == 2 * (between[~positive] < 0.9).sum()
+    np.testing.assert_allclose(sums["positive_distance"], 2 * between[positive].sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums["negative_distance"], 2 * between[~positive].sum(), rtol=1e-5)
 
 
 def test_a_memory_with_the_contrastive_loss_is_the_formula():
-    objective = objectives.all_pairs(margin=0.9, similar_fraction=0.3)
+    objective = objectives.all_pairs(margin=0.9, positive_fraction=0.3)
     value, sums, _ = _value(objective, references=MEMORY)
     expected = _contrastive(*_pairs_of_rows(X, MEMORY), 0.3)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
@@ -72,14 +72,14 @@ def test_a_memory_with_the_contrastive_loss_is_the_formula():
 
 def test_parameters_of_a_pair_loss_are_bound_to_it():
     objective = train.objective("sigmoid")
-    value, _, params = _value(objective, similar_fraction=0.5)
+    value, _, params = _value(objective, positive_fraction=0.5)
     np.testing.assert_allclose(np.exp(params["log_temperature"]), 10.0, rtol=1e-6)
     cosine = np.float64(X) @ X.T
     i, j = np.triu_indices(ROWS, 1)
-    similar = CLASSES[i] == CLASSES[j]
+    positive = CLASSES[i] == CLASSES[j]
     logits = 10.0 * cosine[i, j] - 10.0
-    cost = np.logaddexp(0, np.where(similar, -logits, logits))
-    expected = 0.5 * cost[similar].mean() + 0.5 * cost[~similar].mean()
+    cost = np.logaddexp(0, np.where(positive, -logits, logits))
+    expected = 0.5 * cost[positive].mean() + 0.5 * cost[~positive].mean()
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
@@ -95,8 +95,8 @@ def test_given_pairs_are_the_formula():
     value, sums, _ = _value(objective, batch=batch)
     cost = np.where(labels == 0, between**2, hinge**2)
     np.testing.assert_allclose(value, cost.mean(), rtol=1e-5)
-    assert (sums["similar"], sums["dissimilar"]) == (2, 4)
-    np.testing.assert_allclose(sums["similar_distance"], between[labels == 0].sum(), rtol=1e-5)
+    assert (sums["positive"], sums["negative"]) == (2, 4)
+    np.testing.assert_allclose(sums["positive_distance"], between[labels == 0].sum(), rtol=1e-5)
     assert sums["active"] == (hinge[labels == 1] > 0).sum()
     classes = {"first_classes": np.zeros(6, np.int32), "second_classes": labels}
     assert _value(objective, batch=_given(**classes)[1])[0] == value
@@ -124,8 +124,8 @@ def test_anchors_are_the_public_loss(objective, public):
     expected = cj.anchor_loss(X, CLASSES, *MEMORY, loss=public())
     np.testing.assert_allclose(with_memory, expected, rtol=1e-5)
     assert logged == {}
-    similar = _pairs_of_rows(X)[1]
-    assert (sums["similar"], sums["dissimilar"]) == (2 * similar.sum(), 2 * (~similar).sum())
+    positive = _pairs_of_rows(X)[1]
+    assert (sums["positive"], sums["negative"]) == (2 * positive.sum(), 2 * (~positive).sum())
 
 
 def test_parameters_by_class_are_data_of_the_anchors():
@@ -145,7 +145,7 @@ def test_proxies_are_the_public_loss_and_a_penalty():
     i, j = np.triu_indices(ROWS, 1)
     cosine = 1 - (np.float64(X) @ X.T)[i, j]
     np.testing.assert_allclose(
-        sums["similar_distance"], 2 * cosine[CLASSES[i] == CLASSES[j]].sum(), rtol=1e-5
+        sums["positive_distance"], 2 * cosine[CLASSES[i] == CLASSES[j]].sum(), rtol=1e-5
     )
     value, _, params = _value(train.objective("soft_triple"))
     assert params.shape == (NUMBER, 4, WIDTH)
@@ -208,7 +208,7 @@ def test_a_memory_that_has_no_use_is_refused(objective, batch):
         (("contrastiv",), {}, "unknown loss contrastiv; close to it: contrastive"),
         (("supcon",), {"margin": 1.0}, "supcon has no margin; its hyperparameters are temperature"),
         (("contrastive",), {"margin": -1.0}, "margin must be above 0"),
-        (("contrastive",), {"similar_fraction": 1.5}, r"similar_fraction must be in \[0, 1\]"),
+        (("contrastive",), {"positive_fraction": 1.5}, r"positive_fraction must be in \[0, 1\]"),
         (("supcon",), {"on": "pairs"}, "supcon compares whole batches"),
         (("arcface",), {"distance": distances.cosine}, "arcface compares whole batches"),
         (("supcon",), {"temperature": 0.0}, "temperature must be above 0"),

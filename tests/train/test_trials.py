@@ -82,7 +82,7 @@ def stored(tmp_path_factory, few_pairs):
         ),
         (
             train.objective("contrastive", on="pairs"),
-            {"margin": [1.2], "similar_fraction": 0.4},
+            {"margin": [1.2], "positive_fraction": 0.4},
         ),
         (partial(train.objective, "sigmoid"), {"temperature": 5.0}),
         (partial(train.objective, "arcface"), {"margin": 0.3, "loss_learning_rate": 1e-2}),
@@ -91,7 +91,7 @@ def stored(tmp_path_factory, few_pairs):
 )
 def test_a_single_run_is_a_grid_of_one(objective, axes, request):
     (trial,) = _grid(objective=objective, **axes)
-    loss = {k: v for k, v in axes.items() if k in ("margin", "similar_fraction", "temperature")}
+    loss = {k: v for k, v in axes.items() if k in ("margin", "positive_fraction", "temperature")}
     loss = {k: v[0] if isinstance(v, list) else v for k, v in loss.items()}
     if isinstance(objective, partial):
         objective = objective(**loss)
@@ -192,8 +192,8 @@ def test_given_pairs():
         MODEL, data, CONTRASTIVE, margin=[0.5, 1.0], **OPTIONS | {"strategy": "vmap"}
     )
     assert [0 <= trial.test["auc"] <= 1 for trial in trials] == [True, True]
-    with pytest.raises(ValueError, match="similar_fraction is no hyperparameter of the objective"):
-        train.fit_grid(MODEL, data, CONTRASTIVE, similar_fraction=[0.1, 0.5], **OPTIONS)
+    with pytest.raises(ValueError, match="positive_fraction is no hyperparameter of the objective"):
+        train.fit_grid(MODEL, data, CONTRASTIVE, positive_fraction=[0.1, 0.5], **OPTIONS)
 
 
 def test_values_of_axes_are_in_their_ranges():
@@ -292,7 +292,7 @@ def test_a_folder_is_of_one_grid(stored):
         train.fit_grid(other, DATA, CONTRASTIVE, margin=[0.5], **options)
     options |= {"margin": [0.5, 1.2], "seed": [0, 1, 2]}
     with pytest.raises(ValueError, match=r"objective was .'contrastive'.*'contrastive_halved'"):
-        _grid(**options, objective=train.objective("contrastive_halved", similar_fraction=0.3))
+        _grid(**options, objective=train.objective("contrastive_halved", positive_fraction=0.3))
     with pytest.raises(ValueError, match="optimizer was"):
         _grid(**options, optimizer=optax.sgd(0.1))
     with pytest.raises(TypeError, match=r"data must come from contrastive_jax.data.load"):

@@ -74,7 +74,7 @@ def dataset(rows: Rows, choices: Choices) -> tuple[Dataset, Report]:
     data = Dataset(rows.name, names, *map(part, SPLITS))
     if np.bincount(data.train.classes).max() < 2:
         raise ValueError(
-            f"the train split of {rows.where} has no class with two examples, and similar pairs "
+            f"the train split of {rows.where} has no class with two examples, and positive pairs "
             "need one; add examples"
         )
     digests = [contents.digests[k] for k in order]
@@ -167,7 +167,7 @@ def _queries_of(
 
 
 def _not_evaluable(data: Dataset) -> list[Finding]:
-    """Notes splits without a similar or a dissimilar pair, and queries that find nothing."""
+    """Notes splits without a positive or a negative pair, and queries that find nothing."""
     counts = count_splits(data)
     lonely = []
     for split in SPLITS:
@@ -177,9 +177,11 @@ def _not_evaluable(data: Dataset) -> list[Finding]:
             alone = part.queries & ~np.isin(part.classes, gallery)
             lonely += part.sources[alone].tolist()
     return [
-        *finding("splits without a similar pair", [one.split for one in counts if not one.similar]),
         *finding(
-            "splits without a dissimilar pair", [one.split for one in counts if not one.dissimilar]
+            "splits without a positive pair", [one.split for one in counts if not one.positive]
+        ),
+        *finding(
+            "splits without a negative pair", [one.split for one in counts if not one.negative]
         ),
         *finding("queries without an example of their class in the gallery", lonely),
     ]
@@ -187,7 +189,7 @@ def _not_evaluable(data: Dataset) -> list[Finding]:
 
 def _single(names: tuple[str, ...], classes: np.ndarray) -> list[Finding]:
     single = np.flatnonzero(np.bincount(classes, minlength=len(names)) == 1)
-    text = "classes of one example, which is in no similar pair"
+    text = "classes of one example, which is in no positive pair"
     return finding(text, [names[k] for k in single])
 
 

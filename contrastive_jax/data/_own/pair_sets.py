@@ -128,11 +128,11 @@ def _missing(rows: PairRows) -> np.ndarray:
 
 
 def _identical(rows: PairRows, contents: Contents, used: np.ndarray) -> list[Finding]:
-    """Notes dissimilar pairs of files with the same contents."""
+    """Notes negative pairs of files with the same contents."""
     digests = np.zeros(len(rows.sources), "S32")
     digests[used[contents.rows]] = [digest.hex().encode() for digest in contents.digests]
     same = (digests[rows.left] == digests[rows.right]) & (rows.left != rows.right)
-    text = "dissimilar pairs of two files with identical contents"
+    text = "negative pairs of two files with identical contents"
     return finding(text, named(rows, same & (rows.labels == 1)))
 
 

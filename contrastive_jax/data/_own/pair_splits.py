@@ -22,7 +22,7 @@ def split_pairs(
     both labels; otherwise pairs are held out, label by label.
 
     Raises:
-      ValueError: if a split has no pair, or no similar or no dissimilar one.
+      ValueError: if a split has no pair, or no positive or no negative one.
     """
     if rows.splits is not None:
         parts = splits.given_splits(rows.splits, where)
@@ -87,7 +87,7 @@ def _by_image(rows: PairRows, shares: dict[str, float], seed: int) -> splits.Par
 
 
 def _check_labels(labels: np.ndarray, where: str) -> None:
-    for label, name in ((0, "similar"), (1, "dissimilar")):
+    for label, name in ((0, "positive"), (1, "negative")):
         if not (labels == label).any():
             raise ValueError(
                 f"{where} has no {name} pair among {len(labels):,}: training and evaluation "

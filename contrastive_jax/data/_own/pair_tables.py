@@ -94,7 +94,7 @@ def _labels(table: Table, columns: dict[str, Any], similar_label: int | None) ->
     if similar_label is None:
         raise ValueError(
             f"{table.where} has a column label, and both meanings of 1 are common: say which label "
-            "means a similar pair with --similar_label 0 or --similar_label 1, or name the column "
+            "means a positive pair with --similar_label 0 or --similar_label 1, or name the column "
             "similar or dissimilar"
         )
     values = _binary(table.columns[columns["label"]], "label", table.where)
@@ -168,7 +168,7 @@ def without(rows: PairRows, dropped: np.ndarray) -> PairRows:
 
 
 def contradictions(rows: PairRows) -> np.ndarray:
-    """Masks pairs that occur with both labels, and dissimilar pairs of an image and itself."""
+    """Masks pairs that occur with both labels, and negative pairs of an image and itself."""
     low, high = np.minimum(rows.left, rows.right), np.maximum(rows.left, rows.right)
     _, pair = np.unique(np.stack([low, high]), axis=1, return_inverse=True)
     pair = pair.ravel()
@@ -187,8 +187,7 @@ def pair_findings(rows: PairRows) -> list[Finding]:
     repeated[first] = False
     return [
         *finding(
-            "dissimilar pairs of images that similar pairs connect (A like B, B like C, A "
-            "unlike C)",
+            "negative pairs of images that positive pairs connect (A like B, B like C, A unlike C)",
             named(rows, inferred),
         ),
         *finding("pairs that occur again", named(rows, repeated), warns=False),

@@ -27,9 +27,9 @@ def axis_of(embeddings: jax.Array) -> str | None:
 
 
 def without_fraction(options: Options) -> tuple[Any, dict[str, Any]]:
-    """Takes the weight of similar pairs out of the hyperparameters of a loss."""
+    """Takes the weight of positive pairs out of the hyperparameters of a loss."""
     rest = dict(options)
-    return rest.pop("similar_fraction", 0.5), rest
+    return rest.pop("positive_fraction", 0.5), rest
 
 
 def bound(loss: Callable[..., jax.Array], options: Options) -> Callable[..., jax.Array]:

@@ -30,7 +30,7 @@ def all_pairs(
     loss: Callable[..., jax.Array] = losses.contrastive,
     distance: Distance | None = None,
     *,
-    similar_fraction: float = 0.5,
+    positive_fraction: float = 0.5,
     init: Callable[[int, int, int], Any] | None = None,
     bind: Callable[[Any], Options] | None = None,
     learning_rate: float = 0.0,
@@ -38,14 +38,14 @@ def all_pairs(
 ) -> Objective:
     """Makes the objective of all pairs of a batch.
 
-    The loss is the mean over similar pairs times `similar_fraction`, plus the mean over dissimilar
+    The loss is the mean over positive pairs times `positive_fraction`, plus the mean over negative
     pairs times the rest. With a memory, it is also that of the pairs of a batch and the memory
     (Wang et al. 2020, <https://arxiv.org/abs/1912.06798>).
 
     Args:
       loss: scalar function of distance, label and hyperparameters.
       distance: between two embeddings; by default that of the loss.
-      similar_fraction: weight of similar pairs.
+      positive_fraction: weight of positive pairs.
       init: from the number of classes, the width of embeddings and a seed to parameters of the
         loss.
       bind: from these parameters to hyperparameters of the loss.
@@ -62,7 +62,7 @@ def all_pairs(
       >>> from contrastive_jax import losses
       >>> from contrastive_jax.train import objectives
       >>> objectives.all_pairs(losses.contrastive, margin=1.2).hyperparameters
-      {'similar_fraction': 0.5, 'margin': 1.2}
+      {'positive_fraction': 0.5, 'margin': 1.2}
     """
     measure = losses.resolve_distance(loss, distance)
 
@@ -93,7 +93,7 @@ def all_pairs(
         logged = as_metrics(sums.pairs, sums.distance) | {"active": sums.active[1]}
         return mean, logged
 
-    defaults = {"similar_fraction": similar_fraction} | hyperparameters
+    defaults = {"positive_fraction": positive_fraction} | hyperparameters
     init = init or Objective._field_defaults["init"]
     on_given = value_of_given_pairs(loss, measure, bind)
     return Objective(value, measure, defaults, init, learning_rate, on_given=on_given)

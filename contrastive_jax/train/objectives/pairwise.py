@@ -20,7 +20,7 @@ def pairs(
     distance: Distance | None = None,
     *,
     group: int = 1,
-    similar_fraction: float = 0.5,
+    positive_fraction: float = 0.5,
     **hyperparameters: float,
 ) -> Objective:
     """Makes the objective of given pairs, or of pairs that are drawn by class.
@@ -30,10 +30,10 @@ def pairs(
       distance: between two embeddings; by default that of the loss.
       group: pairs whose members are compared across, G. With 1 the loss is the mean over the given
         pairs. With G > 1 every first member of a group is compared with every second one, G^2
-        pairs for the cost of encoding G; similar and dissimilar pairs are averaged apart in each
-        group and weighted by `similar_fraction`. This takes classes: the labels of the given pairs
-        do not say whether members of two of them are similar.
-      similar_fraction: share of similar pairs among those drawn, and their weight in groups.
+        pairs for the cost of encoding G; positive and negative pairs are averaged apart in each
+        group and weighted by `positive_fraction`. This takes classes: the labels of the given pairs
+        do not say the label of two members of different ones.
+      positive_fraction: share of positive pairs among those drawn, and their weight in groups.
       **hyperparameters: of the loss, such as `margin`.
 
     Returns:
@@ -45,7 +45,7 @@ def pairs(
     Example:
       >>> from contrastive_jax.train import objectives
       >>> objectives.pairs(margin=1.2, group=8).hyperparameters
-      {'similar_fraction': 0.5, 'margin': 1.2}
+      {'positive_fraction': 0.5, 'margin': 1.2}
     """
     measure = losses.resolve_distance(loss, distance)
 
@@ -65,7 +65,7 @@ def pairs(
         mean = jnp.mean(values if group == 1 else values * weights.ravel())
         return mean, pair_sums(jax.vmap(measure)(a, b), values, labels)
 
-    defaults = {"similar_fraction": similar_fraction} | hyperparameters
+    defaults = {"positive_fraction": positive_fraction} | hyperparameters
     on_given = value_of_given_pairs(loss, measure)
     return Objective(
         value,
@@ -82,7 +82,7 @@ def on_given_pairs(objective: Objective) -> Objective:
     """Returns the objective of given pairs that has the loss of another objective.
 
     Given pairs have labels and no classes: every pair is compared as it is, and the share of
-    similar pairs is that with which they are drawn. The objective has no `similar_fraction`.
+    positive pairs is that with which they are drawn. The objective has no `positive_fraction`.
 
     Args:
       objective: of a pair loss.
@@ -115,7 +115,7 @@ def on_given_pairs(objective: Objective) -> Objective:
     if objective.group > 1:
         raise ValueError(
             f"a group of {objective.group} pairs compares members of different pairs, and the "
-            "labels of given pairs do not say whether those are similar: leave group out"
+            "labels of given pairs do not say which label those have: leave group out"
         )
     options = without_fraction(objective.hyperparameters)[1]
     return objective._replace(
@@ -138,11 +138,11 @@ def _across(group: int, members: list[jax.Array]) -> list[jax.Array]:
     return spread
 
 
-def _weights(labels: jax.Array, similar_fraction: ArrayLike) -> jax.Array:
-    """Returns weights of mean 1 in each row, in which similar pairs have their share."""
-    fraction = jnp.asarray(similar_fraction, jnp.float32)
-    dissimilar = labels.astype(jnp.float32)
-    similar = 1 - dissimilar
-    share = fraction * similar / jnp.maximum(similar.sum(1, keepdims=True), 1)
-    rest = (1 - fraction) * dissimilar / jnp.maximum(dissimilar.sum(1, keepdims=True), 1)
+def _weights(labels: jax.Array, positive_fraction: ArrayLike) -> jax.Array:
+    """Returns weights of mean 1 in each row, in which positive pairs have their share."""
+    fraction = jnp.asarray(positive_fraction, jnp.float32)
+    negative = labels.astype(jnp.float32)
+    positive = 1 - negative
+    share = fraction * positive / jnp.maximum(positive.sum(1, keepdims=True), 1)
+    rest = (1 - fraction) * negative / jnp.maximum(negative.sum(1, keepdims=True), 1)
     return labels.shape[1] * (share + rest)

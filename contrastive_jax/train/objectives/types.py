@@ -89,6 +89,6 @@ def _check_pairs(pairs: Pairs, group: int) -> None:
     if given == ["labels"] and group > 1:
         raise ValueError(
             f"a group of {group} pairs compares every first member with every second one, and the "
-            "labels of the given pairs do not say which of those are similar: give first_classes "
+            "labels of the given pairs do not say which of those are positive: give first_classes "
             "and second_classes, or make the objective with group=1"
         )

@@ -139,7 +139,7 @@ def grid(target: Target) -> Design:
 def _all_pairs_step(
     target: Target, devices: int, encoder: Encoder, image: Image, rows: int
 ) -> Design:
-    # Similar and dissimilar pairs have a gradient each.
+    # Similar and negative pairs have a gradient each.
     received = _ring(devices, rows, gradients=2)
     for name, (few, many) in _sum_over_devices(devices, _parameters(encoder, image)).items():
         least, most = received.get(name, (0, 0))

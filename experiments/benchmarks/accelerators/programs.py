@@ -205,4 +205,4 @@ def _state(abstract: Network, optimizer: optax.GradientTransformation) -> TrainS
 def _hyperparameters() -> Hyperparameters:
     one: Any = Struct((), jnp.float32)
     seed: Any = Struct((), jnp.uint32)
-    return Hyperparameters(seed, {"margin": one, "similar_fraction": one})
+    return Hyperparameters(seed, {"margin": one, "positive_fraction": one})
