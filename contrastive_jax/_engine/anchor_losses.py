@@ -20,7 +20,6 @@ from contrastive_jax._engine.problem import (
     Points,
     Problem,
     is_graded,
-    masked_points,
     zero_or_nan_of,
 )
 from contrastive_jax._engine.reductions import flatten_statistics, is_statistic
@@ -83,7 +82,7 @@ def anchor_total(
             own, statistics = by_stage[index]
             by_stage = (*by_stage[:index], own, *by_stage[index + 1 :])[: len(loss.statistics)]
             distances = distance_sums(statistics, sides, task.axis_name)
-        counts = masked_points(sides[0]).classes >= 0
+        counts = sides[0].classes >= 0
         # A loss of no pairs need not have a derivative.
         results = (*data, *by_stage)
         results = substitute(counts, results)
@@ -139,7 +138,7 @@ def triplet_total(problem: Problem, loss: TripletLoss, reduction: str) -> LossOf
     def total(engine: Engine, sides: tuple[Points, ...], *arguments: Any) -> tuple[jax.Array, Any]:
         if reduction == "none":
             sums = row_by_row.triplet_sums_by_anchor(task, triplets, sides, *arguments)
-            counts = masked_points(sides[0]).classes >= 0
+            counts = sides[0].classes >= 0
             each = total_of_means((Mean(*sums),)) + zero_or_nan_of(sides)
             return jnp.where(counts, each, 0), ()
         sums = engine.triplet_sums(task, triplets, sides, *arguments)

@@ -22,7 +22,6 @@ from contrastive_jax._engine.problem import (
     Sums,
     Task,
     is_graded,
-    masked_points,
     pair_labels,
     zero_or_nan,
 )
@@ -87,7 +86,6 @@ def pair_sums(task: Task, x: Points, y: Points | None, parameters: Parameters) -
 
 
 def _pair_sums(task: Task, x: Points, y: Points | None, parameters: Parameters) -> Sums:
-    x, y = masked_points(x), None if y is None else masked_points(y)
     columns = x if y is None else y
     symmetric = y is None and len(task.distances) == 1
     pairs = matrix_of_pairs(task, x, y, parameters, symmetric=symmetric)
@@ -160,7 +158,6 @@ def _anchor_statistics(
     data: tuple[Any, ...],
     parameters: Parameters,
 ) -> tuple[Any, ...]:
-    x, y = masked_points(x), None if y is None else masked_points(y)
     pairs = matrix_of_pairs(task, x, y, parameters)
     return statistics_of_rows(stages, pairs, data, parameters.loss)
 

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from contrastive_jax._engine.dense import matrix_of_pairs
-from contrastive_jax._engine.derivatives import differentiable_once
+from contrastive_jax._engine.derivatives import differentiable_once, substitute
 from contrastive_jax._engine.matrix_statistics import statistics_of_rows
 from contrastive_jax._engine.per_triplet import (
     Triplets,
     sums_over_positives,
     without_own_pairs,
 )
-from contrastive_jax._engine.problem import Parameters, Points, Task, masked_points
+from contrastive_jax._engine.problem import Parameters, Points, Task
 from contrastive_jax._engine.program_cache import program_or_part
 from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
 from contrastive_jax._engine.squared_distances import Pairs
@@ -60,7 +60,6 @@ def _triplet_sums(
     loss_parameters: tuple[jax.Array, ...],
     parameters: Parameters,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, y = masked_points(x), None if y is None else masked_points(y)
     if triplets.combine is None and triplets.positive_distance is None:
         pairs = matrix_of_pairs(task, x, y, parameters)
         y_classes = None if y is None else y.classes
@@ -174,16 +173,11 @@ def _sums_of_one(
     valid = jnp.max(chosen.astype(distances.dtype), axis=1) > 0
     positive = jnp.sum(jnp.where(chosen, distances, 0), axis=1)
     pairs = pairs._replace(distances=distances)
-    some = jnp.argmax(valid)
-
-    def substituted(leaf: jax.Array) -> jax.Array:
-        # An anchor that has no such positive takes the results of one that does: a loss of no pairs
-        # need not have a derivative.
-        return jnp.where(valid, leaf, lax.stop_gradient(leaf)[some])
-
-    positive = substituted(positive)
+    # An anchor without such a positive takes the results of one that has it, as a loss of no pairs
+    # need not have a derivative.
+    positive = substitute(valid, positive)
     results = statistics_of_rows(triplets.stages, pairs, (positive,), parameters)
-    results = jax.tree.map(substituted, results)
+    results = substitute(valid, results)
     means = jax.vmap(lambda *results: triplets.loss(*results, *loss_parameters))(positive, *results)
     value, *counts = (jnp.sum(jnp.where(valid, one, 0)) for one in means)
     return value, *map(lax.stop_gradient, counts)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from contrastive_jax._engine.problem import Parameters, Points, Task, masked_points
+from contrastive_jax._engine.problem import Parameters, Points, Task
 from contrastive_jax._engine.sharding import axes_of, varying
 
 # Rows whose median is the centre of all.
@@ -92,7 +92,7 @@ def _sorted(task: Task, side: Points) -> tuple[SortedPoints, jax.Array]:
     blocks = -(-count // tile) or 1
     block = -(-count // (8 * blocks)) * 8 or 8
     padding = blocks * block - count
-    vectors, classes, weights, attributes = masked_points(side)
+    vectors, classes, weights, attributes = side
     last = np.iinfo(np.int32).max
     classes = jnp.where(classes < 0, last, classes.astype(jnp.int32))
     order = jnp.argsort(classes, stable=True)

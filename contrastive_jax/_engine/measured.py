@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from contrastive_jax._engine.problem import Points, masked_points
+from contrastive_jax._engine.problem import Points
 from contrastive_jax._engine.sharding import psum_once
 from contrastive_jax._engine.stages import Stage
 from contrastive_jax.statistics import total
@@ -57,7 +57,7 @@ def measure(stages: tuple[Stage, ...], data_count: int) -> tuple[tuple[Stage, ..
 
 def distance_sums(statistics: Any, sides: tuple[Points, ...], axis_name: Any) -> DistanceSums:
     """Returns the sums over all anchors, from the statistics of `sums_of_anchor` of each."""
-    counts = masked_points(sides[0]).classes >= 0
+    counts = sides[0].classes >= 0
     sums = [
         jnp.stack([jnp.sum(jnp.where(counts, one, 0)) for one in by_label])
         for by_label in jax.lax.stop_gradient(statistics)

@@ -34,7 +34,6 @@ from contrastive_jax._engine.problem import (
     Task,
     gradient_by_vectors,
     label_of_rows,
-    masked_points,
 )
 from contrastive_jax._engine.program_cache import compiled
 from contrastive_jax._engine.reductions import flatten_statistics, is_statistic, result
@@ -295,8 +294,7 @@ def _selected_gradients(
     """Returns the gradients if all statistics are maxima or minima, from the stored indices of
     their pairs and without a sweep."""
     results, weighted = from_sorted(layout, (results, weighted))
-    each = [masked_points(side) for side in sides]
-    rows, columns = each[0], each[-1]
+    rows, columns = sides[0], sides[-1]
     order, data_count = layout.orders[-1], len(results) - len(stages)
 
     def total(x: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:

@@ -159,7 +159,7 @@ def sums_over_positives(
     Returns:
       The sums, which can be differentiated once, in reverse mode.
     """
-    sides = tuple(masked_points(side) for side in (x, y) if side is not None)
+    sides = (x,) if y is None else (x, y)
     positives: Any = (
         _positives_by_anchor(task, sides)
         if task.labels is None
@@ -269,7 +269,9 @@ def _sums_of_pass(
     distances = tuple(jax.vmap(jax.vmap(distance))(anchors, others))
     if triplets.combine is not None:
         y = sides[-1]
-        x = x._replace(vectors=jax.vmap(triplets.combine)(anchors[0], others[0]))
+        # Masked again, as an ignored anchor was combined like any other.
+        combined = jax.vmap(triplets.combine)(anchors[0], others[0])
+        x = masked_points(x._replace(vectors=combined))
     stages = tuple(
         Stage(_ForPositives(stage.function, earlier), stage.parameters, stage.positives_only)
         for earlier, stage in enumerate(triplets.stages)

@@ -122,7 +122,8 @@ class Problem(NamedTuple):
 
     task: Task
     sides: tuple[Points, ...]
-    """Rows, and columns where these are others: `sides[-1]` are the columns of either."""
+    """Rows, and columns where these are others: `sides[-1]` are the columns of either. They are
+    `masked_points`, so that no engine masks or casts them."""
     parameters: Parameters
     examples: tuple[jax.Array, jax.Array]
     """A distance and a label of the dtypes and mesh axes with which a loss is called."""
@@ -133,7 +134,7 @@ def masked_points(side: Points) -> Points:
     ignored = (side.classes < 0) | (side.weights == 0)
     dtype = at_least_float32(side.vectors.dtype)
     return Points(
-        jnp.where(ignored[:, None], 0, side.vectors.astype(dtype)),
+        jnp.where(ignored[:, None], 0, widen(side.vectors)),
         jnp.where(ignored, -1, side.classes),
         jnp.where(ignored, 0, side.weights.astype(dtype)),
         side.attributes,
@@ -192,7 +193,7 @@ def zero_or_nan(x: jax.Array) -> jax.Array:
 
 def zero_or_nan_of(sides: tuple[Points, ...]) -> jax.Array:
     """Returns NaN if an embedding that counts is not finite, else 0; without a derivative."""
-    return cast(jax.Array, sum(zero_or_nan(masked_points(side).vectors) for side in sides))
+    return cast(jax.Array, sum(zero_or_nan(side.vectors) for side in sides))
 
 
 class _Swapped(NamedTuple):
@@ -287,12 +288,12 @@ def make_problem(
 def _checked_sides(
     rows: tuple[Any, Any, Any], columns: tuple[Any, Any, Any], labels: PairLabels | None
 ) -> tuple[Points, ...]:
-    """Returns the sides of the pairs, checked and in float32 at least."""
+    """Returns the sides of the pairs, checked, in float32 at least, and zeros in ignored rows."""
     x = checked_points("", *rows, labels=labels)
     if columns[0] is None:
         if any(column is not None for column in columns):
             raise ValueError("reference_classes and reference_weights need references")
-        return (x._replace(vectors=widen(x.vectors)),)
+        return (masked_points(x),)
     y = checked_points("reference_", *columns, labels=labels)
     chex.assert_equal_shape_suffix(
         [x.vectors, y.vectors], 1, custom_message="embeddings and references: [B, D], [R, D]"
@@ -300,7 +301,7 @@ def _checked_sides(
     chex.assert_type(
         y.vectors, x.vectors.dtype, custom_message="references are not of embeddings' dtype"
     )
-    return tuple(side._replace(vectors=widen(side.vectors)) for side in (x, y))
+    return masked_points(x), masked_points(y)
 
 
 def checked_points(

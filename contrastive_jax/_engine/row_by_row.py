@@ -22,7 +22,6 @@ from contrastive_jax._engine.problem import (
     Sums,
     Task,
     labels_of_row,
-    masked_points,
     zero_or_nan,
 )
 from contrastive_jax._engine.program_cache import compiled
@@ -49,8 +48,7 @@ def pair_sums(task: Task, sides: tuple[Points, ...], parameters: Parameters) -> 
 
 def _pair_sums(task: Task, sides: tuple[Points, ...], parameters: Parameters) -> Sums:
     x, columns = (
-        side._replace(weights=lax.stop_gradient(side.weights))
-        for side in (masked_points(sides[0]), masked_points(sides[-1]))
+        side._replace(weights=lax.stop_gradient(side.weights)) for side in (sides[0], sides[-1])
     )
     dtype = x.vectors.dtype
     count = 2 if task.by_label else 1
@@ -130,7 +128,7 @@ def _anchor_statistics(
     data: tuple[Any, ...],
     parameters: Parameters,
 ) -> tuple[Any, ...]:
-    x, columns = masked_points(sides[0]), masked_points(sides[-1])
+    x, columns = sides[0], sides[-1]
     none = _statistics_of_none(stages, x, data, parameters)
     if not len(columns.weights):
         whole = jax.tree.map(lambda one: jnp.broadcast_to(one, len(x.classes)), none)
@@ -195,7 +193,7 @@ def _triplet_sums(
     loss_parameters: tuple[jax.Array, ...],
     parameters: Parameters,
 ) -> TripletSums:
-    x, columns = masked_points(sides[0]), masked_points(sides[-1])
+    x, columns = sides[0], sides[-1]
     dtype = x.vectors.dtype
     zero = varying(jnp.zeros((), dtype), axes_of((x, columns, loss_parameters, parameters)))
     init = (zero,) * 3
