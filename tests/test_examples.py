@@ -6,6 +6,8 @@ import doctest
 import pytest
 from test_docs import _public, _trees
 
+from contrastive_jax.data import load
+
 pytestmark = pytest.mark.usefixtures("few_pairs")
 
 PUBLIC = {module: _public(tree) for module, tree in _trees()}
@@ -37,8 +39,14 @@ NEEDED = {
 }
 
 
+@pytest.fixture(scope="module")
+def prepared_digits():
+    """Prepares the data set before an example loads it, as that prints a line the first time."""
+    load("digits")
+
+
 # The figures of a report are drawn in test_train.
-@pytest.mark.usefixtures("one_device", "no_figures")
+@pytest.mark.usefixtures("one_device", "no_figures", "prepared_digits")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_prints_what_it_says(name, tmp_path, monkeypatch):
     for package, functions in NEEDED.items():
