@@ -11,18 +11,32 @@ import pytest
 from experiments.benchmarks.accelerators.catalogue import PROGRAMS, ROWS
 from experiments.benchmarks.accelerators.check import faults
 from experiments.benchmarks.accelerators.facts import facts
-from experiments.benchmarks.accelerators.programs import WIDTH
+from experiments.benchmarks.accelerators.programs import TRIALS, WIDTH
 from experiments.benchmarks.accelerators.table import PAGE, temporaries
-from experiments.benchmarks.accelerators.targets import H100, V5E_HOST, V5E_POD, is_available
+from experiments.benchmarks.accelerators.targets import H100, V5E, V5E_HOST, V5E_POD, is_available
 
-# A program takes seconds to a minute to compile, and several tests read it.
+# A program takes seconds to minutes to compile, and several tests read it.
 compiled = functools.cache(facts)
+
+
+# Programs that take a minute or more of two cores. The others compile all that these are made of: a
+# loss on the same chips, or a training step of the smaller encoder.
+LONG = {
+    (V5E, "training step of ResNet18 on pairs"),
+    (V5E, f"step of a grid of {TRIALS} ConvNets"),
+    (V5E_HOST, "anchor_loss, triplet_semi_hard"),
+    (V5E_HOST, "training step of ResNet18 on all pairs"),
+    (V5E_POD, "training step of ConvNet on all pairs"),
+}
 
 
 def case(program):
     """A program as a parameter. Tests that share it run in one process, and compile it once."""
     name = f"{program.target.name}: {program.name}"
-    return pytest.param(program, id=name, marks=pytest.mark.xdist_group(name))
+    marks = [pytest.mark.xdist_group(name)]
+    if (program.target, program.name) in LONG:
+        marks.append(pytest.mark.long)
+    return pytest.param(program, id=name, marks=marks)
 
 
 available = [case(one) for one in PROGRAMS if is_available(one.target)]
