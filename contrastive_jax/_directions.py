@@ -1,4 +1,4 @@
-"""Vectors of unit length."""
+"""Vectors of unit length, and their cosines."""
 
 import math
 
@@ -28,3 +28,12 @@ def unit(x: jax.Array) -> jax.Array:
     # Scaled by a power of two, which is exact, so that no square over- or underflows.
     x = jnp.where(none, 1, x * inverse_power_of_two(largest))
     return jnp.where(none, 0, x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True)))
+
+
+def cosine_from_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Computes 1 minus the cosine of two vectors `[D]`, from the product of their directions.
+
+    It is `contrastive_jax.distances.cosine` without its care for close vectors: the absolute error
+    is that of a product, whatever the distance. That is all that a formula of cosines needs.
+    """
+    return 1 - jnp.dot(unit(a), unit(b), precision=lax.Precision.HIGHEST)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from contrastive_jax._carried_checks import carry_check, with_checks
+from contrastive_jax._directions import cosine_from_product
 from contrastive_jax._engine.centers import centers_loss
 from contrastive_jax._engine.problem import check_method, checked_points
 from contrastive_jax._engine.sharding import gathered, local_shard
@@ -124,8 +125,11 @@ def proxy_loss(
     sets = (embeddings, classes), (rows, proxy_classes)
     if loss.anchors == "proxies":
         sets = sets[1], sets[0]
+    formula = loss.loss
+    if loss.by_cosine and not {"distance", "refine"} & {*options}:
+        formula = formula._replace(distance=cosine_from_product)
     return anchor_loss(
-        *sets[0], *sets[1], loss=loss.loss, reduction=reduction, axis_name=axis_name, **options
+        *sets[0], *sets[1], loss=formula, reduction=reduction, axis_name=axis_name, **options
     )
 
 

@@ -694,6 +694,30 @@ def test_proxies_met_at_once_equal_those_met_tile_by_tile(name_of, proxies_of_a_
         chex.assert_trees_all_close(*both, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("tile", [None, 8])
+@pytest.mark.parametrize("name_of", ["proxy_anchor", "cosface"])
+def test_cosines_of_proxies_are_those_of_one_product(name_of, tile):
+    """Embeddings on, close to and opposite to proxies, against care for close pairs in float64."""
+    rng = np.random.default_rng(0)
+    proxies, classes = rng.standard_normal((4, 16)), np.arange(20, dtype=np.int32) % 4
+    x = rng.standard_normal((20, 16))
+    x[:4], x[4:8], x[8:10] = proxies, proxies + 1e-4 * x[4:8], -proxies[:2]
+
+    def value(x, proxies, tile, **options):
+        loss = getattr(losses, name_of)()
+        return proxy_loss(x, classes, proxies, loss=loss, tile=tile, **options)
+
+    with jax.enable_x64(True):
+        careful = jax.jit(jax.value_and_grad(functools.partial(value, tile=8, refine=True), (0, 1)))
+        want = jax.tree.map(np.asarray, careful(jnp.asarray(x), jnp.asarray(proxies)))
+    own = jax.jit(jax.value_and_grad(functools.partial(value, tile=tile), (0, 1)))
+    got = own(jnp.asarray(x, jnp.float32), jnp.asarray(proxies, jnp.float32))
+    scale = max(np.abs(one).max() for one in want[1])
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+    for one, right in zip(got[1], want[1], strict=True):
+        np.testing.assert_allclose(one, right, rtol=1e-4, atol=3e-6 * scale)
+
+
 @pytest.mark.parametrize("name_of", ["arcface", "soft_triple"])
 def test_proxies_met_at_once_under_transformations(name_of):
     rng = np.random.default_rng(0)

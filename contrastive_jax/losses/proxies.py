@@ -56,7 +56,7 @@ def normalized_softmax(temperature: ArrayLike = 0.05) -> ProxyLoss:
         return Mean(logsumexp(logits) - logsumexp(logits[own]), 1.0)
 
     by_statistics = nca(1 / temperature)._replace(distance=AnchorLoss._field_defaults["distance"])
-    return ProxyLoss(by_statistics, row_loss=row_loss)
+    return ProxyLoss(by_statistics, row_loss=row_loss, by_cosine=True)
 
 
 def proxy_nca(temperature: ArrayLike = 1 / 9) -> ProxyLoss:
@@ -243,7 +243,7 @@ def proxy_anchor(margin: ArrayLike = 0.1, alpha: ArrayLike = 32.0) -> ProxyLoss:
             Mean(softplus(negatives), 1.0),
         )
 
-    return ProxyLoss(AnchorLoss(loss, (statistics,), fixed=True), anchors="proxies")
+    return ProxyLoss(AnchorLoss(loss, (statistics,), fixed=True), anchors="proxies", by_cosine=True)
 
 
 def soft_triple(
@@ -319,4 +319,4 @@ def _with_margin(own: Any, scale: ArrayLike) -> ProxyLoss:
         nearest = own(1 - jnp.max(cosines[own_class]))
         return Mean(softplus(others - scale * nearest), 1.0)
 
-    return ProxyLoss(AnchorLoss(loss, (statistics,), fixed=True), row_loss=row_loss)
+    return ProxyLoss(AnchorLoss(loss, (statistics,), fixed=True), row_loss=row_loss, by_cosine=True)

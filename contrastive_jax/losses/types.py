@@ -217,6 +217,9 @@ class ProxyLoss(NamedTuple):
     anchors: Literal["embeddings", "proxies"] = "embeddings"
     row_loss: Callable[[jax.Array, jax.Array], Mean] | None = None
     """The same loss as a `CentersLoss`, which is faster for up to a few thousand proxies."""
+    by_cosine: bool = False
+    """True if the statistics depend on the cosine and not on digits of a small distance, so that
+    one matrix product gives it."""
 
 
 class CentersLoss(NamedTuple):
