@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from contrastive_jax import distances
-from contrastive_jax._directions import cosine_from_product, unit
+from contrastive_jax._directions import cosine_from_product
 
 
 class Product(NamedTuple):
@@ -222,5 +222,5 @@ _PRODUCTS: tuple[tuple[Callable[..., jax.Array], Product], ...] = (
         Product(_signals, distances.noise_over_signal, squared=True, by_anchor=True, additive=True),
     ),
     (distances.negative_dot, Product(None, lambda product: -product, squared=False)),
-    (cosine_from_product, Product(unit, lambda product: 1 - product, squared=False)),
+    (cosine_from_product, Product(_directions, lambda product: 1 - product, squared=False)),
 )
