@@ -292,10 +292,10 @@ def measure(contender: Contender, rows: int, config: Config) -> dict[str, float]
 
 
 def table(measured: dict[str, dict[int, dict[str, float]]], rows: tuple[int, ...]) -> str:
-    """Ratios to the dense form: time, and compilation in brackets."""
+    """Ratios to the dense form: time, and compilation in brackets; and the crossover."""
     lines = [
-        "| loss | " + " | ".join(f"{count:,}" for count in rows) + " |",
-        "| --- |" + " ---: |" * len(rows),
+        "| loss | " + " | ".join(f"{count:,}" for count in rows) + " | no slower from |",
+        "| --- |" + " ---: |" * (len(rows) + 1),
     ]
     for name, by_rows in measured.items():
         cells = []
@@ -307,8 +307,20 @@ def table(measured: dict[str, dict[int, dict[str, float]]], rows: tuple[int, ...
                 cells.append(f"{ratio:.2f} ({compilation:.1f})")
             else:
                 cells.append(f"{one['ms']:.1f} ms")
+        cells.append(f"{first:,}" if (first := crossover(by_rows)) else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def crossover(by_rows: dict[int, dict[str, float]]) -> int | None:
+    """Number of rows from which on no batch takes longer than the dense form; None if all do."""
+    first = None
+    for rows, one in sorted(by_rows.items(), reverse=True):
+        if "dense_ms" in one:
+            if one["ms"] > one["dense_ms"]:
+                break
+            first = rows
+    return first
 
 
 def run(config: Config) -> dict[str, dict[int, dict[str, float]]]:
@@ -330,7 +342,13 @@ def run(config: Config) -> dict[str, dict[int, dict[str, float]]]:
     if config.results:
         kind = "cpu" if device.platform == "cpu" else device.device_kind.replace(" ", "_").lower()
         path = config.results / f"small_batches_{kind}.json"
-        path.write_text(json.dumps({"device": device.device_kind, "measured": measured}, indent=1))
+        content = {
+            "device": device.device_kind,
+            "jax": jax.__version__,
+            "measured": measured,
+            "no_slower_from": {name: crossover(by_rows) for name, by_rows in measured.items()},
+        }
+        path.write_text(json.dumps(content, indent=1))
         print(path)
     return measured
 
