@@ -124,7 +124,7 @@ def make_step(
       >>> hyperparameters = device.replicate(train.Hyperparameters(seed=0))
       >>> state, metrics = device.step(state, batch, hyperparameters)
       >>> print(state.step, sorted(metrics)[:3])
-      1 ['active_fraction', 'negative_distance', 'gradient_norm']
+      1 ['active_fraction', 'gradient_norm', 'loss']
     """
 
     def step(
