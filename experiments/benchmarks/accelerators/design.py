@@ -104,12 +104,13 @@ def proxies_as_anchors(target: Target, rows: int, proxies: int, pairs: int) -> D
     So many pairs are computed at once.
     """
     devices = target.devices
-    memory = _sweep_memory(target, rows, pairs, 6 if devices == 1 else 14, _STATISTICS)
+    memory = _sweep_memory(target, rows, pairs, 4 if devices == 1 else 8, _STATISTICS)
     memory += _sweep_memory(target, proxies, 0, 6, _STATISTICS)
     if devices == 1:
         return Design(memory, {})
-    # Rows and points go round once for the statistics, and once with the gradients of both.
-    wide = devices * 6 * rows * WIDTH * _WORD
+    # Points alone give the cosines: they go round once for the statistics, and once with the
+    # gradients of points and rows.
+    wide = devices * 4 * rows * WIDTH * _WORD
     narrow = devices * 2 * rows * (_ROW + _STATISTICS) * _WORD
     received = _sum_over_devices(devices, proxies * WIDTH)
     return Design(memory, received | {"collective-permute": (wide, wide + narrow)})
@@ -139,7 +140,7 @@ def grid(target: Target) -> Design:
 def _all_pairs_step(
     target: Target, devices: int, encoder: Encoder, image: Image, rows: int
 ) -> Design:
-    # Similar and negative pairs have a gradient each.
+    # Positive and negative pairs have a gradient each.
     received = _ring(devices, rows, gradients=2)
     for name, (few, many) in _sum_over_devices(devices, _parameters(encoder, image)).items():
         least, most = received.get(name, (0, 0))
