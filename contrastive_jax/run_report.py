@@ -81,9 +81,9 @@ def write_report(
         evaluated = _evaluated_pairs(run, data)
     else:
         evaluated = _evaluated(run, data, labels)
-    negative = evaluated.negative
-    evaluated = evaluated._replace(summaries=_resolved(evaluated.summaries, negative))
-    table = figure_table(evaluated.summaries, evaluated.intervals) + _note_on_fars(negative)
+    negatives = evaluated.negatives
+    evaluated = evaluated._replace(summaries=_resolved(evaluated.summaries, negatives))
+    table = figure_table(evaluated.summaries, evaluated.intervals) + _note_on_fars(negatives)
     labels_name = None if labels is None else labels.name or "a function of two rows"
     if labels_name:
         table += f"\n\nPairs are labelled by {labels_name}, in place of classes."
@@ -132,7 +132,7 @@ class _Evaluated(NamedTuple):
     """Embeddings, and their classes or pairs."""
     figures: dict[str, Any]
     """Pictures that need classes."""
-    negative: int
+    negatives: int
     """Number of different negative pairs on test."""
 
 
@@ -141,9 +141,9 @@ def _evaluated(run: Run, data: Dataset, labels: PairLabels | None) -> _Evaluated
     test, validation = data.test, data.validation
     rule = None if labels is None else with_mask(labels)
     rows, test_rows = (_rows(split, labels) for split in (validation, test))
-    negative = count_splits(data)[2].negative
+    negatives = count_splits(data)[2].negatives
     if rule is not None:
-        negative = negative_pairs(rule, test_rows, len(test.classes))
+        negatives = negative_pairs(rule, test_rows, len(test.classes))
     maps = {"embedding": run.embed} | _baselines(run, data.train.images, data.train.classes)
     summaries, intervals = {}, {}
     embedded = {"validation": run.embed(validation.images), "test": run.embed(test.images)}
@@ -185,7 +185,7 @@ def _evaluated(run: Run, data: Dataset, labels: PairLabels | None) -> _Evaluated
             _instructive(neighbours, test.classes, test.queries),
             class_names=data.class_names,
         )
-    return _Evaluated(summaries, intervals, arrays, figures, negative)
+    return _Evaluated(summaries, intervals, arrays, figures, negatives)
 
 
 def _rows(split: Examples, labels: PairLabels | None) -> Any:
@@ -215,7 +215,7 @@ def _evaluated_pairs(run: Run, data: PairDataset) -> _Evaluated:
             intervals[name] = pair_intervals(one.distances, one.labels)
         if name == "embedding":
             arrays = dict(zip(("embeddings", "left", "right", "labels"), test, strict=True))
-    return _Evaluated(summaries, intervals, arrays, {}, count_splits(data)[2].negative)
+    return _Evaluated(summaries, intervals, arrays, {}, count_splits(data)[2].negatives)
 
 
 def _baselines(
@@ -274,26 +274,26 @@ def _instructive(
     return np.concatenate([shuffled[right[shuffled]][:count], shuffled[~right[shuffled]][:count]])
 
 
-def _unresolved(negative: int) -> list[float]:
+def _unresolved(negatives: int) -> list[float]:
     """Returns the false accept rates below that of one of the negative pairs."""
-    return [far for far in FARS if far * negative < 1]
+    return [far for far in FARS if far * negatives < 1]
 
 
-def _resolved(summaries: dict[str, Summary], negative: int) -> dict[str, Summary]:
+def _resolved(summaries: dict[str, Summary], negatives: int) -> dict[str, Summary]:
     """Leaves out figures of false accept rates that so many negative pairs can not resolve."""
-    left_out = {f"tar_at_far_{far}" for far in _unresolved(negative)}
+    left_out = {f"tar_at_far_{far}" for far in _unresolved(negatives)}
     return {
         name: one._replace(figures={k: v for k, v in one.figures.items() if k not in left_out})
         for name, one in summaries.items()
     }
 
 
-def _note_on_fars(negative: int) -> str:
+def _note_on_fars(negatives: int) -> str:
     """Says below the table which false accept rates are left out of it, and why."""
-    fars = _unresolved(negative)
+    fars = _unresolved(negatives)
     if not fars:
         return ""
     return (
         f"\n\nTAR at FAR {' and '.join(map(str, fars))} is left out: it takes at least "
-        f"{round(1 / fars[0]):,} different negative pairs, and test has {negative:,}."
+        f"{round(1 / fars[0]):,} different negative pairs, and test has {negatives:,}."
     )

@@ -105,7 +105,7 @@ steps = 600  # of training
 # $$L(D, Y) = (1 - Y)\,D^2 + Y\,s^2 \log^2\left(1 + e^{(m - D)/s}\right)$$
 #
 # which is the contrastive loss in the limit of $s \to 0$. As a function of scalars, label 0 for
-# is_positive:
+# a positive pair:
 
 
 # %%

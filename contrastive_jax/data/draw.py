@@ -164,23 +164,23 @@ def draw_pairs(
     # A float32 product such as 10 * 0.1 may fall just short of the whole number it stands for.
     ranks = jnp.arange(batch_size + 1, dtype=jnp.float32)
     steps = jnp.floor(ranks * jnp.asarray(positive_fraction, jnp.float32) + 1e-4)
-    positives = steps[1:] > steps[:-1]
+    is_positive = steps[1:] > steps[:-1]
 
     def below(key: jax.Array, bound: ArrayLike) -> jax.Array:
         return jax.random.randint(key, (batch_size,), 0, bound)
 
     classes = index.sizes.shape[0]
-    first = below(keys[0], jnp.where(positives, index.pairable, classes))
+    first = below(keys[0], jnp.where(is_positive, index.pairable, classes))
     # Counting on from the first by 1 to n - 1 reaches each of the others alike.
     other = (first + 1 + below(keys[1], max(classes - 1, 1))) % classes
-    second = jnp.where(positives, first, other)
+    second = jnp.where(is_positive, first, other)
     i = below(keys[2], index.sizes[first])
-    step = below(keys[3], index.sizes[second] - positives.astype(jnp.int32))
-    j = jnp.where(positives, (i + 1 + step) % index.sizes[second], step)
+    step = below(keys[3], index.sizes[second] - is_positive.astype(jnp.int32))
+    j = jnp.where(is_positive, (i + 1 + step) % index.sizes[second], step)
     return (
         index.members[index.starts[first] + i],
         index.members[index.starts[second] + j],
-        1 - positives.astype(jnp.int32),
+        1 - is_positive.astype(jnp.int32),
     )
 
 

@@ -36,9 +36,9 @@ class SplitCounts(NamedTuple):
     """Examples of the smallest class; 0 for given pairs."""
     median: float
     """Median of the examples of a class; 0 for given pairs."""
-    positive: int
+    positives: int
     """Positive pairs: those that are given, or all that the classes allow."""
-    negative: int
+    negatives: int
     """Negative pairs."""
 
 
@@ -97,7 +97,7 @@ def count_splits(data: Dataset | PairDataset) -> tuple[SplitCounts, ...]:
       >>> from contrastive_jax.data import load
       >>> from contrastive_jax.data.findings import count_splits
       >>> test = count_splits(load("digits"))[2]
-      >>> test.split, test.examples, test.classes, test.positive + test.negative == 450 * 449 // 2
+      >>> test.split, test.examples, test.classes, test.positives + test.negatives == 450 * 449 // 2
       ('test', 450, 10, True)
     """
     return tuple(_counts(split, getattr(data, split)) for split in SPLITS)
@@ -106,19 +106,19 @@ def count_splits(data: Dataset | PairDataset) -> tuple[SplitCounts, ...]:
 def _counts(split: str, part: Examples | GivenPairs) -> SplitCounts:
     if isinstance(part, GivenPairs):
         images = len(np.union1d(part.left, part.right))
-        positive = int((part.labels == 0).sum())
-        return SplitCounts(split, images, 0, 0, 0.0, positive, len(part.labels) - positive)
+        positives = int((part.labels == 0).sum())
+        return SplitCounts(split, images, 0, 0, 0.0, positives, len(part.labels) - positives)
     sizes = np.unique(part.classes, return_counts=True)[1]
     number = len(part.classes)
-    positive = int((sizes * (sizes - 1) // 2).sum())
+    positives = int((sizes * (sizes - 1) // 2).sum())
     return SplitCounts(
         split,
         number,
         len(sizes),
         int(sizes.min(initial=number)),
         float(np.median(sizes)) if number else 0.0,
-        positive,
-        number * (number - 1) // 2 - positive,
+        positives,
+        number * (number - 1) // 2 - positives,
     )
 
 
@@ -154,7 +154,7 @@ def as_text(report: Report) -> str:
     for one in report.splits:
         sizes = [f"{one.classes:,}", f"{one.fewest:,}", f"{one.median:g}"] if classes else []
         rows.append(
-            [one.split, f"{one.examples:,}", *sizes, f"{one.positive:,}", f"{one.negative:,}"]
+            [one.split, f"{one.examples:,}", *sizes, f"{one.positives:,}", f"{one.negatives:,}"]
         )
     widths = [max(len(row[k]) for row in rows) for k in range(len(title))]
     lines = [f"{report.name}: {report.form}, {counts}"]

@@ -32,7 +32,7 @@ def warn_inverted(positive_distance: float, negative_distance: float) -> None:
     warnings.warn(
         f"positive pairs stay farther apart (mean distance {positive_distance:.3f}) than negative "
         f"ones ({negative_distance:.3f}); are the labels inverted? Here 0 is similar and 1 "
-        "negative",
+        "dissimilar",
         stacklevel=2,
     )
 

@@ -183,7 +183,7 @@ def _pair_objective(
     given: dict[str, Any],
 ) -> Objective:
     loss = loss_table.TABLE[name].make
-    given = {"positive_fraction": loss_table.SIMILAR_FRACTION} | given
+    given = {"positive_fraction": loss_table.POSITIVE_FRACTION} | given
     if on == "pairs":
         return objectives.pairs(loss, distance, group=group, **given)
     if name != "sigmoid":

@@ -153,7 +153,7 @@ SLACK = (
     "triplet_all",
     "mined_distance_weighted",
 )
-SIMILAR_FRACTION = 0.3
+POSITIVE_FRACTION = 0.3
 
 
 def check_name(loss: str) -> None:
@@ -180,7 +180,7 @@ def hyperparameters_of(loss: str) -> dict[str, float]:
     row = TABLE[loss]
     if loss in MINED:
         return dict(row.hyperparameters)
-    fraction = {"positive_fraction": SIMILAR_FRACTION} if loss in PAIRS else {}
+    fraction = {"positive_fraction": POSITIVE_FRACTION} if loss in PAIRS else {}
     parameters = inspect.signature(row.make).parameters.values()
     defaults = {p.name: p.default for p in parameters if isinstance(p.default, int | float)}
     defaults = {key: value for key, value in defaults.items() if not isinstance(value, bool)}

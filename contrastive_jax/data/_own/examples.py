@@ -178,10 +178,10 @@ def _not_evaluable(data: Dataset) -> list[Finding]:
             lonely += part.sources[alone].tolist()
     return [
         *finding(
-            "splits without a positive pair", [one.split for one in counts if not one.positive]
+            "splits without a positive pair", [one.split for one in counts if not one.positives]
         ),
         *finding(
-            "splits without a negative pair", [one.split for one in counts if not one.negative]
+            "splits without a negative pair", [one.split for one in counts if not one.negatives]
         ),
         *finding("queries without an example of their class in the gallery", lonely),
     ]
