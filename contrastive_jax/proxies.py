@@ -16,6 +16,7 @@ from contrastive_jax._engine.sharding import gathered, local_shard
 from contrastive_jax._host_arrays import as_array
 from contrastive_jax._traced_checks import check_traced
 from contrastive_jax.anchors import AnchorReduction, anchor_loss
+from contrastive_jax.distances import cosine
 from contrastive_jax.losses._means import check_reduction
 from contrastive_jax.losses.types import AnchorLoss, CentersLoss, ProxyLoss
 
@@ -56,7 +57,8 @@ def proxy_loss(
         whose anchors are the proxies (`losses.proxy_anchor`) that of each proxy.
       axis_name: axis of the devices that share the batch.
       **options: `distance`, `refine`, `tile`, `precision` and `method` of `anchor_loss`; of a
-        `CentersLoss` `precision` and `method` alone.
+        `CentersLoss` `precision` and `method` alone. By default cosines come from one product of
+        directions; with `refine` or `distance` pairs are computed as `anchor_loss` does.
 
     Returns:
       Loss, a scalar, 0 of no rows. It can be differentiated in any mode and any number of times;
@@ -126,7 +128,8 @@ def proxy_loss(
     if loss.anchors == "proxies":
         sets = sets[1], sets[0]
     formula = loss.loss
-    if loss.by_cosine and not {"distance", "refine"} & {*options}:
+    by_cosine = loss.by_cosine and formula.distance is cosine
+    if by_cosine and not {"distance", "refine"} & {*options}:
         formula = formula._replace(distance=cosine_from_product)
     return anchor_loss(
         *sets[0], *sets[1], loss=formula, reduction=reduction, axis_name=axis_name, **options

@@ -695,7 +695,7 @@ def test_proxies_met_at_once_equal_those_met_tile_by_tile(name_of, proxies_of_a_
 
 
 @pytest.mark.parametrize("tile", [None, 8])
-@pytest.mark.parametrize("name_of", ["proxy_anchor", "cosface"])
+@pytest.mark.parametrize("name_of", ["proxy_anchor", "cosface", "normalized_softmax"])
 def test_cosines_of_proxies_are_those_of_one_product(name_of, tile):
     """Embeddings on, close to and opposite to proxies, against care for close pairs in float64."""
     rng = np.random.default_rng(0)
@@ -716,6 +716,30 @@ def test_cosines_of_proxies_are_those_of_one_product(name_of, tile):
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
     for one, right in zip(got[1], want[1], strict=True):
         np.testing.assert_allclose(one, right, rtol=1e-4, atol=3e-6 * scale)
+
+
+def test_the_gradient_of_arcface_keeps_its_digits_by_tiles():
+    """An angle of 0.001 to a proxy, whose digits one product of directions does not have."""
+    rng = np.random.default_rng(0)
+    proxies, classes = rng.standard_normal((4, 16)), np.arange(4, dtype=np.int32)
+    x = proxies + 1e-3 * rng.standard_normal((4, 16))
+
+    def value(x, proxies):
+        return proxy_loss(x, classes, proxies, loss=losses.arcface(), tile=8)
+
+    with jax.enable_x64(True):
+        want = jax.jit(jax.grad(value))(jnp.asarray(x), jnp.asarray(proxies))
+        want = np.asarray(want)
+    got = jax.jit(jax.grad(value))(jnp.asarray(x, jnp.float32), jnp.asarray(proxies, jnp.float32))
+    np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
+
+
+def test_a_proxy_loss_keeps_its_own_distance():
+    rng, classes = np.random.default_rng(0), np.arange(6) % 3
+    x = jnp.asarray(rng.standard_normal((6, 4)), jnp.float32)
+    by_squares = [losses.ProxyLoss(losses.nca(), by_cosine=one) for one in (False, True)]
+    values = [proxy_loss(x, classes, 2 * x[:3], loss=loss) for loss in by_squares]
+    assert values[0] == values[1]
 
 
 @pytest.mark.parametrize("name_of", ["arcface", "soft_triple"])
@@ -746,7 +770,7 @@ def test_proxies_met_at_once_under_transformations(name_of):
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("traced", [False, True])
-def test_a_tile_without_positive_pairs_measures_no_similar_ones(traced):
+def test_a_tile_without_positive_pairs_measures_none(traced):
     """It computes nothing of a statistic of positive pairs, whether or not that is traced."""
     classes = jnp.repeat(jnp.arange(4), 8)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((32, SIZE)), jnp.float32)

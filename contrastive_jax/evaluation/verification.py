@@ -119,7 +119,7 @@ def average_precision(distances: ArrayLike, labels: ArrayLike) -> float:
     $$\sum_t (r_t - r_{t - 1}) p_t$$
 
     with $r_t$ the recall and $p_t$ the precision at the distinct distances $t$, without
-    interpolation, the definition of scikit-learn's `average_precision_score`. Positive is the
+    interpolation, the definition of scikit-learn's `average_precision_score`. Label 0 is its
     positive class.
     Args and Raises are those of `roc_curve`.
 
@@ -150,7 +150,7 @@ def best_threshold(distances: ArrayLike, labels: ArrayLike) -> float:
 
 
 def accuracy_at(distances: ArrayLike, labels: ArrayLike, threshold: float) -> float:
-    """Computes the fraction of correct decisions: positive pairs that are accepted, or neither.
+    """Computes the fraction of correct decisions: pairs that are positive and accepted, or neither.
 
     Args:
       distances: [N], small for positive pairs.

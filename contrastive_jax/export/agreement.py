@@ -82,7 +82,7 @@ def verify(
 
 
 def check_decision(images: np.ndarray, threshold: float, bound: float) -> None:
-    """Checks the arguments of `verify` that say which pairs are positive, and how closely."""
+    """Checks the arguments of `verify` that say which pairs are accepted, and how closely."""
     if not math.isfinite(threshold):
         raise ValueError(f"threshold must be a finite number, got {threshold}")
     if not bound > 0:

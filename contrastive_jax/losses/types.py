@@ -218,8 +218,8 @@ class ProxyLoss(NamedTuple):
     row_loss: Callable[[jax.Array, jax.Array], Mean] | None = None
     """The same loss as a `CentersLoss`, which is faster for up to a few thousand proxies."""
     by_cosine: bool = False
-    """True if the statistics depend on the cosine and not on digits of a small distance, so that
-    one matrix product gives it."""
+    """True for a loss of cosine distances in whose statistics the digits of a small distance do not
+    count, so that one matrix product gives them."""
 
 
 class CentersLoss(NamedTuple):

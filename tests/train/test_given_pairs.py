@@ -34,7 +34,7 @@ CONTRASTIVE = train.objective("contrastive", margin=1.2)
 
 
 def _pairs(rng, classes, rows, number, weights=False):
-    """Pairs of some rows, one in five of them positives."""
+    """Pairs of some rows, one in five of them positive."""
     left, right = rng.choice(rows, (2, 20 * number)).astype(np.int32)
     labels = (classes[left] != classes[right]).astype(np.int32)
     order = np.argsort(labels, kind="stable")

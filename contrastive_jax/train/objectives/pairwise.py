@@ -31,8 +31,8 @@ def pairs(
       group: pairs whose members are compared across, G. With 1 the loss is the mean over the given
         pairs. With G > 1 every first member of a group is compared with every second one, G^2
         pairs for the cost of encoding G; positive and negative pairs are averaged apart in each
-        group and weighted by `positive_fraction`. This takes classes: the labels of the given pairs
-        do not say the label of two members of different ones.
+        group and weighted by `positive_fraction`. This takes classes: the given pairs do
+        not label members of two different ones.
       positive_fraction: share of positive pairs among those drawn, and their weight in groups.
       **hyperparameters: of the loss, such as `margin`.
 
@@ -114,8 +114,8 @@ def on_given_pairs(objective: Objective) -> Objective:
         )
     if objective.group > 1:
         raise ValueError(
-            f"a group of {objective.group} pairs compares members of different pairs, and the "
-            "labels of given pairs do not say which label those have: leave group out"
+            f"a group of {objective.group} pairs compares members of different pairs, which given "
+            "pairs do not label: leave group out"
         )
     options = without_fraction(objective.hyperparameters)[1]
     return objective._replace(
