@@ -728,8 +728,7 @@ def test_the_gradient_of_arcface_keeps_its_digits_by_tiles():
         return proxy_loss(x, classes, proxies, loss=losses.arcface(), tile=8)
 
     with jax.enable_x64(True):
-        want = jax.jit(jax.grad(value))(jnp.asarray(x), jnp.asarray(proxies))
-        want = np.asarray(want)
+        want = np.asarray(jax.jit(jax.grad(value))(jnp.asarray(x), jnp.asarray(proxies)))
     got = jax.jit(jax.grad(value))(jnp.asarray(x, jnp.float32), jnp.asarray(proxies, jnp.float32))
     np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
 
@@ -787,7 +786,7 @@ def test_a_tile_without_positive_pairs_measures_none(traced):
         given = (x, 2.0) if traced else (x,)
         return str(jax.make_jaxpr(value)(*given)).count("= exp ")
 
-    # Tiles whose pairs are all negative, all plain ones, and any, in the walk and for close ones.
+    # Tiles whose pairs are all negative, all plain ones, and any, in the sweep and for close ones.
     everything = exponentials(lambda label: label >= 0)
     assert exponentials(lambda label: label == 0) < everything
     assert exponentials(lambda label: label == 1) == everything
