@@ -313,7 +313,7 @@ def table(measured: dict[str, dict[int, dict[str, float]]], rows: tuple[int, ...
 
 
 def crossover(by_rows: dict[int, dict[str, float]]) -> int | None:
-    """Number of rows from which on no batch takes longer; None if the largest does."""
+    """Number of rows from which on none takes longer than the dense form; None if the last does."""
     first = None
     for rows, one in sorted(by_rows.items(), reverse=True):
         if "dense_ms" in one:
