@@ -15,7 +15,7 @@ from contrastive_jax._engine.layout import (
     points_of,
     take_block,
 )
-from contrastive_jax._engine.problem import Parameters, Sums, Task
+from contrastive_jax._engine.problem import Parameters, Sums, Task, pairs_by_points
 from contrastive_jax._engine.reductions import (
     Partial,
     flatten_statistics,
@@ -34,13 +34,9 @@ class Gradient(NamedTuple):
     """
 
     points: Any
-    """The gradient by the points, without the part that `scale` gives; None where the distance does
-    not follow from a product."""
-    scale: Any
-    """`[K, N]`: factors of the points less the centre, whose multiples are added to `points` at the
-    end; None where the distance does not follow from a squared distance."""
+    """The gradient by the points; None where the distance does not follow from a product."""
     vectors: Any
-    """The gradient by the vectors themselves; None where the vectors are the points."""
+    """The gradient by the vectors themselves; None where all pairs are computed from the points."""
 
 
 class Gain(NamedTuple):
@@ -111,8 +107,7 @@ def init_gradient(task: Task, rows: SortedPoints, *, block: bool = False) -> Gra
     product = task.product
     return Gradient(
         points=zeros(points_of(rows).shape[1], count) if product else None,
-        scale=zeros(count) if product and product.squared else None,
-        vectors=None if product and product.points is None else zeros(size, count),
+        vectors=None if pairs_by_points(task) else zeros(size, count),
     )
 
 
@@ -270,15 +265,15 @@ def _through_points(
     layout: Layout, rows: SortedPoints, gradient: Gradient
 ) -> tuple[jax.Array, list[Any]]:
     """Returns the gradients by the vectors, and by the parameters that the points depend on."""
-    task, parameters, centre = layout.task, layout.parameters, layout.centre
+    task, parameters = layout.task, layout.parameters
     if gradient.points is None:
         return jnp.swapaxes(gradient.vectors, 1, 2), []
     by_points = jnp.swapaxes(gradient.points, 1, 2)
-    if centre is not None:
-        by_points += gradient.scale[..., None] * (points_of(rows) - centre[None])[None]
     if task.product is None or task.product.points is None:
         return by_points, []
     _, pull = jax.vjp(partial(points_from, layout), rows.vectors, *parameters.distance)
     pulled = [pull(one) for one in by_points]
-    by_vectors = jnp.stack([one[0] for one in pulled]) + jnp.swapaxes(gradient.vectors, 1, 2)
+    by_vectors = jnp.stack([one[0] for one in pulled])
+    if gradient.vectors is not None:
+        by_vectors += jnp.swapaxes(gradient.vectors, 1, 2)
     return by_vectors, [tuple(one[1:]) for one in pulled]

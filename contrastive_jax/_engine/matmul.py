@@ -69,6 +69,13 @@ def is_symmetric(distance: Callable[..., jax.Array]) -> bool:
     return getattr(distances, getattr(distance, "__name__", ""), None) is distance
 
 
+def depends_on_difference(distance: Callable[..., jax.Array]) -> bool:
+    """Returns True for a distance of this library that only depends on `a - b`."""
+    while isinstance(distance, functools.partial):
+        distance = distance.func
+    return any(distance is one for one in _OF_DIFFERENCES)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def matmul(precision: lax.PrecisionLike, a: jax.Array, b: jax.Array) -> jax.Array:
     """Returns `a @ b`, whose gradients are computed by products that are fast on a CPU."""
@@ -223,4 +230,12 @@ _PRODUCTS: tuple[tuple[Callable[..., jax.Array], Product], ...] = (
     ),
     (distances.negative_dot, Product(None, lambda product: -product, squared=False)),
     (cosine_from_product, Product(_directions, lambda product: 1 - product, squared=False)),
+)
+_OF_DIFFERENCES: tuple[Callable[..., jax.Array], ...] = (
+    distances.chebyshev,
+    distances.euclidean,
+    distances.mahalanobis,
+    distances.manhattan,
+    distances.minkowski,
+    distances.squared_euclidean,
 )

@@ -12,7 +12,12 @@ from jax import lax
 from contrastive_jax._carried_checks import with_checks
 from contrastive_jax._dtypes import at_least_float32, widen
 from contrastive_jax._engine.closures import closure_convert
-from contrastive_jax._engine.matmul import Product, as_product, is_symmetric
+from contrastive_jax._engine.matmul import (
+    Product,
+    as_product,
+    depends_on_difference,
+    is_symmetric,
+)
 from contrastive_jax._engine.pair_labels import (
     checked_attributes,
     convert_labels,
@@ -62,6 +67,8 @@ class Task(NamedTuple):
     depends on the order, one for each."""
     product: Product | None
     """The formula of the distance from a product; None where it does not follow from one."""
+    of_difference: bool
+    """True if the distance only depends on the difference of the vectors."""
     by_label: bool
     """True if positive and negative pairs are summed separately."""
     active: bool
@@ -145,6 +152,16 @@ def gradient_by_vectors(side: Points, vectors: Any) -> Points:
     """Returns the gradient by the rows of a side, of which vectors alone have one."""
     none: Any = None
     return Points(vectors, none, none, jax.tree.map(lambda _: None, side.attributes))
+
+
+def pairs_by_points(task: Task) -> bool:
+    """Returns True if pairs one by one are computed from the difference of their points.
+
+    That is so where the vectors are the points, and where the points come with the rest that
+    rounding has removed. Else the pairs are computed by the distance itself, from the vectors.
+    """
+    product = task.product
+    return product is not None and (product.points is None or product.rest is not None)
 
 
 def is_graded(task: Task) -> bool:
@@ -254,6 +271,7 @@ def make_problem(
     sides = _checked_sides(rows, columns, rule)
     dtype = sides[0].vectors.dtype
     product, bound = as_product(distance)
+    of_difference = depends_on_difference(distance)
     if bound:
         distance = distance.func  # type: ignore[attr-defined]
     parameters = tuple(jnp.asarray(value) for value in gathered([*bound.values()]))
@@ -274,6 +292,7 @@ def make_problem(
         loss=distance,
         distances=(distance, cast(Any, _Swapped(distance))) if both_orders else (distance,),
         product=product,
+        of_difference=of_difference,
         by_label=False,
         active=False,
         measured=False,

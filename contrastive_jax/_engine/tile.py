@@ -45,7 +45,7 @@ def _add_pairs(layout: Layout, tile: Tile, all_negative: jax.Array, carry: TileC
     """Adds the pairs of a tile, by a product where the distance follows from one."""
     task = layout.task
     if task.product is None:
-        return add_by_pair(layout, tile, *tile.labels_and_weights(layout), carry)
+        return add_by_pair(layout, tile, tile.labels_and_weights(layout)[1], carry)
     if layout.centre is not None and tile.transposed is not None:
         return _add_by_squares(layout, tile, all_negative, carry)
     u, v = points_of(tile.rows), points_of(tile.columns)
@@ -89,9 +89,10 @@ def _add_by_squares(
 
     # Most tiles need less than all of this: none of their pairs is close, has a weight other than 1
     # or is of a row with itself, and in most of those all pairs are negative.
-    plain = jnp.all(tile.rows.weights == 1) & jnp.all(tile.columns.weights == 1)
     if refine:
-        plain &= ~_any_close(product, tile, inner)
+        plain = ~_any_close(product, tile, inner)
+    else:
+        plain = jnp.all(tile.rows.weights == 1) & jnp.all(tile.columns.weights == 1)
     if tile.top is not None:
         plain &= tile.top != tile.left
     carry = lazy_cond(plain & all_negative, add_negative, carry)
@@ -122,16 +123,27 @@ def _squares(product: Product, tile: Tile, inner: jax.Array) -> tuple[jax.Array,
 
 
 def _any_close(product: Product, tile: Tile, inner: jax.Array) -> jax.Array:
-    """Returns whether a square lies within the tolerance, in one pass over the products."""
+    """Returns whether a square may lie within the tolerance, or a weight is not 1.
+
+    It is one pass over the products. The largest excess is compared rather than all excesses: a
+    reduction of floats is a call of a library on a CPU, where `jnp.any` of a comparison is several
+    kernels that take longer to compile than the loss of a tile.
+    """
     x, y = tile.rows, tile.columns
     least = _relative_tolerance(x.norms)
-    # A square is below its tolerance if and only if the inner product exceeds `a + b`.
-    a, b = (0.5 * ((1 - least) * rows.norms - rows.tolerance) for rows in (x, y))
-    close = jnp.any(jnp.max(inner - a[:, None], axis=0) > b)
+
+    def limits(sign: int) -> list[jax.Array]:
+        each = (0.5 * ((1 - sign * least) * rows.norms - sign * rows.tolerance) for rows in (x, y))
+        weights = x.weights, y.weights
+        return [jnp.where(w == 1, one, -sign * jnp.inf) for one, w in zip(each, weights)]
+
+    # A square is below its tolerance if and only if the inner product exceeds `a + b`. NaN is.
+    a, b = limits(1)
+    is_close = ~(jnp.max(inner - a[:, None] - b[None]) <= 0)
     if product.bends_at_antipodes:
-        a, b = (0.5 * ((1 + least) * rows.norms + rows.tolerance) for rows in (x, y))
-        close |= jnp.any(jnp.max(a[:, None] - inner, axis=0) > 2 - b)
-    return close
+        a, b = limits(-1)
+        is_close |= ~(jnp.max(a[:, None] + b[None] - inner) <= 2)
+    return is_close
 
 
 def _add_close(layout: Layout, tile: Tile, inner: jax.Array, carry: TileCarry) -> TileCarry:
@@ -152,10 +164,10 @@ def _add_close(layout: Layout, tile: Tile, inner: jax.Array, carry: TileCarry) -
     is_accurate = same & (square > tolerance)
     if product.bends_at_antipodes:
         is_accurate &= square < 2
-    operands = Operands(u, u.T, v, square, own_origin=True)
+    operands = Operands(u, u.T, v, square)
     accurate = jnp.where(is_accurate, weights, 0)
     carry = add_by_product(layout, tile, operands, labels, accurate, carry)
-    return add_by_pair(layout, tile, labels, jnp.where(is_accurate, 0, weights), carry)
+    return add_by_pair(layout, tile, jnp.where(is_accurate, 0, weights), carry)
 
 
 def _from_first_of_class(layout: Layout, tile: Tile) -> tuple[jax.Array, jax.Array]:
@@ -166,9 +178,9 @@ def _from_first_of_class(layout: Layout, tile: Tile) -> tuple[jax.Array, jax.Arr
     product = cast(Product, layout.task.product)
     x, y = tile.rows, tile.columns
     rows, columns = (x.vectors, y.vectors) if product.linear else (points_of(x), points_of(y))
-    first = jnp.searchsorted(x.classes, x.classes)
-    same = jnp.minimum(jnp.searchsorted(x.classes, y.classes), len(rows) - 1)
-    u, v = rows - rows[first], columns - rows[same]
+    first = jnp.searchsorted(x.classes, jnp.concatenate([x.classes, y.classes]))
+    origins = rows[jnp.minimum(first, len(rows) - 1)]
+    u, v = rows - origins[: len(rows)], columns - origins[len(rows) :]
     if product.linear and product.points is not None:
         u, v = (product.points(w, *layout.parameters.distance) for w in (u, v))
     return u, v

@@ -18,49 +18,60 @@ from contrastive_jax._engine.accumulators import (
     with_label,
 )
 from contrastive_jax._engine.derivatives import add_gradient, substitute
-from contrastive_jax._engine.layout import Layout, SortedPoints, take_block
+from contrastive_jax._engine.layout import Layout, SortedPoints, points_of, take_block
 from contrastive_jax._engine.pair_values import Tile, map_over_pairs, measuring, values_of_pair
-from contrastive_jax._engine.problem import Parameters, Task
+from contrastive_jax._engine.problem import Parameters, Task, pairs_by_points
 
 # Entries of the differences between vectors that are held at once.
 _DIFFERENCES = 2**19
 
 
-def add_by_pair(
-    layout: Layout, tile: Tile, labels: jax.Array, weights: jax.Array, carry: TileCarry
-) -> TileCarry:
-    """Adds the pairs of a tile whose weight is not 0."""
+def add_by_pair(layout: Layout, tile: Tile, weights: jax.Array, carry: TileCarry) -> TileCarry:
+    """Adds the pairs of a tile whose weight, `[H, W]`, is not 0."""
+    rows, columns = (_with_rest(layout.task, side) for side in (tile.rows, tile.columns))
+    tile = tile._replace(rows=rows, columns=columns)
     height, size = tile.rows.vectors.shape
     width = len(tile.columns.vectors)
     step = 1
     while height % (2 * step) == 0 and 2 * step * width * size <= _DIFFERENCES:
         step *= 2
 
-    def add_next(state: Any) -> Any:
-        remaining, carry = state
-        part = jnp.argmax(remaining)
-        start = part * step
-        rows, own_labels, own_weights = take_block((tile.rows, labels, weights), start, step)
-        own = tile._replace(rows=rows)
-        carry = _add_rows(layout, own, start, own_labels, own_weights, carry)
-        return remaining.at[part].set(False), carry
 
-    has_pairs = jnp.any(weights.reshape(height // step, -1) > 0, axis=1)
-    state = has_pairs, carry
-    return lax.while_loop(lambda state: jnp.any(state[0]), add_next, state)[1]
+    def next_part(remaining: jax.Array) -> tuple[jax.Array, jax.Array]:
+        part = jnp.argmax(remaining)
+        return remaining[part] > 0, part
+
+    def add_next(state: Any) -> Any:
+        _, part, remaining, carry = state
+        start = part * step
+        rows, own_weights = take_block((tile.rows, weights), start, step)
+        # Labels are computed again, as those of a tile would have to be stored for it.
+        top = None if tile.top is None else tile.top + start
+        own = tile._replace(rows=rows, top=top)
+        carry = _add_rows(layout, own, start, own_weights, carry)
+        remaining = remaining.at[part].set(0)
+        return *next_part(remaining), remaining, carry
+
+    # The largest weight rather than `jnp.any`, which takes longer to compile.
+    counted = jnp.where(weights > 0, weights, 0)
+    largest = jnp.max(counted.reshape(height // step, -1), axis=1)
+    state = *next_part(largest), largest, carry
+    return lax.while_loop(lambda state: state[0], add_next, state)[-1]
 
 
 def _add_rows(
     layout: Layout,
     tile: Tile,
     start: jax.Array,
-    labels: jax.Array,
     weights: jax.Array,
     carry: TileCarry,
 ) -> TileCarry:
     """Adds the pairs of some rows, which begin at `start` of their block."""
     task, wanted = layout.task, layout.wanted
+    labels, _ = tile.labels_and_weights(layout)
     x, y = tile.rows.vectors, tile.columns.vectors
+    if pairs_by_points(task):
+        x, y = points_of(tile.rows), points_of(tile.columns)
     evaluate = partial(_evaluate, task, tile, labels, weights)
     if task.statistics is not None:
         by_side = evaluate(x, y, layout.parameters)
@@ -100,27 +111,67 @@ def _evaluate(
     y: jax.Array,
     parameters: Parameters,
 ) -> list[Any]:
-    """Evaluates the loss of a task for all pairs of vectors `x` and `y`."""
+    """Evaluates the loss of a task for all pairs of vectors, or of points, `x` and `y`."""
     # A pair that does not count is replaced by one that does, as a distance need not have a
     # derivative between a vector and itself. Their vectors are not stored for each pair.
     index = jnp.argmax(weights > 0)
-    substitutes = x[index // len(y)], y[index % len(y)]
     labels = substitute(weights > 0, labels)
+
+    def with_vectors(rows: SortedPoints, vectors: jax.Array) -> SortedPoints:
+        return rows._replace(anchors=((vectors, rows.rest), rows.anchors))
+
+    rows, columns = with_vectors(tile.rows, x), with_vectors(tile.columns, y)
+    own = index // len(y), index % len(y)
+    substitutes = [
+        jax.tree.map(lambda leaf, k=k: leaf[k], side.anchors[0])
+        for side, k in zip((rows, columns), own, strict=True)
+    ]
+    distances_of_pair = partial(_distances_of_pair, task, parameters.distance, substitutes)
 
     def one(label: Any, row: Any, column: Any, weight: Any) -> list[Any]:
         (row_index, (a, row_data)), (column_index, (b, column_data)) = row, column
-        a = jnp.where(weight > 0, a, substitutes[0])
-        b = jnp.where(weight > 0, b, substitutes[1])
-        distances = [distance(a, b, *parameters.distance) for distance in task.distances]
+        distances = distances_of_pair(weight > 0, a, b)
         row, column = (row_index, row_data), (column_index, column_data)
         return values_of_pair(task, distances, label, row, column, parameters.loss)
 
-    def with_vectors(rows: SortedPoints, vectors: jax.Array) -> SortedPoints:
-        return rows._replace(anchors=(vectors, rows.anchors))
-
-    rows, columns = with_vectors(tile.rows, x), with_vectors(tile.columns, y)
     values: list[Any] = map_over_pairs(one, rows, columns, labels, weights)
     return values
+
+
+def _distances_of_pair(
+    task: Task,
+    parameters: tuple[jax.Array, ...],
+    substitutes: list[tuple[jax.Array, jax.Array | None]],
+    counts: jax.Array,
+    a: tuple[jax.Array, jax.Array | None],
+    b: tuple[jax.Array, jax.Array | None],
+) -> list[jax.Array]:
+    """Returns the distance of a pair of vectors, or of points and their rest; or two, by order."""
+    if not (pairs_by_points(task) or task.of_difference):
+        x, y = (jnp.where(counts, u[0], v[0]) for u, v in zip((a, b), substitutes, strict=True))
+        return [distance(x, y, *parameters) for distance in task.distances]
+    # One array of differences for both gradients.
+    difference = jnp.where(counts, _difference(a, b), _difference(*substitutes))
+    if task.of_difference:
+        return [task.distances[0](difference, jnp.zeros_like(difference), *parameters)]
+    # A vector without direction is close to no other.
+    return [task.product.to_distance(jnp.sum(difference**2))]  # type: ignore[union-attr]
+
+
+def _difference(
+    a: tuple[jax.Array, jax.Array | None], b: tuple[jax.Array, jax.Array | None]
+) -> jax.Array:
+    """Returns the difference of two vectors, or of two points with their rest."""
+    difference = a[0] - b[0]
+    return difference if a[1] is None or b[1] is None else difference + (a[1] - b[1])
+
+
+def _with_rest(task: Task, rows: SortedPoints) -> SortedPoints:
+    """Adds what rounding has removed from the points, where pairs are computed from points."""
+    product = task.product
+    if product is None or product.rest is None or product.scaled is None:
+        return rows
+    return rows._replace(rest=product.rest(product.scaled(rows.vectors), points_of(rows)))
 
 
 def _add_gradients(
@@ -128,9 +179,7 @@ def _add_gradients(
 ) -> TileCarry:
     """Adds the gradients of sum number k by rows, columns and parameters."""
     by_rows, by_columns, by_parameters = gradients
-    # Where the vectors are the points, there is one gradient by both.
-    product = layout.task.product
-    name = "points" if product is not None and product.points is None else "vectors"
+    name = "points" if pairs_by_points(layout.task) else "vectors"
 
     def replaced(gradient: Gradient, new: jax.Array) -> Gradient:
         return gradient._replace(**{name: new})

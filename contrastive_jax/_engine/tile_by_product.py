@@ -23,7 +23,7 @@ from contrastive_jax._engine.accumulators import (
     with_label,
 )
 from contrastive_jax._engine.derivatives import add_gradient, substitute
-from contrastive_jax._engine.layout import Layout
+from contrastive_jax._engine.layout import Layout, points_of
 from contrastive_jax._engine.pair_values import Tile, map_over_pairs, measuring, values_of_pair
 from contrastive_jax._engine.problem import Task
 
@@ -39,9 +39,6 @@ class Operands(NamedTuple):
     """Points of the columns, `[W, E]`."""
     entries: jax.Array
     """Squared distances of the points, or their products, `[H, W]`."""
-    own_origin: bool = False
-    """True if the points are not those of rows and columns less the centre. Then the whole gradient
-    by them is added to `Gradient.points` at once, and none of it to `Gradient.scale`."""
 
 
 def inner_products(task: Task, u: jax.Array, v: jax.Array) -> jax.Array:
@@ -187,81 +184,48 @@ def _add_by_points(
 ) -> TileCarry:
     """Adds the gradients by the points of rows and columns.
 
-    With derivative w by a squared distance, the gradient by u is 2 w (u - v): a product of the
-    derivatives with v, and a multiple of u itself, which is added by `scale` after the sweep.
+    With derivative w by a squared distance, the gradient by u is the sum of 2 w (u - v): a multiple
+    of u less a product of the derivatives with v.
     """
     task, count = layout.task, number_of_sums(layout.task)
     if task.product.squared:  # type: ignore[union-attr]
         derivatives = [2 * one for one in derivatives]
-    derivatives, *by_squares = derivatives
     for k in _sums_with_pairs(task, labels):
-        own = with_label(k, count, labels, derivatives)
-
-        def add(gains: tuple[Gain, Gain], k: int = k, own: jax.Array = own) -> tuple[Gain, Gain]:
-            rows, columns = gains
-            own_by_squares = [with_label(k, count, labels, one) for one in by_squares]
-            rows = _add_to_rows(task, operands, k, own, own_by_squares[:1], rows)
-            columns = _add_to_columns(
-                task, operands, k, own, own_by_squares[1:], tile.left, columns
-            )
-            return rows, columns
-
+        own, *by_squares = (with_label(k, count, labels, one) for one in derivatives)
+        add = partial(_add_to_sides, task, tile, operands, k, own, by_squares)
         is_active = jnp.max(jnp.abs(own)) != 0
         rows, columns = lazy_cond(is_active, add, (carry.rows, carry.columns))
         carry = carry._replace(rows=rows, columns=columns)
     return carry
 
 
-def _add_to_rows(
+def _add_to_sides(
     task: Task,
+    tile: Tile,
     operands: Operands,
     k: int,
     derivatives: jax.Array,
     by_squares: list[jax.Array],
-    gain: Gain,
-) -> Gain:
-    """Adds to the gradient of sum number k by the points of a block of rows, `[K, H, E]`."""
-    gradient = gain.gradient
-    if gradient is None:
-        return gain
+    gains: tuple[Gain, Gain],
+) -> tuple[Gain, Gain]:
+    """Adds to the gradients of sum number k by the rows, `[K, H, E]`, and columns, `[K, E, N]`."""
+    rows, columns = gains
+    product = partial(lax.dot, precision=task.numerics.precision)
     squared = task.product.squared  # type: ignore[union-attr]
-    product = lax.dot(derivatives, operands.v, precision=task.numerics.precision)
-    points = -product if squared else product
-    scale = jnp.sum(derivatives, axis=1)
-    if operands.own_origin:
-        points += scale[:, None] * operands.u
-        scale = jnp.zeros_like(scale)
-    gradient = gradient._replace(points=gradient.points.at[k].add(points))
-    for one in by_squares:
-        scale += jnp.sum(one, axis=1)
-    if squared and (by_squares or not operands.own_origin):
-        gradient = gradient._replace(scale=gradient.scale.at[k].add(scale))
-    return gain._replace(gradient=gradient)
-
-
-def _add_to_columns(
-    task: Task,
-    operands: Operands,
-    k: int,
-    derivatives: jax.Array,
-    by_squares: list[jax.Array],
-    left: jax.Array,
-    gain: Gain,
-) -> Gain:
-    """Adds to the gradient of sum number k by the points of all columns, `[K, E, N]`."""
-    gradient = gain.gradient
-    if gradient is None:
-        return gain
-    squared = task.product.squared  # type: ignore[union-attr]
-    product = lax.dot(operands.transposed, derivatives, precision=task.numerics.precision)
-    points = -product if squared else product
-    scale = jnp.sum(derivatives, axis=0)
-    if operands.own_origin:
-        points += scale[None] * operands.v.T
-        scale = jnp.zeros_like(scale)
-    gradient = gradient._replace(points=add_to_sum(gradient.points, k, points, left))
-    for one in by_squares:
-        scale += jnp.sum(one, axis=0)
-    if squared and (by_squares or not operands.own_origin):
-        gradient = gradient._replace(scale=add_to_sum(gradient.scale, k, scale, left))
-    return gain._replace(gradient=gradient)
+    if rows.gradient is not None:
+        points = product(derivatives, operands.v)
+        if squared:
+            points = jnp.sum(derivatives, axis=1)[:, None] * operands.u - points
+        for one in by_squares[:1]:
+            points += jnp.sum(one, axis=1)[:, None] * points_of(tile.rows)
+        total = rows.gradient.points.at[k].add(points)
+        rows = rows._replace(gradient=rows.gradient._replace(points=total))
+    if columns.gradient is not None:
+        points = product(operands.transposed, derivatives)
+        if squared:
+            points = jnp.sum(derivatives, axis=0)[None] * operands.v.T - points
+        for one in by_squares[1:]:
+            points += jnp.sum(one, axis=0)[None] * points_of(tile.columns).T
+        total = add_to_sum(columns.gradient.points, k, points, tile.left)
+        columns = columns._replace(gradient=columns.gradient._replace(points=total))
+    return rows, columns
