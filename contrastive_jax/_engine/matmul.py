@@ -62,18 +62,25 @@ def as_product(distance: Callable[..., jax.Array]) -> tuple[Product | None, dict
 
 def is_symmetric(distance: Callable[..., jax.Array]) -> bool:
     """Returns True for a distance of this library that is the same in both orders."""
-    while isinstance(distance, functools.partial):
-        distance = distance.func
-    if distance is distances.signal_to_noise:
-        return False
+    return is_differentiable(distance) and _without_bound(distance) is not distances.signal_to_noise
+
+
+def is_differentiable(distance: Callable[..., jax.Array]) -> bool:
+    """Returns True for a distance of this library: its derivatives are finite everywhere."""
+    distance = _without_bound(distance)
     return getattr(distances, getattr(distance, "__name__", ""), None) is distance
 
 
 def depends_on_difference(distance: Callable[..., jax.Array]) -> bool:
     """Returns True for a distance of this library that only depends on `a - b`."""
+    distance = _without_bound(distance)
+    return any(distance is one for one in _OF_DIFFERENCES)
+
+
+def _without_bound(distance: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     while isinstance(distance, functools.partial):
         distance = distance.func
-    return any(distance is one for one in _OF_DIFFERENCES)
+    return distance
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -120,3 +120,10 @@ def map_over_pairs(
     return over_rows(
         label, (rows.indices, rows.anchors), (columns.indices, columns.anchors), *entries
     )
+
+
+def over_pairs(function: Callable[..., Any], rows: Any, columns: Any, *entries: Any) -> Any:
+    """Maps a function of a row, a column and entries `[H, W]` of a pair over all pairs."""
+    pairwise = [0] * len(entries)
+    over_columns = jax.vmap(function, (None, 0, *pairwise))
+    return jax.vmap(over_columns, (0, None, *pairwise))(rows, columns, *entries)

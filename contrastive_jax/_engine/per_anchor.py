@@ -297,30 +297,47 @@ def _selected_gradients(
     rows, columns = sides[0], sides[-1]
     order, data_count = layout.orders[-1], len(results) - len(stages)
 
+    task = layout.task
+    # The pair of each statistic of each row, `[K, N]`.
+    selected = jnp.stack([index for by_stage in weighted for _, index in by_stage])
+    valid = selected >= 0
+    i = jnp.broadcast_to(jnp.arange(selected.shape[1]), selected.shape)
+    if not task.differentiable:
+        i, selected = substitute(valid, (i, selected))
+    j = order[jnp.maximum(selected, 0)]
+
     def total(x: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
-        def value_of_pair(stage: int, position: int, i: jax.Array, j: jax.Array) -> jax.Array:
-            distance = layout.task.distances[0](x[i], y[j], *parameters.distance)
-            label = label_of_rows(layout.task, parameters, rows, i, columns, j)
+        def distance_of_pair(a: jax.Array, b: jax.Array) -> jax.Array:
+            return layout.task.distances[0](a, b, *parameters.distance)
+
+        a = jnp.broadcast_to(x, (*i.shape, x.shape[1])) if task.differentiable else x[i]
+        distances = jax.vmap(jax.vmap(distance_of_pair))(a, y[j])
+        distances, *pairs = substitute(valid, (distances, i, j))
+
+        def value_of_pair(
+            stage: int, position: int, distance: jax.Array, i: jax.Array, j: jax.Array
+        ) -> jax.Array:
+            label = label_of_rows(task, parameters, rows, i, columns, j)
             earlier = results[: data_count + stage]
             earlier = jax.tree.map(lambda leaf: lax.stop_gradient(leaf[i]), earlier)
             tree = values_of_stage(stages, stage, distance, label, earlier, parameters.loss)
             return jnp.asarray(flatten_statistics(tree)[position].value)
 
         sums = jnp.zeros((), x.dtype)
+        each = zip(valid, distances, *pairs, strict=True)
         for stage, by_stage in enumerate(weighted):
-            for position, (weight, index) in enumerate(by_stage):
-                valid = index >= 0
-                i, j = substitute(valid, (jnp.arange(len(index)), index))
-                j = order[jnp.maximum(j, 0)]
-                value = jax.vmap(partial(value_of_pair, stage, position))(i, j)
-                sums += jnp.sum(jnp.where(valid, weight * value, 0))
+            for position, (weight, _) in enumerate(by_stage):
+                own_valid, *pair = next(each)
+                value = jax.vmap(partial(value_of_pair, stage, position))(*pair)
+                sums += jnp.sum(jnp.where(own_valid, weight * value, 0))
         return sums
 
     gradients = jax.grad(total, (0, 1, 2), allow_int=True)
     *by_vectors, by_parameters = gradients(rows.vectors, columns.vectors, layout.parameters)
     if len(sides) == 1:
         by_vectors = [by_vectors[0] + by_vectors[1]]
-    any_valid = jnp.any(jnp.stack([index >= 0 for by_stage in weighted for _, index in by_stage]))
+    # As floats, whose maximum compiles faster than that of integers; rounding keeps their sign.
+    any_valid = jnp.max(selected.astype(jnp.float32)) >= 0
 
     def masked(gradient: jax.Array) -> jax.Array | None:
         if gradient.dtype == jax.dtypes.float0:

@@ -259,14 +259,17 @@ def _sums_of_pass(
     else:
         index = _indices_by_class(positives, number)
     valid = number < positives.sizes[None]
-    anchors, others = _vectors_of_pass(task, sides, valid, index)
+    masked = not task.differentiable or (triplets.positive_distance or triplets.combine) is not None
+    anchors, others = _vectors_of_pass(task, sides, valid if masked else None, index)
 
     def distance(a: jax.Array, b: jax.Array) -> jax.Array:
         if triplets.positive_distance is not None:
             return triplets.positive_distance(a, b)
         return task.distances[0](a, b, *parameters.distance)
 
-    distances = tuple(jax.vmap(jax.vmap(distance))(anchors, others))
+    distances = jax.vmap(jax.vmap(distance))(anchors, others)
+    if not masked:
+        distances = substitute(valid, distances)
     if triplets.combine is not None:
         y = sides[-1]
         # Masked again, as an ignored anchor was combined like any other.
@@ -276,19 +279,20 @@ def _sums_of_pass(
         Stage(_ForPositives(stage.function, earlier), stage.parameters, stage.positives_only)
         for earlier, stage in enumerate(triplets.stages)
     )
-    by_stage = statistics(stages, x, y, (distances,), parameters)
-    sums = [jnp.zeros((), x.vectors.dtype)] * 3
-    for position, counts in enumerate(valid):
-        results = distances[position], *[one[position] for one in by_stage]
-        # Where no anchor has so many positives, 1 replaces all results: statistics of no pairs may
-        # have no derivative.
-        results = substitute(counts, results, default=1)
-        means = jax.vmap(lambda *results: triplets.loss(*results, *loss_parameters))(*results)
-        sums = [
-            total + jnp.sum(jnp.where(counts, one, 0))
-            for total, one in zip(sums, means, strict=True)
-        ]
+    by_stage = statistics(stages, x, y, (tuple(distances),), parameters)
+    results = distances, *(_stacked(by_positive) for by_positive in by_stage)
+    # Where no anchor has a positive of these numbers, 1 replaces all results: statistics of no
+    # pairs may have no derivative.
+    results = substitute(valid, results, default=1)
+    over_anchors = jax.vmap(lambda *results: triplets.loss(*results, *loss_parameters))
+    means = jax.vmap(over_anchors)(*results)
+    sums = [jnp.sum(jnp.where(valid, one, 0)) for one in means]
     return sums[0], tuple(map(lax.stop_gradient, sums[1:]))
+
+
+def _stacked(by_positive: tuple[Any, ...]) -> Any:
+    """Stacks trees of `[N]`, one for each positive of a pass, to a tree of `[P, N]`."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_positive)
 
 
 def _indices_by_class(positives: _Positives, number: jax.Array) -> jax.Array:
@@ -299,14 +303,15 @@ def _indices_by_class(positives: _Positives, number: jax.Array) -> jax.Array:
 
 
 def _vectors_of_pass(
-    task: Task, sides: tuple[Points, ...], valid: jax.Array, index: jax.Array
+    task: Task, sides: tuple[Points, ...], valid: jax.Array | None, index: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the vectors of the anchors and of the positives of a pass.
 
     Args:
       task: the axis of the devices.
       sides: anchors, `[N]` rows, and columns where these are others.
-      valid: mask of the anchors that have these positives, `[P, N]` for P positives of a pass.
+      valid: mask of the anchors that have these positives, `[P, N]` for P positives of a pass;
+        another pair replaces the rest. None to replace no pair.
       index: indices of the positives among the columns of all devices, `[P, N]`.
 
     Returns:
@@ -314,6 +319,8 @@ def _vectors_of_pass(
     """
     x = sides[0]
     candidates = gather_rows(task.axis_name, sides[-1].vectors)
+    if valid is None:
+        return jnp.broadcast_to(x.vectors, (*index.shape, x.vectors.shape[1])), candidates[index]
     # A pair that does not count is replaced by one that does, as by `substitute`. It is written out
     # to broadcast the anchors, whose gradient is then a sum over the positives of a pass.
     substitute_index = jnp.argmax(valid)

@@ -16,6 +16,7 @@ from contrastive_jax._engine.matmul import (
     Product,
     as_product,
     depends_on_difference,
+    is_differentiable,
     is_symmetric,
 )
 from contrastive_jax._engine.pair_labels import (
@@ -69,6 +70,8 @@ class Task(NamedTuple):
     """The formula of the distance from a product; None where it does not follow from one."""
     of_difference: bool
     """True if the distance only depends on the difference of the vectors."""
+    differentiable: bool
+    """True if the derivatives of the distance are finite for any two vectors."""
     by_label: bool
     """True if positive and negative pairs are summed separately."""
     active: bool
@@ -271,7 +274,7 @@ def make_problem(
     sides = _checked_sides(rows, columns, rule)
     dtype = sides[0].vectors.dtype
     product, bound = as_product(distance)
-    of_difference = depends_on_difference(distance)
+    of_difference, differentiable = depends_on_difference(distance), is_differentiable(distance)
     if bound:
         distance = distance.func  # type: ignore[attr-defined]
     parameters = tuple(jnp.asarray(value) for value in gathered([*bound.values()]))
@@ -293,6 +296,7 @@ def make_problem(
         distances=(distance, cast(Any, _Swapped(distance))) if both_orders else (distance,),
         product=product,
         of_difference=of_difference,
+        differentiable=differentiable,
         by_label=False,
         active=False,
         measured=False,

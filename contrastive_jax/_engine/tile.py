@@ -178,8 +178,10 @@ def _from_first_of_class(layout: Layout, tile: Tile) -> tuple[jax.Array, jax.Arr
     product = cast(Product, layout.task.product)
     x, y = tile.rows, tile.columns
     rows, columns = (x.vectors, y.vectors) if product.linear else (points_of(x), points_of(y))
-    first = jnp.searchsorted(x.classes, jnp.concatenate([x.classes, y.classes]))
-    origins = rows[jnp.minimum(first, len(rows) - 1)]
+    # The number of rows of lower classes, as a sum of floats, which compiles faster than a search.
+    classes = jnp.concatenate([x.classes, y.classes])
+    first = jnp.sum((x.classes[None] < classes[:, None]).astype(rows.dtype), axis=1)
+    origins = rows[jnp.minimum(first.astype(jnp.int32), len(rows) - 1)]
     u, v = rows - origins[: len(rows)], columns - origins[len(rows) :]
     if product.linear and product.points is not None:
         u, v = (product.points(w, *layout.parameters.distance) for w in (u, v))

@@ -19,7 +19,13 @@ from contrastive_jax._engine.accumulators import (
 )
 from contrastive_jax._engine.derivatives import add_gradient, substitute
 from contrastive_jax._engine.layout import Layout, SortedPoints, points_of, take_block
-from contrastive_jax._engine.pair_values import Tile, map_over_pairs, measuring, values_of_pair
+from contrastive_jax._engine.pair_values import (
+    Tile,
+    map_over_pairs,
+    measuring,
+    over_pairs,
+    values_of_pair,
+)
 from contrastive_jax._engine.problem import Parameters, Task, pairs_by_points
 
 # Entries of the differences between vectors that are held at once.
@@ -111,59 +117,56 @@ def _evaluate(
     y: jax.Array,
     parameters: Parameters,
 ) -> list[Any]:
-    """Evaluates the loss of a task for all pairs of vectors, or of points, `x` and `y`."""
-    # A pair that does not count is replaced by one that does, as a distance need not have a
-    # derivative between a vector and itself. Their vectors are not stored for each pair.
-    index = jnp.argmax(weights > 0)
-    labels = substitute(weights > 0, labels)
+    """Evaluates the loss of a task for all pairs of vectors, or of points, `x` and `y`.
 
-    def with_vectors(rows: SortedPoints, vectors: jax.Array) -> SortedPoints:
-        return rows._replace(anchors=((vectors, rows.rest), rows.anchors))
+    A pair that does not count is replaced by one that does, as a loss, and a distance that is not
+    of this library, need not have a derivative where the distance is 0.
+    """
+    counts = weights > 0
+    if pairs_by_points(task) or task.of_difference:
+        distance = partial(_distance_of_points, task, parameters.distance)
+        each = over_pairs(distance, (x, tile.rows.rest), (y, tile.columns.rest))
+        distances, labels = substitute(counts, ([each], labels))
+    else:
+        if not task.differentiable:
+            # Their vectors are not stored for each pair.
+            index = jnp.argmax(counts)
+            substitutes = x[index // len(y)], y[index % len(y)]
 
-    rows, columns = with_vectors(tile.rows, x), with_vectors(tile.columns, y)
-    own = index // len(y), index % len(y)
-    substitutes = [
-        jax.tree.map(lambda leaf, k=k: leaf[k], side.anchors[0])
-        for side, k in zip((rows, columns), own, strict=True)
-    ]
-    distances_of_pair = partial(_distances_of_pair, task, parameters.distance, substitutes)
+        def distances_of_pair(a: jax.Array, b: jax.Array, valid: jax.Array) -> list[jax.Array]:
+            if not task.differentiable:
+                a, b = (jnp.where(valid, *one) for one in zip((a, b), substitutes, strict=True))
+            return [distance(a, b, *parameters.distance) for distance in task.distances]
 
-    def one(label: Any, row: Any, column: Any, weight: Any) -> list[Any]:
-        (row_index, (a, row_data)), (column_index, (b, column_data)) = row, column
-        distances = distances_of_pair(weight > 0, a, b)
-        row, column = (row_index, row_data), (column_index, column_data)
-        return values_of_pair(task, distances, label, row, column, parameters.loss)
+        distances = over_pairs(distances_of_pair, x, y, counts)
+        distances, labels = substitute(counts, (distances, labels))
 
-    values: list[Any] = map_over_pairs(one, rows, columns, labels, weights)
+    def one(label: Any, row: Any, column: Any, *distances: Any) -> list[Any]:
+        return values_of_pair(task, [*distances], label, row, column, parameters.loss)
+
+    values: list[Any] = map_over_pairs(one, tile.rows, tile.columns, labels, *distances)
     return values
 
 
-def _distances_of_pair(
+def _distance_of_points(
     task: Task,
     parameters: tuple[jax.Array, ...],
-    substitutes: list[tuple[jax.Array, jax.Array | None]],
-    counts: jax.Array,
     a: tuple[jax.Array, jax.Array | None],
     b: tuple[jax.Array, jax.Array | None],
-) -> list[jax.Array]:
-    """Returns the distance of a pair of vectors, or of points and their rest; or two, by order."""
-    if not (pairs_by_points(task) or task.of_difference):
-        x, y = (jnp.where(counts, u[0], v[0]) for u, v in zip((a, b), substitutes, strict=True))
-        return [distance(x, y, *parameters) for distance in task.distances]
-    # One array of differences for both gradients.
-    difference = jnp.where(counts, _difference(a, b), _difference(*substitutes))
-    if task.of_difference:
-        return [task.distances[0](difference, jnp.zeros_like(difference), *parameters)]
-    # A vector without direction is close to no other.
-    return [task.product.to_distance(jnp.sum(difference**2))]  # type: ignore[union-attr]
-
-
-def _difference(
-    a: tuple[jax.Array, jax.Array | None], b: tuple[jax.Array, jax.Array | None]
 ) -> jax.Array:
-    """Returns the difference of two vectors, or of two points with their rest."""
+    """Returns the distance of two vectors, or of two points with their rest, by the difference.
+
+    One array of differences serves the gradients by both. They are finite, where the difference is
+    0 as well.
+    """
     difference = a[0] - b[0]
-    return difference if a[1] is None or b[1] is None else difference + (a[1] - b[1])
+    if a[1] is not None and b[1] is not None:
+        difference += a[1] - b[1]
+    if task.of_difference:
+        return task.distances[0](difference, jnp.zeros_like(difference), *parameters)
+    # A vector without direction is close to no other.
+    square = jnp.sum(difference**2)
+    return task.product.to_distance(square)  # type: ignore[union-attr, no-any-return]
 
 
 def _with_rest(task: Task, rows: SortedPoints) -> SortedPoints:
