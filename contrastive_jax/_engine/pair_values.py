@@ -18,8 +18,9 @@ class Tile(NamedTuple):
 
     rows: SortedPoints
     columns: SortedPoints
-    transposed: jax.Array | None
-    """Points of the rows, less the centre, transposed, `[E, H]`; None without a centre."""
+    seen: tuple[jax.Array, jax.Array] | None
+    """Points of the rows as seen from the centre, `[H, E]`, and their transpose, `[E, H]`; None
+    without a centre."""
     top: jax.Array | None
     """Position of the first row; None if rows and columns are of different sides."""
     left: jax.Array

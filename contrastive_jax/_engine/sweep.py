@@ -105,30 +105,34 @@ def _add_tiles(
     height, width = (block_size(layout.task, rows) for rows in (x, columns))
     tiles = len(columns.norms) // width
 
-    def add_row(i: jax.Array, carry: Carry) -> Carry:
-        top = i * height
+    # Positions are added up and not multiplied, so that rows and columns share the code of a slice.
+    def add_row(i: jax.Array, state: Any) -> Any:
+        top, carry = state
         block = take_block(x, top, height)
         first = i if y is None else (i + colour) % stride
-        transposed = None
+        seen: tuple[jax.Array, jax.Array] | None = None
         if layout.centre is not None:
             # The barrier keeps the transposition out of the products, of which that over the rows
             # of a tile is slow on a CPU.
-            transposed = lax.optimization_barrier(points_of(block) - layout.centre[None]).T
+            points = lax.optimization_barrier(points_of(block) - layout.centre[None])
+            seen = points, points.T
 
-        def add_column(k: jax.Array, inner: TileCarry) -> TileCarry:
-            left = (first + k * stride) * width
+        def add_column(_: Any, state: Any) -> Any:
+            left, inner = state
             other = take_block(columns, left, width)
-            tile = Tile(block, other, transposed, top if y is None else None, left)
-            return add_tile(layout, tile, inner)
+            tile = Tile(block, other, seen, top if y is None else None, left)
+            return left + stride * width, add_tile(layout, tile, inner)
 
         steps = (tiles - first + stride - 1) // stride
-        inner = lax.fori_loop(0, steps, add_column, _init_row(layout, block, carry))
+        init = jnp.asarray(first * width), _init_row(layout, block, carry)
+        _, inner = lax.fori_loop(0, steps, add_column, init)
         gains = (*carry.gains[:-1], inner.columns)
         gains = (add_block(layout.task, gains[0], inner.rows, top), *gains[1:])
         sums = jax.tree.map(jnp.add, carry.sums, inner.sums)
-        return Carry(sums, gains, inner.parameters)
+        return top + height, Carry(sums, gains, inner.parameters)
 
-    return cast(Carry, lax.fori_loop(0, len(x.norms) // height, add_row, carry))
+    zero = lax.optimization_barrier(jnp.int32(0))
+    return cast(Carry, lax.fori_loop(0, len(x.norms) // height, add_row, (zero, carry))[1])
 
 
 def _init_row(layout: Layout, block: SortedPoints, carry: Carry) -> TileCarry:

@@ -46,7 +46,7 @@ def _add_pairs(layout: Layout, tile: Tile, all_negative: jax.Array, carry: TileC
     task = layout.task
     if task.product is None:
         return add_by_pair(layout, tile, tile.labels_and_weights(layout)[1], carry)
-    if layout.centre is not None and tile.transposed is not None:
+    if layout.centre is not None and tile.seen is not None:
         return _add_by_squares(layout, tile, all_negative, carry)
     u, v = points_of(tile.rows), points_of(tile.columns)
     operands = Operands(u, u.T, v, inner_products(task, u, v))
@@ -59,8 +59,8 @@ def _add_by_squares(
     """Adds the pairs of a tile whose distance follows from a squared distance of points."""
     task, product = layout.task, cast(Product, layout.task.product)
     refine = task.numerics.refine
-    centre, transposed = cast(jax.Array, layout.centre), cast(jax.Array, tile.transposed)
-    u, v = points_of(tile.rows) - centre[None], points_of(tile.columns) - centre[None]
+    u, transposed = cast(tuple[jax.Array, jax.Array], tile.seen)
+    v = points_of(tile.columns) - cast(jax.Array, layout.centre)[None]
     inner = inner_products(task, u, v)
     squares = partial(_squares, product, tile, inner)
 
