@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from contrastive_jax._engine.arguments import Method
 from contrastive_jax._engine.pair_losses import reduce_pairs
-from contrastive_jax._engine.problem import Method, Numerics, Sums
+from contrastive_jax._engine.problem import Numerics, Sums
 from contrastive_jax.labels.types import PairLabels
 from contrastive_jax.losses import contrastive
 

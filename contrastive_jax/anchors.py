@@ -16,14 +16,10 @@ from contrastive_jax._engine.anchor_losses import (
     make_stages,
     triplet_total,
 )
+from contrastive_jax._engine.arguments import Method, check_method, make_problem
 from contrastive_jax._engine.engines import evaluate, select_engine
 from contrastive_jax._engine.measured import DistanceSums
-from contrastive_jax._engine.problem import (
-    Method,
-    Numerics,
-    check_method,
-    make_problem,
-)
+from contrastive_jax._engine.problem import Numerics
 from contrastive_jax._engine.sharding import axes_of, gathered
 from contrastive_jax.checks import check_distance
 from contrastive_jax.distances import cosine

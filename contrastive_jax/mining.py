@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from contrastive_jax._engine.problem import checked_points
+from contrastive_jax._engine.arguments import checked_points
 from contrastive_jax._engine.program_cache import identified, program_or_part
 from contrastive_jax._engine.sharding import axes_of, varying
 from contrastive_jax._traced_checks import check_traced

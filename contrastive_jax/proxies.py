@@ -10,8 +10,8 @@ from jax.typing import ArrayLike
 
 from contrastive_jax._carried_checks import carry_check, with_checks
 from contrastive_jax._directions import cosine_from_product
+from contrastive_jax._engine.arguments import check_method, checked_points
 from contrastive_jax._engine.centers import centers_loss
-from contrastive_jax._engine.problem import check_method, checked_points
 from contrastive_jax._engine.sharding import gathered, local_shard
 from contrastive_jax._host_arrays import as_array
 from contrastive_jax._traced_checks import check_traced

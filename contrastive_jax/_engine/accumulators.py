@@ -257,7 +257,7 @@ def input_gradients(
                 one._replace(distance=jax.tree.map(add_gradient, one.distance, m))
                 for one, m in zip(by_parameters, more, strict=True)
             )
-        by_vectors.append(jnp.take(vectors, jnp.argsort(order), axis=1))
+        by_vectors.append(jnp.take(vectors, jnp.argsort(order), axis=1, mode="clip"))
     return by_vectors, by_parameters
 
 

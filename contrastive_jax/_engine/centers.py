@@ -10,10 +10,11 @@ from jax import lax
 
 from contrastive_jax._directions import unit
 from contrastive_jax._dtypes import widen
+from contrastive_jax._engine.arguments import Method
 from contrastive_jax._engine.closures import closure_convert
 from contrastive_jax._engine.derivatives import add_gradient, differentiable, eager_vjp
 from contrastive_jax._engine.matmul import matmul
-from contrastive_jax._engine.problem import Method, zero_or_nan
+from contrastive_jax._engine.problem import zero_or_nan
 from contrastive_jax._engine.program_cache import compiled
 from contrastive_jax._engine.sharding import axes_of, psum_once, varying
 from contrastive_jax.losses._means import check_mean, split_mean, total_of_means

@@ -218,7 +218,7 @@ def substitute(valid: jax.Array, tree: Any, default: float | None = None) -> Any
         entries = lax.stop_gradient(values).reshape(-1, *values.shape[valid.ndim :])
         entry = entries[index]
         if default is not None:
-            entry = jnp.where(jnp.any(valid), entry, default)
+            entry = jnp.where(valid.ravel()[index], entry, default)
         return jnp.where(mask, values, entry)
 
     return jax.tree.map(one, tree)

@@ -19,8 +19,9 @@ from contrastive_jax._engine import (
     per_triplet,
     row_by_row,
 )
+from contrastive_jax._engine.arguments import Method
 from contrastive_jax._engine.derivatives import differentiable
-from contrastive_jax._engine.problem import Method, Points, Problem, Sums, Task
+from contrastive_jax._engine.problem import Points, Problem, Sums, Task
 
 
 class Engine(NamedTuple):

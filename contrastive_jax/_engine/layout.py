@@ -153,7 +153,7 @@ def _with_norms(layout: Layout, rows: SortedPoints) -> SortedPoints:
     rows = rows._replace(norms=jnp.sum((points - centre[None]) ** 2, axis=1))
     if product.on_sphere:
         # A vector without direction is perpendicular to every other, and its square 2.
-        zero = jnp.all(points == 0, axis=1)
+        zero = jnp.sum(points * points, axis=1) == 0
         rows = rows._replace(norms=rows.norms + zero.astype(rows.norms.dtype))
     if product.points is None:
         return rows
@@ -230,4 +230,4 @@ def from_sorted(layout: Layout, tree: Any) -> Any:
 
 
 def _take(order: jax.Array, values: jax.Array) -> jax.Array:
-    return jnp.take(values, jnp.argsort(order), axis=0)
+    return jnp.take(values, jnp.argsort(order), axis=0, mode="clip")

@@ -71,10 +71,10 @@ def is_differentiable(distance: Callable[..., jax.Array]) -> bool:
     return getattr(distances, getattr(distance, "__name__", ""), None) is distance
 
 
-def depends_on_difference(distance: Callable[..., jax.Array]) -> bool:
+def is_translation_invariant(distance: Callable[..., jax.Array]) -> bool:
     """Returns True for a distance of this library that only depends on `a - b`."""
     distance = _without_bound(distance)
-    return any(distance is one for one in _OF_DIFFERENCES)
+    return any(distance is one for one in _TRANSLATION_INVARIANT)
 
 
 def _without_bound(distance: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -238,7 +238,7 @@ _PRODUCTS: tuple[tuple[Callable[..., jax.Array], Product], ...] = (
     (distances.negative_dot, Product(None, lambda product: -product, squared=False)),
     (cosine_from_product, Product(_directions, lambda product: 1 - product, squared=False)),
 )
-_OF_DIFFERENCES: tuple[Callable[..., jax.Array], ...] = (
+_TRANSLATION_INVARIANT: tuple[Callable[..., jax.Array], ...] = (
     distances.chebyshev,
     distances.euclidean,
     distances.mahalanobis,

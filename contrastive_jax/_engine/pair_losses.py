@@ -11,17 +11,15 @@ from jax.typing import ArrayLike
 
 from contrastive_jax._carried_checks import carry_check
 from contrastive_jax._dtypes import at_least_float32
+from contrastive_jax._engine.arguments import Method, check_method, make_problem
 from contrastive_jax._engine.closures import closure_convert
 from contrastive_jax._engine.engines import Engine, evaluate
 from contrastive_jax._engine.problem import (
-    Method,
     Numerics,
     Parameters,
     Points,
     Sums,
-    check_method,
     is_graded,
-    make_problem,
     zero_or_nan_of,
 )
 from contrastive_jax._engine.sharding import axes_of, psum_once, varying

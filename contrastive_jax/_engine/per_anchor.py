@@ -336,8 +336,7 @@ def _selected_gradients(
     *by_vectors, by_parameters = gradients(rows.vectors, columns.vectors, layout.parameters)
     if len(sides) == 1:
         by_vectors = [by_vectors[0] + by_vectors[1]]
-    # As floats, whose maximum compiles faster than that of integers; rounding keeps their sign.
-    any_valid = jnp.max(selected.astype(jnp.float32)) >= 0
+    any_valid = valid.ravel()[jnp.argmax(valid)]
 
     def masked(gradient: jax.Array) -> jax.Array | None:
         if gradient.dtype == jax.dtypes.float0:

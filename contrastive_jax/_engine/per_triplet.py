@@ -279,14 +279,18 @@ def _sums_of_pass(
         Stage(_ForPositives(stage.function, earlier), stage.parameters, stage.positives_only)
         for earlier, stage in enumerate(triplets.stages)
     )
-    by_stage = statistics(stages, x, y, (tuple(distances),), parameters)
+    # Split rather than indexed: the gradient is then one array and not a sum of padded ones.
+    by_positive = tuple(one[0] for one in jnp.split(distances, len(distances)))
+    by_stage = statistics(stages, x, y, (by_positive,), parameters)
     results = distances, *(_stacked(by_positive) for by_positive in by_stage)
     # Where no anchor has a positive of these numbers, 1 replaces all results: statistics of no
     # pairs may have no derivative.
     results = substitute(valid, results, default=1)
-    over_anchors = jax.vmap(lambda *results: triplets.loss(*results, *loss_parameters))
-    means = jax.vmap(over_anchors)(*results)
-    sums = [jnp.sum(jnp.where(valid, one, 0)) for one in means]
+
+    def loss(*results: Any) -> Any:
+        return triplets.loss(*results, *loss_parameters)
+
+    sums = [jnp.sum(jnp.where(valid, one, 0)) for one in jax.vmap(jax.vmap(loss))(*results)]
     return sums[0], tuple(map(lax.stop_gradient, sums[1:]))
 
 

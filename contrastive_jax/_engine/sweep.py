@@ -131,7 +131,7 @@ def _add_tiles(
         sums = jax.tree.map(jnp.add, carry.sums, inner.sums)
         return top + height, Carry(sums, gains, inner.parameters)
 
-    zero = lax.optimization_barrier(jnp.int32(0))
+    zero = lax.optimization_barrier(jnp.asarray(0))
     return cast(Carry, lax.fori_loop(0, len(x.norms) // height, add_row, (zero, carry))[1])
 
 

@@ -135,7 +135,9 @@ def _any_close(product: Product, tile: Tile, inner: jax.Array) -> jax.Array:
     def limits(sign: int) -> list[jax.Array]:
         each = (0.5 * ((1 - sign * least) * rows.norms - sign * rows.tolerance) for rows in (x, y))
         weights = x.weights, y.weights
-        return [jnp.where(w == 1, one, -sign * jnp.inf) for one, w in zip(each, weights)]
+        return [
+            jnp.where(w == 1, one, -sign * jnp.inf) for one, w in zip(each, weights, strict=True)
+        ]
 
     # A square is below its tolerance if and only if the inner product exceeds `a + b`. NaN is.
     a, b = limits(1)

@@ -42,7 +42,6 @@ def add_by_pair(layout: Layout, tile: Tile, weights: jax.Array, carry: TileCarry
     while height % (2 * step) == 0 and 2 * step * width * size <= _DIFFERENCES:
         step *= 2
 
-
     def next_part(remaining: jax.Array) -> tuple[jax.Array, jax.Array]:
         part = jnp.argmax(remaining)
         return remaining[part] > 0, part
@@ -123,7 +122,7 @@ def _evaluate(
     of this library, need not have a derivative where the distance is 0.
     """
     counts = weights > 0
-    if pairs_by_points(task) or task.of_difference:
+    if pairs_by_points(task) or task.translation_invariant:
         distance = partial(_distance_of_points, task, parameters.distance)
         each = over_pairs(distance, (x, tile.rows.rest), (y, tile.columns.rest))
         distances, labels = substitute(counts, ([each], labels))
@@ -162,11 +161,11 @@ def _distance_of_points(
     difference = a[0] - b[0]
     if a[1] is not None and b[1] is not None:
         difference += a[1] - b[1]
-    if task.of_difference:
+    if task.translation_invariant:
         return task.distances[0](difference, jnp.zeros_like(difference), *parameters)
     # A vector without direction is close to no other.
     square = jnp.sum(difference**2)
-    return task.product.to_distance(square)  # type: ignore[union-attr, no-any-return]
+    return task.product.to_distance(square)  # type: ignore[union-attr]
 
 
 def _with_rest(task: Task, rows: SortedPoints) -> SortedPoints:
