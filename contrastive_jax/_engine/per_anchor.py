@@ -296,23 +296,11 @@ def _selected_gradients(
     results, weighted = from_sorted(layout, (results, weighted))
     rows, columns = sides[0], sides[-1]
     order, data_count = layout.orders[-1], len(results) - len(stages)
-
     task = layout.task
-    # The pair of each statistic of each row, `[K, N]`.
-    selected = jnp.stack([index for by_stage in weighted for _, index in by_stage])
-    valid = selected >= 0
-    i = jnp.broadcast_to(jnp.arange(selected.shape[1]), selected.shape)
-    if not task.differentiable:
-        i, selected = substitute(valid, (i, selected))
-    j = order[jnp.maximum(selected, 0)]
 
     def total(x: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
         def distance_of_pair(a: jax.Array, b: jax.Array) -> jax.Array:
-            return layout.task.distances[0](a, b, *parameters.distance)
-
-        a = jnp.broadcast_to(x, (*i.shape, x.shape[1])) if task.differentiable else x[i]
-        distances = jax.vmap(jax.vmap(distance_of_pair))(a, y[j])
-        distances, *pairs = substitute(valid, (distances, i, j))
+            return task.distances[0](a, b, *parameters.distance)
 
         def value_of_pair(
             stage: int, position: int, distance: jax.Array, i: jax.Array, j: jax.Array
@@ -324,19 +312,24 @@ def _selected_gradients(
             return jnp.asarray(flatten_statistics(tree)[position].value)
 
         sums = jnp.zeros((), x.dtype)
-        each = zip(valid, distances, *pairs, strict=True)
         for stage, by_stage in enumerate(weighted):
-            for position, (weight, _) in enumerate(by_stage):
-                own_valid, *pair = next(each)
-                value = jax.vmap(partial(value_of_pair, stage, position))(*pair)
-                sums += jnp.sum(jnp.where(own_valid, weight * value, 0))
+            for position, (weight, index) in enumerate(by_stage):
+                valid = index >= 0
+                anchors, i, j = x, jnp.arange(len(index)), order[jnp.maximum(index, 0)]
+                if not task.differentiable:
+                    i, j = substitute(valid, (i, j))
+                    anchors = x[i]
+                distances = jax.vmap(distance_of_pair)(anchors, y[j])
+                pairs = substitute(valid, (distances, i, j))
+                value = jax.vmap(partial(value_of_pair, stage, position))(*pairs)
+                sums += jnp.sum(jnp.where(valid, weight * value, 0))
         return sums
 
     gradients = jax.grad(total, (0, 1, 2), allow_int=True)
     *by_vectors, by_parameters = gradients(rows.vectors, columns.vectors, layout.parameters)
     if len(sides) == 1:
         by_vectors = [by_vectors[0] + by_vectors[1]]
-    any_valid = valid.ravel()[jnp.argmax(valid)]
+    any_valid = jnp.any(jnp.stack([index >= 0 for by_stage in weighted for _, index in by_stage]))
 
     def masked(gradient: jax.Array) -> jax.Array | None:
         if gradient.dtype == jax.dtypes.float0:
