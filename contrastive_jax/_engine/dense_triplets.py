@@ -120,7 +120,9 @@ def _sums_over_positives(triplets: Triplets, *arguments: Any) -> Any:
 
     @jax.custom_vjp
     def sums(*arguments: Any) -> Any:
-        return _looped(lambda k: _sums_of_one(triplets, k, *arguments), arguments[-1])
+        zero = jnp.zeros((), arguments[0].dtype)
+        init = zero, zero, zero
+        return _looped(lambda k: _sums_of_one(triplets, k, *arguments), init, arguments[-1])
 
     @on_mesh_of_arguments
     def forward(distances: Any, parameters: Any, loss_parameters: Any, *others: Any) -> Any:
@@ -134,7 +136,9 @@ def _sums_over_positives(triplets: Triplets, *arguments: Any) -> Any:
             (total, counts), gradient = jax.value_and_grad(value, has_aux=True)(wanted)
             return (total, *counts), gradient
 
-        return _looped(one, others[-1])
+        zero = jnp.zeros((), distances.dtype)
+        init = (zero, zero, zero), jax.tree.map(jnp.zeros_like, wanted)
+        return _looped(one, init, others[-1])
 
     @on_mesh_of_arguments
     def backward(gradient: Any, cotangents: Any) -> Any:
@@ -145,10 +149,8 @@ def _sums_over_positives(triplets: Triplets, *arguments: Any) -> Any:
     return sums(*arguments)
 
 
-def _looped(one: Callable[[jax.Array], Any], ordinals: jax.Array) -> Any:
+def _looped(one: Callable[[jax.Array], Any], init: Any, ordinals: jax.Array) -> Any:
     """Adds up a function of the number of a positive of each anchor."""
-    shapes = jax.eval_shape(one, jnp.float32(0))
-    init = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
     last = jnp.max(ordinals)
 
     def add(state: Any) -> Any:
@@ -179,5 +181,6 @@ def _sums_of_one(
     results = statistics_of_rows(triplets.stages, pairs, (positive,), parameters)
     results = substitute(valid, results)
     means = jax.vmap(lambda *results: triplets.loss(*results, *loss_parameters))(positive, *results)
-    value, *counts = (jnp.sum(jnp.where(valid, one, 0)) for one in means)
+    sums = (jnp.sum(jnp.where(valid, one, 0)) for one in means)
+    value, *counts = (one.astype(distances.dtype) for one in sums)
     return value, *map(lax.stop_gradient, counts)

@@ -22,7 +22,7 @@ from contrastive_jax._engine.problem import (
     gradient_by_vectors,
     zero_or_nan,
 )
-from contrastive_jax._engine.program_cache import compiled
+from contrastive_jax._engine.program_cache import program_or_part
 from contrastive_jax._engine.sweep import sweep
 
 
@@ -42,7 +42,7 @@ def pair_sums(task: Task, sides: tuple[Points, ...], parameters: Parameters) -> 
       The sums, of which the first can be differentiated once, in reverse mode, by vectors and
       parameters.
     """
-    return cast(Sums, compiled(_pair_sums, task)(sides, parameters))
+    return cast(Sums, program_or_part(_pair_sums, task)(sides, parameters))
 
 
 def _pair_sums(task: Task, sides: tuple[Points, ...], parameters: Parameters) -> Sums:

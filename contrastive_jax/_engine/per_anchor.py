@@ -35,7 +35,7 @@ from contrastive_jax._engine.problem import (
     gradient_by_vectors,
     label_of_rows,
 )
-from contrastive_jax._engine.program_cache import compiled
+from contrastive_jax._engine.program_cache import program_or_part
 from contrastive_jax._engine.reductions import flatten_statistics, is_statistic, result
 from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
 from contrastive_jax._engine.stages import (
@@ -73,7 +73,7 @@ def anchor_statistics(
       by vectors, data and parameters; a log-sum-exp, a maximum or a minimum not by the data and
       earlier results that its stage takes.
     """
-    run = compiled(_anchor_statistics, task, stages)
+    run = program_or_part(_anchor_statistics, task, stages)
     return cast(tuple[Any, ...], run(sides, data, parameters))
 
 

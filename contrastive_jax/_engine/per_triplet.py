@@ -23,7 +23,7 @@ from contrastive_jax._engine.labelled_positives import (
 )
 from contrastive_jax._engine.per_anchor import anchor_statistics
 from contrastive_jax._engine.problem import Parameters, Points, Task, masked_points
-from contrastive_jax._engine.program_cache import compiled
+from contrastive_jax._engine.program_cache import program_or_part
 from contrastive_jax._engine.sharding import axes_of, gather_rows, varying
 from contrastive_jax._engine.stages import Stage
 
@@ -79,7 +79,7 @@ def triplet_sums(
       Sums of the values, of their counts and of the counts of active ones. The first can be
       differentiated once, in reverse mode, by vectors and parameters.
     """
-    run = compiled(_triplet_sums, task, triplets)
+    run = program_or_part(_triplet_sums, task, triplets)
     return cast(TripletSums, run(sides, loss_parameters, parameters))
 
 
@@ -172,17 +172,21 @@ def sums_over_positives(
         leaves, structure = jax.tree.flatten(arguments)
         is_wanted = jax.tree.leaves(wanted)
         chosen = [leaf for leaf, w in zip(leaves, is_wanted, strict=True) if w]
+        zero = jnp.zeros((), x.vectors.dtype)
+        init = zero, (zero, zero)
 
         def by_chosen(chosen: list[jax.Array], k: jax.Array) -> Any:
             rest = iter(chosen)
             given = [next(rest) if w else leaf for leaf, w in zip(leaves, is_wanted, strict=True)]
             return sums_of_pass(k, *jax.tree.unflatten(structure, given))
 
+        add_passes = partial(_add_passes, triplets, arguments)
         if not chosen:
-            value, counts = _loop(triplets, lambda k: sums_of_pass(k, *arguments), arguments)
+            value, counts = add_passes(lambda k: sums_of_pass(k, *arguments), init)
             return value, counts, jax.tree.map(lambda _: None, arguments)
-        gradient_of = jax.value_and_grad(by_chosen, has_aux=True)
-        (value, counts), gradient = _loop(triplets, lambda k: gradient_of(chosen, k), arguments)
+        gradient_of = partial(jax.value_and_grad(by_chosen, has_aux=True), chosen)
+        zeros = jax.tree.map(jnp.zeros_like, chosen)
+        (value, counts), gradient = add_passes(gradient_of, (init, zeros))
         rest = iter(gradient)
         by_leaf = [next(rest) if w else None for w in is_wanted]
         return value, counts, jax.tree.unflatten(structure, by_leaf)
@@ -225,11 +229,11 @@ def _positives_by_anchor(task: Task, sides: tuple[Points, ...]) -> _Positives:
     return _Positives(order, first, own, sizes, most if axis is None else lax.pmax(most, axis))
 
 
-def _loop(triplets: Triplets, one_pass: Callable[[jax.Array], Any], arguments: Any) -> Any:
-    """Adds up the results of the passes over all positives."""
+def _add_passes(
+    triplets: Triplets, arguments: Any, one_pass: Callable[[jax.Array], Any], init: Any
+) -> Any:
+    """Adds the results of the passes over all positives to those of none."""
     positives: _Positives | LabelledPositives = arguments[3]
-    shapes = jax.eval_shape(one_pass, jnp.int32(0))
-    init = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
     passes = -(-positives.most // triplets.positives_per_pass)
 
     def add(state: Any) -> Any:
@@ -291,7 +295,8 @@ def _sums_of_pass(
         return triplets.loss(*results, *loss_parameters)
 
     sums = [jnp.sum(jnp.where(valid, one, 0)) for one in jax.vmap(jax.vmap(loss))(*results)]
-    return sums[0], tuple(map(lax.stop_gradient, sums[1:]))
+    value, *counts = (one.astype(x.vectors.dtype) for one in sums)
+    return value, tuple(map(lax.stop_gradient, counts))
 
 
 def _stacked(by_positive: tuple[Any, ...]) -> Any:
