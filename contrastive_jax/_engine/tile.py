@@ -90,7 +90,7 @@ def _add_by_squares(
     # Most tiles need less than all of this: none of their pairs is close, has a weight other than 1
     # or is of a row with itself, and in most of those all pairs are negative.
     if refine:
-        plain = ~_any_close(product, tile, inner)
+        plain = ~_any_close_or_weighted(product, tile, inner)
     else:
         plain = jnp.all(tile.rows.weights == 1) & jnp.all(tile.columns.weights == 1)
     if tile.top is not None:
@@ -122,17 +122,18 @@ def _squares(product: Product, tile: Tile, inner: jax.Array) -> tuple[jax.Array,
     return square, excess
 
 
-def _any_close(product: Product, tile: Tile, inner: jax.Array) -> jax.Array:
-    """Returns whether a square may lie within the tolerance, or a weight is not 1.
+def _any_close_or_weighted(product: Product, tile: Tile, inner: jax.Array) -> jax.Array:
+    """Returns whether a square lies within the tolerance, or a weight is not 1, in one pass.
 
-    It is one pass over the products. The largest excess is compared rather than all excesses: a
-    reduction of floats is a call of a library on a CPU, where `jnp.any` of a comparison is several
-    kernels that take longer to compile than the loss of a tile.
+    The largest excess is compared rather than all excesses: a maximum of floats is a call of a
+    library on a CPU, where `jnp.any` of a comparison is several kernels that take longer to compile
+    than the loss of a tile.
     """
     x, y = tile.rows, tile.columns
     least = _relative_tolerance(x.norms)
 
     def limits(sign: int) -> list[jax.Array]:
+        # Those of rows and columns; one that every product exceeds where a weight is not 1.
         each = (0.5 * ((1 - sign * least) * rows.norms - sign * rows.tolerance) for rows in (x, y))
         weights = x.weights, y.weights
         return [

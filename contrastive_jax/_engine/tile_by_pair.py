@@ -155,8 +155,8 @@ def _distance_of_points(
 ) -> jax.Array:
     """Returns the distance of two vectors, or of two points with their rest, by the difference.
 
-    One array of differences serves the gradients by both. They are finite, where the difference is
-    0 as well.
+    The gradients by both are sums of one array, that by the differences. It is finite where a
+    difference is 0 too.
     """
     difference = a[0] - b[0]
     if a[1] is not None and b[1] is not None:

@@ -73,10 +73,17 @@ def anchors(target: Target, rows: int, tile: int, loss: AnchorLoss | TripletLoss
     arrays = 6 if target.devices == 1 else 14
     received = {}
     product, _ = as_product(loss.distance)
-    points = 1 if product is None or product.points is None else 2
+    has_points = product is not None and product.points is not None
+    # The vectors have a gradient of their own where points alone do not give that of a close pair.
+    by_vectors = has_points and product.rest is None  # type: ignore[union-attr]
     if target.devices > 1:
         received = _ring(
-            target.devices, rows, points=points, sweeps=len(loss.statistics), scalars=_STATISTICS
+            target.devices,
+            rows,
+            points=2 if has_points else 1,
+            sweeps=len(loss.statistics),
+            gradients=2 if by_vectors else 1,
+            scalars=_STATISTICS,
         )
     if isinstance(loss, TripletLoss):
         # Anchors and positives side by side, with their gradients.
@@ -171,11 +178,11 @@ def _ring(
       rows: of a device.
       points: arrays `[rows, WIDTH]` that a row consists of.
       sweeps: turns without a gradient, before that with one.
-      gradients: of a row.
+      gradients: arrays `[rows, WIDTH]` of the gradient of a row.
       scalars: of a row beside `_ROW`.
     """
     turns = devices // 2
-    wide = points * (turns * (sweeps + 1 + gradients) + gradients)
+    wide = points * turns * (sweeps + 1) + gradients * (turns + 1)
     narrow = (turns * (sweeps + 1) + 1) * (_ROW + scalars)
     # Where there is a single turn XLA sees that all sweeps send the same rows, and sends them once.
     merged = points * sweeps if turns == 1 else 0
