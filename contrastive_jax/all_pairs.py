@@ -54,8 +54,8 @@ def all_pairs_loss(
     *Precision.* Euclidean, squared Euclidean, cosine, angular, Mahalanobis distance, negative dot
     product and signal-to-noise ratio of `contrastive_jax.distances` use matrix products. The
     distance of two close points would lose digits there, so close pairs are recomputed: pairs of
-    one class by a product of their differences from one of its rows, the remaining ones by the
-    distance itself.
+    one class by a product of their differences from one of its rows, the remaining ones pair by
+    pair.
     The relative error of a distance stays below 1e-4 in float32, from 1e-6 to 2 on unit vectors and
     likewise on longer ones. The squares of the entries must neither over- nor underflow: norms lie
     within 1e-15 and 1e15 in float32. Any other distance is computed pair by pair, as `pair_loss`

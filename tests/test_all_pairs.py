@@ -458,6 +458,26 @@ def _near(distance):
     )
 
 
+@pytest.mark.parametrize("apart", [1e-6, 1e-4, 1e-2])
+def test_and_so_do_gradients_of_cosines(apart):
+    """Of two close directions, of different classes, against the formula in float64."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40, 3)).astype(np.float32)
+    x[30] = x[0] + apart * rng.standard_normal(3)
+    a, b = x[[0, 30]].astype(float)
+    true = DISTANCES["cosine"][1](a, b)
+
+    def cosine_gradient(a, b):
+        u, v = a / np.linalg.norm(a), b / np.linalg.norm(b)
+        # The part of u - v across u, which keeps its digits: u less (u v) u - v.
+        return ((u - v) - (u - v) @ u * u) / np.linalg.norm(a)
+
+    gradient = jax.grad(_near("cosine"))(x, np.arange(40), true) / 2
+    for row, expected in ((0, cosine_gradient(a, b)), (30, cosine_gradient(b, a))):
+        error = np.linalg.norm(gradient[row] - expected) / np.linalg.norm(expected)
+        assert error < 1e-4
+
+
 @pytest.mark.parametrize("distance", ["cosine", "angular", "mahalanobis"])
 @pytest.mark.parametrize("positive", [True, False])
 @pytest.mark.parametrize("apart", [1e-6, 1e-4, 1e-2])

@@ -212,6 +212,22 @@ def test_nan_on_one_device_reaches_all():
     assert np.isnan(values).all()
 
 
+@pytest.mark.parametrize("devices", [4, 5])
+def test_gradients_in_double_precision(devices):
+    """Indices of devices are int32 where all other integers are int64."""
+    x, c = _batch(batch=40)
+    with jax.enable_x64(True):
+        x, c = jnp.asarray(x, float), jnp.asarray(c, jnp.int32)
+        whole = jax.grad(lambda x: all_pairs_loss(x, c, tile=8))(x)
+
+        def local(x, c):
+            return jax.value_and_grad(lambda x: all_pairs_loss(x, c, axis_name=AXIS, tile=8))(x)
+
+        _, shards = _mapped(local, devices, "vmap", (x, c))
+        assert shards.dtype == jnp.float64
+        np.testing.assert_allclose(shards.reshape(whole.shape), whole, rtol=1e-9, atol=1e-12)
+
+
 def _sent(text):
     """Bytes a device sends: of each collective permute, times the turns of the loop it is in."""
     sizes = {"f32": 4, "s32": 4}

@@ -343,6 +343,33 @@ def test_the_same_as_classes(engine):
     np.testing.assert_allclose(by_labels[1], by_classes[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["all pairs", "supcon", "triplet_hard", "triplet_all"])
+def test_a_row_without_a_distance_that_is_left_out(name):
+    """The distance of a row outside of the Poincare ball is NaN, and so are its derivatives."""
+    x = (0.15 * RNG.standard_normal((ROWS, SIZE))).astype(np.float32)
+    x[7] *= 20
+    counts = np.arange(ROWS) != 7
+
+    def label(a, b):
+        differ = (a["class"] != b["class"]).astype(jnp.int32)
+        return jnp.where(a["counts"] & b["counts"], differ, -1)
+
+    def value(x, own, label):
+        options = {"distance": distances.poincare, "tile": TILE, "labels": label}
+        if name == "all pairs":
+            return all_pairs_loss(x, own, reduction="mean", **options)
+        return anchor_loss(x, own, loss=getattr(losses, name)(), **options)
+
+    attributes = {"class": np.arange(ROWS) % 4, "counts": counts}
+    run = jax.jit(jax.value_and_grad(partial(value, label=label)))
+    loss, gradient = run(x, jax.tree.map(jnp.asarray, attributes))
+    run = jax.jit(jax.value_and_grad(partial(value, label=labels.same_class())))
+    expected_loss, expected = run(x[counts], jnp.asarray(attributes["class"][counts]))
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    np.testing.assert_allclose(gradient[counts], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(gradient[7], 0)
+
+
 @pytest.mark.parametrize("near", [0, 1])
 @pytest.mark.parametrize("engine", ["dense", "sweep"])
 def test_distances_keep_their_digits(engine, near):

@@ -233,6 +233,8 @@ def add_to_sum(whole: jax.Array, k: int, part: jax.Array, start: jax.Array) -> j
 
 
 def _add_at(whole: jax.Array, begin: tuple[Any, ...], part: jax.Array) -> jax.Array:
+    # Of one dtype: an index of a device is int32 where other integers are int64.
+    begin = tuple(jnp.asarray(one, jnp.int32) for one in begin)
     now = lax.dynamic_slice(whole, begin, part.shape, allow_negative_indices=False)
     return lax.dynamic_update_slice(whole, now + part, begin, allow_negative_indices=False)
 

@@ -13,7 +13,7 @@ from contrastive_jax._dtypes import at_least_float32
 from contrastive_jax._engine.closures import closure_convert
 from contrastive_jax._engine.matmul import (
     as_product,
-    is_differentiable,
+    has_finite_derivatives,
     is_symmetric,
     is_translation_invariant,
 )
@@ -94,9 +94,9 @@ def make_problem(
     sides = _checked_sides(rows, columns, rule)
     dtype = sides[0].vectors.dtype
     product, bound = as_product(distance)
-    translation_invariant, differentiable = (
+    translation_invariant, finite_derivatives = (
         is_translation_invariant(distance),
-        is_differentiable(distance),
+        has_finite_derivatives(distance),
     )
     if bound:
         distance = distance.func  # type: ignore[attr-defined]
@@ -119,7 +119,7 @@ def make_problem(
         distances=(distance, cast(Any, _Swapped(distance))) if both_orders else (distance,),
         product=product,
         translation_invariant=translation_invariant,
-        differentiable=differentiable,
+        finite_derivatives=finite_derivatives,
         by_label=False,
         active=False,
         measured=False,

@@ -38,9 +38,6 @@ class SortedPoints(NamedTuple):
     """Squared lengths of the points, `[N]`, where a distance depends on them."""
     attributes: Any = ()
     """Attributes that a function labels pairs by, a tree of `[N, ...]`."""
-    rest: jax.Array | None = None
-    """The part of the points that rounding has removed, `[N, E]`; of the rows of a tile alone,
-    where its close pairs are computed from it."""
 
 
 class Wanted(NamedTuple):
@@ -187,8 +184,8 @@ def _centre(task: Task, sides: tuple[SortedPoints, ...]) -> jax.Array:
         count = jnp.sum(rows.weights > 0)
         indices = (jnp.arange(_SAMPLE) * count) // _SAMPLE
         sample.append(points_of(rows)[indices])
+    # By a sort, as `jnp.median` takes longer to compile; a NaN comes last and does not spread.
     ascending = jnp.sort(jnp.concatenate(sample), axis=0)
-    # Not `jnp.median`, which takes longer to compile, and is NaN if one row is.
     middle = len(ascending) // 2
     centre = 0.5 * (ascending[middle - 1] + ascending[middle])
     return centre if task.axis_name is None else lax.pmean(centre, task.axis_name)

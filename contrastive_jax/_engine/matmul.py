@@ -62,19 +62,28 @@ def as_product(distance: Callable[..., jax.Array]) -> tuple[Product | None, dict
 
 def is_symmetric(distance: Callable[..., jax.Array]) -> bool:
     """Returns True for a distance of this library that is the same in both orders."""
-    return is_differentiable(distance) and _without_bound(distance) is not distances.signal_to_noise
+    return _is_of_library(distance, other_than=distances.signal_to_noise)
 
 
-def is_differentiable(distance: Callable[..., jax.Array]) -> bool:
-    """Returns True for a distance of this library: its derivatives are finite everywhere."""
-    distance = _without_bound(distance)
-    return getattr(distances, getattr(distance, "__name__", ""), None) is distance
+def has_finite_derivatives(distance: Callable[..., jax.Array]) -> bool:
+    """Returns True for a distance of this library with finite derivatives at any finite vectors."""
+    # That of vectors outside of the Poincare ball is NaN.
+    return _is_of_library(distance, other_than=distances.poincare)
 
 
 def is_translation_invariant(distance: Callable[..., jax.Array]) -> bool:
     """Returns True for a distance of this library that only depends on `a - b`."""
     distance = _without_bound(distance)
     return any(distance is one for one in _TRANSLATION_INVARIANT)
+
+
+def _is_of_library(
+    distance: Callable[..., jax.Array], *, other_than: Callable[..., jax.Array]
+) -> bool:
+    distance = _without_bound(distance)
+    if distance is other_than:
+        return False
+    return getattr(distances, getattr(distance, "__name__", ""), None) is distance
 
 
 def _without_bound(distance: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

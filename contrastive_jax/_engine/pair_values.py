@@ -25,6 +25,9 @@ class Tile(NamedTuple):
     """Position of the first row; None if rows and columns are of different sides."""
     left: jax.Array
     """Position of the first column."""
+    rests: tuple[jax.Array | None, jax.Array | None] = (None, None)
+    """The part of the points of rows and of columns that rounding has removed, `[H, E]` and
+    `[W, E]`, where pairs are computed from it."""
 
     def labels_and_weights(self, layout: Layout) -> tuple[jax.Array, jax.Array]:
         """Returns labels and weights of the pairs, `[H, W]`; weight 0 where a pair is left out."""

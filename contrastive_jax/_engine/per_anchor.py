@@ -316,7 +316,7 @@ def _selected_gradients(
             for position, (weight, index) in enumerate(by_stage):
                 valid = index >= 0
                 anchors, i, j = x, jnp.arange(len(index)), order[jnp.maximum(index, 0)]
-                if not task.differentiable:
+                if not task.finite_derivatives:
                     i, j = substitute(valid, (i, j))
                     anchors = x[i]
                 distances = jax.vmap(distance_of_pair)(anchors, y[j])

@@ -263,7 +263,8 @@ def _sums_of_pass(
     else:
         index = _indices_by_class(positives, number)
     valid = number < positives.sizes[None]
-    masked = not task.differentiable or (triplets.positive_distance or triplets.combine) is not None
+    own_functions = triplets.positive_distance is not None or triplets.combine is not None
+    masked = own_functions or not task.finite_derivatives
     anchors, others = _vectors_of_pass(task, sides, valid if masked else None, index)
 
     def distance(a: jax.Array, b: jax.Array) -> jax.Array:

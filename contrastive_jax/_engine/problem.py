@@ -47,8 +47,9 @@ class Task(NamedTuple):
     """The formula of the distance from a product; None where it does not follow from one."""
     translation_invariant: bool
     """True if the distance only depends on the difference of the vectors."""
-    differentiable: bool
-    """True if the derivatives of the distance are finite for any two vectors."""
+    finite_derivatives: bool
+    """True if the derivatives of the distance are finite at any two finite vectors, so that pairs
+    that do not count may be replaced after it."""
     by_label: bool
     """True if positive and negative pairs are summed separately."""
     active: bool
@@ -135,10 +136,10 @@ def gradient_by_vectors(side: Points, vectors: Any) -> Points:
 
 
 def pairs_by_points(task: Task) -> bool:
-    """Returns True if pairs one by one are computed from the difference of their points.
+    """Returns True if pairs that are computed one by one have a gradient by their points.
 
     That is so where the vectors are the points, and where the points come with the rest that
-    rounding has removed. Else the pairs are computed by the distance itself, from the vectors.
+    rounding has removed. Else the gradient of such pairs is by the vectors.
     """
     product = task.product
     return product is not None and (product.points is None or product.rest is not None)

@@ -67,7 +67,7 @@ def reduce_tile(
       statistic: statistic of `[H, W]` pairs.
       counts: mask of the pairs that count, `[H, W]`; None if all do.
       axis: 1 for the anchors of the rows, 0 for those of the columns.
-      indices: indices of the rows on the other side, one after the other.
+      indices: consecutive indices of the rows on the other side.
 
     Returns:
       The partial result, `[H]` or `[W]`; None if the condition of the statistic never holds.
@@ -87,8 +87,8 @@ def reduce_tile(
     expanded = jnp.expand_dims(largest, axis)
     if statistic.op in ("max", "min"):
         at = where & (value == expanded)
-        # Indices of a tile follow one another. Those in the tile are exact in float32, whose
-        # maximum is a call of a library on a CPU and need not be compiled.
+        # Positions in a tile are exact in float32. Its maximum is a call of a library on a CPU, and
+        # need not be compiled.
         own = jnp.expand_dims(jnp.arange(len(indices), dtype=jnp.float32), 1 - axis)
         last = jnp.max(jnp.where(at, own, -1), axis).astype(jnp.int32)
         return largest, jnp.where(last < 0, -1, indices[0] + last)

@@ -105,7 +105,6 @@ def _add_tiles(
     height, width = (block_size(layout.task, rows) for rows in (x, columns))
     tiles = len(columns.norms) // width
 
-    # Positions are added up and not multiplied, so that rows and columns share the code of a slice.
     def add_row(i: jax.Array, state: Any) -> Any:
         top, carry = state
         block = take_block(x, top, height)
@@ -131,6 +130,9 @@ def _add_tiles(
         sums = jax.tree.map(jnp.add, carry.sums, inner.sums)
         return top + height, Carry(sums, gains, inner.parameters)
 
+    # Positions are added up from a number that XLA does not see. Multiples of an index would become
+    # part of the code that slices a block, and that of rows and of columns would be compiled
+    # separately.
     zero = lax.optimization_barrier(jnp.asarray(0))
     return cast(Carry, lax.fori_loop(0, len(x.norms) // height, add_row, (zero, carry))[1])
 

@@ -6,8 +6,8 @@ such a product. They are taken out of it and recomputed:
 
 - those of one class as a product of their differences from the first row of that class, which are
   exact, and as short as the class is compact;
-- what is still too close, and close pairs of different classes, by the distance itself, as are all
-  pairs of a distance that does not follow from a product (`tile_by_pair`).
+- what is still too close, and close pairs of different classes, one by one, as are all pairs of a
+  distance that does not follow from a product (`tile_by_pair`).
 """
 
 import math
@@ -22,6 +22,7 @@ from contrastive_jax._engine.accumulators import TileCarry
 from contrastive_jax._engine.layout import Layout, points_of
 from contrastive_jax._engine.matmul import Product
 from contrastive_jax._engine.pair_values import Tile
+from contrastive_jax._engine.problem import Task
 from contrastive_jax._engine.tile_by_pair import add_by_pair
 from contrastive_jax._engine.tile_by_product import (
     Operands,
@@ -45,7 +46,8 @@ def _add_pairs(layout: Layout, tile: Tile, all_negative: jax.Array, carry: TileC
     """Adds the pairs of a tile, by a product where the distance follows from one."""
     task = layout.task
     if task.product is None:
-        return add_by_pair(layout, tile, tile.labels_and_weights(layout)[1], carry)
+        _, weights = tile.labels_and_weights(layout)
+        return add_by_pair(layout, tile, weights, carry)
     if layout.centre is not None and tile.seen is not None:
         return _add_by_squares(layout, tile, all_negative, carry)
     u, v = points_of(tile.rows), points_of(tile.columns)
@@ -89,10 +91,7 @@ def _add_by_squares(
 
     # Most tiles need less than all of this: none of their pairs is close, has a weight other than 1
     # or is of a row with itself, and in most of those all pairs are negative.
-    if refine:
-        plain = ~_any_close_or_weighted(product, tile, inner)
-    else:
-        plain = jnp.all(tile.rows.weights == 1) & jnp.all(tile.columns.weights == 1)
+    plain = _is_plain(task, tile, inner)
     if tile.top is not None:
         plain &= tile.top != tile.left
     carry = lazy_cond(plain & all_negative, add_negative, carry)
@@ -122,31 +121,25 @@ def _squares(product: Product, tile: Tile, inner: jax.Array) -> tuple[jax.Array,
     return square, excess
 
 
-def _any_close_or_weighted(product: Product, tile: Tile, inner: jax.Array) -> jax.Array:
-    """Returns whether a square lies within the tolerance, or a weight is not 1, in one pass.
-
-    The largest excess is compared rather than all excesses: a maximum of floats is a call of a
-    library on a CPU, where `jnp.any` of a comparison is several kernels that take longer to compile
-    than the loss of a tile.
-    """
+def _is_plain(task: Task, tile: Tile, inner: jax.Array) -> jax.Array:
+    """Returns whether every weight is 1 and, with `refine`, no square lies within the tolerance."""
     x, y = tile.rows, tile.columns
+    if not task.numerics.refine:
+        return jnp.all(x.weights == 1) & jnp.all(y.weights == 1)
     least = _relative_tolerance(x.norms)
-
-    def limits(sign: int) -> list[jax.Array]:
-        # Those of rows and columns; one that every product exceeds where a weight is not 1.
-        each = (0.5 * ((1 - sign * least) * rows.norms - sign * rows.tolerance) for rows in (x, y))
-        weights = x.weights, y.weights
-        return [
-            jnp.where(w == 1, one, -sign * jnp.inf) for one, w in zip(each, weights, strict=True)
-        ]
-
-    # A square is below its tolerance if and only if the inner product exceeds `a + b`. NaN is.
-    a, b = limits(1)
-    is_close = ~(jnp.max(inner - a[:, None] - b[None]) <= 0)
-    if product.bends_at_antipodes:
-        a, b = limits(-1)
-        is_close |= ~(jnp.max(a[:, None] + b[None] - inner) <= 2)
-    return is_close
+    # A square is below its tolerance if and only if the inner product exceeds `a + b`. The largest
+    # excess is compared rather than all of them, as a maximum of floats is a call of a library on a
+    # CPU, and `jnp.any` of a comparison takes longer to compile than the loss of a tile. With a NaN
+    # the comparison does not hold.
+    a, b = (
+        jnp.where(rows.weights == 1, 0.5 * ((1 - least) * rows.norms - rows.tolerance), -jnp.inf)
+        for rows in (x, y)
+    )
+    is_plain = jnp.max(inner - a[:, None] - b[None]) <= 0
+    if cast(Product, task.product).bends_at_antipodes:
+        a, b = (0.5 * ((1 + least) * rows.norms + rows.tolerance) for rows in (x, y))
+        is_plain &= jnp.max(a[:, None] + b[None] - inner) <= 2
+    return is_plain
 
 
 def _add_close(layout: Layout, tile: Tile, inner: jax.Array, carry: TileCarry) -> TileCarry:

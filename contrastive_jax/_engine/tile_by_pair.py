@@ -1,4 +1,8 @@
-"""Pairs of a tile by their distance itself, some rows at a time, and only rows that have any."""
+"""Pairs of a tile one by one, some rows at a time, and only rows that have any.
+
+A distance comes from the difference of the vectors where it only depends on that, or from the
+difference of their points and what rounding has removed from these; else from the two vectors.
+"""
 
 from functools import partial
 from typing import Any
@@ -34,8 +38,7 @@ _DIFFERENCES = 2**19
 
 def add_by_pair(layout: Layout, tile: Tile, weights: jax.Array, carry: TileCarry) -> TileCarry:
     """Adds the pairs of a tile whose weight, `[H, W]`, is not 0."""
-    rows, columns = (_with_rest(layout.task, side) for side in (tile.rows, tile.columns))
-    tile = tile._replace(rows=rows, columns=columns)
+    rest_of_rows, rest_of_columns = (_rest(layout.task, side) for side in (tile.rows, tile.columns))
     height, size = tile.rows.vectors.shape
     width = len(tile.columns.vectors)
     step = 1
@@ -49,10 +52,10 @@ def add_by_pair(layout: Layout, tile: Tile, weights: jax.Array, carry: TileCarry
     def add_next(state: Any) -> Any:
         _, part, remaining, carry = state
         start = part * step
-        rows, own_weights = take_block((tile.rows, weights), start, step)
+        rows, rest, own_weights = take_block((tile.rows, rest_of_rows, weights), start, step)
         # Labels are computed again, as those of a tile would have to be stored for it.
         top = None if tile.top is None else tile.top + start
-        own = tile._replace(rows=rows, top=top)
+        own = tile._replace(rows=rows, top=top, rests=(rest, rest_of_columns))
         carry = _add_rows(layout, own, start, own_weights, carry)
         remaining = remaining.at[part].set(0)
         return *next_part(remaining), remaining, carry
@@ -123,17 +126,17 @@ def _evaluate(
     """
     counts = weights > 0
     if pairs_by_points(task) or task.translation_invariant:
-        distance = partial(_distance_of_points, task, parameters.distance)
-        each = over_pairs(distance, (x, tile.rows.rest), (y, tile.columns.rest))
+        distance = partial(_distance_by_difference, task, parameters.distance)
+        each = over_pairs(distance, (x, tile.rests[0]), (y, tile.rests[1]))
         distances, labels = substitute(counts, ([each], labels))
     else:
-        if not task.differentiable:
+        if not task.finite_derivatives:
             # Their vectors are not stored for each pair.
             index = jnp.argmax(counts)
             substitutes = x[index // len(y)], y[index % len(y)]
 
         def distances_of_pair(a: jax.Array, b: jax.Array, valid: jax.Array) -> list[jax.Array]:
-            if not task.differentiable:
+            if not task.finite_derivatives:
                 a, b = (jnp.where(valid, *one) for one in zip((a, b), substitutes, strict=True))
             return [distance(a, b, *parameters.distance) for distance in task.distances]
 
@@ -147,33 +150,33 @@ def _evaluate(
     return values
 
 
-def _distance_of_points(
+def _distance_by_difference(
     task: Task,
     parameters: tuple[jax.Array, ...],
     a: tuple[jax.Array, jax.Array | None],
     b: tuple[jax.Array, jax.Array | None],
 ) -> jax.Array:
-    """Returns the distance of two vectors, or of two points with their rest, by the difference.
+    """Returns the distance of two vectors, or of two points with their rest, by their difference.
 
-    The gradients by both are sums of one array, that by the differences. It is finite where a
-    difference is 0 too.
+    The gradients by rows and by columns are then sums of one array, that by the differences, which
+    is finite where a difference is 0 too.
     """
     difference = a[0] - b[0]
     if a[1] is not None and b[1] is not None:
         difference += a[1] - b[1]
     if task.translation_invariant:
         return task.distances[0](difference, jnp.zeros_like(difference), *parameters)
-    # A vector without direction is close to no other.
+    # A vector without direction is perpendicular to every other, and so in no pair that comes here.
     square = jnp.sum(difference**2)
     return task.product.to_distance(square)  # type: ignore[union-attr]
 
 
-def _with_rest(task: Task, rows: SortedPoints) -> SortedPoints:
-    """Adds what rounding has removed from the points, where pairs are computed from points."""
+def _rest(task: Task, rows: SortedPoints) -> jax.Array | None:
+    """Returns what rounding has removed from the points, where pairs are computed from points."""
     product = task.product
     if product is None or product.rest is None or product.scaled is None:
-        return rows
-    return rows._replace(rest=product.rest(product.scaled(rows.vectors), points_of(rows)))
+        return None
+    return product.rest(product.scaled(rows.vectors), points_of(rows))
 
 
 def _add_gradients(
