@@ -469,7 +469,7 @@ def test_and_so_do_gradients_of_cosines(apart):
 
     def cosine_gradient(a, b):
         u, v = a / np.linalg.norm(a), b / np.linalg.norm(b)
-        # The part of u - v across u, which keeps its digits: u less (u v) u - v.
+        # It is (u v) u - v, of which the difference u - v keeps the digits.
         return ((u - v) - (u - v) @ u * u) / np.linalg.norm(a)
 
     gradient = jax.grad(_near("cosine"))(x, np.arange(40), true) / 2

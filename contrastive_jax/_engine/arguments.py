@@ -94,10 +94,8 @@ def make_problem(
     sides = _checked_sides(rows, columns, rule)
     dtype = sides[0].vectors.dtype
     product, bound = as_product(distance)
-    translation_invariant, finite_derivatives = (
-        is_translation_invariant(distance),
-        has_finite_derivatives(distance),
-    )
+    translation_invariant = is_translation_invariant(distance)
+    finite_derivatives = has_finite_derivatives(distance)
     if bound:
         distance = distance.func  # type: ignore[attr-defined]
     parameters = tuple(jnp.asarray(value) for value in gathered([*bound.values()]))

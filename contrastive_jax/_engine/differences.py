@@ -37,7 +37,7 @@ def fit_differences(metric: Metric, x: Rows, y: Rows | None) -> bool:
       vectors or their directions.
     """
     product = cast(Product, metric.product)
-    if not metric.refine or (product.points is not None and product.rest is None):
+    if not (metric.refine and product.keeps_digits):
         return False
     rows, width = x.points.shape
     if width <= NARROW:

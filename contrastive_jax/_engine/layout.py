@@ -145,18 +145,17 @@ def _with_norms(layout: Layout, rows: SortedPoints) -> SortedPoints:
     product, centre = layout.task.product, cast(jax.Array, layout.centre)
     assert product is not None
     points = points_of(rows)
+    square = jnp.sum(points * points, axis=1)
     if product.by_anchor:
-        rows = rows._replace(squares=jnp.sum(points * points, axis=1))
+        rows = rows._replace(squares=square)
     rows = rows._replace(norms=jnp.sum((points - centre[None]) ** 2, axis=1))
     if product.on_sphere:
         # A vector without direction is perpendicular to every other, and its square 2.
-        zero = jnp.sum(points * points, axis=1) == 0
-        rows = rows._replace(norms=rows.norms + zero.astype(rows.norms.dtype))
+        rows = rows._replace(norms=rows.norms + (square == 0).astype(rows.norms.dtype))
     if product.points is None:
         return rows
     # A point carries an absolute error of eps times its length, so a distance is accurate to
     # sqrt(eps) only where it exceeds sqrt(eps) times that length.
-    square = jnp.sum(points * points, axis=1)
     if product.linear:
         origin = cast(jax.Array, layout.origin)
         square = jnp.sum((rows.vectors - origin[None]) ** 2, axis=1)

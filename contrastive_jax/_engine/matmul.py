@@ -41,6 +41,11 @@ class Product(NamedTuple):
     scaled: Callable[[jax.Array], jax.Array] | None = None
     """Maps vectors to the scaled ones that `rest` takes."""
 
+    @property
+    def keeps_digits(self) -> bool:
+        """True if the difference of two close points, with their rest, keeps its digits."""
+        return self.points is None or self.rest is not None
+
 
 def as_product(distance: Callable[..., jax.Array]) -> tuple[Product | None, dict[str, Any]]:
     """Recognises the distances of `contrastive_jax.distances` that come from a product.

@@ -141,8 +141,7 @@ def pairs_by_points(task: Task) -> bool:
     That is so where the vectors are the points, and where the points come with the rest that
     rounding has removed. Else the gradient of such pairs is by the vectors.
     """
-    product = task.product
-    return product is not None and (product.points is None or product.rest is not None)
+    return task.product is not None and task.product.keeps_digits
 
 
 def is_graded(task: Task) -> bool:

@@ -75,7 +75,7 @@ def anchors(target: Target, rows: int, tile: int, loss: AnchorLoss | TripletLoss
     product, _ = as_product(loss.distance)
     has_points = product is not None and product.points is not None
     # The vectors have a gradient of their own where points alone do not give that of a close pair.
-    by_vectors = has_points and product.rest is None  # type: ignore[union-attr]
+    by_vectors = product is not None and not product.keeps_digits
     if target.devices > 1:
         received = _ring(
             target.devices,
