@@ -19,22 +19,37 @@ from experiments.benchmarks.accelerators.targets import H100, V5E, V5E_HOST, V5E
 compiled = functools.cache(facts)
 
 
-# Programs that take a minute or more of two cores. The others compile all that these are made of: a
-# loss on the same chips, or a training step of the smaller encoder.
-LONG = {
-    (V5E, "training step of ResNet18 on pairs"),
-    (V5E, f"step of a grid of {TRIALS} ConvNets"),
-    (V5E_HOST, "anchor_loss, triplet_semi_hard"),
-    (V5E_HOST, "training step of ResNet18 on all pairs"),
-    (V5E_POD, "training step of ConvNet on all pairs"),
+# Programs for several chips that are not `long`. These, and those for one chip, compile all that
+# the others are made of: a loss on fewer chips, or a training step of the smaller encoder.
+SHORT = {
+    (V5E_HOST, "anchor_loss, supcon"),
+    (V5E_HOST, "anchor_loss, angular"),
+    (V5E_HOST, "training step of ConvNet on pairs"),
+    (V5E_HOST, "training step of ConvNet on all pairs"),
+    (V5E_HOST, f"step of a grid of {TRIALS} ConvNets"),
+    (V5E_POD, "anchor_loss, supcon"),
+    (V5E_POD, f"step of a grid of {TRIALS} ConvNets"),
 }
+# Programs for one chip that take a minute or more of two cores.
+LONG = {
+    *[(V5E, f"training step of ResNet18 on {pairs}") for pairs in ("pairs", "all pairs")],
+    (V5E, f"step of a grid of {TRIALS} ConvNets"),
+}
+
+
+def is_long(program):
+    """Tells whether a program is left to `make test-accelerators`."""
+    key = program.target, program.name
+    if program.target.devices == 1:
+        return key in LONG
+    return key not in SHORT and program.name.startswith(("anchor_loss", "training", "step"))
 
 
 def case(program):
     """A program as a parameter. Tests that share it run in one process, and compile it once."""
     name = f"{program.target.name}: {program.name}"
     marks = [pytest.mark.xdist_group(name)]
-    if (program.target, program.name) in LONG:
+    if is_long(program):
         marks.append(pytest.mark.long)
     return pytest.param(program, id=name, marks=marks)
 

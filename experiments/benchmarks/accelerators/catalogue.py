@@ -12,14 +12,7 @@ from contrastive_jax._engine.problem import DEFAULT_TILES as TILES
 from contrastive_jax.losses import AnchorLoss, TripletLoss
 from experiments.benchmarks.accelerators import design, programs
 from experiments.benchmarks.accelerators.design import Design
-from experiments.benchmarks.accelerators.targets import (
-    BACKENDS,
-    H100,
-    V5E,
-    V5E_HOST,
-    V5E_POD,
-    Target,
-)
+from experiments.benchmarks.accelerators.targets import BACKENDS, H100, TARGETS, Target
 
 ROWS = 8192
 """Rows of a device."""
@@ -131,39 +124,19 @@ def _grid(target: Target) -> Program:
     )
 
 
-PROGRAMS = (
-    _all_pairs(V5E),
-    *[_anchors(V5E, name) for name in _ANCHORS],
-    _softmax(V5E),
-    _centers(V5E),
-    _proxies_as_anchors(V5E),
-    _pair_step(V5E, "ConvNet"),
-    _all_pairs_step(V5E, "ConvNet"),
-    _pair_step(V5E, "ResNet18"),
-    _grid(V5E),
-    _all_pairs(V5E_HOST),
-    _anchors(V5E_HOST, "supcon"),
-    _anchors(V5E_HOST, "triplet_semi_hard"),
-    _softmax(V5E_HOST),
-    _centers(V5E_HOST),
-    _proxies_as_anchors(V5E_HOST),
-    _pair_step(V5E_HOST, "ConvNet"),
-    _all_pairs_step(V5E_HOST, "ConvNet"),
-    _all_pairs_step(V5E_HOST, "ResNet18"),
-    _grid(V5E_HOST),
-    _all_pairs(V5E_POD),
-    _anchors(V5E_POD, "supcon"),
-    _softmax(V5E_POD),
-    _all_pairs_step(V5E_POD, "ConvNet"),
-    _all_pairs(H100),
-    _all_pairs(H100, rows=2**20),
-    *[_anchors(H100, name) for name in _ANCHORS],
-    _softmax(H100),
-    _centers(H100),
-    _proxies_as_anchors(H100),
-    _pair_step(H100, "ConvNet"),
-    _all_pairs_step(H100, "ConvNet"),
-    _pair_step(H100, "ResNet18"),
-    _all_pairs_step(H100, "ResNet18"),
-    _grid(H100),
-)
+def _programs(target: Target) -> tuple[Program, ...]:
+    """Every program, for one target."""
+    rows = (ROWS, 2**20) if target is H100 else (ROWS,)
+    steps = _pair_step, _all_pairs_step
+    return (
+        *[_all_pairs(target, count) for count in rows],
+        *[_anchors(target, name) for name in _ANCHORS],
+        _softmax(target),
+        _centers(target),
+        _proxies_as_anchors(target),
+        *[step(target, name) for name in programs.ENCODERS for step in steps],
+        _grid(target),
+    )
+
+
+PROGRAMS = tuple(program for target in TARGETS for program in _programs(target))

@@ -43,6 +43,9 @@ _NEAR = 2 * 2**19
 """Entries of close pairs that are measured again at once, and of their derivatives."""
 _COSINES = 2**19
 """Cosines of rows and centres at once."""
+_LARGEST_SCATTER = 8
+"""Devices up to which XLA for TPUs has a reduce-scatter. Of those compiled for, it makes an
+all-reduce of one over 256, also where a program is nothing else than `lax.psum_scatter`."""
 _SCALARS = 256
 """Words of sums, counts and metrics that are added up over the devices."""
 
@@ -84,6 +87,7 @@ def anchors(target: Target, rows: int, tile: int, loss: AnchorLoss | TripletLoss
             sweeps=len(loss.statistics),
             gradients=2 if by_vectors else 1,
             scalars=_STATISTICS,
+            joined=isinstance(loss, TripletLoss) and loss.combine is not None,
         )
     if isinstance(loss, TripletLoss):
         # Anchors and positives side by side, with their gradients.
@@ -94,7 +98,10 @@ def anchors(target: Target, rows: int, tile: int, loss: AnchorLoss | TripletLoss
             arrays += 3 * target.devices
             most = everywhere * (WIDTH + _ROW) * _WORD
             received["all-gather"] = (everywhere * WIDTH * _WORD, most)
-            received["reduce-scatter"] = (rows * WIDTH * _WORD, rows * (WIDTH + _ROW) * _WORD)
+            if target.devices <= _LARGEST_SCATTER:
+                received["reduce-scatter"] = (rows * WIDTH * _WORD, rows * (WIDTH + _ROW) * _WORD)
+            else:
+                received["all-reduce"] = (everywhere * WIDTH * _WORD, most)
     return Design(_sweep_memory(target, rows, tile**2, arrays, _STATISTICS), received)
 
 
@@ -170,8 +177,9 @@ def _ring(
     sweeps: int = 0,
     gradients: int = 1,
     scalars: int = 0,
+    joined: bool = False,
 ) -> dict[str, tuple[int, int]]:
-    """Bytes of a ring in which each pair of devices meets once.
+    """Bytes of a ring in which each pair of devices meets once, or each device meets all others.
 
     Args:
       devices: in the ring; one sends to itself.
@@ -180,10 +188,13 @@ def _ring(
       sweeps: turns without a gradient, before that with one.
       gradients: arrays `[rows, WIDTH]` of the gradient of a row.
       scalars: of a row beside `_ROW`.
+      joined: True if anchors are other vectors than the rows that they meet, so that these go
+        round the whole ring and arrive at home with their gradient.
     """
-    turns = devices // 2
-    wide = points * turns * (sweeps + 1) + gradients * (turns + 1)
-    narrow = (turns * (sweeps + 1) + 1) * (_ROW + scalars)
+    turns = devices if joined else devices // 2
+    home = 0 if joined else 1
+    wide = points * turns * (sweeps + 1) + gradients * (turns + home)
+    narrow = (turns * (sweeps + 1) + home) * (_ROW + scalars)
     # Where there is a single turn XLA sees that all sweeps send the same rows, and sends them once.
     merged = points * sweeps if turns == 1 else 0
     row = WIDTH * _WORD

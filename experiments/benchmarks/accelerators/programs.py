@@ -5,7 +5,7 @@ Each function compiles one program for a mesh (`targets.mesh`) from shapes alone
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,7 @@ TRIALS = 4
 """Trials of the grid."""
 
 Encoder = Literal["ConvNet", "ResNet18"]
+ENCODERS: tuple[Encoder, ...] = get_args(Encoder)
 Struct = jax.ShapeDtypeStruct
 
 

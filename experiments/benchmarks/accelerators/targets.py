@@ -72,6 +72,7 @@ V5E = Target("TPU v5e, 1 chip", "tpu", "v5e:2x2", 1)
 V5E_HOST = Target("TPU v5e, 2 x 4 chips", "tpu", "v5e:2x4", 8)
 V5E_POD = Target("TPU v5e, 16 x 16 chips", "tpu", "v5e:16x16", 256)
 H100 = Target("H100", "cuda", "1x1x1", 1)
+TARGETS = (V5E, V5E_HOST, V5E_POD, H100)
 
 
 def is_available(target: Target) -> bool:
