@@ -1,5 +1,6 @@
 """Accumulators of a sweep: sums, statistics of anchors and gradients; init, add a tile, merge."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -13,8 +14,8 @@ from contrastive_jax._engine.layout import (
     SortedPoints,
     points_from,
     points_of,
-    take_block,
 )
+from contrastive_jax._engine.pair_values import Tile
 from contrastive_jax._engine.problem import Parameters, Sums, Task, pairs_by_points
 from contrastive_jax._engine.reductions import (
     Partial,
@@ -45,7 +46,8 @@ class Gain(NamedTuple):
     gradient: Gradient | None
     """None where it is not wanted."""
     statistics: tuple[Partial, ...]
-    """A partial result for each statistic, `[N]`; of the anchors alone."""
+    """A partial result for each statistic, `[N]`, or `[P, N]` for P positives; of the anchors
+    alone."""
 
 
 class Carry(NamedTuple):
@@ -113,7 +115,8 @@ def init_gradient(task: Task, rows: SortedPoints, *, block: bool = False) -> Gra
 
 def init_statistics(task: Task, count: int, dtype: Any) -> tuple[Partial, ...]:
     """Returns the partial results of all statistics before any pair."""
-    return tuple(init_partial(op, (count,), dtype) for op in task.statistics or ())
+    shape = (task.positives, count) if task.positives else (count,)
+    return tuple(init_partial(op, shape, dtype) for op in task.statistics or ())
 
 
 def add_losses(
@@ -163,45 +166,79 @@ def with_label(k: int, count: int, labels: jax.Array | None, values: jax.Array) 
 
 
 def add_statistics(
-    carry: TileCarry,
-    by_side: list[Any],
+    task: Task,
+    tile: Tile,
+    evaluate: Callable[[Tile], list[Any]],
     counts: jax.Array | None,
-    indices: tuple[jax.Array, jax.Array],
-    starts: tuple[jax.Array | int, jax.Array],
+    start: jax.Array | int,
+    carry: TileCarry,
 ) -> TileCarry:
     """Reduces the statistics of a tile for its rows and, where these are anchors, its columns.
 
     Args:
-      carry: accumulators.
-      by_side: for each side that is an anchor, a tree of statistics of `[H, W]` pairs.
+      task: reductions, and the number of positives of an anchor.
+      tile: rows and columns.
+      evaluate: takes a tile with the data of one positive of each anchor and returns, for each side
+        that is an anchor, a tree of statistics of `[H, W]` pairs.
       counts: mask of the pairs that count, `[H, W]`; None if all do.
-      indices: indices of the rows and of the columns of the tile.
-      starts: positions of the first row and of the first column in their accumulators.
+      start: position of the first row in the accumulators of its block.
+      carry: accumulators.
+
+    Returns:
+      The accumulators with these pairs.
     """
-    gains = [carry.rows, carry.columns]
-    for side, tree in enumerate(by_side):
-        statistics = flatten_statistics(tree)
-        more = [reduce_tile(one, counts, 1 - side, indices[1 - side]) for one in statistics]
-        ops = tuple(one.op for one in statistics)
-        merged = merge_at(ops, gains[side].statistics, more, starts[side])
-        gains[side] = gains[side]._replace(statistics=merged)
-    return carry._replace(rows=gains[0], columns=gains[1])
+
+    def add(tile: Tile, carry: TileCarry, *positive: jax.Array) -> TileCarry:
+        gains = [carry.rows, carry.columns]
+        indices, starts = (tile.rows.indices, tile.columns.indices), (start, tile.left)
+        for side, tree in enumerate(evaluate(tile)):
+            statistics = flatten_statistics(tree)
+            more = [reduce_tile(one, counts, 1 - side, indices[1 - side]) for one in statistics]
+            ops, begin = tuple(one.op for one in statistics), (*positive, starts[side])
+            merged = merge_at(ops, gains[side].statistics, more, begin)
+            gains[side] = gains[side]._replace(statistics=merged)
+        return carry._replace(rows=gains[0], columns=gains[1])
+
+    if not task.positives:
+        return add(tile, carry)
+    # In a loop, so that a positive is compiled once.
+    return cast(
+        TileCarry,
+        lax.fori_loop(
+            0, task.positives, lambda k, carry: add(tile.of_positive(k), carry, k), carry
+        ),
+    )
 
 
 def merge_at(
-    ops: tuple[Op, ...], whole: Any, part: Any, start: jax.Array | int
+    ops: tuple[Op, ...], whole: Any, part: Any, begin: tuple[jax.Array | int, ...]
 ) -> tuple[Partial, ...]:
-    """Merges the partial results of some rows into those of all rows, from `start` on."""
+    """Merges the partial results of some rows into those of all rows, from `begin` on.
+
+    Args:
+      ops: reductions.
+      whole: partial results, `[N]` or `[P, N]`.
+      part: partial results `[H]`, or `[P, H]`; None each where no pair adds to a statistic.
+      begin: an index for each axis of those of all rows.
+
+    Returns:
+      The partial results of all rows.
+    """
+    begin = _int32(begin)
     merged = []
     for op, old, new in zip(ops, whole, part, strict=True):
         if new is None:
             merged.append(old)
             continue
-        both = merge(op, take_block(old, start, len(new[0])), new)
+        new = tuple(one.reshape(*[1] * (len(begin) - one.ndim), *one.shape) for one in new)
+        now = tuple(
+            lax.dynamic_slice(o, begin, n.shape, allow_negative_indices=False)
+            for o, n in zip(old, new, strict=True)
+        )
         merged.append(
             tuple(
-                lax.dynamic_update_slice_in_dim(o, b, start, 0, allow_negative_indices=False)
-                for o, b in zip(old, both, strict=True)
+                lax.dynamic_update_slice(o, b, begin, allow_negative_indices=False)
+                for o, b in zip(old, merge(op, now, new), strict=True)
             )
         )
     return tuple(merged)
@@ -210,7 +247,8 @@ def merge_at(
 def add_block(task: Task, whole: Gain, block: Gain, start: jax.Array) -> Gain:
     """Adds the gain of a block of rows to that of all rows."""
     if task.statistics:
-        merged = merge_at(task.statistics, whole.statistics, block.statistics, start)
+        begin = (0, start) if task.positives else (start,)
+        merged = merge_at(task.statistics, whole.statistics, block.statistics, begin)
         whole = whole._replace(statistics=merged)
     if block.gradient is None:
         return whole
@@ -233,10 +271,14 @@ def add_to_sum(whole: jax.Array, k: int, part: jax.Array, start: jax.Array) -> j
 
 
 def _add_at(whole: jax.Array, begin: tuple[Any, ...], part: jax.Array) -> jax.Array:
-    # Of one dtype: an index of a device is int32 where other integers are int64.
-    begin = tuple(jnp.asarray(one, jnp.int32) for one in begin)
+    begin = _int32(begin)
     now = lax.dynamic_slice(whole, begin, part.shape, allow_negative_indices=False)
     return lax.dynamic_update_slice(whole, now + part, begin, allow_negative_indices=False)
+
+
+def _int32(begin: tuple[Any, ...]) -> tuple[jax.Array, ...]:
+    """Returns indices of one dtype: that of a device is int32 where other integers are int64."""
+    return tuple(jnp.asarray(one, jnp.int32) for one in begin)
 
 
 def input_gradients(

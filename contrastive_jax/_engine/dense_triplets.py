@@ -88,7 +88,11 @@ def _triplet_sums(
         parameters: Parameters,
     ) -> tuple[Any, ...]:
         pairs = matrix_of_pairs(task, anchors, columns, parameters)
-        return statistics_of_rows(stages, pairs, data, parameters.loss)
+
+        def of_positive(data: tuple[Any, ...]) -> tuple[Any, ...]:
+            return statistics_of_rows(stages, pairs, data, parameters.loss)
+
+        return jax.vmap(of_positive, 1, 1)(data)
 
     return sums_over_positives(statistics, task, triplets, x, y, loss_parameters, parameters)
 

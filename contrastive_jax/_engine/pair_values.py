@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from contrastive_jax._engine.layout import Layout, SortedPoints
 from contrastive_jax._engine.problem import Task, is_graded, pair_labels
@@ -28,6 +30,15 @@ class Tile(NamedTuple):
     rests: tuple[jax.Array | None, jax.Array | None] = (None, None)
     """The part of the points of rows and of columns that rounding has removed, `[H, E]` and
     `[W, E]`, where pairs are computed from it."""
+
+    def of_positive(self, k: jax.Array) -> "Tile":
+        """Returns the tile with the data of positive number `k` of each anchor."""
+
+        def side(rows: SortedPoints) -> SortedPoints:
+            chosen = partial(lax.dynamic_index_in_dim, index=k, axis=1, keepdims=False)
+            return rows._replace(anchors=jax.tree.map(chosen, rows.anchors))
+
+        return self._replace(rows=side(self.rows), columns=side(self.columns))
 
     def labels_and_weights(self, layout: Layout) -> tuple[jax.Array, jax.Array]:
         """Returns labels and weights of the pairs, `[H, W]`; weight 0 where a pair is left out."""

@@ -65,13 +65,13 @@ def anchor_statistics(
       task: distances of the pairs.
       stages: functions that give the statistics, one sweep each.
       sides: anchors, `[N]` rows, and columns where these are others.
-      data: data of each anchor, trees of `[N]`.
+      data: data of each anchor, trees of `[N]`; of `[N, P]` for P positives of a task.
       parameters: parameters of the stages one after the other, and of the distance.
 
     Returns:
-      For each stage its statistics, `[N]` each. They can be differentiated once, in reverse mode,
-      by vectors, data and parameters; a log-sum-exp, a maximum or a minimum not by the data and
-      earlier results that its stage takes.
+      For each stage its statistics, `[N]` or `[N, P]` each. They can be differentiated once, in
+      reverse mode, by vectors, data and parameters; a log-sum-exp, a maximum or a minimum not by
+      the data and earlier results that its stage takes.
     """
     run = program_or_part(_anchor_statistics, task, stages)
     return cast(tuple[Any, ...], run(sides, data, parameters))
@@ -156,7 +156,7 @@ def _sweep_stages(
         ops = tuple(one.op for one in statistics)
         own_task = task._replace(loss=collect, statistics=ops, positives_only=stage.positives_only)
         own = _with_anchors(layout, own_task, results)
-        partials = sweep(own, init_carry(own)).gains[0].statistics
+        partials = jax.tree.map(jnp.transpose, sweep(own, init_carry(own)).gains[0].statistics)
         values = [result(op, one) for op, one in zip(ops, partials, strict=True)]
         tree, by_results = jax.tree.unflatten(structure, values)
         results = (*results, tree)
@@ -181,7 +181,7 @@ def _example(layout: Layout, results: Any) -> tuple[jax.Array, jax.Array, Any]:
     """Returns a distance, a label and the results of one anchor, for their dtypes and mesh axes."""
     distance = layout.sides[0].norms[0]
     label = varying(jnp.int32(0), axes_of(distance))
-    return distance, label, jax.tree.map(lambda leaf: leaf[0], results)
+    return distance, label, jax.tree.map(lambda leaf: leaf[(0,) * leaf.ndim], results)
 
 
 def _backward(
@@ -245,7 +245,8 @@ def _weights(
     def sorted_cotangent(cotangent: Any, like: jax.Array) -> jax.Array:
         if isinstance(cotangent, SymbolicZero):
             cotangent = jnp.zeros(cotangent.shape, like.dtype)
-        return jnp.where(counts, to_sorted(layout, cotangent), 0)
+        cotangent = to_sorted(layout, cotangent)
+        return jnp.where(counts.reshape(-1, *[1] * (cotangent.ndim - 1)), cotangent, 0)
 
     is_zero = lambda leaf: isinstance(leaf, SymbolicZero)  # noqa: E731
     direct = jax.tree.map(sorted_cotangent, cotangents, results[data_count:], is_leaf=is_zero)
@@ -268,7 +269,7 @@ def _swept_gradients(
     weighted: tuple[tuple[WeightedStatistic, ...], ...],
 ) -> tuple[list[Any], Any]:
     """Returns the gradients by vectors and parameters, by one more sweep over all pairs."""
-    task = layout.task._replace(loss=WeightStatistics(stages))
+    task = layout.task._replace(loss=WeightStatistics(stages, layout.task.positives))
     layout = _with_anchors(layout, task, (results, weighted))
     by_vectors, by_parameters = input_gradients(layout, sweep(layout, init_carry(layout)))
     # There is one sum.
@@ -303,25 +304,29 @@ def _selected_gradients(
             return task.distances[0](a, b, *parameters.distance)
 
         def value_of_pair(
-            stage: int, position: int, distance: jax.Array, i: jax.Array, j: jax.Array
+            stage: int, position: int, distance: jax.Array, at: tuple[jax.Array, ...], j: jax.Array
         ) -> jax.Array:
-            label = label_of_rows(task, parameters, rows, i, columns, j)
+            label = label_of_rows(task, parameters, rows, at[0], columns, j)
             earlier = results[: data_count + stage]
-            earlier = jax.tree.map(lambda leaf: lax.stop_gradient(leaf[i]), earlier)
+            earlier = jax.tree.map(lambda leaf: lax.stop_gradient(leaf[at]), earlier)
             tree = values_of_stage(stages, stage, distance, label, earlier, parameters.loss)
             return jnp.asarray(flatten_statistics(tree)[position].value)
 
         sums = jnp.zeros((), x.dtype)
         for stage, by_stage in enumerate(weighted):
             for position, (weight, index) in enumerate(by_stage):
-                valid = index >= 0
-                anchors, i, j = x, jnp.arange(len(index)), order[jnp.maximum(index, 0)]
+                # By anchor, and by positive where the task has them.
+                each = jax.vmap if index.ndim == 1 else lambda one: jax.vmap(jax.vmap(one))
+                valid, j = index >= 0, order[jnp.maximum(index, 0)]
+                at = tuple(jnp.indices(index.shape))
+                anchors = x.reshape(len(x), *[1] * (index.ndim - 1), -1)
+                anchors = jnp.broadcast_to(anchors, (*index.shape, x.shape[1]))
                 if not task.finite_derivatives:
-                    i, j = substitute(valid, (i, j))
-                    anchors = x[i]
-                distances = jax.vmap(distance_of_pair)(anchors, y[j])
-                pairs = substitute(valid, (distances, i, j))
-                value = jax.vmap(partial(value_of_pair, stage, position))(*pairs)
+                    at, j = substitute(valid, (at, j))
+                    anchors = x[at[0]]
+                distances = each(distance_of_pair)(anchors, y[j])
+                pairs = substitute(valid, (distances, at, j))
+                value = each(partial(value_of_pair, stage, position))(*pairs)
                 sums += jnp.sum(jnp.where(valid, weight * value, 0))
         return sums
 

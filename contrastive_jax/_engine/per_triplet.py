@@ -6,7 +6,6 @@ their positives. Time grows with the number of pairs times that of positives, me
 of rows. The gradient is computed in the forward pass, so that nothing is stored between passes.
 """
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -44,19 +43,6 @@ class Triplets(NamedTuple):
     """Distance of anchor and positive; None for that of all pairs."""
     positives_per_pass: int
     """The number of positives of an anchor that share a pass."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _ForPositives:
-    """The function of a stage for several positives; equal for equal functions."""
-
-    function: Callable[..., Any]
-    earlier: int
-
-    def __call__(self, distance: jax.Array, label: jax.Array, *arguments: Any) -> Any:
-        results, own = arguments[: self.earlier + 1], arguments[self.earlier + 1 :]
-        by_positive = zip(*results, strict=True)
-        return tuple(self.function(distance, label, *one, *own) for one in by_positive)
 
 
 def triplet_sums(
@@ -100,6 +86,7 @@ def _triplet_sums(
         return anchor_statistics(task, stages, (x,) if y is None else (x, y), data, parameters)
 
     task, sides = without_own_pairs(task, triplets, sides)
+    task = task._replace(positives=triplets.positives_per_pass)
     y = sides[1] if len(sides) > 1 else None
     return sums_over_positives(statistics, task, triplets, sides[0], y, loss_parameters, parameters)
 
@@ -280,14 +267,8 @@ def _sums_of_pass(
         # Masked again, as an ignored anchor was combined like any other.
         combined = jax.vmap(triplets.combine)(anchors[0], others[0])
         x = masked_points(x._replace(vectors=combined))
-    stages = tuple(
-        Stage(_ForPositives(stage.function, earlier), stage.parameters, stage.positives_only)
-        for earlier, stage in enumerate(triplets.stages)
-    )
-    # Split rather than indexed: the gradient is then one array and not a sum of padded ones.
-    by_positive = tuple(one[0] for one in jnp.split(distances, len(distances)))
-    by_stage = statistics(stages, x, y, (by_positive,), parameters)
-    results = distances, *(_stacked(by_positive) for by_positive in by_stage)
+    by_stage = statistics(triplets.stages, x, y, (distances.T,), parameters)
+    results = distances, *jax.tree.map(jnp.transpose, by_stage)
     # Where no anchor has a positive of these numbers, 1 replaces all results: statistics of no
     # pairs may have no derivative.
     results = substitute(valid, results, default=1)
@@ -298,11 +279,6 @@ def _sums_of_pass(
     sums = [jnp.sum(jnp.where(valid, one, 0)) for one in jax.vmap(jax.vmap(loss))(*results)]
     value, *counts = (one.astype(x.vectors.dtype) for one in sums)
     return value, tuple(map(lax.stop_gradient, counts))
-
-
-def _stacked(by_positive: tuple[Any, ...]) -> Any:
-    """Stacks trees of `[N]`, one for each positive of a pass, to a tree of `[P, N]`."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_positive)
 
 
 def _indices_by_class(positives: _Positives, number: jax.Array) -> jax.Array:

@@ -36,9 +36,9 @@ class WeightedStatistic(NamedTuple):
     it."""
 
     weight: jax.Array
-    """`[N]`."""
+    """`[N]`, or `[N, P]` for P positives."""
     reference: jax.Array
-    """`[N]`: index of the row that gave a maximum or a minimum, or value of a log-sum-exp."""
+    """The same shape: index of the row that gave a maximum or a minimum, or value of a log-sum-exp."""
 
 
 def values_of_stage(
@@ -115,8 +115,21 @@ class WeightStatistics:
     """
 
     stages: tuple[Stage, ...]
+    positives: int = 0
+    """Length of the axis of the data of an anchor, over which its parts are summed; 0 for none."""
 
     def __call__(
+        self, distance: jax.Array, label: jax.Array, other: Any, anchor: Any, *parameters: Any
+    ) -> jax.Array:
+        if not self.positives:
+            return self._of_one(distance, label, other, anchor, *parameters)
+        total = jnp.zeros_like(distance)
+        for k in range(self.positives):
+            own = jax.tree.map(lambda leaf, k=k: leaf[k], anchor)
+            total += self._of_one(distance, label, other, own, *parameters)
+        return total
+
+    def _of_one(
         self, distance: jax.Array, label: jax.Array, other: Any, anchor: Any, *parameters: Any
     ) -> jax.Array:
         results, weighted = anchor

@@ -13,7 +13,6 @@ from contrastive_jax._engine.accumulators import (
     add_block,
     init_gradient,
     init_statistics,
-    merge_at,
 )
 from contrastive_jax._engine.layout import (
     Layout,
@@ -23,6 +22,7 @@ from contrastive_jax._engine.layout import (
     take_block,
 )
 from contrastive_jax._engine.pair_values import Tile
+from contrastive_jax._engine.reductions import merge
 from contrastive_jax._engine.sharding import axes_of, ring_permute, varying
 from contrastive_jax._engine.tile import add_tile
 
@@ -82,7 +82,7 @@ def _half_ring(layout: Layout, carry: Carry) -> Carry:
     own = carry.gains[0]
     total = Gain(
         jax.tree.map(jnp.add, own.gradient, gradient),
-        merge_at(task.statistics or (), own.statistics, statistics, 0),
+        tuple(map(merge, task.statistics or (), own.statistics, statistics)),
     )
     return carry._replace(gains=(total,))
 

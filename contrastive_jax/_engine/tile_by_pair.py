@@ -5,7 +5,7 @@ difference of their points and what rounding has removed from these; else from t
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -80,14 +80,14 @@ def _add_rows(
     x, y = tile.rows.vectors, tile.columns.vectors
     if pairs_by_points(task):
         x, y = points_of(tile.rows), points_of(tile.columns)
-    evaluate = partial(_evaluate, task, tile, labels, weights)
+    pairs = partial(_distances_and_labels, task, tile, labels, weights)
     if task.statistics is not None:
-        by_side = evaluate(x, y, layout.parameters)
-        indices = tile.rows.indices, tile.columns.indices
-        return add_statistics(carry, by_side, weights > 0, indices, (start, tile.left))
+        evaluate = partial(_evaluate, task, layout.parameters, *pairs(x, y, layout.parameters))
+        return add_statistics(task, tile, evaluate, weights > 0, start, carry)
 
     def losses(x: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
-        return jnp.stack(evaluate(x, y, parameters)).astype(weights.dtype)
+        values = _evaluate(task, parameters, *pairs(x, y, parameters), tile)
+        return jnp.stack(values).astype(weights.dtype)
 
     if any(wanted.sides) or wanted.parameters:
         values, pull = jax.vjp(losses, x, y, layout.parameters)
@@ -97,7 +97,7 @@ def _add_rows(
         distances: list[Any] = [None] * len(values)
         if task.measured:
             parameters = lax.stop_gradient(layout.parameters)
-            distances = _evaluate(measuring(task), tile, labels, weights, x, y, parameters)
+            distances = _evaluate(measuring(task), parameters, *pairs(x, y, parameters), tile)
         for one, distance in zip(values, distances, strict=True):
             carry = add_losses(task, carry, one, distance, labels, weights)
     if pull is None:
@@ -110,7 +110,7 @@ def _add_rows(
     return carry
 
 
-def _evaluate(
+def _distances_and_labels(
     task: Task,
     tile: Tile,
     labels: jax.Array,
@@ -118,8 +118,8 @@ def _evaluate(
     x: jax.Array,
     y: jax.Array,
     parameters: Parameters,
-) -> list[Any]:
-    """Evaluates the loss of a task for all pairs of vectors, or of points, `x` and `y`.
+) -> tuple[list[jax.Array], jax.Array]:
+    """Returns the distances of all pairs of vectors, or of points, `x` and `y`, and their labels.
 
     A pair that does not count is replaced by one that does, as a loss, and a distance that is not
     of this library, need not have a derivative where the distance is 0.
@@ -128,20 +128,25 @@ def _evaluate(
     if pairs_by_points(task) or task.translation_invariant:
         distance = partial(_distance_by_difference, task, parameters.distance)
         each = over_pairs(distance, (x, tile.rests[0]), (y, tile.rests[1]))
-        distances, labels = substitute(counts, ([each], labels))
-    else:
+        return cast(tuple[Any, Any], substitute(counts, ([each], labels)))
+    if not task.finite_derivatives:
+        # Their vectors are not stored for each pair.
+        index = jnp.argmax(counts)
+        substitutes = x[index // len(y)], y[index % len(y)]
+
+    def distances_of_pair(a: jax.Array, b: jax.Array, valid: jax.Array) -> list[jax.Array]:
         if not task.finite_derivatives:
-            # Their vectors are not stored for each pair.
-            index = jnp.argmax(counts)
-            substitutes = x[index // len(y)], y[index % len(y)]
+            a, b = (jnp.where(valid, *one) for one in zip((a, b), substitutes, strict=True))
+        return [distance(a, b, *parameters.distance) for distance in task.distances]
 
-        def distances_of_pair(a: jax.Array, b: jax.Array, valid: jax.Array) -> list[jax.Array]:
-            if not task.finite_derivatives:
-                a, b = (jnp.where(valid, *one) for one in zip((a, b), substitutes, strict=True))
-            return [distance(a, b, *parameters.distance) for distance in task.distances]
+    distances = over_pairs(distances_of_pair, x, y, counts)
+    return cast(tuple[Any, Any], substitute(counts, (distances, labels)))
 
-        distances = over_pairs(distances_of_pair, x, y, counts)
-        distances, labels = substitute(counts, (distances, labels))
+
+def _evaluate(
+    task: Task, parameters: Parameters, distances: list[jax.Array], labels: jax.Array, tile: Tile
+) -> list[Any]:
+    """Evaluates the loss of a task for all pairs, from their distances."""
 
     def one(label: Any, row: Any, column: Any, *distances: Any) -> list[Any]:
         return values_of_pair(task, [*distances], label, row, column, parameters.loss)

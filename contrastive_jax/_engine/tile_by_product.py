@@ -80,15 +80,13 @@ def add_by_product(
     """
     task, parameters, wanted = layout.task, layout.parameters, layout.wanted
     entries = _with_squares(tile, operands.entries)
-    evaluate = partial(_evaluate, task, tile)
     if task.statistics is not None:
         counts = None if weights is None else weights > 0
-        by_side = evaluate(parameters.loss, entries, labels)
-        indices = tile.rows.indices, tile.columns.indices
-        return add_statistics(carry, by_side, counts, indices, (0, tile.left))
+        evaluate = partial(_evaluate, task, parameters.loss, entries, labels)
+        return add_statistics(task, tile, evaluate, counts, 0, carry)
 
     def losses(loss_parameters: Any, entries: Any, labels: Any) -> list[jax.Array]:
-        values = evaluate(loss_parameters, entries, labels)
+        values = _evaluate(task, loss_parameters, entries, labels, tile)
         return [loss.astype(operands.entries.dtype) for loss in values]
 
     def count(carry: TileCarry, values: list[jax.Array]) -> TileCarry:
@@ -96,7 +94,7 @@ def add_by_product(
             return carry
         distances: list[Any] = [None] * len(values)
         if task.measured:
-            distances = _evaluate(measuring(task), tile, parameters.loss, entries, labels)
+            distances = _evaluate(measuring(task), parameters.loss, entries, labels, tile)
         for value, distance in zip(values, distances, strict=True):
             carry = add_losses(task, carry, value, distance, labels, weights)
         return carry
@@ -126,7 +124,7 @@ def _with_squares(tile: Tile, entries: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _evaluate(
-    task: Task, tile: Tile, parameters: tuple[jax.Array, ...], entries: Any, labels: Any
+    task: Task, parameters: tuple[jax.Array, ...], entries: Any, labels: Any, tile: Tile
 ) -> list[Any]:
     """Evaluates the loss of a task for all pairs, from the entries of the product."""
     distance_from = task.product.to_distance  # type: ignore[union-attr]
