@@ -6,6 +6,7 @@ and one more sweep adds up the gradient: a pair adds its value to a sum, its sha
 and its value to a maximum or a minimum if it is the pair that gave it.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -285,6 +286,13 @@ def _swept_gradients(
     return vectors, jax.tree.map(like, layout.parameters, by_parameters[0])
 
 
+def _over_axes(index: jax.Array, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Maps a function over the axes of `index`: anchors, and positives where there are any."""
+    for _ in index.shape:
+        function = jax.vmap(function)
+    return function
+
+
 def _selected_gradients(
     layout: Layout,
     stages: tuple[Stage, ...],
@@ -315,8 +323,6 @@ def _selected_gradients(
         sums = jnp.zeros((), x.dtype)
         for stage, by_stage in enumerate(weighted):
             for position, (weight, index) in enumerate(by_stage):
-                # By anchor, and by positive where the task has them.
-                each = jax.vmap if index.ndim == 1 else lambda one: jax.vmap(jax.vmap(one))
                 valid, j = index >= 0, order[jnp.maximum(index, 0)]
                 at = tuple(jnp.indices(index.shape))
                 anchors = x.reshape(len(x), *[1] * (index.ndim - 1), -1)
@@ -324,9 +330,9 @@ def _selected_gradients(
                 if not task.finite_derivatives:
                     at, j = substitute(valid, (at, j))
                     anchors = x[at[0]]
-                distances = each(distance_of_pair)(anchors, y[j])
+                distances = _over_axes(index, distance_of_pair)(anchors, y[j])
                 pairs = substitute(valid, (distances, at, j))
-                value = each(partial(value_of_pair, stage, position))(*pairs)
+                value = _over_axes(index, partial(value_of_pair, stage, position))(*pairs)
                 sums += jnp.sum(jnp.where(valid, weight * value, 0))
         return sums
 

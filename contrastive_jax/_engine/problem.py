@@ -67,8 +67,8 @@ class Task(NamedTuple):
     positives_only: bool = False
     """True if negative pairs add nothing."""
     positives: int = 0
-    """The number of positives of an anchor that share a sweep. Data and statistics of an anchor then
-    have an axis of that length, `[N, P]`; 0 where they have none, `[N]`."""
+    """The number of positives of an anchor that share a sweep, which data and statistics of an
+    anchor then have an axis of, `[N, P]`; 0 where they have none, `[N]`."""
     labels: Callable[..., Any] | None = None
     """Function of the attributes of two rows and of values; None for labels by classes."""
 

@@ -38,7 +38,8 @@ class WeightedStatistic(NamedTuple):
     weight: jax.Array
     """`[N]`, or `[N, P]` for P positives."""
     reference: jax.Array
-    """The same shape: index of the row that gave a maximum or a minimum, or value of a log-sum-exp."""
+    """The same shape: index of the row that gave a maximum or a minimum, or value of a
+    log-sum-exp."""
 
 
 def values_of_stage(
