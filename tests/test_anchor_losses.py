@@ -811,6 +811,30 @@ def test_statistics_are_given_arrays_of_jax():
     assert not all(isinstance(label, jax.core.Tracer) for label in labels)
 
 
+@pytest.mark.parametrize("name", ["triplet_semi_hard", "smooth_ap"])
+def test_any_number_of_positives_may_share_a_pass(name):
+    """Statistics that are extremes, whose pairs alone are differentiated, and sums."""
+    x = np.random.default_rng(3).standard_normal((ROWS, SIZE)).astype(np.float32)
+    x[9] = x[2]
+    classes = np.array([-1, 6, *np.arange(ROWS - 2) % 5])
+
+    def root(a, b):
+        return jnp.sqrt(jnp.sum((a - b) ** 2))  # without a derivative where vectors coincide
+
+    def value_and_gradient(count):
+        loss = getattr(losses, name)()._replace(positives_per_pass=count)
+        measured = {"distance": root} if name == "triplet_semi_hard" else {}
+        one = functools.partial(anchor_loss, loss=loss, tile=TILE, **measured)
+        return jax.jit(jax.value_and_grad(one))(x, classes)
+
+    value, gradient = value_and_gradient(1)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0
+    actual, by_x = value_and_gradient(3)
+    np.testing.assert_allclose(actual, value, rtol=1e-6)
+    np.testing.assert_allclose(by_x, gradient, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("tile", [None, pytest.param(8, marks=pytest.mark.long)])
 def test_without_compiling(tile):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((12, 4)), jnp.float32)

@@ -205,7 +205,7 @@ def add_statistics(
     return cast(
         TileCarry,
         lax.fori_loop(
-            0, task.positives, lambda k, carry: add(tile.of_positive(k), carry, k), carry
+            0, task.positives, lambda k, carry: add(tile.select_positive(k), carry, k), carry
         ),
     )
 

@@ -89,10 +89,10 @@ def _triplet_sums(
     ) -> tuple[Any, ...]:
         pairs = matrix_of_pairs(task, anchors, columns, parameters)
 
-        def of_positive(data: tuple[Any, ...]) -> tuple[Any, ...]:
+        def one_positive(data: tuple[Any, ...]) -> tuple[Any, ...]:
             return statistics_of_rows(stages, pairs, data, parameters.loss)
 
-        return jax.vmap(of_positive, 1, 1)(data)
+        return jax.vmap(one_positive, 1, 1)(data)
 
     return sums_over_positives(statistics, task, triplets, x, y, loss_parameters, parameters)
 

@@ -31,7 +31,7 @@ class Tile(NamedTuple):
     """The part of the points of rows and of columns that rounding has removed, `[H, E]` and
     `[W, E]`, where pairs are computed from it."""
 
-    def of_positive(self, k: jax.Array) -> "Tile":
+    def select_positive(self, k: jax.Array) -> "Tile":
         """Returns the tile with the data of positive number `k` of each anchor."""
 
         def side(rows: SortedPoints) -> SortedPoints:

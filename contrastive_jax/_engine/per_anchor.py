@@ -6,20 +6,17 @@ and one more sweep adds up the gradient: a pair adds its value to a sum, its sha
 and its value to a maximum or a minimum if it is the pair that gave it.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from contrastive_jax._engine.accumulators import init_carry, input_gradients
 from contrastive_jax._engine.derivatives import (
     differentiable_once,
     split_marks,
-    substitute,
 )
 from contrastive_jax._engine.layout import (
     Layout,
@@ -34,10 +31,10 @@ from contrastive_jax._engine.problem import (
     Points,
     Task,
     gradient_by_vectors,
-    label_of_rows,
 )
 from contrastive_jax._engine.program_cache import program_or_part
 from contrastive_jax._engine.reductions import flatten_statistics, is_statistic, result
+from contrastive_jax._engine.selected_pairs import selected_gradients
 from contrastive_jax._engine.sharding import axes_of, on_mesh_of_arguments, varying
 from contrastive_jax._engine.stages import (
     CollectStatistics,
@@ -210,7 +207,7 @@ def _backward(
     if any(wanted.sides) or wanted.parameters:
         only_selected = all(op in ("max", "min") for by_stage in ops for op in by_stage)
         one_device = task.axis_name is None
-        gradients = _selected_gradients if only_selected and one_device else _swept_gradients
+        gradients = selected_gradients if only_selected and one_device else _swept_gradients
         by_vectors, by_parameters = gradients(layout, stages, sides, sweeps.results, weighted)
     if not wanted.parameters:
         by_parameters = jax.tree.map(lambda _: None, parameters)
@@ -284,67 +281,3 @@ def _swept_gradients(
         return gradient.astype(parameter.dtype)
 
     return vectors, jax.tree.map(like, layout.parameters, by_parameters[0])
-
-
-def _over_axes(index: jax.Array, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Maps a function over the axes of `index`: anchors, and positives where there are any."""
-    for _ in index.shape:
-        function = jax.vmap(function)
-    return function
-
-
-def _selected_gradients(
-    layout: Layout,
-    stages: tuple[Stage, ...],
-    sides: tuple[Points, ...],
-    results: tuple[Any, ...],
-    weighted: tuple[tuple[WeightedStatistic, ...], ...],
-) -> tuple[list[Any], Any]:
-    """Returns the gradients if all statistics are maxima or minima, from the stored indices of
-    their pairs and without a sweep."""
-    results, weighted = from_sorted(layout, (results, weighted))
-    rows, columns = sides[0], sides[-1]
-    order, data_count = layout.orders[-1], len(results) - len(stages)
-    task = layout.task
-
-    def total(x: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
-        def distance_of_pair(a: jax.Array, b: jax.Array) -> jax.Array:
-            return task.distances[0](a, b, *parameters.distance)
-
-        def value_of_pair(
-            stage: int, position: int, distance: jax.Array, at: tuple[jax.Array, ...], j: jax.Array
-        ) -> jax.Array:
-            label = label_of_rows(task, parameters, rows, at[0], columns, j)
-            earlier = results[: data_count + stage]
-            earlier = jax.tree.map(lambda leaf: lax.stop_gradient(leaf[at]), earlier)
-            tree = values_of_stage(stages, stage, distance, label, earlier, parameters.loss)
-            return jnp.asarray(flatten_statistics(tree)[position].value)
-
-        sums = jnp.zeros((), x.dtype)
-        for stage, by_stage in enumerate(weighted):
-            for position, (weight, index) in enumerate(by_stage):
-                valid, j = index >= 0, order[jnp.maximum(index, 0)]
-                at = tuple(jnp.indices(index.shape))
-                anchors = x.reshape(len(x), *[1] * (index.ndim - 1), -1)
-                anchors = jnp.broadcast_to(anchors, (*index.shape, x.shape[1]))
-                if not task.finite_derivatives:
-                    at, j = substitute(valid, (at, j))
-                    anchors = x[at[0]]
-                distances = _over_axes(index, distance_of_pair)(anchors, y[j])
-                pairs = substitute(valid, (distances, at, j))
-                value = _over_axes(index, partial(value_of_pair, stage, position))(*pairs)
-                sums += jnp.sum(jnp.where(valid, weight * value, 0))
-        return sums
-
-    gradients = jax.grad(total, (0, 1, 2), allow_int=True)
-    *by_vectors, by_parameters = gradients(rows.vectors, columns.vectors, layout.parameters)
-    if len(sides) == 1:
-        by_vectors = [by_vectors[0] + by_vectors[1]]
-    any_valid = jnp.any(jnp.stack([index >= 0 for by_stage in weighted for _, index in by_stage]))
-
-    def masked(gradient: jax.Array) -> jax.Array | None:
-        if gradient.dtype == jax.dtypes.float0:
-            return None
-        return jnp.where(any_valid, gradient, 0)
-
-    return [masked(one) for one in by_vectors], jax.tree.map(masked, by_parameters)

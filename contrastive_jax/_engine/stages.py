@@ -123,14 +123,14 @@ class WeightStatistics:
         self, distance: jax.Array, label: jax.Array, other: Any, anchor: Any, *parameters: Any
     ) -> jax.Array:
         if not self.positives:
-            return self._of_one(distance, label, other, anchor, *parameters)
+            return self._weighted_value(distance, label, other, anchor, *parameters)
         total = jnp.zeros_like(distance)
         for k in range(self.positives):
             own = jax.tree.map(lambda leaf, k=k: leaf[k], anchor)
-            total += self._of_one(distance, label, other, own, *parameters)
+            total += self._weighted_value(distance, label, other, own, *parameters)
         return total
 
-    def _of_one(
+    def _weighted_value(
         self, distance: jax.Array, label: jax.Array, other: Any, anchor: Any, *parameters: Any
     ) -> jax.Array:
         results, weighted = anchor

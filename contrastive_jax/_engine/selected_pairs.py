@@ -1,0 +1,94 @@
+"""The gradient of a loss of maxima and minima, from the pairs that gave these.
+
+A sweep stores the index of the row that gave an extreme. These pairs, one for each anchor and
+statistic, are computed again and differentiated, and no sweep over all pairs is needed.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from contrastive_jax._engine.derivatives import substitute
+from contrastive_jax._engine.layout import Layout, from_sorted
+from contrastive_jax._engine.problem import Parameters, Points, label_of_rows
+from contrastive_jax._engine.reductions import flatten_statistics
+from contrastive_jax._engine.stages import Stage, WeightedStatistic, values_of_stage
+
+
+def selected_gradients(
+    layout: Layout,
+    stages: tuple[Stage, ...],
+    sides: tuple[Points, ...],
+    results: tuple[Any, ...],
+    weighted: tuple[tuple[WeightedStatistic, ...], ...],
+) -> tuple[list[Any], Any]:
+    """Returns the gradients of a loss whose statistics are all maxima or minima, on one device.
+
+    Args:
+      layout: rows sorted by class, of the sweeps.
+      stages: functions that gave the statistics.
+      sides: anchors, and columns where these are others, as given.
+      results: data and results of the stages, for the sorted rows.
+      weighted: for each stage the derivatives of the loss by its statistics, with the indices of
+        the rows that gave them.
+
+    Returns:
+      The gradients by the vectors of each side, and by the parameters.
+    """
+    results, weighted = from_sorted(layout, (results, weighted))
+    rows, columns = sides[0], sides[-1]
+    order, data_count = layout.orders[-1], len(results) - len(stages)
+    task = layout.task
+
+    def total(x: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
+        def distance_of_pair(a: jax.Array, b: jax.Array) -> jax.Array:
+            return task.distances[0](a, b, *parameters.distance)
+
+        def value_of_pair(
+            stage: int, position: int, distance: jax.Array, at: tuple[jax.Array, ...], j: jax.Array
+        ) -> jax.Array:
+            label = label_of_rows(task, parameters, rows, at[0], columns, j)
+            earlier = results[: data_count + stage]
+            earlier = jax.tree.map(lambda leaf: lax.stop_gradient(leaf[at]), earlier)
+            tree = values_of_stage(stages, stage, distance, label, earlier, parameters.loss)
+            return jnp.asarray(flatten_statistics(tree)[position].value)
+
+        sums = jnp.zeros((), x.dtype)
+        for stage, by_stage in enumerate(weighted):
+            for position, (weight, index) in enumerate(by_stage):
+                # By anchor, and by positive where the task has them.
+                each = partial(_over_axes, index.ndim)
+                valid, j = index >= 0, order[jnp.maximum(index, 0)]
+                at = tuple(jnp.indices(index.shape))
+                anchors = x.reshape(len(x), *[1] * (index.ndim - 1), -1)
+                anchors = jnp.broadcast_to(anchors, (*index.shape, x.shape[1]))
+                if not task.finite_derivatives:
+                    at, j = substitute(valid, (at, j))
+                    anchors = x[at[0]]
+                distances = each(distance_of_pair)(anchors, y[j])
+                pairs = substitute(valid, (distances, at, j))
+                value = each(partial(value_of_pair, stage, position))(*pairs)
+                sums += jnp.sum(jnp.where(valid, weight * value, 0))
+        return sums
+
+    gradients = jax.grad(total, (0, 1, 2), allow_int=True)
+    *by_vectors, by_parameters = gradients(rows.vectors, columns.vectors, layout.parameters)
+    if len(sides) == 1:
+        by_vectors = [by_vectors[0] + by_vectors[1]]
+    any_valid = jnp.any(jnp.stack([index >= 0 for by_stage in weighted for _, index in by_stage]))
+
+    def masked(gradient: jax.Array) -> jax.Array | None:
+        if gradient.dtype == jax.dtypes.float0:
+            return None
+        return jnp.where(any_valid, gradient, 0)
+
+    return [masked(one) for one in by_vectors], jax.tree.map(masked, by_parameters)
+
+
+def _over_axes(count: int, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Maps a function over so many leading axes of its arguments."""
+    return function if count == 0 else _over_axes(count - 1, jax.vmap(function))
