@@ -811,6 +811,40 @@ def test_statistics_are_given_arrays_of_jax():
     assert not all(isinstance(label, jax.core.Tracer) for label in labels)
 
 
+def _root(a, b):
+    return jnp.sqrt(jnp.sum((a - b) ** 2))  # without a derivative where vectors coincide
+
+
+@pytest.mark.parametrize("classes", [np.zeros(20, int), np.arange(20)], ids=["one", "of one row"])
+def test_an_extreme_of_no_pair_has_no_derivative(classes):
+    """There are positive pairs alone, or negative ones, for a loss of both."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((20, 3)), jnp.float32)
+    value = functools.partial(anchor_loss, loss=losses.triplet_hard(), distance=_root, tile=8)
+    gradient = jax.jit(jax.grad(value))(x, classes)
+    np.testing.assert_array_equal(gradient, np.zeros_like(x))
+
+
+@pytest.mark.parametrize("name", ["supcon", "triplet_hard", "triplet_semi_hard", "angular"])
+def test_without_references_a_loss_is_0(name):
+    x, classes = jnp.asarray(X, jnp.float32), np.asarray(CLASSES)
+    none = jnp.zeros((0, x.shape[1]), x.dtype), np.zeros(0, int)
+    loss = getattr(losses, name)()
+
+    def value_of(x, references):
+        return anchor_loss(x, classes, references, none[1], loss=loss)
+
+    value, gradients = jax.jit(jax.value_and_grad(value_of, (0, 1)))(x, none[0])
+    assert value == 0
+    np.testing.assert_array_equal(gradients[0], np.zeros_like(x))
+    assert gradients[1].shape == none[0].shape
+
+
+def test_a_pass_has_a_positive():
+    loss = losses.triplet_all()._replace(positives_per_pass=0)
+    with pytest.raises(ValueError, match="positives_per_pass must be at least 1, got 0"):
+        anchor_loss(X, CLASSES, loss=loss)
+
+
 @pytest.mark.parametrize("name", ["triplet_semi_hard", "smooth_ap"])
 def test_any_number_of_positives_may_share_a_pass(name):
     """Statistics that are extremes, whose pairs alone are differentiated, and sums."""
@@ -818,12 +852,9 @@ def test_any_number_of_positives_may_share_a_pass(name):
     x[9] = x[2]
     classes = np.array([-1, 6, *np.arange(ROWS - 2) % 5])
 
-    def root(a, b):
-        return jnp.sqrt(jnp.sum((a - b) ** 2))  # without a derivative where vectors coincide
-
     def value_and_gradient(count):
         loss = getattr(losses, name)()._replace(positives_per_pass=count)
-        measured = {"distance": root} if name == "triplet_semi_hard" else {}
+        measured = {"distance": _root} if name == "triplet_semi_hard" else {}
         one = functools.partial(anchor_loss, loss=loss, tile=TILE, **measured)
         return jax.jit(jax.value_and_grad(one))(x, classes)
 

@@ -113,6 +113,8 @@ def triplet_total(problem: Problem, loss: TripletLoss, reduction: str) -> LossOf
     Returns:
       The function, and its arguments.
     """
+    if loss.positives_per_pass < 1:
+        raise ValueError(f"positives_per_pass must be at least 1, got {loss.positives_per_pass}")
     task, scalar = problem.task, problem.examples[0]
     stages, stage_parameters, example = make_stages(problem, loss.statistics, (scalar,))
     function, loss_parameters = closure_convert("loss", loss.loss, example, check_mean)

@@ -145,7 +145,19 @@ def _checked_sides(
     chex.assert_type(
         y.vectors, x.vectors.dtype, custom_message="references are not of embeddings' dtype"
     )
-    return masked_points(x), masked_points(y)
+    return masked_points(x), masked_points(_at_least_one_row(y))
+
+
+def _at_least_one_row(side: Points) -> Points:
+    """Returns the rows, or where there are none an ignored one, as engines index their columns."""
+    if len(side.classes):
+        return side
+
+    def padded(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, [(0, 1), *[(0, 0)] * (x.ndim - 1)])
+
+    one: Points = jax.tree.map(padded, side)
+    return one._replace(classes=jnp.full(1, -1, side.classes.dtype))
 
 
 def checked_points(

@@ -44,49 +44,58 @@ def selected_gradients(
     order, data_count = layout.orders[-1], len(results) - len(stages)
     task = layout.task
 
-    def total(x: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
-        def distance_of_pair(a: jax.Array, b: jax.Array) -> jax.Array:
-            return task.distances[0](a, b, *parameters.distance)
+    def value_of_pair(
+        stage: int,
+        position: int,
+        parameters: Parameters,
+        distance: jax.Array,
+        at: tuple[jax.Array, ...],
+        j: jax.Array,
+    ) -> jax.Array:
+        label = label_of_rows(task, parameters, rows, at[0], columns, j)
+        earlier = results[: data_count + stage]
+        earlier = jax.tree.map(lambda leaf: lax.stop_gradient(leaf[at]), earlier)
+        tree = values_of_stage(stages, stage, distance, label, earlier, parameters.loss)
+        return jnp.asarray(flatten_statistics(tree)[position].value)
 
-        def value_of_pair(
-            stage: int, position: int, distance: jax.Array, at: tuple[jax.Array, ...], j: jax.Array
-        ) -> jax.Array:
-            label = label_of_rows(task, parameters, rows, at[0], columns, j)
-            earlier = results[: data_count + stage]
-            earlier = jax.tree.map(lambda leaf: lax.stop_gradient(leaf[at]), earlier)
-            tree = values_of_stage(stages, stage, distance, label, earlier, parameters.loss)
-            return jnp.asarray(flatten_statistics(tree)[position].value)
+    def gradients(stage: int, position: int, weight: jax.Array, index: jax.Array) -> Any:
+        # By anchor, and by positive where the task has them.
+        each = partial(_over_axes, index.ndim)
+        valid = index >= 0
 
-        sums = jnp.zeros((), x.dtype)
-        for stage, by_stage in enumerate(weighted):
-            for position, (weight, index) in enumerate(by_stage):
-                # By anchor, and by positive where the task has them.
-                each = partial(_over_axes, index.ndim)
-                valid, j = index >= 0, order[jnp.maximum(index, 0)]
-                at = tuple(jnp.indices(index.shape))
-                anchors = x.reshape(len(x), *[1] * (index.ndim - 1), -1)
-                anchors = jnp.broadcast_to(anchors, (*index.shape, x.shape[1]))
-                if not task.finite_derivatives:
-                    at, j = substitute(valid, (at, j))
-                    anchors = x[at[0]]
-                distances = each(distance_of_pair)(anchors, y[j])
-                pairs = substitute(valid, (distances, at, j))
-                value = each(partial(value_of_pair, stage, position))(*pairs)
-                sums += jnp.sum(jnp.where(valid, weight * value, 0))
-        return sums
+        def total(x: jax.Array, y: jax.Array, parameters: Parameters) -> jax.Array:
+            def distance_of_pair(a: jax.Array, b: jax.Array) -> jax.Array:
+                return task.distances[0](a, b, *parameters.distance)
 
-    gradients = jax.grad(total, (0, 1, 2), allow_int=True)
-    *by_vectors, by_parameters = gradients(rows.vectors, columns.vectors, layout.parameters)
+            at, j = tuple(jnp.indices(index.shape)), order[jnp.maximum(index, 0)]
+            anchors = x.reshape(len(x), *[1] * (index.ndim - 1), -1)
+            anchors = jnp.broadcast_to(anchors, (*index.shape, x.shape[1]))
+            if not task.finite_derivatives:
+                at, j = substitute(valid, (at, j))
+                anchors = x[at[0]]
+            distances = each(distance_of_pair)(anchors, y[j])
+            pairs = substitute(valid, (distances, at, j))
+            values = each(partial(value_of_pair, stage, position, parameters))(*pairs)
+            return jnp.sum(jnp.where(valid, weight * values, 0))
+
+        def masked(gradient: jax.Array) -> jax.Array | None:
+            if gradient.dtype == jax.dtypes.float0:
+                return None
+            # Where no pair is valid, none could take the place of the others.
+            return jnp.where(jnp.any(valid), gradient, 0)
+
+        by_all = jax.grad(total, (0, 1, 2), allow_int=True)
+        return jax.tree.map(masked, by_all(rows.vectors, columns.vectors, layout.parameters))
+
+    parts = [
+        gradients(stage, position, *one)
+        for stage, by_stage in enumerate(weighted)
+        for position, one in enumerate(by_stage)
+    ]
+    *by_vectors, by_parameters = jax.tree.map(lambda *each: sum(each[1:], each[0]), *parts)
     if len(sides) == 1:
         by_vectors = [by_vectors[0] + by_vectors[1]]
-    any_valid = jnp.any(jnp.stack([index >= 0 for by_stage in weighted for _, index in by_stage]))
-
-    def masked(gradient: jax.Array) -> jax.Array | None:
-        if gradient.dtype == jax.dtypes.float0:
-            return None
-        return jnp.where(any_valid, gradient, 0)
-
-    return [masked(one) for one in by_vectors], jax.tree.map(masked, by_parameters)
+    return by_vectors, by_parameters
 
 
 def _over_axes(count: int, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
