@@ -13,7 +13,7 @@ from experiments.benchmarks.accelerators.check import faults, received
 from experiments.benchmarks.accelerators.design import Design
 from experiments.benchmarks.accelerators.facts import Facts
 from experiments.benchmarks.accelerators.hlo import Collective
-from experiments.benchmarks.accelerators.targets import H100, V5E, V5E_HOST, V5E_POD
+from experiments.benchmarks.accelerators.targets import H100, TARGETS, V5E, V5E_HOST, V5E_POD
 
 ALLOWED = Design(1000, {"all-reduce": (400, 500), "collective-permute": (80, 90)})
 FINE = Facts(
@@ -160,11 +160,13 @@ def test_what_the_page_says_of_programs_is_within_the_design():
         assert float(taken.replace(",", "")) <= float(allowed.replace(",", "")), name
         assert float(seconds.replace(",", "")) > 0
         assert (received_ == "-") == (target in (V5E.name, H100.name))
-        assert "all-gather" not in received_ or "triplet" in name
+        # Any row may be a positive of one on another device.
+        takes_positives = name.endswith(("triplet_semi_hard", "angular", "smooth_ap"))
+        assert ("all-gather" in received_) == (takes_positives and received_ != "-")
 
 
-def test_each_type_of_loss_is_compiled_for_a_tpu_and_a_gpu():
-    for target in (V5E, H100):
+def test_each_type_of_loss_is_compiled_for_each_target():
+    for target in TARGETS:
         names = " ".join(program.name for program in PROGRAMS if program.target == target)
         for name in ("all_pairs_loss", "anchor_loss", "proxy_loss", "ConvNet on pairs", "grid"):
             assert name in names

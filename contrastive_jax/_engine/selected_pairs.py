@@ -73,16 +73,18 @@ def selected_gradients(
             if not task.finite_derivatives:
                 at, j = substitute(valid, (at, j))
                 anchors = x[at[0]]
-            distances = each(distance_of_pair)(anchors, y[j])
-            pairs = substitute(valid, (distances, at, j))
-            values = each(partial(value_of_pair, stage, position, parameters))(*pairs)
+            distances = substitute(valid, each(distance_of_pair)(anchors, y[j]), default=1)
+            at, j = substitute(valid, (at, j))
+            values = each(partial(value_of_pair, stage, position, parameters))(distances, at, j)
             return jnp.sum(jnp.where(valid, weight * values, 0))
 
         def masked(gradient: jax.Array) -> jax.Array | None:
             if gradient.dtype == jax.dtypes.float0:
                 return None
-            # Where no pair is valid, none could take the place of the others.
-            return jnp.where(jnp.any(valid), gradient, 0)
+            # Where no pair is valid, none has taken the place of the others, and the derivative of
+            # a distance may be NaN.
+            valid_gradient = jnp.where(jnp.any(valid), gradient, 0)
+            return gradient if task.finite_derivatives else valid_gradient
 
         by_all = jax.grad(total, (0, 1, 2), allow_int=True)
         return jax.tree.map(masked, by_all(rows.vectors, columns.vectors, layout.parameters))
