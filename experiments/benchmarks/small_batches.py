@@ -332,13 +332,15 @@ def run(config: Config) -> dict[str, dict[int, dict[str, float]]]:
     print(f"{device.device_kind}, jax {jax.__version__}: times of the dense form (compilation)")
     print(table(measured, config.rows))
     for what in ("value_differs", "gradient_differs"):
-        worst = max(
+        differences = [
             (one[what], name, rows)
             for name, by_rows in measured.items()
             for rows, one in by_rows.items()
             if what in one
-        )
-        print(f"{what}: at most {worst[0]:.1e} ({worst[1]}, {worst[2]} rows)")
+        ]
+        if differences:
+            worst, name, rows = max(differences)
+            print(f"{what}: at most {worst:.1e} ({name}, {rows} rows)")
     if config.results:
         kind = "cpu" if device.platform == "cpu" else device.device_kind.replace(" ", "_").lower()
         path = config.results / f"small_batches_{kind}.json"
