@@ -67,24 +67,25 @@ def selected_gradients(
             def distance_of_pair(a: jax.Array, b: jax.Array) -> jax.Array:
                 return task.distances[0](a, b, *parameters.distance)
 
-            at, j = tuple(jnp.indices(index.shape)), order[jnp.maximum(index, 0)]
-            anchors = x.reshape(len(x), *[1] * (index.ndim - 1), -1)
-            anchors = jnp.broadcast_to(anchors, (*index.shape, x.shape[1]))
-            if not task.finite_derivatives:
-                at, j = substitute(valid, (at, j))
+            indices = tuple(jnp.indices(index.shape)), order[jnp.maximum(index, 0)]
+            at, j = substitute(valid, indices)
+            if task.finite_derivatives:
+                anchors = x.reshape(len(x), *[1] * (index.ndim - 1), -1)
+                anchors = jnp.broadcast_to(anchors, (*index.shape, x.shape[1]))
+            else:
                 anchors = x[at[0]]
             distances = substitute(valid, each(distance_of_pair)(anchors, y[j]), default=1)
-            at, j = substitute(valid, (at, j))
             values = each(partial(value_of_pair, stage, position, parameters))(distances, at, j)
             return jnp.sum(jnp.where(valid, weight * values, 0))
 
         def masked(gradient: jax.Array) -> jax.Array | None:
             if gradient.dtype == jax.dtypes.float0:
                 return None
+            if task.finite_derivatives:
+                return gradient
             # Where no pair is valid, none has taken the place of the others, and the derivative of
             # a distance may be NaN.
-            valid_gradient = jnp.where(jnp.any(valid), gradient, 0)
-            return gradient if task.finite_derivatives else valid_gradient
+            return jnp.where(jnp.any(valid), gradient, 0)
 
         by_all = jax.grad(total, (0, 1, 2), allow_int=True)
         return jax.tree.map(masked, by_all(rows.vectors, columns.vectors, layout.parameters))
