@@ -36,7 +36,7 @@ with needs("bench", "experiments.benchmarks.gpu"):
     from pytorch_metric_learning import miners
 
 from contrastive_jax import all_pairs_loss, anchor_loss, losses
-from experiments.benchmarks import small_batches
+from experiments.benchmarks import dense_losses
 
 WIDTH = 128
 LARGEST = {"dense": 16_384, "optax": 4096, "pytorch-metric-learning": 4096}
@@ -104,22 +104,22 @@ def _optax_ntxent(x: jax.Array, classes: jax.Array) -> jax.Array:
 CONTENDERS: dict[str, dict[str, Callable[..., Any]]] = {
     "contrastive": {
         "here": _prepare_jax(functools.partial(all_pairs_loss, margin=1.0)),
-        "dense": _prepare_jax(small_batches.contrastive),
+        "dense": _prepare_jax(dense_losses.contrastive),
         "pytorch-metric-learning": _prepare_torch(peers.ContrastiveLoss()),
     },
     "supcon": {
         "here": _prepare_jax(functools.partial(anchor_loss, loss=losses.supcon(0.1))),
-        "dense": _prepare_jax(small_batches.supcon),
+        "dense": _prepare_jax(dense_losses.supcon),
         "pytorch-metric-learning": _prepare_torch(peers.SupConLoss(0.1)),
     },
     "ntxent": {
         "here": _prepare_jax(functools.partial(anchor_loss, loss=losses.ntxent(0.07))),
-        "dense": _prepare_jax(small_batches.ntxent),
+        "dense": _prepare_jax(dense_losses.ntxent),
         "optax": _prepare_jax(_optax_ntxent),
     },
     "triplet_hard": {
         "here": _prepare_jax(functools.partial(anchor_loss, loss=losses.triplet_hard(0.2))),
-        "dense": _prepare_jax(small_batches.triplet_hard),
+        "dense": _prepare_jax(dense_losses.triplet_hard),
         "pytorch-metric-learning": _prepare_torch(
             peers.TripletMarginLoss(0.2), miners.BatchHardMiner()
         ),

@@ -28,7 +28,16 @@ from contrastive_jax._extras import needs
 with needs("bench", "experiments.benchmarks.small_batches"):
     import tyro
 
-from contrastive_jax import all_pairs_loss, anchor_loss, losses, pair_loss, proxy_loss
+from contrastive_jax import (
+    all_pairs_loss,
+    anchor_loss,
+    losses,
+    pair_loss,
+    proxy_loss,
+    triplet_loss,
+)
+from contrastive_jax.losses import AnchorLoss, ProxyLoss, TripletLoss
+from experiments.benchmarks import dense_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,188 +68,73 @@ class Contender(NamedTuple):
     triplets: bool = False
 
 
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b.T, precision="highest")
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return jnp.divide(x, jnp.linalg.norm(x, axis=1, keepdims=True))
-
-
-def _euclidean(x: jax.Array) -> jax.Array:
-    squares = jnp.sum(x * x, axis=1)
-    square = squares[:, None] + squares[None] - 2 * _dot(x, x)
-    return jnp.sqrt(jnp.where(square > 0, square, 1e-12))
-
-
-def _masks(classes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Positive and negative pairs."""
-    same = classes[:, None] == classes[None]
-    return same & ~jnp.eye(len(classes), dtype=bool), ~same
-
-
-def _lse(values: jax.Array, mask: jax.Array) -> jax.Array:
-    return jax.nn.logsumexp(jnp.where(mask, values, -jnp.inf), axis=-1)
-
-
-def contrastive(x: jax.Array, classes: jax.Array) -> jax.Array:
-    distance, (positive, negative) = _euclidean(x), _masks(classes)
-    pull = jnp.where(positive, distance**2, 0)
-    push = jnp.where(negative, jnp.maximum(0, 1 - distance) ** 2, 0)
-    return jnp.sum(pull + push) / (len(x) * (len(x) - 1))
-
-
-def supcon(x: jax.Array, classes: jax.Array) -> jax.Array:
-    x, (positive, negative) = _unit(x), _masks(classes)
-    logits = _dot(x, x) / 0.1
-    log_probability = logits - _lse(logits, positive | negative)[:, None]
-    count = jnp.sum(positive, axis=1)
-    return -jnp.mean(jnp.sum(jnp.where(positive, log_probability, 0), axis=1) / count)
-
-
-def ntxent(x: jax.Array, classes: jax.Array) -> jax.Array:
-    x, (positive, negative) = _unit(x), _masks(classes)
-    logits = _dot(x, x) / 0.07
-    others = _lse(logits, negative)[:, None]
-    value = jnp.logaddexp(logits, others) - logits
-    return jnp.sum(jnp.where(positive, value, 0)) / jnp.sum(positive)
-
-
-def nca(x: jax.Array, classes: jax.Array) -> jax.Array:
-    (positive, negative), logits = _masks(classes), -(_euclidean(x) ** 2)
-    return jnp.mean(_lse(logits, positive | negative) - _lse(logits, positive))
-
-
-def multi_similarity(x: jax.Array, classes: jax.Array) -> jax.Array:
-    x, (positive, negative) = _unit(x), _masks(classes)
-    cosine = _dot(x, x) - 0.5
-    pull = jnp.log1p(jnp.sum(jnp.where(positive, jnp.exp(-2 * cosine), 0), axis=1)) / 2
-    push = jnp.log1p(jnp.sum(jnp.where(negative, jnp.exp(50 * cosine), 0), axis=1)) / 50
-    return jnp.mean(pull + push)
-
-
-def circle(x: jax.Array, classes: jax.Array) -> jax.Array:
-    x, (positive, negative) = _unit(x), _masks(classes)
-    cosine, margin, scale = _dot(x, x), 0.4, 80.0
-    fixed = jax.lax.stop_gradient(cosine)
-    pull = -scale * jax.nn.relu(1 + margin - fixed) * (cosine - (1 - margin))
-    push = scale * jax.nn.relu(fixed + margin) * (cosine - margin)
-    return jnp.mean(jax.nn.softplus(_lse(pull, positive) + _lse(push, negative)))
-
-
-def triplet_hard(x: jax.Array, classes: jax.Array) -> jax.Array:
-    distance, (positive, negative) = _euclidean(x), _masks(classes)
-    farthest = jnp.max(jnp.where(positive, distance, -jnp.inf), axis=1)
-    nearest = jnp.min(jnp.where(negative, distance, jnp.inf), axis=1)
-    return jnp.mean(jax.nn.relu(farthest - nearest + 0.2))
-
-
-def triplet_all(x: jax.Array, classes: jax.Array) -> jax.Array:
-    distance, (positive, negative) = _euclidean(x), _masks(classes)
-    mask = positive[:, :, None] & negative[:, None]
-    value = jax.nn.relu(distance[:, :, None] - distance[:, None] + 0.2)
-    return jnp.sum(jnp.where(mask, value, 0)) / jnp.sum(mask)
-
-
-def triplet_semi_hard(x: jax.Array, classes: jax.Array) -> jax.Array:
-    distance, (positive, negative) = _euclidean(x), _masks(classes)
-    farther = negative[:, None] & (distance[:, None] > distance[:, :, None])
-    nearest = jnp.min(jnp.where(farther, distance[:, None], jnp.inf), axis=2)
-    farthest = jnp.max(jnp.where(negative, distance, -jnp.inf), axis=1)
-    other = jnp.where(nearest < jnp.inf, nearest, farthest[:, None])
-    value = jax.nn.relu(distance - other + 0.2)
-    return jnp.sum(jnp.where(positive, value, 0)) / jnp.sum(positive)
-
-
-def smooth_ap(x: jax.Array, classes: jax.Array) -> jax.Array:
-    x, (positive, _) = _unit(x), _masks(classes)
-    cosine = _dot(x, x)
-    closer = jax.nn.sigmoid((cosine[:, None] - cosine[:, :, None]) / 0.01)
-    others = ~jnp.eye(len(x), dtype=bool)
-    closer = jnp.where(others[None] & others[:, None], closer, 0)
-    rank = 1 + jnp.sum(closer, axis=2)
-    rank_of_positives = 1 + jnp.sum(jnp.where(positive[:, None], closer, 0), axis=2)
-    precision = jnp.where(positive, rank_of_positives / rank, 0)
-    return 1 - jnp.mean(jnp.sum(precision, axis=1) / jnp.sum(positive, axis=1))
-
-
-def angular(x: jax.Array, classes: jax.Array) -> jax.Array:
-    (positive, negative), slope = _masks(classes), jnp.tan(0.7) ** 2
-    unit = _unit(x)
-    to_all = _dot(unit, x)
-    joined = 4 * slope * (to_all[:, None] + to_all[None])
-    own = 2 * (1 + slope) * _dot(unit, unit)
-    value = jax.nn.softplus(_lse(joined, negative[:, None]) - own)
-    return jnp.sum(jnp.where(positive, value, 0)) / jnp.sum(positive)
-
-
-def _proxies(x: jax.Array) -> jax.Array:
-    """One proxy for each class of four rows."""
-    return x[::4] + 0.1
-
-
-def normalized_softmax(x: jax.Array, classes: jax.Array) -> jax.Array:
-    logits = _dot(_unit(x), _unit(_proxies(x))) / 0.05
-    own = jnp.take_along_axis(logits, classes[:, None], axis=1)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - own)
-
-
-def arcface(x: jax.Array, classes: jax.Array) -> jax.Array:
-    cosine = _dot(_unit(x), _unit(_proxies(x)))
-    own = classes[:, None] == jnp.arange(cosine.shape[1])[None]
-    angle = jnp.arccos(jnp.clip(jnp.where(own, cosine, 0), -1 + 1e-7, 1 - 1e-7))
-    logits = 64 * jnp.where(own, jnp.cos(angle + 0.5), cosine)
-    chosen = jnp.sum(jnp.where(own, logits, 0), axis=1)
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
-
-
-def proxy_anchor(x: jax.Array, classes: jax.Array) -> jax.Array:
-    cosine = _dot(_unit(_proxies(x)), _unit(x))
-    own = jnp.arange(len(cosine))[:, None] == classes[None]
-    pull = jnp.sum(jnp.where(own, jnp.exp(-32 * (cosine - 0.1)), 0), axis=1)
-    push = jnp.sum(jnp.where(own, 0, jnp.exp(32 * (cosine + 0.1))), axis=1)
-    return jnp.mean(jnp.log1p(pull)) + jnp.mean(jnp.log1p(push))
-
-
-def given_pairs(x: jax.Array, classes: jax.Array) -> jax.Array:
-    a, b, label = x[::2], x[1::2], classes[::2] % 2
-    distance = jnp.sqrt(jnp.sum((a - b) ** 2, axis=1) + 1e-12)
-    value = (1 - label) * distance**2 + label * jnp.maximum(0, 1 - distance) ** 2
-    return jnp.mean(value)
-
-
-def _ours_of_pairs(x: jax.Array, classes: jax.Array) -> jax.Array:
+def _pair_loss(x: jax.Array, classes: jax.Array) -> jax.Array:
     return jnp.mean(pair_loss(x[::2], x[1::2], classes[::2] % 2, margin=1.0))
 
 
-def _anchor_value(loss: Any) -> Callable[..., jax.Array]:
+def _triplet_loss(x: jax.Array, classes: jax.Array) -> jax.Array:
+    return jnp.mean(triplet_loss(*dense_losses.given_triplets(x), loss=losses.triplet_all(0.2)))
+
+
+def _margin_by_class(x: jax.Array, classes: jax.Array) -> jax.Array:
+    boundaries = jnp.full(len(x), 1.2)
+    return anchor_loss(x, classes, loss=losses.margin_by_class(), data=(boundaries,))
+
+
+def _all_pairs(loss: Callable[..., jax.Array], **options: Any) -> Callable[..., jax.Array]:
+    return functools.partial(all_pairs_loss, loss=loss, **options)
+
+
+def _anchors(loss: AnchorLoss | TripletLoss) -> Callable[..., jax.Array]:
     return functools.partial(anchor_loss, loss=loss)
 
 
-def _proxy_value(loss: Any) -> Callable[..., jax.Array]:
-    return lambda x, classes: proxy_loss(x, classes, _proxies(x), loss=loss)
+def _proxies(loss: ProxyLoss) -> Callable[..., jax.Array]:
+    return lambda x, classes: proxy_loss(x, classes, dense_losses.proxies_of(x), loss=loss)
 
 
+def _centers(x: jax.Array, classes: jax.Array) -> jax.Array:
+    return proxy_loss(x, classes, dense_losses.centers_of(x), loss=losses.soft_triple())
+
+
+OURS = {
+    "pair_loss": _pair_loss,
+    "triplet_loss": _triplet_loss,
+    "contrastive": _all_pairs(losses.contrastive, margin=1.0),
+    "contrastive_halved": _all_pairs(losses.contrastive_halved, margin=1.0),
+    "contrastive_linear": _all_pairs(losses.contrastive_linear, margin=1.0),
+    "cosine_embedding": _all_pairs(losses.cosine_embedding),
+    "sentence_contrastive": _all_pairs(losses.sentence_contrastive),
+    "sigmoid": _all_pairs(losses.sigmoid),
+    "logistic": _all_pairs(losses.logistic),
+    "margin_based": _all_pairs(losses.margin_based),
+    "margin_by_class": _margin_by_class,
+    "supcon": _anchors(losses.supcon(0.1)),
+    "ntxent": _anchors(losses.ntxent(0.07)),
+    "n_pair": _anchors(losses.n_pair()),
+    "decoupled": _anchors(losses.decoupled(0.1)),
+    "nca": _anchors(losses.nca()),
+    "multi_similarity": _anchors(losses.multi_similarity()),
+    "circle": _anchors(losses.circle()),
+    "tuplet_margin": _anchors(losses.tuplet_margin()),
+    "lifted": _anchors(losses.lifted()),
+    "fast_ap": _anchors(losses.fast_ap()),
+    "triplet_hard": _anchors(losses.triplet_hard(0.2)),
+    "triplet_all": _anchors(losses.triplet_all(0.2)),
+    "triplet_semi_hard": _anchors(losses.triplet_semi_hard(0.2)),
+    "smooth_ap": _anchors(losses.smooth_ap(0.01)),
+    "angular": _anchors(losses.angular(0.7)),
+    "normalized_softmax": _proxies(losses.normalized_softmax(0.05)),
+    "proxy_nca": _proxies(losses.proxy_nca()),
+    "cosface": _proxies(losses.cosface()),
+    "arcface": _proxies(losses.arcface()),
+    "proxy_anchor": _proxies(losses.proxy_anchor()),
+    "soft_triple": _centers,
+}
+TRIPLETS = "triplet_all", "triplet_semi_hard", "smooth_ap", "angular"
 CONTENDERS = {
-    "pair_loss": Contender(_ours_of_pairs, given_pairs),
-    "contrastive": Contender(functools.partial(all_pairs_loss, margin=1.0), contrastive),
-    "supcon": Contender(_anchor_value(losses.supcon(0.1)), supcon),
-    "ntxent": Contender(_anchor_value(losses.ntxent(0.07)), ntxent),
-    "nca": Contender(_anchor_value(losses.nca()), nca),
-    "multi_similarity": Contender(_anchor_value(losses.multi_similarity()), multi_similarity),
-    "circle": Contender(_anchor_value(losses.circle()), circle),
-    "triplet_hard": Contender(_anchor_value(losses.triplet_hard(0.2)), triplet_hard),
-    "triplet_all": Contender(_anchor_value(losses.triplet_all(0.2)), triplet_all, True),
-    "triplet_semi_hard": Contender(
-        _anchor_value(losses.triplet_semi_hard(0.2)), triplet_semi_hard, True
-    ),
-    "smooth_ap": Contender(_anchor_value(losses.smooth_ap(0.01)), smooth_ap, True),
-    "angular": Contender(_anchor_value(losses.angular(0.7)), angular, True),
-    "normalized_softmax": Contender(
-        _proxy_value(losses.normalized_softmax(0.05)), normalized_softmax
-    ),
-    "arcface": Contender(_proxy_value(losses.arcface()), arcface),
-    "proxy_anchor": Contender(_proxy_value(losses.proxy_anchor()), proxy_anchor),
+    name: Contender(ours, getattr(dense_losses, name), name in TRIPLETS)
+    for name, ours in OURS.items()
 }
 
 
