@@ -133,13 +133,13 @@ def keys_of_pairs(square: jax.Array, differ: jax.Array, is_exact: jax.Array | No
     """Encodes the square, the label and the state of each pair in one float, `[N, M]`.
 
     The key of a positive pair is its square, and that of a negative pair the negative of its
-    square. An unresolved pair has the key inf if it is positive, and the largest finite number if
+    square, -0.0 for 0. An unresolved pair has the key inf if it is positive, and the largest finite number if
     it is negative. The caller gives pairs that do not count the key -inf, so that the maximum is
     the key of a pair that counts.
     """
     limits = np.finfo(square.dtype)
     # Rounding may leave less than nothing of a square that is 0.
-    square = lax.clamp(limits.tiny, square, limits.max / 2)
+    square = lax.clamp(limits.dtype.type(0), square, limits.max / 2)
     keys = jnp.where(differ, -square, square)
     if is_exact is None:
         return keys

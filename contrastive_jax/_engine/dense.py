@@ -115,6 +115,8 @@ def _pair_sums(task: Task, x: Points, y: Points | None, parameters: Parameters) 
     number = total(weights) if task.weighted or task.by_label else pairs.number[None]
 
     def weighted(values: jax.Array) -> jax.Array:
+        if not task.weighted:
+            return total(jnp.where(counts, values, 0))
         return total(jnp.where(weights > 0, weights * values, 0))
 
     return Sums(

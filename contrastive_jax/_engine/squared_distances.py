@@ -205,9 +205,10 @@ def _entries(keys: jax.Array, substitute: jax.Array) -> tuple[jax.Array, jax.Arr
     """Squares, labels and the mask of the pairs that count."""
     counts = keys != -jnp.inf
     keys = jnp.where(counts, keys, substitute)
-    square = jnp.abs(keys)
-    square = jnp.where(square <= np.finfo(keys.dtype).tiny, 0, square)
-    return square, (keys < 0).astype(jnp.int32), counts
+    # The sign of a zero tells its label too, but -0.0 < 0 does not hold.
+    bits = lax.bitcast_convert_type(keys, np.dtype(f"int{8 * keys.dtype.itemsize}"))
+    labels = lax.shift_right_logical(bits, bits.dtype.type(8 * keys.dtype.itemsize - 1))
+    return jnp.abs(keys), labels.astype(jnp.int32), counts
 
 
 def _lengths(metric: Metric, x: Rows) -> tuple[jax.Array, ...]:

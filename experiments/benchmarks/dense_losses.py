@@ -295,4 +295,5 @@ def given_triplets(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     rows = x.reshape(-1, 4, x.shape[1])
     anchors, positives = rows[:, :2], rows[:, 2:]
     negatives = jnp.roll(positives, 1, axis=0)
-    return tuple(one.reshape(-1, x.shape[1]) for one in (anchors, positives, negatives))
+    shape = -1, x.shape[1]
+    return anchors.reshape(shape), positives.reshape(shape), negatives.reshape(shape)
