@@ -8,7 +8,6 @@ every pair is resolved.
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -133,9 +132,9 @@ def keys_of_pairs(square: jax.Array, differ: jax.Array, is_exact: jax.Array | No
     """Encodes the square, the label and the state of each pair in one float, `[N, M]`.
 
     The key of a positive pair is its square, and that of a negative pair the negative of its
-    square, -0.0 for 0. An unresolved pair has the key inf if it is positive, and the largest finite number if
-    it is negative. The caller gives pairs that do not count the key -inf, so that the maximum is
-    the key of a pair that counts.
+    square, -0.0 for 0. An unresolved pair has the key inf if it is positive, and the largest finite
+    number if it is negative. The caller gives pairs that do not count the key -inf, so that the
+    maximum is the key of a pair that counts.
     """
     limits = np.finfo(square.dtype)
     # Rounding may leave less than nothing of a square that is 0.
@@ -154,7 +153,7 @@ def resolve(
     keys: jax.Array,
     norms: tuple[jax.Array, ...],
     largest: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, tuple[jax.Array, ...]]:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Gives unresolved pairs other references, in rounds of one product, until all are resolved.
 
     Args:
@@ -167,13 +166,14 @@ def resolve(
       largest: the largest key.
 
     Returns:
-      The keys, the largest of them, the round in which each pair was resolved, the number of rounds
-      and the references of the first.
+      The keys, the largest of them, the round in which each pair was resolved, and the number of
+      the round after the last. Pairs that were resolved before have round 0, or -1 where they were
+      related in the first round (`related_in_round`).
     """
     waiting = np.finfo(keys.dtype).max
 
     def one_round(state: Any) -> Any:
-        index, _, keys, rounds, first = state
+        index, _, keys, rounds = state
         unresolved = keys >= waiting
         # In a cluster some pairs are resolved from the start and others not. The first round takes
         # one reference for all of it: pairs that are nearly unresolved count too. What depends on
@@ -186,16 +186,22 @@ def resolve(
         by_one = references[0][:, None] == references[-1][None]
         resolves = unresolved & by_one & is_exact
         keys = jnp.where(resolves, keys_of_pairs(square, keys == waiting, None), keys)
+        rounds = jnp.where(related & ~unresolved, np.int16(-1), rounds)
         rounds = jnp.where(resolves, index.astype(rounds.dtype), rounds)
-        first = jax.tree.map(partial(jnp.where, index == 1), references, first)
-        return index + 1, jnp.max(keys), keys, rounds, first
+        return index + 1, jnp.max(keys), keys, rounds
 
-    none = tuple(jnp.zeros(len(norm), jnp.int32) for norm in norms)
-    init = (jnp.int32(1), largest, keys, jnp.zeros(keys.shape, jnp.int16), none)
-    init = varying(init, axes_of((x, y, parameters, keys)))
+    init = varying(
+        (jnp.int32(1), largest, keys, jnp.zeros(keys.shape, jnp.int16)),
+        axes_of((x, y, parameters, keys)),
+    )
     state = lax.while_loop(lambda state: state[1] >= waiting, one_round, init)
-    index, largest, keys, rounds, first = state
-    return keys, largest, rounds, index, first
+    index, largest, keys, rounds = state
+    return keys, largest, rounds, index
+
+
+def related_in_round(index: jax.Array, rounds: jax.Array) -> jax.Array:
+    """Mask of the pairs that a round took for related, given the rounds of all pairs."""
+    return jnp.abs(rounds) >= index.astype(rounds.dtype)
 
 
 def references_of_round(

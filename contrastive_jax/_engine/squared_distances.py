@@ -17,6 +17,7 @@ from contrastive_jax._engine.close_pairs import (
     from_references,
     keys_of_pairs,
     references_of_round,
+    related_in_round,
     resolve,
     squares,
 )
@@ -110,8 +111,6 @@ class _Residuals(NamedTuple):
     """The round in which each pair was resolved, `[N, M]`; None where there is but one."""
     rounds_taken: jax.Array | None
     """The number of the round after the last."""
-    references: Any
-    """The references of the first round."""
 
 
 @on_mesh_of_arguments
@@ -135,12 +134,11 @@ def _forward(
     keys = jnp.where(
         counts, keys_of_pairs(square, differ, is_exact if metric.refine else None), -jnp.inf
     )
-    largest, rounds, count, references = jnp.max(keys), None, None, None
+    largest, rounds, count = jnp.max(keys), None, None
     if metric.refine and not by_difference:
         needed = largest >= np.finfo(keys.dtype).max
         x, y = _with_rest(metric, x, y, needed)
-        resolved = resolve(metric, x, y, parameters, keys, norms, largest)
-        keys, largest, rounds, count, references = resolved
+        keys, largest, rounds, count = resolve(metric, x, y, parameters, keys, norms, largest)
     substitute = jnp.where(largest == -jnp.inf, -1, largest)
     entries, labels, counts = _entries(keys, substitute)
     distances = cast(Product, metric.product).to_distance(entries, *_lengths(metric, x))
@@ -150,7 +148,7 @@ def _forward(
         classes = (x_classes,) if y_classes is None else (x_classes, y_classes)
         number = _number(classes, distances.dtype)
     bad = zero_or_nan(x.vectors) + (0 if y is None else zero_or_nan(y.vectors))
-    residuals = _Residuals(x, y, parameters, keys, substitute, rounds, count, references)
+    residuals = _Residuals(x, y, parameters, keys, substitute, rounds, count)
     return Pairs(distances, labels, counts, number, bad), residuals
 
 
@@ -260,7 +258,7 @@ def _gradients_by_product(
     Returns:
       Gradients of the sum by the points of the rows and of the columns.
     """
-    x, y, parameters, _, _, rounds, count, first = residuals
+    x, y, parameters, _, _, rounds, count = residuals
 
     def round_gradients(
         derivatives: jax.Array, references: Any, *, stored: bool
@@ -275,9 +273,8 @@ def _gradients_by_product(
 
     def one_round(state: Any) -> Any:
         index, derivatives, total = state
-        related = rounds >= index.astype(rounds.dtype)
+        related = related_in_round(index, rounds)
         references = references_of_round(y is None, index, related)
-        references = jax.tree.map(partial(jnp.where, index == 1), first, references)
         resolved = rounds == index.astype(rounds.dtype)
         more = round_gradients(jnp.where(resolved, derivatives, 0), references, stored=True)
         return index + 1, jnp.where(resolved, 0, derivatives), jax.tree.map(jnp.add, total, more)
