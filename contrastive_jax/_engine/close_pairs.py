@@ -21,6 +21,9 @@ from contrastive_jax._engine.sharding import axes_of, varying
 # In the first round pairs below this multiple of the least accurate square (`_least_square`) are
 # related, whether or not they are resolved.
 _NEAR = 8
+# Number of the first round. Pairs that were resolved before have round 0, or 1 where they were
+# related in the first round.
+FIRST_ROUND = 2
 # Indices of the references of the rows and, of two sets, of the columns; None for the first row.
 References = tuple[jax.Array, ...] | None
 
@@ -166,9 +169,8 @@ def resolve(
       largest: the largest key.
 
     Returns:
-      The keys, the largest of them, the round in which each pair was resolved, and the number of
-      the round after the last. Pairs that were resolved before have round 0, or -1 where they were
-      related in the first round (`related_in_round`).
+      The keys, the largest of them, the round in which each pair was resolved (`FIRST_ROUND`), and
+      the number of the round after the last.
     """
     waiting = np.finfo(keys.dtype).max
 
@@ -179,19 +181,19 @@ def resolve(
         # one reference for all of it: pairs that are nearly unresolved count too. What depends on
         # the round is computed in it: XLA would compute the rest before the loop, which a batch
         # without close pairs does not enter.
-        near = _least_square(metric, norms, times=jnp.where(index == 1, _NEAR, 0))
+        near = _least_square(metric, norms, times=jnp.where(index == FIRST_ROUND, _NEAR, 0))
         related = unresolved | (jnp.abs(keys) < near)
         references = references_of_round(y is None, index, related)
         square, is_exact, _ = squares(metric, x, y, parameters, references)
         by_one = references[0][:, None] == references[-1][None]
         resolves = unresolved & by_one & is_exact
         keys = jnp.where(resolves, keys_of_pairs(square, keys == waiting, None), keys)
-        rounds = jnp.where(related & ~unresolved, np.int16(-1), rounds)
+        rounds = jnp.where(related & ~unresolved, np.int16(1), rounds)
         rounds = jnp.where(resolves, index.astype(rounds.dtype), rounds)
         return index + 1, jnp.max(keys), keys, rounds
 
     init = varying(
-        (jnp.int32(1), largest, keys, jnp.zeros(keys.shape, jnp.int16)),
+        (jnp.int32(FIRST_ROUND), largest, keys, jnp.zeros(keys.shape, jnp.int16)),
         axes_of((x, y, parameters, keys)),
     )
     state = lax.while_loop(lambda state: state[1] >= waiting, one_round, init)
@@ -201,7 +203,7 @@ def resolve(
 
 def related_in_round(index: jax.Array, rounds: jax.Array) -> jax.Array:
     """Mask of the pairs that a round took for related, given the rounds of all pairs."""
-    return jnp.abs(rounds) >= index.astype(rounds.dtype)
+    return rounds >= jnp.where(index == FIRST_ROUND, 1, index).astype(rounds.dtype)
 
 
 def references_of_round(

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from contrastive_jax._engine.close_pairs import (
+    FIRST_ROUND,
     Metric,
     Rows,
     from_references,
@@ -282,7 +283,7 @@ def _gradients_by_product(
     # The derivatives go through the loop, which leaves those of the pairs that were resolved from
     # the start. What comes out of a loop is in memory, even if no round was taken.
     zero = jnp.zeros_like(x.points), None if y is None else jnp.zeros_like(y.points)
-    init = varying((jnp.int32(1), derivatives, zero), axes)
+    init = varying((jnp.int32(FIRST_ROUND), derivatives, zero), axes)
     _, derivatives, total = lax.while_loop(lambda state: state[0] < count, one_round, init)
     by_x, by_y = jax.tree.map(jnp.add, total, round_gradients(derivatives, None, stored=True))
     return by_x, by_y
