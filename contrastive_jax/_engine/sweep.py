@@ -103,12 +103,13 @@ def _add_tiles(
     """
     columns = x if y is None else y
     height, width = (block_size(layout.task, rows) for rows in (x, columns))
-    tiles = len(columns.norms) // width
+    count = len(columns.norms)
 
     def add_row(i: jax.Array, state: Any) -> Any:
         top, carry = state
         block = take_block(x, top, height)
-        first = i if y is None else (i + colour) % stride
+        # On the diagonal, or where the row begins.
+        first = top if y is None else (i + colour) % stride * width
         seen: tuple[jax.Array, jax.Array] | None = None
         if layout.centre is not None:
             # The barrier keeps the transposition out of the products, of which that over the rows
@@ -116,15 +117,14 @@ def _add_tiles(
             points = lax.optimization_barrier(points_of(block) - layout.centre[None])
             seen = points, points.T
 
-        def add_column(_: Any, state: Any) -> Any:
+        def add_column(state: Any) -> Any:
             left, inner = state
             other = take_block(columns, left, width)
             tile = Tile(block, other, seen, top if y is None else None, left)
             return left + stride * width, add_tile(layout, tile, inner)
 
-        steps = (tiles - first + stride - 1) // stride
-        init = jnp.asarray(first * width), _init_row(layout, block, carry)
-        _, inner = lax.fori_loop(0, steps, add_column, init)
+        init = first, _init_row(layout, block, carry)
+        _, inner = lax.while_loop(lambda state: state[0] < count, add_column, init)
         gains = (*carry.gains[:-1], inner.columns)
         gains = (add_block(layout.task, gains[0], inner.rows, top), *gains[1:])
         sums = jax.tree.map(jnp.add, carry.sums, inner.sums)
