@@ -105,8 +105,8 @@ def test_the_readme_trains_the_encoder_that_it_says(namespaces):
     ranges = zip(*[map(float, spread.groups())] * 2, strict=True)
     names = "precision_at_1", "map_at_r"
     for name, value, (low, high) in zip(names, said, ranges, strict=True):
-        assert namespace["figures"][name] == pytest.approx(float(value), abs=0.015)
-        assert low - 0.015 <= namespace["figures"][name] <= high + 0.015
+        assert namespace["metrics"][name] == pytest.approx(float(value), abs=0.015)
+        assert low - 0.015 <= namespace["metrics"][name] <= high + 0.015
 
 
 def test_the_report_of_ones_own_data_is_what_is_printed(tmp_path, monkeypatch, capsys):

@@ -163,10 +163,10 @@ def fast_ap(x: jax.Array, classes: jax.Array) -> jax.Array:
     x, (positive, negative) = _unit(x), _masks(classes)
     position = 5 * (1 - _dot(x, x))
     share = jax.nn.relu(1 - jnp.abs(position[:, :, None] - jnp.arange(11)))
-    of_positives = jnp.sum(jnp.where(positive[:, :, None], share, 0), axis=1)
-    of_all = jnp.sum(jnp.where((positive | negative)[:, :, None], share, 0), axis=1)
-    below, seen = jnp.cumsum(of_positives, axis=1), jnp.cumsum(of_all, axis=1)
-    gained = jnp.where(seen > 0, of_positives * below / jnp.where(seen > 0, seen, 1), 0)
+    positive_histogram = jnp.sum(jnp.where(positive[:, :, None], share, 0), axis=1)
+    histogram = jnp.sum(jnp.where((positive | negative)[:, :, None], share, 0), axis=1)
+    below, seen = jnp.cumsum(positive_histogram, axis=1), jnp.cumsum(histogram, axis=1)
+    gained = jnp.where(seen > 0, positive_histogram * below / jnp.where(seen > 0, seen, 1), 0)
     return 1 - jnp.mean(jnp.sum(gained, axis=1) / jnp.sum(positive, axis=1))
 
 
@@ -201,8 +201,8 @@ def smooth_ap(x: jax.Array, classes: jax.Array) -> jax.Array:
     others = ~jnp.eye(len(x), dtype=bool)
     closer = jnp.where(others[None] & others[:, None], closer, 0)
     rank = 1 + jnp.sum(closer, axis=2)
-    rank_of_positives = 1 + jnp.sum(jnp.where(positive[:, None], closer, 0), axis=2)
-    precision = jnp.where(positive, rank_of_positives / rank, 0)
+    rank_among_positives = 1 + jnp.sum(jnp.where(positive[:, None], closer, 0), axis=2)
+    precision = jnp.where(positive, rank_among_positives / rank, 0)
     return 1 - jnp.mean(jnp.sum(precision, axis=1) / jnp.sum(positive, axis=1))
 
 
