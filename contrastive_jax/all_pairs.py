@@ -56,22 +56,23 @@ def all_pairs_loss(
     distance of two close points would lose digits there, so close pairs are recomputed: pairs of
     one class by a product of their differences from one of its rows, the remaining ones pair by
     pair.
-    The relative error of a distance stays below 1e-4 in float32, from 1e-6 to 2 on unit vectors and
-    likewise on longer ones. The squares of the entries must neither over- nor underflow: norms lie
-    within 1e-15 and 1e15 in float32. Any other distance is computed pair by pair, as `pair_loss`
-    does. A sweep computes pair by pair, too, the pairs of different classes that are closer than a
-    twentieth of the extent of the batch (with the signal-to-noise ratio, of the length of the
-    embeddings): if most pairs are so close, it takes as long as for any other distance.
+    In float32 the relative error is below 1e-4 for unit vectors at distances from 1e-6 to 2, and
+    this range scales with the length of the vectors. Norms must lie between 1e-15 and 1e15, so that
+    squares of entries neither overflow nor underflow. Any other distance is computed pair by pair,
+    as `pair_loss` does. A sweep computes pair by pair, too, the pairs of different classes that are
+    closer than a twentieth of the extent of the batch (with the signal-to-noise ratio, of the
+    length of the embeddings): if most pairs are so close, it takes as long as for any other
+    distance.
 
-    *Derivatives.* Gradients, by embeddings, references, the margin and whatever `loss` and
-    `distance` close over, are exact; weights are constants. Forward mode and second derivatives, in
-    either order, are exact too: the gradient is differentiated as `method="autodiff"` computes it.
-    With an axis name the loss can be differentiated once, in reverse mode.
+    *Derivatives.* Gradients with respect to embeddings, references, the margin and whatever `loss`
+    and `distance` close over are exact; weights are constants. Forward mode and second derivatives,
+    in either order, are exact too: the gradient is differentiated as `method="autodiff"` computes
+    it. With an axis name the loss can be differentiated once, in reverse mode.
 
     *Eager calls.* Called outside of `jax.jit`, the loss is compiled once for each shape and for
-    each code and values of `loss` and `distance`; one program serves all values that a derivative
-    is taken by. A function that closes over an array of several entries or an object is compiled at
-    every call.
+    each code and values of `loss` and `distance`; one program serves all values of the variables
+    that are differentiated. A function that closes over an array of several entries or an object is
+    compiled at every call.
 
     *Devices.* With an axis name, of `jax.pmap`, `jax.shard_map` or `jax.vmap`, each device passes
     its own rows and the pairs are those of all rows together, which the devices pass on in a ring.
@@ -107,10 +108,11 @@ def all_pairs_loss(
         `functools.partial`.
       margin: scalar, above 0 unless `loss` has other bounds, as `losses.cosine_embedding` does. It
         is passed to `loss` as a keyword; without it `loss` keeps its default.
-        Under `jax.jit` pass it as an argument, and one compilation serves all margins. Or one of
-        each class, `[C]`: a pair has that of its first row, as with the boundaries of
-        `losses.margin_by_class`, so that without references, where it counts in both orders, it
-        has the mean of two losses. These take no weights.
+        Under `jax.jit` pass it as an argument, and one compilation serves all margins. It may also
+        be an array with one margin for each class, `[C]`. A pair then takes the margin of the class
+        of its first row, as with the boundaries of `losses.margin_by_class`; without references it
+        counts in both orders, so its loss is the mean of two. Margins of classes cannot be combined
+        with `weights`.
       reduction: `"mean"` over all pairs; `"balanced"`, the mean over positive plus the mean over
         negative pairs, so that the few positive ones are not drowned; `"active"`, the
         mean over positive plus the mean over negative pairs whose loss is not 0, the default of
@@ -128,8 +130,9 @@ def all_pairs_loss(
         2048 on a TPU, or no tiles at all up to 2^20 pairs (2^24 on a GPU) on one device.
       precision: precision of matrix products. The default keeps a GPU from TF32, which loses the
         digits that small distances need.
-      method: `"sweep"`, or `"autodiff"`, which goes row by row through the scalar functions as
-        they are, slower and still in linear memory; on one device.
+      method: `"sweep"` for the sweep over tiles, or the matrix of a small batch (*Memory*).
+        `"autodiff"` goes row by row through the scalar functions as they are: it is slower, takes
+        linear memory too, and runs on one device.
 
     Returns:
       Loss, a scalar. It is NaN if an embedding that counts is not finite.

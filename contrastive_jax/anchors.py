@@ -82,8 +82,9 @@ def anchor_loss(
       refine: True if close pairs are recomputed.
       tile: rows and columns of a tile, a multiple of 8.
       precision: precision of matrix products.
-      method: `"sweep"`, or `"autodiff"`, which goes row by row through the scalar functions as
-        they are, slower and still in linear memory; on one device.
+      method: `"sweep"` for the sweep over tiles, or the matrix of a small batch. `"autodiff"` goes
+        row by row through the scalar functions as they are: it is slower, takes linear memory too,
+        and runs on one device.
 
     Returns:
       Loss, a scalar, NaN if an embedding that counts is not finite and 0 of no rows. It can be

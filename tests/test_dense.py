@@ -237,7 +237,7 @@ def test_pairs_as_close_as_the_rounding_of_directions_take_few_rounds():
     bound = 128 * np.finfo(np.float32).eps / 2
     share = np.mean(np.asarray(pairs.distances)[~np.eye(200, dtype=bool)] < bound)
     assert 0.1 < share < 0.9
-    assert residuals.rounds_taken - 1 in (1, 2, 3)
+    assert residuals.end_round - close_pairs.FIRST_ROUND in (1, 2, 3)
 
 
 @pytest.mark.parametrize("width", [3, 6])
@@ -420,11 +420,11 @@ def test_a_vector_whose_square_overflows(width):
     np.testing.assert_array_equal(gradient[3], 0)
 
 
-def test_references_of_the_longest_side():
+def test_origins_of_the_longest_side():
     size = dense.LONGEST
     related = jnp.zeros((size, 2), bool).at[size - 1].set(True).at[5, 1].set(True)
     for index in (1, 2, 511, size):
-        rows, columns = close_pairs.references_of_round(False, jnp.int32(index), related)
+        rows, columns = close_pairs.origins_of_round(False, jnp.int32(index), related)
         assert columns[0] == size - 1
         assert columns[1] in (5, size - 1)
         assert rows[size - 1] in (5, size - 1)

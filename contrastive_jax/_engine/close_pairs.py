@@ -1,9 +1,9 @@
 """Squared distances of the rows of two small sets, with all digits of close pairs.
 
-A square is `|a|^2 + |b|^2 - 2 a b` of points as seen from a reference, at first the first row.
-Where two points are close and far from the reference, that difference has lost its digits. Such
-pairs get another reference, a row that they are close to, and the product is computed again, until
-every pair is resolved.
+A square is `|a|^2 + |b|^2 - 2 a b` of points less an origin, which is the first row at first. Where
+two points are close to each other and far from the origin, that difference has lost its digits.
+Such pairs get another origin, a row that they are close to, and the product is computed again,
+until every pair is resolved.
 """
 
 import math
@@ -18,14 +18,16 @@ from jax import lax
 from contrastive_jax._engine.matmul import Product
 from contrastive_jax._engine.sharding import axes_of, varying
 
-# In the first round pairs below this multiple of the least accurate square (`_least_square`) are
-# related, whether or not they are resolved.
+# Two rows are related in a round if their pair helps to choose the origins of that round. All
+# unresolved pairs do and, in the first round, those whose square is below this multiple of the
+# smallest accurate one (`_least_square`).
 _NEAR = 8
 # Number of the first round. Pairs that were resolved before have round 0, or 1 where they were
 # related in the first round.
 FIRST_ROUND = 2
-# Indices of the references of the rows and, of two sets, of the columns; None for the first row.
-References = tuple[jax.Array, ...] | None
+# For each row and, of two sets, for each column the index of its origin among the rows; None if the
+# first row is the origin of all.
+Origins = tuple[jax.Array, ...] | None
 
 
 class Metric(NamedTuple):
@@ -52,15 +54,15 @@ class Rows(NamedTuple):
     """The part of the points that rounding has removed, `[N, E]`; None where it is not needed."""
 
 
-def from_references(
-    metric: Metric, x: Rows, y: Rows | None, parameters: Any, references: References
+def from_origins(
+    metric: Metric, x: Rows, y: Rows | None, parameters: Any, origins: Origins
 ) -> tuple[jax.Array, jax.Array]:
-    """Points of rows and columns as seen from their references."""
+    """Points of rows and columns less their origins."""
     product = cast(Product, metric.product)
 
     def seen(side: Rows, index: jax.Array | None) -> jax.Array:
-        def difference(own: jax.Array, columns_or_rows: jax.Array) -> jax.Array:
-            return own - (columns_or_rows[:1] if index is None else columns_or_rows[index])
+        def difference(own: jax.Array, rows: jax.Array) -> jax.Array:
+            return own - (rows[:1] if index is None else rows[index])
 
         if product.points is None:
             return difference(side.vectors, x.vectors)
@@ -72,20 +74,20 @@ def from_references(
             return points
         return points + difference(cast(jax.Array, side.rest), x.rest)
 
-    indices = (None, None) if references is None else references
+    indices = (None, None) if origins is None else origins
     u = seen(x, indices[0])
     return u, u if y is None else seen(y, indices[1])
 
 
 def squares(
-    metric: Metric, x: Rows, y: Rows | None, parameters: Any, references: References
+    metric: Metric, x: Rows, y: Rows | None, parameters: Any, origins: Origins
 ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
     """Returns squared distances and the mask of accurate ones, `[N, M]`, and squared lengths.
 
-    Lengths are those of the points less their references, `[N]` and, of two sets, `[M]`.
+    Lengths are those of the points less their origins, `[N]` and, of two sets, `[M]`.
     """
     product = cast(Product, metric.product)
-    u, v = from_references(metric, x, y, parameters, references)
+    u, v = from_origins(metric, x, y, parameters, origins)
 
     def norms(side: Rows, seen: jax.Array) -> jax.Array:
         total = jnp.sum(seen * seen, axis=1)
@@ -97,7 +99,7 @@ def squares(
     lengths = (norms(x, u),) if y is None else (norms(x, u), norms(y, v))
     row, column = lengths[0][:, None], lengths[-1][None]
     square = row + column - 2 * jnp.matmul(u, v.T, precision=metric.precision)
-    # The distance from the reference itself is exact.
+    # The distance from the origin itself is exact.
     is_exact = ~(square < _least_square(metric, lengths, with_rest=x.rest is not None))
     return square, is_exact, lengths
 
@@ -111,7 +113,8 @@ def _least_square(
 ) -> jax.Array:
     """Squared distances below which a square lacks digits, `[N, M]`.
 
-    The error of a square is a few times the rounding of the lengths that it is the difference of.
+    The error of a square is a few eps of the lengths that it is the difference of. Above 8
+    sqrt(eps) of them it has a relative error below about sqrt(eps).
 
     Args:
       metric: the distance.
@@ -157,7 +160,7 @@ def resolve(
     norms: tuple[jax.Array, ...],
     largest: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Gives unresolved pairs other references, in rounds of one product, until all are resolved.
+    """Gives unresolved pairs other origins, in rounds of one product, until all are resolved.
 
     Args:
       metric: the distance.
@@ -178,14 +181,14 @@ def resolve(
         index, _, keys, rounds = state
         unresolved = keys >= waiting
         # In a cluster some pairs are resolved from the start and others not. The first round takes
-        # one reference for all of it: pairs that are nearly unresolved count too. What depends on
+        # one origin for all of it: pairs that are nearly unresolved count too. What depends on
         # the round is computed in it: XLA would compute the rest before the loop, which a batch
         # without close pairs does not enter.
         near = _least_square(metric, norms, times=jnp.where(index == FIRST_ROUND, _NEAR, 0))
         related = unresolved | (jnp.abs(keys) < near)
-        references = references_of_round(y is None, index, related)
-        square, is_exact, _ = squares(metric, x, y, parameters, references)
-        by_one = references[0][:, None] == references[-1][None]
+        origins = origins_of_round(y is None, index, related)
+        square, is_exact, _ = squares(metric, x, y, parameters, origins)
+        by_one = origins[0][:, None] == origins[-1][None]
         resolves = unresolved & by_one & is_exact
         keys = jnp.where(resolves, keys_of_pairs(square, keys == waiting, None), keys)
         rounds = jnp.where(related & ~unresolved, np.int16(1), rounds)
@@ -206,20 +209,21 @@ def related_in_round(index: jax.Array, rounds: jax.Array) -> jax.Array:
     return rounds >= jnp.where(index == FIRST_ROUND, 1, index).astype(rounds.dtype)
 
 
-def references_of_round(
-    one_set: bool, index: jax.Array, related: jax.Array
-) -> tuple[jax.Array, ...]:
-    """The references of a round, each a row that a row or a column is related to.
+def origins_of_round(one_set: bool, index: jax.Array, related: jax.Array) -> tuple[jax.Array, ...]:
+    """Chooses an origin for each row and, of two sets, for each column.
 
-    They are the first such rows in an order that is another one in each round, so that two close
-    rows soon have one reference. The very first row is the reference of all rows and columns that
-    it is related to: where those are its unresolved pairs, the round resolves them all.
+    A row of one set takes the first row, itself included, that it is related to. Of two sets a
+    column takes the first row that it is related to, and a row the first origin of its related
+    columns. The order of the rows is another one in each round, so that two close rows soon have
+    one origin.
     """
     size = len(related)
     rows = jnp.arange(size, dtype=jnp.int32)
+    # A multiplicative hash, whose odd factor is another one in each round.
     step = 40503 + 2 * index
     scattered = lax.rem(rows * step + step, np.int32(1024))
-    # Whole numbers below 2^24, for which float32 is exact: XLA has a kernel for the least of them.
+    # Below 1024 times the most rows (`dense.LONGEST`), 2^24, for which float32 is exact: XLA has a
+    # kernel ready for the least of floats on a CPU.
     keys = (scattered * size + rows).astype(jnp.float32)
 
     def least(mask: jax.Array, keys: jax.Array) -> jax.Array:

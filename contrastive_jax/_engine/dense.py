@@ -33,7 +33,7 @@ from contrastive_jax._engine.stages import Stage
 # rows takes twice the time on a GPU, where the matrix and its gradient take 300 MB.
 LARGEST, LARGEST_ON_GPU = 1024, 4096
 # Largest number of rows of a side, however few the other has. The numbers by which close pairs find
-# their references (`close_pairs`) are exact up to here.
+# their origins (`close_pairs`) are exact up to here.
 LONGEST = 2**14
 # Entries of the differences of all pairs, `N x M x D`, up to which a distance that does not follow
 # from a product is computed at once.

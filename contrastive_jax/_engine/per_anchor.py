@@ -68,8 +68,8 @@ def anchor_statistics(
 
     Returns:
       For each stage its statistics, `[N]` or `[N, P]` each. They can be differentiated once, in
-      reverse mode, by vectors, data and parameters; a log-sum-exp, a maximum or a minimum not by
-      the data and earlier results that its stage takes.
+      reverse mode, with respect to vectors, data and parameters. The derivatives of a log-sum-exp,
+      a maximum or a minimum with respect to data and earlier results are not computed.
     """
     run = program_or_part(_anchor_statistics, task, stages)
     return cast(tuple[Any, ...], run(sides, data, parameters))
@@ -90,10 +90,11 @@ class _Sweeps(NamedTuple):
 
     results: tuple[Any, ...]
     """The data and the results of the stages."""
-    references: list[list[jax.Array]]
-    """For each statistic of each stage the reference of a `WeightedStatistic`."""
+    selectors: list[list[jax.Array]]
+    """For each statistic of each stage what tells the share of a pair in it: the index of the row
+    that gave a maximum or a minimum, or the value of a log-sum-exp."""
     derivatives: list[Any]
-    """For each sum of each stage its derivatives by data and earlier results."""
+    """For each sum of each stage its derivatives with respect to data and earlier results."""
 
 
 def _anchor_statistics(
@@ -140,15 +141,17 @@ def _sweep_stages(
     """Returns the results of all stages for the rows as given, and those of their sweeps."""
     layout = arrange(task, sides, parameters, Wanted((False,) * len(sides), parameters=False))
     results = to_sorted(layout, data)
-    references: list[list[jax.Array]] = []
+    selectors: list[list[jax.Array]] = []
     all_derivatives: list[Any] = []
     for k, stage in enumerate(stages):
         example = _example(layout, results)
+        # The derivatives of sums are sums too, and are collected along with the statistics.
         table = None
         if derivatives:
             table = sums_with_derivatives(stages, k, *example, parameters.loss)
         collect = CollectStatistics(stages, k, table)
         distance, label, row = example
+        # The second label stands for the index of a column, of the same type.
         shape = jax.eval_shape(partial(collect), distance, label, label, row, *parameters.loss)
         statistics, structure = jax.tree.flatten(shape, is_leaf=is_statistic)
         ops = tuple(one.op for one in statistics)
@@ -158,7 +161,8 @@ def _sweep_stages(
         values = [result(op, one) for op, one in zip(ops, partials, strict=True)]
         tree, by_results = jax.tree.unflatten(structure, values)
         results = (*results, tree)
-        references.append(
+        # A maximum has the index of its row beside its value; derivatives come last.
+        selectors.append(
             [
                 one[1] if op in ("max", "min") else jnp.where(jnp.isinf(value), 0, value)
                 for op, one, value in zip(ops, partials, values, strict=True)
@@ -166,7 +170,7 @@ def _sweep_stages(
         )
         all_derivatives.append(by_results)
     by_stage = from_sorted(layout, results[len(data) :])
-    return by_stage, _Sweeps(results, references, all_derivatives)
+    return by_stage, _Sweeps(results, selectors, all_derivatives)
 
 
 def _with_anchors(layout: Layout, task: Task, anchors: Any) -> Layout:
@@ -199,8 +203,8 @@ def _backward(
         data,
     )
     weighted = tuple(
-        tuple(map(WeightedStatistic, jax.tree.leaves(weight), references))
-        for weight, references in zip(weights[len(data) :], sweeps.references, strict=True)
+        tuple(map(WeightedStatistic, jax.tree.leaves(weight), selectors))
+        for weight, selectors in zip(weights[len(data) :], sweeps.selectors, strict=True)
     )
     by_vectors: list[Any] = [None] * len(sides)
     by_parameters: Any = None

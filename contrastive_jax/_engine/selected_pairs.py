@@ -44,6 +44,8 @@ def selected_gradients(
     order, data_count = layout.orders[-1], len(results) - len(stages)
     task = layout.task
 
+    # `at` has the index of the anchor, and of the positive where the task has them; `j` is the
+    # index of the column in the given order.
     def value_of_pair(
         stage: int,
         position: int,
@@ -69,6 +71,8 @@ def selected_gradients(
 
             indices = tuple(jnp.indices(index.shape)), order[jnp.maximum(index, 0)]
             at, j = substitute(valid, indices)
+            # If all derivatives are finite, an anchor without a valid pair may stay: to broadcast
+            # takes less time than to gather.
             if task.finite_derivatives:
                 anchors = x.reshape(len(x), *[1] * (index.ndim - 1), -1)
                 anchors = jnp.broadcast_to(anchors, (*index.shape, x.shape[1]))
@@ -83,8 +87,8 @@ def selected_gradients(
                 return None
             if task.finite_derivatives:
                 return gradient
-            # Where no pair is valid, none has taken the place of the others, and the derivative of
-            # a distance may be NaN.
+            # `substitute` puts a valid pair in the place of the others. If there is none, the
+            # derivative of a distance may be NaN.
             return jnp.where(jnp.any(valid), gradient, 0)
 
         by_all = jax.grad(total, (0, 1, 2), allow_int=True)

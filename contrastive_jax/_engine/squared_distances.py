@@ -1,6 +1,6 @@
 """The matrix of distances that follow from squared ones, and its gradient.
 
-The gradient of each pair is taken from the same reference as its distance (`close_pairs`).
+The gradient of each pair is taken from the same origin as its distance (`close_pairs`).
 """
 
 from functools import partial
@@ -15,9 +15,9 @@ from contrastive_jax._engine.close_pairs import (
     FIRST_ROUND,
     Metric,
     Rows,
-    from_references,
+    from_origins,
     keys_of_pairs,
-    references_of_round,
+    origins_of_round,
     related_in_round,
     resolve,
     squares,
@@ -110,8 +110,8 @@ class _Residuals(NamedTuple):
     """Key of a pair that takes the place of those that do not count."""
     rounds: jax.Array | None
     """The round in which each pair was resolved, `[N, M]`; None where there is but one."""
-    rounds_taken: jax.Array | None
-    """The number of the round after the last."""
+    end_round: jax.Array | None
+    """One more than the number of the last round."""
 
 
 @on_mesh_of_arguments
@@ -135,11 +135,11 @@ def _forward(
     keys = jnp.where(
         counts, keys_of_pairs(square, differ, is_exact if metric.refine else None), -jnp.inf
     )
-    largest, rounds, count = jnp.max(keys), None, None
+    largest, rounds, end_round = jnp.max(keys), None, None
     if metric.refine and not by_difference:
         needed = largest >= np.finfo(keys.dtype).max
         x, y = _with_rest(metric, x, y, needed)
-        keys, largest, rounds, count = resolve(metric, x, y, parameters, keys, norms, largest)
+        keys, largest, rounds, end_round = resolve(metric, x, y, parameters, keys, norms, largest)
     substitute = jnp.where(largest == -jnp.inf, -1, largest)
     entries, labels, counts = _entries(keys, substitute)
     distances = cast(Product, metric.product).to_distance(entries, *_lengths(metric, x))
@@ -149,7 +149,7 @@ def _forward(
         classes = (x_classes,) if y_classes is None else (x_classes, y_classes)
         number = _number(classes, distances.dtype)
     bad = zero_or_nan(x.vectors) + (0 if y is None else zero_or_nan(y.vectors))
-    residuals = _Residuals(x, y, parameters, keys, substitute, rounds, count)
+    residuals = _Residuals(x, y, parameters, keys, substitute, rounds, end_round)
     return Pairs(distances, labels, counts, number, bad), residuals
 
 
@@ -248,7 +248,7 @@ def _backward(metric: Metric, residuals: _Residuals, cotangents: Pairs) -> Any:
 def _gradients_by_product(
     metric: Metric, residuals: _Residuals, derivatives: jax.Array, axes: frozenset[Any]
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Gradients by points, of each pair from the references that its distance was taken from.
+    """Gradients with respect to points, each pair less the origins of its distance.
 
     Args:
       metric: the distance.
@@ -259,12 +259,12 @@ def _gradients_by_product(
     Returns:
       Gradients of the sum by the points of the rows and of the columns.
     """
-    x, y, parameters, _, _, rounds, count = residuals
+    x, y, parameters, _, _, rounds, end_round = residuals
 
     def round_gradients(
-        derivatives: jax.Array, references: Any, *, stored: bool
+        derivatives: jax.Array, origins: Any, *, stored: bool
     ) -> tuple[jax.Array, jax.Array | None]:
-        u, v = from_references(metric, x, y, parameters, references)
+        u, v = from_origins(metric, x, y, parameters, origins)
         return _by_product(metric, derivatives, u, None if y is None else v, stored=stored)
 
     # The derivatives have the factor, as a product whose result XLA scales is slower on a CPU.
@@ -275,16 +275,16 @@ def _gradients_by_product(
     def one_round(state: Any) -> Any:
         index, derivatives, total = state
         related = related_in_round(index, rounds)
-        references = references_of_round(y is None, index, related)
+        origins = origins_of_round(y is None, index, related)
         resolved = rounds == index.astype(rounds.dtype)
-        more = round_gradients(jnp.where(resolved, derivatives, 0), references, stored=True)
+        more = round_gradients(jnp.where(resolved, derivatives, 0), origins, stored=True)
         return index + 1, jnp.where(resolved, 0, derivatives), jax.tree.map(jnp.add, total, more)
 
     # The derivatives go through the loop, which leaves those of the pairs that were resolved from
     # the start. What comes out of a loop is in memory, even if no round was taken.
     zero = jnp.zeros_like(x.points), None if y is None else jnp.zeros_like(y.points)
     init = varying((jnp.int32(FIRST_ROUND), derivatives, zero), axes)
-    _, derivatives, total = lax.while_loop(lambda state: state[0] < count, one_round, init)
+    _, derivatives, total = lax.while_loop(lambda state: state[0] < end_round, one_round, init)
     by_x, by_y = jax.tree.map(jnp.add, total, round_gradients(derivatives, None, stored=True))
     return by_x, by_y
 

@@ -32,12 +32,12 @@ class Stage(NamedTuple):
 
 
 class WeightedStatistic(NamedTuple):
-    """The derivative of the loss by a statistic, and the value that tells the part of a pair in
+    """The derivative of the loss with respect to a statistic, and what tells the share of a pair in
     it."""
 
     weight: jax.Array
     """`[N]`, or `[N, P]` for P positives."""
-    reference: jax.Array
+    selector: jax.Array
     """The same shape: index of the row that gave a maximum or a minimum, or value of a
     log-sum-exp."""
 
@@ -139,15 +139,15 @@ class WeightStatistics:
         for k, by_stage in enumerate(weighted):
             earlier = lax.stop_gradient(results[: data_count + k])
             tree = values_of_stage(self.stages, k, distance, label, earlier, parameters)
-            for one, (weight, reference) in zip(flatten_statistics(tree), by_stage, strict=True):
+            for one, (weight, selector) in zip(flatten_statistics(tree), by_stage, strict=True):
                 if never_holds(one.where):
                     continue
                 where, value = one.where & (weight != 0), one.value
                 if one.op in ("max", "min"):
-                    where &= other == reference
+                    where &= other == selector
                 elif one.op == "log_sum_exp":
                     # No pair exceeds the whole, but one that does not count may.
-                    value = jnp.exp(jnp.minimum(jnp.where(where, value - reference, 0), 1))
+                    value = jnp.exp(jnp.minimum(jnp.where(where, value - selector, 0), 1))
                 total += jnp.where(where, weight * value, 0)
         return total
 

@@ -48,6 +48,8 @@ def _add_pairs(layout: Layout, tile: Tile, all_negative: jax.Array, carry: TileC
     if task.product is None:
         _, weights = tile.labels_and_weights(layout)
         return add_by_pair(layout, tile, weights, carry)
+    # There is a centre if the distance follows from a squared distance. The sweep has subtracted it
+    # from the rows already, once for all tiles of a row.
     if layout.centre is not None and tile.seen is not None:
         return _add_by_squares(layout, tile, all_negative, carry)
     u, v = points_of(tile.rows), points_of(tile.columns)
@@ -73,21 +75,22 @@ def _add_by_squares(
     def add_plain(carry: TileCarry) -> TileCarry:
         operands = Operands(u, transposed, v, squares()[0])
         labels, weights = tile.labels_and_weights(layout)
-        # A function of labels may ignore pairs.
+        # A function that labels pairs may ignore one, which then has weight 0 though its rows have
+        # weight 1.
         own = None if task.labels is None else weights
         return add_by_product(layout, tile, operands, labels, own, carry)
 
     def add_any(carry: TileCarry) -> TileCarry:
-        square, excess = squares()
+        square, slack = squares()
         labels, weights = tile.labels_and_weights(layout)
-        excess = jnp.where((weights > 0) & refine, excess, 1)
-        weights = jnp.where(excess < 0, 0, weights)
+        slack = jnp.where((weights > 0) & refine, slack, 1)
+        weights = jnp.where(slack < 0, 0, weights)
         operands = Operands(u, transposed, v, square)
         carry = add_by_product(layout, tile, operands, labels, weights, carry)
         if not refine:
             return carry
         recompute = partial(_add_close, layout, tile, inner)
-        return cast(TileCarry, lazy_cond(jnp.min(excess) < 0, recompute, carry))
+        return cast(TileCarry, lazy_cond(jnp.min(slack) < 0, recompute, carry))
 
     # Most tiles need less than all of this: none of their pairs is close, has a weight other than 1
     # or is of a row with itself, and in most of those all pairs are negative.
@@ -100,25 +103,26 @@ def _add_by_squares(
 
 
 def _relative_tolerance(x: jax.Array) -> float:
-    """Returns the square, relative to the norms, below which a product has too few digits.
+    """Returns the square, relative to the squared norms, below which it has too few digits.
 
-    The error of a square is a few times the rounding of the norms it is the difference of.
+    The error of a square is a few eps of the norms that it is the difference of. Above 8 sqrt(eps)
+    of them it has a relative error below about sqrt(eps).
     """
     return 8 * math.sqrt(np.finfo(x.dtype).eps)
 
 
 def _squares(product: Product, tile: Tile, inner: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns squared distances, and by how much they exceed the tolerance of the product."""
+    """Returns squared distances, and by how much they exceed their tolerance: below 0 if close."""
     x, y = tile.rows, tile.columns
     norms = x.norms[:, None] + y.norms[None]
     square = norms - 2 * inner
     tolerance = _relative_tolerance(x.norms) * norms
     if product.points is not None:
         tolerance += x.tolerance[:, None] + y.tolerance[None]
-    excess = square - tolerance
+    slack = square - tolerance
     if product.bends_at_antipodes:
-        excess = jnp.minimum(excess, 4 - square - tolerance)
-    return square, excess
+        slack = jnp.minimum(slack, 4 - square - tolerance)
+    return square, slack
 
 
 def _is_plain(task: Task, tile: Tile, inner: jax.Array) -> jax.Array:
@@ -127,10 +131,10 @@ def _is_plain(task: Task, tile: Tile, inner: jax.Array) -> jax.Array:
     if not task.numerics.refine:
         return jnp.all(x.weights == 1) & jnp.all(y.weights == 1)
     least = _relative_tolerance(x.norms)
-    # A square is below its tolerance if and only if the inner product exceeds `a + b`. The largest
-    # excess is compared rather than all of them, as a maximum of floats is a call of a library on a
-    # CPU, and `jnp.any` of a comparison takes longer to compile than the loss of a tile. With a NaN
-    # the comparison does not hold.
+    # A pair is close if and only if its inner product exceeds a + b, where a depends on the row and
+    # b on the column. One maximum tells whether any pair is: on a CPU it is a call of a library,
+    # and `jnp.any` takes longer to compile than the loss of a tile. A NaN makes the comparison
+    # false.
     a, b = (
         jnp.where(rows.weights == 1, 0.5 * ((1 - least) * rows.norms - rows.tolerance), -jnp.inf)
         for rows in (x, y)

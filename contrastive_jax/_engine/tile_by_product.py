@@ -49,9 +49,10 @@ def inner_products(task: Task, u: jax.Array, v: jax.Array) -> jax.Array:
 def lazy_cond(condition: jax.Array, change: Callable[[Any], Any], state: Any) -> Any:
     """Returns `change(state)` if a condition holds, else the state.
 
-    It is a loop and not `lax.cond`, which under `vmap` computes both branches for all: so mapped,
-    nothing is computed where the condition holds for none.
+    It is a loop of at most one step. Under `vmap`, `lax.cond` would compute both branches, and a
+    loop takes no step if the condition holds for no element.
     """
+    # `& False` ends the loop with a condition of the same type, axes of a mesh included.
     return lax.while_loop(
         lambda s: s[0], lambda s: (s[0] & False, change(s[1])), (condition, state)
     )[1]
@@ -89,7 +90,7 @@ def add_by_product(
         values = _evaluate(task, loss_parameters, entries, labels, tile)
         return [loss.astype(operands.entries.dtype) for loss in values]
 
-    def count(carry: TileCarry, values: list[jax.Array]) -> TileCarry:
+    def add_to_sums(carry: TileCarry, values: list[jax.Array]) -> TileCarry:
         if task.anchors != "none":
             return carry
         distances: list[Any] = [None] * len(values)
@@ -100,9 +101,9 @@ def add_by_product(
         return carry
 
     if not any(wanted.sides) and not wanted.parameters:
-        return count(carry, losses(parameters.loss, entries, labels))
+        return add_to_sums(carry, losses(parameters.loss, entries, labels))
     values, pull = jax.vjp(lambda *entries: losses(parameters.loss, entries, labels), *entries)
-    carry = count(carry, values)
+    carry = add_to_sums(carry, values)
     # A loss that has a value for each side weights these alike.
     cotangent = jnp.ones_like(operands.entries) if weights is None else weights
     if wanted.parameters:
@@ -126,7 +127,11 @@ def _with_squares(tile: Tile, entries: jax.Array) -> tuple[jax.Array, ...]:
 def _evaluate(
     task: Task, parameters: tuple[jax.Array, ...], entries: Any, labels: Any, tile: Tile
 ) -> list[Any]:
-    """Evaluates the loss of a task for all pairs, from the entries of the product."""
+    """Evaluates the function of a task, `loss`, for all pairs, from the entries of the product.
+
+    A distance that is not symmetric takes the squared length of its first vector: that of the row
+    in one order, and that of the column in the other.
+    """
     distance_from = task.product.to_distance  # type: ignore[union-attr]
 
     def one(label: Any, row: Any, column: Any, entry: Any, *squares: Any) -> list[Any]:
