@@ -13,7 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrastive_jax import all_pairs_loss, anchor_loss, distances, losses, statistics
+from contrastive_jax import (
+    all_pairs_loss,
+    all_pairs_sums,
+    anchor_loss,
+    distances,
+    losses,
+    statistics,
+)
 from contrastive_jax._engine import (
     close_pairs,
     dense,
@@ -531,6 +538,16 @@ def test_cosines_of_the_longest_vectors():
         return all_pairs_loss(x, classes, distance=distances.cosine, margin=1.0)
 
     np.testing.assert_allclose(value(x * np.float32(1e38) / 4), value(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, -np.nan])
+def test_pairs_of_a_vector_that_is_not_finite_keep_their_labels(value):
+    """The sign of a NaN is no label."""
+    x = np.random.default_rng(1).standard_normal((16, 5)).astype(np.float32)
+    x[3] = value
+    classes = np.arange(16) // 4
+    sums = jax.jit(functools.partial(all_pairs_sums, classes=classes))(x)
+    np.testing.assert_array_equal(sums.pairs, [48, 192])
 
 
 def test_a_log_sum_exp_of_no_pairs_leaves_no_nan():

@@ -143,8 +143,9 @@ def keys_of_pairs(square: jax.Array, differ: jax.Array, is_exact: jax.Array | No
     maximum is the key of a pair that counts.
     """
     limits = np.finfo(square.dtype)
-    # Rounding may leave less than nothing of a square that is 0.
-    square = lax.clamp(limits.dtype.type(0), square, limits.max / 2)
+    # Rounding may leave less than nothing of a square that is 0. The absolute value makes the sign
+    # that of the label for a NaN too.
+    square = jnp.abs(lax.clamp(limits.dtype.type(0), square, limits.max / 2))
     keys = jnp.where(differ, -square, square)
     if is_exact is None:
         return keys
@@ -172,8 +173,8 @@ def resolve(
       largest: the largest key.
 
     Returns:
-      The keys, the largest of them, the round in which each pair was resolved (`FIRST_ROUND`), and
-      the number of the round after the last.
+      The keys, the largest of them, the round in which each pair was resolved, 0 or 1 if before all
+      rounds (`FIRST_ROUND`), and one more than the number of the last round.
     """
     waiting = np.finfo(keys.dtype).max
 
@@ -191,6 +192,7 @@ def resolve(
         by_one = origins[0][:, None] == origins[-1][None]
         resolves = unresolved & by_one & is_exact
         keys = jnp.where(resolves, keys_of_pairs(square, keys == waiting, None), keys)
+        # In the first round alone, as later ones have no other related pairs.
         rounds = jnp.where(related & ~unresolved, np.int16(1), rounds)
         rounds = jnp.where(resolves, index.astype(rounds.dtype), rounds)
         return index + 1, jnp.max(keys), keys, rounds
@@ -205,7 +207,10 @@ def resolve(
 
 
 def related_in_round(index: jax.Array, rounds: jax.Array) -> jax.Array:
-    """Mask of the pairs that a round took for related, given the rounds of all pairs."""
+    """Mask of the pairs that were related in a round, from the rounds of all pairs.
+
+    It is that of the forward pass, so that both choose the same origins.
+    """
     return rounds >= jnp.where(index == FIRST_ROUND, 1, index).astype(rounds.dtype)
 
 

@@ -114,16 +114,16 @@ def _pair_sums(task: Task, x: Points, y: Points | None, parameters: Parameters) 
         bad += zero_or_nan(x_weights) + zero_or_nan(y_weights)
     number = total(weights) if task.weighted or task.by_label else pairs.number[None]
 
-    def weighted(values: jax.Array) -> jax.Array:
+    def total_over_pairs(values: jax.Array) -> jax.Array:
         if not task.weighted:
             return total(jnp.where(counts, values, 0))
         return total(jnp.where(weights > 0, weights * values, 0))
 
     return Sums(
-        loss=weighted(losses) + bad,
+        loss=total_over_pairs(losses) + bad,
         pairs=number,
         active=total(jnp.where(losses != 0, weights, 0)) if task.active else 0 * number,
-        distance=weighted(lax.stop_gradient(matrix)) if task.measured else 0 * number,
+        distance=total_over_pairs(lax.stop_gradient(matrix)) if task.measured else 0 * number,
     )
 
 

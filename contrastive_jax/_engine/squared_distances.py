@@ -109,7 +109,8 @@ class _Residuals(NamedTuple):
     substitute: jax.Array
     """Key of a pair that takes the place of those that do not count."""
     rounds: jax.Array | None
-    """The round in which each pair was resolved, `[N, M]`; None where there is but one."""
+    """The round in which each pair was resolved, 0 or 1 if before all rounds, `[N, M]`; None where
+    none is taken."""
     end_round: jax.Array | None
     """One more than the number of the last round."""
 

@@ -103,7 +103,7 @@ def _add_tiles(
     """
     columns = x if y is None else y
     height, width = (block_size(layout.task, rows) for rows in (x, columns))
-    count = len(columns.norms)
+    end = len(columns.norms)
 
     def add_row(i: jax.Array, state: Any) -> Any:
         top, carry = state
@@ -124,7 +124,7 @@ def _add_tiles(
             return left + stride * width, add_tile(layout, tile, inner)
 
         init = first, _init_row(layout, block, carry)
-        _, inner = lax.while_loop(lambda state: state[0] < count, add_column, init)
+        _, inner = lax.while_loop(lambda state: state[0] < end, add_column, init)
         gains = (*carry.gains[:-1], inner.columns)
         gains = (add_block(layout.task, gains[0], inner.rows, top), *gains[1:])
         sums = jax.tree.map(jnp.add, carry.sums, inner.sums)
