@@ -1,10 +1,13 @@
 """The losses of this library in a few lines of dense `jax.numpy`, as one would write them at hand.
 
-Each takes embeddings `[N, D]` and their classes `[N]` and returns the mean of its loss. They hold
-matrices `[N, N]`, and losses of triplets hold `[N, N, N]`; their gradients are taken by autodiff.
+Each takes embeddings `[N, D]` and their classes `[N]`, of which the `k`-th four rows are class `k`,
+and returns the mean of its loss. They hold matrices `[N, N]`, and losses of triplets hold
+`[N, N, N]`; their gradients are taken by autodiff.
 They take no care of pairs that are close, of rows that are to be ignored or of batches in which an
 anchor has no positive.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +21,20 @@ def _unit(x: jax.Array) -> jax.Array:
     return jnp.divide(x, jnp.linalg.norm(x, axis=1, keepdims=True))
 
 
-def _euclidean(x: jax.Array) -> jax.Array:
+def _squared_distances(x: jax.Array) -> jax.Array:
     squares = jnp.sum(x * x, axis=1)
-    square = squares[:, None] + squares[None] - 2 * _dot(x, x)
+    return squares[:, None] + squares[None] - 2 * _dot(x, x)
+
+
+def _euclidean(x: jax.Array) -> jax.Array:
+    square = _squared_distances(x)
     return jnp.sqrt(jnp.where(square > 0, square, 1e-12))
+
+
+def _turned(cosine: jax.Array, angle: float) -> jax.Array:
+    """Cosine of an angle that is `angle` larger."""
+    sine = jnp.sqrt(jnp.maximum(1 - cosine**2, 1e-12))
+    return cosine * math.cos(angle) - sine * math.sin(angle)
 
 
 def _masks(classes: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -68,14 +81,16 @@ def sentence_contrastive(x: jax.Array, classes: jax.Array) -> jax.Array:
 
 
 def sigmoid(x: jax.Array, classes: jax.Array) -> jax.Array:
-    x = _unit(x)
+    x, (positive, negative) = _unit(x), _masks(classes)
     logits = 10 * _dot(x, x) - 10
-    return _mean_over_pairs(classes, jax.nn.softplus(-logits), jax.nn.softplus(logits))
+    value = jax.nn.softplus(jnp.where(positive, -logits, logits))
+    return jnp.sum(jnp.where(positive | negative, value, 0)) / (len(x) * (len(x) - 1))
 
 
 def logistic(x: jax.Array, classes: jax.Array) -> jax.Array:
-    beyond = _euclidean(x) ** 2 - 1
-    return _mean_over_pairs(classes, jax.nn.softplus(beyond), jax.nn.softplus(-beyond))
+    beyond, (positive, negative) = _squared_distances(x) - 1, _masks(classes)
+    value = jax.nn.softplus(jnp.where(positive, beyond, -beyond))
+    return jnp.sum(jnp.where(positive | negative, value, 0)) / (len(x) * (len(x) - 1))
 
 
 def margin_based(x: jax.Array, classes: jax.Array) -> jax.Array:
@@ -105,14 +120,14 @@ def ntxent(x: jax.Array, classes: jax.Array) -> jax.Array:
     x, (positive, negative) = _unit(x), _masks(classes)
     logits = _dot(x, x) / 0.07
     others = _lse(logits, negative)[:, None]
-    value = jnp.logaddexp(logits, others) - logits
+    value = jax.nn.softplus(others - logits)
     return jnp.sum(jnp.where(positive, value, 0)) / jnp.sum(positive)
 
 
 def n_pair(x: jax.Array, classes: jax.Array) -> jax.Array:
     logits, (positive, negative) = _dot(x, x), _masks(classes)
     others = _lse(logits, negative)[:, None]
-    value = jnp.logaddexp(logits, others) - logits
+    value = jax.nn.softplus(others - logits)
     return jnp.sum(jnp.where(positive, value, 0)) / jnp.sum(positive)
 
 
@@ -124,7 +139,7 @@ def decoupled(x: jax.Array, classes: jax.Array) -> jax.Array:
 
 
 def nca(x: jax.Array, classes: jax.Array) -> jax.Array:
-    (positive, negative), logits = _masks(classes), -(_euclidean(x) ** 2)
+    (positive, negative), logits = _masks(classes), -_squared_distances(x)
     return jnp.mean(_lse(logits, positive | negative) - _lse(logits, positive))
 
 
@@ -149,8 +164,7 @@ def tuplet_margin(x: jax.Array, classes: jax.Array) -> jax.Array:
     x, (positive, negative) = _unit(x), _masks(classes)
     cosine = _dot(x, x)
     others = _lse(64 * cosine, negative)[:, None]
-    angle = jnp.arccos(jnp.where(positive, cosine, 0))
-    value = jax.nn.softplus(others - 64 * jnp.cos(angle - 0.1))
+    value = jax.nn.softplus(others - 64 * _turned(jnp.where(positive, cosine, 0), -0.1))
     return jnp.sum(jnp.where(positive, value, 0)) / jnp.sum(positive)
 
 
@@ -162,9 +176,12 @@ def lifted(x: jax.Array, classes: jax.Array) -> jax.Array:
 def fast_ap(x: jax.Array, classes: jax.Array) -> jax.Array:
     x, (positive, negative) = _unit(x), _masks(classes)
     position = 5 * (1 - _dot(x, x))
-    share = jax.nn.relu(1 - jnp.abs(position[:, :, None] - jnp.arange(11)))
-    positive_histogram = jnp.sum(jnp.where(positive[:, :, None], share, 0), axis=1)
-    histogram = jnp.sum(jnp.where((positive | negative)[:, :, None], share, 0), axis=1)
+    shares = [jax.nn.relu(1 - jnp.abs(position - k)) for k in range(11)]
+
+    def histogram_of(pairs: jax.Array) -> jax.Array:
+        return jnp.stack([jnp.sum(jnp.where(pairs, one, 0), axis=1) for one in shares], axis=1)
+
+    positive_histogram, histogram = histogram_of(positive), histogram_of(positive | negative)
     below, seen = jnp.cumsum(positive_histogram, axis=1), jnp.cumsum(histogram, axis=1)
     gained = jnp.where(seen > 0, positive_histogram * below / jnp.where(seen > 0, seen, 1), 0)
     return 1 - jnp.mean(jnp.sum(gained, axis=1) / jnp.sum(positive, axis=1))
@@ -249,8 +266,7 @@ def cosface(x: jax.Array, classes: jax.Array) -> jax.Array:
 def arcface(x: jax.Array, classes: jax.Array) -> jax.Array:
     cosine = _dot(_unit(x), _unit(proxies_of(x)))
     own = classes[:, None] == jnp.arange(cosine.shape[1])[None]
-    angle = jnp.arccos(jnp.clip(jnp.where(own, cosine, 0), -1 + 1e-7, 1 - 1e-7))
-    logits = 64 * jnp.where(own, jnp.cos(angle + 0.5), cosine)
+    logits = 64 * jnp.where(own, _turned(jnp.where(own, cosine, 0), 0.5), cosine)
     chosen = jnp.sum(jnp.where(own, logits, 0), axis=1)
     return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
 

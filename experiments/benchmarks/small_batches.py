@@ -139,7 +139,7 @@ CONTENDERS = {
 
 
 def make_data(rows: int, width: int) -> tuple[jax.Array, jax.Array]:
-    """Random unit vectors, four of each class, in random order."""
+    """Random unit vectors, four of each class, one class after another."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, width))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
