@@ -2,9 +2,8 @@
 
 Each takes embeddings `[N, D]` and their classes `[N]`, of which the `k`-th four rows are class `k`,
 and returns the mean of its loss. They hold matrices `[N, N]`, and losses of triplets hold
-`[N, N, N]`; their gradients are taken by autodiff.
-They take no care of pairs that are close, of rows that are to be ignored or of batches in which an
-anchor has no positive.
+`[N, N, N]`; their gradients are taken by autodiff. They take no care of pairs that are close, of
+rows that are to be ignored or of batches in which an anchor has no positive.
 """
 
 import math
@@ -52,6 +51,16 @@ def _mean_over_pairs(classes: jax.Array, pull: jax.Array, push: jax.Array) -> ja
     positive, negative = _masks(classes)
     total = jnp.sum(jnp.where(positive, pull, 0) + jnp.where(negative, push, 0))
     return total / (len(classes) * (len(classes) - 1))
+
+
+def _mean_where(mask: jax.Array, values: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(mask, values, 0)) / jnp.sum(mask)
+
+
+def _softmax(own: jax.Array, logits: jax.Array) -> jax.Array:
+    """Mean cross entropy, given a mask of the class of each row."""
+    chosen = jnp.sum(jnp.where(own, logits, 0), axis=1)
+    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
 
 
 def contrastive(x: jax.Array, classes: jax.Array) -> jax.Array:
@@ -121,21 +130,21 @@ def ntxent(x: jax.Array, classes: jax.Array) -> jax.Array:
     logits = _dot(x, x) / 0.07
     others = _lse(logits, negative)[:, None]
     value = jax.nn.softplus(others - logits)
-    return jnp.sum(jnp.where(positive, value, 0)) / jnp.sum(positive)
+    return _mean_where(positive, value)
 
 
 def n_pair(x: jax.Array, classes: jax.Array) -> jax.Array:
     logits, (positive, negative) = _dot(x, x), _masks(classes)
     others = _lse(logits, negative)[:, None]
     value = jax.nn.softplus(others - logits)
-    return jnp.sum(jnp.where(positive, value, 0)) / jnp.sum(positive)
+    return _mean_where(positive, value)
 
 
 def decoupled(x: jax.Array, classes: jax.Array) -> jax.Array:
     x, (positive, negative) = _unit(x), _masks(classes)
     logits = _dot(x, x) / 0.1
     value = _lse(logits, negative)[:, None] - logits
-    return jnp.sum(jnp.where(positive, value, 0)) / jnp.sum(positive)
+    return _mean_where(positive, value)
 
 
 def nca(x: jax.Array, classes: jax.Array) -> jax.Array:
@@ -165,7 +174,7 @@ def tuplet_margin(x: jax.Array, classes: jax.Array) -> jax.Array:
     cosine = _dot(x, x)
     others = _lse(64 * cosine, negative)[:, None]
     value = jax.nn.softplus(others - 64 * _turned(jnp.where(positive, cosine, 0), -0.1))
-    return jnp.sum(jnp.where(positive, value, 0)) / jnp.sum(positive)
+    return _mean_where(positive, value)
 
 
 def lifted(x: jax.Array, classes: jax.Array) -> jax.Array:
@@ -198,7 +207,7 @@ def triplet_all(x: jax.Array, classes: jax.Array) -> jax.Array:
     distance, (positive, negative) = _euclidean(x), _masks(classes)
     mask = positive[:, :, None] & negative[:, None]
     value = jax.nn.relu(distance[:, :, None] - distance[:, None] + 0.2)
-    return jnp.sum(jnp.where(mask, value, 0)) / jnp.sum(mask)
+    return _mean_where(mask, value)
 
 
 def triplet_semi_hard(x: jax.Array, classes: jax.Array) -> jax.Array:
@@ -208,7 +217,7 @@ def triplet_semi_hard(x: jax.Array, classes: jax.Array) -> jax.Array:
     farthest = jnp.max(jnp.where(negative, distance, -jnp.inf), axis=1)
     other = jnp.where(nearest < jnp.inf, nearest, farthest[:, None])
     value = jax.nn.relu(distance - other + 0.2)
-    return jnp.sum(jnp.where(positive, value, 0)) / jnp.sum(positive)
+    return _mean_where(positive, value)
 
 
 def smooth_ap(x: jax.Array, classes: jax.Array) -> jax.Array:
@@ -230,7 +239,7 @@ def angular(x: jax.Array, classes: jax.Array) -> jax.Array:
     joined = 4 * slope * (to_all[:, None] + to_all[None])
     own = 2 * (1 + slope) * _dot(unit, unit)
     value = jax.nn.softplus(_lse(joined, negative[:, None]) - own)
-    return jnp.sum(jnp.where(positive, value, 0)) / jnp.sum(positive)
+    return _mean_where(positive, value)
 
 
 def proxies_of(x: jax.Array) -> jax.Array:
@@ -259,16 +268,14 @@ def cosface(x: jax.Array, classes: jax.Array) -> jax.Array:
     cosine = _dot(_unit(x), _unit(proxies_of(x)))
     own = classes[:, None] == jnp.arange(cosine.shape[1])[None]
     logits = 64 * jnp.where(own, cosine - 0.35, cosine)
-    chosen = jnp.sum(jnp.where(own, logits, 0), axis=1)
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
+    return _softmax(own, logits)
 
 
 def arcface(x: jax.Array, classes: jax.Array) -> jax.Array:
     cosine = _dot(_unit(x), _unit(proxies_of(x)))
     own = classes[:, None] == jnp.arange(cosine.shape[1])[None]
     logits = 64 * jnp.where(own, _turned(jnp.where(own, cosine, 0), 0.5), cosine)
-    chosen = jnp.sum(jnp.where(own, logits, 0), axis=1)
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
+    return _softmax(own, logits)
 
 
 def proxy_anchor(x: jax.Array, classes: jax.Array) -> jax.Array:
@@ -286,8 +293,7 @@ def soft_triple(x: jax.Array, classes: jax.Array) -> jax.Array:
     to_class = jnp.sum(jax.nn.softmax(cosine / 0.1, axis=2) * cosine, axis=2)
     own = classes[:, None] == jnp.arange(count)[None]
     logits = 20 * jnp.where(own, to_class - 0.01, to_class)
-    chosen = jnp.sum(jnp.where(own, logits, 0), axis=1)
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
+    return _softmax(own, logits)
 
 
 def pair_loss(x: jax.Array, classes: jax.Array) -> jax.Array:
